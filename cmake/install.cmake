@@ -1,0 +1,20 @@
+# Library, headers, executable and the package files for find_package(intaglio).
+include(CMakePackageConfigHelpers)
+
+if(INTAGLIO_BUILD_PYTHON)
+  set(INTAGLIO_INSTALL_PREFIX intaglio/)  # inside the wheel's package folder
+endif()
+set(INTAGLIO_LIBDIR ${INTAGLIO_INSTALL_PREFIX}lib)
+set(INTAGLIO_BINDIR ${INTAGLIO_INSTALL_PREFIX}bin)
+set(INTAGLIO_INCLUDEDIR ${INTAGLIO_INSTALL_PREFIX}include)
+
+set_target_properties(intaglio_cli PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
+install(TARGETS intaglio EXPORT intaglio-targets LIBRARY DESTINATION ${INTAGLIO_LIBDIR}
+  INCLUDES DESTINATION ${INTAGLIO_INCLUDEDIR})
+install(TARGETS intaglio_cli RUNTIME DESTINATION ${INTAGLIO_BINDIR})
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/cpp/include/intaglio DESTINATION ${INTAGLIO_INCLUDEDIR})
+
+set(package_dir ${INTAGLIO_LIBDIR}/cmake/intaglio)
+install(EXPORT intaglio-targets NAMESPACE intaglio:: FILE intaglioConfig.cmake DESTINATION ${package_dir})
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/intaglioConfigVersion.cmake COMPATIBILITY SameMajorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/intaglioConfigVersion.cmake DESTINATION ${package_dir})

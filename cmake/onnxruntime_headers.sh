@@ -1,0 +1,35 @@
+#!/bin/sh
+# Puts ONNX Runtime's C++ headers into FOLDER, from Debian's libonnxruntime-dev: the installed one
+# where the distribution has it, else the package of Debian 13 through the mirror already configured.
+set -eu
+folder=$1
+suite=trixie
+[ -e "$folder/usr/include/onnxruntime/onnxruntime_cxx_api.h" ] && exit 0
+[ -e /usr/include/onnxruntime/onnxruntime_cxx_api.h ] && exit 0
+
+if apt-cache show libonnxruntime-dev >/dev/null 2>&1; then
+  cd "$(mktemp -d)"
+  apt-get -qq download libonnxruntime-dev
+else
+  mirror=$(cat /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null |
+    sed -n -e 's/^URIs: *\([^ ]*debian\)\/* *$/\1/p' -e 's/^deb .*\(https*:[^ ]*debian\)\/* .*/\1/p' | head -n 1)
+  if [ -z "$mirror" ]; then
+    echo "no Debian mirror is configured: install ONNX Runtime's C++ headers (libonnxruntime-dev) by hand" >&2
+    exit 4
+  fi
+  cd "$(mktemp -d)"
+  mkdir -p lists/partial cache/archives/partial none
+  chmod 755 .
+  printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' "$mirror" "$suite" \
+    /usr/share/keyrings/debian-archive-keyring.gpg >source.sources
+  for action in update "download libonnxruntime-dev"; do
+    # shellcheck disable=SC2086
+    apt-get -qq -o Dir::Etc::SourceList="$PWD/source.sources" -o Dir::Etc::SourceParts="$PWD/none" \
+      -o Dir::State::Lists="$PWD/lists" -o Dir::Cache="$PWD/cache" -o APT::Sandbox::User=root $action
+  done
+fi
+here=$PWD
+cd - >/dev/null
+mkdir -p "$folder"
+dpkg -x "$here"/libonnxruntime-dev_*.deb "$folder"
+rm -rf "$here"

@@ -1,0 +1,2 @@
+add_library(intaglio_warnings INTERFACE)
+target_compile_options(intaglio_warnings INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Werror)

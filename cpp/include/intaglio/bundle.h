@@ -1,0 +1,106 @@
+// The folder that export writes and the runtime reads; the schema is models/bundle.schema.json.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "intaglio/guidance.h"
+#include "intaglio/sampling.h"
+#include "intaglio/tensor.h"
+
+namespace intaglio {
+
+struct GraphTensor {
+  std::string name;
+  std::string role;
+  DType dtype = DType::float32;
+  std::vector<std::variant<std::int64_t, std::string>> axes;  // a size, or a dynamic axis' name
+};
+
+struct Graph {
+  std::string path;
+  std::vector<GraphTensor> inputs;
+  std::vector<GraphTensor> outputs;
+  // Throws InputError when the graph has no tensor of that role.
+  const GraphTensor& input(const std::string& role) const;
+  const GraphTensor& output(const std::string& role) const;
+};
+
+struct TextEncoder {
+  Graph graph;
+  std::string tokenizer;  // path of the tokenizer's tables
+  int max_length = 0;
+};
+
+// Encoders whose hidden states are joined along channels; none: zeros.
+struct TextSegment {
+  std::vector<std::string> encoders;
+  int length = 0;
+};
+
+struct Prompt {
+  int max_sequence_length = 0;
+  std::map<std::string, TextEncoder> encoders;
+  std::vector<TextSegment> text;
+  int text_width = 0;
+  std::vector<std::string> pooled;
+  // Rows of the text input: the segments' lengths summed.
+  int text_length() const;
+};
+
+struct MassiveActivations {
+  int block = 0;
+  std::vector<int> channels;
+  std::vector<float> ref;  // per channel of `channels`; empty: zeros
+  std::vector<double> ratio;
+  std::string found_by;
+  bool massive = false;
+};
+
+struct Latent {
+  int channels = 0;
+  int vae_scale_factor = 0;
+  double scaling_factor = 1.0;
+  double shift_factor = 0.0;
+  int max_height = 0;
+  int max_width = 0;
+};
+
+struct Defaults {
+  int steps = 0;
+  Guidance guidance;
+  int height = 0;
+  int width = 0;
+};
+
+class Bundle {
+ public:
+  // Reads and validates bundle.json, and the size and SHA-256 of every file it lists.
+  // Throws InputError naming the file: missing, truncated, tampered with, outside the folder, or of
+  // a newer schema.
+  static Bundle open(const std::filesystem::path& folder);
+
+  std::filesystem::path folder;
+  std::string name, family, source, license, layout, dtype, prediction_type;
+  std::map<std::string, std::string> producer;
+  std::map<std::string, Graph> transformer_graphs;  // forked, or base and degraded
+  int blocks = 0;
+  int patch_size = 0;
+  int channels = 0;
+  MassiveActivations massive_activations;
+  Latent latent;
+  SchedulerConfig scheduler;
+  Prompt prompt;
+  std::optional<Graph> vae_decoder;
+  std::optional<Graph> vae_encoder;
+  Defaults defaults;
+  std::map<std::string, std::uint64_t> file_bytes;
+};
+
+}  // namespace intaglio

@@ -1,0 +1,58 @@
+// Errors that a caller can cause, each with the exit code of the command line.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace intaglio {
+
+enum class ExitCode : int {
+  ok = 0,
+  usage = 2,
+  bad_input = 3,
+  unavailable = 4,
+  out_of_memory = 5,
+  interrupted = 130,
+};
+
+// One sentence: what is wrong, which file or flag, what to do. Bugs assert instead.
+class Error : public std::runtime_error {
+ public:
+  Error(ExitCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  ExitCode code() const noexcept { return code_; }
+
+ private:
+  ExitCode code_;
+};
+
+// A call or a flag that makes no sense: steps 0, an unknown scheduler.
+class UsageError : public Error {
+ public:
+  explicit UsageError(const std::string& message) : Error(ExitCode::usage, message) {}
+};
+
+// A file, bundle, prompt or tensor that cannot be used.
+class InputError : public Error {
+ public:
+  explicit InputError(const std::string& message) : Error(ExitCode::bad_input, message) {}
+};
+
+// A device, backend or library that is not there.
+class UnavailableError : public Error {
+ public:
+  explicit UnavailableError(const std::string& message) : Error(ExitCode::unavailable, message) {}
+};
+
+class OutOfMemoryError : public Error {
+ public:
+  explicit OutOfMemoryError(const std::string& message)
+      : Error(ExitCode::out_of_memory, message) {}
+};
+
+// The caller or Ctrl-C stopped the run.
+class Interrupted : public Error {
+ public:
+  explicit Interrupted(const std::string& message) : Error(ExitCode::interrupted, message) {}
+};
+
+}  // namespace intaglio

@@ -1,0 +1,54 @@
+// Which branches a step needs and how their predictions combine (arXiv 2510.11538):
+//   D = D_c + lambda (D_c - D_0) + w (D_c - D_m)
+#pragma once
+
+#include <span>
+
+namespace intaglio {
+
+// Part of a run: step i of N is inside when start <= i / N < end.
+struct Window {
+  double start = 0.0;
+  double end = 1.0;
+  bool contains(int step, int steps) const;
+};
+
+// A value that goes linearly from the first step to the last; a constant when both are equal.
+struct Ramp {
+  double first = 0.0;
+  double last = 0.0;
+  Ramp() = default;
+  Ramp(double value) : first(value), last(value) {}  // NOLINT: a constant is a ramp
+  Ramp(double from, double to) : first(from), last(to) {}
+  double at(int step, int steps) const;
+};
+
+struct Guidance {
+  Ramp cfg_scale = 1.0;  // 1 + lambda; 1 needs no unconditional branch
+  Window cfg_window;
+  Ramp dg_scale = 0.0;  // w; 0 needs no degraded branch
+  Window dg_window;
+  Ramp ma_keep = 0.0;  // 1 leaves massive channels alone, 0 suppresses them
+};
+
+// What one step runs. A branch whose weight is zero is not run.
+struct StepWeights {
+  float lambda = 0;
+  float w = 0;
+  float keep = 0;
+  bool unconditional() const { return lambda != 0; }
+  bool degraded() const { return w != 0; }
+};
+
+StepWeights weights_at(const Guidance& guidance, int step, int steps);
+
+// Throws UsageError for a window outside 0..1 or empty, for keep outside 0..1, and for values
+// that are not finite.
+void validate(const Guidance& guidance);
+
+// out = D_c + lambda (D_c - D_0) + w (D_c - D_m), float32, element by element. A branch of weight
+// zero may be empty. `out` may be any of the inputs.
+void combine(std::span<float> out, std::span<const float> conditional, std::span<const float> unconditional,
+             std::span<const float> degraded, const StepWeights& weights);
+
+}  // namespace intaglio

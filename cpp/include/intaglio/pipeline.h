@@ -1,0 +1,91 @@
+// From a bundle and a prompt to images.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "intaglio/backend.h"
+#include "intaglio/bundle.h"
+#include "intaglio/guidance.h"
+#include "intaglio/image.h"
+#include "intaglio/sampling.h"
+#include "intaglio/tensor.h"
+
+namespace intaglio {
+
+// What one call generates. An empty optional means the bundle's default.
+struct GenerateOptions {
+  std::string prompt;
+  std::string negative_prompt;
+  std::optional<int> steps;
+  std::vector<std::uint64_t> seeds = {0};  // one for the whole batch, or one an image
+  int batch = 1;                           // images; must agree with `seeds` when those are several
+  std::optional<int> height;               // pixels
+  std::optional<int> width;
+  std::optional<Ramp> cfg_scale;
+  std::optional<Window> cfg_window;
+  std::optional<Ramp> dg_scale;
+  std::optional<Window> dg_window;
+  std::optional<Ramp> ma_keep;
+  std::vector<int> ma_channels;      // empty: the bundle's
+  std::optional<Image> ma_tokens;    // white: suppressed, black: left alone; any size, averaged per token
+  std::optional<std::string> scheduler;  // euler, heun, dpmpp-2m
+  std::optional<Tensor> latents;     // [N, C, h, w] float32, instead of noise
+  std::optional<Image> image;        // start from this picture
+  double strength = 0.6;             // of the noise laid over `image`: 1 forgets it
+};
+
+struct Timings {  // seconds
+  double text = 0;
+  double denoise = 0;
+  double vae = 0;
+  double total = 0;
+};
+
+struct Generation {
+  std::vector<Image> images;
+  Tensor latents;  // [N, C, h, w], as the scheduler leaves them, before the VAE's scaling is undone
+  Timings timings;
+  std::vector<double> step_seconds;
+  std::int64_t forward_rows = 0;  // rows through the first block, summed over the run
+  std::int64_t forked_rows = 0;   // rows through the last block, likewise
+};
+
+// What a step callback sees. Valid during the call only.
+class Step {
+ public:
+  int step = 0;  // just done, from 0
+  int steps = 0;
+  float sigma = 0;     // the step started from
+  Tensor latents;      // after the step; shares memory with the run
+  std::function<std::vector<Image>()> preview;  // decodes the current estimate of the clean image
+};
+// Returning false stops the run; generate() then throws Interrupted.
+using StepCallback = std::function<bool(const Step&)>;
+
+class Pipeline {
+ public:
+  // Throws InputError for the bundle, UnavailableError for the device.
+  static Pipeline open(const std::filesystem::path& bundle, const BackendOptions& backend = {});
+  Pipeline(Pipeline&&) noexcept;
+  Pipeline& operator=(Pipeline&&) noexcept;
+  ~Pipeline();
+
+  const Bundle& bundle() const;
+  const Backend& backend() const;
+
+  // Safe to call from several threads at once; each gets what it would get alone.
+  Generation generate(const GenerateOptions& options, const StepCallback& on_step = {}) const;
+
+ private:
+  class Impl;
+  explicit Pipeline(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace intaglio

@@ -1,0 +1,64 @@
+// A dense row-major tensor in host memory; copies share it, like torch.Tensor's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace intaglio {
+
+enum class DType { float32, int64, uint8 };
+
+std::size_t size_of(DType dtype);
+const char* name_of(DType dtype);
+
+using Shape = std::vector<std::int64_t>;
+
+std::int64_t element_count(const Shape& shape);
+std::string to_string(const Shape& shape);
+
+class Tensor {
+ public:
+  Tensor() = default;
+  // Zero-filled.
+  Tensor(Shape shape, DType dtype);
+  // A view of memory that `owner` keeps alive.
+  Tensor(Shape shape, DType dtype, void* data, std::shared_ptr<void> owner);
+
+  const Shape& shape() const { return shape_; }
+  std::int64_t dim(std::size_t axis) const { return shape_.at(axis); }
+  DType dtype() const { return dtype_; }
+  std::int64_t size() const { return element_count(shape_); }
+  std::size_t bytes() const { return static_cast<std::size_t>(size()) * size_of(dtype_); }
+  void* data() { return data_; }
+  const void* data() const { return data_; }
+
+  std::span<float> floats();
+  std::span<const float> floats() const;
+  std::span<std::int64_t> int64s();
+  std::span<const std::int64_t> int64s() const;
+
+  // The rows [begin, end) of the first axis; shares memory.
+  Tensor rows(std::int64_t begin, std::int64_t end) const;
+  // The same memory under another shape of the same size.
+  Tensor reshaped(Shape shape) const;
+  Tensor clone() const;
+
+ private:
+  Shape shape_;
+  DType dtype_ = DType::float32;
+  void* data_ = nullptr;
+  std::shared_ptr<void> owner_;
+};
+
+// NumPy's .npy, version 1.0. Loads float32 and float64 (converted) as float32, C order.
+// Throws InputError naming the file when it is missing, truncated or of another kind.
+Tensor load_npy(const std::filesystem::path& path);
+// Written under a temporary name, then renamed.
+void save_npy(const std::filesystem::path& path, const Tensor& tensor);
+
+}  // namespace intaglio

@@ -1,0 +1,25 @@
+// Text to token ids, equal to transformers' fast tokenizers.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace intaglio {
+
+class Tokenizer {
+ public:
+  virtual ~Tokenizer() = default;
+  // Ids of `text` (UTF-8) with the family's special tokens, truncated and padded to `length`, as
+  // tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids.
+  // Throws InputError for broken UTF-8.
+  virtual std::vector<std::int64_t> encode(std::string_view text, int length) const = 0;
+};
+
+// Reads the tables that export wrote from tokenizer.json. Throws InputError naming the file.
+std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& tables);
+
+}  // namespace intaglio

@@ -1,0 +1,1 @@
+"""Training, measuring and searching of the small shipped model (see models/fashion-sd3/README.md)."""

@@ -1,0 +1,34 @@
+"""The pipeline folder: put the trained parts together and save them in float16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+from . import flow, text
+
+
+def assemble(work: Path, transformer: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
+    """The pipeline of the frozen stages in `work` and `transformer`, without T5, in float32."""
+    tokenizers, encoders = text.load_encoders(work / "encoders")
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=flow.build_scheduler(),
+        vae=AutoencoderKL.from_pretrained(work / "vae"),
+        text_encoder=encoders[0],
+        tokenizer=tokenizers[0],
+        text_encoder_2=encoders[1],
+        tokenizer_2=tokenizers[1],
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+def write(out: Path, work: Path, transformer: SD3Transformer2DModel) -> int:
+    """Save the pipeline to `out` in float16; returns the bytes of the files there."""
+    pipeline = assemble(work, transformer).to(dtype=torch.float16)
+    out.mkdir(parents=True, exist_ok=True)
+    pipeline.save_pretrained(out, safe_serialization=True)
+    return sum(f.stat().st_size for f in out.rglob("*") if f.is_file())

@@ -1,0 +1,199 @@
+"""The BPE tokenizers and the two small CLIP text encoders, trained against images and then frozen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from torch import nn
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+from . import data
+
+MAX_LENGTH = 16
+# The zero rows that an SD3 pipeline without T5 appends to the prompt; 256 is diffusers' default.
+MAX_SEQUENCE_LENGTH = 16
+JOINT_DIM = 192
+START, END = "<|startoftext|>", "<|endoftext|>"
+SPLIT = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+def train_bpe(captions: list[str], vocab_size: int = 1024) -> tuple[dict[str, int], list]:
+    """Vocabulary and merges in CLIP's format: all bytes, all bytes ending a word, merges, specials.
+
+    All 256 bytes are there in both forms, so that any Unicode text can be encoded.
+    """
+    tokenizer = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    trainer = BpeTrainer(vocab_size=vocab_size, end_of_word_suffix="</w>", show_progress=False)
+    tokenizer.train_from_iterator(captions, trainer)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = alphabet + [letter + "</w>" for letter in alphabet]
+    merges = []
+    import json
+
+    for pair in json.loads(tokenizer.to_str())["model"]["merges"]:
+        merges.append(tuple(pair))
+        if "".join(pair) not in tokens:
+            tokens.append("".join(pair))
+    tokens += [START, END]
+    return {token: i for i, token in enumerate(tokens)}, merges
+
+
+def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
+    """Two tokenizers over one vocabulary; as in SD3, the second pads with "!" and not with END."""
+    vocab, merges = train_bpe(data.all_captions())
+    made = [
+        CLIPTokenizer(vocab=dict(vocab), merges=list(merges), pad_token=pad,
+                      model_max_length=MAX_LENGTH)
+        for pad in (END, "!")
+    ]
+    return made[0], made[1]
+
+
+def build_encoders(vocab_size: int, end_id: int) -> list[CLIPTextModelWithProjection]:
+    """Text encoders 64 and 96 wide, two layers each, with SD3's two activations."""
+    encoders = []
+    for width, act, pad in ((64, "quick_gelu", end_id), (96, "gelu", 0)):
+        config = CLIPTextConfig(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
+            num_hidden_layers=2,
+            num_attention_heads=width // 32,
+            max_position_embeddings=MAX_LENGTH,
+            hidden_act=act,
+            bos_token_id=end_id - 1,
+            eos_token_id=end_id,
+            pad_token_id=pad,
+        )
+        encoders.append(CLIPTextModelWithProjection(config))
+    return encoders
+
+
+class ImageEncoder(nn.Module):
+    """[n, 1, 32, 32] -> [n, dim]: what the text encoders are compared with; not shipped."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 32, 3, 2, 1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, 2, 1),
+            nn.GELU(),
+            nn.Conv2d(64, 128, 3, 2, 1),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(128 * 16, dim),
+        )
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.net(pixels)
+
+
+def _contrastive_loss(image: torch.Tensor, words: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Symmetric contrastive loss in which all rows with the same caption count as right."""
+    logits = 10.0 * F.normalize(image, dim=-1) @ F.normalize(words, dim=-1).T
+    target = (ids[:, None] == ids[None, :]).float()
+    target = target / target.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def train_encoders(
+    pixels: torch.Tensor,
+    labels: torch.Tensor,
+    attrs: torch.Tensor,
+    steps: int,
+    batch: int = 256,
+) -> tuple[list[CLIPTokenizer], list[CLIPTextModelWithProjection]]:
+    """Train both text encoders for `steps` steps on `pixels` [n, 1, 32, 32] and their captions."""
+    tokenizers = list(build_tokenizers())
+    encoders = build_encoders(len(tokenizers[0]), tokenizers[0].eos_token_id)
+    captions = data.all_captions()
+    ids = [tokenize(t, captions) for t in tokenizers]
+    towers = [ImageEncoder(e.config.projection_dim) for e in encoders]
+    modules = nn.ModuleList([*encoders, *towers])
+    optimizer = torch.optim.AdamW(modules.parameters(), 1e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps + 1)
+    generator = torch.Generator().manual_seed(1)
+    for _ in (bar := tqdm(range(steps), "text encoders")):
+        rows = torch.randint(len(pixels), (batch,), generator=generator)
+        chosen = data.caption_index(labels[rows], attrs[rows], 0.02, generator)
+        unique, place = chosen.unique(return_inverse=True)
+        loss = torch.zeros(())
+        for encoder, tower, tokens in zip(encoders, towers, ids, strict=True):
+            words = encoder(tokens[unique]).text_embeds[place]
+            loss = loss + _contrastive_loss(tower(pixels[rows]), words, chosen)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item() / 2:.3f}")
+    for encoder in encoders:
+        encoder.eval().requires_grad_(False)
+    return tokenizers, encoders
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
+    """[n, MAX_LENGTH] int64, padded and cut as the pipeline does."""
+    return tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=MAX_LENGTH,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+
+
+@torch.no_grad()
+def encode(
+    tokenizers: list[CLIPTokenizer],
+    encoders: list[CLIPTextModelWithProjection],
+    prompts: list[str],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `StableDiffusion3Pipeline.encode_prompt` gives for `prompts` with no T5.
+
+    Returns the sequence [n, MAX_LENGTH + MAX_SEQUENCE_LENGTH, JOINT_DIM] and pooled [n, 160].
+    """
+    hidden, pooled = [], []
+    for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
+        out = encoder(tokenize(tokenizer, prompts), output_hidden_states=True)
+        hidden.append(out.hidden_states[-2])
+        pooled.append(out.text_embeds)
+    words = torch.cat(hidden, -1)
+    words = F.pad(words, (0, JOINT_DIM - words.shape[-1], 0, MAX_SEQUENCE_LENGTH))
+    return words, torch.cat(pooled, -1)
+
+
+def save_encoders(folder: Path, tokenizers: list, encoders: list) -> None:
+    """Write tokenizer, tokenizer_2, text_encoder and text_encoder_2 under `folder`."""
+    for suffix, tokenizer, encoder in zip(("", "_2"), tokenizers, encoders, strict=True):
+        tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
+        encoder.save_pretrained(folder / f"text_encoder{suffix}")
+
+
+def load_encoders(folder: Path) -> tuple[list, list]:
+    """Read what `save_encoders` wrote."""
+    tokenizers = [CLIPTokenizer.from_pretrained(folder / f"tokenizer{s}") for s in ("", "_2")]
+    encoders = [
+        CLIPTextModelWithProjection.from_pretrained(folder / f"text_encoder{s}").eval()
+        for s in ("", "_2")
+    ]
+    return tokenizers, encoders

@@ -1,0 +1,234 @@
+"""Train the shipped model: tokenizers and text encoders, autoencoder, then the transformer.
+
+Each stage is kept in --work; a run that is started again goes on where it stopped. The stages take
+about one, four and seventy-five minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from tqdm import tqdm
+
+from . import data, flow, folder, text, vae
+
+EMA_DECAY = 0.9995
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; see --help."""
+    p = argparse.ArgumentParser(
+        prog="python -m models.training.train",
+        description=__doc__,
+        epilog="A trial of a minute: --limit 2000 --text-steps 20 --vae-steps 50 --steps 20",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--out", type=Path, default=Path("models/fashion-sd3"), help="pipeline folder to write")
+    p.add_argument("--work", type=Path, default=Path("build/training"), help="checkpoints, curve.csv, caches")
+    p.add_argument("--data", type=Path, default=data.DEFAULT_DATA, help="folder of the four IDX .gz files")
+    p.add_argument("--limit", type=int, help="use only this many training images")
+    p.add_argument("--steps", type=int, default=12000, help="steps of the transformer")
+    p.add_argument("--minutes", type=float, default=math.inf,
+                   help="stop the transformer after this many minutes; the learning rate falls with "
+                        "whichever of steps and minutes is further on")
+    p.add_argument("--text-steps", type=int, default=400, help="steps of the text encoders")
+    p.add_argument("--vae-steps", type=int, default=2500, help="steps of the autoencoder")
+    p.add_argument("--batch", type=int, default=96)
+    p.add_argument("--width", type=int, default=160, help="channels of the image stream")
+    p.add_argument("--blocks", type=int, default=8)
+    p.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
+    p.add_argument("--dropout", type=float, default=0.12, help="share of empty captions, for CFG")
+    p.add_argument("--save-minutes", type=float, default=4.0, help="time between checkpoints")
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--stop-after", choices=("text", "vae", "cache", "all"), default="all")
+    p.add_argument("--export-only", action="store_true",
+                   help="write --out from the newest checkpoint's averaged weights and stop")
+    return p.parse_args(argv)
+
+
+@dataclass
+class Cache:
+    """Everything a step needs: latents [n, 4, 16, 16], captions' embeddings, labels, attributes."""
+
+    latents: torch.Tensor
+    labels: torch.Tensor
+    attrs: torch.Tensor
+    words: torch.Tensor
+    pooled: torch.Tensor
+
+    def batch(
+        self, size: int, dropout: float, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents [size, 4, 16, 16], words [size, MAX_LENGTH + 1, JOINT_DIM], pooled [size, 160]."""
+        rows = torch.randint(len(self.latents), (size,), generator=generator)
+        index = data.caption_index(self.labels[rows], self.attrs[rows], dropout, generator)
+        return self.latents[rows], self.words[index], self.pooled[index]
+
+
+def prepare(args: argparse.Namespace) -> Cache | None:
+    """Run or reload the stages before the transformer; None when told to stop before the end."""
+    split = data.load_split(args.data, "train", args.limit)
+    pixels = data.to_pixels(split.images)
+    labels = torch.from_numpy(split.labels)
+    attrs = torch.from_numpy(data.attributes(split.images, split.labels))
+    encoders_dir, vae_dir = args.work / "encoders", args.work / "vae"
+    if not (encoders_dir / "done").exists():
+        text.save_encoders(encoders_dir, *text.train_encoders(pixels, labels, attrs, args.text_steps))
+        (encoders_dir / "done").touch()
+    if args.stop_after == "text":
+        return None
+    if not (vae_dir / "done").exists():
+        vae.train_vae(pixels, args.vae_steps).save_pretrained(vae_dir)
+        (vae_dir / "done").touch()
+    if args.stop_after == "vae":
+        return None
+    model = AutoencoderKL.from_pretrained(vae_dir).eval()
+    latents_file = args.work / "latents.pt"
+    if not latents_file.exists():
+        torch.save(vae.encode_latents(model, pixels), latents_file)
+    latents = torch.load(latents_file, mmap=True)
+    words, pooled = text.encode(*text.load_encoders(encoders_dir), data.all_captions())
+    # One zero row stands for all of them; flow.RepeatedRowAttention says why.
+    words = words[:, : text.MAX_LENGTH + 1].contiguous()
+    return Cache(latents, labels, attrs, words, pooled)
+
+
+class Run:
+    """The transformer's training state: weights, their moving average, optimizer, step and clock."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.path = args.work / "checkpoint.pt"
+        torch.manual_seed(0)
+        self.model = flow.build_transformer(args.width, args.blocks)
+        self.model.set_attn_processor(flow.RepeatedRowAttention(text.MAX_SEQUENCE_LENGTH))
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        rest = [p for p in self.model.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
+            lr=args.lr, betas=(0.9, 0.99), fused=True,
+        )
+        self.ema = [p.detach().clone() for p in self.model.parameters()]
+        self.generator = torch.Generator().manual_seed(3)
+        self.step, self.seconds = 0, 0.0
+        if self.path.exists():
+            self._load()
+
+    def _load(self) -> None:
+        state = torch.load(self.path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema = state["ema"]
+        self.generator.set_state(state["generator"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Write the checkpoint under a temporary name first, so that a killed run keeps the last."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema,
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        temporary = self.path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        temporary.rename(self.path)
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then a cosine over steps or minutes, whichever is further on."""
+        done = max(self.step / self.args.steps, self.seconds / 60.0 / self.args.minutes)
+        warm = min(1.0, (self.step + 1) / min(300, 0.1 * self.args.steps + 1))
+        return self.args.lr * warm * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done))))
+
+    def advance(self, cache: Cache) -> float:
+        """One optimizer step; returns the loss."""
+        rate = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        latents, words, pooled = cache.batch(self.args.batch, self.args.dropout, self.generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = flow.flow_loss(self.model, latents, words, pooled, self.generator)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        # A shorter memory at the start, or the first random weights stay in the average for long.
+        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.ema, [p.detach() for p in self.model.parameters()], 1.0 - decay)
+        return loss.item()
+
+    def averaged(self) -> SD3Transformer2DModel:
+        """A plain diffusers transformer with the averaged weights."""
+        model = flow.build_transformer(self.args.width, self.args.blocks)
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), self.ema, strict=True):
+                parameter.copy_(value)
+        return model.eval()
+
+
+def train_transformer(run: Run, cache: Cache) -> None:
+    """Train until --steps or --minutes; append the mean loss of every 20 steps to curve.csv."""
+    args = run.args
+    curve = args.work / "curve.csv"
+    if run.step == 0 or not curve.exists():
+        curve.write_text("step,loss,learning_rate,seconds\n")
+    every = max(1, min(20, args.steps // 5))
+    losses: list[float] = []
+    saved = last = time.monotonic()
+    bar = tqdm(total=args.steps, initial=run.step, desc="transformer", mininterval=5.0)
+    while run.step < args.steps and run.seconds < 60.0 * args.minutes:
+        losses.append(run.advance(cache))
+        now = time.monotonic()
+        run.seconds += now - last
+        last = now
+        bar.update()
+        if run.step % every == 0:
+            mean = sum(losses) / len(losses)
+            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+            with curve.open("a", newline="") as file:
+                csv.writer(file).writerow(
+                    [run.step, f"{mean:.5f}", f"{run.learning_rate():.3e}", f"{run.seconds:.1f}"]
+                )
+            losses.clear()
+        if now - saved > 60.0 * args.save_minutes:
+            run.save()
+            saved = now
+    bar.close()
+    run.save()
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    try:
+        if not args.export_only:
+            cache = prepare(args)
+            if cache is None or args.stop_after == "cache":
+                return 0
+            train_transformer(Run(args), cache)
+        run = Run(args)
+        if run.step == 0:
+            print(f"no checkpoint in {args.work}: train first, without --export-only", file=sys.stderr)
+            return 3
+    except data.DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    size = folder.write(args.out, args.work, run.averaged())
+    print(f"step {run.step}, {run.seconds / 60:.1f} minutes: wrote {args.out} ({size / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The small AutoencoderKL: 32x32 grey pixels as RGB to 16x16x4 latents."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+KL_WEIGHT = 5e-4
+
+
+def build_vae() -> AutoencoderKL:
+    """An autoencoder that halves height and width once and has four latent channels."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+
+
+def train_vae(
+    pixels: torch.Tensor, steps: int, batch: int = 64, autocast: bool = True
+) -> AutoencoderKL:
+    """Train on `pixels` [n, 1, 32, 32] and set the measured scaling and shift in the config."""
+    vae = build_vae().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(vae.parameters(), 2e-3, weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
+    generator = torch.Generator().manual_seed(2)
+    for _ in (bar := tqdm(range(steps), "autoencoder")):
+        rows = torch.randint(len(pixels), (batch,), generator=generator)
+        images = pixels[rows].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            posterior = vae.encode(images).latent_dist
+            decoded = vae.decode(posterior.sample(generator)).sample
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).float().mean()
+        error = (decoded.float() - images).pow(2).mean()
+        loss = error + KL_WEIGHT * kl
+        optimizer.zero_grad()
+        loss.backward()
+        clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(mse=f"{error.item():.5f}", kl=f"{kl.item():.2f}")
+    vae.eval().requires_grad_(False)
+    sample = encode_latents(vae, pixels[:5000], normalised=False)
+    vae.register_to_config(
+        scaling_factor=round(1.0 / sample.std().item(), 4), shift_factor=round(sample.mean().item(), 4)
+    )
+    return vae
+
+
+@torch.no_grad()
+def encode_latents(
+    vae: AutoencoderKL, pixels: torch.Tensor, batch: int = 250, normalised: bool = True
+) -> torch.Tensor:
+    """`pixels` [n, 1, 32, 32] -> latents [n, 4, 16, 16], shifted and scaled unless told not to."""
+    parts = []
+    for chunk in tqdm(pixels.split(batch), "latents", leave=False):
+        parts.append(vae.encode(chunk.expand(-1, 3, -1, -1)).latent_dist.mean.float())
+    latents = torch.cat(parts)
+    if normalised:
+        latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    return latents.contiguous()
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, batch: int = 250) -> torch.Tensor:
+    """Latents [n, 4, 16, 16] as the scheduler leaves them -> pixels [n, 1, 32, 32] in [-1, 1]."""
+    parts = []
+    for chunk in latents.float().split(batch):
+        chunk = chunk / vae.config.scaling_factor + vae.config.shift_factor
+        parts.append(vae.decode(chunk).sample.float().mean(1, keepdim=True).clamp(-1, 1))
+    return torch.cat(parts)
