@@ -1,1 +1,1 @@
-"""Training, measuring and searching of the small shipped model (see models/fashion-sd3/README.md)."""
+"""Training, measuring and searching of the small shipped model; models/fashion-sd3 has its card."""

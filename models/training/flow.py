@@ -14,8 +14,10 @@ from . import text
 LATENT_CHANNELS, LATENT_SIZE = 4, 16
 
 
-def build_transformer(width: int = 160, blocks: int = 8, head_dim: int = 32) -> SD3Transformer2DModel:
-    """An SD3 transformer whose AdaLN layers and output start at zero, so that blocks start as identity."""
+def build_transformer(
+    width: int = 160, blocks: int = 8, head_dim: int = 32
+) -> SD3Transformer2DModel:
+    """An SD3 transformer whose AdaLN layers and output start at zero: blocks start as identity."""
     model = SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
         patch_size=2,

@@ -1,7 +1,8 @@
-"""The BPE tokenizers and the two small CLIP text encoders, trained against images and then frozen."""
+"""The BPE tokenizers and the two small CLIP text encoders, trained against images, then frozen."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -45,8 +46,6 @@ def train_bpe(captions: list[str], vocab_size: int = 1024) -> tuple[dict[str, in
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = alphabet + [letter + "</w>" for letter in alphabet]
     merges = []
-    import json
-
     for pair in json.loads(tokenizer.to_str())["model"]["merges"]:
         merges.append(tuple(pair))
         if "".join(pair) not in tokens:
@@ -59,8 +58,9 @@ def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
     """Two tokenizers over one vocabulary; as in SD3, the second pads with "!" and not with END."""
     vocab, merges = train_bpe(data.all_captions())
     made = [
-        CLIPTokenizer(vocab=dict(vocab), merges=list(merges), pad_token=pad,
-                      model_max_length=MAX_LENGTH)
+        CLIPTokenizer(
+            vocab=dict(vocab), merges=list(merges), pad_token=pad, model_max_length=MAX_LENGTH
+        )
         for pad in (END, "!")
     ]
     return made[0], made[1]

@@ -31,14 +31,24 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         epilog="A trial of a minute: --limit 2000 --text-steps 20 --vae-steps 50 --steps 20",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--out", type=Path, default=Path("models/fashion-sd3"), help="pipeline folder to write")
-    p.add_argument("--work", type=Path, default=Path("build/training"), help="checkpoints, curve.csv, caches")
-    p.add_argument("--data", type=Path, default=data.DEFAULT_DATA, help="folder of the four IDX .gz files")
+    p.add_argument(
+        "--out", type=Path, default=Path("models/fashion-sd3"), help="pipeline folder to write"
+    )
+    p.add_argument(
+        "--work", type=Path, default=Path("build/training"), help="checkpoints, curve.csv, caches"
+    )
+    p.add_argument(
+        "--data", type=Path, default=data.DEFAULT_DATA, help="folder of the four IDX .gz files"
+    )
     p.add_argument("--limit", type=int, help="use only this many training images")
     p.add_argument("--steps", type=int, default=12000, help="steps of the transformer")
-    p.add_argument("--minutes", type=float, default=math.inf,
-                   help="stop the transformer after this many minutes; the learning rate falls with "
-                        "whichever of steps and minutes is further on")
+    p.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="stop the transformer after this many minutes; the learning rate falls with "
+        "whichever of steps and minutes is further on",
+    )
     p.add_argument("--text-steps", type=int, default=400, help="steps of the text encoders")
     p.add_argument("--vae-steps", type=int, default=2500, help="steps of the autoencoder")
     p.add_argument("--batch", type=int, default=96)
@@ -49,8 +59,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--save-minutes", type=float, default=4.0, help="time between checkpoints")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--stop-after", choices=("text", "vae", "cache", "all"), default="all")
-    p.add_argument("--export-only", action="store_true",
-                   help="write --out from the newest checkpoint's averaged weights and stop")
+    p.add_argument(
+        "--export-only",
+        action="store_true",
+        help="write --out from the newest checkpoint's averaged weights and stop",
+    )
     return p.parse_args(argv)
 
 
@@ -67,7 +80,7 @@ class Cache:
     def batch(
         self, size: int, dropout: float, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents [size, 4, 16, 16], words [size, MAX_LENGTH + 1, JOINT_DIM], pooled [size, 160]."""
+        """Latent [size, 4, 16, 16], words [size, MAX_LENGTH + 1, JOINT_DIM] pooled [size, 160]."""
         rows = torch.randint(len(self.latents), (size,), generator=generator)
         index = data.caption_index(self.labels[rows], self.attrs[rows], dropout, generator)
         return self.latents[rows], self.words[index], self.pooled[index]
@@ -81,7 +94,9 @@ def prepare(args: argparse.Namespace) -> Cache | None:
     attrs = torch.from_numpy(data.attributes(split.images, split.labels))
     encoders_dir, vae_dir = args.work / "encoders", args.work / "vae"
     if not (encoders_dir / "done").exists():
-        text.save_encoders(encoders_dir, *text.train_encoders(pixels, labels, attrs, args.text_steps))
+        text.save_encoders(
+            encoders_dir, *text.train_encoders(pixels, labels, attrs, args.text_steps)
+        )
         (encoders_dir / "done").touch()
     if args.stop_after == "text":
         return None
@@ -102,7 +117,7 @@ def prepare(args: argparse.Namespace) -> Cache | None:
 
 
 class Run:
-    """The transformer's training state: weights, their moving average, optimizer, step and clock."""
+    """The transformer's training state: weights, their average, optimizer, step and clock."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -114,7 +129,9 @@ class Run:
         rest = [p for p in self.model.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
-            lr=args.lr, betas=(0.9, 0.99), fused=True,
+            lr=args.lr,
+            betas=(0.9, 0.99),
+            fused=True,
         )
         self.ema = [p.detach().clone() for p in self.model.parameters()]
         self.generator = torch.Generator().manual_seed(3)
@@ -131,7 +148,7 @@ class Run:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
-        """Write the checkpoint under a temporary name first, so that a killed run keeps the last."""
+        """Write under a temporary name first, so that a killed run keeps the last checkpoint."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -148,7 +165,9 @@ class Run:
         """Linear warm-up, then a cosine over steps or minutes, whichever is further on."""
         done = max(self.step / self.args.steps, self.seconds / 60.0 / self.args.minutes)
         warm = min(1.0, (self.step + 1) / min(300, 0.1 * self.args.steps + 1))
-        return self.args.lr * warm * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done))))
+        return (
+            self.args.lr * warm * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done))))
+        )
 
     def advance(self, cache: Cache) -> float:
         """One optimizer step; returns the loss."""
@@ -220,13 +239,17 @@ def main(argv: list[str] | None = None) -> int:
             train_transformer(Run(args), cache)
         run = Run(args)
         if run.step == 0:
-            print(f"no checkpoint in {args.work}: train first, without --export-only", file=sys.stderr)
+            print(
+                f"no checkpoint in {args.work}: train first, without --export-only", file=sys.stderr
+            )
             return 3
     except data.DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     size = folder.write(args.out, args.work, run.averaged())
-    print(f"step {run.step}, {run.seconds / 60:.1f} minutes: wrote {args.out} ({size / 1e6:.1f} MB)")
+    print(
+        f"step {run.step}, {run.seconds / 60:.1f} minutes: wrote {args.out} ({size / 1e6:.1f} MB)"
+    )
     return 0
 
 

@@ -54,7 +54,8 @@ def train_vae(
     vae.eval().requires_grad_(False)
     sample = encode_latents(vae, pixels[:5000], normalised=False)
     vae.register_to_config(
-        scaling_factor=round(1.0 / sample.std().item(), 4), shift_factor=round(sample.mean().item(), 4)
+        scaling_factor=round(1.0 / sample.std().item(), 4),
+        shift_factor=round(sample.mean().item(), 4),
     )
     return vae
 

@@ -1,0 +1,181 @@
+"""Sampling with up to three branches a step, as plain hooks on a diffusers SD3 transformer.
+
+    D = D_c + lambda (D_c - D_0) + w (D_c - D_m),   cfg_scale = 1 + lambda,   dg_scale = w
+
+D_m is the conditional branch in which channels of the image stream after one block are pulled
+towards a reference (Detail Guidance, arXiv 2510.11538). This loop is written to be read and to be
+compared with: it copies no model code and works in the scheduler's own numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Window = tuple[float, float]
+Keep = float | torch.Tensor | Callable[[int, int], float | torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What `encode_prompt` gives: `words` [n, S, D] and `pooled` [n, P]."""
+
+    words: torch.Tensor
+    pooled: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """Which channels D_m suppresses after block `block`, and how far.
+
+    `mask` [C] is 1 on the channels and else 0; `ref` [C] is where they go to (zeros when None).
+    `keep` is 1 to leave a token alone and 0 to suppress it: a number, a tensor that broadcasts to
+    [n, T], or a function of (step, steps) that gives either.
+    """
+
+    block: int
+    mask: torch.Tensor
+    ref: torch.Tensor | None = None
+    keep: Keep = 0.0
+
+    @classmethod
+    def of(cls, block: int, channels: Sequence[int], width: int, keep: Keep = 0.0) -> Suppression:
+        """Zero `channels` of a stream `width` channels wide."""
+        mask = torch.zeros(width)
+        mask[list(channels)] = 1.0
+        return cls(block, mask, None, keep)
+
+
+def suppress(
+    hidden: torch.Tensor, mask: torch.Tensor, ref: torch.Tensor, keep: torch.Tensor
+) -> torch.Tensor:
+    """`hidden` [n, T, C] with a = mask * (1 - keep): x where a = 0, else (1 - a) x + a ref.
+
+    `mask` and `ref` are [C], `keep` is [n, T] or broadcasts to it; the result has hidden's dtype.
+    """
+    amount = mask.float() * (1.0 - keep.float()).unsqueeze(-1)
+    x = hidden.float()
+    return torch.where(amount == 0.0, x, (1.0 - amount) * x + amount * ref.float()).to(hidden.dtype)
+
+
+def inside(window: Window, step: int, steps: int) -> bool:
+    """Whether solver step `step` of `steps` is in [start, end)."""
+    return window[0] <= step / steps < window[1]
+
+
+@contextlib.contextmanager
+def suppressed_rows(
+    transformer: torch.nn.Module, how: Suppression, keep: float | torch.Tensor, rows: int
+) -> Iterator[None]:
+    """While open, the last `rows` rows of every forward are suppressed after the block."""
+    keep = torch.as_tensor(keep, dtype=torch.float32)
+    keep = keep.expand(rows, 1) if keep.ndim == 0 else keep
+    ref = torch.zeros_like(how.mask) if how.ref is None else how.ref
+
+    def hook(module: torch.nn.Module, args: Any, output: tuple) -> tuple:
+        words, hidden = output
+        changed = suppress(hidden[-rows:], how.mask, ref, keep)
+        return words, torch.cat([hidden[:-rows], changed])
+
+    handle = transformer.transformer_blocks[how.block].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def branches(
+    transformer: torch.nn.Module,
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    cond: Prompt,
+    null: Prompt | None = None,
+    how: Suppression | None = None,
+    keep: float | torch.Tensor = 0.0,
+) -> dict[str, torch.Tensor]:
+    """Raw outputs [n, c, h, w] of D_c ("c"), D_0 ("0") and D_m ("m") for `latents` [n, c, h, w].
+
+    D_0 is run when `null` is given and D_m when `how` is; all rows go through in one batch, in the
+    order D_0, D_c, D_m.
+    """
+    prompts = [p for p in (null, cond, cond if how else None) if p is not None]
+    names = [k for k, wanted in (("0", null), ("c", cond), ("m", how)) if wanted is not None]
+    n = len(latents)
+    scope = suppressed_rows(transformer, how, keep, n) if how else contextlib.nullcontext()
+    dtype = transformer.dtype
+    with scope:
+        out = transformer(
+            hidden_states=torch.cat([latents] * len(prompts)).to(dtype),
+            encoder_hidden_states=torch.cat([p.words for p in prompts]).to(dtype),
+            pooled_projections=torch.cat([p.pooled for p in prompts]).to(dtype),
+            timestep=timestep.expand(n * len(prompts)),
+            return_dict=False,
+        )[0]
+    return dict(zip(names, out.float().chunk(len(prompts)), strict=True))
+
+
+def combine(out: dict[str, torch.Tensor], cfg_scale: float, dg_scale: float) -> torch.Tensor:
+    """D_c + (cfg_scale - 1) (D_c - D_0) + dg_scale (D_c - D_m), of the branches that are there."""
+    result = out["c"]
+    if "0" in out:
+        result = result + (cfg_scale - 1.0) * (out["c"] - out["0"])
+    if "m" in out:
+        result = result + dg_scale * (out["c"] - out["m"])
+    return result
+
+
+@torch.no_grad()
+def sample(
+    transformer: torch.nn.Module,
+    scheduler: Any,
+    latents: torch.Tensor,
+    cond: Prompt,
+    null: Prompt | None = None,
+    *,
+    steps: int,
+    cfg_scale: float = 1.0,
+    dg_scale: float = 0.0,
+    how: Suppression | None = None,
+    cfg_window: Window = (0.0, 1.0),
+    dg_window: Window = (0.0, 1.0),
+    on_step: Callable[[int, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Final latents [n, c, h, w] float32 of initial `latents`, as the scheduler leaves them.
+
+    `scheduler` is any of diffusers (Euler, Heun, DPM-Solver++ 2M): its timesteps and sigmas are
+    used as they are. A branch of weight zero at a step is not run. Heun's two evaluations belong to
+    one solver step. `on_step(evaluation, latents)` is called after every evaluation.
+    Raises ValueError when a guidance is asked for and what it needs is missing.
+    """
+    if cfg_scale != 1.0 and null is None:
+        raise ValueError("cfg_scale other than 1 needs `null`, the embedding of the null prompt")
+    if dg_scale != 0.0 and how is None:
+        raise ValueError("dg_scale other than 0 needs `how`, the channels to suppress")
+    scheduler.set_timesteps(steps)
+    latents = latents.float() * getattr(scheduler, "init_noise_sigma", 1.0)
+    for evaluation, timestep in enumerate(scheduler.timesteps):
+        step = evaluation // scheduler.order
+        with_cfg = cfg_scale != 1.0 and inside(cfg_window, step, steps)
+        with_dg = dg_scale != 0.0 and inside(dg_window, step, steps)
+        keep = how.keep(step, steps) if how and callable(how.keep) else how.keep if how else 0.0
+        model_input = latents
+        if hasattr(scheduler, "scale_model_input"):
+            model_input = scheduler.scale_model_input(latents, timestep)
+        out = branches(
+            transformer,
+            model_input,
+            timestep,
+            cond,
+            null if with_cfg else None,
+            how if with_dg else None,
+            keep,
+        )
+        guided = combine(out, cfg_scale, dg_scale)
+        latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
+        if on_step:
+            on_step(evaluation, latents)
+    return latents

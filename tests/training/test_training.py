@@ -1,0 +1,269 @@
+"""The training script, end to end for a few steps, and the sampling loop against diffusers' own."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    StableDiffusion3Pipeline,
+)
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from conftest import tiny_arguments  # noqa: E402
+
+from models.training import data, evaluate, flow, sampling, text, train  # noqa: E402
+
+
+def load(folder: Path) -> StableDiffusion3Pipeline:
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def pipeline(tiny: tuple[Path, Path]) -> StableDiffusion3Pipeline:
+    """The tiny pipeline, random where training starts at zero, so that every block matters."""
+    made = load(tiny[0])
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in made.transformer.named_parameters():
+            if "norm" in name or "proj_out" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return made
+
+
+def embed(pipeline: StableDiffusion3Pipeline, prompts: list[str]) -> list[sampling.Prompt]:
+    """Conditional and null prompt as the pipeline itself encodes them."""
+    words, null_words, pooled, null_pooled = pipeline.encode_prompt(
+        prompts, None, None, max_sequence_length=text.MAX_SEQUENCE_LENGTH
+    )
+    return [sampling.Prompt(words, pooled), sampling.Prompt(null_words, null_pooled)]
+
+
+def noise(n: int) -> torch.Tensor:
+    return torch.randn(n, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def curve_steps(work: Path) -> list[int]:
+    with (work / "curve.csv").open() as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+def test_script_resumes_where_it_stopped(tmp_path: Path) -> None:
+    assert train.main(tiny_arguments(tmp_path, steps=3)) == 0
+    before = curve_steps(tmp_path / "work")
+    assert train.main(tiny_arguments(tmp_path, steps=6)) == 0
+    assert before == [1, 2, 3]
+    assert curve_steps(tmp_path / "work") == [1, 2, 3, 4, 5, 6]
+    state = torch.load(tmp_path / "work" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 6
+
+
+def test_resumed_run_is_the_uninterrupted_run(tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    options = ["--work", str(tmp_path), "--steps", "6", "--batch", "4", "--width", "64"]
+    args = train.parse([*options, "--blocks", "2"])
+    cache = train.prepare(train.parse(["--work", str(tiny[1]), "--limit", "300"]))
+    assert cache is not None
+    whole = train.Run(args)
+    losses = [whole.advance(cache) for _ in range(4)]
+    first = train.Run(args)
+    parts = [first.advance(cache), first.advance(cache)]
+    first.save()
+    second = train.Run(args)
+    assert second.step == 2
+    parts += [second.advance(cache), second.advance(cache)]
+    assert parts == pytest.approx(losses, rel=1e-4)
+    assert len(set(losses)) == 4
+    for a, b in zip(whole.ema, second.ema, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_folder_makes_an_image(tiny: tuple[Path, Path]) -> None:
+    made = load(tiny[0])
+    assert made.text_encoder_3 is None and made.tokenizer_3 is None
+    assert made.vae_scale_factor == 2 and made.tokenizer_max_length == text.MAX_LENGTH
+    for height, width in ((32, 32), (64, 48)):
+        image = made(
+            "a dark ankle boot",
+            height=height,
+            width=width,
+            num_inference_steps=2,
+            max_sequence_length=text.MAX_SEQUENCE_LENGTH,
+        ).images[0]
+        assert image.size == (width, height) and image.mode == "RGB"
+
+
+def test_missing_data_names_the_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*tiny_arguments(tmp_path, steps=1), "--data", str(tmp_path)]) == 3
+    message = capsys.readouterr().err
+    assert "dataset-fashion-mnist" in message and message.count("\n") == 1
+
+
+def test_any_text_can_be_encoded() -> None:
+    first, second = text.build_tokenizers()
+    for prompt in ("a dark ankle boot", "Zürich 靴 👢", "\x00\u200d", "naïve café"):
+        ids = first(prompt).input_ids
+        assert ids == second(prompt).input_ids
+        assert first.eos_token_id not in ids[1:-1], prompt
+    whole_words = first.tokenize(max(data.all_captions(), key=len))
+    assert all(token.endswith("</w>") for token in whole_words)
+    assert max(len(first(c).input_ids) for c in data.all_captions()) <= text.MAX_LENGTH
+
+
+def test_captions_are_indexed_in_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels, attrs = torch.arange(10).repeat(200), torch.tensor([1, 1, 2]).repeat(2000, 1)
+    index = data.caption_index(labels, attrs, 0.12, generator)
+    captions = data.all_captions()
+    drawn = [captions[i] for i in index]
+    assert 0.09 < drawn.count("") / len(drawn) < 0.15
+    for label, words in zip(labels.tolist(), drawn, strict=True):
+        assert not words or words.endswith(data.NAMES[label])
+        assert "light" not in words and "wide" not in words
+    assert "a dark patterned narrow dress" in drawn and "an ankle boot" in drawn
+
+
+def test_embeddings_are_the_pipelines_own(tiny: tuple[Path, Path]) -> None:
+    made = load(tiny[0])
+    prompts = ["a dark ankle boot", ""]
+    theirs = embed(made, prompts)[0]
+    words, pooled = text.encode(
+        [made.tokenizer, made.tokenizer_2], [made.text_encoder, made.text_encoder_2], prompts
+    )
+    torch.testing.assert_close(words, theirs.words)
+    torch.testing.assert_close(pooled, theirs.pooled)
+
+
+def test_one_zero_row_stands_for_all(pipeline: StableDiffusion3Pipeline) -> None:
+    cond = embed(pipeline, ["a dress", "a dark bag"])[0]
+    arguments = {"hidden_states": noise(2), "pooled_projections": cond.pooled}
+    arguments |= {"timestep": torch.tensor([300.0, 800.0]), "return_dict": False}
+    model = pipeline.transformer
+    plain = model(encoder_hidden_states=cond.words, **arguments)[0]
+    short = cond.words[:, : text.MAX_LENGTH + 1]
+    model.set_attn_processor(flow.RepeatedRowAttention(text.MAX_SEQUENCE_LENGTH))
+    assert relative(model(encoder_hidden_states=short, **arguments)[0], plain) < 1e-5
+    model.set_attn_processor(flow.RepeatedRowAttention(1))
+    assert relative(model(encoder_hidden_states=short, **arguments)[0], plain) > 1e-4
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_loop_is_diffusers_own_for_plain_cfg(
+    pipeline: StableDiffusion3Pipeline, guidance: float
+) -> None:
+    prompts = ["a dress", "a light sandal"]
+    theirs = pipeline(
+        prompts,
+        latents=noise(2),
+        height=32,
+        width=32,
+        num_inference_steps=6,
+        guidance_scale=guidance,
+        max_sequence_length=text.MAX_SEQUENCE_LENGTH,
+        output_type="latent",
+    ).images
+    cond, null = embed(pipeline, prompts)
+    ours = sampling.sample(
+        pipeline.transformer, pipeline.scheduler, noise(2), cond, null, steps=6, cfg_scale=guidance
+    )
+    assert relative(ours, theirs) <= 1e-4
+    assert relative(noise(2), theirs) > 0.1
+
+
+def test_detail_guidance(pipeline: StableDiffusion3Pipeline) -> None:
+    cond, null = embed(pipeline, ["a dress", "a bag"])
+    how = sampling.Suppression.of(1, [3, 40], 64)
+
+    def run(**options: object) -> torch.Tensor:
+        options = {"how": how, "cfg_scale": 2.0, "steps": 4} | options
+        return sampling.sample(
+            pipeline.transformer, flow.build_scheduler(), noise(2), cond, null, **options
+        )
+
+    plain = run(dg_scale=0.0)
+    assert relative(run(dg_scale=1.0), plain) > 1e-4
+    kept = sampling.Suppression.of(1, [3, 40], 64, keep=lambda step, steps: torch.ones(2, 64))
+    assert relative(run(dg_scale=1.0, how=kept), plain) < 1e-6
+    assert relative(run(dg_scale=1.0, dg_window=(0.9, 1.0)), plain) == 0.0
+    late = run(dg_scale=1.0, dg_window=(0.75, 1.0))
+    assert 0.0 < relative(late, plain) < relative(run(dg_scale=1.0), plain)
+    with pytest.raises(ValueError, match="dg_scale"):
+        run(dg_scale=1.0, how=None)
+
+
+def test_branches_follow_the_formula(pipeline: StableDiffusion3Pipeline) -> None:
+    cond, null = embed(pipeline, ["a dress"])
+    how = sampling.Suppression.of(0, [7], 64)
+    t = torch.tensor(500.0)
+    out = sampling.branches(pipeline.transformer, noise(1), t, cond, null, how)
+    alone = {
+        "0": sampling.branches(pipeline.transformer, noise(1), t, null)["c"],
+        "c": sampling.branches(pipeline.transformer, noise(1), t, cond)["c"],
+    }
+    for name, value in alone.items():
+        torch.testing.assert_close(out[name], value, rtol=1e-4, atol=1e-5)
+    assert relative(out["m"], out["c"]) > 1e-4
+    guided = sampling.combine(out, 3.0, 0.5)
+    expected = out["c"] + 2.0 * (out["c"] - out["0"]) + 0.5 * (out["c"] - out["m"])
+    torch.testing.assert_close(guided, expected)
+
+
+def test_suppress_leaves_the_rest_alone() -> None:
+    hidden = torch.randn(2, 5, 8)
+    mask, ref = torch.zeros(8), torch.full((8,), 9.0)
+    mask[3] = 1.0
+    keep = torch.tensor([[0.0, 0.25, 1.0, 1.0, 1.0]]).expand(2, -1)
+    out = sampling.suppress(hidden, mask, ref, keep)
+    changed = (out != hidden).nonzero()
+    assert {(t, c) for _, t, c in changed.tolist()} == {(0, 3), (1, 3)}
+    assert (out[:, 0, 3] == 9.0).all()
+    torch.testing.assert_close(out[:, 1, 3], 0.25 * hidden[:, 1, 3] + 0.75 * 9.0)
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm"])
+def test_other_schedulers_converge_to_the_same(
+    pipeline: StableDiffusion3Pipeline, name: str
+) -> None:
+    cond, null = embed(pipeline, ["a dress"])
+    made = {
+        "heun": FlowMatchHeunDiscreteScheduler(shift=1.0),
+        "dpm": DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.0
+        ),
+    }[name]
+    steps: list[int] = []
+    result = sampling.sample(
+        pipeline.transformer,
+        made,
+        noise(1),
+        cond,
+        null,
+        steps=24,
+        cfg_scale=2.0,
+        on_step=lambda evaluation, latents: steps.append(evaluation),
+    )
+    euler = sampling.sample(
+        pipeline.transformer, flow.build_scheduler(), noise(1), cond, null, steps=48, cfg_scale=2.0
+    )
+    assert len(steps) == (47 if name == "heun" else 24)
+    assert relative(result, euler) < 0.1
+
+
+def test_frechet_distance_of_known_gaussians() -> None:
+    import numpy as np
+
+    a = (np.zeros(3), np.eye(3))
+    b = (np.array([1.0, 0.0, 2.0]), np.diag([4.0, 1.0, 9.0]))
+    # Distance of the means 5, and (sqrt(a) - sqrt(b))^2 on each axis: 1 + 0 + 4.
+    assert evaluate.frechet(a, b) == pytest.approx(10.0)
+    assert evaluate.frechet(b, b) == pytest.approx(0.0, abs=1e-9)
