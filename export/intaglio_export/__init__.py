@@ -1,0 +1,7 @@
+"""Export of a Diffusion Transformer from a diffusers folder to an Intaglio bundle.
+
+The command is `intaglio export` (`intaglio_export.cli.export`); the same from Python is
+`intaglio_export.exporter.export_bundle`.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,19 @@
+"""One DiT family per file. To add a family: write its adapter and list it in `ADAPTERS`."""
+
+from __future__ import annotations
+
+from intaglio_export.adapters.base import Adapter
+from intaglio_export.adapters.sd3 import SD3Adapter
+
+ADAPTERS: tuple[type[Adapter], ...] = (SD3Adapter,)
+
+
+def adapter_for(pipeline_class: str) -> type[Adapter] | None:
+    """The adapter of a diffusers pipeline class, or None."""
+    for adapter in ADAPTERS:
+        if pipeline_class in adapter.pipeline_classes:
+            return adapter
+    return None
+
+
+__all__ = ["ADAPTERS", "Adapter", "adapter_for"]

@@ -1,0 +1,183 @@
+"""`intaglio export`: parses, calls, prints."""
+
+from __future__ import annotations
+
+import enum
+import errno
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from intaglio_export.errors import ExitCode, ExportError
+
+
+class Layout(enum.StrEnum):
+    """How the branches are laid out in graphs."""
+
+    forked = "forked"
+    dual = "dual"
+
+
+class Dtype(enum.StrEnum):
+    """Of matrix products and attention."""
+
+    float32 = "float32"
+
+
+def export(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder of a diffusers pipeline, as save_pretrained writes it: model_index.json"
+            " beside transformer/, vae/, text_encoder/ and so on.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="BUNDLE",
+            help="Folder to write the bundle to. A bundle that is there is replaced.",
+        ),
+    ],
+    layout: Annotated[
+        Layout,
+        typer.Option(
+            help="forked: one graph whose branches part after the chosen block (less work, the"
+            " default). dual: two graphs, base and degraded, over one weights file."
+        ),
+    ] = Layout.forked,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Type of the weights and of matrix products.")
+    ] = Dtype.float32,
+    block: Annotated[
+        int | None,
+        typer.Option(
+            metavar="M",
+            help="Suppress channels after this block, counted from 0."
+            " Default: what settings or a recipe say, else the middle block.",
+        ),
+    ] = None,
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|C,C,...|top:K",
+            help="Channels to suppress. auto: those found massive; 810 or 154,1446: these;"
+            " top:K: the K largest, massive or not."
+            " Default: what settings or a recipe say, else auto.",
+        ),
+    ] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="F.json",
+            help="Measured settings: a JSON object with any of block, channels, ref, keep, dg_scale,"
+            " dg_window, cfg_scale, cfg_window, steps, height, width, max_sequence_length, name,"
+            " license. It wins over a settings.json inside SOURCE, and flags win over it.",
+        ),
+    ] = None,
+) -> None:
+    """Turn a diffusers pipeline into a bundle that `intaglio generate` runs.
+
+    The folder SOURCE is read, the large channels of its transformer are measured, and its networks are
+    written as ONNX graphs with the op that suppresses those channels inside. Then the written graphs are
+    run against the original; if they differ by more than 1e-4, nothing is written.
+
+    Example: intaglio export models/fashion-sd3 -o fashion.bundle
+    """
+    screen = Console(stderr=True)
+    try:
+        _export(screen, source, output, layout, dtype, block, channels, settings)
+    except ExportError as error:
+        _fail(error.message, error.exit_code)
+    except KeyboardInterrupt:
+        _fail("Interrupted; nothing was written.", ExitCode.INTERRUPTED)
+    except MemoryError:
+        _fail(_NO_MEMORY, ExitCode.NO_MEMORY)
+    except OSError as error:
+        _fail(_system_message(error, output), ExitCode.BAD_INPUT)
+    except RuntimeError as error:
+        if "not enough memory" not in str(error):  # torch's allocator has no class of its own
+            raise
+        _fail(_NO_MEMORY, ExitCode.NO_MEMORY)
+
+
+_NO_MEMORY = (
+    "There is not enough memory for this model: an export needs about 2.5 times its weights in"
+    " float32."
+)
+
+
+def _export(
+    screen: Console,
+    source: Path,
+    output: Path,
+    layout: Layout,
+    dtype: Dtype,
+    block: int | None,
+    channels: str | None,
+    settings: Path | None,
+) -> None:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=screen, transient=True) as bar:
+        task = bar.add_task("Starting", total=1.0)
+        # Imported here: torch takes seconds, and --help and usage errors should not wait for it.
+        from intaglio_export.exporter import ExportRequest, export_bundle
+
+        request = ExportRequest(source, output, layout, dtype, block, channels, settings)
+        result = export_bundle(
+            request, lambda what, done: bar.update(task, description=what, completed=done)
+        )
+    for remark in result.remarks:
+        screen.print(f"Note: {remark}", highlight=False)
+    Console().print(_summary(output, result.manifest, result.errors))
+
+
+def _summary(output: Path, manifest: dict[str, Any], errors: dict[str, float]) -> Table:
+    found = manifest["massive_activations"]
+    kind = "massive" if found["massive"] else "not massive, merely chosen"
+    ratios = ", ".join(f"{ratio:.1f}" for ratio in found["ratio"][:8])
+    size = sum(file["bytes"] for file in manifest["files"].values())
+    chosen = ", ".join(map(str, found["channels"][:8]))
+    more = f" and {len(found['channels']) - 8} more" if len(found["channels"]) > 8 else ""
+    defaults = manifest["defaults"]
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in (
+        ("bundle", f"{output} ({size / 1e6:.1f} MB, {len(manifest['files'])} files)"),
+        ("model", f"{manifest['name']} ({manifest['family']}, licence {manifest['license']})"),
+        ("layout", f"{manifest['layout']}, {manifest['dtype']}"),
+        ("channels", f"{chosen}{more} after block {found['block']}, by {found['found_by']}; {kind}"),
+        ("", f"{ratios} times the median channel's mean |z|"),
+        (
+            "defaults",
+            f"{defaults['steps']} steps, cfg_scale {defaults['cfg_scale']:g},"
+            f" dg_scale {defaults['dg_scale']:g}, {defaults['width']}x{defaults['height']}",
+        ),
+        ("verified", f"against torch, largest relative error {max(errors.values()):.1e}"),
+        ("next", f'intaglio generate {output} --prompt "..." -o picture.png'),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _system_message(error: OSError, output: Path) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"The disk of {output} is full; nothing was written."
+    place = error.filename or output
+    return f"Cannot write the bundle: {place}: {error.strerror or error}; nothing was written."
+
+
+def _fail(message: str, code: ExitCode) -> None:
+    typer.echo(f"intaglio export: {message}", err=True)
+    raise typer.Exit(int(code))
+
+
+def main() -> None:
+    """`python -m intaglio_export`: the same command on its own."""
+    typer.run(export)

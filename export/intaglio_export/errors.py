@@ -1,0 +1,29 @@
+"""The error that a user's mistake or machine can cause, with the exit code it ends in."""
+
+from __future__ import annotations
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of the command line."""
+
+    OK = 0
+    USAGE = 2
+    BAD_INPUT = 3
+    NO_MEMORY = 5
+    INTERRUPTED = 130
+
+
+class ExportError(Exception):
+    """One sentence for stderr: what is wrong, which file or flag, what to do."""
+
+    def __init__(self, message: str, exit_code: ExitCode = ExitCode.BAD_INPUT) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
+
+
+def usage_error(message: str) -> ExportError:
+    """An `ExportError` about a flag's value."""
+    return ExportError(message, ExitCode.USAGE)

@@ -1,0 +1,185 @@
+"""The export from end to end: load, find channels, trace, write, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from torch import nn
+
+from intaglio_export import folder
+from intaglio_export.adapters import Adapter
+from intaglio_export.channels import observe
+from intaglio_export.encoders import clip_encoder_unit, vae_decoder_unit, vae_encoder_unit
+from intaglio_export.graphs import ExportUnit
+from intaglio_export.manifest import BundleParts, Suppression, build_manifest, write_manifest
+from intaglio_export.options import ChannelChoice, Settings, read_settings
+from intaglio_export.passes.add_op_function import add_op_function
+from intaglio_export.passes.floor_division import floor_division
+from intaglio_export.passes.name_axes import name_axes
+from intaglio_export.passes.share_weights import share_weights
+from intaglio_export.passes.strip_metadata import strip_metadata
+from intaglio_export.recipes import find_recipe
+from intaglio_export.selection import choose_block, choose_channels
+from intaglio_export.source import SETTINGS, license_of, open_source
+from intaglio_export.tokenizer import write_clip_table
+from intaglio_export.tracing import trace
+from intaglio_export.transformer_graphs import transformer_units
+from intaglio_export.verify import verify
+
+# Called with what is being done and the share of the whole that is done.
+Progress = Callable[[str, float], None]
+_MEASURING = "Measuring channels"
+
+
+def _no_progress(what: str, share: float) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export and how.
+
+    `block` and `channels` (as in `parse_channels`) win over the file `settings`, it over the source's
+    own settings.json, and that over a recipe.
+    """
+
+    source: Path
+    output: Path
+    layout: str = "forked"
+    dtype: str = "float32"
+    block: int | None = None
+    channels: str | None = None
+    settings: Path | None = None
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written: the manifest, each graph's relative error, and remarks for the user."""
+
+    manifest: dict[str, Any]
+    errors: dict[str, float]
+    remarks: list[str] = field(default_factory=list)
+
+
+def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> ExportResult:
+    """Export `request.source` to a verified bundle at `request.output`, replacing a bundle there.
+
+    Raises:
+        ExportError: the source, a setting or the output is wrong, or the bundle differs from the torch
+            model; nothing is left at the output but what was there.
+    """
+    folder.check_output(request.output)
+    progress("Loading the model", 0.0)
+    adapter = open_source(request.source)
+    settings, remarks = _settings(request, adapter)
+    block = choose_block(settings.block, len(adapter.blocks()))
+    if settings.block is None:
+        remarks.append(
+            f"No block is known for this model, so the op stands after the middle one, {block};"
+            " --block moves it."
+        )
+    folder.check_space(request.output, _weight_bytes(adapter))
+    length = settings.max_sequence_length or adapter.defaults().max_sequence_length
+    settings = Settings(max_sequence_length=length).over(settings)
+    statistics = observe(adapter, length, lambda share: progress(_MEASURING, 0.1 + 0.15 * share))
+    choice = settings.channel_choice() or ChannelChoice("auto")
+    suppression = choose_channels(choice, block, statistics, settings.ref)
+    with folder.replacing(request.output) as work:
+        manifest, errors = _write(request, adapter, settings, suppression, work, progress)
+    return ExportResult(manifest, errors, remarks + adapter.left_out())
+
+
+def _settings(request: ExportRequest, adapter: Adapter) -> tuple[Settings, list[str]]:
+    """Flags over --settings over the folder's settings.json over a recipe, and remarks on them."""
+    merged = Settings(block=request.block, channels=request.channels)
+    remarks = []
+    if request.settings is not None:
+        merged = merged.over(read_settings(request.settings))
+    beside = request.source / SETTINGS
+    if beside.is_file():
+        merged = merged.over(read_settings(beside))
+    recipe = find_recipe(adapter.family, adapter.transformer.config)
+    if recipe is not None:
+        merged = merged.over(recipe.settings)
+        remarks.append(f"Recipe {recipe.name}: {recipe.source}")
+    return merged.over(Settings(license=license_of(request.source))), remarks
+
+
+def _write(
+    request: ExportRequest,
+    adapter: Adapter,
+    settings: Settings,
+    suppression: Suppression,
+    work: Path,
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Write and verify every file of the bundle in `work`; the manifest and the relative errors."""
+    length = settings.max_sequence_length
+    assert length is not None
+    prompt = adapter.prompt(length)
+    pipeline = adapter.pipeline
+    scale = adapter.latent().vae_scale_factor
+    graphs = transformer_units(adapter, request.layout, suppression.block)
+    texts = {
+        name: clip_encoder_unit(getattr(pipeline, name), name, prompt.max_length)
+        for name in prompt.encoders
+    }
+    decoder, encoder = vae_decoder_unit(pipeline.vae), vae_encoder_unit(pipeline.vae, scale)
+    for name in prompt.encoders.values():
+        write_clip_table(getattr(pipeline, name), prompt.max_length, work / name)
+    groups = [list(graphs.values()), *([unit] for unit in (*texts.values(), decoder, encoder))]
+    errors: dict[str, float] = {}
+    for number, group in enumerate(groups):
+        # The transformer counts for half: it is the largest by far.
+        done = 0.25 + 0.7 * (number and 0.5 + 0.5 * number / len(groups))
+        _write_graphs(group, work, lambda what, d=done: progress(what, d))
+        for unit in group:
+            progress(f"Verifying {unit.spec.path}", done)
+            errors[unit.spec.path] = verify(unit, work)
+    progress("Writing the manifest", 0.98)
+    parts = BundleParts(
+        layout=request.layout,
+        dtype=request.dtype,
+        source=request.source.resolve().name,
+        graphs={name: unit.spec for name, unit in graphs.items()},
+        encoders={name: unit.spec for name, unit in texts.items()},
+        vae_decoder=decoder.spec,
+        vae_encoder=encoder.spec,
+        suppression=suppression,
+        prompt=prompt,
+        settings=settings,
+    )
+    manifest = build_manifest(adapter, parts, work)
+    write_manifest(manifest, work)
+    return manifest, errors
+
+
+def _write_graphs(units: Sequence[ExportUnit], work: Path, progress: Callable[[str], None]) -> None:
+    """Trace, edit and save graphs that stand in one folder and share one weights file."""
+    models = []
+    for unit in units:
+        progress(f"Tracing {unit.spec.path}")
+        model = trace(unit)
+        if any(spec.role == "mask" for spec in unit.spec.inputs):
+            add_op_function(model)
+        floor_division(model)
+        name_axes(model, unit.spec)
+        strip_metadata(model)
+        models.append(model)
+    path = work / units[0].spec.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    share_weights(models, path.parent)
+    for unit, model in zip(units, models, strict=True):
+        ir.save(model, work / unit.spec.path)
+        onnx.checker.check_model(str(work / unit.spec.path), full_check=True)
+
+
+def _weight_bytes(adapter: Adapter) -> int:
+    """Bytes of all weights that the bundle will hold, in float32."""
+    modules = [m for m in adapter.pipeline.components.values() if isinstance(m, nn.Module)]
+    return sum(p.numel() for module in modules for p in module.parameters()) * 4

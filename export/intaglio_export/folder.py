@@ -1,0 +1,88 @@
+"""The output folder: written under a temporary name beside it and put in place in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from intaglio_export.errors import ExportError
+
+MANIFEST = "bundle.json"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def check_output(path: Path) -> None:
+    """See that a bundle may be written to `path`.
+
+    Raises:
+        ExportError: there is something that is not a bundle, or the folder above is missing or not
+            writable.
+    """
+    if path.is_dir():
+        if any(path.iterdir()) and not (path / MANIFEST).is_file():
+            raise ExportError(
+                f"The output {path} exists and is not a bundle (it has no {MANIFEST});"
+                " give another path with -o."
+            )
+    elif path.exists():
+        raise ExportError(f"The output {path} exists and is not a folder; give another path with -o.")
+    if not path.parent.is_dir():
+        raise ExportError(f"The folder {path.parent} for the output does not exist; make it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise ExportError(f"The folder {path.parent} for the output is not writable.")
+
+
+def check_space(path: Path, needed: int) -> None:
+    """See that the disk of `path` has `needed` bytes left.
+
+    Raises:
+        ExportError: it has not.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise ExportError(
+            f"The disk of {path.parent} is too full: the bundle needs about {needed / 1e6:.0f} MB"
+            f" and {free / 1e6:.0f} MB are free."
+        )
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling folder, which takes `path`'s place when the block ends without error.
+
+    An existing bundle is exchanged with the new one in one step, and then removed. After an error
+    `path` is as before and the temporary folder is gone.
+    """
+    check_output(path)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        os.chmod(work, 0o755)
+        yield work
+        if path.exists():
+            _exchange(work, path)
+        else:
+            os.rename(work, path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders: atomically where the system can, else by three renames."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None:
+        paths = (_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old))
+        if renameat2(*paths, _RENAME_EXCHANGE) == 0:
+            return
+        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
+    aside = new.with_suffix(".old")
+    os.rename(old, aside)
+    os.rename(new, old)
+    os.rename(aside, new)

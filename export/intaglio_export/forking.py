@@ -1,0 +1,134 @@
+"""The transformer with the branches parting after block m: modules that are traced and verified.
+
+Detail Guidance needs D_c and D_m, which are one function up to block m (arXiv 2510.11538). In the
+forked module blocks 0..m run on the base rows, and a hook after block m applies the op, which also
+gathers the rows that each branch continues; everything else that carries a batch row is gathered with
+the same indices. The model's own code runs unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from intaglio_export.adapters.base import Adapter
+from intaglio_export.suppress import ma_suppress
+
+
+@dataclass
+class _Branching:
+    """The op's inputs of the running forward, and the conditioning gathered for it.
+
+    `gather` is None where rows stay as they are (layout dual).
+    """
+
+    mask: torch.Tensor
+    ref: torch.Tensor
+    branch: torch.Tensor | None
+    keep: torch.Tensor
+    gathered: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    _memo: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def rows(self, value: torch.Tensor | None) -> torch.Tensor | None:
+        """`value` with its rows gathered by branch, once per tensor; None stays None."""
+        if value is None or self.branch is None:
+            return value
+        for original, rows in self._memo:
+            if original is value:
+                return rows
+        self._memo.append((value, value.index_select(0, self.branch)))
+        return self._memo[-1][1]
+
+    def suppress(self, hidden: torch.Tensor) -> torch.Tensor:
+        branch = self.branch
+        if branch is None:
+            branch = torch.arange(hidden.shape[0], device=hidden.device)
+        return ma_suppress(hidden, self.mask, self.ref, branch, self.keep)
+
+
+class _Suppressing(nn.Module):
+    """The transformer with the op after block `block`; a base of the two suppressing modules."""
+
+    def __init__(self, adapter: Adapter, block: int) -> None:
+        super().__init__()
+        self.transformer = adapter.transformer
+        self._adapter = adapter
+        self._block = block
+
+    def _predict(self, inputs: dict[str, torch.Tensor], branching: _Branching) -> torch.Tensor:
+        with _hooks(self._adapter, self._block, branching):
+            return self._adapter.predict(inputs)
+
+
+class ForkedTransformer(_Suppressing):
+    """Layout forked: rows {D_0, D_c} up to block m, rows {D_0, D_c, D_m} after it."""
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        *base, mask, ref, branch, keep = tensors
+        inputs = dict(zip(self._adapter.input_axes(), base, strict=True))
+        return self._predict(inputs, _Branching(mask, ref, branch, keep))
+
+
+class DegradedTransformer(_Suppressing):
+    """Layout dual, the degraded graph: every row is suppressed as its `keep` says."""
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        *base, mask, ref, keep = tensors
+        inputs = dict(zip(self._adapter.input_axes(), base, strict=True))
+        return self._predict(inputs, _Branching(mask, ref, None, keep))
+
+
+class BaseTransformer(nn.Module):
+    """Layout dual, the base graph: the transformer as it is."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
+        self.transformer = adapter.transformer
+        self._adapter = adapter
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        return self._adapter.predict(dict(zip(self._adapter.input_axes(), tensors, strict=True)))
+
+
+@contextmanager
+def _hooks(adapter: Adapter, block: int, branching: _Branching) -> Iterator[None]:
+    """Hooks that apply `branching` after block `block`, for the duration of one forward."""
+
+    def after_fork(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        for name in adapter.row_arguments:
+            branching.gathered[name] = branching.rows(kwargs[name])
+        hidden, others = adapter.split(output)
+        return adapter.join(branching.suppress(hidden), tuple(map(branching.rows, others)))
+
+    def before_block(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, kwargs | branching.gathered
+
+    blocks = adapter.blocks()
+    handles = [blocks[block].register_forward_hook(after_fork, with_kwargs=True)]
+    for later in blocks[block + 1 :]:
+        handles.append(later.register_forward_pre_hook(before_block, with_kwargs=True))
+    for call in adapter.tail:
+        places = call.row_arguments
+
+        def before_tail(
+            module: nn.Module, args: tuple[Any, ...], places: tuple[int, ...] = places
+        ) -> tuple[Any, ...]:
+            return tuple(
+                branching.rows(arg) if place in places else arg for place, arg in enumerate(args)
+            )
+
+        handles.append(call.module.register_forward_pre_hook(before_tail))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

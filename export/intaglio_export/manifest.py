@@ -1,0 +1,159 @@
+"""`bundle.json`: the only thing that export and runtime share; schema models/bundle.schema.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from intaglio_export import __version__, resources, tokenizer
+from intaglio_export.adapters.base import Adapter, PromptLayout
+from intaglio_export.folder import MANIFEST
+from intaglio_export.graphs import GraphSpec
+from intaglio_export.options import Settings
+
+SCHEMA_VERSION = 1
+_PRODUCERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """Where the op stands and what it suppresses by default; `ratio` is in the order of channels."""
+
+    block: int
+    channels: list[int]
+    found_by: str
+    massive: bool
+    ratio: list[float]
+    ref: list[float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As `bundle.schema.json` wants it."""
+        data = asdict(self)
+        if self.ref is None:
+            del data["ref"]
+        return data
+
+
+@dataclass(frozen=True)
+class BundleParts:
+    """What was exported: the layout, graphs by name, and the settings in force."""
+
+    layout: str
+    dtype: str
+    source: str
+    graphs: dict[str, GraphSpec]
+    encoders: dict[str, GraphSpec]
+    vae_decoder: GraphSpec
+    vae_encoder: GraphSpec
+    suppression: Suppression
+    prompt: PromptLayout
+    settings: Settings
+
+
+def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[str, Any]:
+    """The manifest of the files in `folder`."""
+    name = parts.settings.name or parts.source
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "producer": _producer(),
+        "name": name,
+        "family": adapter.family,
+        "source": parts.source,
+        "license": parts.settings.license or "unknown",
+        "layout": parts.layout,
+        "dtype": parts.dtype,
+        "transformer": {
+            "graphs": {name: spec.to_json() for name, spec in parts.graphs.items()},
+            "blocks": len(adapter.blocks()),
+            "patch_size": adapter.patch_size,
+            "channels": adapter.channels,
+        },
+        "massive_activations": parts.suppression.to_json(),
+        "prediction_type": adapter.prediction_type,
+        "latent": asdict(adapter.latent()),
+        "scheduler": _scheduler(adapter),
+        "prompt": _prompt(parts),
+        "vae_decoder": parts.vae_decoder.to_json(),
+        "vae_encoder": parts.vae_encoder.to_json(),
+        "defaults": _defaults(adapter, parts.settings),
+        "files": _files(folder),
+    }
+
+
+def write_manifest(manifest: dict[str, Any], folder: Path) -> None:
+    """Validate `manifest` and write it to `folder`.
+
+    Raises:
+        jsonschema.ValidationError: it does not fit the schema, which is a bug of the exporter.
+    """
+    jsonschema.validate(manifest, resources.bundle_schema())
+    text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _producer() -> dict[str, str]:
+    versions = {package: metadata.version(package) for package in _PRODUCERS}
+    return {"intaglio": __version__} | versions
+
+
+def _scheduler(adapter: Adapter) -> dict[str, Any]:
+    scheduler = adapter.pipeline.scheduler
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps({"type": type(scheduler).__name__} | config))
+    return plain
+
+
+def _prompt(parts: BundleParts) -> dict[str, Any]:
+    layout = parts.prompt
+    return {
+        "max_sequence_length": layout.max_sequence_length,
+        "encoders": {
+            name: {
+                "graph": spec.to_json(),
+                "tokenizer": f"{layout.encoders[name]}/{tokenizer.FILE_NAME}",
+                "max_length": layout.max_length,
+            }
+            for name, spec in parts.encoders.items()
+        },
+        "text": [asdict(segment) | {"encoders": list(segment.encoders)} for segment in layout.text],
+        "text_width": layout.text_width,
+        "pooled": list(layout.pooled),
+    }
+
+
+def _defaults(adapter: Adapter, settings: Settings) -> dict[str, Any]:
+    pipeline = adapter.defaults()
+    known = Settings(
+        steps=pipeline.steps,
+        cfg_scale=pipeline.cfg_scale,
+        dg_scale=0.0,  # never a guess: without a measured value the default is no DG
+        height=pipeline.height,
+        width=pipeline.width,
+    )
+    merged = settings.over(known)
+    keys = ("steps", "cfg_scale", "cfg_window", "dg_scale", "dg_window", "height", "width")
+    said = {key: value for key in keys if (value := getattr(merged, key)) is not None}
+    return said | {"ma_keep": merged.keep_range()}
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+        }
+        for path in files
+        if path != folder / MANIFEST
+    }
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,154 @@
+"""The values of flags and settings that need reading: which channels, and measured settings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from intaglio_export.errors import ExportError, usage_error
+
+LAYOUTS = ("forked", "dual")
+
+
+@dataclass(frozen=True)
+class ChannelChoice:
+    """`auto` (the massive ones), `top` (the `count` largest), or `channels` as given.
+
+    Given ones are of kind `list` from a flag and `settings` from a file, as the manifest's `found_by`.
+    """
+
+    kind: str
+    channels: tuple[int, ...] = ()
+    count: int = 0
+
+
+def parse_channels(text: str) -> ChannelChoice:
+    """Read `auto`, `top:K` or `810,676,...`.
+
+    Raises:
+        ExportError: `text` is none of them, or names a channel twice.
+    """
+    text = text.strip()
+    if text == "auto":
+        return ChannelChoice("auto")
+    if text.startswith("top:"):
+        count = text.removeprefix("top:").strip()
+        if not (count.isascii() and count.isdigit()) or int(count) == 0:
+            raise usage_error(
+                f"--channels {text}: after top: stands a count of 1 or more, as in top:4."
+            )
+        return ChannelChoice("top", count=int(count))
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise usage_error(
+            f"--channels {text or '(empty)'}: expected auto, top:K or channel numbers as in 810,676."
+        )
+    channels = tuple(int(part) for part in parts)
+    if len(set(channels)) < len(channels):
+        raise usage_error(f"--channels {text}: a channel is named twice.")
+    return ChannelChoice("list", channels)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is known of a model: where the op stands, and defaults of generation.
+
+    None is "not said". `channels` is as in `parse_channels`, or a list of numbers.
+    """
+
+    name: str | None = None
+    license: str | None = None
+    block: int | None = None
+    channels: str | list[int] | None = None
+    ref: list[float] | None = None
+    keep: float | list[float] | None = None
+    dg_scale: float | None = None
+    dg_window: list[float] | None = None
+    cfg_scale: float | None = None
+    cfg_window: list[float] | None = None
+    steps: int | None = None
+    height: int | None = None
+    width: int | None = None
+    max_sequence_length: int | None = None
+    about: object = field(default=None, compare=False)
+
+    def over(self, other: Settings) -> Settings:
+        """These settings, and `other`'s where these say nothing.
+
+        `ref` belongs to `channels`: other's is not taken where the channels are these.
+        """
+        said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        if "channels" in said and "ref" not in said:
+            other = replace(other, ref=None)
+        return replace(other, **said)
+
+    def channel_choice(self) -> ChannelChoice | None:
+        """`channels`, read."""
+        if self.channels is None:
+            return None
+        if isinstance(self.channels, str):
+            return parse_channels(self.channels)
+        return ChannelChoice("settings", tuple(self.channels))
+
+    def keep_range(self) -> list[float]:
+        """`keep` at the first and at the last step; suppressed altogether if not said."""
+        if self.keep is None:
+            return [0.0, 0.0]
+        return self.keep if isinstance(self.keep, list) else [self.keep, self.keep]
+
+
+_NUMBER = {"type": "number"}
+_UNIT = {"type": "number", "minimum": 0, "maximum": 1}
+_COUNT = {"type": "integer", "minimum": 1}
+_WINDOW = {"type": "array", "items": _UNIT, "minItems": 2, "maxItems": 2}
+_INDEX = {"type": "integer", "minimum": 0}
+SETTINGS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "name": {"type": "string", "minLength": 1},
+        "license": {"type": "string", "minLength": 1},
+        "block": _INDEX,
+        "channels": {
+            "oneOf": [
+                {"type": "string", "pattern": "^(auto|top:[1-9][0-9]*)$"},
+                {"type": "array", "items": _INDEX, "minItems": 1, "uniqueItems": True},
+            ]
+        },
+        "ref": {"type": "array", "items": _NUMBER},
+        "keep": {"oneOf": [_UNIT, _WINDOW]},
+        "dg_scale": _NUMBER,
+        "dg_window": _WINDOW,
+        "cfg_scale": _NUMBER,
+        "cfg_window": _WINDOW,
+        "steps": _COUNT,
+        "height": _COUNT,
+        "width": _COUNT,
+        "max_sequence_length": _COUNT,
+        "about": {},
+    },
+}
+
+
+def read_settings(path: Path) -> Settings:
+    """Read a settings file: a JSON object whose keys are the fields of `Settings`.
+
+    Raises:
+        ExportError: the file is missing, is not JSON, or does not fit `SETTINGS_SCHEMA`.
+    """
+    import jsonschema
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExportError(f"Cannot read the settings file {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise ExportError(f"The settings file {path} is not JSON: {error}.") from error
+    try:
+        jsonschema.validate(data, SETTINGS_SCHEMA)
+    except jsonschema.ValidationError as error:
+        place = "/".join(map(str, error.absolute_path)) or "the top level"
+        raise ExportError(f"The settings file {path}: {error.message} (at {place}).") from error
+    return Settings(**data)

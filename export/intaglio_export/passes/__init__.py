@@ -1,0 +1,1 @@
+"""Graph edits, one per file, each with its pre- and postconditions."""

@@ -1,0 +1,23 @@
+"""Give the model the function body of `ai.intaglio::MASuppress`."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from intaglio_export import suppress
+
+
+def add_op_function(model: ir.Model) -> None:
+    """Add the op's model-local function and its opset import.
+
+    Precondition: the graph holds exactly one node of the op, and no function of that name.
+    Postcondition: the node resolves to the function, whose body uses the model's own opset.
+    """
+    key = (suppress.DOMAIN, suppress.NAME, "")
+    nodes = [n for n in model.graph if (n.domain, n.op_type) == key[:2]]
+    assert len(nodes) == 1, f"expected one {suppress.NAME} node, found {len(nodes)}"
+    assert key not in model.functions
+    proto = suppress.function_proto(model.opset_imports[""])
+    model.functions[key] = ir.serde.deserialize_function(proto)
+    model.opset_imports[suppress.DOMAIN] = suppress.VERSION
+    nodes[0].version = None  # the import says it; a version on the node is not serialised

@@ -1,0 +1,40 @@
+"""Name the dynamic axes of inputs and outputs as the manifest does."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from intaglio_export.graphs import GraphSpec, TensorSpec
+
+
+def name_axes(model: ir.Model, spec: GraphSpec) -> None:
+    """Set names of axes on the graph's border, and drop the exporter's own names inside.
+
+    Precondition: inputs and outputs stand in the order of `spec` under its names.
+    Postcondition: each has exactly the axes and the type of `spec`; values inside keep their type and
+    fixed sizes, and no dynamic axis inside has a name that the border does not define.
+    """
+    border = [*zip(model.graph.inputs, spec.inputs, strict=True)]
+    border += zip(model.graph.outputs, spec.outputs, strict=True)
+    for value, tensor in border:
+        _check(value, tensor)
+    for node in model.graph:
+        for value in node.outputs:
+            if value.shape is not None:
+                value.shape = ir.Shape([d if isinstance(d, int) else None for d in value.shape])
+    for value, tensor in border:
+        value.shape = ir.Shape(tensor.axes)
+
+
+def _check(value: ir.Value, tensor: TensorSpec) -> None:
+    assert value.name == tensor.name, f"{value.name} stands where {tensor.name} should"
+    assert value.dtype is not None
+    assert value.dtype.name.lower().replace("float", "float32", value.dtype.name == "FLOAT") == str(
+        tensor.dtype
+    ).removeprefix("torch."), f"{value.name} is {value.dtype}"
+    assert value.shape is not None and len(value.shape) == len(tensor.axes)
+    for size, axis in zip(value.shape, tensor.axes, strict=True):
+        if isinstance(axis, int):
+            assert not isinstance(size, int) or size == axis, f"{value.name}: {size} is not {axis}"
+        else:
+            assert not isinstance(size, int), f"{value.name}: axis {axis} was fixed at {size}"

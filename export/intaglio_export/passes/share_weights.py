@@ -1,0 +1,74 @@
+"""Move the weights of one or more graphs into one external file, each distinct tensor once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+
+# Below this, a tensor stays in the graph: shape constants must be visible to shape inference.
+INLINE_BYTES = 1024
+# A page, so that runtimes can map the file.
+ALIGNMENT = 4096
+
+
+def share_weights(models: Sequence[ir.Model], folder: Path, name: str = "weights.data") -> None:
+    """Write the initializers of `models` to `folder`/`name` and let the graphs refer to it.
+
+    Equal tensors, in one graph or in several, are stored once.
+
+    Precondition: `folder` exists and the models will be saved in it.
+    Postcondition: every initializer of `INLINE_BYTES` or more is an external tensor in that file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    placed: dict[tuple[str, str, tuple[int, ...]], ir.ExternalTensor] = {}
+    with open(folder / name, "wb") as file:
+        for model in models:
+            for value in model.graph.initializers.values():
+                tensor = value.const_value
+                assert tensor is not None, f"initializer {value.name} has no value"
+                if tensor.nbytes < INLINE_BYTES:
+                    continue
+                assert all(isinstance(size, int) for size in tensor.shape)
+                data = _bytes(tensor)
+                key = (hashlib.sha256(data).hexdigest(), tensor.dtype.name, tuple(map(int, tensor.shape)))
+                if key not in placed:
+                    placed[key] = _append(file, data, tensor, folder, name)
+                stored = placed[key]
+                value.const_value = ir.ExternalTensor(
+                    name,
+                    stored.offset,
+                    stored.length,
+                    tensor.dtype,
+                    shape=stored.shape,
+                    name=value.name or "",
+                    base_dir=folder,
+                )
+
+
+def _bytes(tensor: ir.TensorProtocol) -> memoryview:
+    """The tensor's memory; a copy of this one tensor where it is a transposed view."""
+    return memoryview(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8))
+
+
+def _append(
+    file: BinaryIO, data: memoryview, tensor: ir.TensorProtocol, folder: Path, name: str
+) -> ir.ExternalTensor:
+    offset = -(-file.tell() // ALIGNMENT) * ALIGNMENT
+    file.write(b"\0" * (offset - file.tell()))
+    file.write(data)
+    return ir.ExternalTensor(
+        name,
+        offset,
+        len(data),
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape),
+        name=tensor.name or "",
+        base_dir=folder,
+    )

@@ -1,0 +1,38 @@
+"""Recipes: what is known of published models, found by the shape of their transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from intaglio_export import resources
+from intaglio_export.options import Settings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A known model: its name, its settings, and the sentence on where they come from."""
+
+    name: str
+    settings: Settings
+    source: str
+
+
+def find_recipe(family: str, config: Mapping[str, Any]) -> Recipe | None:
+    """The recipe of `family` whose `match` agrees with the transformer's `config`, or None.
+
+    Published models of one family differ in depth, width or attention, so their configuration tells
+    them apart whatever the folder is called.
+    """
+    for data in resources.recipes():
+        if data["family"] == family and _agrees(data["match"], config):
+            return Recipe(data["name"], Settings(**data["settings"]), data["source"])
+    return None
+
+
+def _agrees(match: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    return all(plain(config.get(key)) == value for key, value in match.items())

@@ -1,0 +1,76 @@
+"""Chooses the block and the channels that a bundle suppresses by default."""
+
+from __future__ import annotations
+
+from intaglio_export.channels import RATIO, ChannelStatistics
+from intaglio_export.errors import ExportError, ExitCode, usage_error
+from intaglio_export.manifest import Suppression
+from intaglio_export.options import ChannelChoice
+
+
+def choose_block(block: int | None, blocks: int) -> int:
+    """`block`, or the middle one where nothing is known.
+
+    Raises:
+        ExportError: `block` is not in 0..`blocks`-1.
+    """
+    if block is None:
+        return blocks // 2
+    if not 0 <= block < blocks:
+        raise usage_error(f"--block {block}: the transformer's blocks are 0 to {blocks - 1}.")
+    return block
+
+
+def choose_channels(
+    choice: ChannelChoice,
+    block: int,
+    statistics: ChannelStatistics,
+    ref: list[float] | None = None,
+) -> Suppression:
+    """The channels of `choice` after block `block`, and whether they are massive.
+
+    `ref` is what each channel of a list goes to; None stands for zeros.
+
+    Raises:
+        ExportError: a channel is out of range, there are no massive channels to choose, or `ref` does
+            not fit.
+    """
+    count = statistics.ratio.shape[1]
+    if choice.kind == "auto":
+        channels = statistics.massive(block)
+        if not channels:
+            raise ExportError(_none_massive(block, statistics), ExitCode.BAD_INPUT)
+    elif choice.kind == "top":
+        if choice.count > count:
+            raise usage_error(f"--channels top:{choice.count}: the stream has {count} channels.")
+        channels = statistics.largest(block)[: choice.count]
+    else:
+        channels = list(choice.channels)
+        if wrong := [c for c in channels if c >= count]:
+            raise usage_error(f"--channels {wrong[0]}: channels are 0 to {count - 1}.")
+    if ref is not None and len(ref) != len(channels):
+        raise ExportError(f"The settings give {len(ref)} values of ref for {len(channels)} channels.")
+    return Suppression(
+        block=block,
+        channels=channels,
+        found_by=choice.kind,
+        massive=all(statistics.is_massive(block, c) for c in channels),
+        ratio=[round(float(statistics.ratio[block, c]), 3) for c in channels],
+        ref=ref,
+    )
+
+
+def _none_massive(block: int, statistics: ChannelStatistics) -> str:
+    top = statistics.largest(block)[0]
+    ratio = float(statistics.ratio[block, top])
+    elsewhere = statistics.blocks_with_massive()
+    hint = (
+        f" Blocks {', '.join(map(str, elsewhere))} have some: try --block {elsewhere[0]}."
+        if elsewhere
+        else ""
+    )
+    return (
+        f"No channel is massive after block {block}: the largest, {top}, has {ratio:.1f} times the"
+        f" median channel's mean |z|, and {RATIO:g} are needed.{hint} To suppress the K largest anyway,"
+        f" give --channels top:K, for example --channels top:4."
+    )

@@ -1,0 +1,71 @@
+"""From a torch module to an ONNX model in memory, with torch's exporter, once per graph."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+from torch.export import Dim
+
+from intaglio_export.graphs import ExportUnit, TensorSpec
+
+# 23 keeps Attention, RMSNormalization and Gelu as single nodes.
+OPSET = 23
+
+
+def trace(unit: ExportUnit) -> ir.Model:
+    """The ONNX model of `unit.module`; its weights still refer to torch's memory.
+
+    Raises:
+        torch.onnx.OnnxExporterError: the module cannot be exported.
+    """
+    generator = torch.Generator().manual_seed(0)
+    dims = _dims(unit)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            unit.module.eval(),
+            unit.example_inputs(generator),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(tuple(_dynamic(spec, dims) for spec in unit.spec.inputs),),
+            input_names=[spec.name for spec in unit.spec.inputs],
+            output_names=[spec.name for spec in unit.spec.outputs],
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+def _dims(unit: ExportUnit) -> dict[str, object]:
+    """A torch.export dimension for each named axis of the inputs."""
+    dims: dict[str, object] = {}
+    for spec in unit.spec.inputs:
+        for axis in spec.axes:
+            if isinstance(axis, int) or axis in dims:
+                continue
+            multiple = unit.multiples.get(axis, 1)
+            largest = unit.maxima.get(axis)
+            dim = Dim(f"{axis}_units", max=largest // multiple if largest else None)
+            dims[axis] = multiple * dim if multiple > 1 else dim
+    return dims
+
+
+def _dynamic(spec: TensorSpec, dims: dict[str, object]) -> dict[int, object]:
+    return {place: dims[axis] for place, axis in enumerate(spec.axes) if isinstance(axis, str)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's own notes, which say nothing that a user can act on."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

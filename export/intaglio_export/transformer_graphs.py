@@ -1,0 +1,63 @@
+"""The transformer's graphs in the two layouts."""
+
+from __future__ import annotations
+
+import torch
+
+from intaglio_export.adapters.base import Adapter
+from intaglio_export.forking import BaseTransformer, DegradedTransformer, ForkedTransformer
+from intaglio_export.graphs import Axis, ExportUnit, GraphSpec, TensorSpec
+
+
+def transformer_units(adapter: Adapter, layout: str, block: int) -> dict[str, ExportUnit]:
+    """The graphs of `layout` ("forked" or "dual") by the name they have in the manifest.
+
+    The op stands after block `block`. Dual's graphs have one kind of row, so it is named `rows`.
+    """
+    channels = adapter.channels
+    base = [TensorSpec(role, axes) for role, axes in adapter.input_axes().items()]
+    to_channels = [TensorSpec("mask", (channels,)), TensorSpec("ref", (channels,))]
+    branch = TensorSpec("branch", ("rows",), torch.int64)
+    keep = TensorSpec("keep", ("rows", "tokens"))
+    if layout == "forked":
+        inputs = {"forked": [*base, *to_channels, branch, keep]}
+        modules: dict[str, torch.nn.Module] = {"forked": ForkedTransformer(adapter, block)}
+    else:
+        base = [TensorSpec(tensor.role, _rows(tensor.axes)) for tensor in base]
+        inputs = {"base": base, "degraded": [*base, *to_channels, keep]}
+        modules = {
+            "base": BaseTransformer(adapter),
+            "degraded": DegradedTransformer(adapter, block),
+        }
+    output = TensorSpec("prediction", adapter.output_axes())
+    return {
+        name: _unit(adapter, modules[name], name, tuple(inputs[name]), output) for name in modules
+    }
+
+
+def _rows(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    return tuple("rows" if axis == "base_rows" else axis for axis in axes)
+
+
+def _unit(
+    adapter: Adapter,
+    module: torch.nn.Module,
+    name: str,
+    inputs: tuple[TensorSpec, ...],
+    output: TensorSpec,
+) -> ExportUnit:
+    patch = adapter.patch_size
+    latent = adapter.latent()
+    height, width = 6 * patch, 8 * patch
+    # Rows differ from base rows, or torch.export would take the two for one size.
+    sizes = {"base_rows": 2, "rows": 3, "text_length": 5, "tokens": 48}
+    return ExportUnit(
+        module,
+        GraphSpec(f"transformer/{name}.onnx", inputs, (output,)),
+        sizes | {"latent_height": height, "latent_width": width},
+        {"latent_height": patch, "latent_width": patch},
+        {
+            "latent_height": latent.max_height // latent.vae_scale_factor,
+            "latent_width": latent.max_width // latent.vae_scale_factor,
+        },
+    )

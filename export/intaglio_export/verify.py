@@ -1,0 +1,136 @@
+"""Runs the written graphs through ONNX Runtime against the torch modules on fresh inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+import torch
+
+from intaglio_export.errors import ExportError
+from intaglio_export.graphs import ExportUnit
+
+TOLERANCE = 1e-4
+# Rows of keep: suppressed altogether, in part, left alone.
+KEEP_LEVELS = (0.0, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of the named axes to try, in units of their multiples."""
+
+    rows: int
+    base_rows: int
+    height: int
+    width: int
+    text_length: int
+
+
+CASES = (
+    Case(rows=1, base_rows=1, height=4, width=4, text_length=3),
+    Case(rows=3, base_rows=1, height=3, width=5, text_length=7),
+    Case(rows=4, base_rows=2, height=6, width=4, text_length=2),
+    Case(rows=9, base_rows=6, height=5, width=7, text_length=11),
+)
+
+
+def open_session(path: Path) -> ort.InferenceSession:
+    """A CPU session that maps its weights instead of copying them, to keep the peak memory low."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@torch.no_grad()
+def verify(
+    unit: ExportUnit,
+    folder: Path,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda share: None,
+) -> float:
+    """The largest relative error ||onnx - torch|| / ||torch|| of an output's row over all cases.
+
+    Raises:
+        ExportError: it exceeds `TOLERANCE`, or the graph does not run.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    path = folder / unit.spec.path
+    try:
+        session = open_session(path)
+    except Exception as error:  # ONNX Runtime raises several classes of its own
+        raise ExportError(f"ONNX Runtime cannot open {unit.spec.path}: {error}") from error
+    worst = 0.0
+    for number, inputs in enumerate(_inputs(unit, generator)):
+        expected = unit.module(*inputs)
+        feeds = {s.name: x.numpy() for s, x in zip(unit.spec.inputs, inputs, strict=True)}
+        try:
+            got = session.run(None, feeds)
+        except Exception as error:
+            raise ExportError(f"ONNX Runtime cannot run {unit.spec.path}: {error}") from error
+        if isinstance(expected, torch.Tensor):
+            expected = (expected,)
+        errors = [_error(torch.from_numpy(g), e) for g, e in zip(got, expected, strict=True)]
+        worst = max(worst, *errors)
+        progress((number + 1) / len(CASES))
+    if not worst <= TOLERANCE:
+        raise ExportError(
+            f"The graph {unit.spec.path} differs from the torch model by {worst:.2e} (relative),"
+            f" more than {TOLERANCE:.0e}; nothing was written."
+        )
+    return worst
+
+
+def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest relative error of a row; infinite where shapes or non-finite values differ."""
+    if got.shape != expected.shape:
+        return float("inf")
+    difference = (got.double() - expected.double()).flatten(1).norm(dim=1)
+    size = expected.double().flatten(1).norm(dim=1)
+    error = (difference / size.clamp_min(1e-12)).max().item()
+    return error if error == error else float("inf")
+
+
+def _inputs(unit: ExportUnit, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
+    """Fresh inputs for each case."""
+    for case in CASES:
+        sizes = _sizes(unit, case)
+        values = []
+        for spec in unit.spec.inputs:
+            value = ExportUnit.random_input(spec, sizes, generator)
+            if spec.role == "timestep":
+                value = torch.rand(value.shape, generator=generator) * 1000
+            elif spec.role == "mask":
+                value = (torch.rand(value.shape, generator=generator) < 0.1).float()
+            elif spec.role == "branch":
+                value = torch.arange(case.rows) % case.base_rows
+            elif spec.role == "keep":
+                levels = torch.tensor(KEEP_LEVELS)
+                value = levels[torch.randint(len(levels), value.shape, generator=generator)]
+            elif spec.role == "token_ids":
+                value = torch.randint(unit.vocabulary, value.shape, generator=generator)
+            values.append(value)
+        yield values
+
+
+def _sizes(unit: ExportUnit, case: Case) -> dict[str, int]:
+    def side(axis: str, units: int) -> int:
+        multiple = unit.multiples.get(axis, 1)
+        return multiple * min(units, unit.maxima.get(axis, units * multiple) // multiple)
+
+    height, width = side("latent_height", case.height), side("latent_width", case.width)
+    patch_y, patch_x = unit.multiples.get("latent_height", 1), unit.multiples.get("latent_width", 1)
+    return {
+        "rows": case.rows,
+        "base_rows": case.base_rows,
+        "prompts": case.base_rows,
+        "images": case.base_rows if case.base_rows < 3 else 2,
+        "text_length": case.text_length,
+        "latent_height": height,
+        "latent_width": width,
+        "tokens": (height // patch_y) * (width // patch_x),
+        "image_height": side("image_height", case.height),
+        "image_width": side("image_width", case.width),
+    }
