@@ -1,0 +1,17 @@
+// Schedules by scheduler family; make_schedule picks one.
+#pragma once
+
+#include "intaglio/sampling.h"
+
+namespace intaglio {
+
+// FlowMatchEulerDiscreteScheduler.set_timesteps(steps, mu) as StableDiffusion3Pipeline calls it.
+// FlowMatchHeunDiscreteScheduler has the same sigmas; it only lists inner ones twice, once for each
+// evaluation, and knows no dynamic shifting: there it gets Euler's.
+Schedule flow_match_schedule(const SchedulerConfig& config, int steps, int image_seq_len);
+
+// DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=shift).set_timesteps(steps, mu).
+// shift_terminal means nothing to it.
+Schedule dpm_flow_schedule(const SchedulerConfig& config, int steps, int image_seq_len);
+
+}  // namespace intaglio
