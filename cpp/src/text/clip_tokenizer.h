@@ -1,0 +1,38 @@
+// CLIP's tokenizer (arXiv 2103.00020) as transformers' fast CLIPTokenizer runs it.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "intaglio/tokenizer.h"
+#include "text/bpe.h"
+#include "text/clip_tables.h"
+
+namespace intaglio {
+
+class ClipTokenizer final : public Tokenizer {
+ public:
+  // Throws InputError naming `path` when the tables contradict each other.
+  ClipTokenizer(const std::filesystem::path& path, const ClipTables& tables);
+
+  std::vector<std::int64_t> encode(std::string_view text, int length) const override;
+
+ private:
+  template <typename Char>
+  struct Special {
+    std::basic_string<Char> content;
+    std::int64_t id;
+  };
+
+  void encode_raw(std::string_view text, std::vector<std::int64_t>& ids) const;
+  void encode_normalized(std::u32string_view text, std::vector<std::int64_t>& ids) const;
+
+  Bpe bpe_;
+  std::vector<Special<char>> raw_specials_;             // found before normalization
+  std::vector<Special<char32_t>> normalized_specials_;  // found after it
+  std::int64_t bos_, eos_, pad_;
+};
+
+}  // namespace intaglio

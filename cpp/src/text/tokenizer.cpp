@@ -1,0 +1,72 @@
+// Opens a tokenizer's tables and picks the family that reads them.
+#include "intaglio/tokenizer.h"
+
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "intaglio/error.h"
+#include "text/clip_tokenizer.h"
+
+namespace intaglio {
+namespace {
+
+std::string read_file(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string content{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  if (!file || std::filesystem::is_directory(path)) {
+    throw InputError("cannot read the tokenizer " + path.string() +
+                     ": check that the bundle is whole");
+  }
+  return content;
+}
+
+// Finds "type" at the top level and stops there; export writes it first.
+class TypeFinder final : public nlohmann::json_sax<nlohmann::json> {
+ public:
+  std::string type;
+
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t& value) override {
+    if (depth_ != 1 || key_ != "type") return true;
+    type = value;
+    return false;
+  }
+  bool binary(binary_t&) override { return true; }
+  bool start_object(std::size_t) override { return ++depth_ > 0; }
+  bool end_object() override { return --depth_ >= 0; }
+  bool start_array(std::size_t) override { return ++depth_ > 0; }
+  bool end_array() override { return --depth_ >= 0; }
+  bool key(string_t& value) override {
+    if (depth_ == 1) key_ = value;
+    return true;
+  }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::json::exception&) override {
+    return false;
+  }
+
+ private:
+  int depth_ = 0;
+  std::string key_;
+};
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& tables) {
+  const std::string json = read_file(tables);
+  TypeFinder finder;
+  nlohmann::json::sax_parse(json, &finder);
+  if (finder.type == "clip_bpe") {
+    return std::make_unique<ClipTokenizer>(tables, read_clip_tables(tables, json));
+  }
+  throw InputError(
+      "the tokenizer " + tables.string() +
+      (finder.type.empty() ? " names no type" : " is of the unknown type \"" + finder.type + "\"") +
+      ": this version reads clip_bpe");
+}
+
+}  // namespace intaglio

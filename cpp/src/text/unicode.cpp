@@ -1,0 +1,147 @@
+#include "text/unicode.h"
+
+#include <utf8proc.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <iterator>
+#include <vector>
+
+#include "intaglio/error.h"
+
+namespace intaglio {
+namespace {
+
+const utf8proc_uint8_t* bytes_of(std::string_view text) {
+  return reinterpret_cast<const utf8proc_uint8_t*>(text.data());
+}
+
+bool is_space(char32_t c) {
+  return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+         c == 0x3000;
+}
+
+// Marks that Unicode gained after version 9, whose tables transformers' tokenizers normalize with:
+// to them these are plain characters, which neither move nor compose.
+bool is_late_mark(char32_t c) {
+  struct Range {
+    char32_t first, last;
+  };
+  static constexpr Range ranges[] = {
+      {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},
+      {0xC3C, 0xC3C},     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x1715, 0x1715},
+      {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0xA82C, 0xA82C},   {0x10D24, 0x10D27},
+      {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF}, {0x10F46, 0x10F50}, {0x10F82, 0x10F85},
+      {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x1145E, 0x1145E}, {0x11839, 0x1183A},
+      {0x11930, 0x11930}, {0x1193D, 0x1193E}, {0x11943, 0x11943}, {0x119E0, 0x119E0},
+      {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99}, {0x11D42, 0x11D42},
+      {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x11F41, 0x11F42}, {0x16FF0, 0x16FF1},
+      {0x1E08F, 0x1E08F}, {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF},
+      {0x1E4EC, 0x1E4EF},
+  };
+  const auto after =
+      std::upper_bound(std::begin(ranges), std::end(ranges), c,
+                       [](char32_t value, Range range) { return value < range.first; });
+  return after != std::begin(ranges) && c <= std::prev(after)->last;
+}
+
+void append_nfc(std::u32string& out, std::string_view text) {
+  constexpr auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+  const auto size = static_cast<utf8proc_ssize_t>(text.size());
+  const auto needed = utf8proc_decompose(bytes_of(text), size, nullptr, 0, options);
+  if (needed <= 0) return;
+  std::vector<utf8proc_int32_t> buffer(static_cast<std::size_t>(needed));
+  utf8proc_decompose(bytes_of(text), size, buffer.data(), needed, options);
+  const auto composed = utf8proc_normalize_utf32(buffer.data(), needed, options);
+  out.append(buffer.begin(), buffer.begin() + composed);
+}
+
+}  // namespace
+
+CharClass classify(char32_t c) {
+  if (is_space(c)) return CharClass::space;
+  switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO:
+      return CharClass::letter;
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL:
+    case UTF8PROC_CATEGORY_NO:
+      return CharClass::number;
+    default:
+      return CharClass::other;
+  }
+}
+
+void check_utf8(std::string_view text) {
+  std::size_t at = 0;
+  while (at < text.size()) {
+    utf8proc_int32_t c = 0;
+    const auto length =
+        utf8proc_iterate(bytes_of(text) + at, static_cast<utf8proc_ssize_t>(text.size() - at), &c);
+    if (length <= 0) {
+      throw InputError("the prompt is not valid UTF-8 at byte " + std::to_string(at) +
+                       ": give it in UTF-8");
+    }
+    at += static_cast<std::size_t>(length);
+  }
+}
+
+std::u32string nfc(std::string_view text) {
+  std::u32string out;
+  out.reserve(text.size());
+  std::size_t begin = 0;
+  std::size_t at = 0;
+  while (at < text.size()) {
+    utf8proc_int32_t c = 0;
+    const auto length = static_cast<std::size_t>(
+        utf8proc_iterate(bytes_of(text) + at, static_cast<utf8proc_ssize_t>(text.size() - at), &c));
+    if (is_late_mark(static_cast<char32_t>(c))) {
+      append_nfc(out, text.substr(begin, at - begin));
+      out.push_back(static_cast<char32_t>(c));
+      begin = at + length;
+    }
+    at += length;
+  }
+  append_nfc(out, text.substr(begin));
+  return out;
+}
+
+std::u32string collapse_spaces(std::u32string_view text) {
+  std::u32string out;
+  out.reserve(text.size());
+  bool in_run = false;
+  for (const char32_t c : text) {
+    const bool space = is_space(c);
+    if (!space) out.push_back(c);
+    if (space && !in_run) out.push_back(U' ');
+    in_run = space;
+  }
+  return out;
+}
+
+std::u32string lowercase(std::u32string_view text) {
+  constexpr char32_t dotted_capital_i = 0x130;
+  std::u32string out;
+  out.reserve(text.size());
+  for (const char32_t c : text) {
+    if (c == dotted_capital_i) {
+      out += U"i\u0307";
+    } else {
+      out.push_back(static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))));
+    }
+  }
+  return out;
+}
+
+void append_utf8(std::string& out, char32_t c) {
+  utf8proc_uint8_t encoded[4];
+  const auto length = utf8proc_encode_char(static_cast<utf8proc_int32_t>(c), encoded);
+  out.append(encoded, encoded + length);
+}
+
+}  // namespace intaglio
