@@ -38,6 +38,7 @@ struct GenerateOptions {
   std::optional<Tensor> latents;     // [N, C, h, w] float32, instead of noise
   std::optional<Image> image;        // start from this picture
   double strength = 0.6;             // of the noise laid over `image`: 1 forgets it
+  int vae_tile = 1024;               // pixels; larger images are decoded in overlapping tiles
 };
 
 struct Timings {  // seconds
@@ -52,8 +53,8 @@ struct Generation {
   Tensor latents;  // [N, C, h, w], as the scheduler leaves them, before the VAE's scaling is undone
   Timings timings;
   std::vector<double> step_seconds;
-  std::int64_t forward_rows = 0;  // rows through the first block, summed over the run
-  std::int64_t forked_rows = 0;   // rows through the last block, likewise
+  std::int64_t base_rows = 0;    // rows through blocks 0..m, summed over the evaluations
+  std::int64_t forked_rows = 0;  // rows through the blocks after m, likewise
 };
 
 // What a step callback sees. Valid during the call only.

@@ -1,0 +1,41 @@
+// One function a subcommand: adds it to the application with its flags and its callback.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "intaglio/backend.h"
+
+namespace intaglio::cli {
+
+// Flags that every subcommand which runs graphs takes.
+struct RunFlags {
+  std::filesystem::path bundle;
+  BackendOptions backend;
+};
+void add_bundle(CLI::App& command, std::filesystem::path& bundle);
+void add_run_flags(CLI::App& command, RunFlags& flags);
+// A flag read by cli::parse, so that every wrong value gets the same kind of sentence.
+template <typename T>
+CLI::Option* add_flag(CLI::App& command, const std::string& flags, T& value, const std::string& type, const std::string& help);
+
+void add_generate(CLI::App& app);
+void add_inspect(CLI::App& app);
+void add_bench(CLI::App& app);
+
+}  // namespace intaglio::cli
+
+#include "cli/parse.h"
+
+namespace intaglio::cli {
+
+template <typename T>
+CLI::Option* add_flag(CLI::App& command, const std::string& flags, T& value, const std::string& type, const std::string& help) {
+  const std::string name = flags.substr(flags.rfind("--"));
+  const auto read = [name, &value](const std::string& text) { parse(name, text, value); };
+  return command.add_option_function<std::string>(flags, read, help)->type_name(type);
+}
+
+}  // namespace intaglio::cli

@@ -1,0 +1,123 @@
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/output.h"
+#include "cli/process.h"
+#include "cli/progress.h"
+#include "intaglio/error.h"
+#include "intaglio/file.h"
+#include "intaglio/options.h"
+
+namespace intaglio::cli {
+
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+struct Flags {
+  RunFlags run;
+  GenerateOptions options;
+  fs::path output = "image.png";
+  fs::path image, ma_tokens, latents_in, latents_out, report;
+};
+
+void read_inputs(Flags& flags) {
+  if (!flags.image.empty()) flags.options.image = read_png(flags.image);
+  if (!flags.ma_tokens.empty()) flags.options.ma_tokens = read_png(flags.ma_tokens);
+  if (flags.latents_in.empty()) return;
+  flags.options.latents = load_npy(flags.latents_in);
+  const Tensor& latents = *flags.options.latents;
+  if (flags.options.seeds.size() == 1 && flags.options.batch == 1 && !latents.shape().empty()) {
+    flags.options.batch = static_cast<int>(latents.dim(0));
+  }
+}
+
+Json report(const Flags& flags, const Pipeline& pipeline, const Generation& generation, double first_step_at) {
+  return {
+      {"bundle", pipeline.bundle().name},
+      {"backend", pipeline.backend().description()},
+      {"options", Json::parse(to_json(with_defaults(pipeline.bundle(), flags.options)))},
+      {"seconds",
+       {{"start_to_first_step", first_step_at},
+        {"text", generation.timings.text},
+        {"denoise", generation.timings.denoise},
+        {"vae", generation.timings.vae},
+        {"total", generation.timings.total}}},
+      {"step_seconds", generation.step_seconds},
+      {"base_rows", generation.base_rows},
+      {"forked_rows", generation.forked_rows},
+  };
+}
+
+void generate(Flags& flags) {
+  for (const fs::path& path : {flags.output, flags.latents_out, flags.report}) check_writable(path);
+  read_inputs(flags);
+  const Pipeline pipeline = Pipeline::open(flags.run.bundle, flags.run.backend);
+
+  const InterruptFlag interrupt;
+  Generation generation;
+  double first_step_at = 0;
+  {
+    ProgressBar bar("denoising");
+    generation = pipeline.generate(flags.options, [&](const Step& step) {
+      // The first callback comes after the step; its own time is taken off below.
+      if (step.step == 0) first_step_at = seconds_since_process_start();
+      bar.show(step.step + 1, step.steps);
+      return !InterruptFlag::raised();
+    });
+  }
+  first_step_at -= generation.step_seconds.front();
+
+  for (std::size_t i = 0; i < generation.images.size(); ++i) {
+    const fs::path path = numbered(flags.output, i, generation.images.size());
+    write_png(path, generation.images[i], png_text(pipeline.bundle(), flags.options, i));
+    std::cout << path.string() << '\n';
+  }
+  if (!flags.latents_out.empty()) save_npy(flags.latents_out, generation.latents);
+  if (!flags.report.empty()) write_file(flags.report, report(flags, pipeline, generation, first_step_at).dump(2) + "\n");
+  if (::isatty(STDERR_FILENO)) {
+    std::fprintf(stderr, "%s: text %.2f s, %zu steps %.2f s, decoding %.2f s\n", pipeline.backend().description().c_str(),
+                 generation.timings.text, generation.step_seconds.size(), generation.timings.denoise, generation.timings.vae);
+  }
+}
+
+std::string dashed(std::string name) {
+  for (char& c : name) c = c == '_' ? '-' : c;
+  return name;
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* command = app.add_subcommand("generate", "draw images from a prompt");
+  command->footer(
+      "What is not given comes from the bundle's defaults (see `intaglio inspect BUNDLE`).\n"
+      "Example: intaglio generate bundle --prompt \"a dark ankle boot\" --seeds 1,2,3 -o boot.png");
+  add_run_flags(*command, flags->run);
+  visit_options(flags->options, [&](const OptionInfo& info, auto& value) {
+    const std::string name = info.name;
+    const std::string flag = "--" + dashed(name);
+    CLI::Option* option = add_flag(*command, name == "seeds" ? "--seed," + flag : flag, value, info.value, info.help);
+    if (name == "prompt") option->required();
+  });
+  const auto add_path = [&](const char* flag, fs::path& path, const char* type, const char* help) {
+    command->add_option(flag, path, help)->type_name(type);
+  };
+  add_path("-o,--output", flags->output, "OUT.png", "where the image goes; several become OUT-0.png, OUT-1.png, ... [image.png]");
+  add_path("--image", flags->image, "FILE.png", "start from this picture instead of noise");
+  add_path("--ma-tokens", flags->ma_tokens, "MASK.png", "where Detail Guidance acts: white suppresses, black leaves alone");
+  add_path("--latents-in", flags->latents_in, "FILE.npy", "initial latents [N, C, h, w] instead of seeded noise");
+  add_path("--latents-out", flags->latents_out, "FILE.npy", "write the final latents");
+  add_path("--report", flags->report, "FILE.json", "write options, timings and counts");
+  command->callback([flags] { generate(*flags); });
+}
+
+}  // namespace intaglio::cli

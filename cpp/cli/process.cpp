@@ -1,0 +1,26 @@
+#include "cli/process.h"
+
+#include <unistd.h>
+
+#include <ctime>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+#include <string>
+
+namespace intaglio::cli {
+
+double seconds_since_process_start() {
+  std::ifstream stream("/proc/self/stat");
+  const std::string stat{std::istreambuf_iterator<char>(stream), {}};
+  // The name in parentheses may hold spaces; starttime is the 20th field after it.
+  std::istringstream fields(stat.substr(stat.rfind(')') + 1));
+  std::string field;
+  for (int i = 0; i < 20; ++i) fields >> field;
+  timespec now{};
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  const double start = std::stod(field) / static_cast<double>(sysconf(_SC_CLK_TCK));
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9 - start;
+}
+
+}  // namespace intaglio::cli

@@ -1,0 +1,13 @@
+// The `intaglio` command: generate, inspect, bench.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace intaglio {
+
+// Runs the command line `args` (without the program's name): results on stdout, messages and
+// progress on stderr. Returns the exit code (error.h). Ctrl-C stops a run within a step.
+int run_command(const std::vector<std::string>& args);
+
+}  // namespace intaglio

@@ -1,0 +1,148 @@
+#include "backend/onnxruntime_backend.h"
+
+#include <algorithm>
+#include <cassert>
+#include <exception>
+#include <thread>
+
+#include "backend/onnxruntime_library.h"
+#include "backend/ort_api.h"
+#include "intaglio/bundle.h"
+#include "intaglio/error.h"
+
+namespace intaglio {
+
+namespace {
+
+// Runs `body`, turning ONNX Runtime's exceptions into ours.
+template <typename Body>
+auto translate(const std::string& doing, Body&& body) {
+  try {
+    return body();
+  } catch (const Ort::Exception& error) {
+    const std::string what = error.what();
+    const bool memory = what.find("allocate memory") != std::string::npos || what.find("bad_alloc") != std::string::npos;
+    if (memory) throw OutOfMemoryError(doing + " needs more memory than there is: use a smaller size or batch");
+    throw InputError(doing + " failed in ONNX Runtime: " + what);
+  } catch (const std::bad_alloc&) {
+    throw OutOfMemoryError(doing + " needs more memory than there is: use a smaller size or batch");
+  }
+}
+
+ONNXTensorElementDataType ort_type(DType dtype) {
+  switch (dtype) {
+    case DType::float32:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    case DType::int64:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+    case DType::uint8:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+  }
+  assert(false);
+  return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+}
+
+void check(const std::string& graph, const GraphTensor& declared, const Tensor& tensor) {
+  bool fits = tensor.dtype() == declared.dtype && tensor.shape().size() == declared.axes.size();
+  for (std::size_t i = 0; fits && i < declared.axes.size(); ++i) {
+    const auto* size = std::get_if<std::int64_t>(&declared.axes[i]);
+    fits = tensor.dim(i) > 0 && (!size || *size == tensor.dim(i));
+  }
+  if (!fits) {
+    throw InputError(graph + " cannot take " + declared.role + " of shape " + to_string(tensor.shape()) +
+                     " and type " + name_of(tensor.dtype()) + ": the bundle's graphs contradict its manifest, export it again");
+  }
+}
+
+class OrtBoundGraph final : public BoundGraph {
+ public:
+  OrtBoundGraph(std::shared_ptr<Ort::Session> session, const Graph& graph, const std::vector<Binding>& inputs,
+                const std::vector<Binding>& outputs)
+      : session_(std::move(session)), name_(graph.path), binding_(*session_), inputs_(inputs), outputs_(outputs) {
+    assert(inputs.size() == graph.inputs.size() && outputs.size() == graph.outputs.size());
+    for (Binding& binding : inputs_) {
+      const GraphTensor& declared = graph.input(binding.role);
+      check(name_, declared, binding.tensor);
+      binding_.BindInput(declared.name.c_str(), view(binding.tensor));
+    }
+    for (Binding& binding : outputs_) {
+      const GraphTensor& declared = graph.output(binding.role);
+      check(name_, declared, binding.tensor);
+      binding_.BindOutput(declared.name.c_str(), view(binding.tensor));
+    }
+  }
+
+  void run() override {
+    translate("running " + name_, [&] { session_->Run(run_options_, binding_); });
+  }
+
+ private:
+  static Ort::Value view(Tensor& tensor) {
+    static const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    return Ort::Value::CreateTensor(memory, tensor.data(), tensor.bytes(), tensor.shape().data(),
+                                    tensor.shape().size(), ort_type(tensor.dtype()));
+  }
+
+  std::shared_ptr<Ort::Session> session_;
+  std::string name_;
+  Ort::RunOptions run_options_;
+  Ort::IoBinding binding_;
+  std::vector<Binding> inputs_, outputs_;  // keep the memory alive
+};
+
+class OrtSession final : public Session {
+ public:
+  OrtSession(std::shared_ptr<Ort::Session> session, Graph graph) : session_(std::move(session)), graph_(std::move(graph)) {}
+
+  std::unique_ptr<BoundGraph> bind(const std::vector<Binding>& inputs, const std::vector<Binding>& outputs) const override {
+    return translate("binding " + graph_.path, [&] { return std::make_unique<OrtBoundGraph>(session_, graph_, inputs, outputs); });
+  }
+
+ private:
+  std::shared_ptr<Ort::Session> session_;
+  Graph graph_;
+};
+
+// ONNX Runtime has one environment per process; it must outlive every session.
+Ort::Env& environment() {
+  static auto* env = new Ort::Env(ORT_LOGGING_LEVEL_ERROR, "intaglio");  // never destroyed: static order
+  return *env;
+}
+
+class OrtBackend final : public Backend {
+ public:
+  OrtBackend(const BackendOptions& options, std::string version)
+      : version_(std::move(version)),
+        threads_(options.threads ? options.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()))) {}
+
+  std::unique_ptr<Session> load(const std::filesystem::path& bundle_root, const Graph& graph) const override {
+    const auto path = bundle_root / graph.path;
+    return translate("loading " + path.string(), [&] {
+      Ort::SessionOptions options;
+      options.SetIntraOpNumThreads(threads_);
+      options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
+      // Prepacking copies every weight at load; mapped weights step no slower.
+      options.AddConfigEntry("session.disable_prepacking", "1");
+      auto session = std::make_shared<Ort::Session>(environment(), path.c_str(), options);
+      return std::make_unique<OrtSession>(std::move(session), graph);
+    });
+  }
+
+  std::string description() const override {
+    return "ONNX Runtime " + version_ + ", cpu, " + std::to_string(threads_) +
+           (threads_ == 1 ? " thread" : " threads");
+  }
+
+ private:
+  std::string version_;
+  int threads_;
+};
+
+}  // namespace
+
+std::shared_ptr<Backend> make_onnxruntime_backend(const BackendOptions& options) {
+  std::string version = load_onnxruntime(options.onnxruntime_library);
+  return std::make_shared<OrtBackend>(options, std::move(version));
+}
+
+}  // namespace intaglio

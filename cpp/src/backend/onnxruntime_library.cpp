@@ -1,0 +1,75 @@
+#include "backend/onnxruntime_library.h"
+
+#include <dlfcn.h>
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "backend/ort_api.h"
+#include "intaglio/error.h"
+
+namespace intaglio {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+fs::path own_folder() {
+  Dl_info info{};
+  static const char here = 0;
+  if (!dladdr(&here, &info) || !info.dli_fname) return {};
+  std::error_code error;
+  return fs::canonical(info.dli_fname, error).parent_path();
+}
+
+// libonnxruntime.so, or the versioned name that the Python wheel carries.
+std::vector<fs::path> libraries_in(const fs::path& folder) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    if (entry.path().filename().string().starts_with("libonnxruntime.so")) found.push_back(entry.path());
+  }
+  return found;
+}
+
+std::vector<fs::path> candidates(const fs::path& library) {
+  if (!library.empty()) return {library};
+  const fs::path own = own_folder();
+  std::vector<fs::path> paths = libraries_in(own);
+  // Installed by pip: site-packages/intaglio/lib beside site-packages/onnxruntime/capi.
+  for (const fs::path& path : libraries_in(own / "../../onnxruntime/capi")) paths.push_back(path);
+  paths.emplace_back("libonnxruntime.so.1");
+  paths.emplace_back("libonnxruntime.so");
+  return paths;
+}
+
+}  // namespace
+
+std::string load_onnxruntime(const fs::path& library) {
+  static std::mutex mutex;
+  static std::string version;
+  const std::scoped_lock lock(mutex);
+  if (!version.empty()) return version;
+  std::string tried;
+  for (const fs::path& path : candidates(library)) {
+    void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!handle) {
+      tried += "; " + std::string(dlerror());
+      continue;
+    }
+    const auto base = reinterpret_cast<const OrtApiBase* (*)()>(dlsym(handle, "OrtGetApiBase"));
+    const OrtApi* api = base ? base()->GetApi(ORT_API_VERSION) : nullptr;
+    if (api) {
+      Ort::InitApi(api);
+      version = base()->GetVersionString();
+      return version;
+    }
+    tried += "; " + path.string() + " is older than version 1." + std::to_string(ORT_API_VERSION);
+    dlclose(handle);
+  }
+  throw UnavailableError("no usable ONNX Runtime library: install the Python package onnxruntime, or give "
+                         "--onnxruntime LIBRARY (tried" + tried.substr(1) + ")");
+}
+
+}  // namespace intaglio

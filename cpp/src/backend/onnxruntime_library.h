@@ -1,0 +1,14 @@
+// Finding and loading libonnxruntime, once per process.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace intaglio {
+
+// Loads `library`, or when it is empty the first that is found: beside libintaglio, in Python's
+// onnxruntime package beside this one, on the system. Initialises the C++ API. Later calls keep the
+// library of the first. Returns its version. Throws UnavailableError saying what was tried.
+std::string load_onnxruntime(const std::filesystem::path& library);
+
+}  // namespace intaglio

@@ -1,0 +1,6 @@
+// ONNX Runtime's C++ API without a link-time dependency on its library.
+#pragma once
+
+#define ORT_API_MANUAL_INIT
+#include <onnxruntime_cxx_api.h>
+#undef ORT_API_MANUAL_INIT

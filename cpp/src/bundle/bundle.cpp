@@ -1,0 +1,62 @@
+#include "intaglio/bundle.h"
+
+#include <algorithm>
+#include <system_error>
+
+#include "bundle/manifest.h"
+#include "intaglio/file.h"
+#include "core/sha256.h"
+#include "intaglio/error.h"
+
+namespace intaglio {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+const GraphTensor& find(const std::vector<GraphTensor>& tensors, const std::string& role, const std::string& graph) {
+  const auto it = std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.role == role; });
+  if (it == tensors.end()) throw InputError(graph + " has no tensor of role " + role + ": export the bundle again");
+  return *it;
+}
+
+void check_file(const fs::path& path, const ListedFile& listed) {
+  std::error_code error;
+  const auto bytes = fs::file_size(path, error);
+  if (error) throw InputError("cannot read " + path.string() + ": " + error.message() + "; the bundle is incomplete, copy or export it again");
+  if (bytes != listed.bytes) {
+    throw InputError(path.string() + " has " + std::to_string(bytes) + " bytes where bundle.json says " +
+                     std::to_string(listed.bytes) + ": copy or export the bundle again");
+  }
+  if (sha256_of_file(path) != listed.sha256) {
+    throw InputError(path.string() + " is not the file that was exported (its SHA-256 differs from bundle.json): "
+                     "copy or export the bundle again");
+  }
+}
+
+}  // namespace
+
+const GraphTensor& Graph::input(const std::string& role) const { return find(inputs, role, path); }
+const GraphTensor& Graph::output(const std::string& role) const { return find(outputs, role, path); }
+
+int Prompt::text_length() const {
+  int length = 0;
+  for (const TextSegment& segment : text) length += segment.length;
+  return length;
+}
+
+Bundle Bundle::open(const fs::path& folder) {
+  const fs::path path = folder / "bundle.json";
+  if (!fs::exists(path)) {
+    throw InputError(folder.string() + " is not a bundle (it has no bundle.json): make one with `intaglio export`");
+  }
+  Manifest manifest = parse_manifest(read_file(path), path.string());
+  for (const auto& [name, listed] : manifest.files) {
+    check_file(folder / name, listed);
+    manifest.bundle.file_bytes[name] = listed.bytes;
+  }
+  manifest.bundle.folder = folder;
+  return std::move(manifest.bundle);
+}
+
+}  // namespace intaglio

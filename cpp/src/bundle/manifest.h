@@ -1,0 +1,29 @@
+// bundle.json as text to a Bundle; opens no other file.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+
+#include "intaglio/bundle.h"
+
+namespace intaglio {
+
+struct ListedFile {
+  std::uint64_t bytes = 0;
+  std::string sha256;
+};
+
+struct Manifest {
+  Bundle bundle;
+  std::map<std::string, ListedFile> files;
+};
+
+inline constexpr int supported_schema = 1;
+
+// `name` is the file's, for messages. Throws InputError for text that is not JSON, a newer schema, a
+// missing or wrongly typed field (by its path), a path that leaves the folder, and contradictions.
+Manifest parse_manifest(std::string_view text, const std::string& name);
+
+}  // namespace intaglio

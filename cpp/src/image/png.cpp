@@ -1,0 +1,86 @@
+// PNG through libpng, with an error handler that throws nothing across C frames.
+#include <png.h>
+
+#include <csetjmp>
+#include <cstring>
+#include <memory>
+
+#include "intaglio/file.h"
+#include "intaglio/error.h"
+#include "intaglio/image.h"
+
+namespace intaglio {
+
+namespace {
+
+void append(png_structp png, png_bytep data, png_size_t count) {
+  static_cast<std::string*>(png_get_io_ptr(png))->append(reinterpret_cast<char*>(data), count);
+}
+
+[[noreturn]] void on_error(png_structp png, png_const_charp message) {
+  *static_cast<std::string*>(png_get_error_ptr(png)) = message;
+  png_longjmp(png, 1);
+}
+
+// libpng jumps back here on errors, so nothing with a destructor may live in this frame.
+bool encode(png_structp png, png_infop info, const Image& image, png_text* texts, int text_count,
+            png_bytep* rows) {
+  if (setjmp(png_jmpbuf(png))) return false;
+  png_set_IHDR(png, info, static_cast<png_uint_32>(image.width), static_cast<png_uint_32>(image.height), 8,
+               PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+  if (text_count) png_set_text(png, info, texts, text_count);
+  png_set_rows(png, info, rows);
+  png_write_png(png, info, PNG_TRANSFORM_IDENTITY, nullptr);
+  return true;
+}
+
+}  // namespace
+
+void write_png(const std::filesystem::path& path, const Image& image, const TextEntries& text) {
+  std::string content;
+  std::string message;
+  png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &message, on_error, nullptr);
+  png_infop info = png ? png_create_info_struct(png) : nullptr;
+  const auto destroy = [&](void*) { png_destroy_write_struct(&png, &info); };
+  const std::unique_ptr<void, decltype(destroy)> guard(&png, destroy);
+  if (!info) throw OutOfMemoryError("no memory to write " + path.string());
+  png_set_write_fn(png, &content, append, nullptr);
+
+  std::vector<png_text> texts(text.size());
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    texts[i].compression = PNG_ITXT_COMPRESSION_NONE;
+    texts[i].key = const_cast<char*>(text[i].first.c_str());
+    texts[i].text = const_cast<char*>(text[i].second.c_str());
+    texts[i].itxt_length = text[i].second.size();
+    texts[i].lang = const_cast<char*>("");
+    texts[i].lang_key = const_cast<char*>("");
+  }
+  std::vector<png_bytep> rows(static_cast<std::size_t>(image.height));
+  for (std::size_t y = 0; y < rows.size(); ++y) {
+    rows[y] = const_cast<png_bytep>(image.pixels.data()) + y * static_cast<std::size_t>(image.width) * 3;
+  }
+  if (!encode(png, info, image, texts.data(), static_cast<int>(texts.size()), rows.data())) {
+    throw InputError("cannot encode " + path.string() + ": " + message);
+  }
+  write_file(path, content);
+}
+
+Image read_png(const std::filesystem::path& path) {
+  const std::string content = read_file(path);
+  png_image png{};
+  png.version = PNG_IMAGE_VERSION;
+  const auto refuse = [&] {
+    const std::string why = png.message;
+    png_image_free(&png);
+    throw InputError(path.string() + " is not a PNG that can be read (" + why + "): convert it to PNG");
+  };
+  if (!png_image_begin_read_from_memory(&png, content.data(), content.size())) refuse();
+  png.format = PNG_FORMAT_RGB;
+  Image image{static_cast<int>(png.width), static_cast<int>(png.height), {}};
+  image.pixels.resize(PNG_IMAGE_SIZE(png));
+  const png_color black{0, 0, 0};  // what transparent pixels stand on
+  if (!png_image_finish_read(&png, &black, image.pixels.data(), 0, nullptr)) refuse();
+  return image;
+}
+
+}  // namespace intaglio

@@ -1,0 +1,60 @@
+// The transformer's branches for one request, in both layouts.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "intaglio/backend.h"
+#include "intaglio/bundle.h"
+#include "intaglio/guidance.h"
+#include "pipeline/request.h"
+#include "pipeline/text.h"
+
+namespace intaglio {
+
+// The transformer's graphs, loaded: forked, or base and degraded.
+using TransformerSessions = std::map<std::string, std::unique_ptr<Session>>;
+TransformerSessions load_transformer(const Bundle& bundle, const Backend& backend);
+
+// Runs the branches that a step needs and leaves each prediction in a buffer of its own. Rows stand
+// in the order D_0, D_c, D_m; leaving a branch out takes a shorter view of the same memory. All
+// memory is allocated here, before the loop.
+class Branches {
+ public:
+  // `negative` is needed when any step of the request runs the unconditional branch.
+  Branches(const Bundle& bundle, const TransformerSessions& sessions, const Request& request,
+           const PromptEmbedding& positive, const PromptEmbedding* negative);
+
+  // Raw predictions of x [n, C, h, w] (float32) at `timestep`; the spans stay valid until the next call.
+  struct Predictions {
+    std::span<const float> conditional, unconditional, degraded;
+  };
+  Predictions run(std::span<const float> x, float timestep, const StepWeights& weights);
+
+  std::int64_t base_rows = 0;    // counted over the calls
+  std::int64_t forked_rows = 0;
+
+ private:
+  void fill_text(const PromptEmbedding& positive, const PromptEmbedding* negative);
+  void set_keep(float keep);
+  std::unique_ptr<BoundGraph> bind_base(bool unconditional) const;
+  std::unique_ptr<BoundGraph> bind_degraded() const;
+  std::unique_ptr<BoundGraph> bind_forked(bool unconditional, bool degraded) const;
+  std::vector<Binding> base_inputs(std::int64_t first, std::int64_t last) const;
+
+  const Bundle& bundle_;
+  const TransformerSessions& sessions_;
+  const Request& request_;
+  std::int64_t n_;
+  Tensor latent_, timestep_, text_, pooled_;  // [2n, ...]: D_0, D_c
+  Tensor prediction_;                         // [3n, C, h, w]: D_0, D_c, D_m
+  Tensor keep_;                               // [3n, T]
+  float keep_value_ = -1;
+  std::array<std::unique_ptr<BoundGraph>, 4> bound_;  // by unconditional + 2 * degraded
+  std::unique_ptr<BoundGraph> bound_degraded_;        // layout dual
+};
+
+}  // namespace intaglio

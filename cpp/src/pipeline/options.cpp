@@ -1,0 +1,59 @@
+#include "intaglio/options.h"
+
+#include <nlohmann/json.hpp>
+
+namespace intaglio {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json pair(double first, double second) { return first == second ? Json(first) : Json::array({first, second}); }
+
+Json value_of(const Ramp& ramp) { return pair(ramp.first, ramp.last); }
+Json value_of(const Window& window) { return Json::array({window.start, window.end}); }
+template <typename T>
+Json value_of(const T& value) {
+  return value;
+}
+template <typename T>
+Json value_of(const std::optional<T>& value) {
+  return value ? value_of(*value) : Json();
+}
+
+}  // namespace
+
+GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {
+  const Defaults& defaults = bundle.defaults;
+  const auto fill = [](auto& option, const auto& value) {
+    if (!option) option = value;
+  };
+  fill(options.steps, defaults.steps);
+  fill(options.height, options.image ? options.image->height : defaults.height);
+  fill(options.width, options.image ? options.image->width : defaults.width);
+  fill(options.cfg_scale, defaults.guidance.cfg_scale);
+  fill(options.cfg_window, defaults.guidance.cfg_window);
+  fill(options.dg_scale, defaults.guidance.dg_scale);
+  fill(options.dg_window, defaults.guidance.dg_window);
+  fill(options.ma_keep, defaults.guidance.ma_keep);
+  if (options.ma_channels.empty()) options.ma_channels = bundle.massive_activations.channels;
+  return options;
+}
+
+std::string to_json(const GenerateOptions& options) {
+  Json json = Json::object();
+  visit_options(options, [&](const OptionInfo& info, const auto& value) {
+    if (Json item = value_of(value); !item.is_null()) json[info.name] = std::move(item);
+  });
+  return json.dump();
+}
+
+TextEntries png_text(const Bundle& bundle, const GenerateOptions& options, std::size_t image) {
+  return {{"Software", "Intaglio " INTAGLIO_VERSION},
+          {"Description", options.prompt},
+          {"intaglio:bundle", bundle.name},
+          {"intaglio:image", std::to_string(image)},
+          {"intaglio:options", to_json(with_defaults(bundle, options))}};
+}
+
+}  // namespace intaglio

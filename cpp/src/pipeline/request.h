@@ -1,0 +1,29 @@
+// A call's options with the bundle's defaults filled in, checked before any work starts.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "intaglio/bundle.h"
+#include "intaglio/pipeline.h"
+
+namespace intaglio {
+
+struct Request {
+  std::int64_t images = 1;
+  int height = 0, width = 0;             // pixels
+  std::int64_t rows = 0, columns = 0;    // latent cells
+  std::int64_t token_rows = 0, token_columns = 0;
+  Guidance guidance;
+  Schedule schedule;  // of the steps that run
+  Sampler sampler = nullptr;
+  std::vector<std::uint64_t> seeds;
+  Tensor mask;                     // [C]
+  Tensor ref;                      // [C]
+  std::vector<float> suppression;  // [tokens]: 1 where massive channels may be suppressed
+};
+
+// Throws UsageError and InputError.
+Request resolve(const Bundle& bundle, const GenerateOptions& options);
+
+}  // namespace intaglio

@@ -1,0 +1,31 @@
+// Latents to images and back.
+#pragma once
+
+#include <memory>
+
+#include "intaglio/backend.h"
+#include "intaglio/bundle.h"
+
+namespace intaglio {
+
+class VaeDecoder {
+ public:
+  VaeDecoder(const Bundle& bundle, const Backend& backend);
+  // Scheduler's latents [N, C, h, w] to images [N, 3, H, W] in [-1, 1], one at a time, and in
+  // overlapping tiles of `tile` pixels where an image is larger (blended as diffusers'
+  // AutoencoderKL.tiled_decode does).
+  Tensor decode(const Tensor& latents, int tile) const;
+
+ private:
+  Tensor decode_whole(const Tensor& latents) const;
+  Tensor decode_tiled(const Tensor& latents, std::int64_t tile) const;
+
+  const Latent& latent_;
+  std::unique_ptr<Session> session_;
+};
+
+// An image [1, 3, H, W] to the latents [1, C, h, w] the scheduler starts from (the mean of the
+// encoder's distribution).
+Tensor encode_image(const Bundle& bundle, const Backend& backend, const Tensor& image);
+
+}  // namespace intaglio
