@@ -26,14 +26,14 @@ class Classifier(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = 1
-        for out in (32, 64, 128):
+        for out in (24, 48, 96):
             for _ in range(2):
                 layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out)]
                 layers += [nn.ReLU()]
                 channels = out
             layers += [nn.MaxPool2d(2)]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3))
-        self.embed = nn.Linear(128 * 16, FEATURES)
+        self.embed = nn.Linear(96 * 16, FEATURES)
         self.head = nn.Linear(FEATURES, len(data.NAMES))
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from diffusers import StableDiffusion3Pipeline
 from scipy import linalg
 from tqdm import tqdm
 
-from . import classifier, data, flow, sampling, text, vae
+from . import classifier, data, flow, folder, sampling, text, vae
 
 
 @dataclass
@@ -35,13 +35,13 @@ class Bench:
     autocast: bool = False
 
     @classmethod
-    def open(cls, model: Path, work: Path, folder: Path, autocast: bool = False) -> Bench:
+    def open(cls, model: Path, work: Path, images: Path, autocast: bool = False) -> Bench:
         """Load everything in float32."""
         judge, accuracy = classifier.load(work)
-        pipeline = StableDiffusion3Pipeline.from_pretrained(model, torch_dtype=torch.float32)
+        pipeline = folder.load(model)
         # The same function for equal zero rows, and half the time; a test compares the two.
         pipeline.transformer.set_attn_processor(flow.RepeatedRowAttention(text.MAX_SEQUENCE_LENGTH))
-        held = data.to_pixels(data.load_split(folder, "t10k").images)
+        held = data.to_pixels(data.load_split(images, "t10k").images)
         features, _ = classifier.describe(judge, held)
         return cls(pipeline, judge, accuracy, features, autocast)
 
@@ -170,10 +170,10 @@ def activations(bench: Bench, n: int = 40, steps: int = 12, seed: int = 900) -> 
     return {"steps": steps, "prompts": n, "cells": cells, "channels_by_block": order.tolist()}
 
 
-def neighbours(bench: Bench, folder: Path, pixels: torch.Tensor) -> dict[str, float]:
+def neighbours(images: Path, pixels: torch.Tensor) -> dict[str, float]:
     """Median distance to the training set, of generated `pixels` and of as many held-out images."""
-    training = data.to_pixels(data.load_split(folder, "train").images)
-    held = data.to_pixels(data.load_split(folder, "t10k", len(pixels)).images)
+    training = data.to_pixels(data.load_split(images, "train").images)
+    held = data.to_pixels(data.load_split(images, "t10k", len(pixels)).images)
     ours, theirs = nearest(pixels, training), nearest(held, training)
     return {
         "generated_median": ours.median().item(),
@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         start = time.monotonic()
         pixels = bench.generate(labels, args.seed, steps=args.steps, cfg_scale=scale)
         row = quality(bench, pixels, labels) | {"seconds": time.monotonic() - start}
-        row["neighbours"] = neighbours(bench, args.data, pixels[:1000])
+        row["neighbours"] = neighbours(args.data, pixels[:1000])
         report[f"cfg_scale {scale:g}"] = row
         print(f"cfg_scale {scale:g}: {row}")
         import matplotlib.image

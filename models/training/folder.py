@@ -26,6 +26,16 @@ def assemble(work: Path, transformer: SD3Transformer2DModel) -> StableDiffusion3
     )
 
 
+def load(path: Path) -> StableDiffusion3Pipeline:
+    """The pipeline of a folder without T5, in float32.
+
+    diffusers wants the parts that are null in model_index.json named again when it loads.
+    """
+    return StableDiffusion3Pipeline.from_pretrained(
+        path, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
+    )
+
+
 def write(out: Path, work: Path, transformer: SD3Transformer2DModel) -> int:
     """Save the pipeline to `out` in float16; returns the bytes of the files there."""
     pipeline = assemble(work, transformer).to(dtype=torch.float16)

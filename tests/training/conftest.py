@@ -14,7 +14,7 @@ if str(ROOT) not in sys.path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(pipeline folder, working folder) of a run of four steps on 300 images."""
+    """(pipeline folder, working folder) of a run of four steps on 100 images."""
     from models.training import train
 
     base = tmp_path_factory.mktemp("training")
@@ -27,7 +27,7 @@ def tiny_arguments(base: Path, steps: int) -> list[str]:
     options = {
         "out": base / "model",
         "work": base / "work",
-        "limit": 300,
+        "limit": 100,
         "text-steps": 3,
         "vae-steps": 3,
         "steps": steps,
