@@ -18,7 +18,7 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from tqdm import tqdm
 
-from . import data, flow, folder, text, vae
+from . import curve, data, flow, folder, text, vae
 
 EMA_DECAY = 0.9995
 
@@ -199,9 +199,9 @@ class Run:
 def train_transformer(run: Run, cache: Cache) -> None:
     """Train until --steps or --minutes; append the mean loss of every 20 steps to curve.csv."""
     args = run.args
-    curve = args.work / "curve.csv"
-    if run.step == 0 or not curve.exists():
-        curve.write_text("step,loss,learning_rate,seconds\n")
+    log = args.work / "curve.csv"
+    if run.step == 0 or not log.exists():
+        log.write_text("step,loss,learning_rate,seconds\n")
     every = max(1, min(20, args.steps // 5))
     losses: list[float] = []
     saved = last = time.monotonic()
@@ -215,7 +215,7 @@ def train_transformer(run: Run, cache: Cache) -> None:
         if run.step % every == 0:
             mean = sum(losses) / len(losses)
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-            with curve.open("a", newline="") as file:
+            with log.open("a", newline="") as file:
                 csv.writer(file).writerow(
                     [run.step, f"{mean:.5f}", f"{run.learning_rate():.3e}", f"{run.seconds:.1f}"]
                 )

@@ -1,0 +1,205 @@
+"""Write the model card from the files that training, evaluation and search left behind.
+
+Every figure on the card comes from one of those files; without one the card is not written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import curve, folder
+
+Json = dict[str, Any]
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(c) for c in line) + " |" for line in lines)
+
+
+def guidance_rows(evaluation: Json) -> dict[str, Json]:
+    """The rows of the evaluation by guidance scale."""
+    return {k.split()[1]: v for k, v in evaluation.items() if k.startswith("cfg_scale")}
+
+
+def quality_section(evaluation: Json) -> str:
+    """Accuracy and Frechet distance per guidance scale."""
+    rows = [
+        [scale, f"{row['accuracy']:.3f}", f"{row['frechet']:.1f}", row["images"]]
+        for scale, row in guidance_rows(evaluation).items()
+    ]
+    return table(["cfg_scale", "class accuracy", "Fréchet distance", "images"], rows)
+
+
+def neighbour_section(evaluation: Json) -> str:
+    """Distances to the nearest training image, of generated and of held-out images."""
+    rows = []
+    for scale, row in guidance_rows(evaluation).items():
+        n = row["neighbours"]
+        low, middle = n["generated_5_percent"], n["generated_median"]
+        rows.append([f"cfg_scale {scale}", f"{middle:.4f}", f"{low:.4f}", n["images"]])
+    low, middle = n["held_out_5_percent"], n["held_out_median"]
+    rows.append(["held-out images", f"{middle:.4f}", f"{low:.4f}", n["images"]])
+    return table(["images", "median", "5 % quantile", "how many"], rows)
+
+
+def activation_section(activations: Json) -> str:
+    """The ratio of the top channel to the median one, per block and timestep."""
+    cells, steps = activations["cells"], activations["steps"]
+    blocks = 1 + max(c["block"] for c in cells)
+    shown = [0, steps // 4, steps // 2, 3 * steps // 4, steps - 1]
+    at = {(c["block"], c["step"]): c for c in cells}
+    rows = []
+    for block in range(blocks):
+        own = [at[block, s] for s in range(steps)]
+        names = [c["channels"][0] for c in own]
+        top = max(set(names), key=names.count)
+        rows.append(
+            [
+                block,
+                *(
+                    f"{at[block, s]['ratios'][0]:.1f} ({at[block, s]['channels'][0]})"
+                    for s in shown
+                ),
+                f"{names.count(top)}/{steps}",
+                f"{min(c['agreement'] for c in own):.2f}",
+                f"{max(c['max_abs'] for c in own):.1f}",
+            ]
+        )
+    head = ["block", *(f"sigma {at[0, s]['sigma']:.2f}" for s in shown)]
+    head += ["steps with the commonest top channel", "lowest agreement", "max abs z"]
+    return table(head, rows)
+
+
+def name_of(row: Json) -> str:
+    """How the tables call a setting."""
+    if row["kind"] == "none":
+        return "CFG alone" if row["cfg_scale"] != 1.0 else "no guidance"
+    draw = f", draw {row['draw']}" if row["kind"] == "random" else ""
+    return f"{row['kind']} {row['count']} after block {row['block']}{draw}"
+
+
+def search_section(search: Json) -> str:
+    """Every setting that was tried."""
+    rows = [
+        [
+            name_of(r),
+            f"{r['cfg_scale']:g}",
+            f"{r['dg_scale']:g}",
+            f"{r['keep']:g}" if r["kind"] != "none" else "",
+            f"{r['frechet']:.2f}",
+            f"{r['accuracy']:.3f}",
+        ]
+        for r in search["rows"]
+    ]
+    return table(["setting", "cfg_scale", "w", "keep", "Fréchet distance", "accuracy"], rows)
+
+
+def confirmation_section(search: Json) -> str:
+    """CFG alone, the chosen setting and its random control on other seeds, with intervals."""
+    c = search["confirmation"]
+    rows = []
+    for name in ("cfg", "cfg_dg", "cfg_random"):
+        row, gap = c[name], c.get(f"{name}_minus_cfg")
+        interval = f"{gap['measured']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]" if gap else ""
+        rows.append([name_of(row), f"{row['frechet']:.2f}", f"{row['accuracy']:.4f}", interval])
+    head = ["setting", "Fréchet distance", "accuracy", "difference to CFG alone, 95 % interval"]
+    gap, random = c["cfg_dg_minus_cfg"], c["cfg_random_minus_cfg"]
+    if gap["high"] < 0:
+        verdict = (
+            "The whole interval is below zero: CFG with DG is measurably better than CFG alone."
+        )
+    elif gap["low"] > 0:
+        verdict = (
+            "The whole interval is above zero: **DG makes these pictures worse than CFG alone.**"
+        )
+    else:
+        verdict = (
+            "The interval contains zero: **no setting of DG was measurably better than CFG alone.**"
+        )
+    if gap["high"] < 0 and random["measured"] <= gap["measured"]:
+        verdict += (
+            " As many random channels do at least as well, so the gain comes from guiding away from"
+            " a damaged model, not from these particular channels."
+        )
+    elif gap["high"] < 0 and random["high"] < 0:
+        verdict += " Random channels help too, but less."
+    return table(head, rows) + "\n\n" + verdict
+
+
+def facts(model: Path, work: Path) -> Json:
+    """Sizes, parameter counts, training time."""
+    pipeline = folder.load(model)
+    parts = {
+        "transformer": pipeline.transformer,
+        "text encoders": (pipeline.text_encoder, pipeline.text_encoder_2),
+        "autoencoder": pipeline.vae,
+    }
+    counts = {}
+    for name, modules in parts.items():
+        group = modules if isinstance(modules, tuple) else (modules,)
+        counts[name] = sum(p.numel() for m in group for p in m.parameters())
+    columns = curve.read(work / "curve.csv")
+    size = sum(f.stat().st_size for f in model.rglob("*") if f.is_file())
+    return {
+        "counts": counts,
+        "size": size / 1e6,
+        "steps": int(columns["step"][-1]),
+        "minutes": columns["seconds"][-1] / 60.0,
+        "loss": sum(columns["loss"][-10:]) / len(columns["loss"][-10:]),
+        "config": pipeline.transformer.config,
+        "vae": pipeline.vae.config,
+        "vocabulary": len(pipeline.tokenizer),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="python -m models.training.card", description=__doc__)
+    p.add_argument("--model", type=Path, default=Path("models/fashion-sd3"))
+    p.add_argument("--work", type=Path, default=Path("build/training"))
+    args = p.parse_args(argv)
+    try:
+        evaluation = json.loads((args.work / "evaluation.json").read_text())
+        search = json.loads((args.work / "search.json").read_text())
+        f = facts(args.model, args.work)
+    except FileNotFoundError as error:
+        print(f"error: {error.filename} does not exist: evaluate and search first", file=sys.stderr)
+        return 3
+    curve.draw(args.work / "curve.csv", args.model / "curve.png")
+    template = (Path(__file__).parent / "card.md").read_text()
+    ratio = max(evaluation["activations"]["cells"], key=lambda c: c["ratios"][0])
+    settings = json.loads((args.model / "settings.json").read_text())
+    values = {
+        **{k: f[k] for k in ("steps", "vocabulary")},
+        "size": f"{f['size']:.1f}",
+        "minutes": f"{f['minutes']:.0f}",
+        "loss": f"{f['loss']:.3f}",
+        "parameters": ", ".join(f"{k} {v / 1e6:.2f} million" for k, v in f["counts"].items()),
+        "scaling": f["vae"].scaling_factor,
+        "shift": f["vae"].shift_factor,
+        "quality": quality_section(evaluation),
+        "neighbours": neighbour_section(evaluation),
+        "judge": f"{evaluation['judge_accuracy']:.3f}",
+        "evaluation_steps": evaluation["steps"],
+        "activations": activation_section(evaluation["activations"]),
+        "top": f"{ratio['ratios'][0]:.1f} (block {ratio['block']}, channel {ratio['channels'][0]})",
+        "search": search_section(search),
+        "search_images": search["rows"][0]["images"],
+        "search_steps": search["rows"][0]["steps"],
+        "confirmation": confirmation_section(search),
+        "confirm_images": search["confirmation"]["images"],
+        "settings": json.dumps({k: v for k, v in settings.items() if k != "evidence"}),
+    }
+    for name, value in values.items():
+        template = template.replace("{{" + name + "}}", str(value))
+    (args.model / "README.md").write_text(template)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
