@@ -14,6 +14,7 @@ from typing import Any
 from . import curve, folder
 
 Json = dict[str, Any]
+MASSIVE_RATIO = 10.0
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
@@ -74,6 +75,33 @@ def activation_section(activations: Json) -> str:
     head = ["block", *(f"sigma {at[0, s]['sigma']:.2f}" for s in shown)]
     head += ["steps with the commonest top channel", "lowest agreement", "max abs z"]
     return table(head, rows)
+
+
+def massive_blocks(activations: Json) -> list[int]:
+    """Blocks with one channel that is massive: MASSIVE_RATIO, 90 % of tokens, 80 % of the steps."""
+    steps = activations["steps"]
+    found: dict[tuple[int, int], int] = {}
+    for c in activations["cells"]:
+        if c["ratios"][0] >= MASSIVE_RATIO and c["agreement"] >= 0.9:
+            key = (c["block"], c["channels"][0])
+            found[key] = found.get(key, 0) + 1
+    return sorted({block for (block, _), count in found.items() if count >= 0.8 * steps})
+
+
+def massive_verdict(activations: Json) -> str:
+    """What the table of ratios says, in one sentence."""
+    blocks = massive_blocks(activations)
+    share = "on 90 % of the tokens and 80 % of the steps"
+    if not blocks:
+        return (
+            "**Massive channels did not emerge**: after no block is one channel at least"
+            f" {MASSIVE_RATIO:g} times the median channel {share}. Some channels are larger than"
+            " the rest, no more; so the settings name their channels themselves."
+        )
+    names = ", ".join(str(b) for b in blocks)
+    return (
+        f"One channel is at least {MASSIVE_RATIO:g} times the median {share} after blocks {names}."
+    )
 
 
 def name_of(row: Json) -> str:
@@ -188,6 +216,7 @@ def main(argv: list[str] | None = None) -> int:
         "evaluation_steps": evaluation["steps"],
         "activations": activation_section(evaluation["activations"]),
         "top": f"{ratio['ratios'][0]:.1f} (block {ratio['block']}, channel {ratio['channels'][0]})",
+        "verdict": massive_verdict(evaluation["activations"]),
         "search": search_section(search),
         "search_images": search["rows"][0]["images"],
         "search_steps": search["rows"][0]["steps"],

@@ -247,6 +247,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 3
     size = folder.write(args.out, args.work, run.averaged())
+    curve.draw(args.work / "curve.csv", args.out / "curve.png")
     print(
         f"step {run.step}, {run.seconds / 60:.1f} minutes: wrote {args.out} ({size / 1e6:.1f} MB)"
     )
