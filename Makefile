@@ -1,0 +1,103 @@
+# make demo   everything from a fresh clone to a page of pictures
+# make test   everything that CI runs
+# make help   the rest
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.ONESHELL:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL := models/fashion-sd3
+BUNDLE := build/bundles/fashion-sd3
+DUAL := build/bundles/fashion-sd3-dual
+DEMO := build/demo
+
+CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
+EXPORT_SOURCES := $(shell find export -name '*.py') models/bundle.schema.json
+MODEL_FILES := $(shell find $(MODEL) -type f)
+
+.PHONY: help setup demo test test-python test-cpp test-sanitize lint format bench clean
+help:  ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
+
+setup: .venv/ready  ## system packages, .venv with the intaglio command
+
+demo: $(DEMO)/index.html  ## export the shipped model and draw the same seeds four ways
+	@cat $(DEMO)/summary.txt
+
+test: lint test-cpp test-sanitize test-python  ## everything that CI runs
+
+# Installs what is missing only, so that a machine without root but with the packages works too.
+build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
+	@mkdir -p build
+	missing=$$(for p in $$(cat $<); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done)
+	if [ -n "$$missing" ]; then
+	  root=; [ $$(id -u) = 0 ] || root=sudo
+	  $$root apt-get -qq update
+	  $$root env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $$missing >build/apt.log
+	fi
+	cmake/onnxruntime_headers.sh build/deps/onnxruntime
+	touch $@
+
+# In two steps: the first holds for as long as the dependencies do, the second rebuilds the C++.
+.venv/dependencies: pyproject.toml constraints.txt | build/system
+	[ -d .venv ] || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -r <($(BIN)/python cmake/requirements.py pyproject.toml)
+	touch $@
+
+.venv/ready: .venv/dependencies $(CPP_SOURCES)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+$(BUNDLE)/bundle.json: .venv/ready $(EXPORT_SOURCES) $(MODEL_FILES)
+	@mkdir -p $(dir $(BUNDLE))
+	$(BIN)/intaglio export $(MODEL) -o $(BUNDLE)
+	touch $@
+
+$(DUAL)/bundle.json: .venv/ready $(EXPORT_SOURCES) $(MODEL_FILES)
+	@mkdir -p $(dir $(DUAL))
+	$(BIN)/intaglio export $(MODEL) -o $(DUAL) --layout dual
+	touch $@
+
+$(DEMO)/index.html: $(BUNDLE)/bundle.json python/intaglio/demo.py
+	$(BIN)/python -m intaglio.demo $(BUNDLE) -o $(DEMO)
+
+lint: .venv/ready  ## ruff, mypy, clang-format, generated stubs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
+	$(BIN)/python python/bindings/make_stubs.py --check
+
+format:  ## reformat Python and C++
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
+
+build/release/build.ninja build/sanitize/build.ninja: build/%/build.ninja: CMakeLists.txt CMakePresets.json | build/system
+	cmake --preset $* >build/$*.log || { cat build/$*.log; exit 1; }
+
+test-cpp: build/release/build.ninja  ## C++ tests
+	cmake --build --preset release
+	ctest --preset release -j2
+
+# The command too, over a whole run of each layout: what unit tests do not reach.
+test-sanitize: build/sanitize/build.ninja $(BUNDLE)/bundle.json $(DUAL)/bundle.json  ## C++ tests and runs under sanitizers
+	cmake --build --preset sanitize
+	ctest --preset sanitize -j2
+	for bundle in $(BUNDLE) $(DUAL); do
+	  build/sanitize/cpp/intaglio generate $$bundle --prompt "a dress" --steps 2 --batch 2 --vae-tile 16 -o build/sanitize/image.png \
+	    --onnxruntime $$(echo .venv/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.*)
+	done
+
+test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/release/build.ninja  ## Python, parity, integration and structure tests
+	cmake --build --preset release
+	$(BIN)/python -m pytest
+
+bench: $(BUNDLE)/bundle.json  ## time the guidance modes against each other
+	$(BIN)/intaglio bench $(BUNDLE)
+
+clean:  ## remove build results, not the environment
+	rm -rf build/release build/sanitize build/bundles build/demo

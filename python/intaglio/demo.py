@@ -1,0 +1,149 @@
+"""The same seeds drawn four ways, as a picture and a page: `python -m intaglio.demo BUNDLE`."""
+
+from __future__ import annotations
+
+import argparse
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from intaglio import Generation, Pipeline
+
+PROMPTS = ("a dark ankle boot", "a dress", "a light pullover", "a bag", "a sandal", "a dark coat")
+SEEDS = (1, 2)
+ZOOM = 3
+MARGIN = 8
+LABEL_WIDTH = 110
+LABEL_HEIGHT = 22
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to guide: its name, what makes it, and the pictures and seconds it took."""
+
+    name: str
+    cfg_scale: float
+    dg_scale: float
+    images: dict[tuple[str, int], Image.Image]
+    seconds: float
+    rows: int
+
+    @property
+    def settings(self) -> str:
+        return f"--cfg-scale {self.cfg_scale:g} --dg-scale {self.dg_scale:g}"
+
+
+def draw_mode(pipeline: Pipeline, name: str, cfg_scale: float, dg_scale: float) -> Mode:
+    """Every prompt with every seed, guided one way."""
+    images: dict[tuple[str, int], Image.Image] = {}
+    seconds, rows = 0.0, 0
+    for prompt in PROMPTS:
+        result: Generation = pipeline.generate(
+            prompt, seeds=list(SEEDS), cfg_scale=cfg_scale, dg_scale=dg_scale
+        )
+        seconds += result.timings.denoise
+        rows += result.forked_rows
+        images |= {(prompt, seed): image for seed, image in zip(SEEDS, result.images, strict=True)}
+    return Mode(name, cfg_scale, dg_scale, images, seconds, rows)
+
+
+def comparison(modes: list[Mode]) -> Image.Image:
+    """One row a mode, one column a prompt and seed, with labels."""
+    columns = [(prompt, seed) for prompt in PROMPTS for seed in SEEDS]
+    width, height = (ZOOM * side for side in modes[0].images[columns[0]].size)
+    sheet = Image.new(
+        "RGB",
+        (
+            LABEL_WIDTH + len(columns) * (width + MARGIN) + MARGIN,
+            LABEL_HEIGHT + len(modes) * (height + MARGIN) + MARGIN,
+        ),
+        "white",
+    )
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(14)
+    for j, prompt in enumerate(PROMPTS):
+        left = LABEL_WIDTH + MARGIN + j * len(SEEDS) * (width + MARGIN)
+        pen.text((left, MARGIN), prompt, "black", font)
+    for i, mode in enumerate(modes):
+        top = LABEL_HEIGHT + MARGIN + i * (height + MARGIN)
+        pen.text((MARGIN, top + height // 2 - 8), mode.name, "black", font)
+        for j, column in enumerate(columns):
+            left = LABEL_WIDTH + MARGIN + j * (width + MARGIN)
+            sheet.paste(mode.images[column].resize((width, height), Image.Resampling.NEAREST), (left, top))
+    return sheet
+
+
+def page(modes: list[Mode], bundle_name: str, backend: str) -> str:
+    """A page that opens offline: the sheet, what each mode cost, and every single image."""
+    plain = modes[0].seconds
+    costs = "".join(
+        f"<tr><td>{mode.name}</td><td><code>{mode.settings}</code></td><td>{mode.rows}</td>"
+        f"<td>{mode.seconds:.2f} s</td><td>{mode.seconds / plain:.2f}</td></tr>"
+        for mode in modes
+    )
+    singles = "".join(
+        f"<h3>{mode.name}</h3>"
+        + "".join(
+            f'<img src="{file_name(mode, *column)}" width="96" alt="{html.escape(column[0])}, seed'
+            f' {column[1]}, {mode.name}" title="{html.escape(column[0])}, seed {column[1]}">'
+            for column in mode.images
+        )
+        for mode in modes
+    )
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Detail Guidance on {html.escape(bundle_name)}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }}
+img {{ max-width: 100%; image-rendering: pixelated }}
+table {{ border-collapse: collapse }} td, th {{ padding: .2rem 1rem .2rem 0; text-align: left }}
+</style>
+<h1>The same seeds, guided four ways</h1>
+<p>{html.escape(bundle_name)} on {html.escape(backend)}. D = D_c + lambda (D_c - D_0) + w (D_c - D_m),
+cfg scale = 1 + lambda, dg scale = w.</p>
+<img src="comparison.png" alt="Rows: baseline, CFG, DG, CFG+DG. Columns: prompts and seeds.">
+<h2>What each cost</h2>
+<table><tr><th>mode</th><th>flags</th><th>rows through the last block</th><th>denoising</th>
+<th>to baseline</th></tr>{costs}</table>
+<h2>Single images</h2>
+{singles}
+</html>
+"""
+
+
+def file_name(mode: Mode, prompt: str, seed: int) -> str:
+    """Name of one single image within the output folder."""
+    return f"{prompt.replace(' ', '-')}-{seed}-{mode.name.lower().replace('+', '-')}.png"
+
+
+def main() -> None:
+    """Draw, then write the pictures first and the page last, so that a page is always whole."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path, help="folder that `intaglio export` wrote")
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder to write")
+    args = parser.parse_args()
+    pipeline = Pipeline.open(args.bundle)
+    guidance = pipeline.bundle.defaults.guidance
+    cfg, dg = guidance.cfg_scale.first, guidance.dg_scale.first
+    settings = {"baseline": (1.0, 0.0), "CFG": (cfg, 0.0), "DG": (1.0, dg), "CFG+DG": (cfg, dg)}
+    modes = [draw_mode(pipeline, name, *scales) for name, scales in settings.items()]
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    for mode in modes:
+        for column, image in mode.images.items():
+            image.save(args.output / file_name(mode, *column))
+    comparison(modes).save(args.output / "comparison.png")
+    lines = [
+        f"{m.name:10}{m.settings:32}{m.seconds:6.2f} s  {m.seconds / modes[0].seconds:.2f} x baseline"
+        for m in modes
+    ]
+    places = [f"{what:10}{args.output / name}" for what, name in
+              (("page", "index.html"), ("picture", "comparison.png"), ("singles", "*.png"))]
+    (args.output / "summary.txt").write_text("\n".join(lines + places) + "\n")
+    (args.output / "index.html").write_text(page(modes, pipeline.bundle.name, pipeline.backend))
+
+
+if __name__ == "__main__":
+    main()

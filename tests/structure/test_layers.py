@@ -1,0 +1,108 @@
+"""Who may include and import whom (docs/architecture.md)."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAYERS = {
+    "core": set(),
+    "bundle": {"core", "sampling", "guidance"},
+    "backend": {"core", "bundle"},
+    "text": {"core"},
+    "sampling": {"core"},
+    "guidance": {"core", "sampling"},
+    "image": {"core"},
+}
+LAYERS["pipeline"] = set(LAYERS)
+# The public header of each layer, by its name without the folder and ending.
+HEADERS = {
+    "error": "core", "tensor": "core", "rng": "core", "file": "core", "bundle": "bundle",
+    "backend": "backend", "tokenizer": "text", "sampling": "sampling", "guidance": "guidance",
+    "image": "image", "pipeline": "pipeline", "options": "pipeline",
+}  # fmt: skip
+VENDORS = re.compile(r"onnxruntime|NvInfer|cuda", re.IGNORECASE)
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^#include ["<]([^">]+)[">]', path.read_text(), re.MULTILINE)
+
+
+def sources(*folders: str) -> list[Path]:
+    return [p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in {".cpp", ".h"}]
+
+
+def layer_of(include: str) -> str | None:
+    """The layer that an include of the project belongs to; None for other libraries."""
+    folder, _, name = include.rpartition("/")
+    if folder == "intaglio":
+        return HEADERS.get(name.removesuffix(".h"), name)
+    return folder if folder in LAYERS else None
+
+
+def test_the_scan_sees_every_layer() -> None:
+    assert {p.parent.name for p in sources("cpp/src")} >= set(LAYERS)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_includes_lower_layers_only(layer: str) -> None:
+    allowed = LAYERS[layer] | {layer}
+    wrong = [
+        f"{path.relative_to(ROOT)} includes {include}"
+        for path in sources(f"cpp/src/{layer}")
+        for include in includes(path)
+        if (found := layer_of(include)) and found not in allowed
+    ]
+    assert not wrong
+
+
+def test_public_headers_keep_the_direction() -> None:
+    wrong = [
+        f"{name}.h includes {include}"
+        for name, layer in HEADERS.items()
+        for include in includes(ROOT / f"cpp/include/intaglio/{name}.h")
+        if (found := layer_of(include)) and found not in LAYERS[layer] | {layer}
+    ]
+    assert not wrong
+
+
+def test_public_headers_show_no_third_party() -> None:
+    for path in sources("cpp/include"):
+        for include in includes(path):
+            assert include.startswith("intaglio/") or "/" not in include and "." not in include, path
+
+
+def test_vendor_headers_stay_in_backend_and_ops() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} includes {include}"
+        for path in sources("cpp", "python/bindings", "tests/cpp")
+        if path.relative_to(ROOT).parts[1:3] != ("src", "backend") and path.parts[-2] != "ops"
+        for include in includes(path)
+        if VENDORS.search(include)
+    ]
+    assert not wrong
+
+
+def test_command_bindings_and_examples_see_public_headers_only() -> None:
+    for path in sources("cpp/cli", "cpp/examples", "python/bindings"):
+        for include in includes(path):
+            assert layer_of(include) is None or include.startswith("intaglio/"), (path, include)
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_export_and_runtime_do_not_import_each_other() -> None:
+    for path in (ROOT / "export").rglob("*.py"):
+        assert "intaglio" not in imports(path), path
+    for path in (ROOT / "python/intaglio").rglob("*.py"):
+        assert not imports(path) & {"intaglio_export", "torch", "diffusers"}, path
