@@ -1,5 +1,6 @@
 """Files up to 400 lines, functions up to 60."""
 
+import ast
 import subprocess
 from pathlib import Path
 
@@ -23,10 +24,22 @@ def test_there_is_something_to_measure() -> None:
     assert len(tracked()) > 50
 
 
+def python_functions(path: Path) -> dict[str, int]:
+    """Lines of each function's body; a signature with many typed options is no burden."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {
+        n.name: (n.end_lineno or 0) - n.body[0].lineno + 1
+        for n in nodes
+        if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
 @pytest.mark.parametrize("path", tracked(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_sizes(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= LONGEST_FILE
-    if path.suffix in {".py", ".cpp", ".h"}:
-        functions = lizard.analyze_file(str(path)).function_list
-        # Without its docstring or comments: what has to be held in the head at once.
-        assert [f.long_name for f in functions if f.nloc > LONGEST_FUNCTION] == []
+    functions = {}
+    if path.suffix == ".py":
+        functions = python_functions(path)
+    elif path.suffix in {".cpp", ".h"}:
+        functions = {f.name: f.nloc for f in lizard.analyze_file(str(path)).function_list}
+    assert {name: n for name, n in functions.items() if n > LONGEST_FUNCTION} == {}
