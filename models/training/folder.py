@@ -13,10 +13,13 @@ from . import flow, text
 def assemble(work: Path, transformer: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
     """The pipeline of the frozen stages in `work` and `transformer`, without T5, in float32."""
     tokenizers, encoders = text.load_encoders(work / "encoders")
+    # A fresh object, because a loaded one keeps the name of its folder in its config.
+    vae = AutoencoderKL.from_config(AutoencoderKL.load_config(work / "vae"))
+    vae.load_state_dict(AutoencoderKL.from_pretrained(work / "vae").state_dict())
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=flow.build_scheduler(),
-        vae=AutoencoderKL.from_pretrained(work / "vae"),
+        vae=vae.eval(),
         text_encoder=encoders[0],
         tokenizer=tokenizers[0],
         text_encoder_2=encoders[1],
