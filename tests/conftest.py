@@ -1,0 +1,70 @@
+"""One tiny pipeline and its bundles, exported once a session."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from diffusers import StableDiffusion3Pipeline
+
+from intaglio_export.exporter import ExportRequest, export_bundle
+from tests.tiny_sd3 import MAX_LENGTH, make_pipeline
+
+SETTINGS = {
+    "block": 1,
+    "steps": 4,
+    "cfg_scale": 2.0,
+    "dg_scale": 0.5,
+    "keep": 0.0,
+    "height": 32,
+    "width": 32,
+    "max_sequence_length": MAX_LENGTH,
+}
+
+
+@pytest.fixture(scope="session")
+def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline as save_pretrained writes it, with settings; one channel is massive."""
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-sd3"
+    make_pipeline().save_pretrained(folder)
+    (folder / "settings.json").write_text(json.dumps(SETTINGS))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd3_pipeline(sd3_folder: Path) -> StableDiffusion3Pipeline:
+    """The same, loaded back by diffusers in float32."""
+    absent = ("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor")
+    return StableDiffusion3Pipeline.from_pretrained(sd3_folder, **dict.fromkeys(absent))
+
+
+def export(source: Path, layout: str) -> Path:
+    """`source` exported into a folder beside it."""
+    output = source.parent / layout
+    export_bundle(ExportRequest(source, output, layout=layout))
+    return output
+
+
+@pytest.fixture(scope="session")
+def forked_bundle(sd3_folder: Path) -> Path:
+    return export(sd3_folder, "forked")
+
+
+@pytest.fixture(scope="session")
+def dual_bundle(sd3_folder: Path) -> Path:
+    return export(sd3_folder, "dual")
+
+
+@pytest.fixture(scope="session", params=["forked", "dual"])
+def bundle(request: pytest.FixtureRequest) -> Path:
+    """The tiny pipeline's bundle, in each layout."""
+    path: Path = request.getfixturevalue(f"{request.param}_bundle")
+    return path
+
+
+def onnxruntime_library() -> Path:
+    """The library that the Python package carries; for the executable outside the package."""
+    import onnxruntime
+
+    return next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))
