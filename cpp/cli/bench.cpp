@@ -40,7 +40,8 @@ double median(std::vector<double> values) {
 // Cost of a run in whole forwards: a row costs (m + 1) / L before the fork and the rest after it.
 double forwards(const Bundle& bundle, const Generation& generation) {
   const double base = (bundle.massive_activations.block + 1.0) / bundle.blocks;
-  return static_cast<double>(generation.base_rows) * base + static_cast<double>(generation.forked_rows) * (1.0 - base);
+  return static_cast<double>(generation.base_rows) * base +
+         static_cast<double>(generation.forked_rows) * (1.0 - base);
 }
 
 void run_modes(const Pipeline& pipeline, const Flags& flags, std::vector<Mode>& modes) {
@@ -69,11 +70,13 @@ void run_modes(const Pipeline& pipeline, const Flags& flags, std::vector<Mode>& 
 
 Json summarize(const Pipeline& pipeline, const Flags& flags, const std::vector<Mode>& modes) {
   const Bundle& bundle = pipeline.bundle();
-  const Mode& reference = *std::ranges::find_if(modes, [](const Mode& mode) { return std::string("cfg") == mode.name; });
+  const Mode& reference = *std::ranges::find_if(
+      modes, [](const Mode& mode) { return std::string("cfg") == mode.name; });
   Json rows = Json::array();
   for (const Mode& mode : modes) {
     std::vector<double> ratios;
-    for (std::size_t i = 0; i < mode.seconds.size(); ++i) ratios.push_back(mode.seconds[i] / reference.seconds[i]);
+    for (std::size_t i = 0; i < mode.seconds.size(); ++i)
+      ratios.push_back(mode.seconds[i] / reference.seconds[i]);
     rows.push_back({{"mode", mode.name},
                     {"seconds", median(mode.seconds)},
                     {"fastest", *std::ranges::min_element(mode.seconds)},
@@ -81,30 +84,43 @@ Json summarize(const Pipeline& pipeline, const Flags& flags, const std::vector<M
                     {"base_rows", mode.last.base_rows},
                     {"forked_rows", mode.last.forked_rows},
                     {"ratio_to_cfg", median(ratios)},
-                    {"predicted_ratio_to_cfg", forwards(bundle, mode.last) / forwards(bundle, reference.last)}});
+                    {"predicted_ratio_to_cfg",
+                     forwards(bundle, mode.last) / forwards(bundle, reference.last)}});
   }
-  return {{"bundle", bundle.name},   {"layout", bundle.layout}, {"block", bundle.massive_activations.block},
-          {"blocks", bundle.blocks}, {"steps", flags.steps},    {"batch", flags.batch},
-          {"repeats", flags.repeats}, {"backend", pipeline.backend().description()}, {"modes", rows}};
+  return {{"bundle", bundle.name},
+          {"layout", bundle.layout},
+          {"block", bundle.massive_activations.block},
+          {"blocks", bundle.blocks},
+          {"steps", flags.steps},
+          {"batch", flags.batch},
+          {"repeats", flags.repeats},
+          {"backend", pipeline.backend().description()},
+          {"modes", rows}};
 }
 
 void bench(const Flags& flags) {
   if (flags.repeats < 1) throw UsageError("--repeats must be at least 1");
   const Pipeline pipeline = Pipeline::open(flags.run.bundle, flags.run.backend);
-  std::vector<Mode> modes{{"baseline", 1, 0, {}, {}}, {"cfg", 3, 0, {}, {}}, {"dg", 1, 1, {}, {}}, {"cfg+dg", 3, 1, {}, {}}};
+  std::vector<Mode> modes{{"baseline", 1, 0, {}, {}},
+                          {"cfg", 3, 0, {}, {}},
+                          {"dg", 1, 1, {}, {}},
+                          {"cfg+dg", 3, 1, {}, {}}};
   run_modes(pipeline, flags, modes);
   const Json json = summarize(pipeline, flags, modes);
   if (flags.json) {
     std::cout << json.dump(2) << std::endl;
     return;
   }
-  std::printf("%s, %s layout, fork after block %d of %d, %d steps, batch %d, %d repeats\n%s\n\n", pipeline.bundle().name.c_str(),
-              pipeline.bundle().layout.c_str(), pipeline.bundle().massive_activations.block, pipeline.bundle().blocks, flags.steps,
+  std::printf("%s, %s layout, fork after block %d of %d, %d steps, batch %d, %d repeats\n%s\n\n",
+              pipeline.bundle().name.c_str(), pipeline.bundle().layout.c_str(),
+              pipeline.bundle().massive_activations.block, pipeline.bundle().blocks, flags.steps,
               flags.batch, flags.repeats, pipeline.backend().description().c_str());
-  std::printf("%-10s %10s %18s %12s %12s\n", "mode", "seconds", "fastest-slowest", "to cfg", "predicted");
+  std::printf("%-10s %10s %18s %12s %12s\n", "mode", "seconds", "fastest-slowest", "to cfg",
+              "predicted");
   for (const Json& row : json["modes"]) {
-    std::printf("%-10s %10.4f %9.4f-%.4f %12.3f %12.3f\n", row["mode"].get<std::string>().c_str(), row["seconds"].get<double>(),
-                row["fastest"].get<double>(), row["slowest"].get<double>(), row["ratio_to_cfg"].get<double>(),
+    std::printf("%-10s %10.4f %9.4f-%.4f %12.3f %12.3f\n", row["mode"].get<std::string>().c_str(),
+                row["seconds"].get<double>(), row["fastest"].get<double>(),
+                row["slowest"].get<double>(), row["ratio_to_cfg"].get<double>(),
                 row["predicted_ratio_to_cfg"].get<double>());
   }
 }
@@ -113,7 +129,8 @@ void bench(const Flags& flags) {
 
 void add_bench(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* command = app.add_subcommand("bench", "time the guidance modes of a bundle against each other");
+  CLI::App* command =
+      app.add_subcommand("bench", "time the guidance modes of a bundle against each other");
   add_run_flags(*command, flags->run);
   add_flag(*command, "--steps", flags->steps, "N", "denoising steps of a run [28]");
   add_flag(*command, "--batch", flags->batch, "N", "images of a run [1]");

@@ -11,14 +11,20 @@ namespace intaglio {
 namespace cli {
 
 void add_bundle(CLI::App& command, std::filesystem::path& bundle) {
-  command.add_option("bundle", bundle, "folder that `intaglio export` wrote")->required()->type_name("BUNDLE");
+  command.add_option("bundle", bundle, "folder that `intaglio export` wrote")
+      ->required()
+      ->type_name("BUNDLE");
 }
 
 void add_run_flags(CLI::App& command, RunFlags& flags) {
   add_bundle(command, flags.bundle);
-  add_flag(command, "--device", flags.backend.device, "NAME", "where to run: cpu, or auto for the best there is [cpu]");
-  add_flag(command, "--threads", flags.backend.threads, "N", "threads to run with [0: one per core]");
-  command.add_option("--onnxruntime", flags.backend.onnxruntime_library, "ONNX Runtime's library, when it is not found by itself")
+  add_flag(command, "--device", flags.backend.device, "NAME",
+           "where to run: cpu, or auto for the best there is [cpu]");
+  add_flag(command, "--threads", flags.backend.threads, "N",
+           "threads to run with [0: one per core]");
+  command
+      .add_option("--onnxruntime", flags.backend.onnxruntime_library,
+                  "ONNX Runtime's library, when it is not found by itself")
       ->type_name("LIBRARY");
 }
 
@@ -34,7 +40,8 @@ int report(const std::string& message, ExitCode code) {
 }  // namespace
 
 int run_command(const std::vector<std::string>& args) {
-  CLI::App app{"Detail Guidance for diffusion transformers: draws images from an exported bundle.", "intaglio"};
+  CLI::App app{"Detail Guidance for diffusion transformers: draws images from an exported bundle.",
+               "intaglio"};
   app.set_version_flag("--version", "intaglio " INTAGLIO_VERSION);
   app.require_subcommand(1);
   cli::add_generate(app);
@@ -45,7 +52,8 @@ int run_command(const std::vector<std::string>& args) {
   } catch (const CLI::Success& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    return report(std::string(error.what()) + " (see intaglio --help, or intaglio generate --help)", ExitCode::usage);
+    return report(std::string(error.what()) + " (see intaglio --help, or intaglio generate --help)",
+                  ExitCode::usage);
   } catch (const Error& error) {
     return report(error.what(), error.code());
   } catch (const std::bad_alloc&) {

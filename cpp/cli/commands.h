@@ -19,7 +19,8 @@ void add_bundle(CLI::App& command, std::filesystem::path& bundle);
 void add_run_flags(CLI::App& command, RunFlags& flags);
 // A flag read by cli::parse, so that every wrong value gets the same kind of sentence.
 template <typename T>
-CLI::Option* add_flag(CLI::App& command, const std::string& flags, T& value, const std::string& type, const std::string& help);
+CLI::Option* add_flag(CLI::App& command, const std::string& flags, T& value,
+                      const std::string& type, const std::string& help);
 
 void add_generate(CLI::App& app);
 void add_inspect(CLI::App& app);
@@ -32,7 +33,8 @@ void add_bench(CLI::App& app);
 namespace intaglio::cli {
 
 template <typename T>
-CLI::Option* add_flag(CLI::App& command, const std::string& flags, T& value, const std::string& type, const std::string& help) {
+CLI::Option* add_flag(CLI::App& command, const std::string& flags, T& value,
+                      const std::string& type, const std::string& help) {
   const std::string name = flags.substr(flags.rfind("--"));
   const auto read = [name, &value](const std::string& text) { parse(name, text, value); };
   return command.add_option_function<std::string>(flags, read, help)->type_name(type);

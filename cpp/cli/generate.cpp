@@ -39,7 +39,8 @@ void read_inputs(Flags& flags) {
   }
 }
 
-Json report(const Flags& flags, const Pipeline& pipeline, const Generation& generation, double first_step_at) {
+Json report(const Flags& flags, const Pipeline& pipeline, const Generation& generation,
+            double first_step_at) {
   return {
       {"bundle", pipeline.bundle().name},
       {"backend", pipeline.backend().description()},
@@ -81,10 +82,13 @@ void generate(Flags& flags) {
     std::cout << path.string() << '\n';
   }
   if (!flags.latents_out.empty()) save_npy(flags.latents_out, generation.latents);
-  if (!flags.report.empty()) write_file(flags.report, report(flags, pipeline, generation, first_step_at).dump(2) + "\n");
+  if (!flags.report.empty())
+    write_file(flags.report, report(flags, pipeline, generation, first_step_at).dump(2) + "\n");
   if (::isatty(STDERR_FILENO)) {
-    std::fprintf(stderr, "%s: text %.2f s, %zu steps %.2f s, decoding %.2f s\n", pipeline.backend().description().c_str(),
-                 generation.timings.text, generation.step_seconds.size(), generation.timings.denoise, generation.timings.vae);
+    std::fprintf(stderr, "%s: text %.2f s, %zu steps %.2f s, decoding %.2f s\n",
+                 pipeline.backend().description().c_str(), generation.timings.text,
+                 generation.step_seconds.size(), generation.timings.denoise,
+                 generation.timings.vae);
   }
 }
 
@@ -105,16 +109,20 @@ void add_generate(CLI::App& app) {
   visit_options(flags->options, [&](const OptionInfo& info, auto& value) {
     const std::string name = info.name;
     const std::string flag = "--" + dashed(name);
-    CLI::Option* option = add_flag(*command, name == "seeds" ? "--seed," + flag : flag, value, info.value, info.help);
+    CLI::Option* option =
+        add_flag(*command, name == "seeds" ? "--seed," + flag : flag, value, info.value, info.help);
     if (name == "prompt") option->required();
   });
   const auto add_path = [&](const char* flag, fs::path& path, const char* type, const char* help) {
     command->add_option(flag, path, help)->type_name(type);
   };
-  add_path("-o,--output", flags->output, "OUT.png", "where the image goes; several become OUT-0.png, OUT-1.png, ... [image.png]");
+  add_path("-o,--output", flags->output, "OUT.png",
+           "where the image goes; several become OUT-0.png, OUT-1.png, ... [image.png]");
   add_path("--image", flags->image, "FILE.png", "start from this picture instead of noise");
-  add_path("--ma-tokens", flags->ma_tokens, "MASK.png", "where Detail Guidance acts: white suppresses, black leaves alone");
-  add_path("--latents-in", flags->latents_in, "FILE.npy", "initial latents [N, C, h, w] instead of seeded noise");
+  add_path("--ma-tokens", flags->ma_tokens, "MASK.png",
+           "where Detail Guidance acts: white suppresses, black leaves alone");
+  add_path("--latents-in", flags->latents_in, "FILE.npy",
+           "initial latents [N, C, h, w] instead of seeded noise");
   add_path("--latents-out", flags->latents_out, "FILE.npy", "write the final latents");
   add_path("--report", flags->report, "FILE.json", "write options, timings and counts");
   command->callback([flags] { generate(*flags); });

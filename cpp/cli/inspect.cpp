@@ -27,7 +27,11 @@ Json describe(const Bundle& bundle) {
       {"blocks", bundle.blocks},
       {"channels", bundle.channels},
       {"massive_activations",
-       {{"block", ma.block}, {"channels", ma.channels}, {"massive", ma.massive}, {"found_by", ma.found_by}, {"ratio", ma.ratio}}},
+       {{"block", ma.block},
+        {"channels", ma.channels},
+        {"massive", ma.massive},
+        {"found_by", ma.found_by},
+        {"ratio", ma.ratio}}},
       {"scheduler", bundle.scheduler.type},
       {"max_sequence_length", bundle.prompt.max_sequence_length},
       {"largest_image", {bundle.latent.max_width, bundle.latent.max_height}},
@@ -47,7 +51,8 @@ Json describe(const Bundle& bundle) {
 }
 
 void print_row(const std::string& name, const Json& value) {
-  std::printf("%-22s %s\n", name.c_str(), value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
+  std::printf("%-22s %s\n", name.c_str(),
+              value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
 }
 
 void print_people(const Json& json) {

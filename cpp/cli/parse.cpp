@@ -49,7 +49,8 @@ void parse(const std::string& flag, const std::string& text, double& value) {
 }
 
 void parse(const std::string& flag, const std::string& text, std::vector<std::uint64_t>& value) {
-  value = numbers<std::uint64_t>(flag, text, "a list of whole numbers from 0 to 2^64 - 1, such as 1,2,3");
+  value = numbers<std::uint64_t>(flag, text,
+                                 "a list of whole numbers from 0 to 2^64 - 1, such as 1,2,3");
 }
 
 void parse(const std::string& flag, const std::string& text, std::vector<int>& value) {
@@ -60,7 +61,8 @@ void parse(const std::string& flag, const std::string& text, Ramp& value) {
   const auto parts = split(text, ':');
   constexpr auto expected = "a number, or two as in 0:1";
   if (parts.size() > 2) throw UsageError(flag + " \"" + text + "\" is not " + expected);
-  value = Ramp(number<double>(flag, parts.front(), expected), number<double>(flag, parts.back(), expected));
+  value = Ramp(number<double>(flag, parts.front(), expected),
+               number<double>(flag, parts.back(), expected));
 }
 
 void parse(const std::string& flag, const std::string& text, Window& value) {

@@ -11,11 +11,14 @@ namespace {
 
 volatile std::sig_atomic_t interrupted = 0;
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 }  // namespace
 
-ProgressBar::ProgressBar(std::string label) : label_(std::move(label)), terminal_(::isatty(STDERR_FILENO)), start_(now()) {}
+ProgressBar::ProgressBar(std::string label)
+    : label_(std::move(label)), terminal_(::isatty(STDERR_FILENO)), start_(now()) {}
 
 ProgressBar::~ProgressBar() {
   if (drawn_) std::fputc('\n', stderr);
@@ -25,14 +28,16 @@ void ProgressBar::show(int done, int total) {
   if (!terminal_) return;
   constexpr int width = 30;
   const int filled = width * done / total;
-  const std::string bar = std::string(static_cast<std::size_t>(filled), '#') + std::string(static_cast<std::size_t>(width - filled), '.');
-  std::fprintf(stderr, "\r%s [%s] %d/%d  %.1f steps/s ", label_.c_str(), bar.c_str(), done, total, done / (now() - start_));
+  const std::string bar = std::string(static_cast<std::size_t>(filled), '#') +
+                          std::string(static_cast<std::size_t>(width - filled), '.');
+  std::fprintf(stderr, "\r%s [%s] %d/%d  %.1f steps/s ", label_.c_str(), bar.c_str(), done, total,
+               done / (now() - start_));
   drawn_ = true;
 }
 
 InterruptFlag::InterruptFlag() {
   interrupted = 0;
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = [](int) { interrupted = 1; };
   action.sa_flags = static_cast<int>(SA_RESETHAND);
   sigaction(SIGINT, &action, &previous_);

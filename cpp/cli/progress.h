@@ -30,7 +30,7 @@ class InterruptFlag {
   static bool raised();
 
  private:
-  struct sigaction previous_ {};
+  struct sigaction previous_{};
 };
 
 }  // namespace intaglio::cli

@@ -3,8 +3,8 @@
 #include <filesystem>
 #include <fstream>
 
-#include "intaglio/file.h"
 #include "intaglio/error.h"
+#include "intaglio/file.h"
 #include "intaglio/tensor.h"
 
 namespace intaglio {
@@ -21,14 +21,16 @@ TEST(Tensor, RowsShareMemory) {
 
 class Npy : public testing::Test {
  protected:
-  const std::filesystem::path path_ = std::filesystem::temp_directory_path() / ("intaglio_npy_" + std::to_string(::getpid()));
+  const std::filesystem::path path_ =
+      std::filesystem::temp_directory_path() / ("intaglio_npy_" + std::to_string(::getpid()));
   void TearDown() override { std::filesystem::remove(path_); }
 };
 
 TEST_F(Npy, RoundTrip) {
   for (const Shape& shape : {Shape{}, Shape{7}, Shape{2, 3, 4, 5}}) {
     Tensor tensor(shape, DType::float32);
-    for (std::size_t i = 0; i < tensor.floats().size(); ++i) tensor.floats()[i] = static_cast<float>(i) * 0.1F;
+    for (std::size_t i = 0; i < tensor.floats().size(); ++i)
+      tensor.floats()[i] = static_cast<float>(i) * 0.1F;
     save_npy(path_, tensor);
     const Tensor loaded = load_npy(path_);
     EXPECT_EQ(loaded.shape(), shape);
@@ -39,7 +41,8 @@ TEST_F(Npy, RoundTrip) {
 TEST_F(Npy, RefusesTruncatedAndForeignFiles) {
   save_npy(path_, Tensor({100}, DType::float32));
   const std::string whole = read_file(path_);
-  for (const std::size_t length : {std::size_t{0}, std::size_t{5}, std::size_t{20}, whole.size() - 1}) {
+  for (const std::size_t length :
+       {std::size_t{0}, std::size_t{5}, std::size_t{20}, whole.size() - 1}) {
     write_file(path_, whole.substr(0, length));
     EXPECT_THROW(load_npy(path_), InputError) << length;
   }
@@ -48,7 +51,8 @@ TEST_F(Npy, RefusesTruncatedAndForeignFiles) {
 }
 
 TEST(File, FailedWriteLeavesNothingBehind) {
-  const auto folder = std::filesystem::temp_directory_path() / ("intaglio_file_" + std::to_string(::getpid()));
+  const auto folder =
+      std::filesystem::temp_directory_path() / ("intaglio_file_" + std::to_string(::getpid()));
   std::filesystem::create_directories(folder / "target");  // a folder: the rename fails
   EXPECT_THROW(write_file(folder / "target", "content"), InputError);
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);

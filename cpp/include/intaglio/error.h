@@ -45,8 +45,7 @@ class UnavailableError : public Error {
 
 class OutOfMemoryError : public Error {
  public:
-  explicit OutOfMemoryError(const std::string& message)
-      : Error(ExitCode::out_of_memory, message) {}
+  explicit OutOfMemoryError(const std::string& message) : Error(ExitCode::out_of_memory, message) {}
 };
 
 // The caller or Ctrl-C stopped the run.

@@ -48,7 +48,8 @@ void validate(const Guidance& guidance);
 
 // out = D_c + lambda (D_c - D_0) + w (D_c - D_m), float32, element by element. A branch of weight
 // zero may be empty. `out` may be any of the inputs.
-void combine(std::span<float> out, std::span<const float> conditional, std::span<const float> unconditional,
-             std::span<const float> degraded, const StepWeights& weights);
+void combine(std::span<float> out, std::span<const float> conditional,
+             std::span<const float> unconditional, std::span<const float> degraded,
+             const StepWeights& weights);
 
 }  // namespace intaglio

@@ -24,7 +24,8 @@ std::vector<Image> to_images(const Tensor& tensor);
 // An image to [1, 3, H, W] float32 in [-1, 1].
 Tensor from_image(const Image& image);
 
-// `text` becomes the file's text chunks (iTXt, UTF-8). Written under a temporary name, then renamed.
+// `text` becomes the file's text chunks (iTXt, UTF-8). Written under a temporary name, then
+// renamed.
 void write_png(const std::filesystem::path& path, const Image& image, const TextEntries& text = {});
 // Any PNG, as 8-bit RGB. Throws InputError naming the file.
 Image read_png(const std::filesystem::path& path);

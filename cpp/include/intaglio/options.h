@@ -18,22 +18,32 @@ struct OptionInfo {
 template <typename Options, typename Visitor>
 void visit_options(Options& options, Visitor&& visit) {
   visit({"prompt", "TEXT", "what to draw"}, options.prompt);
-  visit({"negative_prompt", "TEXT", "what the unconditional branch is asked for instead of nothing"}, options.negative_prompt);
+  visit(
+      {"negative_prompt", "TEXT", "what the unconditional branch is asked for instead of nothing"},
+      options.negative_prompt);
   visit({"steps", "N", "denoising steps"}, options.steps);
   visit({"seeds", "A,B,...", "one seed for the whole batch, or one for each image"}, options.seeds);
   visit({"batch", "N", "images drawn from one seed"}, options.batch);
   visit({"height", "PIXELS", "image height"}, options.height);
   visit({"width", "PIXELS", "image width"}, options.width);
-  visit({"cfg_scale", "S or S0:S1", "classifier-free guidance, 1 + lambda; 1 is off and saves a branch; S0:S1 goes linearly over the steps"},
+  visit({"cfg_scale", "S or S0:S1",
+         "classifier-free guidance, 1 + lambda; 1 is off and saves a branch; S0:S1 goes linearly "
+         "over the steps"},
         options.cfg_scale);
-  visit({"cfg_window", "A:B", "part of the run with CFG: step i of N when A <= i/N < B"}, options.cfg_window);
-  visit({"dg_scale", "W or W0:W1", "Detail Guidance; 0 is off and saves a branch"}, options.dg_scale);
+  visit({"cfg_window", "A:B", "part of the run with CFG: step i of N when A <= i/N < B"},
+        options.cfg_window);
+  visit({"dg_scale", "W or W0:W1", "Detail Guidance; 0 is off and saves a branch"},
+        options.dg_scale);
   visit({"dg_window", "A:B", "part of the run with Detail Guidance"}, options.dg_window);
-  visit({"ma_keep", "R or R0:R1", "how much of the massive channels the degraded branch keeps: 0 none, 1 all"}, options.ma_keep);
-  visit({"ma_channels", "C,D,...", "channels to suppress instead of the bundle's"}, options.ma_channels);
+  visit({"ma_keep", "R or R0:R1",
+         "how much of the massive channels the degraded branch keeps: 0 none, 1 all"},
+        options.ma_keep);
+  visit({"ma_channels", "C,D,...", "channels to suppress instead of the bundle's"},
+        options.ma_channels);
   visit({"scheduler", "NAME", "euler, heun or dpmpp-2m"}, options.scheduler);
   visit({"strength", "X", "how much of --image is forgotten: 1 all of it"}, options.strength);
-  visit({"vae_tile", "PIXELS", "decode larger images in overlapping tiles of this size"}, options.vae_tile);
+  visit({"vae_tile", "PIXELS", "decode larger images in overlapping tiles of this size"},
+        options.vae_tile);
 }
 
 // The same options with every empty one set to the bundle's default.

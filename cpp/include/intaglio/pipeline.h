@@ -32,13 +32,14 @@ struct GenerateOptions {
   std::optional<Ramp> dg_scale;
   std::optional<Window> dg_window;
   std::optional<Ramp> ma_keep;
-  std::vector<int> ma_channels;      // empty: the bundle's
-  std::optional<Image> ma_tokens;    // white: suppressed, black: left alone; any size, averaged per token
+  std::vector<int> ma_channels;  // empty: the bundle's
+  std::optional<Image>
+      ma_tokens;  // white: suppressed, black: left alone; any size, averaged per token
   std::optional<std::string> scheduler;  // euler, heun, dpmpp-2m
-  std::optional<Tensor> latents;     // [N, C, h, w] float32, instead of noise
-  std::optional<Image> image;        // start from this picture
-  double strength = 0.6;             // of the noise laid over `image`: 1 forgets it
-  int vae_tile = 1024;               // pixels; larger images are decoded in overlapping tiles
+  std::optional<Tensor> latents;         // [N, C, h, w] float32, instead of noise
+  std::optional<Image> image;            // start from this picture
+  double strength = 0.6;                 // of the noise laid over `image`: 1 forgets it
+  int vae_tile = 1024;                   // pixels; larger images are decoded in overlapping tiles
 };
 
 struct Timings {  // seconds
@@ -62,8 +63,8 @@ class Step {
  public:
   int step = 0;  // just done, from 0
   int steps = 0;
-  float sigma = 0;     // the step started from
-  Tensor latents;      // after the step; shares memory with the run
+  float sigma = 0;                              // the step started from
+  Tensor latents;                               // after the step; shares memory with the run
   std::function<std::vector<Image>()> preview;  // decodes the current estimate of the clean image
 };
 // Returning false stops the run; generate() then throws Interrupted.

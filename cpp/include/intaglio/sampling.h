@@ -49,7 +49,8 @@ struct StepPoint {
 
 // denoised = f(x, point): the prediction of clean data (for flow models x - sigma * velocity).
 // `x` and `denoised` have the sampler's size and never overlap.
-using Denoiser = std::function<void(std::span<const float> x, const StepPoint& point, std::span<float> denoised)>;
+using Denoiser = std::function<void(std::span<const float> x, const StepPoint& point,
+                                    std::span<float> denoised)>;
 // Sees x after each step; returning false stops the run.
 using OnStep = std::function<bool(const StepPoint& point, std::span<const float> x)>;
 
@@ -57,11 +58,14 @@ using OnStep = std::function<bool(const StepPoint& point, std::span<const float>
 // the loop only. They return the number of steps done, fewer than schedule.steps() when stopped.
 
 // Euler's method on the probability flow, arXiv 2206.00364 algorithm 1 without churn.
-int sample_euler(const Denoiser& denoise, std::span<float> x, const Schedule& schedule, const OnStep& on_step);
+int sample_euler(const Denoiser& denoise, std::span<float> x, const Schedule& schedule,
+                 const OnStep& on_step);
 // Heun's second-order method, arXiv 2206.00364 algorithm 1; the last step is Euler's.
-int sample_heun(const Denoiser& denoise, std::span<float> x, const Schedule& schedule, const OnStep& on_step);
+int sample_heun(const Denoiser& denoise, std::span<float> x, const Schedule& schedule,
+                const OnStep& on_step);
 // DPM-Solver++(2M), arXiv 2211.01095 algorithm 2, with lambda = log((1 - sigma) / sigma).
-int sample_dpmpp_2m(const Denoiser& denoise, std::span<float> x, const Schedule& schedule, const OnStep& on_step);
+int sample_dpmpp_2m(const Denoiser& denoise, std::span<float> x, const Schedule& schedule,
+                    const OnStep& on_step);
 
 using Sampler = int (*)(const Denoiser&, std::span<float>, const Schedule&, const OnStep&);
 Sampler find_sampler(const std::string& scheduler_type);

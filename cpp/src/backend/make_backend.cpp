@@ -7,7 +7,8 @@ namespace intaglio {
 std::shared_ptr<Backend> make_backend(const BackendOptions& options) {
   if (options.threads < 0) throw UsageError("--threads must be 0 (one per core) or more");
   if (options.device != "cpu" && options.device != "auto") {
-    throw UnavailableError("device \"" + options.device + "\" is not in this version: use --device cpu");
+    throw UnavailableError("device \"" + options.device +
+                           "\" is not in this version: use --device cpu");
   }
   return make_onnxruntime_backend(options);
 }

@@ -21,8 +21,11 @@ auto translate(const std::string& doing, Body&& body) {
     return body();
   } catch (const Ort::Exception& error) {
     const std::string what = error.what();
-    const bool memory = what.find("allocate memory") != std::string::npos || what.find("bad_alloc") != std::string::npos;
-    if (memory) throw OutOfMemoryError(doing + " needs more memory than there is: use a smaller size or batch");
+    const bool memory = what.find("allocate memory") != std::string::npos ||
+                        what.find("bad_alloc") != std::string::npos;
+    if (memory)
+      throw OutOfMemoryError(doing +
+                             " needs more memory than there is: use a smaller size or batch");
     throw InputError(doing + " failed in ONNX Runtime: " + what);
   } catch (const std::bad_alloc&) {
     throw OutOfMemoryError(doing + " needs more memory than there is: use a smaller size or batch");
@@ -49,16 +52,21 @@ void check(const std::string& graph, const GraphTensor& declared, const Tensor& 
     fits = tensor.dim(i) > 0 && (!size || *size == tensor.dim(i));
   }
   if (!fits) {
-    throw InputError(graph + " cannot take " + declared.role + " of shape " + to_string(tensor.shape()) +
-                     " and type " + name_of(tensor.dtype()) + ": the bundle's graphs contradict its manifest, export it again");
+    throw InputError(graph + " cannot take " + declared.role + " of shape " +
+                     to_string(tensor.shape()) + " and type " + name_of(tensor.dtype()) +
+                     ": the bundle's graphs contradict its manifest, export it again");
   }
 }
 
 class OrtBoundGraph final : public BoundGraph {
  public:
-  OrtBoundGraph(std::shared_ptr<Ort::Session> session, const Graph& graph, const std::vector<Binding>& inputs,
-                const std::vector<Binding>& outputs)
-      : session_(std::move(session)), name_(graph.path), binding_(*session_), inputs_(inputs), outputs_(outputs) {
+  OrtBoundGraph(std::shared_ptr<Ort::Session> session, const Graph& graph,
+                const std::vector<Binding>& inputs, const std::vector<Binding>& outputs)
+      : session_(std::move(session)),
+        name_(graph.path),
+        binding_(*session_),
+        inputs_(inputs),
+        outputs_(outputs) {
     assert(inputs.size() == graph.inputs.size() && outputs.size() == graph.outputs.size());
     for (Binding& binding : inputs_) {
       const GraphTensor& declared = graph.input(binding.role);
@@ -92,10 +100,14 @@ class OrtBoundGraph final : public BoundGraph {
 
 class OrtSession final : public Session {
  public:
-  OrtSession(std::shared_ptr<Ort::Session> session, Graph graph) : session_(std::move(session)), graph_(std::move(graph)) {}
+  OrtSession(std::shared_ptr<Ort::Session> session, Graph graph)
+      : session_(std::move(session)), graph_(std::move(graph)) {}
 
-  std::unique_ptr<BoundGraph> bind(const std::vector<Binding>& inputs, const std::vector<Binding>& outputs) const override {
-    return translate("binding " + graph_.path, [&] { return std::make_unique<OrtBoundGraph>(session_, graph_, inputs, outputs); });
+  std::unique_ptr<BoundGraph> bind(const std::vector<Binding>& inputs,
+                                   const std::vector<Binding>& outputs) const override {
+    return translate("binding " + graph_.path, [&] {
+      return std::make_unique<OrtBoundGraph>(session_, graph_, inputs, outputs);
+    });
   }
 
  private:
@@ -105,7 +117,8 @@ class OrtSession final : public Session {
 
 // ONNX Runtime has one environment per process; it must outlive every session.
 Ort::Env& environment() {
-  static auto* env = new Ort::Env(ORT_LOGGING_LEVEL_ERROR, "intaglio");  // never destroyed: static order
+  static auto* env =
+      new Ort::Env(ORT_LOGGING_LEVEL_ERROR, "intaglio");  // never destroyed: static order
   return *env;
 }
 
@@ -113,9 +126,12 @@ class OrtBackend final : public Backend {
  public:
   OrtBackend(const BackendOptions& options, std::string version)
       : version_(std::move(version)),
-        threads_(options.threads ? options.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()))) {}
+        threads_(options.threads
+                     ? options.threads
+                     : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()))) {}
 
-  std::unique_ptr<Session> load(const std::filesystem::path& bundle_root, const Graph& graph) const override {
+  std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
+                                const Graph& graph) const override {
     const auto path = bundle_root / graph.path;
     return translate("loading " + path.string(), [&] {
       Ort::SessionOptions options;

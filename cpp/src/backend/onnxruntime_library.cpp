@@ -28,7 +28,8 @@ std::vector<fs::path> libraries_in(const fs::path& folder) {
   std::vector<fs::path> found;
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(folder, error)) {
-    if (entry.path().filename().string().starts_with("libonnxruntime.so")) found.push_back(entry.path());
+    if (entry.path().filename().string().starts_with("libonnxruntime.so"))
+      found.push_back(entry.path());
   }
   return found;
 }
@@ -68,8 +69,10 @@ std::string load_onnxruntime(const fs::path& library) {
     tried += "; " + path.string() + " is older than version 1." + std::to_string(ORT_API_VERSION);
     dlclose(handle);
   }
-  throw UnavailableError("no usable ONNX Runtime library: install the Python package onnxruntime, or give "
-                         "--onnxruntime LIBRARY (tried" + tried.substr(1) + ")");
+  throw UnavailableError(
+      "no usable ONNX Runtime library: install the Python package onnxruntime, or give "
+      "--onnxruntime LIBRARY (tried" +
+      tried.substr(1) + ")");
 }
 
 }  // namespace intaglio

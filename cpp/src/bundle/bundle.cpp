@@ -4,9 +4,9 @@
 #include <system_error>
 
 #include "bundle/manifest.h"
-#include "intaglio/file.h"
 #include "core/sha256.h"
 #include "intaglio/error.h"
+#include "intaglio/file.h"
 
 namespace intaglio {
 
@@ -14,22 +14,29 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const GraphTensor& find(const std::vector<GraphTensor>& tensors, const std::string& role, const std::string& graph) {
-  const auto it = std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.role == role; });
-  if (it == tensors.end()) throw InputError(graph + " has no tensor of role " + role + ": export the bundle again");
+const GraphTensor& find(const std::vector<GraphTensor>& tensors, const std::string& role,
+                        const std::string& graph) {
+  const auto it =
+      std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.role == role; });
+  if (it == tensors.end())
+    throw InputError(graph + " has no tensor of role " + role + ": export the bundle again");
   return *it;
 }
 
 void check_file(const fs::path& path, const ListedFile& listed) {
   std::error_code error;
   const auto bytes = fs::file_size(path, error);
-  if (error) throw InputError("cannot read " + path.string() + ": " + error.message() + "; the bundle is incomplete, copy or export it again");
+  if (error)
+    throw InputError("cannot read " + path.string() + ": " + error.message() +
+                     "; the bundle is incomplete, copy or export it again");
   if (bytes != listed.bytes) {
-    throw InputError(path.string() + " has " + std::to_string(bytes) + " bytes where bundle.json says " +
-                     std::to_string(listed.bytes) + ": copy or export the bundle again");
+    throw InputError(path.string() + " has " + std::to_string(bytes) +
+                     " bytes where bundle.json says " + std::to_string(listed.bytes) +
+                     ": copy or export the bundle again");
   }
   if (sha256_of_file(path) != listed.sha256) {
-    throw InputError(path.string() + " is not the file that was exported (its SHA-256 differs from bundle.json): "
+    throw InputError(path.string() +
+                     " is not the file that was exported (its SHA-256 differs from bundle.json): "
                      "copy or export the bundle again");
   }
 }
@@ -37,7 +44,9 @@ void check_file(const fs::path& path, const ListedFile& listed) {
 }  // namespace
 
 const GraphTensor& Graph::input(const std::string& role) const { return find(inputs, role, path); }
-const GraphTensor& Graph::output(const std::string& role) const { return find(outputs, role, path); }
+const GraphTensor& Graph::output(const std::string& role) const {
+  return find(outputs, role, path);
+}
 
 int Prompt::text_length() const {
   int length = 0;
@@ -48,7 +57,8 @@ int Prompt::text_length() const {
 Bundle Bundle::open(const fs::path& folder) {
   const fs::path path = folder / "bundle.json";
   if (!fs::exists(path)) {
-    throw InputError(folder.string() + " is not a bundle (it has no bundle.json): make one with `intaglio export`");
+    throw InputError(folder.string() +
+                     " is not a bundle (it has no bundle.json): make one with `intaglio export`");
   }
   Manifest manifest = parse_manifest(read_file(path), path.string());
   for (const auto& [name, listed] : manifest.files) {

@@ -14,15 +14,18 @@ using Json = nlohmann::json;
 // A place in bundle.json that knows its own path, so that every message can name it.
 class Node {
  public:
-  Node(const Json& json, std::string path, const std::string& file) : json_(&json), path_(std::move(path)), file_(&file) {}
+  Node(const Json& json, std::string path, const std::string& file)
+      : json_(&json), path_(std::move(path)), file_(&file) {}
 
   [[noreturn]] void refuse(const std::string& why) const {
-    throw InputError(*file_ + ": " + (path_.empty() ? "the manifest" : path_) + " " + why + ": export the bundle again");
+    throw InputError(*file_ + ": " + (path_.empty() ? "the manifest" : path_) + " " + why +
+                     ": export the bundle again");
   }
 
   bool has(const char* key) const { return json_->is_object() && json_->contains(key); }
   Node at(const char* key) const {
-    const Node child(has(key) ? (*json_)[key] : *json_, path_.empty() ? key : path_ + "." + key, *file_);
+    const Node child(has(key) ? (*json_)[key] : *json_, path_.empty() ? key : path_ + "." + key,
+                     *file_);
     if (!has(key)) child.refuse("is missing");
     return child;
   }
@@ -60,7 +63,8 @@ class Node {
   std::vector<std::pair<std::string, Node>> members() const {
     if (!json_->is_object()) refuse("must be an object");
     std::vector<std::pair<std::string, Node>> nodes;
-    for (const auto& [key, value] : json_->items()) nodes.emplace_back(key, Node(value, path_ + "." + key, *file_));
+    for (const auto& [key, value] : json_->items())
+      nodes.emplace_back(key, Node(value, path_ + "." + key, *file_));
     return nodes;
   }
   std::string file_path(const char* key) const {
@@ -83,7 +87,8 @@ class Node {
 };
 
 GraphTensor read_tensor(const Node& node) {
-  GraphTensor tensor{node.get<std::string>("name"), node.get<std::string>("role"), DType::float32, {}};
+  GraphTensor tensor{
+      node.get<std::string>("name"), node.get<std::string>("role"), DType::float32, {}};
   const auto dtype = node.get<std::string>("dtype");
   if (dtype != "float32" && dtype != "int64") node.at("dtype").refuse("must be float32 or int64");
   tensor.dtype = dtype == "int64" ? DType::int64 : DType::float32;
@@ -107,12 +112,14 @@ Graph read_graph(const Node& node) {
 }
 
 void read_transformer(const Node& node, Bundle& bundle) {
-  for (const auto& [name, graph] : node.at("graphs").members()) bundle.transformer_graphs[name] = read_graph(graph);
+  for (const auto& [name, graph] : node.at("graphs").members())
+    bundle.transformer_graphs[name] = read_graph(graph);
   bundle.blocks = node.positive("blocks");
   bundle.patch_size = node.positive("patch_size");
   bundle.channels = node.positive("channels");
-  const std::vector<std::string> needed =
-      bundle.layout == "forked" ? std::vector<std::string>{"forked"} : std::vector<std::string>{"base", "degraded"};
+  const std::vector<std::string> needed = bundle.layout == "forked"
+                                              ? std::vector<std::string>{"forked"}
+                                              : std::vector<std::string>{"base", "degraded"};
   for (const std::string& name : needed) node.at("graphs").at(name.c_str());
 }
 
@@ -124,16 +131,20 @@ void read_massive_activations(const Node& node, Bundle& bundle) {
   node.get_if("ratio", ma.ratio);
   ma.found_by = node.get<std::string>("found_by");
   ma.massive = node.get<bool>("massive");
-  if (ma.block < 0 || ma.block >= bundle.blocks) node.at("block").refuse("is not a block of the transformer");
+  if (ma.block < 0 || ma.block >= bundle.blocks)
+    node.at("block").refuse("is not a block of the transformer");
   for (const int channel : ma.channels) {
-    if (channel < 0 || channel >= bundle.channels) node.at("channels").refuse("names a channel that the transformer does not have");
+    if (channel < 0 || channel >= bundle.channels)
+      node.at("channels").refuse("names a channel that the transformer does not have");
   }
-  if (!ma.ref.empty() && ma.ref.size() != ma.channels.size()) node.at("ref").refuse("must have one value per channel");
+  if (!ma.ref.empty() && ma.ref.size() != ma.channels.size())
+    node.at("ref").refuse("must have one value per channel");
 }
 
 Latent read_latent(const Node& node) {
-  return {node.positive("channels"),       node.positive("vae_scale_factor"), node.get<double>("scaling_factor"),
-          node.get<double>("shift_factor"), node.positive("max_height"),       node.positive("max_width")};
+  return {node.positive("channels"),          node.positive("vae_scale_factor"),
+          node.get<double>("scaling_factor"), node.get<double>("shift_factor"),
+          node.positive("max_height"),        node.positive("max_width")};
 }
 
 SchedulerConfig read_scheduler(const Node& node) {
@@ -149,11 +160,14 @@ SchedulerConfig read_scheduler(const Node& node) {
   node.get_if("max_image_seq_len", config.max_image_seq_len);
   node.get_if("time_shift_type", config.time_shift_type);
   node.get_if("shift_terminal", config.shift_terminal);
-  for (const char* key : {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "stochastic_sampling"}) {
+  for (const char* key : {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+                          "invert_sigmas", "stochastic_sampling"}) {
     bool on = false;
     node.get_if(key, on);
     // Ignoring it would give other pictures than diffusers does.
-    if (on) throw InputError("the bundle's scheduler has " + std::string(key) + ", which this version does not sample with: export with it switched off");
+    if (on)
+      throw InputError("the bundle's scheduler has " + std::string(key) +
+                       ", which this version does not sample with: export with it switched off");
   }
   return config;
 }
@@ -163,15 +177,18 @@ Prompt read_prompt(const Node& node) {
   prompt.max_sequence_length = node.positive("max_sequence_length");
   prompt.text_width = node.positive("text_width");
   for (const auto& [name, encoder] : node.at("encoders").members()) {
-    prompt.encoders[name] = {read_graph(encoder.at("graph")), encoder.file_path("tokenizer"), encoder.positive("max_length")};
+    prompt.encoders[name] = {read_graph(encoder.at("graph")), encoder.file_path("tokenizer"),
+                             encoder.positive("max_length")};
   }
   const auto check_names = [&](const Node& where, const std::vector<std::string>& names) {
     for (const std::string& name : names) {
-      if (!prompt.encoders.contains(name)) where.refuse("names the encoder \"" + name + "\", which the bundle does not have");
+      if (!prompt.encoders.contains(name))
+        where.refuse("names the encoder \"" + name + "\", which the bundle does not have");
     }
   };
   for (const Node& item : node.at("text").items()) {
-    prompt.text.push_back({item.get<std::vector<std::string>>("encoders"), item.positive("length")});
+    prompt.text.push_back(
+        {item.get<std::vector<std::string>>("encoders"), item.positive("length")});
     check_names(item, prompt.text.back().encoders);
   }
   prompt.pooled = node.get<std::vector<std::string>>("pooled");
@@ -200,8 +217,9 @@ Defaults read_defaults(const Node& node) {
 void check_schema(const Node& root, const std::string& name) {
   const int version = root.get<int>("schema_version");
   if (version > supported_schema) {
-    throw InputError(name + " was written by a newer Intaglio (schema " + std::to_string(version) + ", this version reads up to " +
-                     std::to_string(supported_schema) + "): update Intaglio, or export the bundle again with this version");
+    throw InputError(name + " was written by a newer Intaglio (schema " + std::to_string(version) +
+                     ", this version reads up to " + std::to_string(supported_schema) +
+                     "): update Intaglio, or export the bundle again with this version");
   }
   if (version < 1) root.at("schema_version").refuse("must be at least 1");
 }
@@ -237,7 +255,8 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   try {
     json = Json::parse(text);
   } catch (const Json::parse_error& error) {
-    throw InputError(name + " is not valid JSON (" + error.what() + "): copy or export the bundle again");
+    throw InputError(name + " is not valid JSON (" + error.what() +
+                     "): copy or export the bundle again");
   }
   const Node root(json, "", name);
   check_schema(root, name);
@@ -250,10 +269,12 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   bundle.source = root.get<std::string>("source");
   bundle.license = root.get<std::string>("license");
   bundle.layout = root.get<std::string>("layout");
-  if (bundle.layout != "forked" && bundle.layout != "dual") root.at("layout").refuse("must be forked or dual");
+  if (bundle.layout != "forked" && bundle.layout != "dual")
+    root.at("layout").refuse("must be forked or dual");
   bundle.dtype = root.get<std::string>("dtype");
   bundle.prediction_type = root.get<std::string>("prediction_type");
-  if (bundle.prediction_type != "velocity") root.at("prediction_type").refuse("is one that this version cannot sample");
+  if (bundle.prediction_type != "velocity")
+    root.at("prediction_type").refuse("is one that this version cannot sample");
   read_transformer(root.at("transformer"), bundle);
   read_massive_activations(root.at("massive_activations"), bundle);
   bundle.latent = read_latent(root.at("latent"));

@@ -22,8 +22,9 @@ struct Manifest {
 
 inline constexpr int supported_schema = 1;
 
-// `name` is the file's, for messages. Throws InputError for text that is not JSON, a newer schema, a
-// missing or wrongly typed field (by its path), a path that leaves the folder, and contradictions.
+// `name` is the file's, for messages. Throws InputError for text that is not JSON, a newer schema,
+// a missing or wrongly typed field (by its path), a path that leaves the folder, and
+// contradictions.
 Manifest parse_manifest(std::string_view text, const std::string& name);
 
 }  // namespace intaglio

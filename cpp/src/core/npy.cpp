@@ -3,8 +3,8 @@
 #include <cstring>
 #include <regex>
 
-#include "intaglio/file.h"
 #include "intaglio/error.h"
+#include "intaglio/file.h"
 #include "intaglio/tensor.h"
 
 namespace intaglio {
@@ -40,7 +40,8 @@ Header parse_header(const std::filesystem::path& path, std::string_view content)
   header.descr = match[1];
   const std::string sizes = match[3];
   static const std::regex number("[0-9]{1,12}");
-  for (auto it = std::sregex_iterator(sizes.begin(), sizes.end(), number); it != std::sregex_iterator(); ++it) {
+  for (auto it = std::sregex_iterator(sizes.begin(), sizes.end(), number);
+       it != std::sregex_iterator(); ++it) {
     header.shape.push_back(std::stoll(it->str()));
   }
   return header;
@@ -59,7 +60,8 @@ Tensor load_npy(const std::filesystem::path& path) {
   Tensor tensor(header.shape, is_int64 ? DType::int64 : DType::float32);
   const auto count = static_cast<std::size_t>(tensor.size());
   if (content.size() != header.data_offset + count * (is_double ? 8 : size_of(tensor.dtype()))) {
-    throw InputError(path.string() + " is truncated: its header says shape " + to_string(header.shape));
+    throw InputError(path.string() + " is truncated: its header says shape " +
+                     to_string(header.shape));
   }
   const char* data = content.data() + header.data_offset;
   if (!is_double) {
@@ -77,13 +79,17 @@ Tensor load_npy(const std::filesystem::path& path) {
 void save_npy(const std::filesystem::path& path, const Tensor& tensor) {
   std::string shape;
   for (const std::int64_t size : tensor.shape()) shape += std::to_string(size) + ", ";
-  const char* descr = tensor.dtype() == DType::float32 ? "<f4" : tensor.dtype() == DType::int64 ? "<i8" : "|u1";
-  std::string header = std::string("{'descr': '") + descr + "', 'fortran_order': False, 'shape': (" + shape + "), }";
+  const char* descr = tensor.dtype() == DType::float32 ? "<f4"
+                      : tensor.dtype() == DType::int64 ? "<i8"
+                                                       : "|u1";
+  std::string header =
+      std::string("{'descr': '") + descr + "', 'fortran_order': False, 'shape': (" + shape + "), }";
   // The data starts at a multiple of 64; a newline ends the header.
   header.append(63 - (preamble + header.size()) % 64, ' ');
   header += '\n';
   std::string content(magic);
-  content += {'\x01', '\x00', static_cast<char>(header.size() & 0xff), static_cast<char>(header.size() >> 8U)};
+  content += {'\x01', '\x00', static_cast<char>(header.size() & 0xff),
+              static_cast<char>(header.size() >> 8U)};
   content += header;
   content.append(static_cast<const char*>(tensor.data()), tensor.bytes());
   write_file(path, content);

@@ -40,7 +40,8 @@ Tensor from_image(const Image& image) {
   const std::size_t plane = target.size() / 3;
   for (std::size_t channel = 0; channel < 3; ++channel) {
     for (std::size_t i = 0; i < plane; ++i) {
-      target[channel * plane + i] = 2.0F * (static_cast<float>(image.pixels[i * 3 + channel]) / 255.0F) - 1.0F;
+      target[channel * plane + i] =
+          2.0F * (static_cast<float>(image.pixels[i * 3 + channel]) / 255.0F) - 1.0F;
     }
   }
   return tensor;

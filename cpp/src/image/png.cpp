@@ -5,8 +5,8 @@
 #include <cstring>
 #include <memory>
 
-#include "intaglio/file.h"
 #include "intaglio/error.h"
+#include "intaglio/file.h"
 #include "intaglio/image.h"
 
 namespace intaglio {
@@ -26,8 +26,9 @@ void append(png_structp png, png_bytep data, png_size_t count) {
 bool encode(png_structp png, png_infop info, const Image& image, png_text* texts, int text_count,
             png_bytep* rows) {
   if (setjmp(png_jmpbuf(png))) return false;
-  png_set_IHDR(png, info, static_cast<png_uint_32>(image.width), static_cast<png_uint_32>(image.height), 8,
-               PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+  png_set_IHDR(png, info, static_cast<png_uint_32>(image.width),
+               static_cast<png_uint_32>(image.height), 8, PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE,
+               PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
   if (text_count) png_set_text(png, info, texts, text_count);
   png_set_rows(png, info, rows);
   png_write_png(png, info, PNG_TRANSFORM_IDENTITY, nullptr);
@@ -57,7 +58,8 @@ void write_png(const std::filesystem::path& path, const Image& image, const Text
   }
   std::vector<png_bytep> rows(static_cast<std::size_t>(image.height));
   for (std::size_t y = 0; y < rows.size(); ++y) {
-    rows[y] = const_cast<png_bytep>(image.pixels.data()) + y * static_cast<std::size_t>(image.width) * 3;
+    rows[y] =
+        const_cast<png_bytep>(image.pixels.data()) + y * static_cast<std::size_t>(image.width) * 3;
   }
   if (!encode(png, info, image, texts.data(), static_cast<int>(texts.size()), rows.data())) {
     throw InputError("cannot encode " + path.string() + ": " + message);
@@ -72,7 +74,8 @@ Image read_png(const std::filesystem::path& path) {
   const auto refuse = [&] {
     const std::string why = png.message;
     png_image_free(&png);
-    throw InputError(path.string() + " is not a PNG that can be read (" + why + "): convert it to PNG");
+    throw InputError(path.string() + " is not a PNG that can be read (" + why +
+                     "): convert it to PNG");
   };
   if (!png_image_begin_read_from_memory(&png, content.data(), content.size())) refuse();
   png.format = PNG_FORMAT_RGB;

@@ -7,12 +7,14 @@ namespace intaglio {
 
 TransformerSessions load_transformer(const Bundle& bundle, const Backend& backend) {
   TransformerSessions sessions;
-  for (const auto& [name, graph] : bundle.transformer_graphs) sessions[name] = backend.load(bundle.folder, graph);
+  for (const auto& [name, graph] : bundle.transformer_graphs)
+    sessions[name] = backend.load(bundle.folder, graph);
   return sessions;
 }
 
-Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions, const Request& request,
-                   const PromptEmbedding& positive, const PromptEmbedding* negative)
+Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions,
+                   const Request& request, const PromptEmbedding& positive,
+                   const PromptEmbedding* negative)
     : bundle_(bundle), sessions_(sessions), request_(request), n_(request.images) {
   const Shape shape{2 * n_, bundle.latent.channels, request.rows, request.columns};
   latent_ = Tensor(shape, DType::float32);
@@ -38,8 +40,9 @@ void Branches::set_keep(float keep) {
   if (keep == keep_value_) return;
   keep_value_ = keep;
   for (std::int64_t row = 2 * n_; row < 3 * n_; ++row) {
-    std::ranges::transform(request_.suppression, keep_.rows(row, row + 1).floats().begin(),
-                           [keep](float suppression) { return 1.0F - (1.0F - keep) * suppression; });
+    std::ranges::transform(
+        request_.suppression, keep_.rows(row, row + 1).floats().begin(),
+        [keep](float suppression) { return 1.0F - (1.0F - keep) * suppression; });
   }
 }
 
@@ -56,7 +59,8 @@ std::unique_ptr<BoundGraph> Branches::bind_forked(bool unconditional, bool degra
   Tensor branch({last - first}, DType::int64);
   for (std::int64_t row = first; row < last; ++row) {
     // D_m continues its image's D_c.
-    branch.int64s()[static_cast<std::size_t>(row - first)] = (row < 2 * n_ ? row : row - n_) - first;
+    branch.int64s()[static_cast<std::size_t>(row - first)] =
+        (row < 2 * n_ ? row : row - n_) - first;
   }
   auto inputs = base_inputs(first, 2 * n_);
   inputs.push_back({"mask", request_.mask});
@@ -68,7 +72,8 @@ std::unique_ptr<BoundGraph> Branches::bind_forked(bool unconditional, bool degra
 
 std::unique_ptr<BoundGraph> Branches::bind_base(bool unconditional) const {
   const std::int64_t first = unconditional ? 0 : n_;
-  return sessions_.at("base")->bind(base_inputs(first, 2 * n_), {{"prediction", prediction_.rows(first, 2 * n_)}});
+  return sessions_.at("base")->bind(base_inputs(first, 2 * n_),
+                                    {{"prediction", prediction_.rows(first, 2 * n_)}});
 }
 
 std::unique_ptr<BoundGraph> Branches::bind_degraded() const {
@@ -79,7 +84,8 @@ std::unique_ptr<BoundGraph> Branches::bind_degraded() const {
   return sessions_.at("degraded")->bind(inputs, {{"prediction", prediction_.rows(2 * n_, 3 * n_)}});
 }
 
-Branches::Predictions Branches::run(std::span<const float> x, float timestep, const StepWeights& weights) {
+Branches::Predictions Branches::run(std::span<const float> x, float timestep,
+                                    const StepWeights& weights) {
   const auto rows = latent_.floats();
   assert(x.size() * 2 == rows.size());
   std::ranges::copy(x, rows.begin());
@@ -91,7 +97,9 @@ Branches::Predictions Branches::run(std::span<const float> x, float timestep, co
 
   const std::size_t forked = bundle_.layout == "forked" && degraded ? 2 : 0;
   auto& bound = bound_.at((unconditional ? 1 : 0) + forked);
-  if (!bound) bound = bundle_.layout == "forked" ? bind_forked(unconditional, degraded) : bind_base(unconditional);
+  if (!bound)
+    bound = bundle_.layout == "forked" ? bind_forked(unconditional, degraded)
+                                       : bind_base(unconditional);
   bound->run();
   if (degraded && bundle_.layout == "dual") {
     if (!bound_degraded_) bound_degraded_ = bind_degraded();

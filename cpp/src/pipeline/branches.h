@@ -28,13 +28,14 @@ class Branches {
   Branches(const Bundle& bundle, const TransformerSessions& sessions, const Request& request,
            const PromptEmbedding& positive, const PromptEmbedding* negative);
 
-  // Raw predictions of x [n, C, h, w] (float32) at `timestep`; the spans stay valid until the next call.
+  // Raw predictions of x [n, C, h, w] (float32) at `timestep`; the spans stay valid until the next
+  // call.
   struct Predictions {
     std::span<const float> conditional, unconditional, degraded;
   };
   Predictions run(std::span<const float> x, float timestep, const StepWeights& weights);
 
-  std::int64_t base_rows = 0;    // counted over the calls
+  std::int64_t base_rows = 0;  // counted over the calls
   std::int64_t forked_rows = 0;
 
  private:

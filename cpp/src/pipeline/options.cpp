@@ -8,7 +8,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-Json pair(double first, double second) { return first == second ? Json(first) : Json::array({first, second}); }
+Json pair(double first, double second) {
+  return first == second ? Json(first) : Json::array({first, second});
+}
 
 Json value_of(const Ramp& ramp) { return pair(ramp.first, ramp.last); }
 Json value_of(const Window& window) { return Json::array({window.start, window.end}); }

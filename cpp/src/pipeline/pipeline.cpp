@@ -56,21 +56,23 @@ bool any_step(const Request& request, bool (StepWeights::*needs)() const) {
 
 class Pipeline::Impl {
  public:
-  Impl(Bundle opened, std::shared_ptr<Backend> used) : bundle(std::move(opened)), backend(std::move(used)) {}
+  Impl(Bundle opened, std::shared_ptr<Backend> used)
+      : bundle(std::move(opened)), backend(std::move(used)) {}
 
   const TextStage& text() {
     return text_.get([&] { return std::make_unique<TextStage>(bundle, *backend); });
   }
   const TransformerSessions& transformer() {
-    return transformer_.get([&] { return std::make_unique<TransformerSessions>(load_transformer(bundle, *backend)); });
+    return transformer_.get(
+        [&] { return std::make_unique<TransformerSessions>(load_transformer(bundle, *backend)); });
   }
   const VaeDecoder& vae() {
     return vae_.get([&] { return std::make_unique<VaeDecoder>(bundle, *backend); });
   }
 
   Tensor initial_latents(const Request& request, const GenerateOptions& options) const;
-  void denoise(const Request& request, Branches& branches, const GenerateOptions& options, const StepCallback& on_step,
-               Generation& generation);
+  void denoise(const Request& request, Branches& branches, const GenerateOptions& options,
+               const StepCallback& on_step, Generation& generation);
 
   Bundle bundle;
   std::shared_ptr<Backend> backend;
@@ -81,30 +83,37 @@ class Pipeline::Impl {
   Lazy<VaeDecoder> vae_;
 };
 
-Tensor Pipeline::Impl::initial_latents(const Request& request, const GenerateOptions& options) const {
+Tensor Pipeline::Impl::initial_latents(const Request& request,
+                                       const GenerateOptions& options) const {
   if (options.latents) return options.latents->clone();
-  Tensor latents = draw_noise({request.images, bundle.latent.channels, request.rows, request.columns}, request.seeds);
+  Tensor latents = draw_noise(
+      {request.images, bundle.latent.channels, request.rows, request.columns}, request.seeds);
   if (!options.image) return latents;
   // diffusers' scale_noise: sigma * noise + (1 - sigma) * image.
   const Tensor image = encode_image(bundle, *backend, from_image(*options.image));
   const float sigma = request.schedule.sigmas.front();
   for (std::int64_t n = 0; n < request.images; ++n) {
-    std::ranges::transform(latents.rows(n, n + 1).floats(), image.floats(), latents.rows(n, n + 1).floats().begin(),
-                           [sigma](float noise, float clean) { return sigma * noise + (1.0F - sigma) * clean; });
+    std::ranges::transform(
+        latents.rows(n, n + 1).floats(), image.floats(), latents.rows(n, n + 1).floats().begin(),
+        [sigma](float noise, float clean) { return sigma * noise + (1.0F - sigma) * clean; });
   }
   return latents;
 }
 
-void Pipeline::Impl::denoise(const Request& request, Branches& branches, const GenerateOptions& options,
-                             const StepCallback& on_step, Generation& generation) {
+void Pipeline::Impl::denoise(const Request& request, Branches& branches,
+                             const GenerateOptions& options, const StepCallback& on_step,
+                             Generation& generation) {
   Stopwatch watch;
   std::span<const float> clean;  // the last estimate, for previews
-  const Denoiser denoiser = [&](std::span<const float> x, const StepPoint& point, std::span<float> denoised) {
+  const Denoiser denoiser = [&](std::span<const float> x, const StepPoint& point,
+                                std::span<float> denoised) {
     const StepWeights weights = weights_at(request.guidance, point.step, point.steps);
     const auto d = branches.run(x, point.timestep, weights);
     combine(denoised, d.conditional, d.unconditional, d.degraded, weights);
     // Flow matching: x = (1 - sigma) * clean + sigma * noise, velocity = noise - clean.
-    std::ranges::transform(x, denoised, denoised.begin(), [sigma = point.sigma](float noisy, float velocity) { return noisy - sigma * velocity; });
+    std::ranges::transform(
+        x, denoised, denoised.begin(),
+        [sigma = point.sigma](float noisy, float velocity) { return noisy - sigma * velocity; });
     clean = denoised;
   };
   const OnStep report = [&](const StepPoint& point, std::span<const float>) {
@@ -128,10 +137,13 @@ void Pipeline::Impl::denoise(const Request& request, Branches& branches, const G
   generation.base_rows = branches.base_rows;
   generation.forked_rows = branches.forked_rows;
   if (done < request.schedule.steps()) {
-    throw Interrupted("stopped after step " + std::to_string(done) + " of " + std::to_string(request.schedule.steps()));
+    throw Interrupted("stopped after step " + std::to_string(done) + " of " +
+                      std::to_string(request.schedule.steps()));
   }
   if (!std::ranges::all_of(generation.latents.floats(), [](float v) { return std::isfinite(v); })) {
-    throw InputError("the model's prediction became NaN or infinite: lower --cfg-scale and --dg-scale, or export in float32");
+    throw InputError(
+        "the model's prediction became NaN or infinite: lower --cfg-scale and --dg-scale, or "
+        "export in float32");
   }
 }
 
@@ -155,11 +167,13 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
   Stopwatch watch;
   const PromptEmbedding positive = impl_->text().encode(options.prompt);
   std::optional<PromptEmbedding> negative;
-  if (any_step(request, &StepWeights::unconditional)) negative = impl_->text().encode(options.negative_prompt);
+  if (any_step(request, &StepWeights::unconditional))
+    negative = impl_->text().encode(options.negative_prompt);
   generation.timings.text = watch.lap();
 
   generation.latents = impl_->initial_latents(request, options);
-  Branches branches(impl_->bundle, impl_->transformer(), request, positive, negative ? &*negative : nullptr);
+  Branches branches(impl_->bundle, impl_->transformer(), request, positive,
+                    negative ? &*negative : nullptr);
   watch.lap();
   impl_->denoise(request, branches, options, on_step, generation);
   generation.timings.denoise = watch.lap();

@@ -17,16 +17,18 @@ void set_size(Request& request, const Bundle& bundle, const GenerateOptions& opt
   const int unit = bundle.latent.vae_scale_factor * bundle.patch_size;
   const auto check = [&](const char* flag, int size, int largest) {
     if (size < unit || size % unit != 0 || size > largest) {
-      throw UsageError(std::string(flag) + " " + std::to_string(size) + " does not fit " + bundle.name + ": give a multiple of " +
-                       std::to_string(unit) + " from " + std::to_string(unit) + " to " + std::to_string(largest));
+      throw UsageError(std::string(flag) + " " + std::to_string(size) + " does not fit " +
+                       bundle.name + ": give a multiple of " + std::to_string(unit) + " from " +
+                       std::to_string(unit) + " to " + std::to_string(largest));
     }
   };
   check("--height", request.height, bundle.latent.max_height);
   check("--width", request.width, bundle.latent.max_width);
   if (image && (image->height != request.height || image->width != request.width)) {
-    throw UsageError("--image is " + std::to_string(image->width) + "x" + std::to_string(image->height) +
-                     " pixels but --width and --height ask for " + std::to_string(request.width) + "x" +
-                     std::to_string(request.height) + ": give one size");
+    throw UsageError("--image is " + std::to_string(image->width) + "x" +
+                     std::to_string(image->height) + " pixels but --width and --height ask for " +
+                     std::to_string(request.width) + "x" + std::to_string(request.height) +
+                     ": give one size");
   }
   request.rows = request.height / bundle.latent.vae_scale_factor;
   request.columns = request.width / bundle.latent.vae_scale_factor;
@@ -42,15 +44,17 @@ void set_images(Request& request, const Bundle& bundle, const GenerateOptions& o
   if (options.seeds.size() > 1) {
     request.images = static_cast<std::int64_t>(options.seeds.size());
     if (options.batch != 1 && options.batch != request.images) {
-      throw UsageError("--seeds gives " + std::to_string(options.seeds.size()) + " images but --batch asks for " +
-                       std::to_string(options.batch) + ": leave --batch out");
+      throw UsageError("--seeds gives " + std::to_string(options.seeds.size()) +
+                       " images but --batch asks for " + std::to_string(options.batch) +
+                       ": leave --batch out");
     }
   }
   if (!options.latents) return;
   const Tensor& latents = *options.latents;
   const Shape expected{request.images, bundle.latent.channels, request.rows, request.columns};
   if (latents.dtype() != DType::float32 || latents.shape() != expected) {
-    throw InputError("the given latents have shape " + to_string(latents.shape()) + " where " + to_string(expected) +
+    throw InputError("the given latents have shape " + to_string(latents.shape()) + " where " +
+                     to_string(expected) +
                      " float32 is needed: change them, or --batch, --height and --width");
   }
   if (!std::ranges::all_of(latents.floats(), [](float x) { return std::isfinite(x); })) {
@@ -59,7 +63,8 @@ void set_images(Request& request, const Bundle& bundle, const GenerateOptions& o
 }
 
 void set_guidance(Request& request, const GenerateOptions& options) {
-  request.guidance = {*options.cfg_scale, *options.cfg_window, *options.dg_scale, *options.dg_window, *options.ma_keep};
+  request.guidance = {*options.cfg_scale, *options.cfg_window, *options.dg_scale,
+                      *options.dg_window, *options.ma_keep};
   validate(request.guidance);
 }
 
@@ -68,13 +73,17 @@ void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions&
   SchedulerConfig config = bundle.scheduler;
   if (options.scheduler) config.type = scheduler_type(*options.scheduler);
   request.sampler = find_sampler(config.type);
-  request.schedule = make_schedule(config, steps, static_cast<int>(request.token_rows * request.token_columns));
+  request.schedule =
+      make_schedule(config, steps, static_cast<int>(request.token_rows * request.token_columns));
   if (!options.image) return;
-  if (!(options.strength > 0 && options.strength <= 1)) throw UsageError("--strength must be above 0 and at most 1");
+  if (!(options.strength > 0 && options.strength <= 1))
+    throw UsageError("--strength must be above 0 and at most 1");
   if (options.latents) throw UsageError("--image and --latents-in exclude each other: give one");
   // diffusers' get_timesteps: the last int(steps * strength) steps run.
   const int run = std::min(static_cast<int>(steps * options.strength), steps);
-  if (run < 1) throw UsageError("--strength leaves no step of --steps " + std::to_string(steps) + ": raise one of them");
+  if (run < 1)
+    throw UsageError("--strength leaves no step of --steps " + std::to_string(steps) +
+                     ": raise one of them");
   request.schedule = request.schedule.last(run);
 }
 
@@ -82,10 +91,12 @@ void set_channels(Request& request, const Bundle& bundle, const GenerateOptions&
   const MassiveActivations& found = bundle.massive_activations;
   request.mask = Tensor({bundle.channels}, DType::float32);
   request.ref = Tensor({bundle.channels}, DType::float32);
-  const std::vector<int>& channels = options.ma_channels.empty() ? found.channels : options.ma_channels;
+  const std::vector<int>& channels =
+      options.ma_channels.empty() ? found.channels : options.ma_channels;
   for (const int channel : channels) {
     if (channel < 0 || channel >= bundle.channels) {
-      throw UsageError("--ma-channels " + std::to_string(channel) + " is not a channel of " + bundle.name + ": give numbers from 0 to " +
+      throw UsageError("--ma-channels " + std::to_string(channel) + " is not a channel of " +
+                       bundle.name + ": give numbers from 0 to " +
                        std::to_string(bundle.channels - 1));
     }
     request.mask.floats()[static_cast<std::size_t>(channel)] = 1.0F;
@@ -102,7 +113,8 @@ void set_tokens(Request& request, const GenerateOptions& options) {
   if (!options.ma_tokens) return;
   const Image& picture = *options.ma_tokens;
   if (picture.height < request.token_rows || picture.width < request.token_columns) {
-    throw InputError("the picture for --ma-tokens is smaller than the token grid of " + std::to_string(request.token_columns) + "x" +
+    throw InputError("the picture for --ma-tokens is smaller than the token grid of " +
+                     std::to_string(request.token_columns) + "x" +
                      std::to_string(request.token_rows) + ": give a larger one");
   }
   for (std::int64_t row = 0; row < request.token_rows; ++row) {
@@ -113,12 +125,15 @@ void set_tokens(Request& request, const GenerateOptions& options) {
       const std::int64_t right = (column + 1) * picture.width / request.token_columns;
       double sum = 0;
       for (std::int64_t y = top; y < bottom; ++y) {
-        for (std::int64_t i = (y * picture.width + left) * 3; i < (y * picture.width + right) * 3; ++i) {
+        for (std::int64_t i = (y * picture.width + left) * 3; i < (y * picture.width + right) * 3;
+             ++i) {
           sum += picture.pixels[static_cast<std::size_t>(i)];
         }
       }
-      const double mean = sum / (255.0 * 3.0 * static_cast<double>((bottom - top) * (right - left)));
-      request.suppression[static_cast<std::size_t>(row * request.token_columns + column)] = static_cast<float>(mean);
+      const double mean =
+          sum / (255.0 * 3.0 * static_cast<double>((bottom - top) * (right - left)));
+      request.suppression[static_cast<std::size_t>(row * request.token_columns + column)] =
+          static_cast<float>(mean);
     }
   }
 }

@@ -11,8 +11,8 @@ namespace intaglio {
 
 struct Request {
   std::int64_t images = 1;
-  int height = 0, width = 0;             // pixels
-  std::int64_t rows = 0, columns = 0;    // latent cells
+  int height = 0, width = 0;           // pixels
+  std::int64_t rows = 0, columns = 0;  // latent cells
   std::int64_t token_rows = 0, token_columns = 0;
   Guidance guidance;
   Schedule schedule;  // of the steps that run

@@ -11,9 +11,12 @@ struct Encoded {
   Tensor pooled;  // [1, width], empty where the encoder has none
 };
 
-std::int64_t last_axis(const GraphTensor& tensor) { return std::get<std::int64_t>(tensor.axes.back()); }
+std::int64_t last_axis(const GraphTensor& tensor) {
+  return std::get<std::int64_t>(tensor.axes.back());
+}
 
-Encoded run_encoder(const Session& session, const TextEncoder& encoder, const Tokenizer& tokenizer, const std::string& prompt) {
+Encoded run_encoder(const Session& session, const TextEncoder& encoder, const Tokenizer& tokenizer,
+                    const std::string& prompt) {
   const auto ids = tokenizer.encode(prompt, encoder.max_length);
   Tensor token_ids({1, encoder.max_length}, DType::int64);
   std::ranges::copy(ids, token_ids.int64s().begin());
@@ -36,7 +39,8 @@ Encoded run_encoder(const Session& session, const TextEncoder& encoder, const To
 
 TextStage::TextStage(const Bundle& bundle, const Backend& backend) : prompt_(bundle.prompt) {
   for (const auto& [name, encoder] : bundle.prompt.encoders) {
-    encoders_[name] = {&encoder, load_tokenizer(bundle.folder / encoder.tokenizer), backend.load(bundle.folder, encoder.graph)};
+    encoders_[name] = {&encoder, load_tokenizer(bundle.folder / encoder.tokenizer),
+                       backend.load(bundle.folder, encoder.graph)};
   }
 }
 
@@ -46,7 +50,8 @@ PromptEmbedding TextStage::encode(const std::string& prompt) const {
     encoded[name] = run_encoder(*encoder.session, *encoder.description, *encoder.tokenizer, prompt);
   }
 
-  PromptEmbedding embedding{Tensor({1, prompt_.text_length(), prompt_.text_width}, DType::float32), {}};
+  PromptEmbedding embedding{Tensor({1, prompt_.text_length(), prompt_.text_width}, DType::float32),
+                            {}};
   auto row = embedding.text.floats().begin();
   for (const TextSegment& segment : prompt_.text) {
     for (std::int64_t token = 0; token < segment.length; ++token, row += prompt_.text_width) {

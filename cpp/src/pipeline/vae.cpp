@@ -10,7 +10,8 @@ namespace intaglio {
 namespace {
 
 // The window [top, top + h) x [left, left + w) of [1, C, H, W].
-Tensor crop(const Tensor& source, std::int64_t top, std::int64_t left, std::int64_t height, std::int64_t width) {
+Tensor crop(const Tensor& source, std::int64_t top, std::int64_t left, std::int64_t height,
+            std::int64_t width) {
   Tensor result({1, source.dim(1), height, width}, DType::float32);
   auto target = result.floats().begin();
   for (std::int64_t c = 0; c < source.dim(1); ++c) {
@@ -37,13 +38,16 @@ void blend(const Tensor& before, Tensor& tile, std::size_t axis, std::int64_t ex
       const float fade = static_cast<float>(i) / static_cast<float>(extent);
       for (std::int64_t line = 0; line < lines; ++line) {
         float& value = tile.floats()[at(tile, c, i, line)];
-        value = before.floats()[at(before, c, before.dim(axis) - extent + i, line)] * (1.0F - fade) + value * fade;
+        value =
+            before.floats()[at(before, c, before.dim(axis) - extent + i, line)] * (1.0F - fade) +
+            value * fade;
       }
     }
   }
 }
 
-void paste(const Tensor& tile, std::int64_t height, std::int64_t width, Tensor& image, std::int64_t top, std::int64_t left) {
+void paste(const Tensor& tile, std::int64_t height, std::int64_t width, Tensor& image,
+           std::int64_t top, std::int64_t left) {
   for (std::int64_t c = 0; c < tile.dim(1); ++c) {
     for (std::int64_t y = 0; y < height; ++y) {
       std::copy_n(tile.floats().begin() + (c * tile.dim(2) + y) * tile.dim(3), width,
@@ -54,19 +58,22 @@ void paste(const Tensor& tile, std::int64_t height, std::int64_t width, Tensor& 
 
 }  // namespace
 
-VaeDecoder::VaeDecoder(const Bundle& bundle, const Backend& backend)
-    : latent_(bundle.latent) {
-  if (!bundle.vae_decoder) throw InputError(bundle.folder.string() + " has no VAE decoder: export it again, or take --latents-out from the run");
+VaeDecoder::VaeDecoder(const Bundle& bundle, const Backend& backend) : latent_(bundle.latent) {
+  if (!bundle.vae_decoder)
+    throw InputError(bundle.folder.string() +
+                     " has no VAE decoder: export it again, or take --latents-out from the run");
   session_ = backend.load(bundle.folder, *bundle.vae_decoder);
 }
 
 Tensor VaeDecoder::decode(const Tensor& latents, int tile) const {
   Tensor scaled = latents.clone();
   for (float& value : scaled.floats()) {
-    value = value / static_cast<float>(latent_.scaling_factor) + static_cast<float>(latent_.shift_factor);
+    value = value / static_cast<float>(latent_.scaling_factor) +
+            static_cast<float>(latent_.shift_factor);
   }
   const std::int64_t factor = latent_.vae_scale_factor;
-  Tensor images({latents.dim(0), 3, latents.dim(2) * factor, latents.dim(3) * factor}, DType::float32);
+  Tensor images({latents.dim(0), 3, latents.dim(2) * factor, latents.dim(3) * factor},
+                DType::float32);
   const std::int64_t tile_cells = tile / factor;
   const bool whole = latents.dim(2) <= tile_cells && latents.dim(3) <= tile_cells;
   for (std::int64_t n = 0; n < latents.dim(0); ++n) {
@@ -86,9 +93,9 @@ Tensor VaeDecoder::decode_whole(const Tensor& latents) const {
 
 Tensor VaeDecoder::decode_tiled(const Tensor& latents, std::int64_t tile) const {
   const std::int64_t factor = latent_.vae_scale_factor;
-  const std::int64_t stride = tile - tile / 4;         // cells
-  const std::int64_t fade = tile * factor / 4;         // pixels
-  const std::int64_t kept = tile * factor - fade;      // pixels of a tile that stay
+  const std::int64_t stride = tile - tile / 4;     // cells
+  const std::int64_t fade = tile * factor / 4;     // pixels
+  const std::int64_t kept = tile * factor - fade;  // pixels of a tile that stay
   Tensor image({1, 3, latents.dim(2) * factor, latents.dim(3) * factor}, DType::float32);
   std::vector<Tensor> above;
   for (std::int64_t top = 0; top < latents.dim(2); top += stride) {
@@ -100,7 +107,8 @@ Tensor VaeDecoder::decode_tiled(const Tensor& latents, std::int64_t tile) const 
       const std::size_t column = row.size();
       if (!above.empty()) blend(above[column], decoded, 2, fade);
       if (column > 0) blend(row[column - 1], decoded, 3, fade);
-      paste(decoded, std::min(kept, decoded.dim(2)), std::min(kept, decoded.dim(3)), image, top * factor, left * factor);
+      paste(decoded, std::min(kept, decoded.dim(2)), std::min(kept, decoded.dim(3)), image,
+            top * factor, left * factor);
       row.push_back(std::move(decoded));
     }
     above = std::move(row);
@@ -109,12 +117,19 @@ Tensor VaeDecoder::decode_tiled(const Tensor& latents, std::int64_t tile) const 
 }
 
 Tensor encode_image(const Bundle& bundle, const Backend& backend, const Tensor& image) {
-  if (!bundle.vae_encoder) throw InputError(bundle.folder.string() + " has no VAE encoder, which --image needs: export it again");
+  if (!bundle.vae_encoder)
+    throw InputError(bundle.folder.string() +
+                     " has no VAE encoder, which --image needs: export it again");
   const Latent& latent = bundle.latent;
-  Tensor latents({1, latent.channels, image.dim(2) / latent.vae_scale_factor, image.dim(3) / latent.vae_scale_factor}, DType::float32);
-  backend.load(bundle.folder, *bundle.vae_encoder)->bind({{"image", image}}, {{"latent", latents}})->run();
+  Tensor latents({1, latent.channels, image.dim(2) / latent.vae_scale_factor,
+                  image.dim(3) / latent.vae_scale_factor},
+                 DType::float32);
+  backend.load(bundle.folder, *bundle.vae_encoder)
+      ->bind({{"image", image}}, {{"latent", latents}})
+      ->run();
   for (float& value : latents.floats()) {
-    value = (value - static_cast<float>(latent.shift_factor)) * static_cast<float>(latent.scaling_factor);
+    value = (value - static_cast<float>(latent.shift_factor)) *
+            static_cast<float>(latent.scaling_factor);
   }
   return latents;
 }
