@@ -12,7 +12,9 @@ using Json = nlohmann::json;
 // Reads event by event: a tree of fifty thousand nodes would take most of the start-up time.
 class Reader final : public nlohmann::json_sax<Json> {
  public:
-  explicit Reader(const std::filesystem::path& path) : path_(path) {}
+  explicit Reader(const std::filesystem::path& path) : path_(path) {
+    tables_.vocab.reserve(1U << 16);  // CLIP's has 49,408 tokens
+  }
 
   ClipTables take() {
     if (tables_.vocab.empty()) fail("has no vocab");
@@ -100,7 +102,7 @@ class Reader final : public nlohmann::json_sax<Json> {
 
 ClipTables read_clip_tables(const std::filesystem::path& path, const std::string& json) {
   Reader reader(path);
-  Json::sax_parse(json, &reader);
+  Json::sax_parse(json.data(), json.data() + json.size(), &reader);
   return reader.take();
 }
 

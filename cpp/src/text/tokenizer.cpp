@@ -2,8 +2,8 @@
 #include "intaglio/tokenizer.h"
 
 #include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
+#include <system_error>
 
 #include "intaglio/error.h"
 #include "text/clip_tokenizer.h"
@@ -12,9 +12,12 @@ namespace intaglio {
 namespace {
 
 std::string read_file(const std::filesystem::path& path) {
+  std::error_code error;
+  const auto size = std::filesystem::file_size(path, error);
   std::ifstream file(path, std::ios::binary);
-  std::string content{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file || std::filesystem::is_directory(path)) {
+  std::string content(error ? 0 : size, '\0');
+  file.read(content.data(), static_cast<std::streamsize>(content.size()));
+  if (error || !file) {
     throw InputError("cannot read the tokenizer " + path.string() +
                      ": check that the bundle is whole");
   }
@@ -59,7 +62,7 @@ class TypeFinder final : public nlohmann::json_sax<nlohmann::json> {
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& tables) {
   const std::string json = read_file(tables);
   TypeFinder finder;
-  nlohmann::json::sax_parse(json, &finder);
+  nlohmann::json::sax_parse(json.data(), json.data() + json.size(), &finder);
   if (finder.type == "clip_bpe") {
     return std::make_unique<ClipTokenizer>(tables, read_clip_tables(tables, json));
   }
