@@ -1,0 +1,214 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "intaglio/error.h"
+#include "intaglio/guidance.h"
+
+namespace intaglio {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+std::vector<int> steps_inside(const Window& window, int steps) {
+  std::vector<int> inside;
+  for (int step = 0; step < steps; ++step) {
+    if (window.contains(step, steps)) inside.push_back(step);
+  }
+  return inside;
+}
+
+TEST(Window, HoldsStartButNotEnd) {
+  EXPECT_EQ(steps_inside({0.0, 0.3}, 10), (std::vector{0, 1, 2}));
+  EXPECT_EQ(steps_inside({0.7, 1.0}, 10), (std::vector{7, 8, 9}));
+  EXPECT_EQ(steps_inside({0.25, 0.75}, 4), (std::vector{1, 2}));
+  EXPECT_EQ(steps_inside({0.05, 0.1}, 10), std::vector<int>{});
+  EXPECT_EQ(steps_inside({}, 1), std::vector{0});
+}
+
+TEST(Window, ForgivesBoundsThatWereComputed) {
+  EXPECT_EQ(steps_inside({0.0, 0.1 + 0.2}, 10), (std::vector{0, 1, 2}));
+  EXPECT_EQ(steps_inside({0.1 + 0.2, 1.0 - 0.3 + 1e-16}, 10), (std::vector{3, 4, 5, 6}));
+  EXPECT_EQ(steps_inside({0.3 - 1e-12, 0.6}, 10), (std::vector{3, 4, 5}));
+}
+
+// Step i starts exactly at i / N, so a window from there begins with it, and a window up to there
+// ends before it, in decimals as a person types them.
+TEST(Window, BoundsAtAStepFallOnIt) {
+  for (int steps = 1; steps <= 120; ++steps) {
+    for (int step = 1; step < steps; ++step) {
+      const double bound = std::stod(std::to_string(step) + ".0") / steps;
+      for (const double nudge : {-1e-13, 0.0, 1e-13}) {
+        EXPECT_TRUE((Window{bound + nudge, 1.0}.contains(step, steps)));
+        EXPECT_FALSE((Window{bound + nudge, 1.0}.contains(step - 1, steps)));
+        EXPECT_FALSE((Window{0.0, bound + nudge}.contains(step, steps)));
+        EXPECT_TRUE((Window{0.0, bound + nudge}.contains(step - 1, steps)));
+      }
+    }
+  }
+}
+
+TEST(Window, TwoThatMeetShareNoStepAndMissNone) {
+  std::mt19937 engine(1);
+  std::uniform_real_distribution<double> uniform(0.0, 1.0);
+  for (int round = 0; round < 2000; ++round) {
+    const int steps = 1 + round % 97;
+    const double cut =
+        round % 3 == 0 ? (round % steps) / static_cast<double>(steps) : uniform(engine);
+    for (int step = 0; step < steps; ++step) {
+      ASSERT_NE((Window{0.0, cut}.contains(step, steps)), (Window{cut, 1.0}.contains(step, steps)))
+          << step << " of " << steps << " at " << cut;
+    }
+  }
+}
+
+TEST(Ramp, GoesFromTheFirstStepToTheLast) {
+  const Ramp ramp(2.0, 4.0);
+  EXPECT_EQ(ramp.at(0, 5), 2.0);
+  EXPECT_EQ(ramp.at(1, 5), 2.5);
+  EXPECT_EQ(ramp.at(4, 5), 4.0);
+  EXPECT_EQ(ramp.at(0, 1), 2.0);
+  for (int step = 0; step < 7; ++step) EXPECT_EQ(Ramp(0.1).at(step, 7), 0.1);
+}
+
+TEST(WeightsAt, DefaultsRunTheConditionalBranchOnly) {
+  for (int step = 0; step < 4; ++step) {
+    const StepWeights weights = weights_at({}, step, 4);
+    EXPECT_FALSE(weights.unconditional());
+    EXPECT_FALSE(weights.degraded());
+  }
+}
+
+TEST(WeightsAt, EachGuidanceHasItsWindow) {
+  Guidance guidance;
+  guidance.cfg_scale = 4.0;
+  guidance.cfg_window = {0.0, 0.5};
+  guidance.dg_scale = Ramp(1.0, 4.0);
+  guidance.dg_window = {0.25, 1.0};
+  guidance.ma_keep = Ramp(1.0, 0.0);
+  const std::vector<float> lambda = {3, 3, 0, 0}, w = {0, 2, 3, 4};
+  for (int step = 0; step < 4; ++step) {
+    const StepWeights weights = weights_at(guidance, step, 4);
+    const auto i = static_cast<std::size_t>(step);
+    EXPECT_EQ(weights.lambda, lambda[i]);
+    EXPECT_EQ(weights.w, w[i]);
+    EXPECT_EQ(weights.unconditional(), lambda[i] != 0);
+    EXPECT_EQ(weights.degraded(), w[i] != 0);
+    EXPECT_FLOAT_EQ(weights.keep, 1.0F - static_cast<float>(step) / 3.0F);
+  }
+}
+
+TEST(WeightsAt, ScaleBelowOneIsAppliedAsWritten) {
+  Guidance guidance;
+  guidance.cfg_scale = 0.5;
+  EXPECT_EQ(weights_at(guidance, 0, 2).lambda, -0.5F);
+  EXPECT_TRUE(weights_at(guidance, 0, 2).unconditional());
+}
+
+void expect_refused(const Guidance& guidance, const std::string& named) {
+  try {
+    validate(guidance);
+    ADD_FAILURE() << "accepted a bad " << named;
+  } catch (const UsageError& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr(named));
+  }
+}
+
+TEST(Validate, RefusesBadWindows) {
+  const Window bad[] = {{0.5, 0.5}, {0.5, 0.2}, {-0.1, 0.5}, {0.0, 1.1}, {kNan, 1.0}, {0.0, kNan}};
+  for (const Window& window : bad) {
+    Guidance cfg, dg;
+    cfg.cfg_window = window;
+    dg.dg_window = window;
+    expect_refused(cfg, "cfg-window");
+    expect_refused(dg, "dg-window");
+  }
+  EXPECT_NO_THROW(validate({}));
+}
+
+TEST(Validate, RefusesBadNumbers) {
+  for (const double bad : {kNan, kInfinity, -kInfinity, 1e39}) {
+    Guidance cfg, dg, keep;
+    cfg.cfg_scale = Ramp(1.0, bad);
+    dg.dg_scale = bad;
+    keep.ma_keep = bad;
+    expect_refused(cfg, "cfg-scale");
+    expect_refused(dg, "dg-scale");
+    expect_refused(keep, "ma-keep");
+  }
+  for (const Ramp bad : {Ramp(-0.1), Ramp(1.1), Ramp(1.0, 2.0), Ramp(-1.0, 0.0)}) {
+    Guidance guidance;
+    guidance.ma_keep = bad;
+    expect_refused(guidance, "ma-keep");
+  }
+}
+
+class Combine : public testing::Test {
+ protected:
+  Combine() {
+    std::mt19937 engine(7);
+    std::normal_distribution<float> normal;
+    for (auto* values : {&c_, &u_, &m_}) {
+      values->resize(1003);  // no multiple of a vector register
+      for (float& value : *values) value = normal(engine);
+    }
+  }
+  // Every intermediate is rounded to float32, from left to right.
+  std::vector<float> expected(const StepWeights& weights) const {
+    std::vector<float> out(c_.size());
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      volatile float sum = c_[i];
+      if (weights.unconditional()) {
+        const volatile float difference = c_[i] - u_[i];
+        const volatile float term = weights.lambda * difference;
+        sum = sum + term;
+      }
+      if (weights.degraded()) {
+        const volatile float difference = c_[i] - m_[i];
+        const volatile float term = weights.w * difference;
+        sum = sum + term;
+      }
+      out[i] = sum;
+    }
+    return out;
+  }
+  std::vector<float> c_, u_, m_;
+};
+
+TEST_F(Combine, EveryCombinationOfBranches) {
+  for (const StepWeights weights : {StepWeights{}, {2.5F, 0, 0}, {0, 0.7F, 0}, {1.3F, -0.4F, 0}}) {
+    std::vector<float> out(c_.size());
+    combine(out, c_,
+            weights.unconditional() ? std::span<const float>(u_) : std::span<const float>(),
+            weights.degraded() ? std::span<const float>(m_) : std::span<const float>(), weights);
+    EXPECT_EQ(out, expected(weights));
+  }
+}
+
+TEST_F(Combine, OutputMayBeAnyInput) {
+  const StepWeights weights{1.5F, 0.5F, 0};
+  const auto reference = expected(weights);
+  for (const int which : {0, 1, 2}) {
+    auto c = c_, u = u_, m = m_;
+    auto& out = which == 0 ? c : which == 1 ? u : m;
+    combine(out, c, u, m, weights);
+    EXPECT_EQ(out, reference) << "output " << which;
+  }
+}
+
+TEST_F(Combine, RefusesBranchesOfAnotherSize) {
+  std::vector<float> out(c_.size());
+  const std::span<const float> less = std::span<const float>(c_).first(5);
+  EXPECT_THROW(combine(out, less, u_, m_, {1, 1, 0}), UsageError);
+  EXPECT_THROW(combine(out, c_, less, m_, {1, 1, 0}), UsageError);
+  EXPECT_THROW(combine(out, c_, u_, {}, {1, 1, 0}), UsageError);
+}
+
+}  // namespace
+}  // namespace intaglio

@@ -1,0 +1,229 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "golden.h"
+#include "intaglio/error.h"
+#include "intaglio/sampling.h"
+
+namespace intaglio {
+namespace {
+
+constexpr const char* kEuler = "FlowMatchEulerDiscreteScheduler";
+constexpr const char* kHeun = "FlowMatchHeunDiscreteScheduler";
+constexpr const char* kDpm = "DPMSolverMultistepScheduler";
+
+SchedulerConfig config_from(const nlohmann::json& json) {
+  SchedulerConfig config;
+  config.type = json.at("type");
+  config.shift = json.value("shift", 1.0);
+  config.num_train_timesteps = json.value("num_train_timesteps", 1000);
+  config.use_dynamic_shifting = json.value("use_dynamic_shifting", false);
+  config.time_shift_type = json.value("time_shift_type", "exponential");
+  config.shift_terminal = json.value("shift_terminal", 0.0);
+  return config;
+}
+
+SchedulerConfig config_of(const std::string& type) {
+  SchedulerConfig config;
+  config.type = type;
+  return config;
+}
+
+// make_golden.py has the same.
+float velocity(float x, float timestep) {
+  const float t = timestep / 1000.0F;
+  return std::sin(3.0F * x) + t * x - 0.5F * std::cos(2.0F * t);
+}
+
+// Runs the toy model and notes the points it was called with.
+struct ToyRun {
+  std::vector<float> x;
+  std::vector<StepPoint> calls;
+  int done = 0;
+
+  ToyRun(const std::string& type, const Schedule& schedule, std::vector<float> start,
+         const OnStep& on_step = {})
+      : x(std::move(start)) {
+    const Denoiser model = [&](std::span<const float> at, const StepPoint& point,
+                               std::span<float> denoised) {
+      calls.push_back(point);
+      for (std::size_t i = 0; i < at.size(); ++i) {
+        denoised[i] = at[i] - point.sigma * velocity(at[i], point.timestep);
+      }
+    };
+    done = find_sampler(type)(model, x, schedule, on_step);
+  }
+};
+
+double relative_l2(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0.0, norm = 0.0;
+  for (std::size_t i = 0; i < b.size(); ++i) {
+    difference += std::pow(static_cast<double>(a.at(i)) - b[i], 2);
+    norm += std::pow(static_cast<double>(b[i]), 2);
+  }
+  return std::sqrt(difference / norm);
+}
+
+TEST(Schedule, EqualsDiffusers) {
+  for (const auto& golden : golden_json("schedules.json")) {
+    const Schedule schedule =
+        make_schedule(config_from(golden["config"]), golden["steps"], golden["image_seq_len"]);
+    const auto timesteps = golden["timesteps"].get<std::vector<float>>();
+    SCOPED_TRACE(golden["config"].dump() + ", steps " + golden["steps"].dump());
+    ASSERT_LE(largest_difference(schedule.sigmas, golden["sigmas"].get<std::vector<float>>()),
+              1e-6);
+    ASSERT_EQ(schedule.timesteps.size(), timesteps.size());
+    for (std::size_t i = 0; i < timesteps.size(); ++i) {
+      ASSERT_NEAR(schedule.timesteps[i], timesteps[i], 1e-6 * std::abs(timesteps[i]));
+    }
+  }
+}
+
+TEST(Schedule, HeunTakesTheDynamicShiftOfEuler) {
+  SchedulerConfig config = config_of(kHeun);
+  config.use_dynamic_shifting = true;
+  const Schedule heun = make_schedule(config, 6, 900);
+  config.type = kEuler;
+  EXPECT_EQ(heun.sigmas, make_schedule(config, 6, 900).sigmas);
+}
+
+TEST(Schedule, LastKeepsTheEnd) {
+  const Schedule all = make_schedule({}, 5, 64);
+  const Schedule tail = all.last(2);
+  EXPECT_EQ(tail.sigmas, (std::vector<float>{all.sigmas[3], all.sigmas[4], all.sigmas[5]}));
+  EXPECT_EQ(tail.timesteps, (std::vector<float>{all.timesteps[3], all.timesteps[4]}));
+  EXPECT_EQ(all.last(5).sigmas, all.sigmas);
+  EXPECT_EQ(all.last(0).steps(), 0);
+  EXPECT_THROW(all.last(6), UsageError);
+  EXPECT_THROW(all.last(-1), UsageError);
+}
+
+TEST(Schedule, RefusesWhatMakesNoSense) {
+  EXPECT_THROW(make_schedule({}, 0, 64), UsageError);
+  EXPECT_THROW(make_schedule({}, -3, 64), UsageError);
+  EXPECT_THROW(make_schedule(config_of("DDIMScheduler"), 4, 64), UsageError);
+  const auto refused = [](auto change, int steps) {
+    SchedulerConfig config;
+    change(config);
+    EXPECT_THROW(make_schedule(config, steps, 64), UsageError);
+  };
+  refused([](auto& c) { c.shift = 0.0; }, 4);
+  refused([](auto& c) { c.shift = std::numeric_limits<double>::infinity(); }, 4);
+  refused([](auto& c) { c.shift = std::numeric_limits<double>::quiet_NaN(); }, 4);
+  refused([](auto& c) { c.shift_terminal = 1.0; }, 4);
+  refused([](auto& c) { c.shift_terminal = 0.1; }, 1);
+  refused([](auto& c) { c.time_shift_type = "cubic"; }, 4);
+  refused([](auto& c) { c.num_train_timesteps = 0; }, 4);
+  refused(
+      [](auto& c) { c.use_dynamic_shifting = true, c.max_image_seq_len = c.base_image_seq_len; },
+      4);
+  refused([](auto& c) { c.use_dynamic_shifting = true, c.base_shift = 1e308; }, 4);
+  refused(
+      [](auto& c) { c.type = kDpm, c.use_dynamic_shifting = true, c.time_shift_type = "linear"; },
+      4);
+}
+
+TEST(Scheduler, NamesAndTypes) {
+  EXPECT_EQ(scheduler_type("euler"), kEuler);
+  EXPECT_EQ(scheduler_type("heun"), kHeun);
+  EXPECT_EQ(scheduler_type("dpmpp-2m"), kDpm);
+  EXPECT_EQ(find_sampler(kHeun), sample_heun);
+  EXPECT_THROW(find_sampler("euler"), UsageError);
+  try {
+    scheduler_type("ddim");
+    ADD_FAILURE() << "accepted ddim";
+  } catch (const UsageError& error) {
+    EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("\"ddim\""),
+                                             testing::HasSubstr("euler, heun, dpmpp-2m")));
+  }
+}
+
+// The real schedulers stepped through the same model; `begin` > 0 is image-to-image.
+TEST(Sampler, WholeRunsEqualDiffusers) {
+  for (const auto& golden : golden_json("runs.json")) {
+    const SchedulerConfig config = config_from(golden["config"]);
+    const int steps = golden["steps"], begin = golden["begin"];
+    SCOPED_TRACE(config.type + ", steps " + golden["steps"].dump() + ", begin " +
+                 golden["begin"].dump());
+    const ToyRun run(config.type, make_schedule(config, steps, 64).last(steps - begin),
+                     golden["start"].get<std::vector<float>>());
+    EXPECT_EQ(run.done, steps - begin);
+    EXPECT_LE(relative_l2(run.x, golden["end"].get<std::vector<float>>()), 1e-5);
+    std::vector<float> timesteps;
+    for (const StepPoint& point : run.calls) timesteps.push_back(point.timestep);
+    EXPECT_LE(largest_difference(timesteps, golden["timesteps"].get<std::vector<float>>()), 1e-3);
+  }
+}
+
+TEST(Sampler, HeunsTwoEvaluationsShareTheStep) {
+  const Schedule schedule = make_schedule(config_of(kHeun), 3, 64);
+  const ToyRun run(kHeun, schedule, {0.5F});
+  std::vector<int> steps;
+  std::vector<float> sigmas;
+  for (const StepPoint& point : run.calls) {
+    steps.push_back(point.step);
+    sigmas.push_back(point.sigma);
+    EXPECT_EQ(point.steps, 3);
+  }
+  const auto& s = schedule.sigmas;
+  EXPECT_EQ(steps, (std::vector{0, 0, 1, 1, 2}));
+  EXPECT_EQ(sigmas, (std::vector{s[0], s[1], s[1], s[2], s[2]}));
+}
+
+TEST(Sampler, ReportsEachStepAndStopsWhenTold) {
+  for (const char* type : {kEuler, kHeun, kDpm}) {
+    const Schedule schedule = make_schedule(config_of(type), 6, 64);
+    std::vector<int> seen;
+    std::vector<float> last;
+    const ToyRun stopped(type, schedule, {1.0F, -1.0F}, [&](const StepPoint& point, auto x) {
+      EXPECT_EQ(point.sigma, schedule.sigmas.at(seen.size()));
+      EXPECT_EQ(point.timestep, schedule.timesteps.at(seen.size()));
+      seen.push_back(point.step);
+      last.assign(x.begin(), x.end());
+      return point.step < 2;
+    });
+    EXPECT_EQ(stopped.done, 3) << type;
+    EXPECT_EQ(seen, (std::vector{0, 1, 2})) << type;
+    EXPECT_EQ(stopped.x, last) << type;
+    const auto calls = stopped.calls.size();
+    EXPECT_EQ(calls, type == std::string(kHeun) ? 6U : 3U);
+  }
+}
+
+// A model that knows its answer: any sampler must arrive there.
+TEST(Sampler, ConstantPredictionIsReached) {
+  for (const char* type : {kEuler, kHeun, kDpm}) {
+    for (const int steps : {1, 2, 7, 20}) {
+      std::vector<float> x = {3.0F, -2.0F, 0.25F};
+      const auto answer = [](std::span<const float>, const StepPoint&, std::span<float> denoised) {
+        std::fill(denoised.begin(), denoised.end(), 0.75F);
+      };
+      EXPECT_EQ(find_sampler(type)(answer, x, make_schedule(config_of(type), steps, 64), {}),
+                steps);
+      for (const float value : x) EXPECT_NEAR(value, 0.75F, 1e-5F) << type << " " << steps;
+    }
+  }
+}
+
+// From pure noise (sigma 1, as Euler's schedule starts) lambda is infinite.
+TEST(Sampler, DpmStartsFromPureNoise) {
+  const ToyRun run(kDpm, make_schedule(config_of(kEuler), 8, 64), {0.3F, -1.2F, 2.0F});
+  for (const float value : run.x) EXPECT_TRUE(std::isfinite(value));
+}
+
+TEST(Sampler, NoStepsLeaveTheSampleAlone) {
+  for (const char* type : {kEuler, kHeun, kDpm}) {
+    const ToyRun run(type, make_schedule(config_of(type), 4, 64).last(0), {0.5F});
+    EXPECT_EQ(run.done, 0);
+    EXPECT_EQ(run.x, std::vector{0.5F});
+    EXPECT_TRUE(run.calls.empty());
+  }
+}
+
+}  // namespace
+}  // namespace intaglio

@@ -1,0 +1,145 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "golden.h"
+#include "intaglio/error.h"
+#include "intaglio/tokenizer.h"
+
+namespace intaglio {
+namespace {
+
+using Ids = std::vector<std::int64_t>;
+
+// The lengths that make_golden.py used.
+const std::map<std::string, int> kLengths = {{"clip_l", 77}, {"clip_g", 16}, {"gaps", 12}};
+
+// About two hundred prompts of odd Unicode, and very long ones. clip_g pads with "!" and finds its
+// start token in the normalized text; gaps lacks most of the byte alphabet.
+TEST(ClipTokenizer, EqualsTransformers) {
+  const auto cases = golden_json("tokens.json");
+  ASSERT_GT(cases.size(), 180U);
+  for (const auto& [name, length] : kLengths) {
+    const auto tokenizer = load_tokenizer(golden_path(name + ".json"));
+    for (const auto& golden : cases) {
+      Ids expected = golden[name];
+      expected.resize(static_cast<std::size_t>(length), expected.back());
+      EXPECT_EQ(tokenizer->encode(golden["text"].get<std::string>(), length), expected)
+          << name << ": " << golden["text"].dump().substr(0, 200);
+    }
+  }
+}
+
+TEST(ClipTokenizer, ShortLengthsKeepTheSpecialTokens) {
+  const auto tables = golden_json("clip_l.json");
+  const auto tokenizer = load_tokenizer(golden_path("clip_l.json"));
+  const std::int64_t bos = tables["bos_token_id"], eos = tables["eos_token_id"];
+  EXPECT_EQ(tokenizer->encode("a dark boot", 2), (Ids{bos, eos}));
+  const Ids three = tokenizer->encode("a dark boot", 3);
+  EXPECT_EQ(three, (Ids{bos, tables["vocab"]["a</w>"], eos}));
+  EXPECT_THROW(tokenizer->encode("a dark boot", 1), UsageError);
+  EXPECT_THROW(tokenizer->encode("", 0), UsageError);
+}
+
+TEST(ClipTokenizer, RefusesBrokenUtf8) {
+  const auto tokenizer = load_tokenizer(golden_path("clip_l.json"));
+  const std::string broken[] = {
+      "\x80",                           // a continuation alone
+      "abc\xC3",                        // cut off
+      "\xE2\x82",                       // cut off
+      "\xF0\x9F\x98",                   // cut off
+      "\xC0\xAF",                       // overlong
+      "\xE0\x80\xAF",                   // overlong
+      "\xED\xA0\x80",                   // a surrogate
+      "\xF4\x90\x80\x80",               // past U+10FFFF
+      "\xFF",                           // never valid
+      "<|endoftext|>\xFE",              // behind a special token
+      std::string(500, 'a') + "\xC3(",  // behind the end of the tokens
+  };
+  for (const std::string& text : broken) {
+    try {
+      tokenizer->encode(text, 16);
+      ADD_FAILURE() << "accepted " << testing::PrintToString(text);
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(), testing::HasSubstr("UTF-8"));
+    }
+  }
+}
+
+// Writes tables to a file that goes away with the test.
+class TablesFile : public testing::Test {
+ protected:
+  TablesFile() : tables_(golden_json("gaps.json")) {}
+  ~TablesFile() override { std::filesystem::remove(path_); }
+
+  void write(const std::string& content) const {
+    std::ofstream(path_, std::ios::binary) << content;
+  }
+  void expect_refused(const std::string& content, const std::string& reason) const {
+    write(content);
+    try {
+      load_tokenizer(path_);
+      ADD_FAILURE() << "accepted tables that should fail for: " << reason;
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(),
+                  testing::AllOf(testing::HasSubstr(path_.string()), testing::HasSubstr(reason)));
+    }
+  }
+
+  nlohmann::json tables_;
+  const std::filesystem::path path_ =
+      std::filesystem::temp_directory_path() / ("intaglio_tables_" + std::to_string(::getpid()));
+};
+
+TEST_F(TablesFile, MissingOrNoFile) {
+  EXPECT_THROW(load_tokenizer(path_), InputError);
+  EXPECT_THROW(load_tokenizer(std::filesystem::temp_directory_path()), InputError);
+}
+
+TEST_F(TablesFile, TruncatedAnywhere) {
+  const std::string whole = tables_.dump();
+  write(whole);
+  EXPECT_NO_THROW(load_tokenizer(path_));
+  for (std::size_t size = 0; size < whole.size(); size += 7) {
+    expect_refused(whole.substr(0, size), "");
+  }
+}
+
+TEST_F(TablesFile, NamesWhatIsWrong) {
+  const auto changed = [&](const char* key, const nlohmann::json& value) {
+    auto tables = tables_;
+    tables[key] = value;
+    return tables.dump();
+  };
+  expect_refused("", "names no type");
+  expect_refused("[1, 2]", "names no type");
+  expect_refused(changed("type", "t5_unigram"), "t5_unigram");
+  expect_refused(changed("vocab", nlohmann::json::object()), "vocab");
+  expect_refused(changed("vocab", {{"a", "b"}}), "number");
+  expect_refused(changed("vocab", {{"a", -1}}), "negative");
+  expect_refused(changed("vocab", {{"a", 1.5}}), "whole");
+  expect_refused(changed("vocab", {{"a", 5000000000}}), "large");
+  expect_refused(changed("merges", nlohmann::json::array({"a zzz"})), "a zzz");
+  expect_refused(changed("merges", nlohmann::json::array({"ab"})), "ab");
+  expect_refused(changed("merges", nlohmann::json::array({1})), "merge");
+  expect_refused(changed("bos_token_id", nullptr), "bos_token_id");
+  expect_refused(changed("added_tokens", {{"<x>", {{"id", 1}, {"lstrip", true}}}}), "lstrip");
+}
+
+TEST_F(TablesFile, UnknownBytesVanishWithoutAnUnknownToken) {
+  tables_["unk_token_id"] = nullptr;
+  write(tables_.dump());
+  const auto tokenizer = load_tokenizer(path_);
+  const auto& vocab = tables_["vocab"];
+  const std::int64_t bos = tables_["bos_token_id"], eos = tables_["eos_token_id"];
+  EXPECT_EQ(tokenizer->encode("\u00e9a", 4),
+            (Ids{bos, vocab["a</w>"], eos, tables_["pad_token_id"]}));
+}
+
+}  // namespace
+}  // namespace intaglio

@@ -1,0 +1,270 @@
+"""Writes tests/data/golden: what torch, diffusers and transformers answer, for the C++ tests.
+
+Run from anywhere with torch 2.13, diffusers 0.42 and transformers 5.23:
+
+    python tests/data/make_golden.py
+
+prompts.txt holds one prompt a line, with JSON's escapes (\\n, \\u0301, \\", \\\\).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AddedToken, CLIPTokenizer
+
+DATA = Path(__file__).parent
+GOLDEN = DATA / "golden"
+EULER = "FlowMatchEulerDiscreteScheduler"
+HEUN = "FlowMatchHeunDiscreteScheduler"
+DPM = "DPMSolverMultistepScheduler"
+STEPS = (1, 2, 3, 5, 10, 28, 50)
+TOKENS = 1400
+LENGTHS = {"clip_l": 77, "clip_g": 16, "gaps": 12}  # test_tokenizer.cpp has the same
+SPECIALS = ("<|startoftext|>", "<|endoftext|>")
+
+
+def numbers(values) -> list[float]:
+    """The shortest decimals that give the same float32."""
+    return [float(str(np.float32(value))) for value in np.asarray(values).ravel()]
+
+
+def write(name: str, content) -> None:
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=True) for entry in content)
+    (GOLDEN / name).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def noise() -> None:
+    """Successive draws from one generator: short ones share a cached second normal."""
+    sizes = {
+        0: list(range(1, 41)),
+        42: [3, 16, 3, 17, 1, 31, 2, 1, 15, 33, 1],
+        2**31: [256],
+        2**32: [1, 7, 16],
+        2**32 + 5: [9, 20],
+        2**63 - 1: [5, 18],
+        2**64 - 1: [2, 1, 40, 1],
+    }
+    draws = []
+    for seed, lengths in sizes.items():
+        generator = torch.Generator("cpu").manual_seed(seed)
+        values = [numbers(torch.randn(length, generator=generator)) for length in lengths]
+        draws.append({"seed": seed, "draws": values})
+    write("noise.json", draws)
+    generator = torch.Generator("cpu").manual_seed(1234)
+    np.save(GOLDEN / "noise_batch.npy", torch.randn(3, 4, 16, 16, generator=generator).numpy())
+    each = [
+        torch.randn(1, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(s)) for s in (5, 6)
+    ]
+    np.save(GOLDEN / "noise_each.npy", torch.cat(each).numpy())
+
+
+def make_scheduler(config: dict):
+    """A diffusers scheduler from the fields of SchedulerConfig."""
+    options = {key: value for key, value in config.items() if key != "type"}
+    if config["type"] == EULER:
+        return FlowMatchEulerDiscreteScheduler(**options)
+    if config["type"] == HEUN:
+        return FlowMatchHeunDiscreteScheduler(**options)
+    options["flow_shift"] = options.pop("shift", 1.0)
+    return DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", **options
+    )
+
+
+def set_timesteps(scheduler, config: dict, steps: int, image_seq_len: int):
+    """As StableDiffusion3Pipeline does."""
+    if config.get("use_dynamic_shifting"):
+        scheduler.set_timesteps(steps, mu=calculate_shift(image_seq_len))
+    else:
+        scheduler.set_timesteps(steps)
+
+
+def schedules() -> None:
+    """Sigmas and timesteps; Heun's inner ones once, since a Schedule holds one entry a step."""
+    configs = [{"type": kind, "shift": s} for kind in (EULER, HEUN, DPM) for s in (1.0, 3.0, 0.6)]
+    dynamic = {"use_dynamic_shifting": True, "shift": 3.0}
+    configs += [
+        {"type": EULER, **dynamic},
+        {"type": EULER, **dynamic, "time_shift_type": "linear"},
+        {"type": EULER, **dynamic, "shift_terminal": 0.1},
+        {"type": EULER, "shift": 3.0, "shift_terminal": 0.02},
+        {"type": EULER, "shift": 3.0, "num_train_timesteps": 400},
+        {"type": DPM, **dynamic},
+    ]
+    cases = []
+    for config in configs:
+        for steps in STEPS:
+            if config.get("shift_terminal") and steps == 1:
+                continue  # diffusers divides zero by zero
+            for image_seq_len in (64, 4096) if config.get("use_dynamic_shifting") else (64,):
+                scheduler = make_scheduler(config)
+                set_timesteps(scheduler, config, steps, image_seq_len)
+                sigmas, timesteps = scheduler.sigmas, scheduler.timesteps
+                if config["type"] == HEUN:
+                    timesteps = torch.cat([timesteps[:1], timesteps[1::2]])
+                    sigmas = torch.cat([sigmas[:1], sigmas[1:-1:2], sigmas[-1:]])
+                cases.append(
+                    {
+                        "config": config,
+                        "steps": steps,
+                        "image_seq_len": image_seq_len,
+                        "sigmas": numbers(sigmas),
+                        "timesteps": numbers(timesteps),
+                    }
+                )
+    write("schedules.json", cases)
+
+
+def velocity(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """A model with some curvature; test_sampling.cpp has the same."""
+    t = timestep.float() / 1000
+    return torch.sin(3 * x) + t * x - 0.5 * torch.cos(2 * t)
+
+
+def runs() -> None:
+    """Whole runs of the real scheduler objects; `begin` > 0 is image-to-image."""
+    start = torch.randn(16, generator=torch.Generator("cpu").manual_seed(3))
+    cases = []
+    for kind in (EULER, HEUN, DPM):
+        for shift in (1.0, 3.0):
+            for steps, begin in [(n, 0) for n in STEPS] + [(10, 4), (28, 27)]:
+                config = {"type": kind, "shift": shift}
+                scheduler = make_scheduler(config)
+                scheduler.set_timesteps(steps)
+                scheduler.set_begin_index(begin * scheduler.order)
+                x = start.clone()
+                called = scheduler.timesteps[begin * scheduler.order :]
+                for timestep in called:
+                    x = scheduler.step(velocity(x, timestep), timestep, x, return_dict=False)[0]
+                cases.append(
+                    {
+                        "config": config,
+                        "steps": steps,
+                        "begin": begin,
+                        "timesteps": numbers(called),
+                        "start": numbers(start),
+                        "end": numbers(x),
+                    }
+                )
+    write("runs.json", cases)
+
+
+def prompts() -> list[str]:
+    lines = (DATA / "prompts.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(f'"{line}"') for line in lines]
+
+
+def vocabulary(texts: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A small byte-level BPE, laid out as CLIP's: bytes, bytes that end a word, merges, specials.
+
+    Kept once made: training breaks ties differently each time.
+    """
+    kept = GOLDEN / "clip_l.json"
+    if kept.exists():
+        made = json.loads(kept.read_text(encoding="utf-8"))
+        return made["vocab"], [tuple(merge.split(" ")) for merge in made["merges"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = alphabet + [symbol + "</w>" for symbol in alphabet]
+    pipeline = CLIPTokenizer(vocab={s: i for i, s in enumerate(SPECIALS)}).backend_tokenizer
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.normalizer = pipeline.normalizer
+    trained.pre_tokenizer = pipeline.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=TOKENS,
+        min_frequency=2,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+    merges = [tuple(merge) for merge in json.loads(trained.to_str())["model"]["merges"]]
+    tokens += ["".join(merge) for merge in merges] + list(SPECIALS)
+    return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges
+
+
+def tables(tokenizer: CLIPTokenizer) -> dict:
+    """What export writes into a bundle for this tokenizer."""
+    pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = {
+        token["content"]: {"id": token["id"], "normalized": True}
+        if token["normalized"]
+        else token["id"]
+        for token in pipeline["added_tokens"]
+    }
+    return {
+        "type": "clip_bpe",
+        "vocab": pipeline["model"]["vocab"],
+        "merges": [" ".join(merge) for merge in pipeline["model"]["merges"]],
+        "added_tokens": added,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "unk_token_id": tokenizer.unk_token_id,
+        "end_of_word_suffix": pipeline["model"]["end_of_word_suffix"],
+        "max_length": 77,
+    }
+
+
+def tokenizers() -> dict[str, CLIPTokenizer]:
+    """The kinds in use: CLIP-L pads with its end token, CLIP-G with "!"; and one with few bytes."""
+    vocab, merges = vocabulary(prompts())
+    start = AddedToken("<|startoftext|>", normalized=True, special=True)
+    few = [token for token in vocab if len(token) == 1 and token.isascii()]
+    few += [symbol + "</w>" for symbol in "abcdefghijklmnopqrs"] + [
+        "an",
+        "ar",
+        "ark</w>",
+        "k</w>",
+        "and</w>",
+    ]
+    gaps = {token: i for i, token in enumerate([*few, *SPECIALS])}
+    few_merges = [("a", "n"), ("a", "r"), ("ar", "k</w>"), ("an", "d</w>")]
+    return {
+        "clip_l": CLIPTokenizer(vocab=dict(vocab), merges=merges),
+        "clip_g": CLIPTokenizer(vocab=dict(vocab), merges=merges, pad_token="!", bos_token=start),
+        "gaps": CLIPTokenizer(vocab=gaps, merges=few_merges),
+    }
+
+
+def without_padding(ids: list[int], pad: int) -> list[int]:
+    """Keeps one padding id; the reader repeats the last id up to the length."""
+    while len(ids) > 1 and ids[-1] == ids[-2] == pad:
+        ids = ids[:-1]
+    return ids
+
+
+def tokens() -> None:
+    texts = [*prompts(), "a" * 3000, "ab'" * 1000, "e" + "\u0301" * 400, " " * 2000, "x!" * 800]
+    cases = [{"text": text} for text in texts]
+    for name, tokenizer in tokenizers().items():
+        table = json.dumps(tables(tokenizer), ensure_ascii=True, separators=(",", ":"))
+        (GOLDEN / f"{name}.json").write_text(table + "\n", encoding="utf-8")
+        for case in cases:
+            ids = tokenizer(
+                case["text"], padding="max_length", max_length=LENGTHS[name], truncation=True
+            ).input_ids
+            case[name] = without_padding(ids, tokenizer.pad_token_id)
+    write("tokens.json", cases)
+
+
+def main() -> None:
+    GOLDEN.mkdir(exist_ok=True)
+    noise()
+    schedules()
+    runs()
+    tokens()
+
+
+if __name__ == "__main__":
+    main()
