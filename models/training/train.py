@@ -196,12 +196,18 @@ class Run:
         return model.eval()
 
 
+def start_log(path: Path, step: int) -> None:
+    """Begin the curve, or drop its rows after `step` that a killed run wrote and did not keep."""
+    rows = path.read_text().splitlines()[1:] if path.exists() else []
+    kept = [row for row in rows if int(row.split(",")[0]) <= step]
+    path.write_text("\n".join(["step,loss,learning_rate,seconds", *kept]) + "\n")
+
+
 def train_transformer(run: Run, cache: Cache) -> None:
     """Train until --steps or --minutes; append the mean loss of every 20 steps to curve.csv."""
     args = run.args
     log = args.work / "curve.csv"
-    if run.step == 0 or not log.exists():
-        log.write_text("step,loss,learning_rate,seconds\n")
+    start_log(log, run.step)
     every = max(1, min(20, args.steps // 5))
     losses: list[float] = []
     saved = last = time.monotonic()
