@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 from tqdm import tqdm
 
 from . import data
@@ -37,7 +37,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURES, len(data.NAMES))
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        return F.relu(self.embed(self.body(pixels)))
+        return functional.relu(self.embed(self.body(pixels)))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(pixels))
@@ -64,7 +64,7 @@ def train(folder: Path, epochs: int, batch: int = 128) -> tuple[Classifier, floa
         order = torch.randperm(len(pixels))
         for rows in order[: per_epoch * batch].split(batch):
             images = pixels[rows].contiguous(memory_format=torch.channels_last)
-            loss = F.cross_entropy(model(images), labels[rows], label_smoothing=0.05)
+            loss = functional.cross_entropy(model(images), labels[rows], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

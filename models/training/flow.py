@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import nn
+from torch.nn import functional
 
 from . import text
 
@@ -109,4 +109,4 @@ def flow_loss(
         timestep=sigma * 1000.0,
         return_dict=False,
     )[0]
-    return F.mse_loss(predicted.float(), noise - latents)
+    return functional.mse_loss(predicted.float(), noise - latents)

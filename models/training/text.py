@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import nn
+from torch.nn import functional
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -109,10 +109,12 @@ class ImageEncoder(nn.Module):
 
 def _contrastive_loss(image: torch.Tensor, words: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Symmetric contrastive loss in which all rows with the same caption count as right."""
-    logits = 10.0 * F.normalize(image, dim=-1) @ F.normalize(words, dim=-1).T
+    logits = 10.0 * functional.normalize(image, dim=-1) @ functional.normalize(words, dim=-1).T
     target = (ids[:, None] == ids[None, :]).float()
     target = target / target.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return (
+        functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
+    ) / 2
 
 
 def train_encoders(
@@ -178,7 +180,7 @@ def encode(
         hidden.append(out.hidden_states[-2])
         pooled.append(out.text_embeds)
     words = torch.cat(hidden, -1)
-    words = F.pad(words, (0, JOINT_DIM - words.shape[-1], 0, MAX_SEQUENCE_LENGTH))
+    words = functional.pad(words, (0, JOINT_DIM - words.shape[-1], 0, MAX_SEQUENCE_LENGTH))
     return words, torch.cat(pooled, -1)
 
 
