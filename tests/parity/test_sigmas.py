@@ -1,0 +1,133 @@
+"""Schedules and whole runs against diffusers' scheduler objects."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from intaglio import _core
+
+SAMPLERS = {
+    "euler": (_core.sample_euler, FlowMatchEulerDiscreteScheduler),
+    "heun": (_core.sample_heun, FlowMatchHeunDiscreteScheduler),
+    "dpmpp-2m": (_core.sample_dpmpp_2m, DPMSolverMultistepScheduler),
+}
+STEPS = (1, 2, 3, 5, 10, 28, 50)
+
+
+def reference(name: str, **config: Any) -> Any:
+    """The diffusers scheduler with the same parameters."""
+    if name == "dpmpp-2m":
+        config["flow_shift"] = config.pop("shift", 1.0)
+        config |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    return SAMPLERS[name][1](**config)
+
+
+def schedule(name: str, steps: int, image_seq_len: int = 64, **config: Any) -> _core.Schedule:
+    config["type"] = _core.scheduler_type(name)
+    return _core.make_schedule(_core.SchedulerConfig(**config), steps, image_seq_len)
+
+
+def assert_equal(ours: _core.Schedule, sigmas: torch.Tensor, timesteps: torch.Tensor) -> None:
+    np.testing.assert_allclose(ours.sigmas, sigmas.numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ours.timesteps, timesteps.numpy(), rtol=1e-6, atol=0)
+
+
+@settings(deadline=None)
+@given(steps=st.integers(1, 200), shift=st.floats(0.1, 20), name=st.sampled_from(sorted(SAMPLERS)))
+def test_static_shift(steps: int, shift: float, name: str) -> None:
+    theirs = reference(name, shift=shift)
+    theirs.set_timesteps(steps)
+    sigmas, timesteps = theirs.sigmas, theirs.timesteps
+    if name == "heun":  # diffusers lists what both evaluations share twice
+        timesteps = torch.cat([timesteps[:1], timesteps[1::2]])
+        sigmas = torch.cat([sigmas[:1], sigmas[1:-1:2], sigmas[-1:]])
+    assert_equal(schedule(name, steps, shift=shift), sigmas, timesteps)
+
+
+@settings(deadline=None)
+@given(
+    steps=st.integers(1, 100),
+    image_seq_len=st.integers(16, 16384),
+    time_shift_type=st.sampled_from(["exponential", "linear"]),
+    shift_terminal=st.sampled_from([None, 0.02, 0.1]),
+)
+def test_dynamic_shift(
+    steps: int, image_seq_len: int, time_shift_type: str, shift_terminal: float | None
+) -> None:
+    assume(shift_terminal is None or steps > 1)  # diffusers divides zero by zero
+    config: dict[str, Any] = {"use_dynamic_shifting": True, "time_shift_type": time_shift_type}
+    theirs = reference("euler", **config, shift_terminal=shift_terminal)
+    theirs.set_timesteps(steps, mu=calculate_shift(image_seq_len))
+    ours = schedule("euler", steps, image_seq_len, **config, shift_terminal=shift_terminal or 0.0)
+    assert_equal(ours, theirs.sigmas, theirs.timesteps)
+
+
+@settings(deadline=None)
+@given(steps=st.integers(1, 100), image_seq_len=st.integers(16, 16384))
+def test_dynamic_shift_of_dpm_solver(steps: int, image_seq_len: int) -> None:
+    theirs = reference("dpmpp-2m", use_dynamic_shifting=True)
+    theirs.set_timesteps(steps, mu=calculate_shift(image_seq_len))
+    ours = schedule("dpmpp-2m", steps, image_seq_len, use_dynamic_shifting=True)
+    assert_equal(ours, theirs.sigmas, theirs.timesteps)
+
+
+def velocity(x: torch.Tensor, timestep: float) -> torch.Tensor:
+    t = torch.tensor(timestep / 1000, dtype=torch.float32)
+    return torch.sin(3 * x) + t * x - 0.5 * torch.cos(2 * t)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_whole_runs(name: str, steps: int, shift: float) -> None:
+    start = torch.randn(2, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(1))
+    theirs = reference(name, shift=shift)
+    theirs.set_timesteps(steps)
+    x = start.clone()
+    for timestep in theirs.timesteps:
+        x = theirs.step(velocity(x, float(timestep)), timestep, x, return_dict=False)[0]
+
+    called = []
+
+    def denoise(x: np.ndarray, point: _core.StepPoint) -> np.ndarray:
+        called.append(point.timestep)
+        return x - np.float32(point.sigma) * velocity(torch.from_numpy(x), point.timestep).numpy()
+
+    ours = SAMPLERS[name][0](denoise, start.numpy(), schedule(name, steps, shift=shift))
+    np.testing.assert_allclose(called, theirs.timesteps.numpy(), rtol=1e-6)
+    assert np.linalg.norm(ours - x.numpy()) <= 1e-5 * np.linalg.norm(x.numpy())
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    cfg_scale=st.one_of(st.just(1.0), st.floats(-2, 20)),
+    dg_scale=st.one_of(st.just(0.0), st.floats(-2, 20)),
+)
+def test_combine(seed: int, cfg_scale: float, dg_scale: float) -> None:
+    """float32, the differences first, then the sum from left to right: bit for bit."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    conditional, unconditional, degraded = torch.randn(3, 2, 4, 5, 7, generator=generator)
+    guidance = _core.Guidance(cfg_scale=cfg_scale, dg_scale=dg_scale)
+    weights = _core.weights_at(guidance, 0, 4)
+    expected = conditional
+    if weights.unconditional:
+        expected = expected + weights.lambda_ * (conditional - unconditional)
+    if weights.degraded:
+        expected = expected + weights.w * (conditional - degraded)
+    ours = _core.combine(
+        conditional.numpy(),
+        unconditional.numpy() if weights.unconditional else None,
+        degraded.numpy() if weights.degraded else None,
+        weights=weights,
+    )
+    np.testing.assert_array_equal(ours, expected.numpy())
