@@ -74,6 +74,7 @@ TEST(Ramp, GoesFromTheFirstStepToTheLast) {
   EXPECT_EQ(ramp.at(1, 5), 2.5);
   EXPECT_EQ(ramp.at(4, 5), 4.0);
   EXPECT_EQ(ramp.at(0, 1), 2.0);
+  EXPECT_EQ(Ramp(1.0, 0.1).at(8, 9), 0.1);  // 1 + (0.1 - 1) is not 0.1
   for (int step = 0; step < 7; ++step) EXPECT_EQ(Ramp(0.1).at(step, 7), 0.1);
 }
 

@@ -131,6 +131,22 @@ TEST_F(TablesFile, NamesWhatIsWrong) {
   expect_refused(changed("added_tokens", {{"<x>", {{"id", 1}, {"lstrip", true}}}}), "lstrip");
 }
 
+TEST_F(TablesFile, LongestAddedTokenWins) {
+  const std::int64_t short_id = 200, long_id = 201, bos = tables_["bos_token_id"];
+  for (const bool normalized : {false, true}) {
+    const auto entry = [&](std::int64_t id) {
+      return nlohmann::json{{"id", id}, {"normalized", normalized}, {"lstrip", false}};
+    };
+    tables_["added_tokens"] = {{"<x>", entry(short_id)}, {"<x><y>", entry(long_id)}};
+    write(tables_.dump());
+    const auto tokenizer = load_tokenizer(path_);
+    EXPECT_EQ(tokenizer->encode("<x><x><y>", 4),
+              (Ids{bos, short_id, long_id, tables_["eos_token_id"]}));
+    const bool found = tokenizer->encode("<X>", 4)[1] == short_id;
+    EXPECT_EQ(found, normalized);
+  }
+}
+
 TEST_F(TablesFile, UnknownBytesVanishWithoutAnUnknownToken) {
   tables_["unk_token_id"] = nullptr;
   write(tables_.dump());
