@@ -1,0 +1,186 @@
+// The reference implementation of MASuppress against torch's golden tensors and against SPEC.md.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "intaglio/file.h"
+#include "intaglio/tensor.h"
+#include "ops/ma_suppress.h"
+
+namespace intaglio::ops {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+std::uint32_t bits(float value) { return std::bit_cast<std::uint32_t>(value); }
+
+struct Case {
+  std::size_t rows, tokens, channels;
+  std::vector<float> hidden, mask, ref;
+  std::vector<std::int64_t> branch;
+  std::vector<float> keep;
+
+  std::vector<float> run() const {
+    std::vector<float> output(keep.size() * channels, 12345.0F);
+    ma_suppress({hidden, mask, ref, branch, keep, rows, tokens}, output);
+    return output;
+  }
+};
+
+// Sizes around the vector width, F smaller, equal and larger than B, and values of every kind.
+Case random_case(std::mt19937& random) {
+  const auto size = [&](int limit) {
+    return std::uniform_int_distribution<std::size_t>(1, limit)(random);
+  };
+  std::normal_distribution<float> normal;
+  Case made{size(4), size(9), size(37), {}, {}, {}, {}, {}};
+  made.branch.resize(size(7));
+  for (auto& row : made.branch) row = static_cast<std::int64_t>(random() % made.rows);
+  made.hidden.resize(made.rows * made.tokens * made.channels);
+  const float odd[] = {kNan, kInfinity, -kInfinity, -0.0F,
+                       std::numeric_limits<float>::denorm_min()};
+  for (float& x : made.hidden) x = random() % 10 == 0 ? odd[random() % 5] : normal(random) * 100.0F;
+  made.mask.resize(made.channels);
+  for (float& x : made.mask) x = static_cast<float>(random() % 2);
+  made.ref.resize(made.channels);
+  for (float& x : made.ref) x = normal(random);
+  const float levels[] = {0.0F, 1.0F, 0.3F, std::abs(normal(random))};
+  made.keep.resize(made.branch.size() * made.tokens);
+  for (float& x : made.keep) x = levels[random() % 4];
+  return made;
+}
+
+// SPEC.md word for word; volatile keeps each operation apart and rounded.
+float expected(const Case& given, std::size_t f, std::size_t t, std::size_t c) {
+  const auto row = static_cast<std::size_t>(given.branch[f]);
+  const float x = given.hidden[(row * given.tokens + t) * given.channels + c];
+  const volatile float strength = 1.0F - given.keep[f * given.tokens + t];
+  const volatile float a = given.mask[c] * strength;
+  if (a == 0.0F) return x;
+  const volatile float kept = 1.0F - a;
+  const volatile float first = kept * x;
+  const volatile float second = a * given.ref[c];
+  return first + second;
+}
+
+std::vector<float> floats(const std::string& name) {
+  const Tensor tensor = load_npy(std::filesystem::path(INTAGLIO_TEST_DATA) / "ma_suppress" / name);
+  return {tensor.floats().begin(), tensor.floats().end()};
+}
+
+TEST(MASuppress, GoldenTensorsOfTorch) {
+  Case golden{
+      3, 5, 8, floats("hidden.npy"), floats("mask.npy"), floats("ref.npy"), {}, floats("keep.npy")};
+  golden.branch.resize(7);  // int64, which load_npy does not read: the file's end
+  const std::string file =
+      read_file(std::filesystem::path(INTAGLIO_TEST_DATA) / "ma_suppress/branch.npy");
+  std::memcpy(golden.branch.data(), file.data() + file.size() - 56, 56);
+  const std::vector<float> output = golden.run(), torch = floats("output.npy");
+  ASSERT_EQ(output.size(), torch.size());
+  for (std::size_t i = 0; i < torch.size(); ++i) EXPECT_EQ(bits(output[i]), bits(torch[i])) << i;
+}
+
+TEST(MASuppress, FollowsTheSpecification) {
+  std::mt19937 random(7);
+  for (int round = 0; round < 300; ++round) {
+    const Case given = random_case(random);
+    const std::vector<float> output = given.run();
+    for (std::size_t i = 0; i < output.size(); ++i) {
+      const std::size_t token = i / given.channels;
+      const float want =
+          expected(given, token / given.tokens, token % given.tokens, i % given.channels);
+      ASSERT_TRUE(bits(output[i]) == bits(want) || (std::isnan(output[i]) && std::isnan(want)))
+          << "round " << round << ", element " << i << ": " << output[i] << " instead of " << want;
+    }
+  }
+}
+
+TEST(MASuppress, LeavesEveryBitWhereNothingIsSuppressed) {
+  std::mt19937 random(8);
+  for (int round = 0; round < 100; ++round) {
+    Case given = random_case(random);
+    if (round % 2) {
+      std::ranges::fill(given.keep, 1.0F);
+    } else {
+      std::ranges::fill(given.mask, 0.0F);
+    }
+    std::ranges::fill(given.ref, round % 3 ? kInfinity : kNan);
+    for (float& x : given.hidden) {  // signalling NaNs and payloads included
+      if (random() % 4 == 0)
+        x = std::bit_cast<float>(static_cast<std::uint32_t>(0x7f800001U + random() % 0x7ffffeU));
+    }
+    const std::vector<float> output = given.run();
+    const std::size_t row = given.tokens * given.channels;
+    for (std::size_t f = 0; f < given.branch.size(); ++f) {
+      const float* from = given.hidden.data() + static_cast<std::size_t>(given.branch[f]) * row;
+      ASSERT_EQ(std::memcmp(output.data() + f * row, from, row * sizeof(float)), 0) << round;
+    }
+  }
+}
+
+TEST(MASuppress, PermutedBranchesPermuteRows) {
+  std::mt19937 random(9);
+  for (int round = 0; round < 50; ++round) {
+    const Case given = random_case(random);
+    Case reversed = given;
+    std::ranges::reverse(reversed.branch);
+    const std::size_t row = given.tokens * given.channels, count = given.branch.size();
+    for (std::size_t f = 0; f < count; ++f) {
+      std::copy_n(
+          given.keep.begin() + static_cast<std::ptrdiff_t>(f * given.tokens), given.tokens,
+          reversed.keep.begin() + static_cast<std::ptrdiff_t>((count - 1 - f) * given.tokens));
+    }
+    const std::vector<float> one = given.run(), other = reversed.run();
+    for (std::size_t f = 0; f < count; ++f) {
+      ASSERT_EQ(std::memcmp(&one[f * row], &other[(count - 1 - f) * row], row * sizeof(float)), 0);
+    }
+  }
+}
+
+TEST(MASuppress, FullSuppressionIsTheReference) {
+  const Case given{1, 1, 3, {500.0F, -2.0F, 7.0F}, {1, 0, 1}, {0.0F, 9.0F, -1.5F}, {0}, {0.0F}};
+  EXPECT_THAT(given.run(), testing::ElementsAre(0.0F, -2.0F, -1.5F));
+}
+
+TEST(MASuppress, TokensCanBeSharedOut) {
+  std::mt19937 random(10);
+  for (int round = 0; round < 50; ++round) {
+    const Case given = random_case(random);
+    const std::vector<float> whole = given.run();
+    std::vector<float> parts(whole.size());
+    const std::size_t middle = random() % (given.keep.size() + 1);
+    const MASuppressInputs inputs{given.hidden, given.mask, given.ref,   given.branch,
+                                  given.keep,   given.rows, given.tokens};
+    ma_suppress_tokens(inputs, parts, middle, given.keep.size());
+    ma_suppress_tokens(inputs, parts, 0, middle);
+    ASSERT_EQ(std::memcmp(whole.data(), parts.data(), whole.size() * sizeof(float)), 0);
+  }
+}
+
+TEST(MASuppress, RefusesRowsThatAreNotThere) {
+  Case given{2, 1, 1, {1, 2}, {1}, {0}, {0, 1, 1}, {1, 1, 1}};
+  for (const std::int64_t wrong :
+       {std::int64_t{2}, std::int64_t{-1}, std::numeric_limits<std::int64_t>::min()}) {
+    given.branch[2] = wrong;
+    try {
+      given.run();
+      ADD_FAILURE() << wrong;
+    } catch (const std::out_of_range& error) {
+      EXPECT_EQ(error.what(),
+                "MASuppress: branch[2] is " + std::to_string(wrong) + ", but hidden has 2 rows");
+    }
+  }
+}
+
+}  // namespace
+}  // namespace intaglio::ops
