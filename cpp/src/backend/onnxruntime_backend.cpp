@@ -139,6 +139,8 @@ class OrtBackend final : public Backend {
       options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
       // Prepacking copies every weight at load; mapped weights step no slower.
       options.AddConfigEntry("session.disable_prepacking", "1");
+      // ONNX Runtime prefers its kernel to the function in the graph (docs/decisions/0003).
+      if (!ops_library_.empty()) options.RegisterCustomOpsLibrary(ops_library_.c_str(), {});
       auto session = std::make_shared<Ort::Session>(environment(), path.c_str(), options);
       return std::make_unique<OrtSession>(std::move(session), graph);
     });
@@ -146,12 +148,14 @@ class OrtBackend final : public Backend {
 
   std::string description() const override {
     return "ONNX Runtime " + version_ + ", cpu, " + std::to_string(threads_) +
-           (threads_ == 1 ? " thread" : " threads");
+           (threads_ == 1 ? " thread" : " threads") +
+           (ops_library_.empty() ? "" : ", fused MASuppress");
   }
 
  private:
   std::string version_;
   int threads_;
+  std::filesystem::path ops_library_ = ops_library();
 };
 
 }  // namespace

@@ -47,6 +47,13 @@ std::vector<fs::path> candidates(const fs::path& library) {
 
 }  // namespace
 
+fs::path ops_library() {
+  const fs::path own = own_folder();
+  const fs::path path = own / "libintaglio_ops.so";
+  std::error_code error;
+  return !own.empty() && fs::exists(path, error) ? path : fs::path();
+}
+
 std::string load_onnxruntime(const fs::path& library) {
   static std::mutex mutex;
   static std::string version;

@@ -1,4 +1,4 @@
-// Finding and loading libonnxruntime, once per process.
+// Finding and loading libonnxruntime, once per process, and finding our own kernels for it.
 #pragma once
 
 #include <filesystem>
@@ -10,5 +10,8 @@ namespace intaglio {
 // onnxruntime package beside this one, on the system. Initialises the C++ API. Later calls keep the
 // library of the first. Returns its version. Throws UnavailableError saying what was tried.
 std::string load_onnxruntime(const std::filesystem::path& library);
+
+// libintaglio_ops.so beside libintaglio; empty when it is not there.
+std::filesystem::path ops_library();
 
 }  // namespace intaglio
