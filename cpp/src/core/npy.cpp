@@ -1,7 +1,10 @@
 // NumPy's .npy format, version 1.0 (numpy.lib.format).
+#include <algorithm>
+#include <cctype>
+#include <charconv>
 #include <cstdint>
 #include <cstring>
-#include <regex>
+#include <optional>
 
 #include "intaglio/error.h"
 #include "intaglio/file.h"
@@ -16,9 +19,71 @@ constexpr std::size_t preamble = 10;  // magic, two version bytes, header length
 
 struct Header {
   std::string descr;
+  bool fortran = false;
   Shape shape;
   std::size_t data_offset = 0;
 };
+
+// Reads the header's dict in the order that numpy.save writes it. By hand: std::regex recurses for
+// every character, and a header may have 65,535.
+class HeaderReader {
+ public:
+  explicit HeaderReader(std::string_view text) : text_(text) {}
+
+  bool skip(std::string_view token) {
+    while (!text_.empty() && std::isspace(static_cast<unsigned char>(text_.front()))) {
+      text_.remove_prefix(1);
+    }
+    if (!text_.starts_with(token)) return false;
+    text_.remove_prefix(token.size());
+    return true;
+  }
+  std::optional<std::string> quoted() {
+    if (!skip("'")) return {};
+    const std::size_t end = text_.find('\'');
+    if (end == std::string_view::npos) return {};
+    std::string value(text_.substr(0, end));
+    text_.remove_prefix(end + 1);
+    return value;
+  }
+  std::optional<Shape> tuple() {
+    Shape shape;
+    if (!skip("(")) return {};
+    while (!skip(")")) {
+      std::int64_t size = 0;
+      const auto [stop, error] = std::from_chars(text_.data(), text_.data() + text_.size(), size);
+      if (error != std::errc() || size < 0) return {};
+      text_.remove_prefix(static_cast<std::size_t>(stop - text_.data()));
+      shape.push_back(size);
+      if (!skip(",") && !text_.starts_with(')')) return {};
+      skip("");  // the space before the next number
+    }
+    return shape;
+  }
+  bool at_end() { return skip("") && text_.empty(); }
+
+ private:
+  std::string_view text_;
+};
+
+std::optional<Header> read_dict(std::string_view text) {
+  HeaderReader reader(text);
+  Header header;
+  if (!reader.skip("{") || !reader.skip("'descr'") || !reader.skip(":")) return {};
+  const auto descr = reader.quoted();
+  if (!descr || !reader.skip(",") || !reader.skip("'fortran_order'") || !reader.skip(":"))
+    return {};
+  header.fortran = reader.skip("True");
+  if (!header.fortran && !reader.skip("False")) return {};
+  if (!reader.skip(",") || !reader.skip("'shape'") || !reader.skip(":")) return {};
+  const auto shape = reader.tuple();
+  if (!shape) return {};
+  reader.skip(",");
+  if (!reader.skip("}") || !reader.at_end()) return {};
+  header.descr = *descr;
+  header.shape = *shape;
+  return header;
+}
 
 Header parse_header(const std::filesystem::path& path, std::string_view content) {
   const auto refuse = [&](const std::string& why) {
@@ -28,23 +93,24 @@ Header parse_header(const std::filesystem::path& path, std::string_view content)
     refuse("is not a .npy file of version 1.0");
   }
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(content[i]); };
-  Header header;
-  header.data_offset = preamble + byte(8) + (byte(9) << 8U);
-  if (content.size() < header.data_offset) refuse("is truncated");
-  const std::string text(content.substr(preamble, header.data_offset - preamble));
-  static const std::regex form(
-      R"(^\s*\{'descr': '([^']+)', 'fortran_order': (True|False), 'shape': \(([0-9, ]*)\),? *\}\s*$)");
-  std::smatch match;
-  if (!std::regex_match(text, match, form)) refuse("has a header that cannot be read");
-  if (match[2] == "True") refuse("is in Fortran order");
-  header.descr = match[1];
-  const std::string sizes = match[3];
-  static const std::regex number("[0-9]{1,12}");
-  for (auto it = std::sregex_iterator(sizes.begin(), sizes.end(), number);
-       it != std::sregex_iterator(); ++it) {
-    header.shape.push_back(std::stoll(it->str()));
+  const std::size_t data_offset = preamble + byte(8) + (byte(9) << 8U);
+  if (content.size() < data_offset) refuse("is truncated");
+  auto header = read_dict(content.substr(preamble, data_offset - preamble));
+  if (!header) refuse("has a header that cannot be read");
+  if (header->fortran) refuse("is in Fortran order");
+  header->data_offset = data_offset;
+  return *header;
+}
+
+// Whether `bytes` hold exactly the shape's elements; no product that could overflow.
+bool fits(const Shape& shape, std::size_t item, std::size_t bytes) {
+  if (std::ranges::find(shape, 0) != shape.end()) return bytes == 0;
+  std::size_t left = bytes / item;
+  for (const std::int64_t size : shape) {
+    if (left % static_cast<std::size_t>(size) != 0) return false;
+    left /= static_cast<std::size_t>(size);
   }
-  return header;
+  return left == 1 && bytes % item == 0;
 }
 
 }  // namespace
@@ -57,12 +123,14 @@ Tensor load_npy(const std::filesystem::path& path) {
   if (!is_double && !is_int64 && header.descr != "<f4") {
     throw InputError(path.string() + " holds " + header.descr + ": give float32");
   }
-  Tensor tensor(header.shape, is_int64 ? DType::int64 : DType::float32);
-  const auto count = static_cast<std::size_t>(tensor.size());
-  if (content.size() != header.data_offset + count * (is_double ? 8 : size_of(tensor.dtype()))) {
+  const std::size_t item = header.descr == "<f4" ? 4 : 8;
+  // Before the memory is asked for: the header may promise more than there is anywhere.
+  if (!fits(header.shape, item, content.size() - header.data_offset)) {
     throw InputError(path.string() + " is truncated: its header says shape " +
                      to_string(header.shape));
   }
+  Tensor tensor(header.shape, is_int64 ? DType::int64 : DType::float32);
+  const auto count = static_cast<std::size_t>(tensor.size());
   const char* data = content.data() + header.data_offset;
   if (!is_double) {
     if (count) std::memcpy(tensor.data(), data, tensor.bytes());
