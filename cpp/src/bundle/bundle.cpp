@@ -56,7 +56,8 @@ int Prompt::text_length() const {
 
 Bundle Bundle::open(const fs::path& folder) {
   const fs::path path = folder / "bundle.json";
-  if (!fs::exists(path)) {
+  std::error_code error;
+  if (!fs::exists(path, error) && !error) {
     throw InputError(folder.string() +
                      " is not a bundle (it has no bundle.json): make one with `intaglio export`");
   }

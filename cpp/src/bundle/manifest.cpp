@@ -1,104 +1,33 @@
 #include "bundle/manifest.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
+#include "bundle/json_node.h"
 #include "intaglio/error.h"
+#include "intaglio/sampling.h"
 
 namespace intaglio {
 
 namespace {
 
-using Json = nlohmann::json;
-
-// A place in bundle.json that knows its own path, so that every message can name it.
-class Node {
- public:
-  Node(const Json& json, std::string path, const std::string& file)
-      : json_(&json), path_(std::move(path)), file_(&file) {}
-
-  [[noreturn]] void refuse(const std::string& why) const {
-    throw InputError(*file_ + ": " + (path_.empty() ? "the manifest" : path_) + " " + why +
-                     ": export the bundle again");
-  }
-
-  bool has(const char* key) const { return json_->is_object() && json_->contains(key); }
-  Node at(const char* key) const {
-    const Node child(has(key) ? (*json_)[key] : *json_, path_.empty() ? key : path_ + "." + key,
-                     *file_);
-    if (!has(key)) child.refuse("is missing");
-    return child;
-  }
-
-  template <typename T>
-  T as() const {
-    try {
-      return json_->get<T>();
-    } catch (const Json::exception&) {
-      refuse("has the wrong type");
-    }
-  }
-  template <typename T>
-  T get(const char* key) const {
-    return at(key).as<T>();
-  }
-  template <typename T>
-  void get_if(const char* key, T& value) const {
-    if (has(key) && !(*json_)[key].is_null()) value = get<T>(key);
-  }
-  int positive(const char* key) const {
-    const int value = get<int>(key);
-    if (value < 1) at(key).refuse("must be at least 1");
-    return value;
-  }
-
-  std::vector<Node> items() const {
-    if (!json_->is_array()) refuse("must be a list");
-    std::vector<Node> nodes;
-    for (std::size_t i = 0; i < json_->size(); ++i) {
-      nodes.emplace_back((*json_)[i], path_ + "[" + std::to_string(i) + "]", *file_);
-    }
-    return nodes;
-  }
-  std::vector<std::pair<std::string, Node>> members() const {
-    if (!json_->is_object()) refuse("must be an object");
-    std::vector<std::pair<std::string, Node>> nodes;
-    for (const auto& [key, value] : json_->items())
-      nodes.emplace_back(key, Node(value, path_ + "." + key, *file_));
-    return nodes;
-  }
-  std::string file_path(const char* key) const {
-    auto path = get<std::string>(key);
-    at(key).check_inside(path);
-    return path;
-  }
-  void check_inside(const std::string& path) const {
-    const std::filesystem::path p(path);
-    const bool climbs = std::find(p.begin(), p.end(), "..") != p.end();
-    if (path.empty() || p.is_absolute() || climbs || path.find('\\') != std::string::npos) {
-      refuse("names \"" + path + "\", which is not a path inside the bundle");
-    }
-  }
-
- private:
-  const Json* json_;
-  std::string path_;
-  const std::string* file_;
-};
+void check_one_of(const Node& node, const std::vector<std::string>& allowed) {
+  const auto value = node.as<std::string>();
+  if (std::ranges::find(allowed, value) != allowed.end()) return;
+  std::string list;
+  for (const std::string& name : allowed) list += (list.empty() ? "" : " or ") + name;
+  node.refuse("must be " + list);
+}
 
 GraphTensor read_tensor(const Node& node) {
   GraphTensor tensor{
       node.get<std::string>("name"), node.get<std::string>("role"), DType::float32, {}};
-  const auto dtype = node.get<std::string>("dtype");
-  if (dtype != "float32" && dtype != "int64") node.at("dtype").refuse("must be float32 or int64");
-  tensor.dtype = dtype == "int64" ? DType::int64 : DType::float32;
-  for (const Json& axis : node.get<std::vector<Json>>("axes")) {
-    if (axis.is_number_integer()) {
-      tensor.axes.emplace_back(axis.get<std::int64_t>());
-    } else if (axis.is_string()) {
-      tensor.axes.emplace_back(axis.get<std::string>());
+  check_one_of(node.at("dtype"), {"float32", "int64"});
+  if (node.get<std::string>("dtype") == "int64") tensor.dtype = DType::int64;
+  for (const Node& axis : node.at("axes").items()) {
+    if (axis.is_string()) {
+      tensor.axes.emplace_back(axis.as<std::string>());
     } else {
-      node.at("axes").refuse("holds something that is neither a size nor a name");
+      tensor.axes.emplace_back(std::int64_t{axis.positive()});
     }
   }
   return tensor;
@@ -126,9 +55,9 @@ void read_transformer(const Node& node, Bundle& bundle) {
 void read_massive_activations(const Node& node, Bundle& bundle) {
   MassiveActivations& ma = bundle.massive_activations;
   ma.block = node.get<int>("block");
-  ma.channels = node.get<std::vector<int>>("channels");
-  node.get_if("ref", ma.ref);
-  node.get_if("ratio", ma.ratio);
+  ma.channels = node.list<int>("channels");
+  if (node.has("ref")) ma.ref = node.list<float>("ref");
+  if (node.has("ratio")) ma.ratio = node.list<double>("ratio");
   ma.found_by = node.get<std::string>("found_by");
   ma.massive = node.get<bool>("massive");
   if (ma.block < 0 || ma.block >= bundle.blocks)
@@ -137,11 +66,14 @@ void read_massive_activations(const Node& node, Bundle& bundle) {
     if (channel < 0 || channel >= bundle.channels)
       node.at("channels").refuse("names a channel that the transformer does not have");
   }
+  if (ma.channels.empty()) node.at("channels").refuse("is empty");
   if (!ma.ref.empty() && ma.ref.size() != ma.channels.size())
     node.at("ref").refuse("must have one value per channel");
 }
 
 Latent read_latent(const Node& node) {
+  // The decoder's input is divided by it.
+  if (node.get<float>("scaling_factor") == 0.0F) node.at("scaling_factor").refuse("must not be 0");
   return {node.positive("channels"),          node.positive("vae_scale_factor"),
           node.get<double>("scaling_factor"), node.get<double>("shift_factor"),
           node.positive("max_height"),        node.positive("max_width")};
@@ -165,11 +97,51 @@ SchedulerConfig read_scheduler(const Node& node) {
     bool on = false;
     node.get_if(key, on);
     // Ignoring it would give other pictures than diffusers does.
-    if (on)
-      throw InputError("the bundle's scheduler has " + std::string(key) +
-                       ", which this version does not sample with: export with it switched off");
+    if (on) node.at(key).refuse("is something that this version does not sample with");
   }
   return config;
+}
+
+// Channels that the encoder gives for `role`, whose tensor the runtime has to make room for.
+int width_of(const Node& node, const TextEncoder& encoder, const std::string& role) {
+  const auto& outputs = encoder.graph.outputs;
+  const auto it = std::ranges::find(outputs, role, &GraphTensor::role);
+  if (it == outputs.end()) node.refuse("names an encoder that has no output of role " + role);
+  const auto* width = it->axes.empty() ? nullptr : std::get_if<std::int64_t>(&it->axes.back());
+  if (!width) node.refuse("names an encoder whose " + role + " has no fixed last axis");
+  return static_cast<int>(*width);
+}
+
+TextEncoder read_encoder(const Node& node) {
+  TextEncoder encoder{read_graph(node.at("graph")), node.file_path("tokenizer"),
+                      node.positive("max_length")};
+  // The two special tokens need a place each.
+  if (encoder.max_length < 2) node.at("max_length").refuse("must be at least 2");
+  for (const Node& output : node.at("graph").at("outputs").items()) {
+    check_one_of(output.at("role"), {"hidden", "pooled"});
+    width_of(output, encoder, output.get<std::string>("role"));
+  }
+  return encoder;
+}
+
+const TextEncoder& find_encoder(const Node& node, const Prompt& prompt) {
+  const auto it = prompt.encoders.find(node.as<std::string>());
+  if (it == prompt.encoders.end()) node.refuse("names an encoder that the bundle does not have");
+  return it->second;
+}
+
+TextSegment read_segment(const Node& node, const Prompt& prompt) {
+  TextSegment segment{node.list<std::string>("encoders"), node.positive("length")};
+  int width = 0;
+  for (const Node& name : node.at("encoders").items()) {
+    const TextEncoder& encoder = find_encoder(name, prompt);
+    width += width_of(name, encoder, "hidden");
+    if (segment.length > encoder.max_length) {
+      node.at("length").refuse("is longer than what its encoders give");
+    }
+  }
+  if (width > prompt.text_width) node.at("encoders").refuse("give more channels than text_width");
+  return segment;
 }
 
 Prompt read_prompt(const Node& node) {
@@ -177,45 +149,60 @@ Prompt read_prompt(const Node& node) {
   prompt.max_sequence_length = node.positive("max_sequence_length");
   prompt.text_width = node.positive("text_width");
   for (const auto& [name, encoder] : node.at("encoders").members()) {
-    prompt.encoders[name] = {read_graph(encoder.at("graph")), encoder.file_path("tokenizer"),
-                             encoder.positive("max_length")};
+    prompt.encoders[name] = read_encoder(encoder);
   }
-  const auto check_names = [&](const Node& where, const std::vector<std::string>& names) {
-    for (const std::string& name : names) {
-      if (!prompt.encoders.contains(name))
-        where.refuse("names the encoder \"" + name + "\", which the bundle does not have");
-    }
-  };
   for (const Node& item : node.at("text").items()) {
-    prompt.text.push_back(
-        {item.get<std::vector<std::string>>("encoders"), item.positive("length")});
-    check_names(item, prompt.text.back().encoders);
+    prompt.text.push_back(read_segment(item, prompt));
   }
-  prompt.pooled = node.get<std::vector<std::string>>("pooled");
-  check_names(node.at("pooled"), prompt.pooled);
+  if (prompt.text.empty()) node.at("text").refuse("is empty");
+  prompt.pooled = node.list<std::string>("pooled");
+  for (const Node& name : node.at("pooled").items()) {
+    width_of(name, find_encoder(name, prompt), "pooled");
+  }
   return prompt;
 }
 
-Defaults read_defaults(const Node& node) {
+void read_pair(const Node& node, const char* key, double& first, double& second) {
+  if (!node.has(key)) return;
+  const auto pair = node.list<double>(key);
+  if (pair.size() != 2) node.at(key).refuse("must hold two numbers");
+  first = pair[0];
+  second = pair[1];
+}
+
+Defaults read_defaults(const Node& node, const Bundle& bundle) {
   Defaults defaults{node.positive("steps"), {}, node.positive("height"), node.positive("width")};
-  const auto read_pair = [&](const char* key, double& first, double& second) {
-    if (!node.has(key)) return;
-    const auto pair = node.get<std::vector<double>>(key);
-    if (pair.size() != 2) node.at(key).refuse("must hold two numbers");
-    first = pair[0];
-    second = pair[1];
-  };
   Guidance& guidance = defaults.guidance;
   guidance.cfg_scale = node.get<double>("cfg_scale");
   guidance.dg_scale = node.get<double>("dg_scale");
-  read_pair("cfg_window", guidance.cfg_window.start, guidance.cfg_window.end);
-  read_pair("dg_window", guidance.dg_window.start, guidance.dg_window.end);
-  read_pair("ma_keep", guidance.ma_keep.first, guidance.ma_keep.last);
+  read_pair(node, "cfg_window", guidance.cfg_window.start, guidance.cfg_window.end);
+  read_pair(node, "dg_window", guidance.dg_window.start, guidance.dg_window.end);
+  read_pair(node, "ma_keep", guidance.ma_keep.first, guidance.ma_keep.last);
+
+  const int unit = bundle.latent.vae_scale_factor * bundle.patch_size;
+  const auto check = [&](const char* key, int size, int largest) {
+    if (size % unit != 0 || size > largest) {
+      node.at(key).refuse("must be a multiple of " + std::to_string(unit) + " up to " +
+                          std::to_string(largest));
+    }
+  };
+  check("height", defaults.height, bundle.latent.max_height);
+  check("width", defaults.width, bundle.latent.max_width);
   return defaults;
 }
 
+// What would be a caller's mistake in a call is the file's fault here.
+template <typename Check>
+void check_values(const Node& node, Check&& check) {
+  try {
+    check();
+  } catch (const UsageError& error) {
+    node.refuse(std::string("cannot be used (") + error.what() + ")");
+  }
+}
+
 void check_schema(const Node& root, const std::string& name) {
-  const int version = root.get<int>("schema_version");
+  const auto version = root.get<std::int64_t>("schema_version");
   if (version > supported_schema) {
     throw InputError(name + " was written by a newer Intaglio (schema " + std::to_string(version) +
                      ", this version reads up to " + std::to_string(supported_schema) +
@@ -251,26 +238,29 @@ void check_listed(const Manifest& manifest, const Node& files) {
 }  // namespace
 
 Manifest parse_manifest(std::string_view text, const std::string& name) {
-  Json json;
+  Node::Json json;
   try {
-    json = Json::parse(text);
-  } catch (const Json::parse_error& error) {
-    throw InputError(name + " is not valid JSON (" + error.what() +
-                     "): copy or export the bundle again");
+    json = Node::Json::parse(text);
+  } catch (const Node::Json::parse_error& error) {
+    throw InputError(name + " is not valid JSON at byte " + std::to_string(error.byte) +
+                     ": copy or export the bundle again");
+  } catch (const Node::Json::exception&) {
+    throw InputError(name + " holds a number that is too large: copy or export the bundle again");
   }
   const Node root(json, "", name);
   check_schema(root, name);
 
   Manifest manifest;
   Bundle& bundle = manifest.bundle;
-  bundle.producer = root.get<std::map<std::string, std::string>>("producer");
+  for (const auto& [part, version] : root.at("producer").members()) {
+    bundle.producer[part] = version.as<std::string>();
+  }
   bundle.name = root.get<std::string>("name");
   bundle.family = root.get<std::string>("family");
   bundle.source = root.get<std::string>("source");
   bundle.license = root.get<std::string>("license");
   bundle.layout = root.get<std::string>("layout");
-  if (bundle.layout != "forked" && bundle.layout != "dual")
-    root.at("layout").refuse("must be forked or dual");
+  check_one_of(root.at("layout"), {"forked", "dual"});
   bundle.dtype = root.get<std::string>("dtype");
   bundle.prediction_type = root.get<std::string>("prediction_type");
   if (bundle.prediction_type != "velocity")
@@ -282,8 +272,13 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   bundle.prompt = read_prompt(root.at("prompt"));
   if (root.has("vae_decoder")) bundle.vae_decoder = read_graph(root.at("vae_decoder"));
   if (root.has("vae_encoder")) bundle.vae_encoder = read_graph(root.at("vae_encoder"));
-  bundle.defaults = read_defaults(root.at("defaults"));
-  validate(bundle.defaults.guidance);
+  bundle.defaults = read_defaults(root.at("defaults"), bundle);
+  check_values(root.at("defaults"), [&] { validate(bundle.defaults.guidance); });
+  check_values(root.at("scheduler"), [&] {
+    const int unit = bundle.latent.vae_scale_factor * bundle.patch_size;
+    const int tokens = (bundle.defaults.height / unit) * (bundle.defaults.width / unit);
+    make_schedule(bundle.scheduler, bundle.defaults.steps, tokens);
+  });
   manifest.files = read_files(root.at("files"));
   check_listed(manifest, root.at("files"));
   return manifest;

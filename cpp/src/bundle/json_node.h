@@ -1,0 +1,124 @@
+// A place in bundle.json that knows its own path, so that every message can name it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "intaglio/error.h"
+
+namespace intaglio {
+
+class Node {
+ public:
+  using Json = nlohmann::json;
+
+  // `json` and `file` (the name of the file, for messages) must outlive the node.
+  Node(const Json& json, std::string path, const std::string& file)
+      : json_(&json), path_(std::move(path)), file_(&file) {}
+
+  [[noreturn]] void refuse(const std::string& why) const {
+    const std::string& where = path_.empty() ? "the manifest" : path_;
+    throw InputError(*file_ + ": " + where + " " + why + ": export the bundle again");
+  }
+
+  bool has(const char* key) const { return json_->is_object() && json_->contains(key); }
+  bool is_string() const { return json_->is_string(); }
+  Node at(const char* key) const {
+    const bool found = has(key);
+    const std::string where = path_.empty() ? key : path_ + "." + key;
+    const Node child(found ? (*json_)[key] : *json_, where, *file_);
+    if (!found) child.refuse("is missing");
+    return child;
+  }
+  std::vector<Node> items() const {
+    if (!json_->is_array()) refuse("must be a list");
+    std::vector<Node> nodes;
+    for (std::size_t i = 0; i < json_->size(); ++i) {
+      nodes.emplace_back((*json_)[i], path_ + "[" + std::to_string(i) + "]", *file_);
+    }
+    return nodes;
+  }
+  std::vector<std::pair<std::string, Node>> members() const {
+    if (!json_->is_object()) refuse("must be an object");
+    std::vector<std::pair<std::string, Node>> nodes;
+    for (const auto& [key, value] : json_->items()) {
+      nodes.emplace_back(key, Node(value, path_ + "." + key, *file_));
+    }
+    return nodes;
+  }
+
+  // Exactly a T, where the JSON library would cut 1.5, true or 2^32 + 1 down to the int 1.
+  template <typename T>
+  T as() const {
+    if constexpr (std::is_same_v<T, bool>) {
+      if (json_->is_boolean()) return json_->get<bool>();
+    } else if constexpr (std::is_integral_v<T>) {
+      if (json_->is_number_unsigned() && std::in_range<T>(json_->get<std::uint64_t>())) {
+        return static_cast<T>(json_->get<std::uint64_t>());
+      }
+      if (json_->is_number_integer() && !json_->is_number_unsigned() &&
+          std::in_range<T>(json_->get<std::int64_t>())) {
+        return static_cast<T>(json_->get<std::int64_t>());
+      }
+    } else if constexpr (std::is_floating_point_v<T>) {
+      if (json_->is_number() && std::isfinite(json_->get<T>())) return json_->get<T>();
+    } else {
+      static_assert(std::is_same_v<T, std::string>);
+      if (is_string()) return json_->get<std::string>();
+    }
+    refuse("has the wrong type");
+  }
+  template <typename T>
+  T get(const char* key) const {
+    return at(key).as<T>();
+  }
+  // Leaves `value` alone where the key is absent or null.
+  template <typename T>
+  void get_if(const char* key, T& value) const {
+    if (has(key) && !(*json_)[key].is_null()) value = get<T>(key);
+  }
+  template <typename T>
+  std::vector<T> list(const char* key) const {
+    std::vector<T> values;
+    for (const Node& item : at(key).items()) values.push_back(item.as<T>());
+    return values;
+  }
+  // A size or a count. The limit is beyond any model, and keeps products of two in an int.
+  int positive() const {
+    constexpr int limit = 1 << 15;
+    const int value = as<int>();
+    if (value < 1 || value > limit) refuse("must be from 1 to " + std::to_string(limit));
+    return value;
+  }
+  int positive(const char* key) const { return at(key).positive(); }
+
+  std::string file_path(const char* key) const {
+    auto path = get<std::string>(key);
+    at(key).check_inside(path);
+    return path;
+  }
+  void check_inside(const std::string& path) const {
+    const std::filesystem::path p(path);
+    const bool climbs = std::find(p.begin(), p.end(), "..") != p.end();
+    const bool odd = std::ranges::any_of(
+        path, [](unsigned char c) { return c < ' ' || c == '\\' || c == 0x7f; });
+    if (path.empty() || p.is_absolute() || climbs || odd) {
+      refuse("names " + Json(path).dump() + ", which is not a path inside the bundle");
+    }
+  }
+
+ private:
+  const Json* json_;
+  std::string path_;
+  const std::string* file_;
+};
+
+}  // namespace intaglio
