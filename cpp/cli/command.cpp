@@ -1,7 +1,13 @@
 #include "intaglio/command.h"
 
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <functional>
 #include <iostream>
 #include <new>
+#include <stdexcept>
+#include <system_error>
 
 #include "cli/commands.h"
 #include "intaglio/error.h"
@@ -32,9 +38,31 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
 
 namespace {
 
-int report(const std::string& message, ExitCode code) {
+// One line, whatever a file name or ONNX Runtime puts into the message.
+int report(std::string message, ExitCode code) {
+  for (char& c : message) c = (c >= 0 && c < ' ') || c == 0x7f ? ' ' : c;
   std::cerr << "intaglio: " << message << std::endl;
   return static_cast<int>(code);
+}
+
+int run(const CLI::App& app, const std::function<void()>& parse) {
+  try {
+    parse();
+  } catch (const CLI::Success& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    return report(std::string(error.what()) + " (see intaglio --help, or intaglio generate --help)",
+                  ExitCode::usage);
+  } catch (const Error& error) {
+    return report(error.what(), error.code());
+  } catch (const std::bad_alloc&) {
+    return report("out of memory: use a smaller size or batch", ExitCode::out_of_memory);
+  } catch (const std::length_error&) {
+    return report("out of memory: use a smaller size or batch", ExitCode::out_of_memory);
+  } catch (const std::system_error& error) {  // file names that the system refuses, threads
+    return report(error.what(), ExitCode::bad_input);
+  }
+  return static_cast<int>(ExitCode::ok);
 }
 
 }  // namespace
@@ -47,19 +75,24 @@ int run_command(const std::vector<std::string>& args) {
   cli::add_generate(app);
   cli::add_inspect(app);
   cli::add_bench(app);
-  try {
+  std::cout.clear();
+  std::clearerr(stdout);
+  const int code = run(app, [&] {
+    // CLI11 would say that a subcommand is required, not that this one is unknown.
+    const auto named = [&](const CLI::App* command) { return command->get_name() == args[0]; };
+    if (!args.empty() && !args[0].starts_with('-') && app.get_subcommands(named).empty()) {
+      throw UsageError("there is no command \"" + args[0] + "\": use generate, inspect or bench");
+    }
     app.parse(std::vector<std::string>(args.rbegin(), args.rend()));  // CLI11 takes them reversed
-  } catch (const CLI::Success& help) {
-    return app.exit(help);
-  } catch (const CLI::ParseError& error) {
-    return report(std::string(error.what()) + " (see intaglio --help, or intaglio generate --help)",
-                  ExitCode::usage);
-  } catch (const Error& error) {
-    return report(error.what(), error.code());
-  } catch (const std::bad_alloc&) {
-    return report("out of memory: use a smaller size or batch", ExitCode::out_of_memory);
+  });
+  errno = 0;
+  std::cout.flush();
+  std::fflush(stdout);
+  if (code == 0 && (!std::cout || std::ferror(stdout))) {
+    const std::string why = errno ? std::string(": ") + std::strerror(errno) : "";
+    return report("cannot write to standard output" + why, ExitCode::bad_input);
   }
-  return static_cast<int>(ExitCode::ok);
+  return code;
 }
 
 }  // namespace intaglio

@@ -1,10 +1,12 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cli/commands.h"
 #include "cli/output.h"
@@ -34,9 +36,27 @@ void read_inputs(Flags& flags) {
   if (flags.latents_in.empty()) return;
   flags.options.latents = load_npy(flags.latents_in);
   const Tensor& latents = *flags.options.latents;
-  if (flags.options.seeds.size() == 1 && flags.options.batch == 1 && !latents.shape().empty()) {
-    flags.options.batch = static_cast<int>(latents.dim(0));
+  if (flags.options.seeds.size() != 1 || flags.options.batch != 1 || latents.shape().empty())
+    return;
+  const std::int64_t images = latents.dim(0);
+  // Another number cannot be meant; the refusal then shows the whole shape.
+  if (images > 0 && std::in_range<int>(images)) flags.options.batch = static_cast<int>(images);
+}
+
+void check_outputs(const Flags& flags) {
+  if (flags.output.empty()) throw UsageError("--output is empty: give the image a name");
+  // No machine draws more in one batch; a number typed wrongly is refused for what it is later.
+  constexpr std::size_t most = 1000;
+  const auto batch = static_cast<std::size_t>(std::max(flags.options.batch, 1));
+  const std::size_t count = std::max(flags.options.seeds.size(), batch);
+  std::vector<fs::path> paths;
+  for (std::size_t i = 0; i < std::min(count, most); ++i) {
+    paths.push_back(numbered(flags.output, i, count));
   }
+  for (const fs::path& path : {flags.latents_out, flags.report}) {
+    if (!path.empty()) paths.push_back(path);
+  }
+  cli::check_outputs(paths);
 }
 
 Json report(const Flags& flags, const Pipeline& pipeline, const Generation& generation,
@@ -58,8 +78,8 @@ Json report(const Flags& flags, const Pipeline& pipeline, const Generation& gene
 }
 
 void generate(Flags& flags) {
-  for (const fs::path& path : {flags.output, flags.latents_out, flags.report}) check_writable(path);
   read_inputs(flags);
+  check_outputs(flags);
   const Pipeline pipeline = Pipeline::open(flags.run.bundle, flags.run.backend);
 
   const InterruptFlag interrupt;
@@ -74,6 +94,8 @@ void generate(Flags& flags) {
       return !InterruptFlag::raised();
     });
   }
+  // After the last step too: nothing is written that was not waited for.
+  if (InterruptFlag::raised()) throw Interrupted("stopped while decoding: nothing was written");
   first_step_at -= generation.step_seconds.front();
 
   for (std::size_t i = 0; i < generation.images.size(); ++i) {

@@ -4,24 +4,51 @@
 
 #include <cerrno>
 #include <cstring>
+#include <set>
+#include <string>
 
 #include "intaglio/error.h"
 
 namespace intaglio::cli {
 
-void check_writable(const std::filesystem::path& path) {
-  if (path.empty()) return;
-  const auto folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+namespace fs = std::filesystem;
+
+namespace {
+
+// Whether it is there and is not written by renaming over it: a device or a pipe.
+bool is_special(const fs::file_status& status) {
+  return fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status);
+}
+
+void check_writable(const fs::path& path) {
   const auto refuse = [&](const std::string& why) {
     throw InputError("cannot write " + path.string() + ": " + why);
   };
-  if (!std::filesystem::is_directory(folder)) refuse("there is no folder " + folder.string());
-  if (::access(folder.c_str(), W_OK) != 0) refuse(std::strerror(errno));
-  if (std::filesystem::is_directory(path)) refuse("it is a folder");
+  std::error_code error;
+  const auto folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
+  if (!fs::is_directory(folder, error)) refuse("there is no folder " + folder.string());
+  const fs::file_status status = fs::status(path, error);
+  if (fs::is_directory(status) || path.filename().empty()) refuse("it is a folder");
+  if (!fs::status_known(status)) refuse(error.message());
+  const fs::path& target = is_special(status) ? path : folder;
+  if (::access(target.c_str(), W_OK) != 0) refuse(std::strerror(errno));
 }
 
-std::filesystem::path numbered(const std::filesystem::path& path, std::size_t index,
-                               std::size_t count) {
+}  // namespace
+
+void check_outputs(const std::vector<fs::path>& paths) {
+  std::set<fs::path> seen;
+  for (const fs::path& path : paths) {
+    check_writable(path);
+    std::error_code error;
+    if (is_special(fs::status(path, error))) continue;
+    if (!seen.insert(fs::weakly_canonical(fs::absolute(path, error), error)).second) {
+      throw UsageError("two outputs go to " + path.string() + ": give each a name of its own");
+    }
+  }
+}
+
+fs::path numbered(const fs::path& path, std::size_t index, std::size_t count) {
   if (count == 1) return path;
   auto result = path;
   return result.replace_filename(path.stem().string() + "-" + std::to_string(index) +
