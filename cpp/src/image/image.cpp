@@ -11,7 +11,8 @@ namespace {
 // diffusers' VaeImageProcessor: (x / 2 + 0.5).clamp(0, 1), then (x * 255).round() to uint8.
 std::uint8_t to_byte(float value) {
   const float unit = std::clamp(value * 0.5F + 0.5F, 0.0F, 1.0F);
-  return static_cast<std::uint8_t>(std::nearbyint(unit * 255.0F));
+  // NaN has no byte; numpy makes it 0.
+  return std::isnan(unit) ? 0 : static_cast<std::uint8_t>(std::nearbyint(unit * 255.0F));
 }
 
 }  // namespace

@@ -79,6 +79,7 @@ Image read_png(const std::filesystem::path& path) {
   };
   if (!png_image_begin_read_from_memory(&png, content.data(), content.size())) refuse();
   png.format = PNG_FORMAT_RGB;
+  png.flags |= PNG_IMAGE_FLAG_16BIT_sRGB;  // else 16 bits without a gamma count as linear light
   Image image{static_cast<int>(png.width), static_cast<int>(png.height), {}};
   image.pixels.resize(PNG_IMAGE_SIZE(png));
   const png_color black{0, 0, 0};  // what transparent pixels stand on
