@@ -5,7 +5,9 @@
 namespace intaglio {
 
 std::shared_ptr<Backend> make_backend(const BackendOptions& options) {
-  if (options.threads < 0) throw UsageError("--threads must be 0 (one per core) or more");
+  if (options.threads < 0 || options.threads > 1024) {
+    throw UsageError("--threads must be from 0 (one per core) to 1024");
+  }
   if (options.device != "cpu" && options.device != "auto") {
     throw UnavailableError("device \"" + options.device +
                            "\" is not in this version: use --device cpu");

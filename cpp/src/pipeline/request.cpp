@@ -5,6 +5,7 @@
 
 #include "intaglio/error.h"
 #include "intaglio/options.h"
+#include "text/unicode.h"
 
 namespace intaglio {
 
@@ -70,6 +71,8 @@ void set_guidance(Request& request, const GenerateOptions& options) {
 
 void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions& options) {
   const int steps = *options.steps;
+  // Far above any use; a slip of the finger should not ask for gigabytes of schedule.
+  if (steps > 10000) throw UsageError("steps " + std::to_string(steps) + ": give 10000 or fewer");
   SchedulerConfig config = bundle.scheduler;
   if (options.scheduler) config.type = scheduler_type(*options.scheduler);
   request.sampler = find_sampler(config.type);
@@ -143,6 +146,9 @@ void set_tokens(Request& request, const GenerateOptions& options) {
 Request resolve(const Bundle& bundle, const GenerateOptions& given) {
   const GenerateOptions options = with_defaults(bundle, given);
   Request request;
+  // Both, and now: a negative prompt that no step asks for still goes into the PNG.
+  check_utf8(options.prompt);
+  check_utf8(options.negative_prompt);
   set_size(request, bundle, options);
   set_images(request, bundle, options);
   set_guidance(request, options);
