@@ -37,7 +37,8 @@ struct StepWeights {
   float w = 0;
   float keep = 0;
   bool unconditional() const { return lambda != 0; }
-  bool degraded() const { return w != 0; }
+  // Keeping everything makes D_m equal to D_c, and its term zero.
+  bool degraded() const { return w != 0 && keep < 1; }
 };
 
 StepWeights weights_at(const Guidance& guidance, int step, int steps);
