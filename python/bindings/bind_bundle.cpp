@@ -1,0 +1,120 @@
+#include "bindings.h"
+#include "casters.h"
+#include "intaglio/bundle.h"
+
+namespace intaglio::python {
+namespace {
+
+void bind_graph(py::module_& module) {
+  py::class_<GraphTensor>(module, "GraphTensor", "An input or output of a graph, by its role.")
+      .def_readonly("name", &GraphTensor::name)
+      .def_readonly("role", &GraphTensor::role)
+      .def_property_readonly("dtype",
+                             [](const GraphTensor& tensor) { return name_of(tensor.dtype); })
+      .def_readonly("axes", &GraphTensor::axes, "sizes, and the names of dynamic axes");
+  py::class_<Graph>(module, "Graph", "An ONNX graph of the bundle.")
+      .def_readonly("path", &Graph::path, "relative to the bundle's folder")
+      .def_readonly("inputs", &Graph::inputs)
+      .def_readonly("outputs", &Graph::outputs);
+}
+
+void bind_prompt(py::module_& module) {
+  py::class_<TextEncoder>(module, "TextEncoder", "A text encoder with its tokenizer.")
+      .def_readonly("graph", &TextEncoder::graph)
+      .def_readonly("tokenizer", &TextEncoder::tokenizer,
+                    "path of the tokenizer's tables, relative to the bundle's folder")
+      .def_readonly("max_length", &TextEncoder::max_length);
+  py::class_<TextSegment>(module, "TextSegment",
+                          "Encoders whose hidden states are joined along channels; none: zeros.")
+      .def_readonly("encoders", &TextSegment::encoders)
+      .def_readonly("length", &TextSegment::length);
+  py::class_<Prompt>(module, "Prompt",
+                     "How the encoders' outputs become the transformer's text and pooled inputs.")
+      .def_readonly("max_sequence_length", &Prompt::max_sequence_length)
+      .def_readonly("encoders", &Prompt::encoders)
+      .def_readonly("text", &Prompt::text)
+      .def_readonly("text_width", &Prompt::text_width)
+      .def_readonly("pooled", &Prompt::pooled)
+      .def_property_readonly("text_length", &Prompt::text_length);
+}
+
+void bind_parts(py::module_& module) {
+  py::class_<MassiveActivations>(module, "MassiveActivations",
+                                 "Where the op stands and what it suppresses by default.")
+      .def_readonly("block", &MassiveActivations::block, "m: the op stands after this block")
+      .def_readonly("channels", &MassiveActivations::channels)
+      .def_readonly("ref", &MassiveActivations::ref, "what each channel goes to; empty: zeros")
+      .def_readonly("ratio", &MassiveActivations::ratio, "mean |z| over the median channel's")
+      .def_readonly("found_by", &MassiveActivations::found_by)
+      .def_readonly("massive", &MassiveActivations::massive,
+                    "whether they meet the definition, or are merely the largest")
+      .def("__repr__", [](const py::object& self) {
+        return py::str(
+                   "MassiveActivations(block={0.block}, channels={0.channels}, "
+                   "found_by={0.found_by!r}, massive={0.massive})")
+            .format(self);
+      });
+  py::class_<Latent>(module, "Latent", "Layout and scaling of the latents.")
+      .def_readonly("channels", &Latent::channels)
+      .def_readonly("vae_scale_factor", &Latent::vae_scale_factor,
+                    "pixels per latent cell along one side")
+      .def_readonly("scaling_factor", &Latent::scaling_factor)
+      .def_readonly("shift_factor", &Latent::shift_factor)
+      .def_readonly("max_height", &Latent::max_height, "pixels")
+      .def_readonly("max_width", &Latent::max_width, "pixels");
+  py::class_<Defaults>(module, "Defaults", "What generate() uses where it is told nothing.")
+      .def_readonly("steps", &Defaults::steps)
+      .def_readonly("guidance", &Defaults::guidance)
+      .def_readonly("height", &Defaults::height, "pixels")
+      .def_readonly("width", &Defaults::width, "pixels")
+      .def("__repr__", [](const py::object& self) {
+        return py::str(
+                   "Defaults(steps={0.steps}, height={0.height}, width={0.width}, "
+                   "guidance={0.guidance})")
+            .format(self);
+      });
+}
+
+}  // namespace
+
+void bind_bundle(py::module_& module) {
+  bind_graph(module);
+  bind_prompt(module);
+  bind_parts(module);
+  py::class_<Bundle>(module, "Bundle",
+                     "The folder that `intaglio export` writes and the runtime reads.")
+      .def_static(
+          "open", &Bundle::open, py::arg("folder"), py::call_guard<py::gil_scoped_release>(),
+          "Reads and validates bundle.json, and the size and SHA-256 of every file it lists.\n\n"
+          "Raises InputError naming the file: missing, truncated, tampered with, outside the "
+          "folder, or of a newer schema.")
+      .def_readonly("folder", &Bundle::folder)
+      .def_readonly("name", &Bundle::name)
+      .def_readonly("family", &Bundle::family)
+      .def_readonly("source", &Bundle::source)
+      .def_readonly("license", &Bundle::license)
+      .def_readonly("layout", &Bundle::layout, "forked or dual")
+      .def_readonly("dtype", &Bundle::dtype, "of matrix products and attention")
+      .def_readonly("prediction_type", &Bundle::prediction_type)
+      .def_readonly("producer", &Bundle::producer, "versions of what wrote the bundle")
+      .def_readonly("transformer_graphs", &Bundle::transformer_graphs)
+      .def_readonly("blocks", &Bundle::blocks)
+      .def_readonly("patch_size", &Bundle::patch_size, "latent cells")
+      .def_readonly("channels", &Bundle::channels, "width of the image stream")
+      .def_readonly("massive_activations", &Bundle::massive_activations)
+      .def_readonly("latent", &Bundle::latent)
+      .def_readonly("scheduler", &Bundle::scheduler)
+      .def_readonly("prompt", &Bundle::prompt)
+      .def_readonly("vae_decoder", &Bundle::vae_decoder)
+      .def_readonly("vae_encoder", &Bundle::vae_encoder)
+      .def_readonly("defaults", &Bundle::defaults)
+      .def_readonly("file_bytes", &Bundle::file_bytes)
+      .def("__repr__", [](const py::object& self) {
+        return py::str(
+                   "<Bundle {0.name}: {0.family}, {0.layout}, {0.dtype}, {0.blocks} blocks of "
+                   "{0.channels} channels>")
+            .format(self);
+      });
+}
+
+}  // namespace intaglio::python

@@ -1,0 +1,128 @@
+#include <sstream>
+
+#include "bindings.h"
+#include "casters.h"
+#include "intaglio/error.h"
+#include "intaglio/guidance.h"
+
+namespace intaglio::python {
+namespace {
+
+std::string text(double value) {
+  std::ostringstream out;
+  out << value;
+  return out.str();
+}
+
+void bind_window(py::module_& module) {
+  py::class_<Window>(module, "Window",
+                     "Part of a run: step i of N is inside when start <= i / N < end.")
+      .def(py::init([](double start, double end) { return Window{start, end}; }),
+           py::arg("start") = 0.0, py::arg("end") = 1.0)
+      .def(py::init([](std::pair<double, double> both) { return Window{both.first, both.second}; }),
+           py::arg("window"))
+      .def_readwrite("start", &Window::start)
+      .def_readwrite("end", &Window::end)
+      .def("contains", &Window::contains, py::arg("step"), py::arg("steps"))
+      .def("__repr__",
+           [](const Window& w) { return "Window(" + text(w.start) + ", " + text(w.end) + ")"; });
+  py::implicitly_convertible<py::sequence, Window>();
+}
+
+void bind_ramp(py::module_& module) {
+  py::class_<Ramp>(
+      module, "Ramp",
+      "A value that goes linearly from the first step to the last; a constant when both are equal.")
+      .def(py::init<double>(), py::arg("value"))
+      .def(py::init<double, double>(), py::arg("first"), py::arg("last"))
+      .def(py::init([](std::pair<double, double> both) { return Ramp(both.first, both.second); }),
+           py::arg("ramp"))
+      .def_readwrite("first", &Ramp::first)
+      .def_readwrite("last", &Ramp::last)
+      .def("at", &Ramp::at, py::arg("step"), py::arg("steps"))
+      .def("__repr__", [](const Ramp& r) {
+        return "Ramp(" + text(r.first) + (r.first == r.last ? ")" : ", " + text(r.last) + ")");
+      });
+  py::implicitly_convertible<py::float_, Ramp>();
+  py::implicitly_convertible<py::int_, Ramp>();
+  py::implicitly_convertible<py::sequence, Ramp>();
+}
+
+void bind_weights(py::module_& module) {
+  py::class_<StepWeights>(module, "StepWeights",
+                          "What one step runs. A branch whose weight is zero is not run.")
+      .def(py::init([](float lambda, float w, float keep) { return StepWeights{lambda, w, keep}; }),
+           py::arg("lambda_") = 0.0F, py::arg("w") = 0.0F, py::arg("keep") = 0.0F)
+      .def_readwrite("lambda_", &StepWeights::lambda)
+      .def_readwrite("w", &StepWeights::w)
+      .def_readwrite("keep", &StepWeights::keep)
+      .def_property_readonly("unconditional", &StepWeights::unconditional)
+      .def_property_readonly("degraded", &StepWeights::degraded)
+      .def("__repr__", [](const StepWeights& weights) {
+        return "StepWeights(lambda_=" + text(weights.lambda) + ", w=" + text(weights.w) +
+               ", keep=" + text(weights.keep) + ")";
+      });
+}
+
+Tensor combine_arrays(const Tensor& conditional, const std::optional<Tensor>& unconditional,
+                      const std::optional<Tensor>& degraded, const StepWeights& weights) {
+  require_float32(conditional, "conditional");
+  const auto branch = [&](const std::optional<Tensor>& given, bool needed,
+                          const char* name) -> std::span<const float> {
+    if (!needed) return {};
+    if (!given) throw UsageError(std::string(name) + " is needed, since its weight is not zero");
+    require_float32(*given, name);
+    if (given->shape() != conditional.shape()) {
+      throw UsageError(std::string(name) + " has shape " + to_string(given->shape()) +
+                       " where conditional has " + to_string(conditional.shape()));
+    }
+    return given->floats();
+  };
+  Tensor out(conditional.shape(), DType::float32);
+  combine(out.floats(), conditional.floats(),
+          branch(unconditional, weights.unconditional(), "unconditional"),
+          branch(degraded, weights.degraded(), "degraded"), weights);
+  return out;
+}
+
+}  // namespace
+
+void bind_guidance(py::module_& module) {
+  bind_window(module);
+  bind_ramp(module);
+  py::class_<Guidance>(module, "Guidance",
+                       "D = D_c + lambda (D_c - D_0) + w (D_c - D_m), arXiv 2510.11538.")
+      .def(py::init([](Ramp cfg_scale, Window cfg_window, Ramp dg_scale, Window dg_window,
+                       Ramp ma_keep) {
+             return Guidance{cfg_scale, cfg_window, dg_scale, dg_window, ma_keep};
+           }),
+           py::kw_only(), py::arg("cfg_scale") = Ramp(1.0), py::arg("cfg_window") = Window{},
+           py::arg("dg_scale") = Ramp(0.0), py::arg("dg_window") = Window{},
+           py::arg("ma_keep") = Ramp(0.0))
+      .def_readwrite("cfg_scale", &Guidance::cfg_scale,
+                     "1 + lambda; 1 needs no unconditional branch")
+      .def_readwrite("cfg_window", &Guidance::cfg_window)
+      .def_readwrite("dg_scale", &Guidance::dg_scale, "w; 0 needs no degraded branch")
+      .def_readwrite("dg_window", &Guidance::dg_window)
+      .def_readwrite("ma_keep", &Guidance::ma_keep,
+                     "1 leaves massive channels alone, 0 suppresses them")
+      .def("__repr__", [](const py::object& self) {
+        return py::str(
+                   "Guidance(cfg_scale={0.cfg_scale}, cfg_window={0.cfg_window}, "
+                   "dg_scale={0.dg_scale}, "
+                   "dg_window={0.dg_window}, ma_keep={0.ma_keep})")
+            .format(self);
+      });
+  bind_weights(module);
+  module.def("weights_at", &weights_at, py::arg("guidance"), py::arg("step"), py::arg("steps"));
+  module.def("validate", &validate, py::arg("guidance"),
+             "Raises UsageError for a window outside 0..1 or empty, for keep outside 0..1, and for "
+             "values that are not finite.");
+  module.def("combine", &combine_arrays, py::arg("conditional"),
+             py::arg("unconditional") = py::none(), py::arg("degraded") = py::none(), py::kw_only(),
+             py::arg("weights"),
+             "D_c + lambda (D_c - D_0) + w (D_c - D_m) of float32 arrays, element by element.\n"
+             "A branch of weight zero may be None.");
+}
+
+}  // namespace intaglio::python

@@ -1,0 +1,71 @@
+#include "bindings.h"
+#include "casters.h"
+#include "intaglio/error.h"
+#include "intaglio/image.h"
+
+namespace intaglio::python {
+namespace {
+
+py::module_ pil() { return py::module_::import("PIL.Image"); }
+
+// A copy of the pixels of a PIL image that is already RGB.
+Image copy_pixels(const py::object& picture) {
+  Image image;
+  image.width = picture.attr("width").cast<int>();
+  image.height = picture.attr("height").cast<int>();
+  const auto bytes = picture.attr("tobytes")().cast<py::bytes>();
+  const auto view = static_cast<std::string_view>(bytes);
+  image.pixels.assign(view.begin(), view.end());
+  return image;
+}
+
+std::vector<Image> checked_to_images(const Tensor& tensor) {
+  require_float32(tensor, "tensor");
+  if (tensor.shape().size() != 4 || tensor.dim(1) != 3) {
+    throw InputError("tensor must have shape [N, 3, H, W], not " + to_string(tensor.shape()));
+  }
+  return to_images(tensor);
+}
+
+}  // namespace
+
+Image image_from(py::handle picture) {
+  if (py::isinstance(picture, pil().attr("Image"))) {
+    return copy_pixels(picture.attr("convert")("RGB"));
+  }
+  const Tensor array = tensor_from(picture);
+  const Shape& shape = array.shape();
+  const bool gray = shape.size() == 2;
+  if (array.dtype() != DType::uint8 || !(gray || (shape.size() == 3 && shape[2] == 3))) {
+    throw InputError("a picture is a PIL image or a uint8 array [H, W] or [H, W, 3], not " +
+                     std::string(name_of(array.dtype())) + " " + to_string(shape));
+  }
+  Image image;
+  image.height = static_cast<int>(shape[0]);
+  image.width = static_cast<int>(shape[1]);
+  image.pixels.resize(static_cast<std::size_t>(shape[0] * shape[1] * 3));
+  const auto* pixels = static_cast<const std::uint8_t*>(array.data());
+  for (std::size_t i = 0; i < image.pixels.size(); ++i) image.pixels[i] = pixels[gray ? i / 3 : i];
+  return image;
+}
+
+py::object to_pil(const Image& image) {
+  const py::bytes pixels(reinterpret_cast<const char*>(image.pixels.data()), image.pixels.size());
+  return pil().attr("frombytes")("RGB", py::make_tuple(image.width, image.height), pixels);
+}
+
+void bind_image(py::module_& module) {
+  module.def(
+      "to_images", &checked_to_images, py::arg("tensor"),
+      "[N, 3, H, W] float32 in [-1, 1] to N images; rounds as diffusers' VaeImageProcessor does.");
+  module.def("from_image", &from_image, py::arg("image"),
+             "An image to [1, 3, H, W] float32 in [-1, 1].");
+  module.def(
+      "write_png", &write_png, py::arg("path"), py::arg("image"), py::arg("text") = TextEntries{},
+      py::call_guard<py::gil_scoped_release>(),
+      "`text` becomes the file's text chunks. Written under a temporary name, then renamed.");
+  module.def("read_png", &read_png, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+             "Any PNG, as 8-bit RGB. Raises InputError naming the file.");
+}
+
+}  // namespace intaglio::python

@@ -1,0 +1,115 @@
+#include "bindings.h"
+#include "casters.h"
+#include "intaglio/error.h"
+#include "intaglio/options.h"
+#include "options.h"
+#include "text.h"
+
+namespace intaglio::python {
+namespace {
+
+template <typename T>
+T convert(py::handle value) {
+  return value.cast<T>();
+}
+
+template <>
+std::string convert(py::handle value) {
+  return utf8_of(value.cast<py::str>());
+}
+
+template <typename T>
+void assign(T& field, py::handle value) {
+  field = convert<T>(value);
+}
+
+template <typename T>
+void assign(std::optional<T>& field, py::handle value) {
+  field = convert<T>(value);
+}
+
+// One number stands for a list of one.
+template <typename T>
+void assign(std::vector<T>& field, py::handle value) {
+  if (PyIndex_Check(value.ptr())) {
+    field = {convert<T>(value)};
+  } else {
+    field = convert<std::vector<T>>(value);
+  }
+}
+
+[[noreturn]] void refuse(const OptionInfo& info, py::handle value) {
+  throw UsageError(std::string(info.name) + " takes " + info.value + " (" + info.help + "), not " +
+                   py::repr(value).cast<std::string>());
+}
+
+}  // namespace
+
+GenerateOptions options_from(const py::dict& keywords) {
+  GenerateOptions options;
+  py::dict left = keywords.attr("copy")();
+  const auto take = [&](const char* name) -> py::object {
+    return left.attr("pop")(name, py::none());
+  };
+  visit_options(options, [&](const OptionInfo& info, auto& field) {
+    const py::object value = take(info.name);
+    if (value.is_none()) return;
+    try {
+      assign(field, value);
+    } catch (const py::cast_error&) {
+      refuse(info, value);
+    }
+  });
+  // Not on the list: a flag gives a file for these, Python gives the thing itself.
+  if (const py::object value = take("ma_tokens"); !value.is_none())
+    options.ma_tokens = image_from(value);
+  if (const py::object value = take("image"); !value.is_none()) options.image = image_from(value);
+  if (const py::object value = take("latents"); !value.is_none())
+    options.latents = tensor_from(value);
+  for (const auto& [name, value] : left) {
+    throw UsageError("generate() has no option " + py::str(name).cast<std::string>());
+  }
+  return options;
+}
+
+void bind_options(py::module_& module) {
+  py::class_<OptionInfo>(module, "OptionInfo",
+                         "One option of generate(), as the command line and Python share it.")
+      .def_property_readonly("name", [](const OptionInfo& info) { return info.name; })
+      .def_property_readonly(
+          "value", [](const OptionInfo& info) { return info.value; },
+          "what the help calls the value")
+      .def_property_readonly("help", [](const OptionInfo& info) { return info.help; })
+      .def("__repr__", [](const OptionInfo& info) {
+        return std::string("<OptionInfo ") + info.name + " " + info.value + ">";
+      });
+  module.def(
+      "option_infos",
+      [] {
+        std::vector<OptionInfo> infos;
+        const GenerateOptions options;
+        visit_options(options, [&](const OptionInfo& info, const auto&) { infos.push_back(info); });
+        return infos;
+      },
+      "Every option of generate(), in the order of the help.");
+  module.def(
+      "option_defaults",
+      [] {
+        py::dict defaults;
+        const GenerateOptions options;
+        visit_options(options, [&](const OptionInfo& info, const auto& field) {
+          defaults[info.name] = field;
+        });
+        return defaults;
+      },
+      "The default of every option; None: the bundle's.");
+  module.def(
+      "png_text",
+      [](const Bundle& bundle, const py::dict& options, std::size_t image) {
+        return png_text(bundle, options_from(options), image);
+      },
+      py::arg("bundle"), py::arg("options"), py::arg("image"),
+      "What a PNG says about the image with this number in its batch: how to draw it again.");
+}
+
+}  // namespace intaglio::python

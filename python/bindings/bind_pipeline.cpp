@@ -1,0 +1,111 @@
+#include "bindings.h"
+#include "casters.h"
+#include "intaglio/error.h"
+#include "intaglio/pipeline.h"
+#include "options.h"
+
+namespace intaglio::python {
+namespace {
+
+// The run is inside generate() while a callback looks at it; afterwards preview() has nothing to
+// decode.
+class StepGuard {
+ public:
+  explicit StepGuard(Step& step) : step_(step) {}
+  StepGuard(const StepGuard&) = delete;
+  StepGuard& operator=(const StepGuard&) = delete;
+  ~StepGuard() { step_.preview = nullptr; }
+
+ private:
+  Step& step_;
+};
+
+std::vector<Image> preview(const Step& step) {
+  if (!step.preview)
+    throw UsageError("preview() works only inside the step callback that got this step");
+  const py::gil_scoped_release release;
+  return step.preview();
+}
+
+bool call(const py::object& on_step, const Step& step) {
+  const py::gil_scoped_acquire gil;
+  // Ctrl-C only sets a flag while C++ runs; this raises KeyboardInterrupt from it.
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  if (on_step.is_none()) return true;
+  py::object shown = py::cast(step, py::return_value_policy::copy);
+  const StepGuard guard(shown.cast<Step&>());
+  const py::object answer = on_step(shown);
+  return answer.is_none() || py::bool_(answer);
+}
+
+Generation generate(const Pipeline& pipeline, const py::object& on_step,
+                    const py::kwargs& keywords) {
+  const GenerateOptions options = options_from(keywords);
+  const py::gil_scoped_release release;
+  return pipeline.generate(options, [&](const Step& step) { return call(on_step, step); });
+}
+
+void bind_step(py::module_& module) {
+  py::class_<Step>(module, "Step", "What a step callback sees.")
+      .def_readonly("step", &Step::step, "just done, from 0")
+      .def_readonly("steps", &Step::steps)
+      .def_readonly("sigma", &Step::sigma, "the step started from")
+      .def_property_readonly(
+          "latents", [](const Step& step) { return step.latents; },
+          "After the step: [N, C, h, w] float32. This is the run's own memory: the next step "
+          "overwrites it (copy what you keep),\n"
+          "and what you write into it is what the next step starts from.")
+      .def("preview", &preview,
+           "The current estimate of the clean images, decoded. Works during the callback only.")
+      .def("__repr__", [](const py::object& self) {
+        return py::str("<Step {} of {}, sigma {:.4f}>")
+            .format(self.attr("step"), self.attr("steps"), self.attr("sigma"));
+      });
+}
+
+void bind_generation(py::module_& module) {
+  py::class_<Timings>(module, "Timings", "Seconds spent on each stage.")
+      .def_readonly("text", &Timings::text)
+      .def_readonly("denoise", &Timings::denoise)
+      .def_readonly("vae", &Timings::vae)
+      .def_readonly("total", &Timings::total)
+      .def("__repr__", [](const py::object& self) {
+        return py::str(
+                   "Timings(text={0.text:.3f}, denoise={0.denoise:.3f}, vae={0.vae:.3f}, "
+                   "total={0.total:.3f})")
+            .format(self);
+      });
+  py::class_<Generation>(module, "Generation", "What Pipeline.generate() returns.")
+      .def_property_readonly("images",
+                             [](const Generation& generation) { return generation.images; })
+      .def_property_readonly("latents",
+                             [](const Generation& generation) { return generation.latents; })
+      .def_property_readonly("timings",
+                             [](const Generation& generation) { return generation.timings; })
+      .def_readonly("step_seconds", &Generation::step_seconds)
+      .def_readonly("base_rows", &Generation::base_rows)
+      .def_readonly("forked_rows", &Generation::forked_rows);
+}
+
+}  // namespace
+
+void bind_pipeline(py::module_& module) {
+  bind_step(module);
+  bind_generation(module);
+  py::class_<Pipeline>(
+      module, "Pipeline",
+      "From a bundle and a prompt to images; `intaglio.Pipeline` is the typed front end.")
+      .def_static("open", &Pipeline::open, py::arg("bundle"),
+                  py::arg_v("backend", BackendOptions{}, "BackendOptions()"),
+                  py::call_guard<py::gil_scoped_release>(),
+                  "Raises InputError for the bundle, UnavailableError for the device.")
+      .def_property_readonly("bundle", &Pipeline::bundle,
+                             py::return_value_policy::reference_internal)
+      .def_property_readonly(
+          "backend", [](const Pipeline& pipeline) { return pipeline.backend().description(); },
+          "what it runs on, for people")
+      .def("generate", &generate, py::arg("on_step") = py::none(),
+           "Keywords as option_infos() lists them, and image, latents, ma_tokens.");
+}
+
+}  // namespace intaglio::python

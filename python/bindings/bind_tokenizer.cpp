@@ -1,0 +1,29 @@
+#include "bindings.h"
+#include "casters.h"
+#include "intaglio/tokenizer.h"
+#include "text.h"
+
+namespace intaglio::python {
+
+void bind_tokenizer(py::module_& module) {
+  py::class_<Tokenizer>(module, "Tokenizer",
+                        "Text to token ids, equal to transformers' fast tokenizers.")
+      .def(
+          "encode",
+          [](const Tokenizer& tokenizer, const py::str& text, int length) {
+            const std::string bytes = utf8_of(text);
+            const py::gil_scoped_release release;
+            return tokenizer.encode(bytes, length);
+          },
+          py::arg("text"), py::arg("length"),
+          "Ids with the family's special tokens, truncated and padded to `length`, as\n"
+          "tokenizer(text, padding=\"max_length\", max_length=length, "
+          "truncation=True).input_ids.\n\n"
+          "Raises InputError for lone surrogates.");
+  module.def(
+      "load_tokenizer", &load_tokenizer, py::arg("tables"),
+      py::call_guard<py::gil_scoped_release>(),
+      "Reads the tables that export wrote from tokenizer.json. Raises InputError naming the file.");
+}
+
+}  // namespace intaglio::python

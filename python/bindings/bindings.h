@@ -1,0 +1,21 @@
+// One function for each public header, in the order that the types need.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace intaglio::python {
+
+void bind_error(pybind11::module_& module);
+void bind_tensor(pybind11::module_& module);
+void bind_rng(pybind11::module_& module);
+void bind_image(pybind11::module_& module);
+void bind_tokenizer(pybind11::module_& module);
+void bind_sampling(pybind11::module_& module);
+void bind_guidance(pybind11::module_& module);
+void bind_bundle(pybind11::module_& module);
+void bind_backend(pybind11::module_& module);
+void bind_options(pybind11::module_& module);
+void bind_pipeline(pybind11::module_& module);
+void bind_command(pybind11::module_& module);
+
+}  // namespace intaglio::python

@@ -1,0 +1,55 @@
+// Conversions that every binding file shares: tensors are NumPy arrays in Python, images are PIL's.
+#pragma once
+
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include "intaglio/image.h"
+#include "intaglio/tensor.h"
+
+namespace intaglio::python {
+
+namespace py = pybind11;
+
+// Over the same memory where `array` is float32, int64 or uint8 in C order on the CPU.
+// Throws InputError for anything else; it never converts or copies.
+Tensor tensor_from(py::handle array);
+py::object to_numpy(const Tensor& tensor);
+// The library asserts what Python may get wrong; throws InputError naming the argument.
+void require_float32(const Tensor& tensor, const char* argument);
+
+// From a PIL image of any mode, or a uint8 array [H, W] or [H, W, 3]. Throws InputError.
+Image image_from(py::handle picture);
+py::object to_pil(const Image& image);
+
+}  // namespace intaglio::python
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<intaglio::Tensor> {
+  PYBIND11_TYPE_CASTER(intaglio::Tensor, io_name("typing.Any", "numpy.typing.NDArray[typing.Any]"));
+  bool load(handle source, bool) {
+    value = intaglio::python::tensor_from(source);
+    return true;
+  }
+  static handle cast(const intaglio::Tensor& tensor, return_value_policy, handle) {
+    return intaglio::python::to_numpy(tensor).release();
+  }
+};
+
+template <>
+struct type_caster<intaglio::Image> {
+  PYBIND11_TYPE_CASTER(intaglio::Image, const_name("PIL.Image.Image"));
+  bool load(handle source, bool) {
+    value = intaglio::python::image_from(source);
+    return true;
+  }
+  static handle cast(const intaglio::Image& image, return_value_policy, handle) {
+    return intaglio::python::to_pil(image).release();
+  }
+};
+
+}  // namespace pybind11::detail
