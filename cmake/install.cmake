@@ -3,6 +3,12 @@ include(CMakePackageConfigHelpers)
 
 if(INTAGLIO_BUILD_PYTHON)
   set(INTAGLIO_INSTALL_PREFIX intaglio/)  # inside the wheel's package folder
+  # Wheels hold no symbolic links: versioned names would be three copies of the library.
+  set_property(TARGET intaglio PROPERTY VERSION)
+  set_property(TARGET intaglio PROPERTY SOVERSION)
+  # What the exporter reads beside its code; a source checkout has it in models/.
+  install(FILES ${PROJECT_SOURCE_DIR}/models/bundle.schema.json DESTINATION intaglio_export/data)
+  install(DIRECTORY ${PROJECT_SOURCE_DIR}/models/recipes DESTINATION intaglio_export/data OPTIONAL)
 endif()
 set(INTAGLIO_LIBDIR ${INTAGLIO_INSTALL_PREFIX}lib)
 set(INTAGLIO_BINDIR ${INTAGLIO_INSTALL_PREFIX}bin)
