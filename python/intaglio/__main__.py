@@ -1,0 +1,82 @@
+"""The `intaglio` command: the C++ program, and the subcommands that Python packages bring."""
+
+from __future__ import annotations
+
+import ast
+import signal
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+from intaglio import _core
+from intaglio.onnxruntime_library import onnxruntime_library
+
+GROUP = "intaglio.commands"
+# Subcommands of the C++ program that run graphs and so take --onnxruntime.
+RUNNERS = {"generate", "bench"}
+
+
+def main() -> None:
+    """Runs the command line of this process and exits with its code (see `intaglio.Error`)."""
+    args = sys.argv[1:]
+    if args and not args[0].startswith("-") and args[0] not in RUNNERS:
+        for command in entry_points(group=GROUP, name=args[0]):
+            sys.exit(run_python(command, args[1:]))
+    # Nothing of Python runs from here on: Ctrl-C should do what it does to the C++ executable.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    code = _core.run_command(with_library(args))
+    if args and args[0] in {"-h", "--help"}:
+        print(python_commands())
+    sys.exit(code)
+
+
+def with_library(args: list[str]) -> list[str]:
+    """`args` with Python's ONNX Runtime, for a command that would need one and was given none."""
+    if not args or args[0] not in RUNNERS or any(a.startswith("--onnxruntime") for a in args):
+        return args
+    library = onnxruntime_library()
+    return [args[0], "--onnxruntime", str(library), *args[1:]] if library else args
+
+
+def run_python(command: EntryPoint, args: list[str]) -> int:
+    """Loads a typer-style function and runs it on `args`. Returns the exit code."""
+    import typer
+
+    app = typer.Typer(add_completion=False)
+    try:
+        app.command(command.name)(command.load())
+        app(args, prog_name=f"intaglio {command.name}")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing in {"", "intaglio", command.module.split(".")[0]}:
+            raise  # a bug of ours, not an extra that was left out
+        print(
+            f"intaglio: {command.name} needs the Python package {missing}:"
+            f' pip install "intaglio[{command.name}]"',
+            file=sys.stderr,
+        )
+        return _core.UnavailableError.exit_code
+    return 0
+
+
+def python_commands() -> str:
+    """The section of the help that lists them, in the C++ help's columns."""
+    lines = (f"  {c.name:<27} {summary(c)}" for c in sorted(entry_points(group=GROUP)))
+    return "\n".join(["Python subcommands:", *lines, ""])
+
+
+def summary(command: EntryPoint) -> str:
+    """First line of the function's docstring, read without importing what it needs."""
+    spec = find_spec(command.module)
+    if not spec or not spec.origin:
+        return "not installed"
+    for node in ast.parse(Path(spec.origin).read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == command.attr:
+            first = (ast.get_docstring(node) or "").partition("\n")[0].rstrip(".")
+            return first[:1].lower() + first[1:]
+    return ""
+
+
+if __name__ == "__main__":
+    main()
