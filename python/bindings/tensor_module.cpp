@@ -72,14 +72,14 @@ nb::ndarray<nb::numpy> to_numpy(const nb::capsule& capsule) {
 NB_MODULE(_tensor, module) {
   module.doc() = "Tensors to and from every library that speaks DLPack, without a copy.";
   module.def("from_array", &from_array, nb::arg("array").noconvert(),
-             nb::sig("def from_array(array: object) -> types.CapsuleType"),
+             nb::sig("def from_array(array: object) -> object"),
              "A tensor over the memory of `array`: any object with `__dlpack__` or the buffer "
              "protocol, of\n"
              "float32, int64 or uint8, in C order, in CPU memory. Nothing is copied, and the array "
              "lives as\n"
              "long as the tensor. Anything else raises TypeError.");
   module.def("to_numpy", &to_numpy, nb::arg("tensor"),
-             nb::sig("def to_numpy(tensor: types.CapsuleType) -> numpy.ndarray"),
+             nb::sig("def to_numpy(tensor: object) -> numpy.typing.NDArray[typing.Any]"),
              "The tensor as a NumPy array over the same memory, which lives as long as the array.\n"
              "`torch.from_dlpack(array)` shares it further.");
 }
