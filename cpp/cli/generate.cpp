@@ -33,22 +33,15 @@ struct Flags {
 void read_inputs(Flags& flags) {
   if (!flags.image.empty()) flags.options.image = read_png(flags.image);
   if (!flags.ma_tokens.empty()) flags.options.ma_tokens = read_png(flags.ma_tokens);
-  if (flags.latents_in.empty()) return;
-  flags.options.latents = load_npy(flags.latents_in);
-  const Tensor& latents = *flags.options.latents;
-  if (flags.options.seeds.size() != 1 || flags.options.batch != 1 || latents.shape().empty())
-    return;
-  const std::int64_t images = latents.dim(0);
-  // Another number cannot be meant; the refusal then shows the whole shape.
-  if (images > 0 && std::in_range<int>(images)) flags.options.batch = static_cast<int>(images);
+  if (!flags.latents_in.empty()) flags.options.latents = load_npy(flags.latents_in);
 }
 
 void check_outputs(const Flags& flags) {
   if (flags.output.empty()) throw UsageError("--output is empty: give the image a name");
   // No machine draws more in one batch; a number typed wrongly is refused for what it is later.
   constexpr std::size_t most = 1000;
-  const auto batch = static_cast<std::size_t>(std::max(flags.options.batch, 1));
-  const std::size_t count = std::max(flags.options.seeds.size(), batch);
+  const auto count =
+      static_cast<std::size_t>(std::max<std::int64_t>(image_count(flags.options), 1));
   std::vector<fs::path> paths;
   for (std::size_t i = 0; i < std::min(count, most); ++i) {
     paths.push_back(numbered(flags.output, i, count));

@@ -46,6 +46,10 @@ void visit_options(Options& options, Visitor&& visit) {
         options.vae_tile);
 }
 
+// Images that one call draws: one for each seed when there are several, else as many as `batch`
+// says, or as the given latents have rows when it says nothing (1).
+std::int64_t image_count(const GenerateOptions& options);
+
 // The same options with every empty one set to the bundle's default.
 GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options);
 

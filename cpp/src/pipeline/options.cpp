@@ -25,6 +25,12 @@ Json value_of(const std::optional<T>& value) {
 
 }  // namespace
 
+std::int64_t image_count(const GenerateOptions& options) {
+  if (options.seeds.size() > 1) return static_cast<std::int64_t>(options.seeds.size());
+  const bool rows = options.latents && options.batch == 1 && !options.latents->shape().empty();
+  return rows ? options.latents->dim(0) : options.batch;
+}
+
 GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {
   const Defaults& defaults = bundle.defaults;
   const auto fill = [](auto& option, const auto& value) {

@@ -39,16 +39,13 @@ void set_size(Request& request, const Bundle& bundle, const GenerateOptions& opt
 
 void set_images(Request& request, const Bundle& bundle, const GenerateOptions& options) {
   request.seeds = options.seeds;
-  request.images = options.batch;
-  if (options.batch < 1) throw UsageError("--batch must be at least 1");
+  request.images = image_count(options);
+  if (options.batch < 1 || request.images < 1) throw UsageError("--batch must be at least 1");
   if (options.seeds.empty()) throw UsageError("--seeds is empty: give at least one seed");
-  if (options.seeds.size() > 1) {
-    request.images = static_cast<std::int64_t>(options.seeds.size());
-    if (options.batch != 1 && options.batch != request.images) {
-      throw UsageError("--seeds gives " + std::to_string(options.seeds.size()) +
-                       " images but --batch asks for " + std::to_string(options.batch) +
-                       ": leave --batch out");
-    }
+  if (options.batch != 1 && options.batch != request.images) {
+    throw UsageError("--seeds gives " + std::to_string(request.images) +
+                     " images but --batch asks for " + std::to_string(options.batch) +
+                     ": leave --batch out");
   }
   if (!options.latents) return;
   const Tensor& latents = *options.latents;
