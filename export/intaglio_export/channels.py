@@ -1,8 +1,8 @@
 """Finds massive channels: statistics of the image stream after every block, kept as sums.
 
-A massive channel is one whose mean |z| is at least `RATIO` times the median channel's on `TOKENS` of
-the image tokens, for `CONDITIONS` of the prompts, timesteps and seeds. Detection is by ratio: |z| itself
-is about 150 in SD3 and 40 in SD3.5 and FLUX (arXiv 2510.11538).
+A massive channel is one whose mean |z| is at least `RATIO` times the median channel's on `TOKENS`
+of the image tokens, for `CONDITIONS` of the prompts, timesteps and seeds. Detection is by ratio:
+|z| itself is about 150 in SD3 and 40 in SD3.5 and FLUX (arXiv 2510.11538).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from intaglio_export.adapters.base import Adapter
+from intaglio_export.errors import ExportError
+from intaglio_export.quiet import quiet
 
 RATIO = 10.0
 TOKENS = 0.9
@@ -36,8 +38,8 @@ MAX_SIDE_TOKENS = 24
 class ChannelStatistics:
     """Over all conditions, for each block [L] and channel [C].
 
-    `ratio` is mean |z| over the median channel's, averaged over conditions; `agreement` the share of
-    conditions in which the channel is massive.
+    `ratio` is mean |z| over the median channel's, averaged over conditions; `agreement` the share
+    of conditions in which the channel is massive.
     """
 
     ratio: torch.Tensor
@@ -75,7 +77,7 @@ class _Sums:
         for row in hidden:
             size = row.abs().float()
             mean = size.mean(0)
-            median = mean.median().clamp_min(torch.finfo(torch.float32).tiny)
+            median = mean.median().clamp_min(1e-6)  # a dead stream has no massive channel
             limit = RATIO * median
             on_tokens = (size >= limit).float().mean(0)
             self.ratio[block] += mean / median
@@ -99,12 +101,16 @@ def observe(
 ) -> ChannelStatistics:
     """Statistics of every block along short sampling runs of the real model.
 
-    Each prompt starts from its own noise and takes `STEPS` steps of the pipeline's own scheduler, so
-    timesteps from pure noise to nearly none are seen. `progress` is told the share done.
+    Each prompt starts from its own noise and takes `STEPS` steps of the pipeline's own scheduler,
+    so timesteps from pure noise to nearly none are seen. `progress` is told the share done.
+
+    Raises:
+        ExportError: an activation is NaN or infinite.
     """
     latent = _noise(adapter, seed)
     scheduler = adapter.scheduler(STEPS, latent)
-    conditions = adapter.encode_prompts(list(PROMPTS), max_sequence_length)
+    with quiet():  # prompts longer than the tokenizer's limit are cut, which does not matter here
+        conditions = adapter.encode_prompts(list(PROMPTS), max_sequence_length)
     sums = _Sums(len(adapter.blocks()), adapter.channels)
     with _watching(adapter, sums):
         for step, timestep in enumerate(scheduler.timesteps):
@@ -115,13 +121,21 @@ def observe(
             prediction = adapter.predict(inputs)
             latent = scheduler.step(prediction, timestep, latent, return_dict=False)[0]
             progress((step + 1) / len(scheduler.timesteps))
-    return sums.result()
+    statistics = sums.result()
+    if not statistics.ratio.isfinite().all():
+        block = int((~statistics.ratio.isfinite()).any(dim=1).nonzero()[0])
+        raise ExportError(
+            f"The transformer's hidden state after block {block} is not finite on a test prompt;"
+            " the weights are damaged or need a wider type than they were made in."
+        )
+    return statistics
 
 
 def _noise(adapter: Adapter, seed: int) -> torch.Tensor:
     layout, defaults = adapter.latent(), adapter.defaults()
     limit = MAX_SIDE_TOKENS * adapter.patch_size
-    sides = [min(side // layout.vae_scale_factor, limit) for side in (defaults.height, defaults.width)]
+    pixels = (defaults.height, defaults.width)
+    sides = [min(side // layout.vae_scale_factor, limit) for side in pixels]
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(len(PROMPTS), layout.channels, *sides, generator=generator)
 

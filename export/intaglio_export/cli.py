@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from intaglio_export.errors import ExitCode, ExportError
+from intaglio_export.quiet import quiet
 
 
 class Layout(enum.StrEnum):
@@ -77,17 +78,18 @@ def export(
         Path | None,
         typer.Option(
             metavar="F.json",
-            help="Measured settings: a JSON object with any of block, channels, ref, keep, dg_scale,"
-            " dg_window, cfg_scale, cfg_window, steps, height, width, max_sequence_length, name,"
-            " license. It wins over a settings.json inside SOURCE, and flags win over it.",
+            help="Measured settings: a JSON object with any of block, channels, ref, keep,"
+            " dg_scale, dg_window, cfg_scale, cfg_window, steps, height, width,"
+            " max_sequence_length, name, license. It wins over a settings.json inside SOURCE,"
+            " and flags win over it.",
         ),
     ] = None,
 ) -> None:
     """Turn a diffusers pipeline into a bundle that `intaglio generate` runs.
 
-    The folder SOURCE is read, the large channels of its transformer are measured, and its networks are
-    written as ONNX graphs with the op that suppresses those channels inside. Then the written graphs are
-    run against the original; if they differ by more than 1e-4, nothing is written.
+    The folder SOURCE is read, the large channels of its transformer are measured, and its networks
+    are written as ONNX graphs with the op that suppresses those channels inside. Then the written
+    graphs are run against the original; if they differ by more than 1e-4, nothing is written.
 
     Example: intaglio export models/fashion-sd3 -o fashion.bundle
     """
@@ -128,7 +130,8 @@ def _export(
     with Progress(*columns, console=screen, transient=True) as bar:
         task = bar.add_task("Starting", total=1.0)
         # Imported here: torch takes seconds, and --help and usage errors should not wait for it.
-        from intaglio_export.exporter import ExportRequest, export_bundle
+        with quiet():
+            from intaglio_export.exporter import ExportRequest, export_bundle
 
         request = ExportRequest(source, output, layout, dtype, block, channels, settings)
         result = export_bundle(
@@ -152,7 +155,7 @@ def _summary(output: Path, manifest: dict[str, Any], errors: dict[str, float]) -
         ("bundle", f"{output} ({size / 1e6:.1f} MB, {len(manifest['files'])} files)"),
         ("model", f"{manifest['name']} ({manifest['family']}, licence {manifest['license']})"),
         ("layout", f"{manifest['layout']}, {manifest['dtype']}"),
-        ("channels", f"{chosen}{more} after block {found['block']}, by {found['found_by']}; {kind}"),
+        ("channels", f"{chosen}{more} after block {found['block']} ({found['found_by']}; {kind})"),
         ("", f"{ratios} times the median channel's mean |z|"),
         (
             "defaults",

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx_ir as ir
 from torch import nn
 
 from intaglio_export import folder
 from intaglio_export.adapters import Adapter
 from intaglio_export.channels import observe
 from intaglio_export.encoders import clip_encoder_unit, vae_decoder_unit, vae_encoder_unit
-from intaglio_export.graphs import ExportUnit
 from intaglio_export.manifest import BundleParts, Suppression, build_manifest, write_manifest
 from intaglio_export.options import ChannelChoice, Settings, read_settings
-from intaglio_export.passes.add_op_function import add_op_function
-from intaglio_export.passes.floor_division import floor_division
-from intaglio_export.passes.name_axes import name_axes
-from intaglio_export.passes.share_weights import share_weights
-from intaglio_export.passes.strip_metadata import strip_metadata
 from intaglio_export.recipes import find_recipe
 from intaglio_export.selection import choose_block, choose_channels
 from intaglio_export.source import SETTINGS, license_of, open_source
 from intaglio_export.tokenizer import write_clip_table
-from intaglio_export.tracing import trace
 from intaglio_export.transformer_graphs import transformer_units
-from intaglio_export.verify import verify
+from intaglio_export.writing import Progress, Stage, write_stages
 
-# Called with what is being done and the share of the whole that is done.
-Progress = Callable[[str, float], None]
 _MEASURING = "Measuring channels"
 
 
@@ -44,8 +32,8 @@ def _no_progress(what: str, share: float) -> None:
 class ExportRequest:
     """What to export and how.
 
-    `block` and `channels` (as in `parse_channels`) win over the file `settings`, it over the source's
-    own settings.json, and that over a recipe.
+    `block` and `channels` (as in `parse_channels`) win over the file `settings`, it over the
+    source's own settings.json, and that over a recipe.
     """
 
     source: Path
@@ -70,8 +58,8 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     """Export `request.source` to a verified bundle at `request.output`, replacing a bundle there.
 
     Raises:
-        ExportError: the source, a setting or the output is wrong, or the bundle differs from the torch
-            model; nothing is left at the output but what was there.
+        ExportError: the source, a setting or the output is wrong, or the bundle differs from the
+            torch model; nothing is left at the output but what was there.
     """
     folder.check_output(request.output)
     progress("Loading the model", 0.0)
@@ -83,6 +71,8 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
             f"No block is known for this model, so the op stands after the middle one, {block};"
             " --block moves it."
         )
+    if settings.dg_scale is None:
+        remarks.append("No dg_scale has been measured for this model, so the default is 0: no DG.")
     folder.check_space(request.output, _weight_bytes(adapter))
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length
     settings = Settings(max_sequence_length=length).over(settings)
@@ -103,7 +93,7 @@ def _settings(request: ExportRequest, adapter: Adapter) -> tuple[Settings, list[
     beside = request.source / SETTINGS
     if beside.is_file():
         merged = merged.over(read_settings(beside))
-    recipe = find_recipe(adapter.family, adapter.transformer.config)
+    recipe = find_recipe(adapter.family, adapter.config)
     if recipe is not None:
         merged = merged.over(recipe.settings)
         remarks.append(f"Recipe {recipe.name}: {recipe.source}")
@@ -132,15 +122,12 @@ def _write(
     decoder, encoder = vae_decoder_unit(pipeline.vae), vae_encoder_unit(pipeline.vae, scale)
     for name in prompt.encoders.values():
         write_clip_table(getattr(pipeline, name), prompt.max_length, work / name)
-    groups = [list(graphs.values()), *([unit] for unit in (*texts.values(), decoder, encoder))]
-    errors: dict[str, float] = {}
-    for number, group in enumerate(groups):
-        # The transformer counts for half: it is the largest by far.
-        done = 0.25 + 0.7 * (number and 0.5 + 0.5 * number / len(groups))
-        _write_graphs(group, work, lambda what, d=done: progress(what, d))
-        for unit in group:
-            progress(f"Verifying {unit.spec.path}", done)
-            errors[unit.spec.path] = verify(unit, work)
+    stages = [
+        Stage(adapter.transformer, list(graphs.values())),
+        *(Stage(getattr(pipeline, name), [unit]) for name, unit in texts.items()),
+        Stage(pipeline.vae, [decoder, encoder]),
+    ]
+    errors = write_stages(stages, work, lambda what, done: progress(what, 0.25 + 0.7 * done))
     progress("Writing the manifest", 0.98)
     parts = BundleParts(
         layout=request.layout,
@@ -157,26 +144,6 @@ def _write(
     manifest = build_manifest(adapter, parts, work)
     write_manifest(manifest, work)
     return manifest, errors
-
-
-def _write_graphs(units: Sequence[ExportUnit], work: Path, progress: Callable[[str], None]) -> None:
-    """Trace, edit and save graphs that stand in one folder and share one weights file."""
-    models = []
-    for unit in units:
-        progress(f"Tracing {unit.spec.path}")
-        model = trace(unit)
-        if any(spec.role == "mask" for spec in unit.spec.inputs):
-            add_op_function(model)
-        floor_division(model)
-        name_axes(model, unit.spec)
-        strip_metadata(model)
-        models.append(model)
-    path = work / units[0].spec.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    share_weights(models, path.parent)
-    for unit, model in zip(units, models, strict=True):
-        ir.save(model, work / unit.spec.path)
-        onnx.checker.check_model(str(work / unit.spec.path), full_check=True)
 
 
 def _weight_bytes(adapter: Adapter) -> int:

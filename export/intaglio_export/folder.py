@@ -32,7 +32,7 @@ def check_output(path: Path) -> None:
                 " give another path with -o."
             )
     elif path.exists():
-        raise ExportError(f"The output {path} exists and is not a folder; give another path with -o.")
+        raise ExportError(f"The output {path} is not a folder; give another path with -o.")
     if not path.parent.is_dir():
         raise ExportError(f"The folder {path.parent} for the output does not exist; make it first.")
     if not os.access(path.parent, os.W_OK):
@@ -63,12 +63,12 @@ def replacing(path: Path) -> Iterator[Path]:
     check_output(path)
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
-        os.chmod(work, 0o755)
+        work.chmod(0o755)
         yield work
         if path.exists():
             _exchange(work, path)
         else:
-            os.rename(work, path)
+            work.rename(path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -83,6 +83,6 @@ def _exchange(new: Path, old: Path) -> None:
         if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
     aside = new.with_suffix(".old")
-    os.rename(old, aside)
-    os.rename(new, old)
-    os.rename(aside, new)
+    old.rename(aside)
+    new.rename(old)
+    aside.rename(new)

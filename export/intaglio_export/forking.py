@@ -2,8 +2,8 @@
 
 Detail Guidance needs D_c and D_m, which are one function up to block m (arXiv 2510.11538). In the
 forked module blocks 0..m run on the base rows, and a hook after block m applies the op, which also
-gathers the rows that each branch continues; everything else that carries a batch row is gathered with
-the same indices. The model's own code runs unchanged.
+gathers the rows that each branch continues; everything else that carries a batch row is gathered
+with the same indices. The model's own code runs unchanged.
 """
 
 from __future__ import annotations

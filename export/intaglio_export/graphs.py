@@ -1,4 +1,4 @@
-"""What a graph's inputs and outputs are: names, roles, types and axes, as the manifest lists them."""
+"""What a graph's inputs and outputs are: names, roles, types and axes, as in the manifest."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class ExportUnit:
     """A module, the graph it becomes, and example sizes for tracing it.
 
     `multiples` gives the axes that may only be a multiple of a number (image sides), `maxima` the
-    largest size of an axis, `vocabulary` the number of token ids. Traced sizes are at least 2: torch.export takes 0 and 1 for constants.
+    largest size of an axis, `vocabulary` the number of token ids. Traced sizes are at least 2:
+    torch.export takes 0 and 1 for constants.
     """
 
     module: torch.nn.Module

@@ -23,7 +23,7 @@ _PRODUCERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-
 
 @dataclass(frozen=True)
 class Suppression:
-    """Where the op stands and what it suppresses by default; `ratio` is in the order of channels."""
+    """Where the op stands and what it suppresses; `ratio` is in the order of `channels`."""
 
     block: int
     channels: list[int]
@@ -155,5 +155,5 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

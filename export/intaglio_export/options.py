@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ LAYOUTS = ("forked", "dual")
 class ChannelChoice:
     """`auto` (the massive ones), `top` (the `count` largest), or `channels` as given.
 
-    Given ones are of kind `list` from a flag and `settings` from a file, as the manifest's `found_by`.
+    Given ones are of kind `list` from a flag and `settings` from a file, as in the manifest's
+    `found_by`.
     """
 
     kind: str
@@ -43,7 +44,7 @@ def parse_channels(text: str) -> ChannelChoice:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise usage_error(
-            f"--channels {text or '(empty)'}: expected auto, top:K or channel numbers as in 810,676."
+            f"--channels {text or '(empty)'}: expected auto, top:K or numbers as in 810,676."
         )
     channels = tuple(int(part) for part in parts)
     if len(set(channels)) < len(channels):
@@ -55,7 +56,8 @@ def parse_channels(text: str) -> ChannelChoice:
 class Settings:
     """What is known of a model: where the op stands, and defaults of generation.
 
-    None is "not said". `channels` is as in `parse_channels`, or a list of numbers.
+    None is "not said". `channels` is as in `parse_channels`, or a list of numbers. `evidence` is
+    whatever says how the others were found; it is not read.
     """
 
     name: str | None = None
@@ -72,7 +74,6 @@ class Settings:
     height: int | None = None
     width: int | None = None
     max_sequence_length: int | None = None
-    about: object = field(default=None, compare=False)
 
     def over(self, other: Settings) -> Settings:
         """These settings, and `other`'s where these say nothing.
@@ -127,7 +128,7 @@ SETTINGS_SCHEMA: dict[str, Any] = {
         "height": _COUNT,
         "width": _COUNT,
         "max_sequence_length": _COUNT,
-        "about": {},
+        "evidence": {},
     },
 }
 
@@ -151,4 +152,5 @@ def read_settings(path: Path) -> Settings:
     except jsonschema.ValidationError as error:
         place = "/".join(map(str, error.absolute_path)) or "the top level"
         raise ExportError(f"The settings file {path}: {error.message} (at {place}).") from error
-    return Settings(**data)
+    known = {f.name for f in fields(Settings)}
+    return Settings(**{key: value for key, value in data.items() if key in known})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from intaglio_export.channels import RATIO, ChannelStatistics
-from intaglio_export.errors import ExportError, ExitCode, usage_error
+from intaglio_export.errors import ExitCode, ExportError, usage_error
 from intaglio_export.manifest import Suppression
 from intaglio_export.options import ChannelChoice
 
@@ -32,8 +32,8 @@ def choose_channels(
     `ref` is what each channel of a list goes to; None stands for zeros.
 
     Raises:
-        ExportError: a channel is out of range, there are no massive channels to choose, or `ref` does
-            not fit.
+        ExportError: a channel is out of range, there are no massive channels to choose, or `ref`
+            does not fit.
     """
     count = statistics.ratio.shape[1]
     if choice.kind == "auto":
@@ -49,7 +49,9 @@ def choose_channels(
         if wrong := [c for c in channels if c >= count]:
             raise usage_error(f"--channels {wrong[0]}: channels are 0 to {count - 1}.")
     if ref is not None and len(ref) != len(channels):
-        raise ExportError(f"The settings give {len(ref)} values of ref for {len(channels)} channels.")
+        raise ExportError(
+            f"The settings give {len(ref)} values of ref for {len(channels)} channels."
+        )
     return Suppression(
         block=block,
         channels=channels,
@@ -71,6 +73,6 @@ def _none_massive(block: int, statistics: ChannelStatistics) -> str:
     )
     return (
         f"No channel is massive after block {block}: the largest, {top}, has {ratio:.1f} times the"
-        f" median channel's mean |z|, and {RATIO:g} are needed.{hint} To suppress the K largest anyway,"
-        f" give --channels top:K, for example --channels top:4."
+        f" median channel's mean |z|, and {RATIO:g} are needed.{hint} To suppress the K largest"
+        " anyway, give --channels top:K, for example --channels top:4."
     )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from intaglio_export.adapters import ADAPTERS, Adapter, adapter_for
 from intaglio_export.errors import ExportError
+from intaglio_export.quiet import no_progress_bars, quiet
 
 INDEX = "model_index.json"
 SETTINGS = "settings.json"
@@ -20,8 +19,8 @@ def open_source(folder: Path) -> Adapter:
     """Load the diffusers pipeline in `folder` with the adapter of its class.
 
     Raises:
-        ExportError: the folder is missing, is not a diffusers pipeline, is of an unknown class, or one
-            of its parts cannot be read.
+        ExportError: the folder is missing, is not a diffusers pipeline, is of an unknown class, or
+            one of its parts cannot be read.
     """
     if not folder.is_dir():
         raise ExportError(f"The source folder {folder} does not exist.")
@@ -32,7 +31,7 @@ def open_source(folder: Path) -> Adapter:
             f"The source {folder} is a {_pipeline_class(folder)}, which this version cannot export;"
             f" it knows {known}."
         )
-    with _quiet_loading():
+    with quiet(), no_progress_bars():
         try:
             return adapter.load(str(folder))
         except MemoryError:
@@ -66,28 +65,7 @@ def license_of(folder: Path) -> str | None:
         return None
     text = card.read_text(encoding="utf-8", errors="replace")
     front = re.match(r"---\s*\n(.*?)\n---\s*\n", text, re.DOTALL)
-    found = dict(re.findall(r"^(license|license_name):\s*['\"]?([^'\"\n]+)", front[1], re.M)) if (
-        front
-    ) else {}
+    lines = front[1] if front else ""
+    found = dict(re.findall(r"^(license|license_name):\s*['\"]?([^'\"\n]+)", lines, re.M))
     name = found.get("license_name") if found.get("license") == "other" else None
     return (name or found.get("license") or "").strip() or None
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """No progress bars and notes of the libraries; the command shows its own."""
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(levels[0])
-        transformers_logging.set_verbosity(levels[1])
-        diffusers_logging.enable_progress_bar()
-        transformers_logging.enable_progress_bar()

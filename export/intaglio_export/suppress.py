@@ -1,7 +1,7 @@
 """The op `ai.intaglio::MASuppress`: reference in torch, and the node it becomes in ONNX.
 
-Semantics: cpp/ops/SPEC.md. The branches part here (Detail Guidance, arXiv 2510.11538; `keep` and its
-per-token form, arXiv 2607.02968).
+Semantics: cpp/ops/SPEC.md. The branches part here (Detail Guidance, arXiv 2510.11538; `keep` and
+its per-token form, arXiv 2607.02968).
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ def clip_table(tokenizer: Any, max_length: int) -> dict[str, Any]:
     model = state.get("model", {})
     if model.get("type") != "BPE" or model.get("end_of_word_suffix") != _END_OF_WORD:
         raise ExportError(
-            f"The tokenizer {type(tokenizer).__name__} is not a byte-pair tokenizer in CLIP's format,"
-            " the only kind that a bundle can hold so far."
+            f"The tokenizer {type(tokenizer).__name__} is not a byte-pair tokenizer in CLIP's"
+            " format, the only kind that a bundle can hold so far."
         )
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     return {

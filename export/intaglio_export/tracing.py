@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import onnx_ir as ir
 import torch
 from torch.export import Dim
 
 from intaglio_export.graphs import ExportUnit, TensorSpec
+from intaglio_export.quiet import quiet
 
 # 23 keeps Attention, RMSNormalization and Gelu as single nodes.
 OPSET = 23
@@ -25,7 +21,7 @@ def trace(unit: ExportUnit) -> ir.Model:
     """
     generator = torch.Generator().manual_seed(0)
     dims = _dims(unit)
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             unit.module.eval(),
             unit.example_inputs(generator),
@@ -56,16 +52,3 @@ def _dims(unit: ExportUnit) -> dict[str, object]:
 
 def _dynamic(spec: TensorSpec, dims: dict[str, object]) -> dict[int, object]:
     return {place: dims[axis] for place, axis in enumerate(spec.axes) if isinstance(axis, str)}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's own notes, which say nothing that a user can act on."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

@@ -7,7 +7,7 @@ exporter runs the diffusers transformer itself and intervenes through hooks (`fo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ Inputs = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class TailCall:
-    """A module that runs after the blocks, and which of its positional arguments carry batch rows."""
+    """A module after the blocks, and which of its positional arguments carry batch rows."""
 
     module: nn.Module
     row_arguments: tuple[int, ...]
@@ -93,6 +93,12 @@ class Adapter(ABC):
         """The diffusers transformer."""
         module: nn.Module = self.pipeline.transformer
         return module
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The transformer's diffusers configuration."""
+        config: Mapping[str, Any] = self.pipeline.transformer.config
+        return config
 
     # Where the blocks are and how the streams pass through them.
 

@@ -1,7 +1,7 @@
 """Make divisions of sizes round down, as they do in Python.
 
-torch's exporter writes a size `a // b` as an integer Div, which rounds towards zero in ONNX, and its
-symbolic algebra turns `(n - h) // 2` into terms like `-h // 2`: off by one for odd h.
+torch's exporter writes a size `a // b` as an integer Div, which rounds towards zero in ONNX, and
+its symbolic algebra turns `(n - h) // 2` into terms like `-h // 2`: off by one for odd h.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def floor_division(model: ir.Model) -> None:
         whole = ir.Node("", "Sub", [dividend, rest.outputs[0]], name=f"{node.name}_whole")
         for added in (rest, whole):
             added.outputs[0].name = added.name
-            added.outputs[0].dtype = out.dtype
+            added.outputs[0].dtype = ir.DataType.INT64
             added.outputs[0].shape = ir.Shape(())
         graph.insert_before(node, [rest, whole])
         node.replace_input_with(0, whole.outputs[0])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+import torch
 
 from intaglio_export.graphs import GraphSpec, TensorSpec
+
+_DTYPES = {torch.float32: ir.DataType.FLOAT, torch.int64: ir.DataType.INT64}
 
 
 def name_axes(model: ir.Model, spec: GraphSpec) -> None:
     """Set names of axes on the graph's border, and drop the exporter's own names inside.
 
     Precondition: inputs and outputs stand in the order of `spec` under its names.
-    Postcondition: each has exactly the axes and the type of `spec`; values inside keep their type and
-    fixed sizes, and no dynamic axis inside has a name that the border does not define.
+    Postcondition: each has exactly the axes and the type of `spec`; values inside keep their type
+    and fixed sizes, and no dynamic axis inside has a name that the border does not define.
     """
     border = [*zip(model.graph.inputs, spec.inputs, strict=True)]
     border += zip(model.graph.outputs, spec.outputs, strict=True)
@@ -28,11 +31,9 @@ def name_axes(model: ir.Model, spec: GraphSpec) -> None:
 
 def _check(value: ir.Value, tensor: TensorSpec) -> None:
     assert value.name == tensor.name, f"{value.name} stands where {tensor.name} should"
-    assert value.dtype is not None
-    assert value.dtype.name.lower().replace("float", "float32", value.dtype.name == "FLOAT") == str(
-        tensor.dtype
-    ).removeprefix("torch."), f"{value.name} is {value.dtype}"
-    assert value.shape is not None and len(value.shape) == len(tensor.axes)
+    assert value.dtype == _DTYPES[tensor.dtype], f"{value.name} is {value.dtype}"
+    assert value.shape is not None
+    assert len(value.shape) == len(tensor.axes)
     for size, axis in zip(value.shape, tensor.axes, strict=True):
         if isinstance(axis, int):
             assert not isinstance(size, int) or size == axis, f"{value.name}: {size} is not {axis}"

@@ -28,16 +28,16 @@ def share_weights(models: Sequence[ir.Model], folder: Path, name: str = "weights
         OSError: the file cannot be written.
     """
     placed: dict[tuple[str, str, tuple[int, ...]], ir.ExternalTensor] = {}
-    with open(folder / name, "wb") as file:
+    with (folder / name).open("wb") as file:
         for model in models:
             for value in model.graph.initializers.values():
                 tensor = value.const_value
                 assert tensor is not None, f"initializer {value.name} has no value"
                 if tensor.nbytes < INLINE_BYTES:
                     continue
-                assert all(isinstance(size, int) for size in tensor.shape)
                 data = _bytes(tensor)
-                key = (hashlib.sha256(data).hexdigest(), tensor.dtype.name, tuple(map(int, tensor.shape)))
+                shape = tuple(tensor.shape.numpy())
+                key = (hashlib.sha256(data).hexdigest(), tensor.dtype.name, shape)
                 if key not in placed:
                     placed[key] = _append(file, data, tensor, folder, name)
                 stored = placed[key]
@@ -54,7 +54,7 @@ def share_weights(models: Sequence[ir.Model], folder: Path, name: str = "weights
 
 def _bytes(tensor: ir.TensorProtocol) -> memoryview:
     """The tensor's memory; a copy of this one tensor where it is a transposed view."""
-    return memoryview(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
 
 
 def _append(
@@ -68,7 +68,7 @@ def _append(
         offset,
         len(data),
         tensor.dtype,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         name=tensor.name or "",
         base_dir=folder,
     )

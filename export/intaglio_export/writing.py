@@ -1,0 +1,89 @@
+"""Writes graphs to the bundle, one network after the other, and verifies each.
+
+To keep the peak memory near one copy of the weights, torch's outputs for the verification are
+computed first, and torch's weights are let go before ONNX Runtime opens the graph.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from torch import nn
+
+from intaglio_export.graphs import ExportUnit
+from intaglio_export.passes.add_op_function import add_op_function
+from intaglio_export.passes.floor_division import floor_division
+from intaglio_export.passes.name_axes import name_axes
+from intaglio_export.passes.share_weights import share_weights
+from intaglio_export.passes.strip_metadata import strip_metadata
+from intaglio_export.tracing import trace
+from intaglio_export.verify import reference, verify
+
+# Called with what is being done and the share of the whole that is done.
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A network and the graphs made of it; those in one folder share one weights file."""
+
+    network: nn.Module
+    units: Sequence[ExportUnit]
+
+
+def write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dict[str, float]:
+    """Write and verify all graphs under `work`; relative errors by path.
+
+    Each stage's network is left without weights.
+
+    Raises:
+        ExportError: a graph differs from its torch module.
+    """
+    errors: dict[str, float] = {}
+    total = sum(len(stage.units) for stage in stages)
+    for stage in stages:
+        references = [reference(unit) for unit in stage.units]
+        for _, group in groupby(stage.units, key=lambda unit: Path(unit.spec.path).parent):
+            _write_folder(list(group), work, lambda what: progress(what, len(errors) / total))
+        _release(stage.network)
+        for unit, expected in zip(stage.units, references, strict=True):
+            progress(f"Verifying {unit.spec.path}", (len(errors) + 0.5) / total)
+            errors[unit.spec.path] = verify(unit.spec, work, expected)
+    return errors
+
+
+def _release(network: nn.Module) -> None:
+    """Let go of the memory of all weights.
+
+    The tensors are emptied in place: the exporter keeps references to them beyond its work, and one
+    left is enough to keep a whole mapped file.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.new_empty(0)
+    gc.collect()
+
+
+def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[str], None]) -> None:
+    """Trace, edit and save graphs that stand in one folder and share one weights file."""
+    models = []
+    for unit in units:
+        progress(f"Tracing {unit.spec.path}")
+        model = trace(unit)
+        if any(spec.role == "mask" for spec in unit.spec.inputs):
+            add_op_function(model)
+        floor_division(model)
+        name_axes(model, unit.spec)
+        strip_metadata(model)
+        models.append(model)
+    folder = (work / units[0].spec.path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    share_weights(models, folder)
+    for unit, model in zip(units, models, strict=True):
+        ir.save(model, work / unit.spec.path)
+        onnx.checker.check_model(str(work / unit.spec.path), full_check=True)
