@@ -71,7 +71,9 @@ def comparison(modes: list[Mode]) -> Image.Image:
         pen.text((MARGIN, top + height // 2 - 8), mode.name, "black", font)
         for j, column in enumerate(columns):
             left = LABEL_WIDTH + MARGIN + j * (width + MARGIN)
-            sheet.paste(mode.images[column].resize((width, height), Image.Resampling.NEAREST), (left, top))
+            sheet.paste(
+                mode.images[column].resize((width, height), Image.Resampling.NEAREST), (left, top)
+            )
     return sheet
 
 
@@ -86,8 +88,9 @@ def page(modes: list[Mode], bundle_name: str, backend: str) -> str:
     singles = "".join(
         f"<h3>{mode.name}</h3>"
         + "".join(
-            f'<img src="{file_name(mode, *column)}" width="96" alt="{html.escape(column[0])}, seed'
-            f' {column[1]}, {mode.name}" title="{html.escape(column[0])}, seed {column[1]}">'
+            f'<img src="{file_name(mode, *column)}" width="96"'
+            f' alt="{html.escape(column[0])}, seed {column[1]}, {mode.name}"'
+            f' title="{html.escape(column[0])}, seed {column[1]}">'
             for column in mode.images
         )
         for mode in modes
@@ -96,13 +99,13 @@ def page(modes: list[Mode], bundle_name: str, backend: str) -> str:
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Detail Guidance on {html.escape(bundle_name)}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: auto; padding: 1rem }}
 img {{ max-width: 100%; image-rendering: pixelated }}
 table {{ border-collapse: collapse }} td, th {{ padding: .2rem 1rem .2rem 0; text-align: left }}
 </style>
 <h1>The same seeds, guided four ways</h1>
-<p>{html.escape(bundle_name)} on {html.escape(backend)}. D = D_c + lambda (D_c - D_0) + w (D_c - D_m),
-cfg scale = 1 + lambda, dg scale = w.</p>
+<p>{html.escape(bundle_name)} on {html.escape(backend)}.
+D = D_c + lambda (D_c - D_0) + w (D_c - D_m), cfg scale = 1 + lambda, dg scale = w.</p>
 <img src="comparison.png" alt="Rows: baseline, CFG, DG, CFG+DG. Columns: prompts and seeds.">
 <h2>What each cost</h2>
 <table><tr><th>mode</th><th>flags</th><th>rows through the last block</th><th>denoising</th>
@@ -136,11 +139,11 @@ def main() -> None:
             image.save(args.output / file_name(mode, *column))
     comparison(modes).save(args.output / "comparison.png")
     lines = [
-        f"{m.name:10}{m.settings:32}{m.seconds:6.2f} s  {m.seconds / modes[0].seconds:.2f} x baseline"
+        f"{m.name:10}{m.settings:32}{m.seconds:6.2f} s  {m.seconds / modes[0].seconds:.2f} to baseline"
         for m in modes
     ]
-    places = [f"{what:10}{args.output / name}" for what, name in
-              (("page", "index.html"), ("picture", "comparison.png"), ("singles", "*.png"))]
+    files = {"page": "index.html", "picture": "comparison.png", "singles": "*.png"}
+    places = [f"{what:10}{args.output / name}" for what, name in files.items()]
     (args.output / "summary.txt").write_text("\n".join(lines + places) + "\n")
     (args.output / "index.html").write_text(page(modes, pipeline.bundle.name, pipeline.backend))
 

@@ -1,4 +1,4 @@
-"""Whole runs against diffusers' own models and schedulers, driven by the three-branch torch loop."""
+"""Whole runs against diffusers' models and schedulers, driven by the three-branch torch loop."""
 
 from __future__ import annotations
 
@@ -161,9 +161,7 @@ def test_every_mode_and_scheduler_gives_something_else(forked_bundle: Path) -> N
             assert relative(one, other) > 1e-3
 
 
-def test_windows_and_keep_schedule(
-    sd3_pipeline: StableDiffusion3Pipeline, bundle: Path
-) -> None:
+def test_windows_and_keep_schedule(sd3_pipeline: StableDiffusion3Pipeline, bundle: Path) -> None:
     pipeline = intaglio.Pipeline.open(bundle)
     how = suppression(pipeline.bundle, lambda step, steps: 0.8 - 0.6 * step / (steps - 1))
     windows = {"cfg_window": (0.0, 0.6), "dg_window": (0.2, 0.8)}

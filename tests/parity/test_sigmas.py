@@ -13,6 +13,7 @@ from diffusers import (
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
 from intaglio import _core
 
 SAMPLERS = {

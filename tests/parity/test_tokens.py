@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer, CLIPTokenizer
+
 from intaglio import _core
 from intaglio_export.tokenizer import FILE_NAME, write_clip_table
-from transformers import AutoTokenizer, CLIPTokenizer
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"

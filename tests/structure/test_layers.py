@@ -71,7 +71,9 @@ def test_public_headers_keep_the_direction() -> None:
 def test_public_headers_show_no_third_party() -> None:
     for path in sources("cpp/include"):
         for include in includes(path):
-            assert include.startswith("intaglio/") or "/" not in include and "." not in include, path
+            assert include.startswith("intaglio/") or ("/" not in include and "." not in include), (
+                path
+            )
 
 
 def test_vendor_headers_stay_in_backend_and_ops() -> None:
