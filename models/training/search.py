@@ -51,15 +51,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--model", type=Path, default=Path("models/fashion-sd3"))
     p.add_argument("--work", type=Path, default=Path("build/training"), help="where the judge is")
     p.add_argument("--data", type=Path, default=data.DEFAULT_DATA)
-    p.add_argument("--images", type=int, default=400, help="images for each setting")
+    p.add_argument("--images", type=int, default=300, help="images for each setting")
     p.add_argument("--steps", type=int, default=12)
     p.add_argument("--confirm-images", type=int, default=2000)
     p.add_argument("--bootstrap", type=int, default=400, help="resamples for the interval")
-    p.add_argument("--cfg-scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0])
+    p.add_argument("--cfg-scales", type=float, nargs="+", default=[1.0, 2.0, 3.0])
     p.add_argument("--search-cfg", type=float, default=2.0, help="scale at which DG is searched")
     p.add_argument("--blocks", type=int, nargs="+", default=[1, 3, 5])
-    p.add_argument("--counts", type=int, nargs="+", default=[2, 8, 32])
-    p.add_argument("--scales", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="w tried")
+    p.add_argument("--counts", type=int, nargs="+", default=[2, 8])
+    p.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0], help="w tried")
     p.add_argument("--keeps", type=float, nargs="+", default=[0.0, 0.5])
     p.add_argument("--float32", action="store_true", help="search in float32 too, not bfloat16")
     p.add_argument("--threads", type=int, default=2)
@@ -141,7 +141,7 @@ def stages(search: Search) -> Setting:
         for count in a.counts
     ]
     ranked = search.best(first, "blocks and channels")
-    tops = [s for s in ranked if s.kind == "top"][:3]
+    tops = [s for s in ranked if s.kind == "top"][:2]
     refine = [
         Setting(s.cfg_scale, w, s.block, s.kind, s.count, keep)
         for s in tops
@@ -164,7 +164,7 @@ def stages(search: Search) -> Setting:
         for draw in range(3)
     ]
     search.best(controls, "random channels")
-    scales = sorted({*a.cfg_scales} - {a.search_cfg})
+    scales = sorted({*a.cfg_scales} - {a.search_cfg, 1.0})
     others = [
         Setting(s, chosen.dg_scale, chosen.block, "top", chosen.count, chosen.keep) for s in scales
     ]
