@@ -50,7 +50,9 @@ class Node {
     if (!json_->is_object()) refuse("must be an object");
     std::vector<std::pair<std::string, Node>> nodes;
     for (const auto& [key, value] : json_->items()) {
-      nodes.emplace_back(key, Node(value, path_ + "." + key, *file_));
+      const std::string quoted = Json(key).dump();  // a zero byte would end the message
+      const std::string shown = quoted.substr(1, quoted.size() - 2);
+      nodes.emplace_back(key, Node(value, path_ + "." + shown, *file_));
     }
     return nodes;
   }
