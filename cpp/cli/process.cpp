@@ -19,6 +19,7 @@ double seconds_since_process_start() {
   for (int i = 0; i < 20; ++i) fields >> field;
   timespec now{};
   clock_gettime(CLOCK_BOOTTIME, &now);
+  if (!fields) return 0;  // no /proc: a bare chroot
   const double start = std::stod(field) / static_cast<double>(sysconf(_SC_CLK_TCK));
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9 - start;
 }
