@@ -1,5 +1,6 @@
 #include "intaglio/options.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 namespace intaglio {
@@ -27,8 +28,10 @@ Json value_of(const std::optional<T>& value) {
 
 std::int64_t image_count(const GenerateOptions& options) {
   if (options.seeds.size() > 1) return static_cast<std::int64_t>(options.seeds.size());
-  const bool rows = options.latents && options.batch == 1 && !options.latents->shape().empty();
-  return rows ? options.latents->dim(0) : options.batch;
+  if (!options.latents || options.batch != 1 || options.latents->shape().empty()) {
+    return options.batch;
+  }
+  return std::max<std::int64_t>(options.latents->dim(0), 1);  // none: the shape is refused
 }
 
 GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {
