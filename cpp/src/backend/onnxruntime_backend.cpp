@@ -118,7 +118,7 @@ class OrtSession final : public Session {
 // ONNX Runtime has one environment per process; it must outlive every session.
 Ort::Env& environment() {
   static auto* env =
-      new Ort::Env(ORT_LOGGING_LEVEL_ERROR, "intaglio");  // never destroyed: static order
+      new Ort::Env(ORT_LOGGING_LEVEL_FATAL, "intaglio");  // never destroyed: static order
   return *env;
 }
 
