@@ -1,0 +1,205 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "bundle/manifest.h"
+#include "intaglio/error.h"
+
+namespace intaglio {
+namespace {
+
+using Json = nlohmann::json;
+using testing::HasSubstr;
+
+Json tensor(const char* role, Json axes, const char* dtype = "float32") {
+  return {{"name", role}, {"role", role}, {"dtype", dtype}, {"axes", std::move(axes)}};
+}
+
+Json graph(const char* path, Json inputs, Json outputs) {
+  return {{"path", path}, {"inputs", std::move(inputs)}, {"outputs", std::move(outputs)}};
+}
+
+Json good() {
+  const Json encoder = {
+      {"graph", graph("text/model.onnx", {tensor("token_ids", {"n", 8}, "int64")},
+                      {tensor("hidden", {"n", 8, 12}), tensor("pooled", {"n", 5})})},
+      {"tokenizer", "text/clip.json"},
+      {"max_length", 8}};
+  const Json transformer =
+      graph("transformer/forked.onnx", {tensor("latent", {"base", 4, "h", "w"})},
+            {tensor("prediction", {"rows", 4, "h", "w"})});
+  Json files;
+  for (const char* path : {"transformer/forked.onnx", "text/model.onnx", "text/clip.json"}) {
+    files[path] = {{"bytes", 10}, {"sha256", std::string(64, 'a')}};
+  }
+  return {
+      {"schema_version", 1},
+      {"producer", {{"intaglio", "0.1.0"}}},
+      {"name", "small"},
+      {"family", "sd3"},
+      {"source", "here"},
+      {"license", "Apache-2.0"},
+      {"layout", "forked"},
+      {"dtype", "float32"},
+      {"transformer",
+       {{"graphs", {{"forked", transformer}}}, {"blocks", 6}, {"patch_size", 2}, {"channels", 32}}},
+      {"massive_activations",
+       {{"block", 2},
+        {"channels", {3, 30}},
+        {"ref", {0.5, -1.5}},
+        {"found_by", "list"},
+        {"massive", true}}},
+      {"prediction_type", "velocity"},
+      {"latent",
+       {{"channels", 4},
+        {"vae_scale_factor", 8},
+        {"scaling_factor", 1.5305},
+        {"shift_factor", 0.0609},
+        {"max_height", 96},
+        {"max_width", 64}}},
+      {"scheduler",
+       {{"type", "FlowMatchEulerDiscreteScheduler"}, {"shift", 3.0}, {"shift_terminal", nullptr}}},
+      {"prompt",
+       {{"max_sequence_length", 8},
+        {"text_width", 16},
+        {"encoders", {{"clip", encoder}}},
+        {"text",
+         {{{"encoders", {"clip"}}, {"length", 8}}, {{"encoders", Json::array()}, {"length", 3}}}},
+        {"pooled", {"clip"}}}},
+      {"defaults",
+       {{"steps", 20},
+        {"cfg_scale", 4},
+        {"cfg_window", {0, 0.8}},
+        {"dg_scale", 0.5},
+        {"ma_keep", {0.5, 0}},
+        {"height", 64},
+        {"width", 48}}},
+      {"files", files},
+  };
+}
+
+TEST(Manifest, GoodOneIsRead) {
+  const Manifest manifest = parse_manifest(good().dump(), "bundle.json");
+  const Bundle& bundle = manifest.bundle;
+  EXPECT_EQ(bundle.transformer_graphs.at("forked").input("latent").axes.at(1),
+            (std::variant<std::int64_t, std::string>(std::int64_t{4})));
+  EXPECT_EQ(bundle.blocks, 6);
+  EXPECT_EQ(bundle.massive_activations.channels, (std::vector<int>{3, 30}));
+  EXPECT_EQ(bundle.massive_activations.ref, (std::vector<float>{0.5F, -1.5F}));
+  EXPECT_EQ(bundle.latent.scaling_factor, 1.5305);
+  EXPECT_EQ(bundle.scheduler.shift, 3.0);
+  EXPECT_EQ(bundle.scheduler.shift_terminal, 0.0);
+  EXPECT_EQ(bundle.prompt.text_length(), 11);
+  EXPECT_EQ(bundle.defaults.guidance.cfg_window.end, 0.8);
+  EXPECT_EQ(bundle.defaults.guidance.dg_window.end, 1.0);
+  EXPECT_EQ(bundle.defaults.guidance.ma_keep.first, 0.5);
+  EXPECT_EQ(manifest.files.at("text/clip.json").bytes, 10U);
+  EXPECT_FALSE(bundle.vae_decoder);
+}
+
+TEST(Manifest, NodesNameTheRoleTheyLack) {
+  const Manifest manifest = parse_manifest(good().dump(), "bundle.json");
+  EXPECT_THROW(manifest.bundle.transformer_graphs.at("forked").input("guidance"), InputError);
+}
+
+struct Change {
+  const char* place;  // a JSON pointer
+  Json value;         // discarded: removes what is there
+  const char* says;
+};
+
+class BadManifest : public testing::TestWithParam<Change> {};
+
+TEST_P(BadManifest, IsRefusedByThePlaceThatIsWrong) {
+  Json json = good();
+  const Json::json_pointer place(GetParam().place);
+  if (GetParam().value.is_discarded()) {
+    json.at(place.parent_pointer()).erase(place.back());
+  } else {
+    json[place] = GetParam().value;
+  }
+  try {
+    parse_manifest(json.dump(), "some/bundle.json");
+    FAIL() << "was accepted";
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("some/bundle.json"));
+    EXPECT_THAT(error.what(), HasSubstr(GetParam().says));
+  }
+}
+
+const Json removed(Json::value_t::discarded);
+
+INSTANTIATE_TEST_SUITE_P(
+    Schema, BadManifest,
+    testing::Values(Change{"/schema_version", 2, "newer Intaglio (schema 2"},
+                    Change{"/schema_version", 4294967297, "newer Intaglio (schema 4294967297"},
+                    Change{"/schema_version", 0, "at least 1"},
+                    Change{"/schema_version", 1.0, "wrong type"},
+                    Change{"/schema_version", true, "wrong type"},
+                    Change{"/name", removed, "name is missing"},
+                    Change{"/producer/intaglio", 1, "producer.intaglio has the wrong type"},
+                    Change{"/layout", "dual", "transformer.graphs.base is missing"},
+                    Change{"/prediction_type", "epsilon", "prediction_type"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Paths, BadManifest,
+    testing::Values(
+        Change{"/transformer/graphs/forked/path", "/etc/passwd", "not a path inside"},
+        Change{"/transformer/graphs/forked/path", "../x.onnx", "not a path inside"},
+        Change{"/transformer/graphs/forked/path", "a/../../x.onnx", "not a path inside"},
+        Change{"/transformer/graphs/forked/path", "..\\x.onnx", "not a path inside"},
+        Change{"/transformer/graphs/forked/path", "", "not a path inside"},
+        Change{"/prompt/encoders/clip/tokenizer", std::string("a\0b", 3), "not a path inside"},
+        Change{"/files/..~1secret", Json{{"bytes", 1}, {"sha256", "x"}}, "files.../secret names"},
+        Change{"/transformer/graphs/forked/path", "transformer/other.onnx", "does not list"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Sizes, BadManifest,
+    testing::Values(Change{"/transformer/blocks", 0, "transformer.blocks must be from 1"},
+                    Change{"/transformer/channels", 1000000, "transformer.channels must be from 1"},
+                    Change{"/transformer/patch_size", 1.5, "wrong type"},
+                    Change{"/transformer/graphs/forked/inputs/0/axes/1", -4,
+                           "axes[1] must be from 1"},
+                    Change{"/massive_activations/block", 6, "not a block"},
+                    Change{"/massive_activations/channels/1", 32, "names a channel"},
+                    Change{"/massive_activations/channels", Json::array(), "is empty"},
+                    Change{"/massive_activations/ref", {1.0}, "one value per channel"},
+                    Change{"/massive_activations/ref/0", 1e300, "wrong type"},
+                    Change{"/latent/scaling_factor", 0.0, "must not be 0"},
+                    Change{"/defaults/height", 72, "multiple of 16 up to 96"},
+                    Change{"/defaults/width", 80, "multiple of 16 up to 64"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Prompts, BadManifest,
+    testing::Values(
+        Change{"/prompt/encoders/clip/max_length", 1, "must be at least 2"},
+        Change{"/prompt/encoders/clip/graph/outputs/0/role", "image", "must be hidden or pooled"},
+        Change{"/prompt/encoders/clip/graph/outputs/0/axes/2", "width", "no fixed last axis"},
+        Change{"/prompt/encoders/clip/graph/outputs/1/role", "hidden", "no output of role pooled"},
+        Change{"/prompt/text/0/length", 9, "longer than what its encoders give"},
+        Change{"/prompt/text/0/encoders", {"clip", "clip"}, "more channels than text_width"},
+        Change{"/prompt/text/0/encoders/0", "t5", "does not have"},
+        Change{"/prompt/text", Json::array(), "is empty"},
+        Change{"/prompt/pooled/0", "t5", "does not have"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Sampling, BadManifest,
+    testing::Values(Change{"/scheduler/type", "DDIMScheduler", "DDIMScheduler"},
+                    Change{"/scheduler/shift", 0.0, "shift must be"},
+                    Change{"/scheduler/use_beta_sigmas", true, "scheduler.use_beta_sigmas"},
+                    Change{"/defaults/steps", 0, "defaults.steps must be from 1"},
+                    Change{"/defaults/ma_keep", {0, 1.5}, "ma-keep 1.5"},
+                    Change{"/defaults/cfg_window", {0.5, 0.5}, "cfg-window"},
+                    Change{"/defaults/dg_window", {0.5}, "two numbers"}));
+
+TEST(Manifest, TextThatIsNoManifest) {
+  for (const std::string text : {"", "{", "[]", "null", "\xff", "{\"schema_version\": 1e999}"}) {
+    EXPECT_THROW(parse_manifest(text, "bundle.json"), InputError) << text;
+  }
+  EXPECT_THROW(parse_manifest(std::string(100000, '['), "bundle.json"), InputError);
+}
+
+}  // namespace
+}  // namespace intaglio
