@@ -56,8 +56,8 @@ def parse_channels(text: str) -> ChannelChoice:
 class Settings:
     """What is known of a model: where the op stands, and defaults of generation.
 
-    None is "not said". `channels` is as in `parse_channels`, or a list of numbers. `evidence` is
-    whatever says how the others were found; it is not read.
+    None is "not said". `channels` is as in `parse_channels`, or a list of numbers. A settings file
+    may also hold `evidence`, whatever says how the values were found; it is not read.
     """
 
     name: str | None = None

@@ -28,10 +28,10 @@ void assign(std::optional<T>& field, py::handle value) {
   field = convert<T>(value);
 }
 
-// One number stands for a list of one.
+// One number stands for a list of one. (NumPy's arrays have __index__ as well as a length.)
 template <typename T>
 void assign(std::vector<T>& field, py::handle value) {
-  if (PyIndex_Check(value.ptr())) {
+  if (PyIndex_Check(value.ptr()) && !py::hasattr(value, "__len__")) {
     field = {convert<T>(value)};
   } else {
     field = convert<std::vector<T>>(value);

@@ -139,7 +139,7 @@ def main() -> None:
             image.save(args.output / file_name(mode, *column))
     comparison(modes).save(args.output / "comparison.png")
     lines = [
-        f"{m.name:10}{m.settings:32}{m.seconds:6.2f} s  {m.seconds / modes[0].seconds:.2f} to baseline"
+        f"{m.name:10}{m.settings:32}{m.seconds:6.2f} s  {m.seconds / modes[0].seconds:.2f} x"
         for m in modes
     ]
     files = {"page": "index.html", "picture": "comparison.png", "singles": "*.png"}
