@@ -1,0 +1,178 @@
+"""`intaglio export` as a person calls it: mistakes, and what is left on the disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from intaglio_export import exporter, verify
+from intaglio_export.cli import export
+from intaglio_export.folder import replacing
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command, called in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    app = typer.Typer()
+    app.command()(export)
+
+    def call(*args: Any) -> Result:
+        return CliRunner().invoke(app, [str(arg) for arg in args])
+
+    return call
+
+
+def assert_refused(result: Result, code: int, says: str, folder: Path, left: int = 0) -> None:
+    assert result.exit_code == code, result.output
+    assert says in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+    assert len(list(folder.iterdir())) == left, "something was left behind"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"), [("none", "does not exist"), ("empty", "is not a diffusers pipeline")]
+)
+def test_a_wrong_source(run: Run, tmp_path: Path, source: str, says: str) -> None:
+    (tmp_path / "empty").mkdir()
+    assert_refused(run(source, "-o", "out"), 3, says, tmp_path, left=1)
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ('{"_class_name": "FluxPipeline"}', "is a FluxPipeline, which this version cannot export"),
+        ("{", "cannot be read"),
+        ("[]", "does not name a pipeline class"),
+        ('{"_class_name": "StableDiffusion3Pipeline"}', "cannot be loaded"),
+    ],
+)
+def test_a_wrong_index(run: Run, tmp_path: Path, index: str, says: str) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text(index)
+    assert_refused(run("model", "-o", "out"), 3, says, tmp_path, left=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        (["--block", "4"], 2, "blocks are 0 to 3"),
+        (["--block", "-1"], 2, "blocks are 0 to 3"),
+        (["--channels", "64"], 2, "channels are 0 to 63"),
+        (["--channels", "top:65"], 2, "has 64 channels"),
+        (["--channels", "lots"], 2, "expected auto, top:K or numbers"),
+        (["--settings", "none.json"], 3, "none.json"),
+        (["--layout", "triple"], 2, "triple"),
+        (["-o", "no/such/out"], 3, "does not exist"),
+    ],
+)
+def test_wrong_flags(
+    run: Run, sd3_folder: Path, tmp_path: Path, flags: list[str], code: int, says: str
+) -> None:
+    assert_refused(run(sd3_folder, "-o", "out", *flags), code, says, tmp_path)
+
+
+def test_an_output_that_is_not_a_bundle_is_left_alone(
+    run: Run, sd3_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("mine")
+    assert_refused(run(sd3_folder, "-o", "out"), 3, "is not a bundle", tmp_path, left=1)
+    assert (tmp_path / "out" / "letter.txt").read_text() == "mine"
+    (tmp_path / "file").write_text("")
+    assert run(sd3_folder, "-o", "file").exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 3, "is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 3, "Permission denied"),
+        (MemoryError(), 5, "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 5, "not enough memory"),
+        (KeyboardInterrupt(), 130, "Interrupted"),
+    ],
+)
+def test_a_failing_machine(
+    run: Run,
+    sd3_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: BaseException,
+    code: int,
+    says: str,
+) -> None:
+    def fail(*args: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(exporter, "write_stages", fail)
+    assert_refused(run(sd3_folder, "-o", "out"), code, says, tmp_path)
+
+
+def test_too_full_a_disk_is_seen_before_the_work(
+    run: Run, sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert_refused(run(sd3_folder, "-o", "out"), 3, "too full", tmp_path)
+
+
+def test_a_graph_that_differs_is_named_and_nothing_is_written(
+    run: Run, sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "TOLERANCE", 1e-12)
+    result = run(sd3_folder, "-o", "out")
+    assert_refused(result, 3, "transformer/forked.onnx differs from the torch model by", tmp_path)
+
+
+def test_a_bundle_is_replaced_and_the_summary_says_what_was_made(
+    run: Run, sd3_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "bundle.json").write_text("{}")
+    (tmp_path / "out" / "old.plan").write_text("stale")
+    (tmp_path / "s.json").write_text('{"name": "mine", "license": "MIT", "keep": [1, 0]}')
+    result = run(sd3_folder, "-o", "out", "--settings", "s.json", "--channels", "3,5")
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((tmp_path / "out" / "bundle.json").read_text())
+    assert (manifest["name"], manifest["license"]) == ("mine", "MIT")
+    assert manifest["massive_activations"]["channels"] == [3, 5]
+    assert manifest["massive_activations"]["found_by"] == "list"
+    assert manifest["massive_activations"]["massive"] is False
+    assert manifest["defaults"]["ma_keep"] == [1, 0]
+    assert not (tmp_path / "out" / "old.plan").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "s.json"]
+    assert "3, 5 after block 1" in " ".join(result.stdout.split())
+
+
+def test_a_failed_replacement_leaves_the_old_bundle(tmp_path: Path) -> None:
+    old = tmp_path / "out"
+    old.mkdir()
+    (old / "bundle.json").write_text("old")
+
+    def fail() -> None:
+        with replacing(old) as work:
+            (work / "bundle.json").write_text("new")
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    assert (old / "bundle.json").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_help_teaches(run: Run) -> None:
+    text = run("--help").output
+    for word in ("--layout", "--block", "--channels", "--settings", "top:K", "Example"):
+        assert word in text
