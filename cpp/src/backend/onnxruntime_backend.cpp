@@ -115,7 +115,8 @@ class OrtSession final : public Session {
   Graph graph_;
 };
 
-// ONNX Runtime has one environment per process; it must outlive every session.
+// ONNX Runtime has one environment per process; it must outlive every session. Its errors reach
+// people as exceptions: logged as well, they would be a second message.
 Ort::Env& environment() {
   static auto* env =
       new Ort::Env(ORT_LOGGING_LEVEL_FATAL, "intaglio");  // never destroyed: static order
