@@ -1,0 +1,234 @@
+"""What a damaged bundle gets: refused when it is opened, with one sentence, from both sides."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import intaglio
+from tests.integration.conftest import PROMPT, Command, check
+
+DELETED = object()
+FORKED = ("transformer", "graphs", "forked")
+ENCODER = ("prompt", "encoders", "text_encoder")
+
+
+def edited(manifest: Any, place: tuple[str | int, ...], value: Any) -> Any:
+    """A copy with `value` at `place`, or without what is there."""
+    changed = copy.deepcopy(manifest)
+    node = changed
+    for key in place[:-1]:
+        node = node[key]
+    if value is DELETED:
+        del node[place[-1]]
+    else:
+        node[place[-1]] = value
+    return changed
+
+
+@pytest.fixture(scope="module")
+def manifest(forked_bundle: Path) -> Any:
+    return json.loads((forked_bundle / "bundle.json").read_text())
+
+
+@pytest.fixture
+def broken(forked_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle to break."""
+    return Path(shutil.copytree(forked_bundle, tmp_path / "broken"))
+
+
+def refused(command: Command, folder: Path, says: str) -> None:
+    """Both commands and Python say the same."""
+    sentence = check(command, 3, says, "generate", folder, "--prompt", PROMPT)
+    assert check(command, 3, says, "inspect", folder) == sentence
+    with pytest.raises(intaglio.InputError) as raised:
+        intaglio.Pipeline.open(folder)
+    assert str(raised.value) == sentence
+
+
+@pytest.mark.parametrize("folder", ["absent", "empty", "a file", "x" * 5000])
+def test_not_a_bundle(command: Command, tmp_path: Path, folder: str) -> None:
+    path = tmp_path / folder
+    if folder == "empty":
+        path.mkdir()
+    elif folder == "a file":
+        path.write_text("{}")
+    says = "too long" if len(folder) > 255 else "is not a bundle (it has no bundle.json)"
+    refused(command, path, says)
+
+
+def test_missing_file(command: Command, broken: Path) -> None:
+    (broken / "tokenizer" / "clip.json").unlink()
+    refused(command, broken, "tokenizer/clip.json: No such file or directory")
+
+
+def test_truncated_file(command: Command, broken: Path) -> None:
+    weights = broken / "transformer" / "weights.data"
+    bytes_ = weights.stat().st_size
+    with weights.open("r+b") as file:
+        file.truncate(bytes_ - 1)
+    refused(command, broken, f"has {bytes_ - 1} bytes where bundle.json says {bytes_}")
+
+
+def test_tampered_file(command: Command, broken: Path) -> None:
+    """The same size, one bit changed."""
+    graph = broken / "vae_decoder" / "model.onnx"
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(content)
+    refused(command, broken, "vae_decoder/model.onnx is not the file that was exported")
+
+
+def test_folder_in_place_of_a_file(command: Command, broken: Path) -> None:
+    for name in ("vae_decoder/model.onnx", "bundle.json"):
+        (broken / name).unlink()
+        (broken / name).mkdir()
+        refused(command, broken, f"{name}: Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is not valid JSON at byte"),
+        (b"{", "is not valid JSON at byte 2"),
+        (b"\xff\xfe{}", "is not valid JSON at byte 1"),
+        (b"[" * 100_000, "is not valid JSON at byte 100001"),
+        (b'{"schema_version": 1e999}', "holds a number that is too large"),
+        (b"[]", "schema_version is missing"),
+        (b"{}", "schema_version is missing"),
+        (b"null", "schema_version is missing"),
+    ],
+    ids=["empty", "open", "not UTF-8", "deep", "infinite", "list", "nothing", "null"],
+)
+def test_not_a_manifest(command: Command, tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "bundle.json").write_bytes(content)
+    refused(command, tmp_path, says)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (("schema_version",), 2, "was written by a newer Intaglio (schema 2"),
+        (("schema_version",), 2**32 + 1, "was written by a newer Intaglio (schema 4294967297"),
+        (("schema_version",), True, "schema_version has the wrong type"),
+        (("schema_version",), 0, "schema_version must be at least 1"),
+        (("layout",), DELETED, "layout is missing"),
+        (("layout",), "triple", "layout must be forked or dual"),
+        (("layout",), "dual", "transformer.graphs.base is missing"),
+        (("prediction_type",), "epsilon", "prediction_type"),
+        (("transformer", "patch_size"), 2.5, "transformer.patch_size has the wrong type"),
+        (("transformer", "channels"), 0, "transformer.channels must be from 1 to"),
+        ((*FORKED, "inputs", 0, "dtype"), "float16", "inputs[0].dtype must be float32 or int64"),
+        ((*FORKED, "inputs", 0, "axes", 1), None, "axes[1] has the wrong type"),
+        (("massive_activations", "block"), 4, "is not a block of the transformer"),
+        (("massive_activations", "channels"), [64], "names a channel that"),
+        (("massive_activations", "ref"), [0.0, 1.0, 2.0, 3.0, 4.0], "must have one value per"),
+        (("latent", "scaling_factor"), 0, "latent.scaling_factor must not be 0"),
+        (("scheduler", "type"), "DDIMScheduler", "DDIMScheduler"),
+        (("scheduler", "shift"), -1, "shift must be a finite number above 0"),
+        (("scheduler", "use_karras_sigmas"), True, "scheduler.use_karras_sigmas"),
+        ((*ENCODER, "graph", "outputs", 0), DELETED, "has no output of role hidden"),
+        ((*ENCODER, "graph", "outputs", 1, "axes"), [], "has no fixed last axis"),
+        (("prompt", "text", 0, "length"), 17, "is longer than what its encoders give"),
+        (("prompt", "text_width"), 39, "give more channels than text_width"),
+        (("prompt", "pooled", 0), "clip", "names an encoder that the bundle does not have"),
+        (("defaults", "height"), 33, "defaults.height must be a multiple of 4"),
+        (("defaults", "ma_keep"), [0, 2], "ma-keep 2 is outside 0..1"),
+        (("defaults", "cfg_window"), [1], "defaults.cfg_window must hold two numbers"),
+        (("files", "vae_decoder/model.onnx"), DELETED, "does not list vae_decoder/model.onnx"),
+        (("files", "vae_decoder/model.onnx", "bytes"), -1, "has the wrong type"),
+    ],
+)  # fmt: skip
+def test_manifest_that_is_wrong(
+    command: Command, manifest: Any, tmp_path: Path, place: Any, value: Any, says: str
+) -> None:
+    (tmp_path / "bundle.json").write_text(json.dumps(edited(manifest, place, value)))
+    refused(command, tmp_path, says)
+
+
+def test_graphs_that_contradict_the_manifest(command: Command, manifest: Any, broken: Path) -> None:
+    """Found only by running; ONNX Runtime's own log does not become a second message."""
+    wrong = edited(manifest, ("transformer", "patch_size"), 1)
+    (broken / "bundle.json").write_text(json.dumps(wrong))
+    says = "running transformer/forked.onnx failed in ONNX Runtime"
+    sentence = check(command, 3, says, "generate", broken, "--prompt", PROMPT)
+    with pytest.raises(intaglio.InputError) as raised:
+        intaglio.Pipeline.open(broken).generate(PROMPT)
+    assert " ".join(str(raised.value).split()) == " ".join(sentence.split())
+
+
+def open_manifest(folder: Path, manifest: Any) -> str:
+    """What opening a folder with only this manifest in it is refused with."""
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(intaglio.InputError) as raised:
+        intaglio.Bundle.open(folder)
+    return str(raised.value)
+
+
+shared = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+inner = st.lists(st.sampled_from(["..", ".", "", "a", "transformer", "..."]), max_size=4)
+OUTSIDE = st.one_of(
+    st.tuples(inner, inner).map(lambda ends: "/".join([*ends[0], "..", *ends[1]])),
+    inner.map(lambda parts: "/".join(["", "etc", *parts])),
+    inner.map(lambda parts: "\\".join(["..", *parts])),
+    st.sampled_from(["", "C:\\weights", "a\0b", "/", "..", "transformer/forked.onnx\0.png"]),
+)
+PATHS = [
+    (*FORKED, "path"),
+    ("vae_decoder", "path"),
+    (*ENCODER, "tokenizer"),
+    (*ENCODER, "graph", "path"),
+]
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(place=st.sampled_from(PATHS), path=OUTSIDE)
+def test_path_outside_the_folder(manifest: Any, tmp_path: Path, place: Any, path: str) -> None:
+    said = open_manifest(tmp_path, edited(manifest, place, path))
+    assert said.endswith("which is not a path inside the bundle: export the bundle again")
+    assert ".".join(place) in said
+    listed = edited(manifest, ("files", path), {"bytes": 1, "sha256": "0" * 64})
+    assert "not a path inside the bundle" in open_manifest(tmp_path, listed)
+
+
+def test_path_outside_on_the_command_line(command: Command, manifest: Any, tmp_path: Path) -> None:
+    wrong = edited(manifest, (*FORKED, "path"), "transformer/../../secret.onnx")
+    (tmp_path / "bundle.json").write_text(json.dumps(wrong))
+    refused(command, tmp_path, "transformer.graphs.forked.path names")
+
+
+def places(node: Any, place: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Where every value of a manifest stands, but what the runtime does not read."""
+    children = node.items() if isinstance(node, dict) else ()
+    if isinstance(node, list):
+        children = enumerate(node)
+    found = [place] if place else []
+    return found + [deep for key, child in children for deep in places(child, (*place, key))]
+
+
+ODD = st.one_of(
+    st.just(DELETED), st.none(), st.booleans(), st.floats(), st.text(max_size=3),
+    st.integers(-(2**65), 2**65), st.sampled_from([0, 1, -1, 2**31, 2**32 + 1, [], {}]),
+)  # fmt: skip
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), value=ODD)
+def test_any_one_change_is_refused_or_harmless(
+    manifest: Any, tmp_path: Path, data: st.DataObject, value: Any
+) -> None:
+    """No other file is there, so the best that can come is that the first one is missing."""
+    place = data.draw(st.sampled_from(places(manifest)))
+    said = open_manifest(tmp_path, edited(manifest, place, value))
+    assert str(tmp_path) in said

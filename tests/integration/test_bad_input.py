@@ -1,0 +1,239 @@
+"""What a wrong call gets: one sentence, its exit code, no file; and the same from Python."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import intaglio
+from intaglio import _core
+from tests.integration.conftest import PROMPT, Command, check
+
+ERRORS: dict[int, type[Exception]] = {
+    2: intaglio.UsageError,
+    3: intaglio.InputError,
+    4: intaglio.UnavailableError,
+    5: intaglio.OutOfMemoryError,
+}
+SHAPE = (1, 4, 16, 16)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A call of generate with something wrong, on the command line and in Python."""
+
+    says: str
+    code: int
+    flags: list[Any]
+    keywords: dict[str, Any] = field(default_factory=dict)
+
+
+def wrong(code: int, says: str, **keywords: Any) -> Mistake:
+    """Python's keywords, and the flags that say the same."""
+    flags: list[Any] = []
+    for name, value in keywords.items():
+        separator = ":" if isinstance(value, tuple) else ","
+        text = separator.join(map(str, value)) if isinstance(value, tuple | list) else value
+        flags += [f"--{name.replace('_', '-')}", text]
+    return Mistake(says, code, flags, keywords)
+
+
+SHARED = {
+    "steps 0": wrong(2, "steps 0: give 1 or more", steps=0),
+    "steps -1": wrong(2, "steps -1: give 1 or more", steps=-1),
+    "too many steps": wrong(2, "give 10000 or fewer", steps=2**31 - 1),
+    "batch 0": wrong(2, "--batch must be at least 1", batch=0),
+    "seeds and batch": wrong(2, "leave --batch out", seeds=[1, 2], batch=3),
+    "height not divisible": wrong(2, "--height 34 does not fit", height=34),
+    "width too large": wrong(2, "--width 4096 does not fit", width=4096),
+    "height 0": wrong(2, "--height 0 does not fit", height=0),
+    "height negative": wrong(2, "--height -4 does not fit", height=-4),
+    "cfg not finite": wrong(2, "cfg-scale must be a finite number", cfg_scale=float("inf")),
+    "ramp to NaN": wrong(2, "dg-scale must be a finite number", dg_scale=(1.0, float("nan"))),
+    "keep above 1": wrong(2, "ma-keep 1.5 is outside 0..1", ma_keep=(0.0, 1.5)),
+    "window backwards": wrong(2, "holds no part of the run", cfg_window=(0.7, 0.2)),
+    "window empty": wrong(2, "holds no part of the run", dg_window=(0.5, 0.5)),
+    "window outside": wrong(2, "holds no part of the run", dg_window=(0.0, 1.5)),
+    "unknown scheduler": wrong(2, "use one of euler, heun, dpmpp-2m", scheduler="ddim"),
+    "channel outside": wrong(2, "is not a channel of", ma_channels=[3, 64]),
+    "channel negative": wrong(2, "is not a channel of", ma_channels=[-1]),
+    "tile": wrong(2, "--vae-tile must be a multiple of 8", vae_tile=12),
+    "prompt": Mistake(
+        "not valid UTF-8 at byte 2", 3, ["--prompt", b"ab\xff"], {"prompt": "ab\udcff"}
+    ),
+    "negative prompt that no step uses": Mistake(
+        "not valid UTF-8 at byte 0", 3, ["--cfg-scale", 1, "--negative-prompt", b"\xc3("],
+        {"cfg_scale": 1.0, "negative_prompt": "\udcc3("},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_options_that_make_no_sense(
+    command: Command, forked_bundle: Path, pipeline: intaglio.Pipeline, name: str
+) -> None:
+    mistake = SHARED[name]
+    prompt = [] if "--prompt" in mistake.flags else ["--prompt", PROMPT]
+    outputs = ["-o", "a.png", "--latents-out", "a.npy", "--report", "a.json"]
+    sentence = check(
+        command, mistake.code, mistake.says, "generate", forked_bundle, *prompt, *mistake.flags,
+        *outputs,
+    )  # fmt: skip
+    with pytest.raises(ERRORS[mistake.code]) as raised:
+        pipeline.generate(**({"prompt": PROMPT} | mistake.keywords))
+    assert str(raised.value) == sentence
+    assert raised.value.exit_code == mistake.code  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "subcommand is required"),
+        (["draw"], 'there is no command "draw"'),
+        (["generate"], "bundle"),
+        (["generate", "BUNDLE"], "--prompt is required"),
+        (["generate", "BUNDLE", "--prompt", "x", "--stops", "3"], "--stops"),
+        (["generate", "BUNDLE", "--prompt", "x", "--new\nline"], "--new line"),
+        (["generate", "BUNDLE", "--prompt", "x", "extra"], "extra"),
+        (["generate", "BUNDLE", "--prompt", "x", "--steps"], "--steps"),
+        (["generate", "BUNDLE", "--prompt", "x", "--steps", "2.5"], "is not a whole number"),
+        (["generate", "BUNDLE", "--prompt", "x", "--steps", "4294967297"], "not a whole number"),
+        (["generate", "BUNDLE", "--prompt", "x", "--seed", "-1"], "from 0 to 2^64 - 1"),
+        (["generate", "BUNDLE", "--prompt", "x", "--seeds", "1,,2"], "whole numbers"),
+        (["generate", "BUNDLE", "--prompt", "x", "--cfg-scale", "1:2:3"], "--cfg-scale"),
+        (["generate", "BUNDLE", "--prompt", "x", "--dg-window", "0.5"], "--dg-window"),
+        (["generate", "BUNDLE", "--prompt", "x", "--ma-keep", "half"], "--ma-keep"),
+        (["generate", "BUNDLE", "--prompt", "x", "--threads", "-1"], "--threads"),
+        (["generate", "BUNDLE", "--prompt", "x", "--threads", "1000000"], "--threads"),
+        (["generate", "BUNDLE", "--prompt", "x", "-o", ""], "--output is empty"),
+        (["generate", "BUNDLE", "--prompt", "x", "-o", "a", "--report", "./a"], "two outputs"),
+        (["inspect", "BUNDLE", "--yaml"], "--yaml"),
+        (["bench", "BUNDLE", "--repeats", "0"], "--repeats must be at least 1"),
+        (["bench", "BUNDLE", "--steps", "0"], "steps 0"),
+    ],
+)  # fmt: skip
+def test_calls_that_make_no_sense(
+    command: Command, forked_bundle: Path, args: list[str], says: str
+) -> None:
+    check(command, 2, says, *(forked_bundle if arg == "BUNDLE" else arg for arg in args))
+
+
+def with_nan() -> np.ndarray[Any, Any]:
+    values = np.zeros(SHAPE, np.float32)
+    values[0, 3, 15, 15] = np.nan
+    return values
+
+
+@pytest.mark.parametrize(
+    ("latents", "says"),
+    [
+        (with_nan(), "hold NaN or infinity"),
+        (np.full(SHAPE, np.inf, np.float32), "hold NaN or infinity"),
+        (np.zeros((1, 4, 16, 15), np.float32), "where [1, 4, 16, 16] float32 is needed"),
+        (np.zeros(SHAPE[1:], np.float32), "is needed"),
+        (np.zeros((0, 4, 16, 16), np.float32), "where [1, 4, 16, 16] float32 is needed"),
+        (np.zeros(SHAPE, np.int64), "float32 is needed"),
+    ],
+    ids=["nan", "infinity", "shape", "rank", "empty", "integers"],
+)
+def test_latents_that_do_not_fit(
+    command: Command, forked_bundle: Path, pipeline: intaglio.Pipeline, latents: Any, says: str
+) -> None:
+    np.save(command.folder / "in.npy", latents)
+    flags = ["--prompt", PROMPT, "--latents-in", "in.npy"]
+    sentence = check(command, 3, says, "generate", forked_bundle, *flags)
+    if len(latents) == len(latents[:1]) == 1 and latents.ndim == 4:
+        with pytest.raises(intaglio.InputError) as raised:
+            pipeline.generate(PROMPT, latents=latents)
+        assert str(raised.value) == sentence
+
+
+def npy(edit: Callable[[bytes], bytes]) -> bytes:
+    """What numpy.save writes for good latents, edited."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(SHAPE, np.float32))
+    return edit(buffer.getvalue())
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+PLAIN = "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (npy(lambda good: good[:-1]), "is truncated"),
+        (npy(lambda good: good[:40]), "is truncated"),
+        (npy(lambda good: good + b"\0"), "is truncated"),
+        (b"", "is not a .npy file"),
+        (npy(lambda good: b"PK" + good), "is not a .npy file"),
+        (npy(lambda good: good.replace(b"<f4", b">f4")), "give float32"),
+        (npy(lambda good: good.replace(b"False", b"True ")), "Fortran order"),
+        (npy(lambda good: good.replace(b"shape", b"sharp")), "header that cannot be read"),
+        (header(PLAIN.format("4294967296, 4294967296")), "is truncated"),
+        (header(PLAIN.format("999999999999,")), "is truncated"),
+        (header(PLAIN.format("-1, -1")), "header that cannot be read"),
+        (header(PLAIN.format("1" * 60000)), "header that cannot be read"),
+        (header(PLAIN.format("1," * 30000)), "is truncated"),
+    ],
+)
+def test_damaged_latents(command: Command, forked_bundle: Path, content: bytes, says: str) -> None:
+    path = command.folder / "in.npy"
+    path.write_bytes(content)
+    flags = ["--prompt", PROMPT, "--latents-in", path]
+    sentence = check(command, 3, says, "generate", forked_bundle, *flags)
+    with pytest.raises(intaglio.InputError) as raised:
+        _core.load_npy(path)
+    assert str(raised.value) == sentence
+
+
+@pytest.mark.parametrize("flag", ["--image", "--ma-tokens", "--latents-in"])
+@pytest.mark.parametrize("kind", ["absent", "folder", "text", "cut", "loop"])
+def test_files_that_cannot_be_read(
+    command: Command, forked_bundle: Path, flag: str, kind: str
+) -> None:
+    path = command.folder / "in.png"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("hello")
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "cut":
+        Image.new("RGB", (32, 32)).save(path)
+        path.write_bytes(path.read_bytes()[:60])
+    check(command, 3, str(path), "generate", forked_bundle, "--prompt", PROMPT, flag, path)
+
+
+def test_pictures_that_do_not_fit(
+    command: Command, forked_bundle: Path, pipeline: intaglio.Pipeline
+) -> None:
+    weak = {"strength": 0.1, "steps": 2}
+    cases: list[tuple[str, int, tuple[int, int], list[Any], dict[str, Any]]] = [
+        ("image", 2, (30, 32), [], {}),
+        ("image", 2, (32, 32), ["--height", 24], {"height": 24}),
+        ("image", 2, (32, 32), ["--strength", 0], {"strength": 0.0}),
+        ("image", 2, (32, 32), ["--strength", 1.5], {"strength": 1.5}),
+        ("image", 2, (32, 32), ["--strength", 0.1, "--steps", 2], weak),
+        ("ma_tokens", 3, (5, 5), [], {}),
+    ]  # fmt: skip
+    for name, code, size, flags, keywords in cases:
+        picture = Image.new("RGB", size)
+        picture.save(command.folder / "in.png")
+        flag = f"--{name.replace('_', '-')}"
+        sentence = check(
+            command, code, "", "generate", forked_bundle, "--prompt", PROMPT, flag, "in.png", *flags
+        )
+        with pytest.raises(ERRORS[code]) as raised:
+            pipeline.generate(PROMPT, **{name: picture}, **keywords)
+        assert str(raised.value) == sentence

@@ -1,0 +1,261 @@
+"""What the command writes, against Python, Pillow and arithmetic."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import intaglio
+from intaglio import _core
+from tests.integration.conftest import PROMPT, Command
+
+GUIDED = ("--steps", 3, "--cfg-scale", 2, "--dg-scale", 1)
+GUIDED_PYTHON: dict[str, Any] = {"steps": 3, "cfg_scale": 2.0, "dg_scale": 1.0}
+SIZE = 32
+
+
+def latents(command: Command, bundle: Path, *args: Any) -> np.ndarray[Any, Any]:
+    """The final latents of a run."""
+    command.draw(bundle, *args, "--latents-out", "latents.npy")
+    return np.load(command.folder / "latents.npy")
+
+
+def report(command: Command, bundle: Path, *args: Any) -> dict[str, Any]:
+    command.draw(bundle, *args, "--report", "report.json")
+    loaded: dict[str, Any] = json.loads((command.folder / "report.json").read_text())
+    return loaded
+
+
+def picture(path: Path, value: int | None, size: tuple[int, int] = (SIZE, SIZE)) -> Path:
+    """A PNG by Pillow: one grey value, or noise."""
+    random = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    pixels = random if value is None else np.full_like(random, value)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_final_latents_equal_pythons(
+    command: Command, bundle: Path, forked_bundle: Path, pipeline: intaglio.Pipeline
+) -> None:
+    opened = pipeline if bundle == forked_bundle else intaglio.Pipeline.open(bundle)
+    expected = opened.generate(PROMPT, seeds=7, batch=2, **GUIDED_PYTHON).latents
+    got = latents(command, bundle, *GUIDED, "--seed", 7, "--batch", 2)
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_given_latents_replace_the_noise(command: Command, forked_bundle: Path) -> None:
+    torch = pytest.importorskip("torch")
+    noise = torch.randn((2, 4, 16, 16), generator=torch.Generator("cpu").manual_seed(3)).numpy()
+    np.save(command.folder / "noise.npy", noise)
+    given = latents(command, forked_bundle, *GUIDED, "--latents-in", "noise.npy")
+    drawn = latents(command, forked_bundle, *GUIDED, "--seed", 3, "--batch", 2)
+    assert given.shape == drawn.shape == noise.shape
+    np.testing.assert_allclose(given, drawn, atol=1e-4)
+    np.save(command.folder / "double.npy", noise.astype(np.float64))
+    from_double = latents(command, forked_bundle, *GUIDED, "--latents-in", "double.npy")
+    np.testing.assert_array_equal(from_double, given)
+
+
+def test_metadata_draws_the_image_again(
+    command: Command, forked_bundle: Path, pipeline: intaglio.Pipeline, tmp_path: Path
+) -> None:
+    prompt = "a “dark” boot, [red], naïve ☂"
+    flags = ["--seeds", "4,9", "--cfg-scale", "1.5:3", "--dg-window", "0:0.5", "--steps", 3]
+    flags += ["--scheduler", "heun", "--height", 24, "--ma-channels", "2,5", "--dg-scale", "0.7"]
+    command.draw(forked_bundle, "--prompt", prompt, *flags)
+    written = command.folder / "image-1.png"
+    with Image.open(written) as image:
+        text = dict(image.text)
+        assert image.size == (SIZE, 24)
+    assert text["Description"] == prompt
+    assert text["intaglio:image"] == "1"
+    assert text["Software"] == f"Intaglio {intaglio.__version__}"
+
+    options = json.loads(text["intaglio:options"])
+    assert options["seeds"] == [4, 9]
+    again = pipeline.generate(**options)
+    again.save(tmp_path / "again.png")
+    assert (tmp_path / "again-1.png").read_bytes() == written.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", "generate", "--steps", "-1", "a,b", "a\nb", "$HOME 'x' \"y\"", "%s"]
+)
+def test_any_text_is_a_prompt(command: Command, forked_bundle: Path, prompt: str) -> None:
+    command.draw(forked_bundle, "--prompt", prompt, "--steps", 1)
+    with Image.open(command.folder / "image.png") as image:
+        assert image.text["Description"] == prompt
+
+
+def test_each_seed_gets_a_numbered_file(command: Command, forked_bundle: Path) -> None:
+    done = command(
+        "generate", forked_bundle, "--prompt", PROMPT, *GUIDED, "--seeds", "5,6,5", "-o", "a.b.png"
+    )
+    names = ["a.b-0.png", "a.b-1.png", "a.b-2.png"]
+    assert done.stdout.splitlines() == names
+    assert sorted(p.name for p in command.folder.iterdir()) == names
+    pixels = [np.asarray(Image.open(command.folder / name)) for name in names]
+    np.testing.assert_array_equal(pixels[0], pixels[2])
+    assert (pixels[0] != pixels[1]).any()
+    command.draw(forked_bundle, *GUIDED, "--seed", 6, "-o", "alone.png")
+    alone = np.asarray(Image.open(command.folder / "alone.png")).astype(int)
+    assert abs(alone - pixels[1]).max() <= 1  # another batch size sums in another order
+
+
+def test_strength_decides_how_many_steps_run(command: Command, forked_bundle: Path) -> None:
+    picture(command.folder / "start.png", None)
+    for strength, steps in ((0.5, 2), (1.0, 4), (0.3, 1)):
+        done = report(
+            command, forked_bundle, "--image", "start.png", "--strength", strength, "--steps", 4
+        )
+        assert len(done["step_seconds"]) == steps
+    # All of it forgotten: the picture does not matter.
+    plain = latents(command, forked_bundle, *GUIDED)
+    forgotten = latents(command, forked_bundle, *GUIDED, "--image", "start.png", "--strength", 1)
+    kept = latents(command, forked_bundle, *GUIDED, "--image", "start.png", "--strength", 0.4)
+    np.testing.assert_array_equal(forgotten, plain)
+    assert np.abs(kept - plain).max() > 0.1
+
+
+def test_image_gives_the_size(command: Command, forked_bundle: Path) -> None:
+    picture(command.folder / "start.png", 90, (40, 24))
+    command.draw(forked_bundle, "--image", "start.png", "--steps", 2, "--strength", 0.5)
+    with Image.open(command.folder / "image.png") as image:
+        assert image.size == (40, 24)
+
+
+def test_token_mask(command: Command, forked_bundle: Path) -> None:
+    """Black tokens are left alone, so D_m = D_c and w has no effect."""
+    for value in (0, 255):
+        picture(command.folder / f"{value}.png", value, (19, 33))
+    half = np.zeros((SIZE, SIZE), np.uint8)
+    half[: SIZE // 2] = 255
+    Image.fromarray(half).save(command.folder / "half.png")
+
+    off = latents(command, forked_bundle, *GUIDED[:-1], 0)
+    on = latents(command, forked_bundle, *GUIDED)
+    black = latents(command, forked_bundle, *GUIDED, "--ma-tokens", "0.png")
+    white = latents(command, forked_bundle, *GUIDED, "--ma-tokens", "255.png")
+    upper = latents(command, forked_bundle, *GUIDED, "--ma-tokens", "half.png")
+    np.testing.assert_allclose(black, off, atol=2e-5)
+    np.testing.assert_array_equal(white, on)
+    effect = np.abs(on - off).max()
+    assert effect > 1e-2
+    assert min(np.abs(upper - on).max(), np.abs(upper - off).max()) > effect / 100
+
+
+def test_channels_change_without_an_export(command: Command, forked_bundle: Path) -> None:
+    found = json.loads(command("inspect", forked_bundle, "--json").stdout)
+    channels = ",".join(map(str, found["massive_activations"]["channels"]))
+    default = latents(command, forked_bundle, *GUIDED)
+    same = latents(command, forked_bundle, *GUIDED, "--ma-channels", channels)
+    others = latents(command, forked_bundle, *GUIDED, "--ma-channels", "20,21,22,23")
+    np.testing.assert_array_equal(same, default)
+    assert np.abs(others - default).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("cfg_window", "dg_window", "steps", "batch"),
+    [((0, 1), (0, 1), 5, 1), ((0.2, 0.7), (0.5, 1), 5, 2), ((0, 0.3), (0.3, 0.6), 10, 1)],
+)
+def test_rows_are_what_the_windows_say(
+    command: Command,
+    bundle: Path,
+    cfg_window: tuple[float, float],
+    dg_window: tuple[float, float],
+    steps: int,
+    batch: int,
+) -> None:
+    def inside(window: tuple[float, float]) -> int:
+        # In whole numbers: 3/10 is 0.3 exactly, whatever floats make of it.
+        start, end = (round(edge * 100) for edge in window)
+        return sum(start * steps <= 100 * i < end * steps for i in range(steps))
+
+    cfg, dg = inside(cfg_window), inside(dg_window)
+    done = report(
+        command, bundle, "--steps", steps, "--batch", batch, "--cfg-scale", 2, "--dg-scale", 1,
+        "--cfg-window", "{}:{}".format(*cfg_window), "--dg-window", "{}:{}".format(*dg_window),
+    )  # fmt: skip
+    assert done["forked_rows"] == batch * (steps + cfg + dg)
+    dual = json.loads(command("inspect", bundle, "--json").stdout)["layout"] == "dual"
+    assert done["base_rows"] == batch * (steps + cfg + (dg if dual else 0))
+
+
+def test_report_says_what_ran(command: Command, forked_bundle: Path) -> None:
+    done = report(command, forked_bundle, *GUIDED, "--ma-keep", "0.5:0", "--threads", 1)
+    assert done["options"]["ma_keep"] == [0.5, 0.0]
+    assert done["options"]["cfg_scale"] == 2.0
+    assert done["backend"].split(",")[1:3] == [" cpu", " 1 thread"]
+    seconds = done["seconds"]
+    assert math.isclose(sum(done["step_seconds"]), seconds["denoise"], rel_tol=0.5)
+    assert seconds["text"] + seconds["denoise"] + seconds["vae"] <= seconds["total"]
+    with Image.open(command.folder / "image.png") as image:
+        assert json.loads(image.text["intaglio:options"]) == done["options"]
+
+
+def test_threads_change_nothing_that_matters(command: Command, forked_bundle: Path) -> None:
+    one, two = (latents(command, forked_bundle, *GUIDED, "--threads", n) for n in (1, 2))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def test_executable_and_entry_point_write_the_same_bytes(
+    command: Command, entry_point: Command, bundle: Path
+) -> None:
+    command.draw(bundle, *GUIDED, "--seed", 11, "-o", "cpp.png")
+    entry_point.draw(bundle, *GUIDED, "--seed", 11, "-o", "python.png")
+    written = [(command.folder / name).read_bytes() for name in ("cpp.png", "python.png")]
+    assert written[0] == written[1]
+    assert written[0].startswith(b"\x89PNG")
+
+
+def test_inspect_shows_the_manifest(command: Command, bundle: Path) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    shown = json.loads(command("inspect", bundle, "--json").stdout)
+    for key in ("name", "family", "layout", "license", "producer"):
+        assert shown[key] == manifest[key]
+    assert shown["files"] == {name: f["bytes"] for name, f in manifest["files"].items()}
+    assert (
+        shown["bytes"]
+        == sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file())
+        - (bundle / "bundle.json").stat().st_size
+    )
+    assert shown["massive_activations"]["channels"] == manifest["massive_activations"]["channels"]
+    people = command("inspect", bundle).stdout
+    assert manifest["name"] in people
+    assert manifest["layout"] in people
+
+
+def test_bench_compares_the_modes(command: Command, bundle: Path) -> None:
+    flags = ("--steps", 2, "--batch", 2, "--repeats", 2, "--json")
+    done = json.loads(command("bench", bundle, *flags).stdout)
+    assert (done["steps"], done["batch"], done["repeats"]) == (2, 2, 2)
+    modes = {row["mode"]: row for row in done["modes"]}
+    assert list(modes) == ["baseline", "cfg", "dg", "cfg+dg"]
+    assert {m: row["forked_rows"] for m, row in modes.items()} == {
+        "baseline": 4, "cfg": 8, "dg": 8, "cfg+dg": 12,
+    }  # fmt: skip
+    before = (done["block"] + 1) / done["blocks"]
+    base = 12 if done["layout"] == "dual" else 8
+    predicted = (base * before + 12 * (1 - before)) / 8
+    assert math.isclose(modes["cfg+dg"]["predicted_ratio_to_cfg"], predicted)
+    for row in modes.values():
+        assert 0 < row["fastest"] <= row["seconds"] <= row["slowest"]
+    assert modes["cfg"]["ratio_to_cfg"] == 1.0
+
+
+def test_help_names_every_option(command: Command) -> None:
+    text = command("generate", "--help").stdout
+    for info in _core.option_infos():
+        assert f"--{info.name.replace('_', '-')} " in text.replace(",", " "), info.name
+        assert info.value in text
+    for flag in ("--output", "--image", "--ma-tokens", "--latents-in", "--latents-out", "--report"):
+        assert flag in text
+    for name in ("generate", "inspect", "bench"):
+        assert name in command("--help").stdout
