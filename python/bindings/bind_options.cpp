@@ -18,6 +18,13 @@ std::string convert(py::handle value) {
   return utf8_of(value.cast<py::str>());
 }
 
+// NumPy's numbers too, which are no Python floats.
+template <>
+Ramp convert(py::handle value) {
+  const bool number = PyNumber_Check(value.ptr()) && !py::hasattr(value, "__len__");
+  return number ? Ramp(value.cast<double>()) : value.cast<Ramp>();
+}
+
 template <typename T>
 void assign(T& field, py::handle value) {
   field = convert<T>(value);
