@@ -1,0 +1,78 @@
+"""Windows, ramps and the combination, against NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import intaglio
+from intaglio import _core
+
+WEIGHTS = st.floats(-8, 8, width=32)
+
+
+@given(lambda_=WEIGHTS, w=WEIGHTS, seed=st.integers(0, 99))
+def test_combine_is_the_papers_formula(lambda_: float, w: float, seed: int) -> None:
+    c, u, d = np.random.default_rng(seed).standard_normal((3, 2, 5)).astype(np.float32)
+    got = _core.combine(c, u, d, weights=_core.StepWeights(lambda_, w))
+    np.testing.assert_allclose(got, c + lambda_ * (c - u) + w * (c - d), rtol=2e-5, atol=2e-5)
+
+
+def test_a_branch_without_weight_may_be_left_out() -> None:
+    c, u = np.ones(3, np.float32), np.zeros(3, np.float32)
+    np.testing.assert_array_equal(_core.combine(c, weights=_core.StepWeights()), c)
+    np.testing.assert_array_equal(_core.combine(c, u, weights=_core.StepWeights(2.0)), 3 * c)
+    with pytest.raises(intaglio.UsageError, match="degraded is needed"):
+        _core.combine(c, u, weights=_core.StepWeights(2.0, 1.0))
+    with pytest.raises(intaglio.UsageError, match=r"shape \[2\]"):
+        _core.combine(c, u[:2], weights=_core.StepWeights(2.0))
+    with pytest.raises(intaglio.InputError, match="float32"):
+        _core.combine(np.arange(3), weights=_core.StepWeights())
+
+
+@given(start=st.integers(0, 100), end=st.integers(0, 100), steps=st.integers(1, 60))
+def test_window(start: int, end: int, steps: int) -> None:
+    """Whole percents: their boundaries fall on steps, whatever binary fractions make of them."""
+    window = _core.Window(start / 100, end / 100)
+    inside = [i for i in range(steps) if window.contains(i, steps)]
+    assert inside == [i for i in range(steps) if start * steps <= 100 * i < end * steps]
+
+
+@given(first=WEIGHTS, last=WEIGHTS, steps=st.integers(2, 60))
+def test_ramp_reaches_both_ends(first: float, last: float, steps: int) -> None:
+    ramp = _core.Ramp(first, last)
+    expected = np.linspace(first, last, steps)
+    got = [ramp.at(i, steps) for i in range(steps)]
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_numbers_and_pairs_convert() -> None:
+    guidance = _core.Guidance(cfg_scale=3, dg_scale=(0, 1.5), cfg_window=(0.25, 0.75))
+    assert repr(guidance) == (
+        "Guidance(cfg_scale=Ramp(3), cfg_window=Window(0.25, 0.75), dg_scale=Ramp(0, 1.5),"
+        " dg_window=Window(0, 1), ma_keep=Ramp(0))"
+    )
+    weights = [_core.weights_at(guidance, i, 4) for i in range(4)]
+    assert [w.lambda_ for w in weights] == [0, 2, 2, 0]
+    assert [w.unconditional for w in weights] == [False, True, True, False]
+    np.testing.assert_allclose([w.w for w in weights], [0, 0.5, 1, 1.5])
+    assert [w.degraded for w in weights] == [False, True, True, True]
+
+
+BAD: list[dict[str, Any]] = [
+    {"cfg_window": (0.5, 0.5)},
+    {"dg_window": (-0.1, 1)},
+    {"ma_keep": (0, 2)},
+    {"dg_scale": float("inf")},
+]
+
+
+@pytest.mark.parametrize("values", BAD, ids=str)
+def test_validate(values: dict[str, Any]) -> None:
+    _core.validate(_core.Guidance())
+    with pytest.raises(intaglio.UsageError):
+        _core.validate(_core.Guidance(**values))

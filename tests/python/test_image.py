@@ -1,0 +1,65 @@
+"""Images are Pillow's on the Python side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+
+import intaglio
+from intaglio import _core
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+
+
+def test_tensor_to_images_and_back_is_diffusers() -> None:
+    tensor = np.random.default_rng(1).uniform(-1.2, 1.2, (2, 3, 4, 6)).astype(np.float32)
+    images = _core.to_images(tensor)
+    import torch
+
+    expected = VaeImageProcessor().postprocess(torch.from_numpy(tensor), output_type="pil")
+    for ours, theirs in zip(images, expected, strict=True):
+        assert ours.mode == "RGB"
+        assert ours.size == (6, 4)
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    back = _core.from_image(images[0])
+    np.testing.assert_allclose(back[0], np.clip(tensor[0], -1, 1), rtol=0, atol=1 / 255 + 1e-6)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "CMYK"])
+def test_every_mode_is_taken_as_pillow_converts_it(mode: str, tmp_path: Path) -> None:
+    picture = Image.fromarray(PIXELS).convert(mode)
+    _core.write_png(tmp_path / "x.png", picture)
+    with Image.open(tmp_path / "x.png") as written:
+        np.testing.assert_array_equal(np.asarray(written), np.asarray(picture.convert("RGB")))
+
+
+def test_arrays_are_pictures_too(tmp_path: Path) -> None:
+    _core.write_png(tmp_path / "x.png", PIXELS)
+    np.testing.assert_array_equal(np.asarray(_core.read_png(tmp_path / "x.png")), PIXELS)
+    gray = np.ascontiguousarray(PIXELS[..., 0])
+    _core.write_png(tmp_path / "x.png", gray)
+    np.testing.assert_array_equal(
+        np.asarray(_core.read_png(tmp_path / "x.png")), np.repeat(gray[..., None], 3, -1)
+    )
+
+
+def test_text_chunks_are_read_by_pillow(tmp_path: Path) -> None:
+    text = [("Description", "un café 漢字"), ("empty", "")]
+    _core.write_png(tmp_path / "x.png", Image.fromarray(PIXELS), text)
+    with Image.open(tmp_path / "x.png") as written:
+        written.load()
+        assert dict(written.text) == dict(text)
+
+
+def test_bad_pictures(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    with pytest.raises(intaglio.InputError, match=r"x\.png"):
+        _core.read_png(tmp_path / "x.png")
+    with pytest.raises(intaglio.InputError, match=r"\[N, 3, H, W\]"):
+        _core.to_images(np.zeros((3, 4, 4), np.float32))
+    with pytest.raises(intaglio.InputError, match="float32"):
+        _core.to_images(np.zeros((1, 3, 4, 4), np.uint8))

@@ -1,0 +1,164 @@
+"""What generate() returns and what its options do."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import intaglio
+from tests.python.conftest import PROMPT
+
+
+def test_what_comes_back(pipeline: intaglio.Pipeline) -> None:
+    result = pipeline.generate(PROMPT, seeds=[1, 2])
+    assert [image.size for image in result.images] == [(32, 32)] * 2
+    assert {image.mode for image in result.images} == {"RGB"}
+    assert result.latents.shape == (2, 4, 16, 16)
+    assert result.latents.dtype == np.float32
+    assert len(result.step_seconds) == pipeline.bundle.defaults.steps
+    t = result.timings
+    assert min(t.text, t.denoise, t.vae) >= 0
+    assert t.total >= t.text + t.denoise + t.vae
+    images, steps = 2, 4
+    shared = pipeline.bundle.layout == "forked"  # blocks 0..m run once for D_c and D_m
+    assert result.base_rows == images * (2 if shared else 3) * steps
+    assert result.forked_rows == images * 3 * steps
+
+
+def test_seeds_and_batches_agree_with_single_images(pipeline: intaglio.Pipeline) -> None:
+    both = pipeline.generate(PROMPT, seeds=[3, 4]).latents
+    for seed, latents in zip([3, 4], both, strict=True):
+        alone = pipeline.generate(PROMPT, seeds=seed).latents[0]
+        np.testing.assert_allclose(latents, alone, rtol=0, atol=1e-4)
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator("cpu").manual_seed(5))
+    np.testing.assert_allclose(
+        pipeline.generate(PROMPT, seeds=5, batch=2).latents,
+        pipeline.generate(PROMPT, latents=noise, batch=2).latents,
+        rtol=0,
+        atol=1e-3,
+    )
+
+
+def test_given_latents_are_read_and_left_alone(pipeline: intaglio.Pipeline) -> None:
+    noise = torch.randn(1, 4, 16, 16)
+    before = noise.clone()
+    first = pipeline.generate(PROMPT, latents=noise).latents
+    assert torch.equal(noise, before)
+    np.testing.assert_array_equal(first, pipeline.generate(PROMPT, latents=noise.numpy()).latents)
+    assert not np.allclose(first, pipeline.generate(PROMPT, latents=-noise).latents, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt": "a coat"},
+        {"negative_prompt": "coat"},
+        {"steps": 3},
+        {"seeds": 1},
+        {"cfg_scale": 3.0},
+        {"cfg_scale": (1.0, 3.0)},
+        {"cfg_window": (0.0, 0.5)},
+        {"dg_scale": 0.0},
+        {"dg_window": (0.5, 1.0)},
+        {"ma_keep": 0.5},
+        {"ma_channels": [1, 2]},
+        {"ma_channels": 5},
+        {"scheduler": "heun"},
+        {"ma_tokens": np.eye(16, dtype=np.uint8) * 255},
+    ],
+    ids=str,
+)
+def test_every_option_reaches_the_run(
+    pipeline: intaglio.Pipeline, options: dict[str, object]
+) -> None:
+    plain = pipeline.generate(PROMPT).latents
+    changed = pipeline.generate(**{"prompt": PROMPT, **options}).latents  # type: ignore[arg-type]
+    assert not np.array_equal(plain, changed)
+
+
+def test_token_masks(pipeline: intaglio.Pipeline) -> None:
+    """All white is no mask at all; all black is no Detail Guidance at all."""
+    plain = pipeline.generate(PROMPT).latents
+    white, black = Image.new("L", (8, 8), 255), Image.new("1", (8, 8), 0)
+    np.testing.assert_array_equal(pipeline.generate(PROMPT, ma_tokens=white).latents, plain)
+    np.testing.assert_allclose(
+        pipeline.generate(PROMPT, ma_tokens=black).latents,
+        pipeline.generate(PROMPT, dg_scale=0).latents,
+        rtol=0,
+        atol=1e-4,
+    )
+
+
+def test_image_to_image(pipeline: intaglio.Pipeline) -> None:
+    picture = pipeline.generate(PROMPT).images[0]
+    result = pipeline.generate(PROMPT, image=picture, strength=0.5)
+    assert len(result.step_seconds) == 2
+    same = pipeline.generate(PROMPT, image=np.asarray(picture), strength=0.5)
+    np.testing.assert_array_equal(result.latents, same.latents)
+
+
+def test_sizes(pipeline: intaglio.Pipeline) -> None:
+    result = pipeline.generate(PROMPT, height=24, width=40)
+    assert result.images[0].size == (40, 24)
+    assert result.latents.shape == (1, 4, 12, 20)
+
+
+def test_numbers_of_numpy_are_numbers(forked: intaglio.Pipeline) -> None:
+    numpy = forked.generate(
+        PROMPT,
+        steps=np.int64(2),  # type: ignore[arg-type]
+        seeds=np.arange(2),  # type: ignore[arg-type]
+        cfg_scale=np.float32(2.0),  # type: ignore[arg-type]
+    )
+    plain = forked.generate(PROMPT, steps=2, seeds=[0, 1], cfg_scale=2)
+    np.testing.assert_array_equal(numpy.latents, plain.latents)
+
+
+def test_save_writes_what_draws_it_again(forked: intaglio.Pipeline, tmp_path: Path) -> None:
+    result = forked.generate(PROMPT, seeds=[1, 2], cfg_scale=(1, 3))
+    paths = result.save(tmp_path / "boot.png")
+    assert paths == [tmp_path / "boot-0.png", tmp_path / "boot-1.png"]
+    with Image.open(paths[1]) as written:
+        written.load()
+        np.testing.assert_array_equal(np.asarray(written), np.asarray(result.images[1]))
+        options = json.loads(written.text["intaglio:options"])
+    again = forked.generate(**options)
+    np.testing.assert_array_equal(again.latents, result.latents)
+    assert forked.generate(PROMPT).save(tmp_path / "one.png") == [tmp_path / "one.png"]
+    with pytest.raises(intaglio.InputError, match="missing"):
+        result.save(tmp_path / "missing" / "boot.png")
+
+
+def test_notebooks(forked: intaglio.Pipeline) -> None:
+    assert "tiny-sd3" in repr(forked)
+    assert "after block 1" in repr(forked)
+    assert "ONNX Runtime" in forked.backend
+    result = forked.generate(PROMPT, batch=3)
+    assert "3 of 32x32" in repr(result)
+    with Image.open(io.BytesIO(result._repr_png_())) as row:
+        assert row.size == (96, 32)
+
+
+def test_bundle_attributes(bundle: Path) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    opened = intaglio.Bundle.open(bundle)
+    for name in ("name", "family", "source", "license", "layout", "dtype", "prediction_type"):
+        assert getattr(opened, name) == manifest[name]
+    assert opened.folder == bundle
+    assert opened.blocks == manifest["transformer"]["blocks"]
+    found = manifest["massive_activations"]
+    assert opened.massive_activations.channels == found["channels"]
+    assert opened.massive_activations.block == found["block"]
+    assert set(opened.transformer_graphs) == set(manifest["transformer"]["graphs"])
+    assert opened.file_bytes == {name: f["bytes"] for name, f in manifest["files"].items()}
+    assert opened.scheduler.shift == manifest["scheduler"]["shift"]
+    assert {t.role for graph in opened.transformer_graphs.values() for t in graph.inputs} >= {
+        "latent",
+        "keep",
+    }

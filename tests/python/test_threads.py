@@ -1,0 +1,132 @@
+"""Several threads on one pipeline, the GIL, and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import intaglio
+from intaglio import _core
+from tests.python.conftest import PROMPT
+
+JOBS: list[dict[str, Any]] = [
+    {"prompt": PROMPT, "seeds": 1, "steps": 6},
+    {"prompt": "a coat", "seeds": [2, 3], "steps": 9, "dg_scale": 1.0, "scheduler": "heun"},
+    {"prompt": "", "seeds": 4, "height": 24, "width": 40, "cfg_scale": 1.0},
+]
+
+
+def test_each_thread_gets_what_it_would_get_alone(pipeline: intaglio.Pipeline) -> None:
+    alone = [pipeline.generate(**job).latents for job in JOBS]
+    start = threading.Barrier(len(JOBS))
+
+    def run(job: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
+        start.wait()
+        return [pipeline.generate(**job).latents for _ in range(3)]
+
+    with ThreadPoolExecutor(len(JOBS)) as pool:
+        together = list(pool.map(run, JOBS))
+    for expected, results in zip(alone, together, strict=True):
+        for result in results:
+            np.testing.assert_array_equal(result, expected)
+
+
+def test_a_first_run_may_be_several_at_once(bundle: Path) -> None:
+    """Graphs are loaded at first use; two threads must not load into each other."""
+    expected = intaglio.Pipeline.open(bundle).generate(PROMPT).latents
+    fresh = intaglio.Pipeline.open(bundle)
+    with ThreadPoolExecutor(3) as pool:
+        for result in pool.map(lambda _: fresh.generate(PROMPT), range(3)):
+            np.testing.assert_array_equal(result.latents, expected)
+
+
+def test_the_gil_is_released_while_sampling(forked: intaglio.Pipeline) -> None:
+    """No thread loses the GIL here but by giving it up, so that this thread sees a run begun and
+    not ended only when the run gave it up."""
+    state: dict[str, bool] = {}
+
+    def run() -> None:
+        state["started"] = True
+        try:
+            forked.generate(PROMPT, steps=1000, on_step=lambda s: "seen" not in state)
+        except intaglio.Interrupted:
+            state["stopped"] = True
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(10_000)
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+        while "started" not in state:
+            time.sleep(0.001)
+        state["seen"] = True
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert state.get("stopped")
+
+
+def test_arrays_may_die_in_a_thread_without_the_gil(forked: intaglio.Pipeline) -> None:
+    """The run drops the given latents after it released the GIL."""
+    for _ in range(5):
+        forked.generate(PROMPT, steps=1, latents=np.zeros((1, 4, 16, 16), np.float32))
+
+
+# The helper thread strikes when the main thread is inside generate(), which has no callback.
+SCRIPT = """
+import os, signal, sys, threading, time
+import intaglio
+
+pipeline = intaglio.Pipeline.open(sys.argv[1])
+main = threading.main_thread().ident
+
+def strike():
+    while sys._current_frames()[main].f_code.co_name != "generate":
+        time.sleep(0.01)
+    time.sleep(0.5)
+    print("struck", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=strike).start()
+try:
+    pipeline.generate("a boot", steps=1000, batch=16)
+    print("finished")
+except KeyboardInterrupt:
+    print("interrupted")
+assert pipeline.generate("a boot", steps=1).images
+print("usable")
+"""
+
+
+def test_ctrl_c_stops_a_run_without_callback(forked_bundle: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(forked_bundle)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.stdout.split() == ["struck", "interrupted", "usable"], run.stderr
+
+
+def test_ctrl_c_in_a_sampler_with_a_python_denoiser() -> None:
+    seen: list[int] = []
+
+    def on_step(point: _core.StepPoint, x: np.ndarray[Any, Any]) -> None:
+        seen.append(point.step)
+        if point.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    schedule = _core.make_schedule(_core.SchedulerConfig(), 10)
+    try:
+        _core.sample_euler(lambda x, point: x, np.ones(4, np.float32), schedule, on_step)
+    except KeyboardInterrupt:
+        seen.append(-1)
+    assert seen == [0, 1, 2, -1]
