@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import classifier, data, evaluate, sampling
+from . import classifier, data, evaluate, sampling, text
 
 SEARCH_SEED, CONFIRM_SEED = 1000, 5000
 
@@ -199,15 +199,22 @@ def confirm(search: Search, chosen: Setting) -> dict[str, Any]:
         chosen.cfg_scale, chosen.dg_scale, chosen.block, "random", chosen.count, chosen.keep
     )
     result: dict[str, Any] = {"images": a.confirm_images, "steps": a.steps, "seed": CONFIRM_SEED}
-    features = {}
+    features, right = {}, {}
     runs = {"cfg": Setting(chosen.cfg_scale), "cfg_dg": chosen, "cfg_random": control}
     for name, setting in tqdm(runs.items(), "confirmation"):
         pixels = bench.generate(labels, CONFIRM_SEED, steps=a.steps, **search.how(setting))
-        features[name], _ = classifier.describe(bench.judge, pixels)
+        features[name], predicted = classifier.describe(bench.judge, pixels)
+        right[name] = (predicted == labels).double()
         result[name] = asdict(setting) | evaluate.quality(bench, pixels, labels)
+        tqdm.write(f"{name}: {result[name]}")
     for name in ("cfg_dg", "cfg_random"):
         interval = bootstrap(features["cfg"], features[name], bench.held, a.bootstrap)
         interval["measured"] = result[name]["frechet"] - result["cfg"]["frechet"]
+        gap = right[name] - right["cfg"]
+        # The paired difference of two means needs no resampling: its standard error is known.
+        error = 1.96 * gap.std().item() / len(gap) ** 0.5
+        interval["accuracy"] = gap.mean().item()
+        interval["accuracy_plus_minus"] = error
         result[f"{name}_minus_cfg"] = interval
     return result
 
@@ -236,6 +243,8 @@ def main(argv: list[str] | None = None) -> int:
             "dg_scale": chosen.dg_scale,
             "cfg_scale": chosen.cfg_scale,
             "steps": args.steps,
+            "max_sequence_length": text.MAX_SEQUENCE_LENGTH,
+            "license": "Apache-2.0",
             "evidence": evidence,
         }
         args.settings.write_text(json.dumps(settings, indent=1) + "\n")
