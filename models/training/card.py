@@ -135,29 +135,44 @@ def confirmation_section(search: Json) -> str:
     for name in ("cfg", "cfg_dg", "cfg_random"):
         row, gap = c[name], c.get(f"{name}_minus_cfg")
         interval = f"{gap['measured']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]" if gap else ""
-        rows.append([name_of(row), f"{row['frechet']:.2f}", f"{row['accuracy']:.4f}", interval])
-    head = ["setting", "Fréchet distance", "accuracy", "difference to CFG alone, 95 % interval"]
-    gap, random = c["cfg_dg_minus_cfg"], c["cfg_random_minus_cfg"]
-    if gap["high"] < 0:
-        verdict = (
-            "The whole interval is below zero: CFG with DG is measurably better than CFG alone."
-        )
-    elif gap["low"] > 0:
-        verdict = (
+        right = f"{gap['accuracy']:+.4f} ± {gap['accuracy_plus_minus']:.4f}" if gap else ""
+        figures = [f"{row['frechet']:.2f}", interval, f"{row['accuracy']:.4f}", right]
+        detail = f", w {row['dg_scale']:g}, keep {row['keep']:g}" if gap else ""
+        rows.append([name_of(row) + detail, *figures])
+    head = ["setting", "Fréchet distance", "minus CFG alone", "accuracy", "minus CFG alone"]
+    return table(head, rows) + "\n\n" + confirmation_verdict(c)
+
+
+def confirmation_verdict(confirmation: Json) -> str:
+    """What the intervals say, in words; a gain that costs accuracy is told with its cost."""
+    gap, random = confirmation["cfg_dg_minus_cfg"], confirmation["cfg_random_minus_cfg"]
+    if gap["low"] > 0:
+        words = (
             "The whole interval is above zero: **DG makes these pictures worse than CFG alone.**"
         )
+    elif gap["high"] >= 0:
+        words = "The interval contains zero: **DG was not measurably better than CFG alone.**"
     else:
-        verdict = (
-            "The interval contains zero: **no setting of DG was measurably better than CFG alone.**"
+        words = (
+            "The whole interval is below zero: by the Fréchet distance, CFG with DG is measurably"
+            " better than CFG alone."
         )
-    if gap["high"] < 0 and random["measured"] <= gap["measured"]:
-        verdict += (
-            " As many random channels do at least as well, so the gain comes from guiding away from"
-            " a damaged model, not from these particular channels."
-        )
-    elif gap["high"] < 0 and random["high"] < 0:
-        verdict += " Random channels help too, but less."
-    return table(head, rows) + "\n\n" + verdict
+        if random["measured"] <= gap["measured"]:
+            words += (
+                " As many random channels do at least as well, so the gain is that of guiding away"
+                " from a damaged model, not of these channels."
+            )
+        elif random["high"] < 0:
+            words += " Random channels help too, but less."
+        else:
+            words += " As many random channels do not help."
+    if gap["accuracy"] + gap["accuracy_plus_minus"] < 0:
+        words += " **It costs class accuracy**, by the difference in the last column."
+    elif gap["accuracy"] - gap["accuracy_plus_minus"] > 0:
+        words += " Class accuracy rises as well."
+    else:
+        words += " Class accuracy does not change measurably."
+    return words
 
 
 def facts(model: Path, work: Path) -> Json:
