@@ -15,7 +15,7 @@ DUAL := build/bundles/fashion-sd3-dual
 DEMO := build/demo
 
 CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
-EXPORT_SOURCES := $(shell find export -name '*.py') models/bundle.schema.json
+EXPORT_SOURCES := $(shell find export -name '*.py') models/bundle.schema.json $(wildcard models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
 
 .PHONY: help setup demo test test-python test-cpp test-sanitize lint format bench clean
@@ -43,7 +43,7 @@ build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
 
 # In two steps: the first holds for as long as the dependencies do, the second rebuilds the C++.
 .venv/dependencies: pyproject.toml constraints.txt | build/system
-	[ -d .venv ] || $(PYTHON) -m venv .venv
+	[ -x .venv/bin/pip ] || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -r <($(BIN)/python cmake/requirements.py pyproject.toml)
 	touch $@
 
@@ -51,24 +51,27 @@ build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
-$(BUNDLE)/bundle.json: .venv/ready $(EXPORT_SOURCES) $(MODEL_FILES)
+# The C++ has no part in an export, so a rebuild of it makes no new bundles.
+.PRECIOUS: $(BUNDLE)/bundle.json $(DUAL)/bundle.json
+$(BUNDLE)/bundle.json: .venv/dependencies $(EXPORT_SOURCES) $(MODEL_FILES) | .venv/ready
 	@mkdir -p $(dir $(BUNDLE))
 	$(BIN)/intaglio export $(MODEL) -o $(BUNDLE)
 	touch $@
 
-$(DUAL)/bundle.json: .venv/ready $(EXPORT_SOURCES) $(MODEL_FILES)
+$(DUAL)/bundle.json: .venv/dependencies $(EXPORT_SOURCES) $(MODEL_FILES) | .venv/ready
 	@mkdir -p $(dir $(DUAL))
 	$(BIN)/intaglio export $(MODEL) -o $(DUAL) --layout dual
 	touch $@
 
-$(DEMO)/index.html: $(BUNDLE)/bundle.json python/intaglio/demo.py
+$(DEMO)/index.html: $(BUNDLE)/bundle.json python/intaglio/demo.py .venv/ready
 	$(BIN)/python -m intaglio.demo $(BUNDLE) -o $(DEMO)
 
 lint: .venv/ready  ## ruff, mypy, clang-format, generated stubs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
+	files=$$(git ls-files '*.cpp' '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$files
 	$(BIN)/python python/bindings/make_stubs.py --check
 
 format:  ## reformat Python and C++
