@@ -227,7 +227,10 @@ def test_each_branch(sd3_pipeline: StableDiffusion3Pipeline, bundle: Path) -> No
         assert relative(x.numpy() - got.latents, expected[branch]) < 1e-5, branch
 
 
-def test_image_to_image(sd3_pipeline: StableDiffusion3Pipeline, forked_bundle: Path) -> None:
+@pytest.mark.parametrize(("strength", "steps"), [(0.5, 8), (0.6, 7), (0.3, 4), (1.0, 3)])
+def test_image_to_image(
+    sd3_pipeline: StableDiffusion3Pipeline, forked_bundle: Path, strength: float, steps: int
+) -> None:
     """diffusers' own image-to-image loop, with the encoder's mean in place of a sample of it."""
     from diffusers import StableDiffusion3Img2ImgPipeline
 
@@ -239,20 +242,29 @@ def test_image_to_image(sd3_pipeline: StableDiffusion3Pipeline, forked_bundle: P
         mean = theirs.vae.encode(pixels).latent_dist.mean
     config = theirs.vae.config
     clean = (mean - config.shift_factor) * config.scaling_factor
+    ran: list[int] = []
+
+    def count(_pipeline: Any, step: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:
+        ran.append(step)
+        return {}
+
     expected = theirs(
         PROMPT,
         image=clean,  # latents are taken as they are
-        strength=0.5,
-        num_inference_steps=8,
+        strength=strength,
+        num_inference_steps=steps,
         guidance_scale=2.0,
         generator=torch.Generator("cpu").manual_seed(SEED),
         max_sequence_length=MAX_LENGTH,
         output_type="latent",
+        callback_on_step_end=count,
+        callback_on_step_end_tensor_inputs=[],
     ).images
     got = pipeline.generate(
-        PROMPT, image=picture, strength=0.5, steps=8, cfg_scale=2.0, dg_scale=0.0, seeds=SEED
-    )
-    assert len(got.step_seconds) == 4
+        PROMPT, image=picture, strength=strength, steps=steps, cfg_scale=2.0, dg_scale=0.0,
+        seeds=SEED,
+    )  # fmt: skip
+    assert len(got.step_seconds) == len(ran)
     assert relative(got.latents, expected) < 1e-4
 
 

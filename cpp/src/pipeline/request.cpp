@@ -79,12 +79,13 @@ void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions&
   if (!(options.strength > 0 && options.strength <= 1))
     throw UsageError("--strength must be above 0 and at most 1");
   if (options.latents) throw UsageError("--image and --latents-in exclude each other: give one");
-  // diffusers' get_timesteps: the last int(steps * strength) steps run.
-  const int run = std::min(static_cast<int>(steps * options.strength), steps);
-  if (run < 1)
+  // diffusers' get_timesteps, which cuts the number of steps left out, not of those that run.
+  const int skipped =
+      static_cast<int>(steps - std::min(steps * options.strength, static_cast<double>(steps)));
+  if (skipped == steps)
     throw UsageError("--strength leaves no step of --steps " + std::to_string(steps) +
                      ": raise one of them");
-  request.schedule = request.schedule.last(run);
+  request.schedule = request.schedule.last(steps - skipped);
 }
 
 void set_channels(Request& request, const Bundle& bundle, const GenerateOptions& options) {
