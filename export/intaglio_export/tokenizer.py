@@ -13,17 +13,19 @@ _END_OF_WORD = "</w>"
 
 
 def clip_table(tokenizer: Any, max_length: int) -> dict[str, Any]:
-    """Byte-pair encoding tables of a transformers CLIP tokenizer (fast; older forms are converted).
+    """Byte-pair encoding tables of a transformers CLIP tokenizer.
 
     Args:
-        tokenizer: a `CLIPTokenizer` or `CLIPTokenizerFast` of transformers.
+        tokenizer: a `CLIPTokenizer` of transformers 5, which is backed by the tokenizers library.
         max_length: tokens per prompt, padded or truncated to.
 
     Returns:
-        vocab (token to id), merges (in rank order, "a b"), ids of the special tokens, added tokens.
+        vocab (token to id), merges (in rank order, "a b"), ids of the special tokens, added tokens
+        (to an id, or `{"id": n, "normalized": true}` for one looked for in the normalized text).
 
     Raises:
-        ExportError: the tokenizer is not a CLIP-format BPE tokenizer.
+        ExportError: the tokenizer is not a CLIP-format BPE tokenizer, or an added token takes more
+            than its own text.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else {}
@@ -38,14 +40,26 @@ def clip_table(tokenizer: Any, max_length: int) -> dict[str, Any]:
         "type": "clip_bpe",
         "vocab": model["vocab"],
         "merges": merges,
+        "added_tokens": {token["content"]: _added(token) for token in state["added_tokens"]},
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "unk_token_id": tokenizer.unk_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "max_length": max_length,
+        "unk_token_id": tokenizer.unk_token_id,
         "end_of_word_suffix": _END_OF_WORD,
-        "added_tokens": {token["content"]: token["id"] for token in state["added_tokens"]},
+        "max_length": max_length,
     }
+
+
+def _added(token: dict[str, Any]) -> int | dict[str, Any]:
+    """The entry of an added token."""
+    for option in ("lstrip", "rstrip", "single_word"):
+        if token[option]:
+            raise ExportError(
+                f"The tokenizer's added token {token['content']!r} has {option}, which the"
+                " runtime's tokenizer does not follow."
+            )
+    number: int = token["id"]
+    return {"id": number, "normalized": True} if token["normalized"] else number
 
 
 def write_clip_table(tokenizer: Any, max_length: int, folder: Path) -> None:

@@ -23,6 +23,8 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import c
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AddedToken, CLIPTokenizer
 
+from intaglio_export.tokenizer import clip_table
+
 DATA = Path(__file__).parent
 GOLDEN = DATA / "golden"
 EULER = "FlowMatchEulerDiscreteScheduler"
@@ -193,29 +195,6 @@ def vocabulary(texts: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]
     return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges
 
 
-def tables(tokenizer: CLIPTokenizer) -> dict:
-    """What export writes into a bundle for this tokenizer."""
-    pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
-    added = {
-        token["content"]: {"id": token["id"], "normalized": True}
-        if token["normalized"]
-        else token["id"]
-        for token in pipeline["added_tokens"]
-    }
-    return {
-        "type": "clip_bpe",
-        "vocab": pipeline["model"]["vocab"],
-        "merges": [" ".join(merge) for merge in pipeline["model"]["merges"]],
-        "added_tokens": added,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "unk_token_id": tokenizer.unk_token_id,
-        "end_of_word_suffix": pipeline["model"]["end_of_word_suffix"],
-        "max_length": 77,
-    }
-
-
 def tokenizers() -> dict[str, CLIPTokenizer]:
     """The kinds in use: CLIP-L pads with its end token, CLIP-G with "!"; and one with few bytes."""
     vocab, merges = vocabulary(prompts())
@@ -248,7 +227,7 @@ def tokens() -> None:
     texts = [*prompts(), "a" * 3000, "ab'" * 1000, "e" + "\u0301" * 400, " " * 2000, "x!" * 800]
     cases = [{"text": text} for text in texts]
     for name, tokenizer in tokenizers().items():
-        table = json.dumps(tables(tokenizer), ensure_ascii=True, separators=(",", ":"))
+        table = json.dumps(clip_table(tokenizer, 77), ensure_ascii=True, separators=(",", ":"))
         (GOLDEN / f"{name}.json").write_text(table + "\n", encoding="utf-8")
         for case in cases:
             ids = tokenizer(
