@@ -15,6 +15,7 @@ from intaglio_export.encoders import clip_encoder_unit, vae_decoder_unit, vae_en
 from intaglio_export.manifest import BundleParts, Suppression, build_manifest, write_manifest
 from intaglio_export.options import ChannelChoice, Settings, read_settings
 from intaglio_export.recipes import find_recipe
+from intaglio_export.schedulers import check_scheduler
 from intaglio_export.selection import choose_block, choose_channels
 from intaglio_export.source import SETTINGS, license_of, open_source
 from intaglio_export.tokenizer import write_clip_table
@@ -64,6 +65,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     folder.check_output(request.output)
     progress("Loading the model", 0.0)
     adapter = open_source(request.source)
+    check_scheduler(adapter.pipeline.scheduler)
     settings, remarks = _settings(request, adapter)
     block = choose_block(settings.block, len(adapter.blocks()))
     if settings.block is None:

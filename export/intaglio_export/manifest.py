@@ -16,6 +16,7 @@ from intaglio_export.adapters.base import Adapter, PromptLayout
 from intaglio_export.folder import MANIFEST
 from intaglio_export.graphs import GraphSpec
 from intaglio_export.options import Settings
+from intaglio_export.schedulers import scheduler_entry
 
 SCHEMA_VERSION = 1
 _PRODUCERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
@@ -77,7 +78,7 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
         "massive_activations": parts.suppression.to_json(),
         "prediction_type": adapter.prediction_type,
         "latent": asdict(adapter.latent()),
-        "scheduler": _scheduler(adapter),
+        "scheduler": scheduler_entry(adapter.pipeline.scheduler),
         "prompt": _prompt(parts),
         "vae_decoder": parts.vae_decoder.to_json(),
         "vae_encoder": parts.vae_encoder.to_json(),
@@ -100,13 +101,6 @@ def write_manifest(manifest: dict[str, Any], folder: Path) -> None:
 def _producer() -> dict[str, str]:
     versions = {package: metadata.version(package) for package in _PRODUCERS}
     return {"intaglio": __version__} | versions
-
-
-def _scheduler(adapter: Adapter) -> dict[str, Any]:
-    scheduler = adapter.pipeline.scheduler
-    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-    plain: dict[str, Any] = json.loads(json.dumps({"type": type(scheduler).__name__} | config))
-    return plain
 
 
 def _prompt(parts: BundleParts) -> dict[str, Any]:
