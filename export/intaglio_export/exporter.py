@@ -16,7 +16,7 @@ from intaglio_export.manifest import BundleParts, Suppression, build_manifest, w
 from intaglio_export.options import ChannelChoice, Settings, read_settings
 from intaglio_export.recipes import find_recipe
 from intaglio_export.schedulers import check_scheduler
-from intaglio_export.selection import choose_block, choose_channels
+from intaglio_export.selection import check_size, choose_block, choose_channels
 from intaglio_export.source import SETTINGS, license_of, open_source
 from intaglio_export.tokenizer import write_clip_table
 from intaglio_export.transformer_graphs import transformer_units
@@ -68,6 +68,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     check_scheduler(adapter.pipeline.scheduler)
     settings, remarks = _settings(request, adapter)
     block = choose_block(settings.block, len(adapter.blocks()))
+    check_size(settings, adapter)
     if settings.block is None:
         remarks.append(
             f"No block is known for this model, so the op stands after the middle one, {block};"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ class Settings:
         return self.keep if isinstance(self.keep, list) else [self.keep, self.keep]
 
 
-_NUMBER = {"type": "number"}
+_NUMBER = {"type": "number", "minimum": -3.4e38, "maximum": 3.4e38}  # float32 in the runtime
 _UNIT = {"type": "number", "minimum": 0, "maximum": 1}
 _COUNT = {"type": "integer", "minimum": 1}
 _WINDOW = {"type": "array", "items": _UNIT, "minItems": 2, "maxItems": 2}
@@ -124,33 +125,67 @@ SETTINGS_SCHEMA: dict[str, Any] = {
         "dg_window": _WINDOW,
         "cfg_scale": _NUMBER,
         "cfg_window": _WINDOW,
-        "steps": _COUNT,
+        "steps": _COUNT | {"maximum": 10000},  # the runtime's own limit
         "height": _COUNT,
         "width": _COUNT,
-        "max_sequence_length": _COUNT,
+        "max_sequence_length": _COUNT | {"maximum": 512},  # diffusers' own limit
         "evidence": {},
     },
 }
+
+
+_WINDOWS = ("dg_window", "cfg_window")
 
 
 def read_settings(path: Path) -> Settings:
     """Read a settings file: a JSON object whose keys are the fields of `Settings`.
 
     Raises:
-        ExportError: the file is missing, is not JSON, or does not fit `SETTINGS_SCHEMA`.
+        ExportError: the file is missing, is not JSON, does not fit `SETTINGS_SCHEMA`, or has a
+            window without a part of the run.
     """
-    import jsonschema
-
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ExportError(f"Cannot read the settings file {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise ExportError(f"The settings file {path} is not JSON: {error}.") from error
-    try:
-        jsonschema.validate(data, SETTINGS_SCHEMA)
-    except jsonschema.ValidationError as error:
-        place = "/".join(map(str, error.absolute_path)) or "the top level"
-        raise ExportError(f"The settings file {path}: {error.message} (at {place}).") from error
+    data = _load(path)
+    _validate(path, data)
+    for name in _WINDOWS:
+        start, end = data.get(name, (0, 1))
+        if start >= end:
+            raise ExportError(
+                f"The settings file {path}: {name} [{start:g}, {end:g}] holds no part of the run;"
+                " give its start before its end."
+            )
     known = {f.name for f in fields(Settings)}
     return Settings(**{key: value for key, value in data.items() if key in known})
+
+
+def _load(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        json.dumps(data, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be written
+    except OSError as error:
+        raise ExportError(f"Cannot read the settings file {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"The settings file {path} is not JSON: {error}.") from error
+    return data
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large")
+    return value
+
+
+def _validate(path: Path, data: Any) -> None:
+    import jsonschema
+
+    # Draft 4: later ones take 3.0 for an integer, Python's indexing does not.
+    validator = jsonschema.Draft4Validator(SETTINGS_SCHEMA)
+    error = jsonschema.exceptions.best_match(validator.iter_errors(data))
+    if error is not None:
+        place = "/".join(map(str, error.absolute_path)) or "the top level"
+        raise ExportError(f"The settings file {path}: {error.message} (at {place}).")

@@ -1,11 +1,12 @@
-"""Chooses the block and the channels that a bundle suppresses by default."""
+"""Chooses what a bundle does by default: block, channels and size, within the model's limits."""
 
 from __future__ import annotations
 
+from intaglio_export.adapters import Adapter
 from intaglio_export.channels import RATIO, ChannelStatistics
 from intaglio_export.errors import ExitCode, ExportError, usage_error
 from intaglio_export.manifest import Suppression
-from intaglio_export.options import ChannelChoice
+from intaglio_export.options import ChannelChoice, Settings
 
 
 def choose_block(block: int | None, blocks: int) -> int:
@@ -19,6 +20,27 @@ def choose_block(block: int | None, blocks: int) -> int:
     if not 0 <= block < blocks:
         raise usage_error(f"--block {block}: the transformer's blocks are 0 to {blocks - 1}.")
     return block
+
+
+def check_size(settings: Settings, adapter: Adapter) -> None:
+    """See that the default size, of `settings` or else of the pipeline, is one of the model's.
+
+    Raises:
+        ExportError: it is not.
+    """
+    latent, defaults = adapter.latent(), adapter.defaults()
+    unit = latent.vae_scale_factor * adapter.patch_size
+    for name, said, default, largest in (
+        ("height", settings.height, defaults.height, latent.max_height),
+        ("width", settings.width, defaults.width, latent.max_width),
+    ):
+        size = default if said is None else said
+        if size % unit or not unit <= size <= largest:
+            raise ExportError(
+                f"The {name} {size} of {'the pipeline' if said is None else 'the settings'} does"
+                f" not fit the model; give settings with a multiple of {unit} from {unit} to"
+                f" {largest // unit * unit}."
+            )
 
 
 def choose_channels(

@@ -83,6 +83,27 @@ def test_wrong_flags(
     assert_refused(run(sd3_folder, "-o", "out", *flags), code, says, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"height": 33}, "height 33 of the settings does not fit the model"),
+        ({"width": 132}, "multiple of 4 from 4 to 128"),
+    ],
+)
+def test_a_size_that_the_model_has_not_is_refused_before_the_work(
+    run: Run,
+    sd3_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, int],
+    says: str,
+) -> None:
+    monkeypatch.setattr(exporter, "observe", None)
+    (tmp_path / "s.json").write_text(json.dumps(settings))
+    result = run(sd3_folder, "-o", "out", "--settings", "s.json")
+    assert_refused(result, 3, says, tmp_path, left=1)
+
+
 def test_an_output_that_is_not_a_bundle_is_left_alone(
     run: Run, sd3_folder: Path, tmp_path: Path
 ) -> None:

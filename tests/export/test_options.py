@@ -67,6 +67,17 @@ def test_every_setting_may_be_in_a_file() -> None:
         ('{"block": -1}', "less than the minimum"),
         ('{"keep": 2}', "at keep"),
         ('{"channels": "top:0"}', "at channels"),
+        ('{"channels": [8.0]}', "at channels"),
+        ('{"block": 3.0}', "3.0 is not of type 'integer'"),
+        ('{"block": true}', "not of type 'integer'"),
+        ('{"dg_scale": NaN}', "NaN is not a number"),
+        ('{"dg_scale": -Infinity}', "-Infinity is not a number"),
+        ('{"dg_scale": 1e999}', "1e999 is too large"),
+        ('{"cfg_scale": 1e39}', "at cfg_scale"),
+        ('{"steps": 10001}', "greater than the maximum of 10000"),
+        ('{"name": "\\ud800"}', "surrogates"),
+        ('{"dg_window": [0.7, 0.2]}', "dg_window .0.7, 0.2. holds no part"),
+        ('{"cfg_window": [0.5, 0.5]}', "cfg_window .0.5, 0.5. holds no part"),
     ],
 )
 def test_a_bad_settings_file_is_refused(tmp_path: Path, text: str, says: str) -> None:
