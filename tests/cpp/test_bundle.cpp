@@ -194,6 +194,49 @@ INSTANTIATE_TEST_SUITE_P(
                     Change{"/defaults/cfg_window", {0.5, 0.5}, "cfg-window"},
                     Change{"/defaults/dg_window", {0.5}, "two numbers"}));
 
+// Every parameter that makes diffusers' pictures other than ours is refused by its name.
+TEST(Manifest, DpmSolverIsReadWhereItIsSampled) {
+  Json json = good();
+  const Json sampled = {{"type", "DPMSolverMultistepScheduler"},
+                        {"use_flow_sigmas", true},
+                        {"prediction_type", "flow_prediction"},
+                        {"flow_shift", 2.0},
+                        {"solver_order", 2},
+                        {"solver_type", "midpoint"},
+                        {"algorithm_type", "dpmsolver++"},
+                        {"final_sigmas_type", "zero"},
+                        {"lower_order_final", true},
+                        {"euler_at_final", false},
+                        {"thresholding", false},
+                        {"use_lu_lambdas", nullptr}};
+  json["scheduler"] = sampled;
+  EXPECT_EQ(parse_manifest(json.dump(), "bundle.json").bundle.scheduler.shift, 2.0);
+
+  const auto refused = [&](const std::string& key, const Json& value) {
+    json["scheduler"] = sampled;
+    json["scheduler"][key] = value;
+    if (value.is_discarded()) json["scheduler"].erase(key);
+    try {
+      parse_manifest(json.dump(), "bundle.json");
+      ADD_FAILURE() << key << " was accepted";
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("scheduler." + key + " is "));
+    }
+  };
+  refused("use_flow_sigmas", false);
+  refused("use_flow_sigmas", removed);
+  refused("prediction_type", "epsilon");
+  refused("prediction_type", removed);
+  refused("solver_order", 3);
+  refused("solver_type", "heun");
+  refused("algorithm_type", "sde-dpmsolver++");
+  refused("final_sigmas_type", "sigma_min");
+  refused("lower_order_final", false);
+  refused("euler_at_final", true);
+  refused("thresholding", true);
+  refused("use_lu_lambdas", true);
+}
+
 TEST(Manifest, TextThatIsNoManifest) {
   for (const std::string text : {"", "{", "[]", "null", "\xff", "{\"schema_version\": 1e999}"}) {
     EXPECT_THROW(parse_manifest(text, "bundle.json"), InputError) << text;

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import intaglio
 from tests.integration.conftest import PROMPT, Command, check
@@ -132,6 +133,7 @@ def test_not_a_manifest(command: Command, tmp_path: Path, content: bytes, says: 
         (("massive_activations", "ref"), [0.0, 1.0, 2.0, 3.0, 4.0], "must have one value per"),
         (("latent", "scaling_factor"), 0, "latent.scaling_factor must not be 0"),
         (("scheduler", "type"), "DDIMScheduler", "DDIMScheduler"),
+        (("scheduler", "type"), "DPMSolverMultistepScheduler", "use_flow_sigmas is missing"),
         (("scheduler", "shift"), -1, "shift must be a finite number above 0"),
         (("scheduler", "use_karras_sigmas"), True, "scheduler.use_karras_sigmas"),
         ((*ENCODER, "graph", "outputs", 0), DELETED, "has no output of role hidden"),
@@ -162,6 +164,28 @@ def test_graphs_that_contradict_the_manifest(command: Command, manifest: Any, br
     with pytest.raises(intaglio.InputError) as raised:
         intaglio.Pipeline.open(broken).generate(PROMPT)
     assert " ".join(str(raised.value).split()) == " ".join(sentence.split())
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [("vae_decoder", "has no VAE decoder"), ("vae_encoder", "has no VAE encoder, which --image")],
+)
+def test_missing_half_of_the_vae(
+    command: Command, manifest: Any, broken: Path, part: str, says: str
+) -> None:
+    """Refused before the first step, not after the last."""
+    (broken / "bundle.json").write_text(json.dumps(edited(manifest, (part,), DELETED)))
+    picture = Image.new("RGB", (32, 32))
+    start = broken.parent / "start.png"
+    picture.save(start)
+    sentence = check(command, 3, says, "generate", broken, "--prompt", PROMPT, "--image", start)
+    ran: list[int] = []
+    with pytest.raises(intaglio.InputError) as raised:
+        intaglio.Pipeline.open(broken).generate(
+            PROMPT, image=picture, on_step=lambda step: ran.append(step.step)
+        )
+    assert str(raised.value) == sentence
+    assert ran == []
 
 
 def open_manifest(folder: Path, manifest: Any) -> str:

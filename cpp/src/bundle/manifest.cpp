@@ -79,6 +79,38 @@ Latent read_latent(const Node& node) {
           node.positive("max_height"),        node.positive("max_width")};
 }
 
+// Ignoring a parameter would give other pictures than diffusers does.
+[[noreturn]] void refuse_sampling(const Node& parameter) {
+  parameter.refuse("is something that this version does not sample with");
+}
+
+// DPMSolverMultistepScheduler as sample_dpmpp_2m runs it. Its defaults are those of diffusers:
+// where they are no flow model's, the manifest has to say otherwise.
+void check_dpm_solver(const Node& node) {
+  if (!node.get<bool>("use_flow_sigmas")) refuse_sampling(node.at("use_flow_sigmas"));
+  if (node.get<std::string>("prediction_type") != "flow_prediction")
+    refuse_sampling(node.at("prediction_type"));
+  int order = 2;
+  node.get_if("solver_order", order);
+  if (order != 2) refuse_sampling(node.at("solver_order"));
+  bool lower_order_final = true;
+  node.get_if("lower_order_final", lower_order_final);
+  if (!lower_order_final) refuse_sampling(node.at("lower_order_final"));
+  for (const char* key : {"thresholding", "use_lu_lambdas", "euler_at_final"}) {
+    bool on = false;
+    node.get_if(key, on);
+    if (on) refuse_sampling(node.at(key));
+  }
+  const std::pair<const char*, const char*> sampled[] = {{"algorithm_type", "dpmsolver++"},
+                                                         {"solver_type", "midpoint"},
+                                                         {"final_sigmas_type", "zero"}};
+  for (const auto& [key, only] : sampled) {
+    std::string value = only;
+    node.get_if(key, value);
+    if (value != only) refuse_sampling(node.at(key));
+  }
+}
+
 SchedulerConfig read_scheduler(const Node& node) {
   SchedulerConfig config;
   config.type = node.get<std::string>("type");
@@ -96,9 +128,9 @@ SchedulerConfig read_scheduler(const Node& node) {
                           "invert_sigmas", "stochastic_sampling"}) {
     bool on = false;
     node.get_if(key, on);
-    // Ignoring it would give other pictures than diffusers does.
-    if (on) node.at(key).refuse("is something that this version does not sample with");
+    if (on) refuse_sampling(node.at(key));
   }
+  if (config.type == "DPMSolverMultistepScheduler") check_dpm_solver(node);
   return config;
 }
 

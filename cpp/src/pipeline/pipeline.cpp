@@ -28,7 +28,7 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-// Loaded at first use: a run that needs no picture decoder should not wait for it.
+// Loaded at first use: a run waits for no graph that it does not need.
 template <typename T>
 class Lazy {
  public:
@@ -66,11 +66,14 @@ class Pipeline::Impl {
     return transformer_.get(
         [&] { return std::make_unique<TransformerSessions>(load_transformer(bundle, *backend)); });
   }
-  const VaeDecoder& vae() {
-    return vae_.get([&] { return std::make_unique<VaeDecoder>(bundle, *backend); });
+  const VaeDecoder& vae_decoder() {
+    return vae_decoder_.get([&] { return std::make_unique<VaeDecoder>(bundle, *backend); });
+  }
+  const VaeEncoder& vae_encoder() {
+    return vae_encoder_.get([&] { return std::make_unique<VaeEncoder>(bundle, *backend); });
   }
 
-  Tensor initial_latents(const Request& request, const GenerateOptions& options) const;
+  Tensor initial_latents(const Request& request, const GenerateOptions& options);
   void denoise(const Request& request, Branches& branches, const GenerateOptions& options,
                const StepCallback& on_step, Generation& generation);
 
@@ -80,17 +83,17 @@ class Pipeline::Impl {
  private:
   Lazy<TextStage> text_;
   Lazy<TransformerSessions> transformer_;
-  Lazy<VaeDecoder> vae_;
+  Lazy<VaeDecoder> vae_decoder_;
+  Lazy<VaeEncoder> vae_encoder_;
 };
 
-Tensor Pipeline::Impl::initial_latents(const Request& request,
-                                       const GenerateOptions& options) const {
+Tensor Pipeline::Impl::initial_latents(const Request& request, const GenerateOptions& options) {
   if (options.latents) return options.latents->clone();
   Tensor latents = draw_noise(
       {request.images, bundle.latent.channels, request.rows, request.columns}, request.seeds);
   if (!options.image) return latents;
   // diffusers' scale_noise: sigma * noise + (1 - sigma) * image.
-  const Tensor image = encode_image(bundle, *backend, from_image(*options.image));
+  const Tensor image = vae_encoder().encode(from_image(*options.image));
   const float sigma = request.schedule.sigmas.front();
   for (std::int64_t n = 0; n < request.images; ++n) {
     std::ranges::transform(
@@ -127,7 +130,7 @@ void Pipeline::Impl::denoise(const Request& request, Branches& branches,
     step.preview = [&] {
       Tensor estimate(generation.latents.shape(), DType::float32);
       std::ranges::copy(clean, estimate.floats().begin());
-      return to_images(vae().decode(estimate, options.vae_tile));
+      return to_images(vae_decoder().decode(estimate, options.vae_tile));
     };
     const bool go_on = on_step(step);
     watch.lap();  // the callback's time is not the step's
@@ -178,7 +181,7 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
   impl_->denoise(request, branches, options, on_step, generation);
   generation.timings.denoise = watch.lap();
 
-  generation.images = to_images(impl_->vae().decode(generation.latents, options.vae_tile));
+  generation.images = to_images(impl_->vae_decoder().decode(generation.latents, options.vae_tile));
   generation.timings.vae = watch.lap();
   generation.timings.total = total.lap();
   return generation;

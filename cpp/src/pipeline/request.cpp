@@ -143,6 +143,13 @@ void set_tokens(Request& request, const GenerateOptions& options) {
 
 Request resolve(const Bundle& bundle, const GenerateOptions& given) {
   const GenerateOptions options = with_defaults(bundle, given);
+  if (!bundle.vae_decoder)
+    throw InputError(bundle.folder.string() +
+                     " has no VAE decoder, which every picture needs: export it again from a model "
+                     "that has one");
+  if (options.image && !bundle.vae_encoder)
+    throw InputError(bundle.folder.string() +
+                     " has no VAE encoder, which --image needs: export it again");
   Request request;
   // Both, and now: a negative prompt that no step asks for still goes into the PNG.
   check_utf8(options.prompt);

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "intaglio/error.h"
-
 namespace intaglio {
 
 namespace {
@@ -58,12 +56,8 @@ void paste(const Tensor& tile, std::int64_t height, std::int64_t width, Tensor& 
 
 }  // namespace
 
-VaeDecoder::VaeDecoder(const Bundle& bundle, const Backend& backend) : latent_(bundle.latent) {
-  if (!bundle.vae_decoder)
-    throw InputError(bundle.folder.string() +
-                     " has no VAE decoder: export it again, or take --latents-out from the run");
-  session_ = backend.load(bundle.folder, *bundle.vae_decoder);
-}
+VaeDecoder::VaeDecoder(const Bundle& bundle, const Backend& backend)
+    : latent_(bundle.latent), session_(backend.load(bundle.folder, bundle.vae_decoder.value())) {}
 
 Tensor VaeDecoder::decode(const Tensor& latents, int tile) const {
   Tensor scaled = latents.clone();
@@ -116,20 +110,17 @@ Tensor VaeDecoder::decode_tiled(const Tensor& latents, std::int64_t tile) const 
   return image;
 }
 
-Tensor encode_image(const Bundle& bundle, const Backend& backend, const Tensor& image) {
-  if (!bundle.vae_encoder)
-    throw InputError(bundle.folder.string() +
-                     " has no VAE encoder, which --image needs: export it again");
-  const Latent& latent = bundle.latent;
-  Tensor latents({1, latent.channels, image.dim(2) / latent.vae_scale_factor,
-                  image.dim(3) / latent.vae_scale_factor},
+VaeEncoder::VaeEncoder(const Bundle& bundle, const Backend& backend)
+    : latent_(bundle.latent), session_(backend.load(bundle.folder, bundle.vae_encoder.value())) {}
+
+Tensor VaeEncoder::encode(const Tensor& image) const {
+  const std::int64_t factor = latent_.vae_scale_factor;
+  Tensor latents({1, latent_.channels, image.dim(2) / factor, image.dim(3) / factor},
                  DType::float32);
-  backend.load(bundle.folder, *bundle.vae_encoder)
-      ->bind({{"image", image}}, {{"latent", latents}})
-      ->run();
+  session_->bind({{"image", image}}, {{"latent", latents}})->run();
   for (float& value : latents.floats()) {
-    value = (value - static_cast<float>(latent.shift_factor)) *
-            static_cast<float>(latent.scaling_factor);
+    value = (value - static_cast<float>(latent_.shift_factor)) *
+            static_cast<float>(latent_.scaling_factor);
   }
   return latents;
 }

@@ -10,6 +10,7 @@ namespace intaglio {
 
 class VaeDecoder {
  public:
+  // The bundle has one: resolve() refuses those that do not.
   VaeDecoder(const Bundle& bundle, const Backend& backend);
   // Scheduler's latents [N, C, h, w] to images [N, 3, H, W] in [-1, 1], one at a time, and in
   // overlapping tiles of `tile` pixels where an image is larger (blended as diffusers'
@@ -24,8 +25,17 @@ class VaeDecoder {
   std::unique_ptr<Session> session_;
 };
 
-// An image [1, 3, H, W] to the latents [1, C, h, w] the scheduler starts from (the mean of the
-// encoder's distribution).
-Tensor encode_image(const Bundle& bundle, const Backend& backend, const Tensor& image);
+class VaeEncoder {
+ public:
+  // The bundle has one: resolve() refuses a start from a picture otherwise.
+  VaeEncoder(const Bundle& bundle, const Backend& backend);
+  // An image [1, 3, H, W] to the latents [1, C, h, w] the scheduler starts from (the mean of the
+  // encoder's distribution).
+  Tensor encode(const Tensor& image) const;
+
+ private:
+  const Latent& latent_;
+  std::unique_ptr<Session> session_;
+};
 
 }  // namespace intaglio
