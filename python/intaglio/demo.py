@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import html
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from intaglio import Generation, Pipeline
+from intaglio import Error, Generation, Pipeline
 
 PROMPTS = ("a dark ankle boot", "a dress", "a light pullover", "a bag", "a sandal", "a dark coat")
 SEEDS = (1, 2)
@@ -100,7 +101,7 @@ def page(modes: list[Mode], bundle_name: str, backend: str) -> str:
 <title>Detail Guidance on {html.escape(bundle_name)}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: auto; padding: 1rem }}
-img {{ max-width: 100%; image-rendering: pixelated }}
+img {{ max-width: 100% }} img[width] {{ image-rendering: pixelated; margin: 0 4px 4px 0 }}
 table {{ border-collapse: collapse }} td, th {{ padding: .2rem 1rem .2rem 0; text-align: left }}
 </style>
 <h1>The same seeds, guided four ways</h1>
@@ -121,32 +122,41 @@ def file_name(mode: Mode, prompt: str, seed: int) -> str:
     return f"{prompt.replace(' ', '-')}-{seed}-{mode.name.lower().replace('+', '-')}.png"
 
 
-def main() -> None:
-    """Draw, then write the pictures first and the page last, so that a page is always whole."""
+def main() -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path, help="folder that `intaglio export` wrote")
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder to write")
     args = parser.parse_args()
-    pipeline = Pipeline.open(args.bundle)
+    try:
+        write_demo(Pipeline.open(args.bundle), args.output)
+    except Error as error:
+        print(f"intaglio: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def write_demo(pipeline: Pipeline, output: Path) -> None:
+    """Draw, then write the pictures first and the page last, so that a page is always whole."""
     guidance = pipeline.bundle.defaults.guidance
     cfg, dg = guidance.cfg_scale.first, guidance.dg_scale.first
     settings = {"baseline": (1.0, 0.0), "CFG": (cfg, 0.0), "DG": (1.0, dg), "CFG+DG": (cfg, dg)}
     modes = [draw_mode(pipeline, name, *scales) for name, scales in settings.items()]
 
-    args.output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     for mode in modes:
         for column, image in mode.images.items():
-            image.save(args.output / file_name(mode, *column))
-    comparison(modes).save(args.output / "comparison.png")
+            image.save(output / file_name(mode, *column))
+    comparison(modes).save(output / "comparison.png")
     lines = [
         f"{m.name:10}{m.settings:32}{m.seconds:6.2f} s  {m.seconds / modes[0].seconds:.2f} x"
         for m in modes
     ]
     files = {"page": "index.html", "picture": "comparison.png", "singles": "*.png"}
-    places = [f"{what:10}{args.output / name}" for what, name in files.items()]
-    (args.output / "summary.txt").write_text("\n".join(lines + places) + "\n")
-    (args.output / "index.html").write_text(page(modes, pipeline.bundle.name, pipeline.backend))
+    places = [f"{what:10}{output / name}" for what, name in files.items()]
+    (output / "summary.txt").write_text("\n".join(lines + places) + "\n")
+    (output / "index.html").write_text(page(modes, pipeline.bundle.name, pipeline.backend))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
