@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import errno
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,7 +129,9 @@ def _export(
     settings: Path | None,
 ) -> None:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=screen, transient=True) as bar:
+    bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
+    # Started where it can be seen only: rich ends a bar elsewhere with an empty line.
+    with bar if screen.is_interactive else nullcontext():
         task = bar.add_task("Starting", total=1.0)
         # Imported here: torch takes seconds, and --help and usage errors should not wait for it.
         with quiet():
@@ -177,10 +181,24 @@ def _system_message(error: OSError, output: Path) -> str:
 
 
 def _fail(message: str, code: ExitCode) -> None:
-    typer.echo(f"intaglio export: {message}", err=True)
+    _say(message)
     raise typer.Exit(int(code))
+
+
+def _say(message: str) -> None:
+    """One line on stderr, as the C++ command has it."""
+    typer.echo(f"intaglio: {' '.join(message.split())}", err=True)
 
 
 def main() -> None:
     """`python -m intaglio_export`: the same command on its own."""
-    typer.run(export)
+    app = typer.Typer(add_completion=False)
+    app.command()(export)
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what marks a wrong call, in every version
+            raise
+        _say(error.format_message())
+        code = ExitCode.USAGE
+    sys.exit(code)

@@ -46,7 +46,7 @@ def run_python(command: EntryPoint, args: list[str]) -> int:
     app = typer.Typer(add_completion=False)
     try:
         app.command(command.name)(command.load())
-        app(args, prog_name=f"intaglio {command.name}")
+        return int(app(args, prog_name=f"intaglio {command.name}", standalone_mode=False) or 0)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing in {"", "intaglio", command.module.split(".")[0]}:
@@ -57,7 +57,12 @@ def run_python(command: EntryPoint, args: list[str]) -> int:
             file=sys.stderr,
         )
         return _core.UnavailableError.exit_code
-    return 0
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what marks a wrong call, in every version
+            raise
+        wrong = " ".join(error.format_message().split()).rstrip(".")
+        print(f"intaglio: {wrong} (see intaglio {command.name} --help)", file=sys.stderr)
+        return _core.UsageError.exit_code
 
 
 def python_commands() -> str:
