@@ -19,7 +19,7 @@ _RENAME_EXCHANGE = 2
 
 
 def check_output(path: Path) -> None:
-    """See that a bundle may be written to `path`.
+    """See that a bundle may be written to `path`, or to where it points if it is a symbolic link.
 
     Raises:
         ExportError: there is something that is not a bundle, or the folder above is missing or not
@@ -33,10 +33,11 @@ def check_output(path: Path) -> None:
             )
     elif path.exists():
         raise ExportError(f"The output {path} is not a folder; give another path with -o.")
-    if not path.parent.is_dir():
-        raise ExportError(f"The folder {path.parent} for the output does not exist; make it first.")
-    if not os.access(path.parent, os.W_OK):
-        raise ExportError(f"The folder {path.parent} for the output is not writable.")
+    parent = _real(path).parent
+    if not parent.is_dir():
+        raise ExportError(f"The folder {parent} for the output does not exist; make it first.")
+    if not os.access(parent, os.W_OK):
+        raise ExportError(f"The folder {parent} for the output is not writable.")
 
 
 def check_space(path: Path, needed: int) -> None:
@@ -45,10 +46,11 @@ def check_space(path: Path, needed: int) -> None:
     Raises:
         ExportError: it has not.
     """
-    free = shutil.disk_usage(path.parent).free
+    parent = _real(path).parent
+    free = shutil.disk_usage(parent).free
     if free < needed:
         raise ExportError(
-            f"The disk of {path.parent} is too full: the bundle needs about {needed / 1e6:.0f} MB"
+            f"The disk of {parent} is too full: the bundle needs about {needed / 1e6:.0f} MB"
             f" and {free / 1e6:.0f} MB are free."
         )
 
@@ -58,9 +60,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary sibling folder, which takes `path`'s place when the block ends without error.
 
     An existing bundle is exchanged with the new one in one step, and then removed. After an error
-    `path` is as before and the temporary folder is gone.
+    `path` is as before and the temporary folder is gone. A symbolic link stays, and what it points
+    to is replaced.
     """
     check_output(path)
+    path = _real(path)
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         work.chmod(0o755)
@@ -71,6 +75,11 @@ def replacing(path: Path) -> Iterator[Path]:
             work.rename(path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _real(path: Path) -> Path:
+    """`path` without symbolic links: exchanging a link would exchange the link alone."""
+    return Path(os.path.realpath(path))
 
 
 def _exchange(new: Path, old: Path) -> None:

@@ -209,6 +209,22 @@ def test_a_failed_replacement_leaves_the_old_bundle(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [old]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_link_points_to_is_replaced(tmp_path: Path, there: bool) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    bundle, link = tmp_path / "elsewhere" / "bundle", tmp_path / "link"
+    link.symlink_to(bundle)
+    if there:
+        bundle.mkdir()
+        (bundle / "bundle.json").write_text("old")
+    with replacing(link) as work:
+        (work / "bundle.json").write_text("new")
+    assert link.is_symlink()
+    assert (bundle / "bundle.json").read_text() == "new"
+    assert sorted(tmp_path.iterdir()) == [bundle.parent, link]
+    assert list(bundle.parent.iterdir()) == [bundle]
+
+
 def test_help_teaches(run: Run) -> None:
     text = run("--help").stdout
     for word in ("--layout", "--block", "--channels", "--settings", "top:K", "Example"):
