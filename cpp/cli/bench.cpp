@@ -46,7 +46,7 @@ double forwards(const Bundle& bundle, const Generation& generation) {
 
 void run_modes(const Pipeline& pipeline, const Flags& flags, std::vector<Mode>& modes) {
   const InterruptFlag interrupt;
-  ProgressBar bar("measuring");
+  ProgressBar bar("measuring", "runs");
   const int total = (flags.repeats + 1) * static_cast<int>(modes.size());
   int done = 0;
   // Interleaved, so that a drifting machine is as unkind to every mode; the first round warms up.

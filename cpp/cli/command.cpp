@@ -61,6 +61,9 @@ int run(const CLI::App& app, const std::function<void()>& parse) {
     return report("out of memory: use a smaller size or batch", ExitCode::out_of_memory);
   } catch (const std::system_error& error) {  // file names that the system refuses, threads
     return report(error.what(), ExitCode::bad_input);
+  } catch (const std::exception& error) {  // nothing that a caller did; still no crash
+    return report(std::string("unexpected failure, please report it: ") + error.what(),
+                  ExitCode::bad_input);
   }
   return static_cast<int>(ExitCode::ok);
 }

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "cli/parse.h"
 #include "intaglio/backend.h"
 
 namespace intaglio::cli {
@@ -20,24 +21,14 @@ void add_run_flags(CLI::App& command, RunFlags& flags);
 // A flag read by cli::parse, so that every wrong value gets the same kind of sentence.
 template <typename T>
 CLI::Option* add_flag(CLI::App& command, const std::string& flags, T& value,
-                      const std::string& type, const std::string& help);
-
-void add_generate(CLI::App& app);
-void add_inspect(CLI::App& app);
-void add_bench(CLI::App& app);
-
-}  // namespace intaglio::cli
-
-#include "cli/parse.h"
-
-namespace intaglio::cli {
-
-template <typename T>
-CLI::Option* add_flag(CLI::App& command, const std::string& flags, T& value,
                       const std::string& type, const std::string& help) {
   const std::string name = flags.substr(flags.rfind("--"));
   const auto read = [name, &value](const std::string& text) { parse(name, text, value); };
   return command.add_option_function<std::string>(flags, read, help)->type_name(type);
 }
+
+void add_generate(CLI::App& app);
+void add_inspect(CLI::App& app);
+void add_bench(CLI::App& app);
 
 }  // namespace intaglio::cli

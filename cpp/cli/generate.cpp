@@ -6,6 +6,7 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "cli/commands.h"
@@ -53,17 +54,18 @@ void check_outputs(const Flags& flags) {
 }
 
 Json report(const Flags& flags, const Pipeline& pipeline, const Generation& generation,
-            double first_step_at) {
+            std::optional<double> first_step_at) {
+  Json seconds = Json::object();
+  if (first_step_at) seconds["start_to_first_step"] = *first_step_at;
+  seconds["text"] = generation.timings.text;
+  seconds["denoise"] = generation.timings.denoise;
+  seconds["vae"] = generation.timings.vae;
+  seconds["total"] = generation.timings.total;
   return {
       {"bundle", pipeline.bundle().name},
       {"backend", pipeline.backend().description()},
       {"options", Json::parse(to_json(with_defaults(pipeline.bundle(), flags.options)))},
-      {"seconds",
-       {{"start_to_first_step", first_step_at},
-        {"text", generation.timings.text},
-        {"denoise", generation.timings.denoise},
-        {"vae", generation.timings.vae},
-        {"total", generation.timings.total}}},
+      {"seconds", seconds},
       {"step_seconds", generation.step_seconds},
       {"base_rows", generation.base_rows},
       {"forked_rows", generation.forked_rows},
@@ -77,9 +79,9 @@ void generate(Flags& flags) {
 
   const InterruptFlag interrupt;
   Generation generation;
-  double first_step_at = 0;
+  std::optional<double> first_step_at;
   {
-    ProgressBar bar("denoising");
+    ProgressBar bar("denoising", "steps");
     generation = pipeline.generate(flags.options, [&](const Step& step) {
       // The first callback comes after the step; its own time is taken off below.
       if (step.step == 0) first_step_at = seconds_since_process_start();
@@ -89,7 +91,7 @@ void generate(Flags& flags) {
   }
   // After the last step too: nothing is written that was not waited for.
   if (InterruptFlag::raised()) throw Interrupted("stopped while decoding: nothing was written");
-  first_step_at -= generation.step_seconds.front();
+  if (first_step_at) *first_step_at -= generation.step_seconds.front();
 
   for (std::size_t i = 0; i < generation.images.size(); ++i) {
     const fs::path path = numbered(flags.output, i, generation.images.size());
@@ -112,20 +114,30 @@ std::string dashed(std::string name) {
   return name;
 }
 
+// What an option is where neither the call nor the bundle says: " [1]".
+std::string shown_default(const Json& defaults, const std::string& name) {
+  if (!defaults.contains(name)) return "";
+  const Json& value = defaults[name];
+  const Json& one = value.is_array() && value.size() == 1 ? value[0] : value;
+  return one.is_number() ? " [" + one.dump() + "]" : "";
+}
+
 }  // namespace
 
 void add_generate(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   CLI::App* command = app.add_subcommand("generate", "draw images from a prompt");
   command->footer(
-      "What is not given comes from the bundle's defaults (see `intaglio inspect BUNDLE`).\n"
+      "What is not given and shows no default in brackets comes from the bundle (see `intaglio "
+      "inspect BUNDLE`).\n"
       "Example: intaglio generate bundle --prompt \"a dark ankle boot\" --seeds 1,2,3 -o boot.png");
   add_run_flags(*command, flags->run);
+  const Json defaults = Json::parse(to_json(flags->options));
   visit_options(flags->options, [&](const OptionInfo& info, auto& value) {
     const std::string name = info.name;
     const std::string flag = "--" + dashed(name);
-    CLI::Option* option =
-        add_flag(*command, name == "seeds" ? "--seed," + flag : flag, value, info.value, info.help);
+    CLI::Option* option = add_flag(*command, name == "seeds" ? "--seed," + flag : flag, value,
+                                   info.value, info.help + shown_default(defaults, name));
     if (name == "prompt") option->required();
   });
   const auto add_path = [&](const char* flag, fs::path& path, const char* type, const char* help) {

@@ -5,12 +5,13 @@
 #include <ctime>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <sstream>
 #include <string>
 
 namespace intaglio::cli {
 
-double seconds_since_process_start() {
+std::optional<double> seconds_since_process_start() {
   std::ifstream stream("/proc/self/stat");
   const std::string stat{std::istreambuf_iterator<char>(stream), {}};
   // The name in parentheses may hold spaces; starttime is the 20th field after it.
@@ -19,7 +20,7 @@ double seconds_since_process_start() {
   for (int i = 0; i < 20; ++i) fields >> field;
   timespec now{};
   clock_gettime(CLOCK_BOOTTIME, &now);
-  if (!fields) return 0;  // no /proc: a bare chroot
+  if (!fields) return {};  // no /proc: a bare chroot
   const double start = std::stod(field) / static_cast<double>(sysconf(_SC_CLK_TCK));
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9 - start;
 }

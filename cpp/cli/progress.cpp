@@ -17,8 +17,11 @@ double now() {
 
 }  // namespace
 
-ProgressBar::ProgressBar(std::string label)
-    : label_(std::move(label)), terminal_(::isatty(STDERR_FILENO)), start_(now()) {}
+ProgressBar::ProgressBar(std::string label, std::string unit)
+    : label_(std::move(label)),
+      unit_(std::move(unit)),
+      terminal_(::isatty(STDERR_FILENO)),
+      start_(now()) {}
 
 ProgressBar::~ProgressBar() {
   if (drawn_) std::fputc('\n', stderr);
@@ -30,8 +33,8 @@ void ProgressBar::show(int done, int total) {
   const int filled = width * done / total;
   const std::string bar = std::string(static_cast<std::size_t>(filled), '#') +
                           std::string(static_cast<std::size_t>(width - filled), '.');
-  std::fprintf(stderr, "\r%s [%s] %d/%d  %.1f steps/s ", label_.c_str(), bar.c_str(), done, total,
-               done / (now() - start_));
+  std::fprintf(stderr, "\r%s [%s] %d/%d  %.1f %s/s ", label_.c_str(), bar.c_str(), done, total,
+               done / (now() - start_), unit_.c_str());
   drawn_ = true;
 }
 

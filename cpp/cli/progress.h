@@ -10,13 +10,14 @@ namespace intaglio::cli {
 
 class ProgressBar {
  public:
-  explicit ProgressBar(std::string label);
+  // `unit` is what the bar counts, in the plural.
+  ProgressBar(std::string label, std::string unit);
   ~ProgressBar();
   // Draws only when stderr is a terminal.
   void show(int done, int total);
 
  private:
-  std::string label_;
+  std::string label_, unit_;
   bool terminal_;
   bool drawn_ = false;
   double start_;

@@ -12,7 +12,7 @@ void bind_backend(py::module_& module) {
            py::kw_only(), py::arg("device") = "cpu", py::arg("threads") = 0,
            py::arg("onnxruntime_library") = std::filesystem::path())
       .def_readwrite("device", &BackendOptions::device)
-      .def_readwrite("threads", &BackendOptions::threads, "0: one per physical core")
+      .def_readwrite("threads", &BackendOptions::threads, "0: one per logical core")
       .def_readwrite("onnxruntime_library", &BackendOptions::onnxruntime_library,
                      "empty: searched for");
   py::class_<Backend, std::shared_ptr<Backend>>(module, "Backend", "What graphs run on.")

@@ -66,15 +66,7 @@ void bind_schedule(py::module_& module) {
       .def_readonly("timesteps", &Schedule::timesteps,
                     "N values, in the unit the model was trained on (sigma * 1000)")
       .def_property_readonly("steps", &Schedule::steps)
-      .def(
-          "last",
-          [](const Schedule& schedule, int count) {
-            if (count < 0 || count > schedule.steps()) {
-              throw UsageError("count must be from 0 to " + std::to_string(schedule.steps()));
-            }
-            return schedule.last(count);
-          },
-          py::arg("count"), "The last `count` steps (image-to-image).")
+      .def("last", &Schedule::last, py::arg("count"), "The last `count` steps (image-to-image).")
       .def("__repr__", [](const Schedule& schedule) {
         return "Schedule(" + std::to_string(schedule.steps()) + " steps)";
       });

@@ -572,7 +572,7 @@ class BackendOptions:
     @property
     def threads(self) -> int:
         """
-        0: one per physical core
+        0: one per logical core
         """
     @threads.setter
     def threads(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
@@ -752,7 +752,7 @@ def png_text(
 
 def read_png(path: os.PathLike[str] | str | bytes) -> PIL.Image.Image:
     """
-    Any PNG, as 8-bit RGB. Raises InputError naming the file.
+    Any PNG, as 8-bit RGB: transparent parts over black, 16 bits scaled. Raises InputError naming the file.
     """
 
 def run_command(args: collections.abc.Sequence[str]) -> int:

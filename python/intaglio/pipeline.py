@@ -107,7 +107,7 @@ class Pipeline:
         Args:
             bundle: the folder; every file's size and SHA-256 is checked against its manifest.
             device: where to run: cpu, or auto for the best there is.
-            threads: threads to run with; 0: one per physical core.
+            threads: threads to run with; 0: one per logical core.
             onnxruntime: ONNX Runtime's library; None: that of Python's onnxruntime package, or
                 the system's.
 
@@ -181,7 +181,8 @@ class Pipeline:
             vae_tile: larger images are decoded in overlapping tiles of this size.
             image: start from this picture (Pillow, or uint8 [H, W] or [H, W, 3]).
             latents: [N, C, h, w] float32 in place of noise: anything with __dlpack__, in C order.
-            ma_tokens: where Detail Guidance acts: white suppresses, black leaves alone; any size.
+            ma_tokens: where Detail Guidance acts: white suppresses, black leaves alone.
+                Averaged per token, so it needs a pixel per token at least.
             on_step: called after each step with a `Step`; returning False stops the run. What it
                 raises is raised here. `step.latents` is the run's own memory: copy what you keep.
             progress: show a progress bar.

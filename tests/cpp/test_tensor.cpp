@@ -1,4 +1,6 @@
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -17,6 +19,15 @@ TEST(Tensor, RowsShareMemory) {
   EXPECT_EQ(tensor.clone().floats()[2], 5.0F);
   tensor.clone().floats()[2] = 0.0F;
   EXPECT_EQ(tensor.floats()[2], 5.0F);
+}
+
+TEST(Tensor, RefusesSizesThatCannotBe) {
+  const std::int64_t large = std::int64_t{1} << 40;
+  EXPECT_THROW(Tensor({2, -1}, DType::float32), UsageError);
+  EXPECT_THROW(Tensor({0, -1}, DType::float32), UsageError);
+  EXPECT_THROW(Tensor({large, large}, DType::float32), OutOfMemoryError);
+  EXPECT_THROW(Tensor({large, large, large, large}, DType::uint8), OutOfMemoryError);
+  EXPECT_EQ(Tensor({large, large, 0}, DType::float32).size(), 0);
 }
 
 class Npy : public testing::Test {
@@ -48,6 +59,17 @@ TEST_F(Npy, RefusesTruncatedAndForeignFiles) {
   }
   write_file(path_, "PK" + whole);
   EXPECT_THROW(load_npy(path_), InputError);
+}
+
+TEST(File, FollowsTheUmask) {
+  const auto path =
+      std::filesystem::temp_directory_path() / ("intaglio_mode_" + std::to_string(::getpid()));
+  const mode_t before = ::umask(027);
+  write_file(path, "content");
+  ::umask(before);
+  const auto mode = std::filesystem::status(path).permissions();
+  EXPECT_EQ(static_cast<unsigned>(mode), 0640U);
+  std::filesystem::remove(path);
 }
 
 TEST(File, FailedWriteLeavesNothingBehind) {

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import intaglio
+from tests.conftest import onnxruntime_library
 from tests.integration.conftest import PROMPT, Command, check, with_mounts
 
 
@@ -100,7 +101,7 @@ def test_full_standard_output(command: Command, forked_bundle: Path, args: list[
 UNAVAILABLE = {
     "device": (["--device", "tpu"], 'device "tpu" is not in this version'),
     "absent library": (["--onnxruntime", "/nowhere/library.so"], "cannot open shared object"),
-    "foreign library": (["--onnxruntime", "libm.so.6"], "no usable ONNX Runtime library"),
+    "foreign library": (["--onnxruntime", "libm.so.6"], "libm.so.6 is not ONNX Runtime"),
 }  # fmt: skip
 
 
@@ -113,6 +114,12 @@ def test_what_is_not_there(command: Command, forked_bundle: Path, name: str) -> 
     words = [sys.executable, "-c", code, str(forked_bundle), flags[0][2:], flags[1]]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == f"intaglio.UnavailableError: {sentence}"
+
+
+def test_another_library_than_the_loaded_one(forked_bundle: Path) -> None:
+    intaglio.Pipeline.open(forked_bundle, onnxruntime=onnxruntime_library())
+    with pytest.raises(intaglio.UnavailableError, match="has loaded ONNX Runtime from "):
+        intaglio.Pipeline.open(forked_bundle, onnxruntime="libm.so.6")
 
 
 def test_out_of_memory(command: Command, forked_bundle: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def test_metadata_draws_the_image_again(
     written = command.folder / "image-1.png"
     with Image.open(written) as image:
         text = dict(image.text)
+        assert "intaglio:inputs" not in text
         assert image.size == (SIZE, 24)
     assert text["Description"] == prompt
     assert text["intaglio:image"] == "1"
@@ -122,6 +124,8 @@ def test_strength_decides_how_many_steps_run(command: Command, forked_bundle: Pa
     kept = latents(command, forked_bundle, *GUIDED, "--image", "start.png", "--strength", 0.4)
     np.testing.assert_array_equal(forgotten, plain)
     assert np.abs(kept - plain).max() > 0.1
+    with Image.open(command.folder / "image.png") as image:
+        assert image.text["intaglio:inputs"] == "image"
 
 
 def test_image_gives_the_size(command: Command, forked_bundle: Path) -> None:
@@ -255,6 +259,8 @@ def test_help_names_every_option(command: Command) -> None:
     for info in _core.option_infos():
         assert f"--{info.name.replace('_', '-')} " in text.replace(",", " "), info.name
         assert info.value in text
+    for name, value in (("seeds", 0), ("batch", 1), ("strength", 0.6), ("vae-tile", 1024)):
+        assert re.search(rf"--{name} [^[]*\[{value}\]", text), name
     for flag in ("--output", "--image", "--ma-tokens", "--latents-in", "--latents-out", "--report"):
         assert flag in text
     for name in ("generate", "inspect", "bench"):

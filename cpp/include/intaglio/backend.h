@@ -37,7 +37,7 @@ class Session {
 
 struct BackendOptions {
   std::string device = "cpu";
-  int threads = 0;                            // 0: one per physical core
+  int threads = 0;                            // 0: one per logical core
   std::filesystem::path onnxruntime_library;  // empty: searched for
 };
 

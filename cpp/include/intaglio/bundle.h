@@ -1,7 +1,6 @@
 // The folder that export writes and the runtime reads; the schema is models/bundle.schema.json.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <map>

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -27,7 +28,10 @@ Tensor from_image(const Image& image);
 // `text` becomes the file's text chunks (iTXt, UTF-8). Written under a temporary name, then
 // renamed.
 void write_png(const std::filesystem::path& path, const Image& image, const TextEntries& text = {});
-// Any PNG, as 8-bit RGB. Throws InputError naming the file.
+// Any PNG, as 8-bit RGB: transparent parts over black, 16 bits scaled. Throws InputError naming the
+// file.
 Image read_png(const std::filesystem::path& path);
+// The same of a file's content, called `name` in the error.
+Image decode_png(std::string_view content, const std::string& name);
 
 }  // namespace intaglio

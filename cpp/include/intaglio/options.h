@@ -56,7 +56,8 @@ GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options);
 // The options as a JSON object, by their names; a ramp or window as [first, last].
 std::string to_json(const GenerateOptions& options);
 
-// What a PNG says about its image: how to draw it again. `image` counts from 0 within the batch.
+// What a PNG says about its image: how to draw it again, and under "intaglio:inputs" which pictures
+// or latents that also takes, which are not in it. `image` counts from 0 within the batch.
 TextEntries png_text(const Bundle& bundle, const GenerateOptions& options, std::size_t image);
 
 }  // namespace intaglio

@@ -33,8 +33,8 @@ struct GenerateOptions {
   std::optional<Window> dg_window;
   std::optional<Ramp> ma_keep;
   std::vector<int> ma_channels;  // empty: the bundle's
-  std::optional<Image>
-      ma_tokens;  // white: suppressed, black: left alone; any size, averaged per token
+  // White: suppressed, black: left alone. Averaged per token, so at least a pixel per token.
+  std::optional<Image> ma_tokens;
   std::optional<std::string> scheduler;  // euler, heun, dpmpp-2m
   std::optional<Tensor> latents;         // [N, C, h, w] float32, instead of noise
   std::optional<Image> image;            // start from this picture

@@ -18,6 +18,7 @@ const char* name_of(DType dtype);
 
 using Shape = std::vector<std::int64_t>;
 
+// Throws UsageError for a negative size and OutOfMemoryError for more elements than can be counted.
 std::int64_t element_count(const Shape& shape);
 std::string to_string(const Shape& shape);
 
@@ -55,7 +56,7 @@ class Tensor {
   std::shared_ptr<void> owner_;
 };
 
-// NumPy's .npy, version 1.0. Loads float32 and float64 (converted) as float32, C order.
+// NumPy's .npy, version 1.0, C order. Loads float32 and float64 (converted) as float32, and int64.
 // Throws InputError naming the file when it is missing, truncated or of another kind.
 Tensor load_npy(const std::filesystem::path& path);
 // Written under a temporary name, then renamed.

@@ -45,6 +45,17 @@ std::vector<fs::path> candidates(const fs::path& library) {
   return paths;
 }
 
+// A process holds one ONNX Runtime; the linker knows whether another name means the same file.
+void check_same(const fs::path& library, const void* loaded, const std::string& loaded_from) {
+  if (library.empty()) return;
+  void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
+  if (handle) dlclose(handle);
+  if (handle == loaded) return;
+  throw UnavailableError("this process has loaded ONNX Runtime from " + loaded_from +
+                         " and cannot take " + library.string() +
+                         " as well: give the same library, or start another process");
+}
+
 }  // namespace
 
 fs::path ops_library() {
@@ -57,8 +68,13 @@ fs::path ops_library() {
 std::string load_onnxruntime(const fs::path& library) {
   static std::mutex mutex;
   static std::string version;
+  static const void* loaded = nullptr;
+  static std::string loaded_from;
   const std::scoped_lock lock(mutex);
-  if (!version.empty()) return version;
+  if (!version.empty()) {
+    check_same(library, loaded, loaded_from);
+    return version;
+  }
   std::string tried;
   for (const fs::path& path : candidates(library)) {
     void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -71,9 +87,13 @@ std::string load_onnxruntime(const fs::path& library) {
     if (api) {
       Ort::InitApi(api);
       version = base()->GetVersionString();
+      loaded = handle;
+      loaded_from = path.string();
       return version;
     }
-    tried += "; " + path.string() + " is older than version 1." + std::to_string(ORT_API_VERSION);
+    tried += "; " + path.string() +
+             (base ? " is older than version 1." + std::to_string(ORT_API_VERSION)
+                   : " is not ONNX Runtime");
     dlclose(handle);
   }
   throw UnavailableError(

@@ -8,7 +8,8 @@ namespace intaglio {
 
 // Loads `library`, or when it is empty the first that is found: beside libintaglio, in Python's
 // onnxruntime package beside this one, on the system. Initialises the C++ API. Later calls keep the
-// library of the first. Returns its version. Throws UnavailableError saying what was tried.
+// library of the first. Returns its version. Throws UnavailableError saying what was tried, or that
+// another library than `library` is loaded.
 std::string load_onnxruntime(const std::filesystem::path& library);
 
 // libintaglio_ops.so beside libintaglio; empty when it is not there.

@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <random>
 #include <utility>
 
 #include "intaglio/error.h"
@@ -37,6 +38,21 @@ void write_all(int descriptor, std::string_view content, const fs::path& path) {
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) fail("write", path, errno);
     content.remove_prefix(static_cast<std::size_t>(written));
+  }
+}
+
+// A new file of a random name beside `target`. mkstemp would make it for the owner alone, and the
+// umask cannot be asked for without changing it for every thread of the process.
+void create_beside(const fs::path& target, const fs::path& named, OpenFile& file) {
+  std::random_device random;
+  while (true) {
+    const fs::path path = target.string() + "." + std::to_string(random()) + ".tmp";
+    file.descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (file.descriptor >= 0) {
+      file.path = path;
+      return;
+    }
+    if (errno != EEXIST) fail("write", named, errno);
   }
 }
 
@@ -82,17 +98,11 @@ void write_file(const fs::path& path, std::string_view content) {
   // The file that a symbolic link names is what is meant, not the link.
   fs::path target = fs::canonical(path, error);
   if (error) target = path;
-  std::string pattern = target.string() + ".XXXXXX";
-  OpenFile file{::mkstemp(pattern.data())};
-  if (file.descriptor < 0) fail("write", path, errno);
-  file.path = pattern;
+  OpenFile file;
+  create_beside(target, path, file);
   write_all(file.descriptor, content, path);
-  // mkstemp makes files for the owner alone; follow the umask as an ordinary file would.
-  const mode_t mask = ::umask(0);
-  ::umask(mask);
-  if (::fchmod(file.descriptor, 0666 & ~mask) != 0) fail("write", path, errno);
   if (file.close() != 0) fail("write", path, errno);
-  if (::rename(pattern.c_str(), target.c_str()) != 0) fail("write", path, errno);
+  if (::rename(file.path.c_str(), target.c_str()) != 0) fail("write", path, errno);
   file.path.clear();
 }
 

@@ -2,8 +2,8 @@
 
 #include <cassert>
 #include <cstring>
+#include <limits>
 #include <new>
-#include <numeric>
 
 #include "intaglio/error.h"
 
@@ -36,7 +36,22 @@ const char* name_of(DType dtype) {
 }
 
 std::int64_t element_count(const Shape& shape) {
-  return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+  // Room for eight bytes an element, so that the size in bytes cannot overflow either.
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max() / 8;
+  std::int64_t count = 1;
+  bool empty = false, too_large = false;
+  for (const std::int64_t size : shape) {
+    if (size < 0) throw UsageError("a tensor cannot have the shape " + to_string(shape));
+    empty = empty || size == 0;
+    too_large = too_large || (size > 0 && count > most / size);
+    if (size > 0 && !too_large) count *= size;
+  }
+  if (empty) return 0;
+  if (too_large) {
+    throw OutOfMemoryError("a tensor of shape " + to_string(shape) +
+                           " needs more memory than there is: use a smaller size or batch");
+  }
+  return count;
 }
 
 std::string to_string(const Shape& shape) {

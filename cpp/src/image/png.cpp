@@ -14,7 +14,13 @@ namespace intaglio {
 namespace {
 
 void append(png_structp png, png_bytep data, png_size_t count) {
-  static_cast<std::string*>(png_get_io_ptr(png))->append(reinterpret_cast<char*>(data), count);
+  bool full = false;  // png_error jumps: not out of a handler, whose exception would never end
+  try {
+    static_cast<std::string*>(png_get_io_ptr(png))->append(reinterpret_cast<char*>(data), count);
+  } catch (const std::exception&) {
+    full = true;
+  }
+  if (full) png_error(png, "out of memory");
 }
 
 [[noreturn]] void on_error(png_structp png, png_const_charp message) {
@@ -68,14 +74,16 @@ void write_png(const std::filesystem::path& path, const Image& image, const Text
 }
 
 Image read_png(const std::filesystem::path& path) {
-  const std::string content = read_file(path);
+  return decode_png(read_file(path), path.string());
+}
+
+Image decode_png(std::string_view content, const std::string& name) {
   png_image png{};
   png.version = PNG_IMAGE_VERSION;
+  const std::unique_ptr<png_image, decltype(&png_image_free)> guard(&png, png_image_free);
   const auto refuse = [&] {
     const std::string why = png.message;
-    png_image_free(&png);
-    throw InputError(path.string() + " is not a PNG that can be read (" + why +
-                     "): convert it to PNG");
+    throw InputError(name + " is not a PNG that can be read (" + why + "): convert it to PNG");
   };
   if (!png_image_begin_read_from_memory(&png, content.data(), content.size())) refuse();
   png.format = PNG_FORMAT_RGB;

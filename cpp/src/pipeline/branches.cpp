@@ -25,6 +25,11 @@ Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions,
   keep_ = Tensor({3 * n_, request.token_rows * request.token_columns}, DType::float32);
   std::ranges::fill(keep_.floats(), 1.0F);
   fill_text(positive, negative);
+  const int steps = request.schedule.steps();
+  for (int step = 0; step < steps; ++step) {
+    const StepWeights weights = weights_at(request.guidance, step, steps);
+    bind(weights.unconditional(), weights.degraded());
+  }
 }
 
 void Branches::fill_text(const PromptEmbedding& positive, const PromptEmbedding* negative) {
@@ -84,6 +89,18 @@ std::unique_ptr<BoundGraph> Branches::bind_degraded() const {
   return sessions_.at("degraded")->bind(inputs, {{"prediction", prediction_.rows(2 * n_, 3 * n_)}});
 }
 
+std::size_t Branches::index(bool unconditional, bool degraded) const {
+  const std::size_t forked = bundle_.layout == "forked" && degraded ? 2 : 0;
+  return (unconditional ? 1 : 0) + forked;
+}
+
+void Branches::bind(bool unconditional, bool degraded) {
+  const bool forked = bundle_.layout == "forked";
+  auto& bound = bound_.at(index(unconditional, degraded));
+  if (!bound) bound = forked ? bind_forked(unconditional, degraded) : bind_base(unconditional);
+  if (degraded && !forked && !bound_degraded_) bound_degraded_ = bind_degraded();
+}
+
 Branches::Predictions Branches::run(std::span<const float> x, float timestep,
                                     const StepWeights& weights) {
   const auto rows = latent_.floats();
@@ -95,16 +112,8 @@ Branches::Predictions Branches::run(std::span<const float> x, float timestep,
   const bool degraded = weights.degraded();
   if (degraded) set_keep(weights.keep);
 
-  const std::size_t forked = bundle_.layout == "forked" && degraded ? 2 : 0;
-  auto& bound = bound_.at((unconditional ? 1 : 0) + forked);
-  if (!bound)
-    bound = bundle_.layout == "forked" ? bind_forked(unconditional, degraded)
-                                       : bind_base(unconditional);
-  bound->run();
-  if (degraded && bundle_.layout == "dual") {
-    if (!bound_degraded_) bound_degraded_ = bind_degraded();
-    bound_degraded_->run();
-  }
+  bound_.at(index(unconditional, degraded))->run();
+  if (degraded && bundle_.layout == "dual") bound_degraded_->run();
 
   const std::int64_t base = n_ * (unconditional ? 2 : 1);
   forked_rows += base + (degraded ? n_ : 0);

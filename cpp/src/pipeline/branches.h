@@ -21,14 +21,15 @@ TransformerSessions load_transformer(const Bundle& bundle, const Backend& backen
 
 // Runs the branches that a step needs and leaves each prediction in a buffer of its own. Rows stand
 // in the order D_0, D_c, D_m; leaving a branch out takes a shorter view of the same memory. All
-// memory is allocated here, before the loop.
+// memory is allocated and bound here, before the loop.
 class Branches {
  public:
   // `negative` is needed when any step of the request runs the unconditional branch.
   Branches(const Bundle& bundle, const TransformerSessions& sessions, const Request& request,
            const PromptEmbedding& positive, const PromptEmbedding* negative);
 
-  // Raw predictions of x [n, C, h, w] (float32) at `timestep`; the spans stay valid until the next
+  // Raw predictions of x [n, C, h, w] (float32) at `timestep` with the weights of one of the
+  // request's steps; the spans stay valid until the next
   // call.
   struct Predictions {
     std::span<const float> conditional, unconditional, degraded;
@@ -41,6 +42,8 @@ class Branches {
  private:
   void fill_text(const PromptEmbedding& positive, const PromptEmbedding* negative);
   void set_keep(float keep);
+  std::size_t index(bool unconditional, bool degraded) const;
+  void bind(bool unconditional, bool degraded);
   std::unique_ptr<BoundGraph> bind_base(bool unconditional) const;
   std::unique_ptr<BoundGraph> bind_degraded() const;
   std::unique_ptr<BoundGraph> bind_forked(bool unconditional, bool degraded) const;
@@ -54,7 +57,7 @@ class Branches {
   Tensor prediction_;                         // [3n, C, h, w]: D_0, D_c, D_m
   Tensor keep_;                               // [3n, T]
   float keep_value_ = -1;
-  std::array<std::unique_ptr<BoundGraph>, 4> bound_;  // by unconditional + 2 * degraded
+  std::array<std::unique_ptr<BoundGraph>, 4> bound_;  // by index()
   std::unique_ptr<BoundGraph> bound_degraded_;        // layout dual
 };
 

@@ -60,11 +60,20 @@ std::string to_json(const GenerateOptions& options) {
 }
 
 TextEntries png_text(const Bundle& bundle, const GenerateOptions& options, std::size_t image) {
-  return {{"Software", "Intaglio " INTAGLIO_VERSION},
-          {"Description", options.prompt},
-          {"intaglio:bundle", bundle.name},
-          {"intaglio:image", std::to_string(image)},
-          {"intaglio:options", to_json(with_defaults(bundle, options))}};
+  TextEntries text{{"Software", "Intaglio " INTAGLIO_VERSION},
+                   {"Description", options.prompt},
+                   {"intaglio:bundle", bundle.name},
+                   {"intaglio:image", std::to_string(image)},
+                   {"intaglio:options", to_json(with_defaults(bundle, options))}};
+  std::string inputs;
+  const auto add = [&](const char* name, bool given) {
+    if (given) inputs += (inputs.empty() ? "" : ", ") + std::string(name);
+  };
+  add("image", options.image.has_value());
+  add("latents", options.latents.has_value());
+  add("ma_tokens", options.ma_tokens.has_value());
+  if (!inputs.empty()) text.emplace_back("intaglio:inputs", inputs);
+  return text;
 }
 
 }  // namespace intaglio

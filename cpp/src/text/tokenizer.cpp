@@ -1,28 +1,14 @@
 // Opens a tokenizer's tables and picks the family that reads them.
 #include "intaglio/tokenizer.h"
 
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <system_error>
 
 #include "intaglio/error.h"
+#include "intaglio/file.h"
 #include "text/clip_tokenizer.h"
 
 namespace intaglio {
 namespace {
-
-std::string read_file(const std::filesystem::path& path) {
-  std::error_code error;
-  const auto size = std::filesystem::file_size(path, error);
-  std::ifstream file(path, std::ios::binary);
-  std::string content(error ? 0 : size, '\0');
-  file.read(content.data(), static_cast<std::streamsize>(content.size()));
-  if (error || !file) {
-    throw InputError("cannot read the tokenizer " + path.string() +
-                     ": check that the bundle is whole");
-  }
-  return content;
-}
 
 // Finds "type" at the top level and stops there; export writes it first.
 class TypeFinder final : public nlohmann::json_sax<nlohmann::json> {
