@@ -19,6 +19,22 @@ Image copy_pixels(const py::object& picture) {
   return image;
 }
 
+// What read_png makes of the same picture in a file, where Pillow's conversion to RGB would drop
+// the transparency and cut 16 bits off at 255.
+Image image_from_pil(py::handle picture) {
+  const auto mode = picture.attr("mode").cast<std::string>();
+  const bool deep = mode.starts_with("I");
+  const bool transparent = mode == "RGBA" || mode == "LA" || mode == "PA" || mode == "RGBa" ||
+                           mode == "La" || picture.attr("info").contains("transparency");
+  if (!deep && !transparent) return copy_pixels(picture.attr("convert")("RGB"));
+  const py::object plain =
+      deep ? picture.attr("convert")("I").attr("convert")("I;16") : picture.attr("convert")("RGBA");
+  const py::object file = py::module_::import("io").attr("BytesIO")();
+  plain.attr("save")(file, "PNG", py::arg("compress_level") = 0);
+  return decode_png(static_cast<std::string>(file.attr("getvalue")().cast<py::bytes>()),
+                    "the picture");
+}
+
 std::vector<Image> checked_to_images(const Tensor& tensor) {
   require_float32(tensor, "tensor");
   if (tensor.shape().size() != 4 || tensor.dim(1) != 3) {
@@ -30,9 +46,7 @@ std::vector<Image> checked_to_images(const Tensor& tensor) {
 }  // namespace
 
 Image image_from(py::handle picture) {
-  if (py::isinstance(picture, pil().attr("Image"))) {
-    return copy_pixels(picture.attr("convert")("RGB"));
-  }
+  if (py::isinstance(picture, pil().attr("Image"))) return image_from_pil(picture);
   const Tensor array = tensor_from(picture);
   const Shape& shape = array.shape();
   const bool gray = shape.size() == 2;
@@ -64,8 +78,10 @@ void bind_image(py::module_& module) {
       "write_png", &write_png, py::arg("path"), py::arg("image"), py::arg("text") = TextEntries{},
       py::call_guard<py::gil_scoped_release>(),
       "`text` becomes the file's text chunks. Written under a temporary name, then renamed.");
-  module.def("read_png", &read_png, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
-             "Any PNG, as 8-bit RGB. Raises InputError naming the file.");
+  module.def(
+      "read_png", &read_png, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+      "Any PNG, as 8-bit RGB: transparent parts over black, 16 bits scaled. Raises InputError "
+      "naming the file.");
 }
 
 }  // namespace intaglio::python

@@ -1,3 +1,5 @@
+#include <string_view>
+
 #include "bindings.h"
 #include "casters.h"
 #include "intaglio/error.h"
@@ -59,8 +61,13 @@ GenerateOptions options_from(const py::dict& keywords) {
     return left.attr("pop")(name, py::none());
   };
   visit_options(options, [&](const OptionInfo& info, auto& field) {
+    const bool given = left.contains(info.name);
     const py::object value = take(info.name);
-    if (value.is_none()) return;
+    if (value.is_none()) {
+      // None asks for the default, and a prompt has none.
+      if (given && std::string_view(info.name) == "prompt") refuse(info, value);
+      return;
+    }
     try {
       assign(field, value);
     } catch (const py::cast_error&) {

@@ -20,7 +20,8 @@ py::object to_numpy(const Tensor& tensor);
 // The library asserts what Python may get wrong; throws InputError naming the argument.
 void require_float32(const Tensor& tensor, const char* argument);
 
-// From a PIL image of any mode, or a uint8 array [H, W] or [H, W, 3]. Throws InputError.
+// From a PIL image of any mode (as read_png reads it from a file), or a uint8 array [H, W] or [H,
+// W, 3]. Throws InputError.
 Image image_from(py::handle picture);
 py::object to_pil(const Image& image);
 

@@ -37,6 +37,52 @@ def test_every_mode_is_taken_as_pillow_converts_it(mode: str, tmp_path: Path) ->
         np.testing.assert_array_equal(np.asarray(written), np.asarray(picture.convert("RGB")))
 
 
+def alpha(mode: str) -> Image.Image:
+    """Colours that fade out."""
+    picture = Image.fromarray(PIXELS).convert(mode)
+    levels = np.linspace(0, 255, PIXELS[..., 0].size, dtype=np.uint8).reshape(PIXELS.shape[:2])
+    picture.putalpha(Image.fromarray(levels))
+    return picture
+
+
+def key() -> Image.Image:
+    """One palette entry is transparent."""
+    picture = Image.fromarray(PIXELS).quantize(8)
+    picture.info["transparency"] = 3
+    return picture
+
+
+SIXTEEN = (np.arange(35, dtype=np.uint16) * 1872).reshape(5, 7)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        alpha("RGB"),
+        alpha("L"),
+        key(),
+        Image.fromarray(SIXTEEN),
+        Image.fromarray(SIXTEEN.astype(np.int32)),
+    ],
+    ids=["RGBA", "LA", "P", "I;16", "I"],
+)
+def test_transparency_and_depth_mean_what_they_mean_in_a_file(
+    picture: Image.Image, tmp_path: Path
+) -> None:
+    in_a_file = picture.convert("I;16") if picture.mode == "I" else picture
+    in_a_file.save(tmp_path / "theirs.png")
+    expected = np.asarray(_core.read_png(tmp_path / "theirs.png"))
+    _core.write_png(tmp_path / "ours.png", picture)
+    np.testing.assert_array_equal(np.asarray(_core.read_png(tmp_path / "ours.png")), expected)
+    if picture.mode.startswith("I"):
+        scaled = np.round(SIXTEEN / 65535 * 255)[..., None]
+        assert np.abs(expected - scaled).max() <= 1
+    else:
+        clear = np.asarray(picture.convert("RGBA"))[..., 3] == 0
+        assert clear.any()
+        assert (expected[clear] == 0).all()
+
+
 def test_arrays_are_pictures_too(tmp_path: Path) -> None:
     _core.write_png(tmp_path / "x.png", PIXELS)
     np.testing.assert_array_equal(np.asarray(_core.read_png(tmp_path / "x.png")), PIXELS)
