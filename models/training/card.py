@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from intaglio_export.channels import CONDITIONS, RATIO, TOKENS
+
 from . import curve, folder
 
 Json = dict[str, Any]
-MASSIVE_RATIO = 10.0
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
@@ -78,14 +79,14 @@ def activation_section(activations: Json) -> str:
 
 
 def massive_blocks(activations: Json) -> list[int]:
-    """Blocks with one channel that is massive: MASSIVE_RATIO, 90 % of tokens, 80 % of the steps."""
+    """Blocks with a massive channel: RATIO on TOKENS of the tokens, in CONDITIONS of the steps."""
     steps = activations["steps"]
     found: dict[tuple[int, int], int] = {}
     for c in activations["cells"]:
-        if c["ratios"][0] >= MASSIVE_RATIO and c["agreement"] >= 0.9:
+        if c["ratios"][0] >= RATIO and c["agreement"] >= TOKENS:
             key = (c["block"], c["channels"][0])
             found[key] = found.get(key, 0) + 1
-    return sorted({block for (block, _), count in found.items() if count >= 0.8 * steps})
+    return sorted({block for (block, _), count in found.items() if count >= CONDITIONS * steps})
 
 
 def massive_verdict(activations: Json) -> str:
@@ -95,13 +96,11 @@ def massive_verdict(activations: Json) -> str:
     if not blocks:
         return (
             "**Massive channels did not emerge**: after no block is one channel at least"
-            f" {MASSIVE_RATIO:g} times the median channel {share}. Some channels are larger than"
+            f" {RATIO:g} times the median channel {share}. Some channels are larger than"
             " the rest, no more; so the settings name their channels themselves."
         )
     names = ", ".join(str(b) for b in blocks)
-    return (
-        f"One channel is at least {MASSIVE_RATIO:g} times the median {share} after blocks {names}."
-    )
+    return f"One channel is at least {RATIO:g} times the median {share} after blocks {names}."
 
 
 def name_of(row: Json) -> str:
