@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def tiny_arguments(base: Path, steps: int) -> list[str]:
         "batch": 8,
         "width": 64,
         "blocks": 3,
+        "threads": 1,
     }
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
@@ -81,14 +83,15 @@ def curve_steps(work: Path) -> list[int]:
         return [int(row["step"]) for row in csv.DictReader(file)]
 
 
-def test_script_resumes_where_it_stopped(tmp_path: Path) -> None:
-    assert train.main(tiny_arguments(tmp_path, steps=3)) == 0
-    before = curve_steps(tmp_path / "work")
-    assert train.main(tiny_arguments(tmp_path, steps=6)) == 0
-    assert before == [1, 2, 3]
-    assert curve_steps(tmp_path / "work") == [1, 2, 3, 4, 5, 6]
-    state = torch.load(tmp_path / "work" / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 6
+def test_script_resumes_where_it_stopped(tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    base = tmp_path / "again"
+    shutil.copytree(tiny[0].parent, base)
+    assert curve_steps(base / "work") == [1, 2, 3, 4]
+    encoders = (base / "work/encoders/done").stat().st_mtime_ns
+    assert train.main(tiny_arguments(base, steps=7)) == 0
+    assert curve_steps(base / "work") == [1, 2, 3, 4, 5, 6, 7]
+    assert torch.load(base / "work/checkpoint.pt", weights_only=True)["step"] == 7
+    assert (base / "work/encoders/done").stat().st_mtime_ns == encoders
 
 
 def test_resumed_run_is_the_uninterrupted_run(tiny: tuple[Path, Path], tmp_path: Path) -> None:
