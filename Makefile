@@ -48,6 +48,7 @@ build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
 	touch $@
 
 .venv/ready: .venv/dependencies $(CPP_SOURCES)
+	@echo "building the C++ part (the first time takes a few minutes)"
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 

@@ -126,6 +126,6 @@ def test_names() -> None:
         _core.scheduler_type("ddim")
     with pytest.raises(intaglio.UsageError, match="shfit"):
         _core.SchedulerConfig(shfit=3.0)
-    with pytest.raises(intaglio.UsageError, match="count"):
+    with pytest.raises(intaglio.UsageError, match="steps do not exist"):
         schedule(EULER).last(STEPS + 1)
     assert schedule(EULER).last(2).sigmas == schedule(EULER).sigmas[-3:]

@@ -97,8 +97,9 @@ std::string load_onnxruntime(const fs::path& library) {
     dlclose(handle);
   }
   throw UnavailableError(
-      "no usable ONNX Runtime library: install the Python package onnxruntime, or give "
-      "--onnxruntime LIBRARY (tried" +
+      "no usable ONNX Runtime library: give --onnxruntime LIBRARY (onnxruntime_library in a "
+      "program), "
+      "or put libonnxruntime.so.1 where the loader looks (tried" +
       tried.substr(1) + ")");
 }
 
