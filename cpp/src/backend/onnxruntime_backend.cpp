@@ -140,7 +140,7 @@ class OrtBackend final : public Backend {
       options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
       // Prepacking copies every weight at load; mapped weights step no slower.
       options.AddConfigEntry("session.disable_prepacking", "1");
-      // ONNX Runtime prefers its kernel to the function in the graph (docs/decisions/0003).
+      // ONNX Runtime prefers its kernel to the function in the graph (docs/decisions/0002).
       if (!ops_library_.empty()) options.RegisterCustomOpsLibrary(ops_library_.c_str(), {});
       auto session = std::make_shared<Ort::Session>(environment(), path.c_str(), options);
       return std::make_unique<OrtSession>(std::move(session), graph);
