@@ -140,6 +140,8 @@ class OrtBackend final : public Backend {
       options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
       // Prepacking copies every weight at load; mapped weights step no slower.
       options.AddConfigEntry("session.disable_prepacking", "1");
+      // Threads that go on spinning after a run would take the cores from the next graph's.
+      options.AddConfigEntry("session.force_spinning_stop", "1");
       // ONNX Runtime prefers its kernel to the function in the graph (docs/decisions/0002).
       if (!ops_library_.empty()) options.RegisterCustomOpsLibrary(ops_library_.c_str(), {});
       auto session = std::make_shared<Ort::Session>(environment(), path.c_str(), options);
