@@ -107,6 +107,7 @@ void Pipeline::Impl::denoise(const Request& request, Branches& branches,
                              const GenerateOptions& options, const StepCallback& on_step,
                              Generation& generation) {
   Stopwatch watch;
+  generation.step_seconds.reserve(static_cast<std::size_t>(request.schedule.steps()));
   std::span<const float> clean;  // the last estimate, for previews
   const Denoiser denoiser = [&](std::span<const float> x, const StepPoint& point,
                                 std::span<float> denoised) {
