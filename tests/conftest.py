@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusion3Pipeline
 
-from intaglio_export.exporter import ExportRequest, export_bundle
-from tests.tiny_sd3 import MAX_LENGTH, make_pipeline
+from intaglio_export.exporter import export_bundle
+from intaglio_export.options import ExportRequest
+from tests.families.parts import MAX_LENGTH
+from tests.families.sd3 import make_pipeline
 
 SETTINGS = {
     "block": 1,

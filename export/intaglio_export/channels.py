@@ -7,6 +7,7 @@ of the image tokens, for `CONDITIONS` of the prompts, timesteps and seeds. Detec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from intaglio_export.adapters.base import Adapter
+from intaglio_export.adapters.base import Adapter, Inputs
 from intaglio_export.errors import ExportError
+from intaglio_export.packing import pack, positions
+from intaglio_export.precision import Products
 from intaglio_export.quiet import quiet
 
 RATIO = 10.0
@@ -39,12 +42,13 @@ class ChannelStatistics:
     """Over all conditions, for each block [L] and channel [C].
 
     `ratio` is mean |z| over the median channel's, averaged over conditions; `agreement` the share
-    of conditions in which the channel is massive.
+    of conditions in which the channel is massive. `max_abs` [L] is the largest |z| of a block.
     """
 
     ratio: torch.Tensor
     agreement: torch.Tensor
     conditions: int
+    max_abs: torch.Tensor
 
     def massive(self, block: int) -> list[int]:
         """Massive channels after block `block`, the largest first."""
@@ -71,9 +75,13 @@ class _Sums:
         self.ratio = torch.zeros(blocks, channels, dtype=torch.float64)
         self.hits = torch.zeros(blocks, channels, dtype=torch.float64)
         self.conditions = torch.zeros(blocks, dtype=torch.float64)
+        self.max_abs = torch.zeros(blocks)
+        self.block = -1  # last seen
 
     def add(self, block: int, hidden: torch.Tensor) -> None:
         """Count each row of `hidden` [B, T, C] as one condition."""
+        self.block = block
+        self.max_abs[block] = max(self.max_abs[block], hidden.abs().max().float())
         for row in hidden:
             size = row.abs().float()
             mean = size.mean(0)
@@ -88,8 +96,16 @@ class _Sums:
         """The averages."""
         count = self.conditions.unsqueeze(-1)
         return ChannelStatistics(
-            (self.ratio / count).float(), (self.hits / count).float(), int(self.conditions.min())
+            (self.ratio / count).float(),
+            (self.hits / count).float(),
+            int(self.conditions.min()),
+            self.max_abs,
         )
+
+    def place(self) -> str:
+        """Where the forward pass stands, for people."""
+        blocks = len(self.max_abs)
+        return f"block {self.block + 1}" if self.block + 1 < blocks else "what follows the blocks"
 
 
 @torch.no_grad()
@@ -107,18 +123,22 @@ def observe(
     Raises:
         ExportError: an activation is NaN or infinite.
     """
-    latent = _noise(adapter, seed)
-    scheduler = adapter.scheduler(STEPS, latent)
-    with quiet():  # prompts longer than the tokenizer's limit are cut, which does not matter here
-        conditions = adapter.encode_prompts(list(PROMPTS), max_sequence_length)
+    latent, constants = _start(adapter, seed)
+    scheduler = adapter.scheduler(STEPS, len(constants["position"]))
+    # Prompts longer than the tokenizer's limit are cut, which does not matter here.
+    with quiet(), Products(adapter.dtype, lambda: "a text encoder"):
+        constants |= adapter.encode_prompts(list(PROMPTS), max_sequence_length)
+    roles = {spec.role for spec in adapter.inputs()}
+    constants = {role: value for role, value in constants.items() if role in roles}
     sums = _Sums(len(adapter.blocks()), adapter.channels)
     with _watching(adapter, sums):
         for step, timestep in enumerate(scheduler.timesteps):
-            inputs = conditions | {
+            inputs = constants | {
                 "latent": latent,
                 "timestep": timestep.float().expand(len(PROMPTS)),
             }
-            prediction = adapter.predict(inputs)
+            sums.block = -1
+            prediction = adapter.run(inputs, sums.place)
             latent = scheduler.step(prediction, timestep, latent, return_dict=False)[0]
             progress((step + 1) / len(scheduler.timesteps))
     statistics = sums.result()
@@ -131,13 +151,23 @@ def observe(
     return statistics
 
 
-def _noise(adapter: Adapter, seed: int) -> torch.Tensor:
+def _start(adapter: Adapter, seed: int) -> tuple[torch.Tensor, Inputs]:
+    """Noise in the transformer's layout, and the inputs that depend on its size only."""
     layout, defaults = adapter.latent(), adapter.defaults()
-    limit = MAX_SIDE_TOKENS * adapter.patch_size
-    pixels = (defaults.height, defaults.width)
-    sides = [min(side // layout.vae_scale_factor, limit) for side in pixels]
+    patch = adapter.patch_size
+    unit = layout.vae_scale_factor * patch
+    limit = math.inf if layout.fixed_size else MAX_SIDE_TOKENS
+    rows, columns = (
+        int(min(side // unit, limit)) for side in (defaults.height, defaults.width)
+    )
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(len(PROMPTS), layout.channels, *sides, generator=generator)
+    noise = torch.randn(
+        len(PROMPTS), layout.channels, rows * patch, columns * patch, generator=generator
+    )
+    if layout.packed:
+        noise = pack(noise, patch)
+    guidance = torch.full((len(PROMPTS),), defaults.distilled_guidance or 1.0)
+    return noise, {"position": positions(rows, columns), "guidance": guidance}
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from intaglio_export.errors import ExitCode, ExportError
+from intaglio_export.options import ExportRequest
 from intaglio_export.quiet import quiet
 
 
@@ -29,6 +30,16 @@ class Dtype(enum.StrEnum):
     """Of matrix products and attention."""
 
     float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class TextEncoders(enum.StrEnum):
+    """Which text encoders go into the bundle."""
+
+    all = "all"
+    no_t5 = "no-t5"
+    none = "none"
 
 
 def export(
@@ -57,7 +68,11 @@ def export(
         ),
     ] = Layout.forked,
     dtype: Annotated[
-        Dtype, typer.Option(help="Type of the weights and of matrix products.")
+        Dtype,
+        typer.Option(
+            help="Type of the weights, matrix products and attention. Everything between them, the"
+            " stream of the massive channels above all, stays float32."
+        ),
     ] = Dtype.float32,
     block: Annotated[
         int | None,
@@ -76,12 +91,19 @@ def export(
             " Default: what settings or a recipe say, else auto.",
         ),
     ] = None,
+    text_encoders: Annotated[
+        TextEncoders,
+        typer.Option(
+            help="no-t5: leave T5 out where the family can do without (SD3: zeros stand for its part"
+            " of the prompt). none: the bundle is driven by --prompt-embeds alone."
+        ),
+    ] = TextEncoders.all,
     settings: Annotated[
         Path | None,
         typer.Option(
             metavar="F.json",
             help="Measured settings: a JSON object with any of block, channels, ref, keep,"
-            " dg_scale, dg_window, cfg_scale, cfg_window, steps, height, width,"
+            " dg_scale, dg_window, cfg_scale, cfg_window, distilled_guidance, steps, height, width,"
             " max_sequence_length, name, license. It wins over a settings.json inside SOURCE,"
             " and flags win over it.",
         ),
@@ -91,13 +113,17 @@ def export(
 
     The folder SOURCE is read, the large channels of its transformer are measured, and its networks
     are written as ONNX graphs with the op that suppresses those channels inside. Then the written
-    graphs are run against the original; if they differ by more than 1e-4, nothing is written.
+    graphs are run against the original; if they differ by more than 1e-4 (float32), nothing is
+    written.
 
     Example: intaglio export models/fashion-sd3 -o fashion.bundle
     """
     screen = Console(stderr=True)
     try:
-        _export(screen, source, output, layout, dtype, block, channels, settings)
+        _export(
+            screen,
+            ExportRequest(source, output, layout, dtype, block, channels, settings, text_encoders),
+        )
     except ExportError as error:
         _fail(error.message, error.exit_code)
     except KeyboardInterrupt:
@@ -118,16 +144,7 @@ _NO_MEMORY = (
 )
 
 
-def _export(
-    screen: Console,
-    source: Path,
-    output: Path,
-    layout: Layout,
-    dtype: Dtype,
-    block: int | None,
-    channels: str | None,
-    settings: Path | None,
-) -> None:
+def _export(screen: Console, request: ExportRequest) -> None:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
     # Started where it can be seen only: rich ends a bar elsewhere with an empty line.
@@ -135,15 +152,14 @@ def _export(
         task = bar.add_task("Starting", total=1.0)
         # Imported here: torch takes seconds, and --help and usage errors should not wait for it.
         with quiet():
-            from intaglio_export.exporter import ExportRequest, export_bundle
+            from intaglio_export.exporter import export_bundle
 
-        request = ExportRequest(source, output, layout, dtype, block, channels, settings)
         result = export_bundle(
             request, lambda what, done: bar.update(task, description=what, completed=done)
         )
     for remark in result.remarks:
         screen.print(f"Note: {remark}", highlight=False)
-    Console().print(_summary(output, result.manifest, result.errors))
+    Console().print(_summary(request.output, result.manifest, result.errors))
 
 
 def _summary(output: Path, manifest: dict[str, Any], errors: dict[str, float]) -> Table:

@@ -1,25 +1,47 @@
-"""Graphs beside the transformer: CLIP text encoders and the VAE's two halves."""
+"""Graphs beside the transformer: text encoders and the VAE's two halves."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from intaglio_export.adapters.base import EncoderLayout
 from intaglio_export.graphs import ExportUnit, GraphSpec, TensorSpec
+from intaglio_export.precision import Products
 
 
-class _ClipEncoder(nn.Module):
-    """token_ids [n, L] int64 -> penultimate hidden states [n, L, D] and projection [n, P]."""
+class _TextEncoder(nn.Module):
+    """token_ids [n, L] int64 and, if masked, text_mask [n, L] -> the outputs that are asked for.
 
-    def __init__(self, encoder: nn.Module) -> None:
+    `hidden` [n, L, D] is CLIP's last hidden state but one, or T5's last; `pooled` [n, P] is CLIP's
+    projection where it has one.
+    """
+
+    def __init__(self, encoder: nn.Module, outputs: Sequence[str], dtype: torch.dtype) -> None:
         super().__init__()
         self.encoder = encoder
+        self._outputs = outputs
+        self._dtype = dtype
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        out = self.encoder(tensors[0], output_hidden_states=True)
-        return out.hidden_states[-2], out.text_embeds
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ids, *mask = tensors
+        clip = _is_clip(self.encoder)
+        with Products(self._dtype, lambda: f"the {type(self.encoder).__name__}"):
+            out = self.encoder(
+                ids, attention_mask=mask[0] if mask else None, output_hidden_states=clip
+            )
+        made = {"hidden": out.hidden_states[-2] if clip else out.last_hidden_state}
+        if "pooled" in self._outputs:
+            embeds = getattr(out, "text_embeds", None)
+            made["pooled"] = out.pooler_output if embeds is None else embeds
+        return tuple(made[name] for name in self._outputs)
+
+
+def _is_clip(encoder: Any) -> bool:
+    return bool(encoder.config.model_type.startswith("clip"))
 
 
 class _VaeDecoder(nn.Module):
@@ -46,19 +68,29 @@ class _VaeEncoder(nn.Module):
         return mean
 
 
-def clip_encoder_unit(encoder: Any, folder: str, length: int) -> ExportUnit:
-    """The graph of a `CLIPTextModelWithProjection` at `length` tokens."""
+def text_encoder_unit(
+    encoder: Any, folder: str, layout: EncoderLayout, dtype: torch.dtype
+) -> ExportUnit:
+    """The graph of a CLIP text model, with or without projection, or of a T5 encoder."""
     config = encoder.config
-    spec = GraphSpec(
-        f"{folder}/model.onnx",
-        (TensorSpec("token_ids", ("prompts", length), torch.int64),),
-        (
-            TensorSpec("hidden", ("prompts", length, config.hidden_size)),
-            TensorSpec("pooled", ("prompts", config.projection_dim)),
-        ),
+    axes = ("prompts", layout.max_length)
+    ids = TensorSpec("token_ids", axes, torch.int64)
+    mask = (TensorSpec("text_mask", axes),) if layout.masked else ()
+    width = config.hidden_size
+    projected = hasattr(encoder, "text_projection")
+    made = {
+        "hidden": TensorSpec("hidden", (*axes, width)),
+        "pooled": TensorSpec("pooled", ("prompts", config.projection_dim if projected else width)),
+    }
+    outputs = tuple(made[name] for name in layout.outputs)
+    return ExportUnit(
+        _TextEncoder(encoder, layout.outputs, dtype),
+        GraphSpec(f"{folder}/model.onnx", (ids, *mask), outputs, dtype),
+        {"prompts": 2},
+        {},
+        {},
+        vocabulary=config.vocab_size,
     )
-    sizes = {"prompts": 2}
-    return ExportUnit(_ClipEncoder(encoder), spec, sizes, {}, {}, vocabulary=config.vocab_size)
 
 
 def vae_decoder_unit(vae: Any) -> ExportUnit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ from torch import nn
 from intaglio_export import folder
 from intaglio_export.adapters import Adapter
 from intaglio_export.channels import observe
-from intaglio_export.encoders import clip_encoder_unit, vae_decoder_unit, vae_encoder_unit
+from intaglio_export.encoders import text_encoder_unit, vae_decoder_unit, vae_encoder_unit
 from intaglio_export.manifest import BundleParts, Suppression, build_manifest, write_manifest
-from intaglio_export.options import ChannelChoice, Settings, read_settings
-from intaglio_export.recipes import find_recipe
+from intaglio_export.precision import DTYPES
+from intaglio_export.options import ChannelChoice, ExportRequest, Settings, read_settings
+from intaglio_export.recipes import Recipe, find_recipe
 from intaglio_export.schedulers import check_scheduler
-from intaglio_export.selection import check_size, choose_block, choose_channels
+from intaglio_export.selection import check_size, choose_block, choose_channels, disagreement
 from intaglio_export.source import SETTINGS, license_of, open_source
-from intaglio_export.tokenizer import write_clip_table
+from intaglio_export.tokenizer import write_table
 from intaglio_export.transformer_graphs import transformer_units
 from intaglio_export.writing import Progress, Stage, write_stages
 
@@ -27,23 +28,6 @@ _MEASURING = "Measuring channels"
 
 def _no_progress(what: str, share: float) -> None:
     """Tell nobody."""
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What to export and how.
-
-    `block` and `channels` (as in `parse_channels`) win over the file `settings`, it over the
-    source's own settings.json, and that over a recipe.
-    """
-
-    source: Path
-    output: Path
-    layout: str = "forked"
-    dtype: str = "float32"
-    block: int | None = None
-    channels: str | None = None
-    settings: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -64,9 +48,9 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     """
     folder.check_output(request.output)
     progress("Loading the model", 0.0)
-    adapter = open_source(request.source)
+    adapter = open_source(request.source, DTYPES[request.dtype], request.text_encoders)
     check_scheduler(adapter.pipeline.scheduler)
-    settings, remarks = _settings(request, adapter)
+    settings, recipe, remarks = _settings(request, adapter)
     block = choose_block(settings.block, len(adapter.blocks()))
     check_size(settings, adapter)
     if settings.block is None:
@@ -77,17 +61,24 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     if settings.dg_scale is None:
         remarks.append("No dg_scale has been measured for this model, so the default is 0: no DG.")
     folder.check_space(request.output, _weight_bytes(adapter))
-    length = settings.max_sequence_length or adapter.defaults().max_sequence_length
+    length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
     settings = Settings(max_sequence_length=length).over(settings)
     statistics = observe(adapter, length, lambda share: progress(_MEASURING, 0.1 + 0.15 * share))
     choice = settings.channel_choice() or ChannelChoice("auto")
     suppression = choose_channels(choice, block, statistics, settings.ref)
+    if recipe is not None and recipe.settings.channels is not None:
+        remarks += disagreement(recipe.name, suppression, statistics)
+    max_abs = [round(float(value), 4) for value in statistics.max_abs]
     with folder.replacing(request.output) as work:
-        manifest, errors = _write(request, adapter, settings, suppression, work, progress)
+        manifest, errors = _write(
+            request, adapter, settings, suppression, max_abs, work, progress
+        )
     return ExportResult(manifest, errors, remarks + adapter.left_out())
 
 
-def _settings(request: ExportRequest, adapter: Adapter) -> tuple[Settings, list[str]]:
+def _settings(
+    request: ExportRequest, adapter: Adapter
+) -> tuple[Settings, Recipe | None, list[str]]:
     """Flags over --settings over the folder's settings.json over a recipe, and remarks on them."""
     merged = Settings(block=request.block, channels=request.channels)
     remarks = []
@@ -96,11 +87,13 @@ def _settings(request: ExportRequest, adapter: Adapter) -> tuple[Settings, list[
     beside = request.source / SETTINGS
     if beside.is_file():
         merged = merged.over(read_settings(beside))
-    recipe = find_recipe(adapter.family, adapter.config)
+    recipe = find_recipe(adapter.family, adapter.config, adapter.pipeline.scheduler.config)
     if recipe is not None:
+        if merged.channels is not None:
+            recipe = replace(recipe, settings=replace(recipe.settings, channels=None))
         merged = merged.over(recipe.settings)
         remarks.append(f"Recipe {recipe.name}: {recipe.source}")
-    return merged.over(Settings(license=license_of(request.source))), remarks
+    return merged.over(Settings(license=license_of(request.source))), recipe, remarks
 
 
 def _write(
@@ -108,23 +101,29 @@ def _write(
     adapter: Adapter,
     settings: Settings,
     suppression: Suppression,
+    max_abs: list[float],
     work: Path,
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Write and verify every file of the bundle in `work`; the manifest and the relative errors."""
-    length = settings.max_sequence_length
-    assert length is not None
-    prompt = adapter.prompt(length)
     pipeline = adapter.pipeline
-    scale = adapter.latent().vae_scale_factor
+    assert settings.max_sequence_length is not None
+    prompt = adapter.prompt(settings.max_sequence_length)
     graphs = transformer_units(adapter, request.layout, suppression.block)
+    encoders = prompt.encoders if prompt and request.text_encoders != "none" else {}
     texts = {
-        name: clip_encoder_unit(getattr(pipeline, name), name, prompt.max_length)
-        for name in prompt.encoders
+        name: text_encoder_unit(getattr(pipeline, name), name, layout, adapter.dtype)
+        for name, layout in encoders.items()
     }
-    decoder, encoder = vae_decoder_unit(pipeline.vae), vae_encoder_unit(pipeline.vae, scale)
-    for name in prompt.encoders.values():
-        write_clip_table(getattr(pipeline, name), prompt.max_length, work / name)
+    decoder = vae_decoder_unit(pipeline.vae)
+    encoder = vae_encoder_unit(pipeline.vae, adapter.latent().vae_scale_factor)
+    for layout in encoders.values():
+        write_table(
+            getattr(pipeline, layout.tokenizer),
+            layout.max_length,
+            work / layout.tokenizer,
+            lowercase=layout.lowercase,
+        )
     stages = [
         Stage(adapter.transformer, list(graphs.values())),
         *(Stage(getattr(pipeline, name), [unit]) for name, unit in texts.items()),
@@ -142,6 +141,7 @@ def _write(
         vae_encoder=encoder.spec,
         suppression=suppression,
         prompt=prompt,
+        max_abs=max_abs,
         settings=settings,
     )
     manifest = build_manifest(adapter, parts, work)
@@ -150,6 +150,6 @@ def _write(
 
 
 def _weight_bytes(adapter: Adapter) -> int:
-    """Bytes of all weights that the bundle will hold, in float32."""
+    """Bytes of all weights that the bundle will hold."""
     modules = [m for m in adapter.pipeline.components.values() if isinstance(m, nn.Module)]
-    return sum(p.numel() for module in modules for p in module.parameters()) * 4
+    return sum(p.nbytes for module in modules for p in module.parameters())

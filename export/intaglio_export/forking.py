@@ -8,7 +8,7 @@ with the same indices. The model's own code runs unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +62,7 @@ class _Suppressing(nn.Module):
 
     def _predict(self, inputs: dict[str, torch.Tensor], branching: _Branching) -> torch.Tensor:
         with _hooks(self._adapter, self._block, branching):
-            return self._adapter.predict(inputs)
+            return self._adapter.run(inputs)
 
 
 class ForkedTransformer(_Suppressing):
@@ -70,7 +70,7 @@ class ForkedTransformer(_Suppressing):
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         *base, mask, ref, branch, keep = tensors
-        inputs = dict(zip(self._adapter.input_axes(), base, strict=True))
+        inputs = named(self._adapter, base)
         return self._predict(inputs, _Branching(mask, ref, branch, keep))
 
 
@@ -79,7 +79,7 @@ class DegradedTransformer(_Suppressing):
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         *base, mask, ref, keep = tensors
-        inputs = dict(zip(self._adapter.input_axes(), base, strict=True))
+        inputs = named(self._adapter, base)
         return self._predict(inputs, _Branching(mask, ref, None, keep))
 
 
@@ -92,7 +92,12 @@ class BaseTransformer(nn.Module):
         self._adapter = adapter
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        return self._adapter.predict(dict(zip(self._adapter.input_axes(), tensors, strict=True)))
+        return self._adapter.run(named(self._adapter, tensors))
+
+
+def named(adapter: Adapter, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`tensors`, in the order of the adapter's inputs, by role."""
+    return {spec.role: x for spec, x in zip(adapter.inputs(), tensors, strict=True)}
 
 
 @contextmanager
@@ -112,21 +117,28 @@ def _hooks(adapter: Adapter, block: int, branching: _Branching) -> Iterator[None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs | branching.gathered
 
+    def gathering(places: tuple[int, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+        return lambda values: tuple(
+            branching.rows(value) if place in places else value
+            for place, value in enumerate(values)
+        )
+
     blocks = adapter.blocks()
     handles = [blocks[block].register_forward_hook(after_fork, with_kwargs=True)]
     for later in blocks[block + 1 :]:
         handles.append(later.register_forward_pre_hook(before_block, with_kwargs=True))
-    for call in adapter.tail:
-        places = call.row_arguments
-
-        def before_tail(
-            module: nn.Module, args: tuple[Any, ...], places: tuple[int, ...] = places
-        ) -> tuple[Any, ...]:
-            return tuple(
-                branching.rows(arg) if place in places else arg for place, arg in enumerate(args)
+    for call in adapter.tail():
+        gather = gathering(call.places)
+        handles.append(
+            call.module.register_forward_pre_hook(lambda module, args, gather=gather: gather(args))
+        )
+    for early in adapter.late_outputs():
+        gather = gathering(early.places)
+        handles.append(
+            early.module.register_forward_hook(
+                lambda module, args, output, gather=gather: gather(output)
             )
-
-        handles.append(call.module.register_forward_pre_hook(before_tail))
+        )
     try:
         yield
     finally:

@@ -30,16 +30,26 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One ONNX file of the bundle: its path there, and its inputs and outputs in order."""
+    """One ONNX file of the bundle: its path there, and its inputs and outputs in order.
+
+    `dtype` is that of matrix products.
+    """
 
     path: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def cpu(self) -> str | None:
+        """Path of the same graph for runtimes that do not compute in bfloat16, if it needs one."""
+        return f"{self.path.removesuffix('.onnx')}.cpu.onnx" if self.dtype == torch.bfloat16 else None
 
     def to_json(self) -> dict[str, object]:
         """As `bundle.schema.json` wants it."""
+        paths = {"path": self.path} | ({"cpu": self.cpu} if self.cpu else {})
         return {
-            "path": self.path,
+            **paths,
             "inputs": [tensor.to_json() for tensor in self.inputs],
             "outputs": [tensor.to_json() for tensor in self.outputs],
         }
@@ -50,7 +60,7 @@ class ExportUnit:
     """A module, the graph it becomes, and example sizes for tracing it.
 
     `multiples` gives the axes that may only be a multiple of a number (image sides), `maxima` the
-    largest size of an axis, `vocabulary` the number of token ids. Traced sizes are at least 2:
+    largest size of an axis, `vocabulary` the number of token ids or classes. Traced sizes are at least 2:
     torch.export takes 0 and 1 for constants.
     """
 

@@ -53,14 +53,15 @@ class BundleParts:
     vae_decoder: GraphSpec
     vae_encoder: GraphSpec
     suppression: Suppression
-    prompt: PromptLayout
+    prompt: PromptLayout | None
+    max_abs: list[float]
     settings: Settings
 
 
 def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[str, Any]:
     """The manifest of the files in `folder`."""
     name = parts.settings.name or parts.source
-    return {
+    manifest = {
         "schema_version": SCHEMA_VERSION,
         "producer": _producer(),
         "name": name,
@@ -74,17 +75,24 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
             "blocks": len(adapter.blocks()),
             "patch_size": adapter.patch_size,
             "channels": adapter.channels,
+            "max_abs": parts.max_abs,
         },
         "massive_activations": parts.suppression.to_json(),
         "prediction_type": adapter.prediction_type,
-        "latent": asdict(adapter.latent()),
+        "latent": _without_false(asdict(adapter.latent())),
         "scheduler": scheduler_entry(adapter.pipeline.scheduler),
-        "prompt": _prompt(parts),
         "vae_decoder": parts.vae_decoder.to_json(),
         "vae_encoder": parts.vae_encoder.to_json(),
         "defaults": _defaults(adapter, parts.settings),
         "files": _files(folder),
     }
+    if adapter.sigmas:
+        manifest["sigmas"] = adapter.sigmas
+    if parts.prompt:
+        manifest["prompt"] = _prompt(parts.prompt, parts.encoders)
+    if classes := adapter.classes():
+        manifest["classes"] = asdict(classes)
+    return manifest
 
 
 def write_manifest(manifest: dict[str, Any], folder: Path) -> None:
@@ -103,22 +111,34 @@ def _producer() -> dict[str, str]:
     return {"intaglio": __version__} | versions
 
 
-def _prompt(parts: BundleParts) -> dict[str, Any]:
-    layout = parts.prompt
-    return {
-        "max_sequence_length": layout.max_sequence_length,
-        "encoders": {
-            name: {
-                "graph": spec.to_json(),
-                "tokenizer": f"{layout.encoders[name]}/{tokenizer.FILE_NAME}",
-                "max_length": layout.max_length,
-            }
-            for name, spec in parts.encoders.items()
-        },
-        "text": [asdict(segment) | {"encoders": list(segment.encoders)} for segment in layout.text],
-        "text_width": layout.text_width,
-        "pooled": list(layout.pooled),
+def _prompt(layout: PromptLayout, graphs: dict[str, GraphSpec]) -> dict[str, Any]:
+    """The manifest's `prompt`; segments of encoders that the bundle has no graph of are empty."""
+    encoders = {
+        name: {
+            "graph": spec.to_json(),
+            "tokenizer": f"{layout.encoders[name].tokenizer}/{tokenizer.FILE_NAME}",
+            "max_length": layout.encoders[name].max_length,
+        }
+        for name, spec in graphs.items()
     }
+    segments = [
+        {"encoders": [name for name in segment.encoders if name in graphs], "length": segment.length}
+        for segment in layout.text
+    ]
+    prompt = {
+        "max_sequence_length": layout.max_sequence_length,
+        "encoders": encoders,
+        "text": segments,
+        "text_width": layout.text_width,
+        "pooled": [name for name in layout.pooled if name in graphs],
+    }
+    if layout.text_mask in graphs:
+        prompt["text_mask"] = layout.text_mask
+    return prompt
+
+
+def _without_false(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if value is not False}
 
 
 def _defaults(adapter: Adapter, settings: Settings) -> dict[str, Any]:
@@ -129,9 +149,11 @@ def _defaults(adapter: Adapter, settings: Settings) -> dict[str, Any]:
         dg_scale=0.0,  # never a guess: without a measured value the default is no DG
         height=pipeline.height,
         width=pipeline.width,
+        distilled_guidance=pipeline.distilled_guidance,
     )
     merged = settings.over(known)
-    keys = ("steps", "cfg_scale", "cfg_window", "dg_scale", "dg_window", "height", "width")
+    keys = ("steps", "cfg_scale", "cfg_window", "distilled_guidance", "dg_scale", "dg_window")
+    keys += ("height", "width")
     said = {key: value for key in keys if (value := getattr(merged, key)) is not None}
     return said | {"ma_keep": merged.keep_range()}
 

@@ -11,6 +11,26 @@ from typing import Any
 from intaglio_export.errors import ExportError, usage_error
 
 LAYOUTS = ("forked", "dual")
+# Which text encoders go into the bundle; without any it is driven by prompt embeddings.
+TEXT_ENCODERS = ("all", "no-t5", "none")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export and how.
+
+    `block` and `channels` (as in `parse_channels`) win over the file `settings`, it over the
+    source's own settings.json, and that over a recipe.
+    """
+
+    source: Path
+    output: Path
+    layout: str = "forked"
+    dtype: str = "float32"
+    block: int | None = None
+    channels: str | None = None
+    settings: Path | None = None
+    text_encoders: str = "all"
 
 
 @dataclass(frozen=True)
@@ -71,6 +91,7 @@ class Settings:
     dg_window: list[float] | None = None
     cfg_scale: float | None = None
     cfg_window: list[float] | None = None
+    distilled_guidance: float | None = None
     steps: int | None = None
     height: int | None = None
     width: int | None = None
@@ -125,6 +146,7 @@ SETTINGS_SCHEMA: dict[str, Any] = {
         "dg_window": _WINDOW,
         "cfg_scale": _NUMBER,
         "cfg_window": _WINDOW,
+        "distilled_guidance": _NUMBER,
         "steps": _COUNT | {"maximum": 10000},  # the runtime's own limit
         "height": _COUNT,
         "width": _COUNT,

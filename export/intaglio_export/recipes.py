@@ -19,14 +19,18 @@ class Recipe:
     source: str
 
 
-def find_recipe(family: str, config: Mapping[str, Any]) -> Recipe | None:
-    """The recipe of `family` whose `match` agrees with the transformer's `config`, or None.
+def find_recipe(
+    family: str, config: Mapping[str, Any], scheduler: Mapping[str, Any]
+) -> Recipe | None:
+    """The recipe of `family` that matches the configurations of transformer and scheduler, or None.
 
     Published models of one family differ in depth, width or attention, so their configuration tells
     them apart whatever the folder is called.
     """
     for data in resources.recipes():
-        if data["family"] == family and _agrees(data["match"], config):
+        if data["family"] != family:
+            continue
+        if _agrees(data["match"], config) and _agrees(data.get("match_scheduler", {}), scheduler):
             return Recipe(data["name"], Settings(**data["settings"]), data["source"])
     return None
 

@@ -84,6 +84,23 @@ def choose_channels(
     )
 
 
+def disagreement(
+    name: str, suppression: Suppression, statistics: ChannelStatistics
+) -> list[str]:
+    """A remark if the channels of recipe `name` are not those that are massive here."""
+    block = suppression.block
+    found = statistics.massive(block)
+    if set(found) == set(suppression.channels):
+        return []
+    ratios = ", ".join(f"{c}: {float(statistics.ratio[block, c]):.1f}" for c in suppression.channels)
+    measured = f"channels {', '.join(map(str, found[:8]))}" if found else "no channel"
+    return [
+        f"Recipe {name} disagrees with what was measured: after block {block}, {measured} met the"
+        f" definition of massive; the recipe's stand at ({ratios}) times the median channel, and"
+        f" {RATIO:g} are needed. --channels auto takes the measured ones."
+    ]
+
+
 def _none_massive(block: int, statistics: ChannelStatistics) -> str:
     top = statistics.largest(block)[0]
     ratio = float(statistics.ratio[block, top])

@@ -7,16 +7,26 @@ import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import torch
+from torch import nn
+
 from intaglio_export.adapters import ADAPTERS, Adapter, adapter_for
-from intaglio_export.errors import ExportError
+from intaglio_export.errors import ExportError, usage_error
+from intaglio_export.precision import narrow
 from intaglio_export.quiet import no_progress_bars, quiet
 
 INDEX = "model_index.json"
 SETTINGS = "settings.json"
 
 
-def open_source(folder: Path) -> Adapter:
+def open_source(
+    folder: Path, dtype: torch.dtype = torch.float32, text_encoders: str = "all"
+) -> Adapter:
     """Load the diffusers pipeline in `folder` with the adapter of its class.
+
+    Weights of matrix products are held in `dtype`, but for the VAE's, which are in float32.
+    `text_encoders` is one of `options.TEXT_ENCODERS`.
 
     Raises:
         ExportError: the folder is missing, is not a diffusers pipeline, is of an unknown class, or
@@ -24,24 +34,60 @@ def open_source(folder: Path) -> Adapter:
     """
     if not folder.is_dir():
         raise ExportError(f"The source folder {folder} does not exist.")
-    adapter = adapter_for(_pipeline_class(folder))
+    index = _index(folder)
+    adapter = adapter_for(index["_class_name"])
     if adapter is None:
         known = ", ".join(name for a in ADAPTERS for name in a.pipeline_classes)
         raise ExportError(
-            f"The source {folder} is a {_pipeline_class(folder)}, which this version cannot export;"
+            f"The source {folder} is a {index['_class_name']}, which this version cannot export;"
             f" it knows {known}."
         )
+    absent = _absent(index)
+    if text_encoders == "no-t5":
+        if not adapter.optional_encoders:
+            raise usage_error(
+                f"--text-encoders no-t5: {adapter.family} models cannot do without their encoders."
+            )
+        absent |= {
+            name
+            for encoder in adapter.optional_encoders
+            for name in (encoder, encoder.replace("text_encoder", "tokenizer"))
+        }
     with quiet(), no_progress_bars():
         try:
-            return adapter.load(str(folder))
+            pipeline = _load(folder, index["_class_name"], dtype, absent)
         except MemoryError:
             raise
         except Exception as error:  # diffusers, transformers and safetensors raise what they like
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ExportError(f"The source {folder} cannot be loaded: {reason}") from error
+    for name in ("transformer", *adapter.text_encoders):
+        if (network := getattr(pipeline, name, None)) is not None:
+            narrow(network, dtype)
+    return adapter(pipeline, dtype)
 
 
-def _pipeline_class(folder: Path) -> str:
+def _load(folder: Path, name: str, dtype: torch.dtype, absent: set[str]) -> Any:
+    """The diffusers pipeline, frozen."""
+    pipeline = getattr(diffusers, name).from_pretrained(
+        str(folder),
+        dtype={"default": dtype, "vae": torch.float32},
+        local_files_only=True,
+        **dict.fromkeys(absent),
+    )
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    return pipeline
+
+
+def _absent(index: dict[str, Any]) -> set[str]:
+    """Parts that the index names as null; diffusers wants to hear of each."""
+    return {name for name, part in index.items() if part == [None, None]}
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    """The pipeline's parts, and its class by `_class_name`."""
     path = folder / INDEX
     if not path.is_file():
         raise ExportError(
@@ -55,7 +101,7 @@ def _pipeline_class(folder: Path) -> str:
     name = index.get("_class_name") if isinstance(index, dict) else None
     if not isinstance(name, str):
         raise ExportError(f"The file {path} does not name a pipeline class (_class_name).")
-    return name
+    return index
 
 
 def license_of(folder: Path) -> str | None:

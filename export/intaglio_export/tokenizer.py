@@ -62,7 +62,7 @@ def _added(token: dict[str, Any]) -> int | dict[str, Any]:
     return {"id": number, "normalized": True} if token["normalized"] else number
 
 
-def write_clip_table(tokenizer: Any, max_length: int, folder: Path) -> None:
+def write_table(tokenizer: Any, max_length: int, folder: Path, *, lowercase: bool = False) -> None:
     """Write `clip_table` to `folder`/clip.json, making the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(clip_table(tokenizer, max_length), ensure_ascii=False)

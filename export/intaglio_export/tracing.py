@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import torch
+from onnxscript import optimizer
+from onnxscript.rewriter import onnx_fusions
 from torch.export import Dim
 
 from intaglio_export.graphs import ExportUnit, TensorSpec
+from intaglio_export.passes.transpose_weights import transpose_weights, transposes_weight
 from intaglio_export.quiet import quiet
 
 # 23 keeps Attention, RMSNormalization and Gelu as single nodes.
@@ -31,9 +34,20 @@ def trace(unit: ExportUnit) -> ir.Model:
             input_names=[spec.name for spec in unit.spec.inputs],
             output_names=[spec.name for spec in unit.spec.outputs],
             verbose=False,
+            optimize=False,
         )
-    assert program is not None
+        assert program is not None
+        _optimize(program.model)
     return program.model
+
+
+def _optimize(model: ir.Model) -> None:
+    """What torch's exporter does when asked to, but for its copies of transposed weights."""
+    optimizer.optimize_ir(
+        model, should_fold=lambda node: False if transposes_weight(node) else None
+    )
+    onnx_fusions.fuse(model)
+    transpose_weights(model)
 
 
 def _dims(unit: ExportUnit) -> dict[str, object]:

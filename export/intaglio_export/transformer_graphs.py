@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from intaglio_export.adapters.base import Adapter
@@ -15,15 +17,15 @@ def transformer_units(adapter: Adapter, layout: str, block: int) -> dict[str, Ex
     The op stands after block `block`. Dual's graphs have one kind of row, so it is named `rows`.
     """
     channels = adapter.channels
-    base = [TensorSpec(role, axes) for role, axes in adapter.input_axes().items()]
+    base = list(adapter.inputs())
     to_channels = [TensorSpec("mask", (channels,)), TensorSpec("ref", (channels,))]
     branch = TensorSpec("branch", ("rows",), torch.int64)
-    keep = TensorSpec("keep", ("rows", "tokens"))
+    keep = TensorSpec("keep", ("rows", _tokens(adapter)))
     if layout == "forked":
         inputs = {"forked": [*base, *to_channels, branch, keep]}
         modules: dict[str, torch.nn.Module] = {"forked": ForkedTransformer(adapter, block)}
     else:
-        base = [TensorSpec(tensor.role, _rows(tensor.axes)) for tensor in base]
+        base = [replace(tensor, axes=_rows(tensor.axes)) for tensor in base]
         inputs = {"base": base, "degraded": [*base, *to_channels, keep]}
         modules = {
             "base": BaseTransformer(adapter),
@@ -51,13 +53,25 @@ def _unit(
     height, width = 6 * patch, 8 * patch
     # Rows differ from base rows, or torch.export would take the two for one size.
     sizes = {"base_rows": 2, "rows": 3, "text_length": 5, "tokens": 48}
+    sizes |= {"latent_height": height, "latent_width": width}
+    classes = adapter.classes()
     return ExportUnit(
         module,
-        GraphSpec(f"transformer/{name}.onnx", inputs, (output,)),
-        sizes | {"latent_height": height, "latent_width": width},
+        GraphSpec(f"transformer/{name}.onnx", inputs, (output,), adapter.dtype),
+        sizes,
         {"latent_height": patch, "latent_width": patch},
         {
             "latent_height": latent.max_height // latent.vae_scale_factor,
             "latent_width": latent.max_width // latent.vae_scale_factor,
         },
+        vocabulary=classes.count if classes else 1,
     )
+
+
+def _tokens(adapter: Adapter) -> Axis:
+    """The axis of image tokens: a number where images have one size only."""
+    latent = adapter.latent()
+    if not latent.fixed_size:
+        return "tokens"
+    unit = latent.vae_scale_factor * adapter.patch_size
+    return (latent.max_height // unit) * (latent.max_width // unit)

@@ -11,8 +11,10 @@ import torch
 
 from intaglio_export.errors import ExportError
 from intaglio_export.graphs import ExportUnit, GraphSpec
+from intaglio_export.packing import positions
 
-TOLERANCE = 1e-4
+# Largest relative error. Narrow products round in other places than torch's, now and then.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 # Rows of keep: suppressed altogether, in part, left alone.
 KEEP_LEVELS = (0.0, 0.3, 1.0)
 
@@ -74,7 +76,7 @@ def verify(spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> fl
         ExportError: it exceeds `TOLERANCE`, or the graph does not run.
     """
     try:
-        session = open_session(folder / spec.path)
+        session = open_session(folder / (spec.cpu or spec.path))
     except Exception as error:  # ONNX Runtime raises several classes of its own
         raise ExportError(f"ONNX Runtime cannot open {spec.path}: {error}") from error
     worst = 0.0
@@ -86,10 +88,11 @@ def verify(spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> fl
             raise ExportError(f"ONNX Runtime cannot run {spec.path}: {error}") from error
         pairs = zip(got, case.outputs, strict=True)
         worst = max(worst, *(_error(torch.from_numpy(g), e) for g, e in pairs))
-    if worst > TOLERANCE:
+    limit = TOLERANCE[spec.dtype]
+    if worst > limit:
         raise ExportError(
             f"The graph {spec.path} differs from the torch model by {worst:.2e} (relative),"
-            f" more than {TOLERANCE:.0e}; nothing was written."
+            f" more than {limit:.0e}; nothing was written."
         )
     return worst
 
@@ -120,8 +123,15 @@ def _inputs(unit: ExportUnit, generator: torch.Generator) -> Iterator[Sequence[t
             elif spec.role == "keep":
                 levels = torch.tensor(KEEP_LEVELS)
                 value = levels[torch.randint(len(levels), value.shape, generator=generator)]
-            elif spec.role == "token_ids":
+            elif spec.role in ("token_ids", "class"):
                 value = torch.randint(unit.vocabulary, value.shape, generator=generator)
+            elif spec.role == "text_mask":
+                value = (torch.rand(value.shape, generator=generator) < 0.7).float()
+                value[:, 0] = 1.0  # a prompt has a token at least
+            elif spec.role == "position":
+                value = positions(case.height, case.width)
+            elif spec.role == "guidance":
+                value = 1 + 4 * torch.rand(value.shape, generator=generator)
             values.append(value)
         yield values
 

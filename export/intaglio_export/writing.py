@@ -19,9 +19,11 @@ from torch import nn
 from intaglio_export.graphs import ExportUnit
 from intaglio_export.passes.add_op_function import add_op_function
 from intaglio_export.passes.floor_division import floor_division
+from intaglio_export.passes.idle_squeeze import idle_squeeze
 from intaglio_export.passes.name_axes import name_axes
 from intaglio_export.passes.share_weights import share_weights
 from intaglio_export.passes.strip_metadata import strip_metadata
+from intaglio_export.passes.widen_bfloat16 import widen_bfloat16
 from intaglio_export.tracing import trace
 from intaglio_export.verify import reference, verify
 
@@ -78,6 +80,7 @@ def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[s
         if any(spec.role == "mask" for spec in unit.spec.inputs):
             add_op_function(model)
         floor_division(model)
+        idle_squeeze(model)
         name_axes(model, unit.spec)
         strip_metadata(model)
         models.append(model)
@@ -85,5 +88,12 @@ def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[s
     folder.mkdir(parents=True, exist_ok=True)
     share_weights(models, folder)
     for unit, model in zip(units, models, strict=True):
-        ir.save(model, work / unit.spec.path)
-        onnx.checker.check_model(str(work / unit.spec.path), full_check=True)
+        _save(model, work / unit.spec.path)
+        if unit.spec.cpu:
+            widen_bfloat16(model)
+            _save(model, work / unit.spec.cpu)
+
+
+def _save(model: ir.Model, path: Path) -> None:
+    ir.save(model, path)
+    onnx.checker.check_model(str(path), full_check=True)

@@ -16,7 +16,8 @@ from torch.nn.functional import pad
 
 from intaglio_export import resources
 from intaglio_export.verify import open_session
-from tests.tiny_sd3 import MAX_LENGTH, PLANTED
+from tests.families.parts import MAX_LENGTH
+from tests.families.sd3 import PLANTED
 
 BLOCK = 1
 

@@ -20,7 +20,7 @@ from intaglio_export.channels import (
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.options import parse_channels
 from intaglio_export.selection import choose_block, choose_channels
-from tests.tiny_sd3 import MAX_LENGTH
+from tests.families.parts import MAX_LENGTH
 
 PLANTED = 5
 LEVEL = 40.0

@@ -18,7 +18,7 @@ from diffusers import (
 
 import intaglio
 from models.training.sampling import Prompt, Suppression, branches, sample
-from tests.tiny_sd3 import MAX_LENGTH
+from tests.families.parts import MAX_LENGTH
 
 PROMPT, NEGATIVE = "the dark boot and THE rest", "a shoe"
 SEED, STEPS = 5, 5

@@ -6,30 +6,48 @@ exporter runs the diffusers transformer itself and intervenes through hooks (`fo
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
-from intaglio_export.graphs import Axis
+from intaglio_export.graphs import Axis, TensorSpec
+from intaglio_export.precision import Products
 
 Inputs = dict[str, torch.Tensor]
+# Pixels along a side where no position table ends earlier.
+LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)
-class TailCall:
-    """A module after the blocks, and which of its positional arguments carry batch rows."""
+class RowArguments:
+    """A module after the fork, and which of its positional arguments carry batch rows."""
 
     module: nn.Module
-    row_arguments: tuple[int, ...]
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RowOutputs:
+    """A module before the fork, and which of its outputs carry batch rows used only after it."""
+
+    module: nn.Module
+    places: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class LatentLayout:
-    """The latent space, as the manifest's `latent` lists it; sizes in pixels."""
+    """The latent space, as the manifest's `latent` lists it; sizes in pixels.
+
+    `packed`: the transformer takes [N, tokens, channels * patch_size^2], as FLUX packs them.
+    `fixed_size`: images are max_height x max_width and nothing else.
+    """
 
     channels: int
     vae_scale_factor: int
@@ -37,6 +55,22 @@ class LatentLayout:
     shift_factor: float
     max_height: int
     max_width: int
+    packed: bool = False
+    fixed_size: bool = False
+
+
+@dataclass(frozen=True)
+class EncoderLayout:
+    """A text encoder's tokenizer, tokens per prompt, and what it is asked for.
+
+    `masked`: padding is hidden from it. `lowercase`: the pipeline lowers and strips the prompt.
+    """
+
+    tokenizer: str
+    max_length: int
+    outputs: tuple[str, ...]
+    masked: bool = False
+    lowercase: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,17 +83,25 @@ class TextSegment:
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """How the encoders' outputs become the inputs `text` and `pooled`.
+    """How the encoders' outputs become the inputs `text`, `text_mask` and `pooled`.
 
-    `encoders` maps an encoder's folder to its tokenizer's folder; all use `max_length` tokens.
+    `text_mask` names the encoder whose token mask the transformer takes, if it takes one.
     """
 
-    encoders: dict[str, str]
-    max_length: int
     max_sequence_length: int
+    encoders: dict[str, EncoderLayout]
     text: tuple[TextSegment, ...]
     text_width: int
-    pooled: tuple[str, ...]
+    pooled: tuple[str, ...] = ()
+    text_mask: str | None = None
+
+
+@dataclass(frozen=True)
+class ClassLayout:
+    """Class labels 0..count-1, and the label that stands for none."""
+
+    count: int
+    null: int
 
 
 @dataclass(frozen=True)
@@ -70,7 +112,8 @@ class PipelineDefaults:
     cfg_scale: float
     height: int
     width: int
-    max_sequence_length: int
+    max_sequence_length: int | None = None
+    distilled_guidance: float | None = None
 
 
 class Adapter(ABC):
@@ -79,20 +122,21 @@ class Adapter(ABC):
     family: ClassVar[str]
     pipeline_classes: ClassVar[tuple[str, ...]]
     prediction_type: ClassVar[str]
+    # Text encoders in the pipeline's order, and those among them it can do without.
+    text_encoders: ClassVar[tuple[str, ...]] = ()
+    optional_encoders: ClassVar[tuple[str, ...]] = ()
+    # "linspace": the pipeline gives the scheduler sigmas linspace(1, 1/N, N) of its own.
+    sigmas: ClassVar[str | None] = None
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
+        """`dtype` is that of matrix products; see `precision.py`."""
         self.pipeline = pipeline
-
-    @classmethod
-    @abstractmethod
-    def load(cls, folder: str) -> Adapter:
-        """Read `folder` in float32. Errors are diffusers' own; the caller translates them."""
+        self.dtype = dtype
 
     @property
-    def transformer(self) -> nn.Module:
+    def transformer(self) -> Any:
         """The diffusers transformer."""
-        module: nn.Module = self.pipeline.transformer
-        return module
+        return self.pipeline.transformer
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -100,53 +144,66 @@ class Adapter(ABC):
         config: Mapping[str, Any] = self.pipeline.transformer.config
         return config
 
-    # Where the blocks are and how the streams pass through them.
+    # Where the blocks are and what passes by them.
 
-    @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
         """All blocks that carry the image stream, in order of execution."""
+        return list(self.transformer.transformer_blocks)
 
-    @abstractmethod
     def split(self, output: Any) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-        """Of what a block returned: the image stream [B, T, C], and its other streams."""
+        """Of what a block returned: the image stream [B, T, C], and its other streams.
 
-    @abstractmethod
+        Joint blocks return (encoder_hidden_states, hidden_states), others hidden_states alone.
+        """
+        if isinstance(output, tuple):
+            return output[-1], output[:-1]
+        return output, ()
+
     def join(self, hidden: torch.Tensor, others: tuple[torch.Tensor | None, ...]) -> Any:
         """The inverse of `split`."""
+        return (*others, hidden) if others else hidden
 
     @property
     @abstractmethod
     def row_arguments(self) -> tuple[str, ...]:
         """Keyword arguments of a block, besides the streams, that carry a batch row."""
 
-    @property
-    @abstractmethod
-    def tail(self) -> tuple[TailCall, ...]:
+    def tail(self) -> tuple[RowArguments, ...]:
         """Modules after the blocks that are given tensors with a batch row from before them."""
+        return ()
+
+    def late_outputs(self) -> tuple[RowOutputs, ...]:
+        """Modules before the blocks with outputs that only what follows the blocks uses."""
+        return ()
 
     # The transformer's inputs.
 
     @abstractmethod
-    def input_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Axes of each float32 input by role, rows named `base_rows`, `latent` first."""
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The transformer's inputs by role, rows named `base_rows`, `latent` first."""
 
-    @abstractmethod
     def output_axes(self) -> tuple[Axis, ...]:
-        """Axes of the prediction, rows named `rows`."""
+        """Axes of the prediction, rows named `rows`: those of the latent."""
+        return ("rows", *self.inputs()[0].axes[1:])
 
     @abstractmethod
     def predict(self, inputs: Inputs) -> torch.Tensor:
-        """Run the transformer on inputs by role; timesteps in diffusers' unit."""
+        """Run the transformer on inputs by role; timesteps in the scheduler's unit."""
+
+    def run(self, inputs: Inputs, where: Callable[[], str] | None = None) -> torch.Tensor:
+        """`predict` in the adapter's precision; `where` names the place of an overflow."""
+        with Products(self.dtype, where or (lambda: "the transformer")):
+            return self.predict(inputs)
 
     @property
-    @abstractmethod
     def patch_size(self) -> int:
         """Latent cells per token along one side."""
+        return int(self.transformer.config.patch_size)
 
     @property
-    @abstractmethod
     def channels(self) -> int:
         """C: width of the image stream."""
+        return int(self.transformer.inner_dim)
 
     # What else the manifest tells the runtime.
 
@@ -154,9 +211,13 @@ class Adapter(ABC):
     def latent(self) -> LatentLayout:
         """Layout and scaling of the latents."""
 
-    @abstractmethod
-    def prompt(self, max_sequence_length: int) -> PromptLayout:
-        """How prompts are encoded at `max_sequence_length` (diffusers' argument of that name)."""
+    def prompt(self, max_sequence_length: int) -> PromptLayout | None:
+        """How prompts are encoded at `max_sequence_length`; None for a model without prompts."""
+        return None
+
+    def classes(self) -> ClassLayout | None:
+        """Class labels, for a model that is conditioned by them."""
+        return None
 
     @abstractmethod
     def defaults(self) -> PipelineDefaults:
@@ -166,10 +227,31 @@ class Adapter(ABC):
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
         """Inputs by role that depend on the prompts only, as the pipeline itself makes them."""
 
-    @abstractmethod
-    def scheduler(self, steps: int, latent: torch.Tensor) -> Any:
-        """A copy of the pipeline's scheduler, its timesteps set for `steps` and `latent`'s size."""
+    def scheduler(self, steps: int, tokens: int) -> Any:
+        """A copy of the pipeline's scheduler, timesteps set for images of `tokens` tokens."""
+        scheduler = deepcopy(self.pipeline.scheduler)
+        extra: dict[str, Any] = {}
+        if scheduler.config.get("use_dynamic_shifting"):
+            extra["mu"] = dynamic_shift(scheduler.config, tokens)
+        if self.sigmas == "linspace":
+            extra["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+            scheduler.set_timesteps(**extra)
+        else:
+            scheduler.set_timesteps(steps, **extra)
+        return scheduler
+
+    def call_default(self, name: str) -> Any:
+        """The default of an argument of the pipeline's `__call__`."""
+        return inspect.signature(type(self.pipeline).__call__).parameters[name].default
 
     def left_out(self) -> list[str]:
         """Sentences on parts of the pipeline that the bundle will not hold."""
         return []
+
+
+def dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:
+    """mu of `tokens` image tokens: linear between the two lengths that the scheduler names."""
+    first, last = config["base_image_seq_len"], config["max_image_seq_len"]
+    low, high = config["base_shift"], config["max_shift"]
+    mu: float = low + (high - low) / (last - first) * (tokens - first)
+    return mu

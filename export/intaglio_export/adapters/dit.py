@@ -1,0 +1,82 @@
+"""DiT-XL/2: diffusers' `DiTTransformer2DModel`, conditioned by class; arXiv 2212.09748."""
+
+from __future__ import annotations
+
+import torch
+
+from intaglio_export.adapters.base import (
+    Adapter,
+    ClassLayout,
+    Inputs,
+    LatentLayout,
+    PipelineDefaults,
+    RowArguments,
+)
+from intaglio_export.graphs import TensorSpec
+
+
+class DiTAdapter(Adapter):
+    """`DiTPipeline`: predicts noise and a sigma that is not used, at one square size."""
+
+    family = "dit"
+    pipeline_classes = ("DiTPipeline",)
+    prediction_type = "epsilon"
+
+    @property
+    def row_arguments(self) -> tuple[str, ...]:
+        return ("timestep", "class_labels")
+
+    def tail(self) -> tuple[RowArguments, ...]:
+        return (RowArguments(self.transformer.proj_out_1, (0,)),)
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        config = self.transformer.config
+        cells = (config.sample_size, config.sample_size)
+        return (
+            TensorSpec("latent", ("base_rows", config.in_channels, *cells)),
+            TensorSpec("timestep", ("base_rows",)),
+            TensorSpec("class", ("base_rows",), torch.int64),
+        )
+
+    def predict(self, inputs: Inputs) -> torch.Tensor:
+        prediction: torch.Tensor = self.transformer(
+            inputs["latent"],
+            timestep=inputs["timestep"],
+            class_labels=inputs["class"],
+            return_dict=False,
+        )[0]
+        # The second half is the learned sigma, which no sampler here uses.
+        return prediction[:, : self.transformer.config.in_channels]
+
+    def latent(self) -> LatentLayout:
+        config = self.transformer.config
+        vae = self.pipeline.vae.config
+        scale = 2 ** (len(vae.block_out_channels) - 1)
+        return LatentLayout(
+            channels=config.in_channels,
+            vae_scale_factor=scale,
+            scaling_factor=vae.scaling_factor,
+            shift_factor=0.0,
+            max_height=config.sample_size * scale,
+            max_width=config.sample_size * scale,
+            fixed_size=True,
+        )
+
+    def classes(self) -> ClassLayout:
+        count = self.transformer.config.num_embeds_ada_norm
+        return ClassLayout(count=count, null=count)
+
+    def defaults(self) -> PipelineDefaults:
+        latent = self.latent()
+        return PipelineDefaults(
+            steps=self.call_default("num_inference_steps"),
+            cfg_scale=self.call_default("guidance_scale"),
+            height=latent.max_height,
+            width=latent.max_width,
+        )
+
+    def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
+        """Classes spread over the range stand for the prompts."""
+        count = self.classes().count
+        labels = torch.linspace(0, count - 1, len(prompts)).round().long()
+        return {"class": labels}

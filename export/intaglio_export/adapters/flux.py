@@ -1,0 +1,120 @@
+"""FLUX.1 dev, schnell and de-distilled: diffusers' `FluxTransformer2DModel` (Black Forest Labs)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from intaglio_export.adapters.base import (
+    LARGEST_SIDE,
+    Adapter,
+    EncoderLayout,
+    Inputs,
+    LatentLayout,
+    PipelineDefaults,
+    PromptLayout,
+    RowArguments,
+    TextSegment,
+)
+from intaglio_export.graphs import TensorSpec
+
+
+class FluxAdapter(Adapter):
+    """`FluxPipeline`: T5 for the sequence, CLIP-L for the pooled vector, latents in packed form."""
+
+    family = "flux"
+    pipeline_classes = ("FluxPipeline",)
+    prediction_type = "velocity"
+    text_encoders = ("text_encoder", "text_encoder_2")
+    sigmas = "linspace"
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Double-stream blocks, then single-stream ones."""
+        return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+
+    @property
+    def row_arguments(self) -> tuple[str, ...]:
+        return ("temb",)
+
+    def tail(self) -> tuple[RowArguments, ...]:
+        return (RowArguments(self.transformer.norm_out, (1,)),)
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        config = self.transformer.config
+        guidance = (TensorSpec("guidance", ("base_rows",)),) if config.guidance_embeds else ()
+        return (
+            TensorSpec("latent", ("base_rows", "tokens", config.in_channels)),
+            TensorSpec("text", ("base_rows", "text_length", config.joint_attention_dim)),
+            TensorSpec("pooled", ("base_rows", config.pooled_projection_dim)),
+            TensorSpec("timestep", ("base_rows",)),
+            TensorSpec("position", ("tokens", 3)),
+            *guidance,
+        )
+
+    def predict(self, inputs: Inputs) -> torch.Tensor:
+        text = inputs["text"]
+        prediction: torch.Tensor = self.transformer(
+            hidden_states=inputs["latent"],
+            encoder_hidden_states=text,
+            pooled_projections=inputs["pooled"],
+            timestep=inputs["timestep"] / 1000,
+            img_ids=inputs["position"],
+            txt_ids=text.new_zeros(text.shape[1], 3),
+            guidance=inputs.get("guidance"),
+            return_dict=False,
+        )[0]
+        return prediction
+
+    @property
+    def patch_size(self) -> int:
+        # The pipeline packs 2x2 cells into a token; the configuration's patch_size is of what
+        # is packed, and 1.
+        return 2
+
+    def latent(self) -> LatentLayout:
+        vae = self.pipeline.vae.config
+        return LatentLayout(
+            channels=self.transformer.config.in_channels // self.patch_size**2,
+            vae_scale_factor=self.pipeline.vae_scale_factor,
+            scaling_factor=vae.scaling_factor,
+            shift_factor=vae.shift_factor or 0.0,
+            max_height=LARGEST_SIDE,
+            max_width=LARGEST_SIDE,
+            packed=True,
+        )
+
+    def prompt(self, max_sequence_length: int) -> PromptLayout:
+        length = int(self.pipeline.tokenizer_max_length)
+        return PromptLayout(
+            max_sequence_length=max_sequence_length,
+            encoders={
+                "text_encoder": EncoderLayout("tokenizer", length, ("pooled",)),
+                "text_encoder_2": EncoderLayout("tokenizer_2", max_sequence_length, ("hidden",)),
+            },
+            text=(TextSegment(("text_encoder_2",), max_sequence_length),),
+            text_width=self.transformer.config.joint_attention_dim,
+            pooled=("text_encoder",),
+        )
+
+    def defaults(self) -> PipelineDefaults:
+        side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
+        distilled = self.transformer.config.guidance_embeds
+        return PipelineDefaults(
+            steps=self.call_default("num_inference_steps"),
+            cfg_scale=self.call_default("true_cfg_scale"),
+            height=side,
+            width=side,
+            max_sequence_length=self.call_default("max_sequence_length"),
+            distilled_guidance=self.call_default("guidance_scale") if distilled else None,
+        )
+
+    def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
+        text, pooled, _ = self.pipeline.encode_prompt(
+            prompt=prompts,
+            prompt_2=None,
+            device=torch.device("cpu"),
+            max_sequence_length=max_sequence_length,
+        )
+        return {"text": text, "pooled": pooled}

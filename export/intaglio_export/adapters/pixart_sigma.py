@@ -1,0 +1,123 @@
+"""PixArt-Sigma: diffusers' `PixArtTransformer2DModel`, arXiv 2403.04692."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from intaglio_export.adapters.base import (
+    LARGEST_SIDE,
+    Adapter,
+    EncoderLayout,
+    Inputs,
+    LatentLayout,
+    PipelineDefaults,
+    PromptLayout,
+    RowOutputs,
+    TextSegment,
+)
+from intaglio_export.errors import ExportError
+from intaglio_export.graphs import TensorSpec
+
+
+class PixArtSigmaAdapter(Adapter):
+    """`PixArtSigmaPipeline`: AdaLN-single, cross-attention to T5 with a mask over its padding."""
+
+    family = "pixart-sigma"
+    pipeline_classes = ("PixArtSigmaPipeline",)
+    prediction_type = "epsilon"
+    text_encoders = ("text_encoder",)
+
+    def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(pipeline, dtype)
+        if self.transformer.use_additional_conditions:
+            raise ExportError(
+                "The transformer takes resolution and aspect ratio (use_additional_conditions), as"
+                " PixArt-alpha does; PixArt-Sigma's, which this version exports, does not."
+            )
+        # The table for the pipeline's own size would be taken for that size only, and so split the
+        # graph in two; this has the same values computed for every size.
+        self.transformer.pos_embed.height = -1
+        for block in self.transformer.transformer_blocks:
+            block.attn2.prepare_attention_mask = _mask_for(block.attn2.heads)
+
+    @property
+    def row_arguments(self) -> tuple[str, ...]:
+        return ("encoder_hidden_states", "encoder_attention_mask", "timestep")
+
+    def late_outputs(self) -> tuple[RowOutputs, ...]:
+        return (RowOutputs(self.transformer.adaln_single, (1,)),)
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        config = self.transformer.config
+        cells = ("latent_height", "latent_width")
+        return (
+            TensorSpec("latent", ("base_rows", config.in_channels, *cells)),
+            TensorSpec("text", ("base_rows", "text_length", config.caption_channels)),
+            TensorSpec("text_mask", ("base_rows", "text_length")),
+            TensorSpec("timestep", ("base_rows",)),
+        )
+
+    def predict(self, inputs: Inputs) -> torch.Tensor:
+        prediction: torch.Tensor = self.transformer(
+            inputs["latent"],
+            encoder_hidden_states=inputs["text"],
+            encoder_attention_mask=inputs["text_mask"],
+            timestep=inputs["timestep"],
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
+        # The second half is the learned sigma, which no sampler here uses.
+        return prediction[:, : self.transformer.config.in_channels]
+
+    def latent(self) -> LatentLayout:
+        return LatentLayout(
+            channels=self.transformer.config.in_channels,
+            vae_scale_factor=self.pipeline.vae_scale_factor,
+            scaling_factor=self.pipeline.vae.config.scaling_factor,
+            shift_factor=0.0,
+            max_height=LARGEST_SIDE,
+            max_width=LARGEST_SIDE,
+        )
+
+    def prompt(self, max_sequence_length: int) -> PromptLayout:
+        encoder = EncoderLayout(
+            "tokenizer", max_sequence_length, ("hidden",), masked=True, lowercase=True
+        )
+        return PromptLayout(
+            max_sequence_length=max_sequence_length,
+            encoders={"text_encoder": encoder},
+            text=(TextSegment(("text_encoder",), max_sequence_length),),
+            text_width=self.transformer.config.caption_channels,
+            text_mask="text_encoder",
+        )
+
+    def defaults(self) -> PipelineDefaults:
+        side = self.transformer.config.sample_size * self.pipeline.vae_scale_factor
+        return PipelineDefaults(
+            steps=self.call_default("num_inference_steps"),
+            cfg_scale=self.call_default("guidance_scale"),
+            height=side,
+            width=side,
+            max_sequence_length=self.call_default("max_sequence_length"),
+        )
+
+    def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
+        text, mask, _, _ = self.pipeline.encode_prompt(
+            prompt=prompts,
+            do_classifier_free_guidance=False,
+            device=torch.device("cpu"),
+            max_sequence_length=max_sequence_length,
+        )
+        return {"text": text, "text_mask": mask.to(text.dtype)}
+
+
+def _mask_for(heads: int) -> Callable[..., torch.Tensor]:
+    """diffusers' own repeats the mask [B, 1, S] by a count of rows that an export cannot follow."""
+
+    def prepare(mask: torch.Tensor, *sizes: int) -> torch.Tensor:
+        return mask.unsqueeze(1).expand(-1, heads, -1, -1)
+
+    return prepare

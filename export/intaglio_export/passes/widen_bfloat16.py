@@ -1,0 +1,47 @@
+"""The same graph for runtimes that store bfloat16 but do not compute in it (ONNX Runtime on CPUs).
+
+Every node is given float32 copies of its bfloat16 inputs, and its result is rounded to bfloat16:
+the values of a kernel that takes bfloat16 and sums in float32.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+_NARROW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
+
+
+def widen_bfloat16(model: ir.Model) -> None:
+    """Put casts around every node that has bfloat16 inputs or outputs.
+
+    Precondition: the graph's inputs and outputs are not bfloat16.
+    Postcondition: only Cast nodes have bfloat16 inputs or outputs.
+    """
+    graph = model.graph
+    wide: dict[ir.Value, ir.Value] = {}
+    for node in list(graph):
+        if node.op_type == "Cast" and not node.domain:
+            continue
+        for place, value in enumerate(node.inputs):
+            if value is None or value.dtype != _NARROW:
+                continue
+            if value not in wide:
+                cast = _cast(value, _WIDE, f"{value.name}_wide")
+                wide[value] = cast.outputs[0]
+                graph.insert_before(node, cast)
+            node.replace_input_with(place, wide[value])
+        for output in node.outputs:
+            if output.dtype != _NARROW:
+                continue
+            cast = _cast(output, _NARROW, f"{output.name}_narrow")
+            ir.convenience.replace_all_uses_with(output, cast.outputs[0])
+            cast.replace_input_with(0, output)  # the line above has changed this use too
+            output.dtype = _WIDE
+            graph.insert_after(node, cast)
+
+
+def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
+    node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", dtype.value)], name=name)
+    result = node.outputs[0]
+    result.name, result.dtype, result.shape = name, dtype, value.shape
+    return node

@@ -1,0 +1,134 @@
+"""Precision: matrix products and attention in float16 or bfloat16, everything else in float32.
+
+Massive activations are what overflows float16 in deployments, so the residual stream, modulation,
+gates, norms and the op stay float32 whatever the precision. Weights of products are stored in the
+narrow type. A product over conditioning vectors (no token axis: time and pooled embeddings, AdaLN)
+reads its narrow weight but is computed in float32; it costs next to nothing.
+
+Nothing in the model is replaced: a mode sees torch's own calls, while tracing as in a plain run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from intaglio_export.errors import ExportError
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+# What a product's weight belongs to; other parameters are few and stay float32.
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+
+
+def narrow(network: nn.Module, dtype: torch.dtype) -> None:
+    """Store the weights of products in `dtype`, and all other floating tensors in float32."""
+    products = {id(m.weight) for m in network.modules() if isinstance(m, _PRODUCTS)}
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype if id(tensor) in products else torch.float32)
+
+
+class Products(TorchFunctionMode):
+    """While active, products round their operands and result to their weight's type.
+
+    In an ONNX export the products themselves are in that type. In a plain run they are computed in
+    float32 on rounded operands and the result is rounded: what a kernel that sums in float32 gives.
+
+    `dtype` is that of attention, which has no weight.
+
+    Raises:
+        ExportError: a product exceeds float16; `where` is asked for the place to name.
+    """
+
+    def __init__(
+        self, dtype: torch.dtype, where: Callable[[], str] = lambda: "the network"
+    ) -> None:
+        super().__init__()
+        self._dtype = dtype
+        self._where = where
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._attention(*args, **kwargs)
+        if func is F.embedding:
+            return func(*args, **kwargs).float()
+        if func in (F.linear, torch.conv1d, torch.conv2d, torch.conv3d):
+            return self._product(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if attn_mask is not None:
+            # ONNX Runtime wants a row of the mask for each query.
+            attn_mask = attn_mask.expand(*attn_mask.shape[:-2], query.shape[-2], -1)
+            if attn_mask.is_floating_point():
+                attn_mask = attn_mask.to(self._computed)
+        query, key, value = (self._rounded(x, self._dtype) for x in (query, key, value))
+        result = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **kwargs)
+        return self._rounded(result, self._dtype).float()
+
+    def _product(
+        self,
+        func: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        input = input.float()
+        if weight.dtype == torch.float32:
+            return func(input, weight, bias, *args, **kwargs)
+        if func is F.linear and input.ndim == 2:
+            return func(input, weight.float(), bias, *args, **kwargs)
+        exporting = torch.onnx.is_in_onnx_export()
+        operand = weight if exporting else weight.float()
+        result = func(self._rounded(input, weight.dtype), operand, None, *args, **kwargs)
+        result = self._rounded(result, weight.dtype).float()
+        if bias is None:
+            return result
+        return result + (bias if func is F.linear else bias.view(-1, *[1] * (result.ndim - 2)))
+
+    @property
+    def _computed(self) -> torch.dtype:
+        return self._dtype if torch.onnx.is_in_onnx_export() else torch.float32
+
+    def _rounded(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`x` in `dtype`, or its values rounded to it in a plain run."""
+        narrowed = x.to(dtype)
+        if dtype == torch.float32 or torch.onnx.is_in_onnx_export():
+            return narrowed
+        if dtype == torch.float16 and not narrowed.isfinite().all():
+            raise ExportError(
+                f"In {self._where()} a product reaches {x.abs().max().item():.0f}, and float16 ends"
+                " at 65504: export with --dtype bfloat16 or float32."
+            )
+        return narrowed.float()
+
+
+def products(dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """The mode in which a network of that precision runs."""
+    return Products(dtype)

@@ -1,0 +1,1 @@
+"""Small random pipelines of the real diffusers classes, one file a family."""
