@@ -17,6 +17,7 @@ __all__: list[str] = [
     "Backend",
     "BackendOptions",
     "Bundle",
+    "Classes",
     "Defaults",
     "Error",
     "Generation",
@@ -32,6 +33,7 @@ __all__: list[str] = [
     "OutOfMemoryError",
     "Pipeline",
     "Prompt",
+    "PromptEmbeds",
     "Ramp",
     "Schedule",
     "SchedulerConfig",
@@ -354,6 +356,11 @@ class Graph:
     An ONNX graph of the bundle.
     """
     @property
+    def cpu(self) -> str | None:
+        """
+        the same for runtimes without bfloat16 kernels, or None
+        """
+    @property
     def inputs(self) -> list[GraphTensor]: ...
     @property
     def outputs(self) -> list[GraphTensor]: ...
@@ -401,7 +408,25 @@ class Prompt:
     @property
     def text_length(self) -> int: ...
     @property
+    def text_mask(self) -> str:
+        """
+        the encoder whose tokens the transformer's text_mask marks; empty: none
+        """
+    @property
     def text_width(self) -> int: ...
+
+class Classes:
+    """
+    Of a model that is drawn from by class.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def null(self) -> int:
+        """
+        what the unconditional branch is asked for
+        """
 
 class MassiveActivations:
     """
@@ -438,7 +463,15 @@ class Latent:
     Layout and scaling of the latents.
     """
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """
+        unpacked
+        """
+    @property
+    def fixed_size(self) -> bool:
+        """
+        max_height x max_width only
+        """
     @property
     def max_height(self) -> int:
         """
@@ -448,6 +481,11 @@ class Latent:
     def max_width(self) -> int:
         """
         pixels
+        """
+    @property
+    def packed(self) -> bool:
+        """
+        latents are [N, tokens, channels * patch_size^2]
         """
     @property
     def scaling_factor(self) -> float: ...
@@ -464,6 +502,8 @@ class Defaults:
     What generate() uses where it is told nothing.
     """
     def __repr__(self) -> str: ...
+    @property
+    def distilled_guidance(self) -> float | None: ...
     @property
     def guidance(self) -> Guidance: ...
     @property
@@ -499,6 +539,11 @@ class Bundle:
         width of the image stream
         """
     @property
+    def classes(self) -> Classes | None:
+        """
+        None for a bundle that is drawn from by prompt
+        """
+    @property
     def defaults(self) -> Defaults: ...
     @property
     def dtype(self) -> str:
@@ -523,6 +568,11 @@ class Bundle:
     @property
     def massive_activations(self) -> MassiveActivations: ...
     @property
+    def max_abs(self) -> list[float]:
+        """
+        largest |z| after each block on the calibration prompts; empty: not measured
+        """
+    @property
     def name(self) -> str: ...
     @property
     def patch_size(self) -> int:
@@ -537,7 +587,10 @@ class Bundle:
         versions of what wrote the bundle
         """
     @property
-    def prompt(self) -> Prompt: ...
+    def prompt(self) -> Prompt | None:
+        """
+        None for a bundle that is drawn from by class
+        """
     @property
     def scheduler(self) -> SchedulerConfig: ...
     @property
@@ -585,11 +638,60 @@ class Backend:
     @property
     def description(self) -> str: ...
 
+class PromptEmbeds:
+    """
+    What the text encoders make of a prompt, under the names of diffusers' arguments.
+
+    float32 arrays: prompt_embeds [1, S, D], prompt_attention_mask [1, S] (1 for tokens, 0 for padding)
+    and pooled_prompt_embeds [1, P], and those of the negative prompt; None where the model has no such input.
+    """
+    @staticmethod
+    def load(path: os.PathLike[str] | str | bytes) -> PromptEmbeds:
+        """
+        Reads safetensors of F32, F16 or BF16 under these names. Raises InputError naming the file.
+        """
+    def __init__(
+        self,
+        prompt_embeds: typing.Any,
+        *,
+        prompt_attention_mask: typing.Any = None,
+        pooled_prompt_embeds: typing.Any = None,
+        negative_prompt_embeds: typing.Any = None,
+        negative_prompt_attention_mask: typing.Any = None,
+        negative_pooled_prompt_embeds: typing.Any = None,
+    ) -> None:
+        """
+        Over the same memory: anything with __dlpack__, in C order.
+        """
+    def save(self, path: os.PathLike[str] | str | bytes) -> None:
+        """
+        Writes safetensors of F32, under a temporary name, then renamed.
+        """
+    @property
+    def negative_pooled_prompt_embeds(self) -> typing.Any: ...
+    @property
+    def negative_prompt_attention_mask(self) -> typing.Any: ...
+    @property
+    def negative_prompt_embeds(self) -> typing.Any: ...
+    @property
+    def notes(self) -> list[str]:
+        """
+        prompts that were cut
+        """
+    @property
+    def pooled_prompt_embeds(self) -> typing.Any: ...
+    @property
+    def prompt_attention_mask(self) -> typing.Any: ...
+    @property
+    def prompt_embeds(self) -> typing.Any: ...
+
 class OptionInfo:
     """
     One option of generate(), as the command line and Python share it.
     """
     def __repr__(self) -> str: ...
+    @property
+    def flags(self) -> str: ...
     @property
     def help(self) -> str: ...
     @property
@@ -612,7 +714,7 @@ class Step:
     @property
     def latents(self) -> numpy.typing.NDArray[typing.Any]:
         """
-        After the step: [N, C, h, w] float32. This is the run's own memory: the next step overwrites it (copy what you keep),
+        After the step: float32, as Generation.latents. This is the run's own memory: the next step overwrites it (copy what you keep),
         and what you write into it is what the next step starts from.
         """
     @property
@@ -655,6 +757,8 @@ class Generation:
     @property
     def latents(self) -> numpy.typing.NDArray[typing.Any]: ...
     @property
+    def notes(self) -> list[str]: ...
+    @property
     def step_seconds(self) -> list[float]: ...
     @property
     def timings(self) -> Timings: ...
@@ -668,9 +772,14 @@ class Pipeline:
         """
         Raises InputError for the bundle, UnavailableError for the device.
         """
+    def embed(self, prompt: str, negative_prompt: str | None = None) -> PromptEmbeds:
+        """
+        Raises UsageError for a bundle without text encoders.
+        """
     def generate(self, on_step: typing.Any = None, **kwargs: typing.Any) -> Generation:
         """
-        Keywords as option_infos() lists them, and image, latents, ma_tokens.
+        Keywords as option_infos() lists them, and image, latents, ma_tokens,
+        prompt_embeds.
         """
     @property
     def backend(self) -> str:
