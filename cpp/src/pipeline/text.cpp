@@ -17,7 +17,7 @@ std::int64_t last_axis(const GraphTensor& tensor) {
 
 Encoded run_encoder(const Session& session, const TextEncoder& encoder, const Tokenizer& tokenizer,
                     const std::string& prompt) {
-  const auto ids = tokenizer.encode(prompt, encoder.max_length);
+  const auto ids = tokenizer.encode(prompt, encoder.max_length).ids;
   Tensor token_ids({1, encoder.max_length}, DType::int64);
   std::ranges::copy(ids, token_ids.int64s().begin());
   Encoded encoded;
