@@ -18,7 +18,7 @@ from intaglio_export.recipes import find_recipe
 from intaglio_export.schedulers import check_scheduler
 from intaglio_export.selection import check_size, choose_block, choose_channels
 from intaglio_export.source import SETTINGS, license_of, open_source
-from intaglio_export.tokenizer import write_clip_table
+from intaglio_export.tokenizer import write_table
 from intaglio_export.transformer_graphs import transformer_units
 from intaglio_export.writing import Progress, Stage, write_stages
 
@@ -124,7 +124,7 @@ def _write(
     }
     decoder, encoder = vae_decoder_unit(pipeline.vae), vae_encoder_unit(pipeline.vae, scale)
     for name in prompt.encoders.values():
-        write_clip_table(getattr(pipeline, name), prompt.max_length, work / name)
+        write_table(getattr(pipeline, name), prompt.max_length, work / name)
     stages = [
         Stage(adapter.transformer, list(graphs.values())),
         *(Stage(getattr(pipeline, name), [unit]) for name, unit in texts.items()),

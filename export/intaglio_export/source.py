@@ -10,6 +10,7 @@ from typing import Any
 from intaglio_export.adapters import ADAPTERS, Adapter, adapter_for
 from intaglio_export.errors import ExportError
 from intaglio_export.quiet import no_progress_bars, quiet
+from intaglio_export.tokenizer import sentencepiece_problem
 
 INDEX = "model_index.json"
 SETTINGS = "settings.json"
@@ -38,7 +39,8 @@ def open_source(folder: Path) -> Adapter:
             raise
         except Exception as error:  # diffusers, transformers and safetensors raise what they like
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise ExportError(f"The source {folder} cannot be loaded: {reason}") from error
+            sentence = f"The source {folder} cannot be loaded: {reason}"
+            raise ExportError(sentencepiece_problem(folder) or sentence) from error
 
 
 def _pipeline_class(folder: Path) -> str:

@@ -44,6 +44,7 @@ __all__: list[str] = [
     "TextSegment",
     "Timings",
     "Tokenizer",
+    "Tokens",
     "UnavailableError",
     "UsageError",
     "Window",
@@ -112,13 +113,33 @@ class Generator:
         What torch.randn(shape, generator=self) gives in float32.
         """
 
+class Tokens:
+    """
+    What a tokenizer made of a text.
+    """
+    @property
+    def ids(self) -> list[int]:
+        """
+        Token ids, padded to the length asked for.
+        """
+    @property
+    def truncated(self) -> bool:
+        """
+        Something of the text was cut.
+        """
+    @property
+    def used(self) -> int:
+        """
+        Ids before the padding, special tokens included.
+        """
+
 class Tokenizer:
     """
     Text to token ids, equal to transformers' fast tokenizers.
     """
-    def encode(self, text: str, length: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
+    def encode(self, text: str, length: typing.SupportsInt | typing.SupportsIndex) -> Tokens:
         """
-        Ids with the family's special tokens, truncated and padded to `length`, as
+        Ids with the family's special tokens, truncated and padded to `length`, equal to
         tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids.
 
         Raises InputError for lone surrogates.

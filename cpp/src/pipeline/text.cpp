@@ -6,12 +6,6 @@ namespace intaglio {
 
 namespace {
 
-struct Tokens {
-  std::vector<std::int64_t> ids;
-  int used;
-  bool truncated;
-};
-
 std::int64_t last_axis(const GraphTensor& tensor) {
   return std::get<std::int64_t>(tensor.axes.back());
 }
@@ -29,7 +23,7 @@ TextStage::TextStage(const Bundle& bundle, const Backend& backend)
 TextStage::Encoded TextStage::run(const Encoder& encoder, const std::string& prompt) {
   const TextEncoder& description = *encoder.description;
   const int length = description.max_length;
-  const Tokens tokens{encoder.tokenizer->encode(prompt, length), length, false};
+  const Tokens tokens = encoder.tokenizer->encode(prompt, length);
   Tensor token_ids({1, length}, DType::int64);
   std::ranges::copy(tokens.ids, token_ids.int64s().begin());
   Encoded encoded;
