@@ -35,7 +35,7 @@ struct GenerateOptions {
   std::vector<int> ma_channels;  // empty: the bundle's
   // White: suppressed, black: left alone. Averaged per token, so at least a pixel per token.
   std::optional<Image> ma_tokens;
-  std::optional<std::string> scheduler;  // euler, heun, dpmpp-2m
+  std::optional<std::string> scheduler;  // euler, heun, dpmpp-2m, ddim
   std::optional<Tensor> latents;         // [N, C, h, w] float32, instead of noise
   std::optional<Image> image;            // start from this picture
   double strength = 0.6;                 // of the noise laid over `image`: 1 forgets it
