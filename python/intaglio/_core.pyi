@@ -60,11 +60,13 @@ __all__: list[str] = [
     "png_text",
     "read_png",
     "run_command",
+    "sample_ddim",
     "sample_dpmpp_2m",
     "sample_euler",
     "sample_heun",
     "save_npy",
     "scheduler_type",
+    "to_denoised",
     "to_images",
     "validate",
     "weights_at",
@@ -147,10 +149,15 @@ class Tokenizer:
 
 class SchedulerConfig:
     """
-    Parameters of diffusers' flow-matching schedulers, by their names there.
+    Parameters of diffusers' schedulers, by their names there, but for prediction_type: velocity or epsilon.
     """
 
+    beta_schedule: str
+    linspace_sigmas: bool
+    prediction_type: str
+    set_alpha_to_one: bool
     time_shift_type: str
+    timestep_spacing: str
     type: str
     use_dynamic_shifting: bool
     def __init__(self, **kwargs: typing.Any) -> None: ...
@@ -162,6 +169,14 @@ class SchedulerConfig:
     def base_shift(self) -> float: ...
     @base_shift.setter
     def base_shift(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def beta_end(self) -> float: ...
+    @beta_end.setter
+    def beta_end(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def beta_start(self) -> float: ...
+    @beta_start.setter
+    def beta_start(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
     @property
     def max_image_seq_len(self) -> int: ...
     @max_image_seq_len.setter
@@ -182,6 +197,10 @@ class SchedulerConfig:
     def shift_terminal(self) -> float: ...
     @shift_terminal.setter
     def shift_terminal(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def steps_offset(self) -> int: ...
+    @steps_offset.setter
+    def steps_offset(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
 
 class Schedule:
     """
@@ -191,29 +210,47 @@ class Schedule:
         self,
         sigmas: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
         timesteps: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
-    ) -> None: ...
+        alphas: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] | None = None,
+    ) -> None:
+        """
+        Without alphas: those of flow matching, 1 - sigma. Raises UsageError for lengths that do not fit.
+        """
     def __repr__(self) -> str: ...
     def last(self, count: typing.SupportsInt | typing.SupportsIndex) -> Schedule:
         """
         The last `count` steps (image-to-image).
         """
     @property
+    def alphas(self) -> list[float]:
+        """
+        N + 1 values: x = alpha * clean + sigma * noise
+        """
+    @property
+    def end_alphas(self) -> list[float]: ...
+    @property
+    def end_sigmas(self) -> list[float]:
+        """
+        where each step of sample_ddim ends; empty: where the next one begins
+        """
+    @property
     def sigmas(self) -> list[float]:
         """
-        N + 1 values, the last one 0
+        N + 1 values, the last one 0, or what set_alpha_to_one leaves
         """
     @property
     def steps(self) -> int: ...
     @property
     def timesteps(self) -> list[float]:
         """
-        N values, in the unit the model was trained on (sigma * 1000)
+        N values, in the unit the model was trained on (0 to 1000)
         """
 
 class StepPoint:
     """
     Where a sampler stands: `step` of `steps` (Heun's two evaluations share it).
     """
+    @property
+    def alpha(self) -> float: ...
     @property
     def sigma(self) -> float: ...
     @property
@@ -860,7 +897,8 @@ def make_schedule(
 ) -> Schedule:
     """
     diffusers' set_timesteps(num_inference_steps=steps); `image_seq_len` (latent patches) matters for dynamic
-    shifting only. Raises UsageError for steps < 1 and for a type it does not know.
+    shifting only. Raises UsageError for steps < 1, for more steps than the scheduler has timesteps, and for a type it
+    does not know or that does not fit the prediction type.
     """
 
 def option_defaults() -> dict[str, typing.Any]:
@@ -890,6 +928,17 @@ def run_command(args: collections.abc.Sequence[str]) -> int:
     The whole command line in this process; `args` without the program's name. Returns the exit code.
     """
 
+def sample_ddim(
+    denoise: collections.abc.Callable[[numpy.typing.NDArray[typing.Any], StepPoint], typing.Any],
+    x: typing.Any,
+    schedule: Schedule,
+    on_step: collections.abc.Callable[[StepPoint, numpy.typing.NDArray[typing.Any]], typing.Any]
+    | None = None,
+) -> numpy.typing.NDArray[typing.Any]:
+    """
+    DDIM, arXiv 2010.02502 equation 12 with eta 0. Otherwise as sample_euler.
+    """
+
 def sample_dpmpp_2m(
     denoise: collections.abc.Callable[[numpy.typing.NDArray[typing.Any], StepPoint], typing.Any],
     x: typing.Any,
@@ -898,7 +947,7 @@ def sample_dpmpp_2m(
     | None = None,
 ) -> numpy.typing.NDArray[typing.Any]:
     """
-    DPM-Solver++(2M), arXiv 2211.01095 algorithm 2, with lambda = log((1 - sigma) / sigma). Otherwise as sample_euler.
+    DPM-Solver++(2M), arXiv 2211.01095 algorithm 2, with lambda = log(alpha / sigma). Otherwise as sample_euler.
     """
 
 def sample_euler(
@@ -931,9 +980,17 @@ def save_npy(path: os.PathLike[str] | str | bytes, tensor: typing.Any) -> None:
     Written under a temporary name, then renamed.
     """
 
-def scheduler_type(name: str) -> str:
+def scheduler_type(name: str, prediction_type: str) -> str:
     """
-    diffusers' class for euler, heun or dpmpp-2m. Raises UsageError listing them.
+    diffusers' class for euler, heun, dpmpp-2m or ddim. Raises UsageError naming those that fit a model of this
+    prediction type.
+    """
+
+def to_denoised(
+    prediction_type: str, x: typing.Any, point: StepPoint, prediction: typing.Any
+) -> numpy.typing.NDArray[typing.Any]:
+    """
+    The clean data that a model's output at `point` means: x - sigma * velocity, or (x - sigma * epsilon) / alpha.
     """
 
 def to_images(tensor: typing.Any) -> list[PIL.Image.Image]:

@@ -199,7 +199,7 @@ class Pipeline:
             dg_window: part of the run with it.
             ma_keep: how much of the massive channels D_m keeps: 0 none, 1 all.
             ma_channels: channels to suppress instead of the bundle's.
-            scheduler: euler, heun or dpmpp-2m.
+            scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
             strength: how much of `image` is forgotten, 0.6 unless given: 1 all of it.
             vae_tile: larger images are decoded in overlapping tiles of this size.
             image: start from this picture (Pillow, or uint8 [H, W] or [H, W, 3]).

@@ -49,7 +49,9 @@ void visit_options(Options& options, Visitor&& visit) {
         options.ma_keep);
   visit({"ma_channels", "C,D,...", "channels to suppress instead of the bundle's"},
         options.ma_channels);
-  visit({"scheduler", "NAME", "euler, heun or dpmpp-2m"}, options.scheduler);
+  visit({"scheduler", "NAME",
+         "euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon"},
+        options.scheduler);
   visit({"strength", "X", "how much of --image is forgotten: 1 all of it [0.6]"}, options.strength);
   visit({"vae_tile", "PIXELS", "decode larger images in overlapping tiles of this size"},
         options.vae_tile);

@@ -40,7 +40,7 @@ struct GenerateOptions {
   std::vector<int> ma_channels;  // empty: the bundle's
   // White: suppressed, black: left alone. Averaged per token, so at least a pixel per token.
   std::optional<Image> ma_tokens;
-  std::optional<std::string> scheduler;  // euler, heun, dpmpp-2m
+  std::optional<std::string> scheduler;  // euler, heun, dpmpp-2m, ddim
   std::optional<Tensor> latents;         // as Generation::latents, instead of noise
   std::optional<Image> image;            // start from this picture
   std::optional<double> strength;        // of the noise laid over `image`, 0.6: 1 forgets it

@@ -3,8 +3,9 @@
 #include <algorithm>
 
 #include "bundle/json_node.h"
-#include "bundle/read_graph.h"
-#include "bundle/read_prompt.h"
+#include "bundle/graph.h"
+#include "bundle/prompt.h"
+#include "bundle/scheduler.h"
 #include "intaglio/error.h"
 #include "intaglio/sampling.h"
 
@@ -61,61 +62,6 @@ Latent read_latent(const Node& node) {
   node.get_if("packed", latent.packed);
   node.get_if("fixed_size", latent.fixed_size);
   return latent;
-}
-
-// Ignoring a parameter would give other pictures than diffusers does.
-[[noreturn]] void refuse_sampling(const Node& parameter) {
-  parameter.refuse("is something that this version does not sample with");
-}
-
-// DPMSolverMultistepScheduler as sample_dpmpp_2m runs it. Its defaults are those of diffusers:
-// where they are no flow model's, the manifest has to say otherwise.
-void check_dpm_solver(const Node& node) {
-  if (!node.get<bool>("use_flow_sigmas")) refuse_sampling(node.at("use_flow_sigmas"));
-  if (node.get<std::string>("prediction_type") != "flow_prediction")
-    refuse_sampling(node.at("prediction_type"));
-  int order = 2;
-  node.get_if("solver_order", order);
-  if (order != 2) refuse_sampling(node.at("solver_order"));
-  bool lower_order_final = true;
-  node.get_if("lower_order_final", lower_order_final);
-  if (!lower_order_final) refuse_sampling(node.at("lower_order_final"));
-  for (const char* key : {"thresholding", "use_lu_lambdas", "euler_at_final"}) {
-    bool on = false;
-    node.get_if(key, on);
-    if (on) refuse_sampling(node.at(key));
-  }
-  const std::pair<const char*, const char*> sampled[] = {{"algorithm_type", "dpmsolver++"},
-                                                         {"solver_type", "midpoint"},
-                                                         {"final_sigmas_type", "zero"}};
-  for (const auto& [key, only] : sampled) {
-    std::string value = only;
-    node.get_if(key, value);
-    if (value != only) refuse_sampling(node.at(key));
-  }
-}
-
-SchedulerConfig read_scheduler(const Node& node) {
-  SchedulerConfig config;
-  config.type = node.get<std::string>("type");
-  node.get_if("num_train_timesteps", config.num_train_timesteps);
-  node.get_if("shift", config.shift);
-  node.get_if("flow_shift", config.shift);
-  node.get_if("use_dynamic_shifting", config.use_dynamic_shifting);
-  node.get_if("base_shift", config.base_shift);
-  node.get_if("max_shift", config.max_shift);
-  node.get_if("base_image_seq_len", config.base_image_seq_len);
-  node.get_if("max_image_seq_len", config.max_image_seq_len);
-  node.get_if("time_shift_type", config.time_shift_type);
-  node.get_if("shift_terminal", config.shift_terminal);
-  for (const char* key : {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
-                          "invert_sigmas", "stochastic_sampling"}) {
-    bool on = false;
-    node.get_if(key, on);
-    if (on) refuse_sampling(node.at(key));
-  }
-  if (config.type == "DPMSolverMultistepScheduler") check_dpm_solver(node);
-  return config;
 }
 
 void read_pair(const Node& node, const char* key, double& first, double& second) {
@@ -235,12 +181,11 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   check_one_of(root.at("layout"), {"forked", "dual"});
   bundle.dtype = root.get<std::string>("dtype");
   bundle.prediction_type = root.get<std::string>("prediction_type");
-  if (bundle.prediction_type != "velocity")
-    root.at("prediction_type").refuse("is one that this version cannot sample");
+  check_one_of(root.at("prediction_type"), {"velocity", "epsilon"});
   read_transformer(root.at("transformer"), bundle);
   read_massive_activations(root.at("massive_activations"), bundle);
   bundle.latent = read_latent(root.at("latent"));
-  bundle.scheduler = read_scheduler(root.at("scheduler"));
+  bundle.scheduler = read_scheduler(root, bundle.prediction_type);
   read_condition(root, bundle);
   if (root.has("vae_decoder")) bundle.vae_decoder = read_graph(root.at("vae_decoder"));
   if (root.has("vae_encoder")) bundle.vae_encoder = read_graph(root.at("vae_encoder"));

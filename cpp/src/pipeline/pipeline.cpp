@@ -100,13 +100,13 @@ Tensor Pipeline::Impl::initial_latents(const Request& request, const GenerateOpt
   Tensor latents = draw_noise(
       {request.images, bundle.latent.channels, request.rows, request.columns}, request.seeds);
   if (!options.image) return latents;
-  // diffusers' scale_noise: sigma * noise + (1 - sigma) * image.
+  // diffusers' scale_noise (flow matching) and add_noise (variance preserving).
   const Tensor image = vae_encoder().encode(from_image(*options.image));
-  const float sigma = request.schedule.sigmas.front();
+  const float sigma = request.schedule.sigmas.front(), alpha = request.schedule.alphas.front();
   for (std::int64_t n = 0; n < request.images; ++n) {
     std::ranges::transform(
         latents.rows(n, n + 1).floats(), image.floats(), latents.rows(n, n + 1).floats().begin(),
-        [sigma](float noise, float clean) { return sigma * noise + (1.0F - sigma) * clean; });
+        [sigma, alpha](float noise, float clean) { return sigma * noise + alpha * clean; });
   }
   return latents;
 }
@@ -122,10 +122,7 @@ void Pipeline::Impl::denoise(const Request& request, Branches& branches,
     const StepWeights weights = weights_at(request.guidance, point.step, point.steps);
     const auto d = branches.run(x, point.timestep, weights);
     combine(denoised, d.conditional, d.unconditional, d.degraded, weights);
-    // Flow matching: x = (1 - sigma) * clean + sigma * noise, velocity = noise - clean.
-    std::ranges::transform(
-        x, denoised, denoised.begin(),
-        [sigma = point.sigma](float noisy, float velocity) { return noisy - sigma * velocity; });
+    to_denoised(bundle.prediction_type, x, point, denoised);
     clean = denoised;
   };
   const OnStep report = [&](const StepPoint& point, std::span<const float>) {

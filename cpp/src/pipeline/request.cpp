@@ -86,7 +86,7 @@ void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions&
   // Far above any use; a slip of the finger should not ask for gigabytes of schedule.
   if (steps > 10000) throw UsageError("steps " + std::to_string(steps) + ": give 10000 or fewer");
   SchedulerConfig config = bundle.scheduler;
-  if (options.scheduler) config.type = scheduler_type(*options.scheduler);
+  if (options.scheduler) config.type = scheduler_type(*options.scheduler, bundle.prediction_type);
   request.sampler = find_sampler(config.type);
   request.schedule =
       make_schedule(config, steps, static_cast<int>(request.token_rows * request.token_columns));

@@ -1,8 +1,8 @@
-#include "bundle/read_prompt.h"
+#include "bundle/prompt.h"
 
 #include <algorithm>
 
-#include "bundle/read_graph.h"
+#include "bundle/graph.h"
 
 namespace intaglio {
 

@@ -1,4 +1,4 @@
-#include "bundle/read_graph.h"
+#include "bundle/graph.h"
 
 #include <algorithm>
 #include <set>
