@@ -9,6 +9,7 @@
 #include "cli/progress.h"
 #include "intaglio/error.h"
 #include "intaglio/pipeline.h"
+#include "intaglio/rng.h"
 
 namespace intaglio::cli {
 
@@ -44,16 +45,52 @@ double forwards(const Bundle& bundle, const Generation& generation) {
          static_cast<double>(generation.forked_rows) * (1.0 - base);
 }
 
+// Random numbers in the place of one prompt's embeddings: the time does not depend on them.
+PromptEmbedding random_embedding(const Bundle& bundle) {
+  PromptEmbedding embedding;
+  Generator generator(0);
+  const auto fill = [&](const char* role, Tensor& tensor, std::int64_t tokens) {
+    const Graph& graph = bundle.transformer();
+    if (!graph.takes(role)) return;
+    Shape shape{1};
+    const auto& axes = graph.input(role).axes;
+    for (std::size_t i = 1; i < axes.size(); ++i) {
+      const auto* size = std::get_if<std::int64_t>(&axes[i]);
+      shape.push_back(size ? *size : tokens);
+    }
+    tensor = Tensor(shape, DType::float32);
+    generator.randn(tensor.floats());
+  };
+  fill("text", embedding.text, bundle.prompt->max_sequence_length);
+  fill("text_mask", embedding.text_mask, embedding.text.dim(1));
+  fill("pooled", embedding.pooled, 1);
+  if (embedding.text_mask.defined()) std::ranges::fill(embedding.text_mask.floats(), 1.0F);
+  return embedding;
+}
+
+// Something to draw, in the terms of the bundle.
+GenerateOptions anything(const Bundle& bundle) {
+  GenerateOptions options;
+  if (bundle.classes) {
+    options.class_label = 0;
+  } else if (bundle.prompt->encoders.empty()) {
+    options.prompt_embeds = PromptEmbeds{random_embedding(bundle), random_embedding(bundle), {}};
+  } else {
+    options.prompt = "a photograph";
+  }
+  return options;
+}
+
 void run_modes(const Pipeline& pipeline, const Flags& flags, std::vector<Mode>& modes) {
   const InterruptFlag interrupt;
   ProgressBar bar("measuring", "runs");
+  const GenerateOptions any = anything(pipeline.bundle());
   const int total = (flags.repeats + 1) * static_cast<int>(modes.size());
   int done = 0;
   // Interleaved, so that a drifting machine is as unkind to every mode; the first round warms up.
   for (int repeat = -1; repeat < flags.repeats; ++repeat) {
     for (Mode& mode : modes) {
-      GenerateOptions options;
-      options.prompt = "a photograph";
+      GenerateOptions options = any;
       options.steps = flags.steps;
       options.batch = flags.batch;
       options.cfg_scale = mode.cfg_scale;

@@ -14,6 +14,16 @@
 
 namespace intaglio {
 
+namespace {
+
+// Whatever a file name or ONNX Runtime puts into the message.
+std::string one_line(std::string message) {
+  for (char& c : message) c = (c >= 0 && c < ' ') || c == 0x7f ? ' ' : c;
+  return message;
+}
+
+}  // namespace
+
 namespace cli {
 
 void add_bundle(CLI::App& command, std::filesystem::path& bundle) {
@@ -34,14 +44,16 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
       ->type_name("LIBRARY");
 }
 
+void print_notes(const std::vector<std::string>& notes) {
+  for (const std::string& note : notes) std::cerr << "intaglio: note: " << one_line(note) << '\n';
+}
+
 }  // namespace cli
 
 namespace {
 
-// One line, whatever a file name or ONNX Runtime puts into the message.
-int report(std::string message, ExitCode code) {
-  for (char& c : message) c = (c >= 0 && c < ' ') || c == 0x7f ? ' ' : c;
-  std::cerr << "intaglio: " << message << std::endl;
+int report(const std::string& message, ExitCode code) {
+  std::cerr << "intaglio: " << one_line(message) << std::endl;
   return static_cast<int>(code);
 }
 
@@ -76,6 +88,7 @@ int run_command(const std::vector<std::string>& args) {
   app.set_version_flag("--version", "intaglio " INTAGLIO_VERSION);
   app.require_subcommand(1);
   cli::add_generate(app);
+  cli::add_embed(app);
   cli::add_inspect(app);
   cli::add_bench(app);
   std::cout.clear();
@@ -84,8 +97,9 @@ int run_command(const std::vector<std::string>& args) {
     // CLI11 would say that a subcommand is required, not that this one is unknown.
     const auto named = [&](const CLI::App* command) { return command->get_name() == args[0]; };
     if (!args.empty() && !args[0].starts_with('-') && app.get_subcommands(named).empty()) {
-      throw UsageError("there is no command \"" + args[0] +
-                       "\": use generate, inspect or bench (export comes with the Python package)");
+      throw UsageError(
+          "there is no command \"" + args[0] +
+          "\": use generate, embed, inspect or bench (export comes with the Python package)");
     }
     app.parse(std::vector<std::string>(args.rbegin(), args.rend()));  // CLI11 takes them reversed
   });

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "cli/parse.h"
 #include "intaglio/backend.h"
@@ -27,7 +28,11 @@ CLI::Option* add_flag(CLI::App& command, const std::string& flags, T& value,
   return command.add_option_function<std::string>(flags, read, help)->type_name(type);
 }
 
+// What the user should know and no error is, on stderr.
+void print_notes(const std::vector<std::string>& notes);
+
 void add_generate(CLI::App& app);
+void add_embed(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_bench(CLI::App& app);
 

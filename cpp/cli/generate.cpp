@@ -28,12 +28,14 @@ struct Flags {
   RunFlags run;
   GenerateOptions options;
   fs::path output = "image.png";
-  fs::path image, ma_tokens, latents_in, latents_out, report;
+  fs::path image, ma_tokens, prompt_embeds, latents_in, latents_out, report;
 };
 
 void read_inputs(Flags& flags) {
   if (!flags.image.empty()) flags.options.image = read_png(flags.image);
   if (!flags.ma_tokens.empty()) flags.options.ma_tokens = read_png(flags.ma_tokens);
+  if (!flags.prompt_embeds.empty())
+    flags.options.prompt_embeds = load_prompt_embeds(flags.prompt_embeds);
   if (!flags.latents_in.empty()) flags.options.latents = load_npy(flags.latents_in);
 }
 
@@ -92,6 +94,7 @@ void generate(Flags& flags) {
   // After the last step too: nothing is written that was not waited for.
   if (InterruptFlag::raised()) throw Interrupted("stopped while decoding: nothing was written");
   if (first_step_at) *first_step_at -= generation.step_seconds.front();
+  print_notes(generation.notes);
 
   for (std::size_t i = 0; i < generation.images.size(); ++i) {
     const fs::path path = numbered(flags.output, i, generation.images.size());
@@ -109,11 +112,6 @@ void generate(Flags& flags) {
   }
 }
 
-std::string dashed(std::string name) {
-  for (char& c : name) c = c == '_' ? '-' : c;
-  return name;
-}
-
 // What an option is where neither the call nor the bundle says: " [1]".
 std::string shown_default(const Json& defaults, const std::string& name) {
   if (!defaults.contains(name)) return "";
@@ -126,7 +124,7 @@ std::string shown_default(const Json& defaults, const std::string& name) {
 
 void add_generate(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* command = app.add_subcommand("generate", "draw images from a prompt");
+  CLI::App* command = app.add_subcommand("generate", "draw images from a prompt or a class");
   command->footer(
       "What is not given and shows no default in brackets comes from the bundle (see `intaglio "
       "inspect BUNDLE`).\n"
@@ -134,11 +132,8 @@ void add_generate(CLI::App& app) {
   add_run_flags(*command, flags->run);
   const Json defaults = Json::parse(to_json(flags->options));
   visit_options(flags->options, [&](const OptionInfo& info, auto& value) {
-    const std::string name = info.name;
-    const std::string flag = "--" + dashed(name);
-    CLI::Option* option = add_flag(*command, name == "seeds" ? "--seed," + flag : flag, value,
-                                   info.value, info.help + shown_default(defaults, name));
-    if (name == "prompt") option->required();
+    add_flag(*command, flags_of(info), value, info.value,
+             info.help + shown_default(defaults, info.name));
   });
   const auto add_path = [&](const char* flag, fs::path& path, const char* type, const char* help) {
     command->add_option(flag, path, help)->type_name(type);
@@ -148,8 +143,12 @@ void add_generate(CLI::App& app) {
   add_path("--image", flags->image, "FILE.png", "start from this picture instead of noise");
   add_path("--ma-tokens", flags->ma_tokens, "MASK.png",
            "where Detail Guidance acts: white suppresses, black leaves alone");
-  add_path("--latents-in", flags->latents_in, "FILE.npy",
-           "initial latents [N, C, h, w] instead of seeded noise");
+  add_path("--prompt-embeds", flags->prompt_embeds, "FILE.safetensors",
+           "what `intaglio embed` wrote, in place of --prompt");
+  add_path(
+      "--latents-in", flags->latents_in, "FILE.npy",
+      "initial latents as --latents-out writes them, [N, C, h, w] or packed [N, tokens, C*p*p], "
+      "instead of seeded noise");
   add_path("--latents-out", flags->latents_out, "FILE.npy", "write the final latents");
   add_path("--report", flags->report, "FILE.json", "write options, timings and counts");
   command->callback([flags] { generate(*flags); });

@@ -12,42 +12,62 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+Json describe(const Defaults& defaults) {
+  const Guidance& guidance = defaults.guidance;
+  Json json = {{"steps", defaults.steps},
+               {"cfg_scale", guidance.cfg_scale.first},
+               {"cfg_window", {guidance.cfg_window.start, guidance.cfg_window.end}},
+               {"dg_scale", guidance.dg_scale.first},
+               {"dg_window", {guidance.dg_window.start, guidance.dg_window.end}},
+               {"ma_keep", {guidance.ma_keep.first, guidance.ma_keep.last}},
+               {"height", defaults.height},
+               {"width", defaults.width}};
+  if (defaults.distilled_guidance) json["distilled_guidance"] = *defaults.distilled_guidance;
+  return json;
+}
+
+// What says what to draw: classes, or text encoders with the tokens that each reads.
+void describe_condition(const Bundle& bundle, Json& json) {
+  if (bundle.classes) {
+    json["classes"] = {{"count", bundle.classes->count}, {"null", bundle.classes->null}};
+    return;
+  }
+  json["max_sequence_length"] = bundle.prompt->max_sequence_length;
+  json["text_encoders"] = Json::object();
+  for (const auto& [name, encoder] : bundle.prompt->encoders)
+    json["text_encoders"][name] = encoder.max_length;
+}
+
 Json describe(const Bundle& bundle) {
   const MassiveActivations& ma = bundle.massive_activations;
-  const Guidance& guidance = bundle.defaults.guidance;
+  const Latent& latent = bundle.latent;
   std::uint64_t bytes = 0;
   for (const auto& [path, size] : bundle.file_bytes) bytes += size;
-  return {
-      {"name", bundle.name},
-      {"family", bundle.family},
-      {"source", bundle.source},
-      {"license", bundle.license},
-      {"layout", bundle.layout},
-      {"dtype", bundle.dtype},
-      {"blocks", bundle.blocks},
-      {"channels", bundle.channels},
-      {"massive_activations",
-       {{"block", ma.block},
-        {"channels", ma.channels},
-        {"massive", ma.massive},
-        {"found_by", ma.found_by},
-        {"ratio", ma.ratio}}},
-      {"scheduler", bundle.scheduler.type},
-      {"max_sequence_length", bundle.prompt.max_sequence_length},
-      {"largest_image", {bundle.latent.max_width, bundle.latent.max_height}},
-      {"defaults",
-       {{"steps", bundle.defaults.steps},
-        {"cfg_scale", guidance.cfg_scale.first},
-        {"cfg_window", {guidance.cfg_window.start, guidance.cfg_window.end}},
-        {"dg_scale", guidance.dg_scale.first},
-        {"dg_window", {guidance.dg_window.start, guidance.dg_window.end}},
-        {"ma_keep", {guidance.ma_keep.first, guidance.ma_keep.last}},
-        {"height", bundle.defaults.height},
-        {"width", bundle.defaults.width}}},
-      {"producer", bundle.producer},
-      {"files", bundle.file_bytes},
-      {"bytes", bytes},
-  };
+  Json json = {{"name", bundle.name},
+               {"family", bundle.family},
+               {"source", bundle.source},
+               {"license", bundle.license},
+               {"layout", bundle.layout},
+               {"dtype", bundle.dtype},
+               {"blocks", bundle.blocks},
+               {"channels", bundle.channels},
+               {"massive_activations",
+                {{"block", ma.block},
+                 {"channels", ma.channels},
+                 {"massive", ma.massive},
+                 {"found_by", ma.found_by},
+                 {"ratio", ma.ratio}}},
+               {"prediction_type", bundle.prediction_type},
+               {"scheduler", bundle.scheduler.type}};
+  if (!bundle.max_abs.empty()) json["max_abs"] = bundle.max_abs;
+  describe_condition(bundle, json);
+  json[latent.fixed_size ? "only_image" : "largest_image"] = {latent.max_width, latent.max_height};
+  json["packed_latents"] = latent.packed;
+  json["defaults"] = describe(bundle.defaults);
+  json["producer"] = bundle.producer;
+  json["files"] = bundle.file_bytes;
+  json["bytes"] = bytes;
+  return json;
 }
 
 void print_row(const std::string& name, const Json& value) {
@@ -57,7 +77,8 @@ void print_row(const std::string& name, const Json& value) {
 
 void print_people(const Json& json) {
   for (const auto& [name, value] : json.items()) {
-    if (!value.is_object() || name == "producer") {
+    if (name == "max_abs") continue;  // a number for every block
+    if (!value.is_object() || value.empty() || name == "producer") {
       print_row(name, value);
       continue;
     }

@@ -49,7 +49,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     folder.check_output(request.output)
     progress("Loading the model", 0.0)
     adapter = open_source(request.source, DTYPES[request.dtype], request.text_encoders)
-    check_scheduler(adapter.pipeline.scheduler)
+    check_scheduler(adapter.pipeline.scheduler, adapter.prediction_type)
     settings, recipe, remarks = _settings(request, adapter)
     block = choose_block(settings.block, len(adapter.blocks()))
     check_size(settings, adapter)

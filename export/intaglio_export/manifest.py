@@ -80,7 +80,7 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
         "massive_activations": parts.suppression.to_json(),
         "prediction_type": adapter.prediction_type,
         "latent": _without_false(asdict(adapter.latent())),
-        "scheduler": scheduler_entry(adapter.pipeline.scheduler),
+        "scheduler": scheduler_entry(adapter.pipeline.scheduler, adapter.max_shift),
         "vae_decoder": parts.vae_decoder.to_json(),
         "vae_encoder": parts.vae_encoder.to_json(),
         "defaults": _defaults(adapter, parts.settings),

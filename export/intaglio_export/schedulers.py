@@ -11,6 +11,8 @@ EULER = "FlowMatchEulerDiscreteScheduler"
 HEUN = "FlowMatchHeunDiscreteScheduler"
 DPM = "DPMSolverMultistepScheduler"
 
+DDIM = "DDIMScheduler"
+
 _NEVER = dict.fromkeys(
     (
         "use_karras_sigmas",
@@ -19,58 +21,89 @@ _NEVER = dict.fromkeys(
         "invert_sigmas",
         "stochastic_sampling",
     ),
-    False,
+    (False,),
 )
-# The one value of each parameter that the runtime samples with; absent from a configuration means
-# that the class has no such parameter.
-_REQUIRED: dict[str, dict[str, Any]] = {
-    EULER: _NEVER,
-    HEUN: _NEVER,
-    DPM: _NEVER
-    | {
-        "use_flow_sigmas": True,
-        "prediction_type": "flow_prediction",
-        "algorithm_type": "dpmsolver++",
-        "solver_order": 2,
-        "solver_type": "midpoint",
-        "thresholding": False,
-        "use_lu_lambdas": False,
-        "lower_order_final": True,
-        "euler_at_final": False,
-        "final_sigmas_type": "zero",
+_VARIANCE_PRESERVING: dict[str, tuple[Any, ...]] = {
+    "prediction_type": ("epsilon",),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (False,),
+    "timestep_spacing": ("linspace", "leading", "trailing"),
+    "thresholding": (False,),
+}
+_MULTISTEP: dict[str, tuple[Any, ...]] = _NEVER | {
+    "algorithm_type": ("dpmsolver++",),
+    "solver_order": (2,),
+    "solver_type": ("midpoint",),
+    "thresholding": (False,),
+    "use_lu_lambdas": (False,),
+    "lower_order_final": (True,),
+    "euler_at_final": (False,),
+    "final_sigmas_type": ("zero",),
+}
+# What a model predicts, then the classes that sample it, then the values of each parameter that the
+# runtime samples with; absent from a configuration means that the class has no such parameter.
+_ALLOWED: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
+    "velocity": {
+        EULER: _NEVER,
+        HEUN: _NEVER,
+        DPM: _MULTISTEP | {"use_flow_sigmas": (True,), "prediction_type": ("flow_prediction",)},
+    },
+    "epsilon": {
+        DDIM: _VARIANCE_PRESERVING | {"clip_sample": (False,)},
+        DPM: _MULTISTEP
+        | _VARIANCE_PRESERVING
+        | {
+            "use_flow_sigmas": (False,),
+            "lambda_min_clipped": (-math.inf,),
+            # diffusers would cut a prediction down to three channels.
+            "variance_type": (None,),
+        },
     },
 }
 
 
-def check_scheduler(scheduler: Any) -> None:
+def check_scheduler(scheduler: Any, prediction_type: str) -> None:
     """See that the runtime samples as `scheduler` does.
 
+    Args:
+        scheduler: diffusers' scheduler of the pipeline.
+        prediction_type: what the model predicts, "velocity" or "epsilon".
+
     Raises:
-        ExportError: it does not know the class, or a parameter has a value that it does not follow.
+        ExportError: it does not know the class, the class does not sample such a model, or a
+            parameter has a value that it does not follow.
     """
     name, config = type(scheduler).__name__, scheduler.config
-    if name not in _REQUIRED:
+    classes = _ALLOWED[prediction_type]
+    if name not in classes:
         raise ExportError(
-            f"The runtime does not know the pipeline's scheduler {name}; give the pipeline one of"
-            f" {', '.join(_REQUIRED)}."
+            f"The runtime has no scheduler {name} for a model that predicts {prediction_type}; give"
+            f" the pipeline one of {', '.join(classes)}."
         )
-    for key, needed in _REQUIRED[name].items():
-        value = config.get(key, needed)
+    for key, allowed in classes[name].items():
+        value = config.get(key, allowed[0])
         # Configurations may hold null for false.
-        if value != needed and not (value is None and needed is False):
+        if value not in allowed and not (value is None and allowed == (False,)):
             raise ExportError(
                 f"The pipeline's {name} has {key} {value!r}, and the runtime samples only with"
-                f" {needed!r}: change scheduler/scheduler_config.json."
+                f" {' or '.join(map(repr, allowed))}: change scheduler/scheduler_config.json."
             )
 
 
-def scheduler_entry(scheduler: Any) -> dict[str, Any]:
+def scheduler_entry(scheduler: Any, max_shift: float) -> dict[str, Any]:
     """The manifest's `scheduler`: the class name and its parameters, verbatim.
 
-    Infinite parameters are left out: JSON has none, and they mean "no limit".
+    Infinite parameters are left out: JSON has none, and they mean "no limit". So is a
+    timestep_spacing that is only the class's own: `from_config` of another class takes that class's.
+    `max_shift` is the pipeline's own for a scheduler that has none, as DPMSolverMultistepScheduler.
     """
     entry: dict[str, Any] = {"type": type(scheduler).__name__}
     for key, value in scheduler.config.items():
         if not key.startswith("_") and not (isinstance(value, float) and math.isinf(value)):
             entry[key] = value
+    if "timestep_spacing" in scheduler.config.get("_use_default_values", ()):
+        del entry["timestep_spacing"]
+    if entry.get("use_dynamic_shifting"):
+        entry.setdefault("max_shift", max_shift)
     return entry

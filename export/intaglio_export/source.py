@@ -15,6 +15,7 @@ from intaglio_export.adapters import ADAPTERS, Adapter, adapter_for
 from intaglio_export.errors import ExportError, usage_error
 from intaglio_export.precision import narrow
 from intaglio_export.quiet import no_progress_bars, quiet
+from intaglio_export.tokenizer import sentencepiece_problem
 
 INDEX = "model_index.json"
 SETTINGS = "settings.json"
@@ -60,7 +61,8 @@ def open_source(
             raise
         except Exception as error:  # diffusers, transformers and safetensors raise what they like
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise ExportError(f"The source {folder} cannot be loaded: {reason}") from error
+            sentence = f"The source {folder} cannot be loaded: {reason}"
+            raise ExportError(sentencepiece_problem(folder) or sentence) from error
     for name in ("transformer", *adapter.text_encoders):
         if (network := getattr(pipeline, name, None)) is not None:
             narrow(network, dtype)

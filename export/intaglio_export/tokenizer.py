@@ -1,15 +1,42 @@
-"""The table file that the runtime's CLIP tokenizer reads (`clip.json`)."""
+"""The table file that the runtime's tokenizers read (`tables.json`): CLIP's and T5's kinds."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from intaglio_export.errors import ExportError
 
-FILE_NAME = "clip.json"
+FILE_NAME = "tables.json"
 _END_OF_WORD = "</w>"
+_METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+_TWO_SPACES = {"Regex": " {2,}"}
+
+
+def write_table(tokenizer: Any, max_length: int, folder: Path, *, lowercase: bool = False) -> None:
+    """Write the table of `tokenizer` to `folder`/tables.json, making the folder.
+
+    Args:
+        tokenizer: a `CLIPTokenizer` or `T5Tokenizer` of transformers 5.
+        max_length: tokens per prompt, padded or truncated to.
+        lowercase: for T5, as in `t5_table`.
+
+    Raises:
+        ExportError: the tokenizer is of another kind, or does what the runtime does not follow.
+    """
+    kind = _state(tokenizer).get("model", {}).get("type")
+    if kind == "Unigram":
+        table = t5_table(tokenizer, max_length, lowercase=lowercase)
+    elif lowercase:
+        raise ValueError("only T5's tables can ask for text.lower().strip()")
+    else:
+        table = clip_table(tokenizer, max_length)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(table, ensure_ascii=False, allow_nan=False)
+    (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def clip_table(tokenizer: Any, max_length: int) -> dict[str, Any]:
@@ -27,20 +54,19 @@ def clip_table(tokenizer: Any, max_length: int) -> dict[str, Any]:
         ExportError: the tokenizer is not a CLIP-format BPE tokenizer, or an added token takes more
             than its own text.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = json.loads(backend.to_str()) if backend is not None else {}
+    state = _state(tokenizer)
     model = state.get("model", {})
     if model.get("type") != "BPE" or model.get("end_of_word_suffix") != _END_OF_WORD:
         raise ExportError(
-            f"The tokenizer {type(tokenizer).__name__} is not a byte-pair tokenizer in CLIP's"
-            " format, the only kind that a bundle can hold so far."
+            f"The tokenizer {type(tokenizer).__name__} is neither a byte-pair tokenizer in CLIP's"
+            " format nor a Unigram one like T5's, the only kinds that a bundle can hold."
         )
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     return {
         "type": "clip_bpe",
         "vocab": model["vocab"],
         "merges": merges,
-        "added_tokens": {token["content"]: _added(token) for token in state["added_tokens"]},
+        "added_tokens": {token["content"]: _clip_added(token) for token in state["added_tokens"]},
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -50,20 +76,151 @@ def clip_table(tokenizer: Any, max_length: int) -> dict[str, Any]:
     }
 
 
-def _added(token: dict[str, Any]) -> int | dict[str, Any]:
+def _clip_added(token: dict[str, Any]) -> int | dict[str, Any]:
     """The entry of an added token."""
-    for option in ("lstrip", "rstrip", "single_word"):
+    _refuse_added(token, "lstrip", "rstrip", "single_word")
+    number: int = token["id"]
+    return {"id": number, "normalized": True} if token["normalized"] else number
+
+
+def t5_table(tokenizer: Any, max_length: int, *, lowercase: bool = False) -> dict[str, Any]:
+    """Unigram tables of a transformers T5 tokenizer.
+
+    Args:
+        tokenizer: a `T5Tokenizer` of transformers 5, which is backed by the tokenizers library.
+        max_length: tokens per prompt, padded or truncated to.
+        lowercase: the pipeline applies `text.lower().strip()` to prompts (PixArt does), and so
+            shall the runtime's tokenizer.
+
+    Returns:
+        pieces (a piece's id is its place) and their scores, normalizers in order, added tokens, ids
+        of the special tokens.
+
+    Raises:
+        ExportError: the tokenizer does something that the runtime's does not follow.
+    """
+    state = _state(tokenizer)
+    model = state["model"]
+    _check_specials(tokenizer, state)
+    return {
+        "type": "unigram",
+        "pieces": [piece for piece, _ in model["vocab"]],
+        "scores": [score for _, score in model["vocab"]],
+        "unk_token_id": model["unk_id"],
+        "byte_fallback": model.get("byte_fallback", False),
+        "lowercase_strip": lowercase,
+        "normalizers": [_normalizer(step) for step in _steps(state, "normalizer")],
+        "whitespace_split": _whitespace_split(state),
+        "added_tokens": [_t5_added(token) for token in state["added_tokens"]],
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_length": max_length,
+    }
+
+
+def sentencepiece_problem(source: Path) -> str | None:
+    """Why the tokenizers in a pipeline's folder that are SentencePiece files only cannot be read.
+
+    To be asked after loading failed: transformers' own error then speaks of tiktoken.
+    """
+    for model in sorted(source.glob("tokenizer*/*.model")):
+        if (model.parent / "tokenizer.json").is_file():
+            continue
+        if find_spec("sentencepiece") is None:
+            return (
+                f"The tokenizer {model} is a SentencePiece file, which needs the package"
+                " sentencepiece to be read; install it (pip install sentencepiece)."
+            )
+        if not _is_sentencepiece(model):
+            return f"The tokenizer {model} is not a SentencePiece file; download it again."
+    return None
+
+
+def _is_sentencepiece(model: Path) -> bool:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return bool(SentencePieceProcessor().LoadFromSerializedProto(model.read_bytes()))
+    except (OSError, RuntimeError):
+        return False
+
+
+def _state(tokenizer: Any) -> dict[str, Any]:
+    """What the tokenizers library would write to tokenizer.json; empty for other tokenizers."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
+    return state
+
+
+def _steps(state: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """The normalizers or pre-tokenizers in their order, sequences opened."""
+    todo = [state[name]] if state[name] else []
+    while todo:
+        step = todo.pop(0)
+        if step["type"] == "Sequence":
+            todo[:0] = step[name.replace("_", "") + "s"]
+        else:
+            yield step
+
+
+def _normalizer(step: dict[str, Any]) -> dict[str, Any]:
+    if step["type"] == "Precompiled":
+        return {"type": "precompiled", "charsmap": step["precompiled_charsmap"]}
+    if step["type"] == "Strip":
+        return {"type": "strip", "left": step["strip_left"], "right": step["strip_right"]}
+    if step["type"] == "Replace" and step["pattern"] == _TWO_SPACES:
+        return {"type": "replace_spaces", "content": step["content"]}
+    raise _unfollowed("normalizer", step)
+
+
+def _whitespace_split(state: dict[str, Any]) -> bool:
+    """Whether words end at white space before they do at "▁"."""
+    steps = list(_steps(state, "pre_tokenizer"))
+    split = bool(steps) and steps[0]["type"] == "WhitespaceSplit"
+    if split:
+        del steps[0]
+    for step in steps:
+        if step != _METASPACE:
+            raise _unfollowed("pre-tokenizer", step)
+    if len(steps) != 1:
+        raise ExportError("The tokenizer does not have one Metaspace pre-tokenizer, as T5's has.")
+    return split
+
+
+def _t5_added(token: dict[str, Any]) -> dict[str, Any]:
+    _refuse_added(token, "single_word")
+    return {key: token[key] for key in ("content", "id", "normalized", "lstrip", "rstrip")}
+
+
+def _check_specials(tokenizer: Any, state: dict[str, Any]) -> None:
+    """One end token behind the text and padding behind it, as T5 has them."""
+    name = type(tokenizer).__name__
+    if None in (state["model"]["unk_id"], tokenizer.eos_token_id, tokenizer.pad_token_id):
+        raise ExportError(f"The tokenizer {name} lacks one of the unknown, end and padding tokens.")
+    if (tokenizer.padding_side, tokenizer.truncation_side) != ("right", "right"):
+        raise ExportError(f"The tokenizer {name} pads or truncates on the left, as T5's does not.")
+    processor = state["post_processor"] or {}
+    single = [next(iter(part.items())) for part in processor.get("single", ())]
+    specials = processor.get("special_tokens", {})
+    ids = [specials[part["id"]]["ids"] for kind, part in single if kind == "SpecialToken"]
+    if [kind for kind, _ in single] != ["Sequence", "SpecialToken"] or ids != [
+        [tokenizer.eos_token_id]
+    ]:
+        raise ExportError(f"The tokenizer {name} does not put just its end token behind the text.")
+
+
+def _refuse_added(token: dict[str, Any], *options: str) -> None:
+    for option in options:
         if token[option]:
             raise ExportError(
                 f"The tokenizer's added token {token['content']!r} has {option}, which the"
                 " runtime's tokenizer does not follow."
             )
-    number: int = token["id"]
-    return {"id": number, "normalized": True} if token["normalized"] else number
 
 
-def write_table(tokenizer: Any, max_length: int, folder: Path, *, lowercase: bool = False) -> None:
-    """Write `clip_table` to `folder`/clip.json, making the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(clip_table(tokenizer, max_length), ensure_ascii=False)
-    (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+def _unfollowed(what: str, step: dict[str, Any]) -> ExportError:
+    options = {key: value for key, value in step.items() if key != "type"}
+    return ExportError(
+        f"The tokenizer has the {what} {step['type']} ({json.dumps(options, ensure_ascii=False)}),"
+        " which the runtime's tokenizer does not follow."
+    )

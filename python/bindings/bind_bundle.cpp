@@ -14,6 +14,7 @@ void bind_graph(py::module_& module) {
       .def_readonly("axes", &GraphTensor::axes, "sizes, and the names of dynamic axes");
   py::class_<Graph>(module, "Graph", "An ONNX graph of the bundle.")
       .def_readonly("path", &Graph::path, "relative to the bundle's folder")
+      .def_readonly("cpu", &Graph::cpu, "the same for runtimes without bfloat16 kernels, or None")
       .def_readonly("inputs", &Graph::inputs)
       .def_readonly("outputs", &Graph::outputs);
 }
@@ -35,10 +36,18 @@ void bind_prompt(py::module_& module) {
       .def_readonly("text", &Prompt::text)
       .def_readonly("text_width", &Prompt::text_width)
       .def_readonly("pooled", &Prompt::pooled)
+      .def_readonly("text_mask", &Prompt::text_mask,
+                    "the encoder whose tokens the transformer's text_mask marks; empty: none")
       .def_property_readonly("text_length", &Prompt::text_length);
 }
 
 void bind_parts(py::module_& module) {
+  py::class_<Classes>(module, "Classes", "Of a model that is drawn from by class.")
+      .def_readonly("count", &Classes::count)
+      .def_readonly("null", &Classes::null, "what the unconditional branch is asked for")
+      .def("__repr__", [](const py::object& self) {
+        return py::str("Classes(count={0.count}, null={0.null})").format(self);
+      });
   py::class_<MassiveActivations>(module, "MassiveActivations",
                                  "Where the op stands and what it suppresses by default.")
       .def_readonly("block", &MassiveActivations::block, "m: the op stands after this block")
@@ -55,18 +64,21 @@ void bind_parts(py::module_& module) {
             .format(self);
       });
   py::class_<Latent>(module, "Latent", "Layout and scaling of the latents.")
-      .def_readonly("channels", &Latent::channels)
+      .def_readonly("channels", &Latent::channels, "unpacked")
       .def_readonly("vae_scale_factor", &Latent::vae_scale_factor,
                     "pixels per latent cell along one side")
       .def_readonly("scaling_factor", &Latent::scaling_factor)
       .def_readonly("shift_factor", &Latent::shift_factor)
       .def_readonly("max_height", &Latent::max_height, "pixels")
-      .def_readonly("max_width", &Latent::max_width, "pixels");
+      .def_readonly("max_width", &Latent::max_width, "pixels")
+      .def_readonly("packed", &Latent::packed, "latents are [N, tokens, channels * patch_size^2]")
+      .def_readonly("fixed_size", &Latent::fixed_size, "max_height x max_width only");
   py::class_<Defaults>(module, "Defaults", "What generate() uses where it is told nothing.")
       .def_readonly("steps", &Defaults::steps)
       .def_readonly("guidance", &Defaults::guidance)
       .def_readonly("height", &Defaults::height, "pixels")
       .def_readonly("width", &Defaults::width, "pixels")
+      .def_readonly("distilled_guidance", &Defaults::distilled_guidance)
       .def("__repr__", [](const py::object& self) {
         return py::str(
                    "Defaults(steps={0.steps}, height={0.height}, width={0.width}, "
@@ -104,7 +116,10 @@ void bind_bundle(py::module_& module) {
       .def_readonly("massive_activations", &Bundle::massive_activations)
       .def_readonly("latent", &Bundle::latent)
       .def_readonly("scheduler", &Bundle::scheduler)
-      .def_readonly("prompt", &Bundle::prompt)
+      .def_readonly("max_abs", &Bundle::max_abs,
+                    "largest |z| after each block on the calibration prompts; empty: not measured")
+      .def_readonly("prompt", &Bundle::prompt, "None for a bundle that is drawn from by class")
+      .def_readonly("classes", &Bundle::classes, "None for a bundle that is drawn from by prompt")
       .def_readonly("vae_decoder", &Bundle::vae_decoder)
       .def_readonly("vae_encoder", &Bundle::vae_encoder)
       .def_readonly("defaults", &Bundle::defaults)

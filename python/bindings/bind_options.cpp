@@ -1,5 +1,3 @@
-#include <string_view>
-
 #include "bindings.h"
 #include "casters.h"
 #include "intaglio/error.h"
@@ -61,13 +59,8 @@ GenerateOptions options_from(const py::dict& keywords) {
     return left.attr("pop")(name, py::none());
   };
   visit_options(options, [&](const OptionInfo& info, auto& field) {
-    const bool given = left.contains(info.name);
     const py::object value = take(info.name);
-    if (value.is_none()) {
-      // None asks for the default, and a prompt has none.
-      if (given && std::string_view(info.name) == "prompt") refuse(info, value);
-      return;
-    }
+    if (value.is_none()) return;
     try {
       assign(field, value);
     } catch (const py::cast_error&) {
@@ -80,6 +73,12 @@ GenerateOptions options_from(const py::dict& keywords) {
   if (const py::object value = take("image"); !value.is_none()) options.image = image_from(value);
   if (const py::object value = take("latents"); !value.is_none())
     options.latents = tensor_from(value);
+  if (const py::object value = take("prompt_embeds"); !value.is_none()) {
+    if (!py::isinstance<PromptEmbeds>(value))
+      throw UsageError("prompt_embeds takes PromptEmbeds or the path of their file, not " +
+                       py::repr(value).cast<std::string>());
+    options.prompt_embeds = value.cast<PromptEmbeds>();
+  }
   for (const auto& [name, value] : left) {
     throw UsageError("generate() has no option " + py::str(name).cast<std::string>());
   }
@@ -93,6 +92,7 @@ void bind_options(py::module_& module) {
       .def_property_readonly(
           "value", [](const OptionInfo& info) { return info.value; },
           "what the help calls the value")
+      .def_property_readonly("flags", &flags_of)
       .def_property_readonly("help", [](const OptionInfo& info) { return info.help; })
       .def("__repr__", [](const OptionInfo& info) {
         return std::string("<OptionInfo ") + info.name + " " + info.value + ">";

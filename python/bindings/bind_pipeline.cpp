@@ -3,6 +3,7 @@
 #include "intaglio/error.h"
 #include "intaglio/pipeline.h"
 #include "options.h"
+#include "text.h"
 
 namespace intaglio::python {
 namespace {
@@ -52,7 +53,8 @@ void bind_step(py::module_& module) {
       .def_readonly("sigma", &Step::sigma, "the step started from")
       .def_property_readonly(
           "latents", [](const Step& step) { return step.latents; },
-          "After the step: [N, C, h, w] float32. This is the run's own memory: the next step "
+          "After the step: float32, as Generation.latents. This is the run's own memory: the next "
+          "step "
           "overwrites it (copy what you keep),\n"
           "and what you write into it is what the next step starts from.")
       .def("preview", &preview,
@@ -84,7 +86,8 @@ void bind_generation(py::module_& module) {
                              [](const Generation& generation) { return generation.timings; })
       .def_readonly("step_seconds", &Generation::step_seconds)
       .def_readonly("base_rows", &Generation::base_rows)
-      .def_readonly("forked_rows", &Generation::forked_rows);
+      .def_readonly("forked_rows", &Generation::forked_rows)
+      .def_readonly("notes", &Generation::notes);
 }
 
 }  // namespace
@@ -104,8 +107,21 @@ void bind_pipeline(py::module_& module) {
       .def_property_readonly(
           "backend", [](const Pipeline& pipeline) { return pipeline.backend().description(); },
           "what it runs on, for people")
+      .def(
+          "embed",
+          [](const Pipeline& pipeline, const py::str& prompt,
+             const std::optional<py::str>& negative_prompt) {
+            const std::string text = utf8_of(prompt);
+            std::optional<std::string> negative;
+            if (negative_prompt) negative = utf8_of(*negative_prompt);
+            const py::gil_scoped_release release;
+            return pipeline.embed(text, negative);
+          },
+          py::arg("prompt"), py::arg("negative_prompt") = py::none(),
+          "Raises UsageError for a bundle without text encoders.")
       .def("generate", &generate, py::arg("on_step") = py::none(),
-           "Keywords as option_infos() lists them, and image, latents, ma_tokens.");
+           "Keywords as option_infos() lists them, and image, latents, ma_tokens,\n"
+           "prompt_embeds.");
 }
 
 }  // namespace intaglio::python

@@ -20,10 +20,6 @@ Tensor copy_of(std::span<const float> values, const Shape& shape) {
 Tensor sample(Sampler sampler, const PyDenoiser& denoise, const Tensor& x, const Schedule& schedule,
               const std::optional<PyOnStep>& on_step) {
   require_float32(x, "x");
-  if (schedule.sigmas.size() != schedule.timesteps.size() + 1) {
-    throw UsageError("a schedule of " + std::to_string(schedule.timesteps.size()) +
-                     " timesteps needs one sigma more");
-  }
   Tensor result = x.clone();
   // Copies, so that what Python keeps stays what it was.
   const Denoiser run = [&](std::span<const float> now, const StepPoint& point,
@@ -56,15 +52,32 @@ void bind_sampler(py::module_& module, const char* name, Sampler sampler, const 
       py::arg("denoise"), py::arg("x"), py::arg("schedule"), py::arg("on_step") = py::none(), doc);
 }
 
+Schedule make(std::vector<float> sigmas, std::vector<float> timesteps,
+              std::optional<std::vector<float>> alphas) {
+  if (!alphas) {
+    alphas.emplace();
+    for (const float sigma : sigmas) alphas->push_back(1.0F - sigma);
+  }
+  if (sigmas.size() != timesteps.size() + 1 || alphas->size() != sigmas.size()) {
+    throw UsageError("a schedule of " + std::to_string(timesteps.size()) +
+                     " timesteps needs one sigma more, and as many alphas");
+  }
+  return {std::move(sigmas), std::move(timesteps), std::move(*alphas), {}, {}};
+}
+
 void bind_schedule(py::module_& module) {
   py::class_<Schedule>(module, "Schedule", "Noise levels of a run, largest first.")
-      .def(py::init([](std::vector<float> sigmas, std::vector<float> timesteps) {
-             return Schedule{std::move(sigmas), std::move(timesteps)};
-           }),
-           py::arg("sigmas"), py::arg("timesteps"))
-      .def_readonly("sigmas", &Schedule::sigmas, "N + 1 values, the last one 0")
+      .def(py::init(&make), py::arg("sigmas"), py::arg("timesteps"), py::arg("alphas") = py::none(),
+           "Without alphas: those of flow matching, 1 - sigma. Raises UsageError for lengths that "
+           "do not fit.")
+      .def_readonly("sigmas", &Schedule::sigmas,
+                    "N + 1 values, the last one 0, or what set_alpha_to_one leaves")
       .def_readonly("timesteps", &Schedule::timesteps,
-                    "N values, in the unit the model was trained on (sigma * 1000)")
+                    "N values, in the unit the model was trained on (0 to 1000)")
+      .def_readonly("alphas", &Schedule::alphas, "N + 1 values: x = alpha * clean + sigma * noise")
+      .def_readonly("end_sigmas", &Schedule::end_sigmas,
+                    "where each step of sample_ddim ends; empty: where the next one begins")
+      .def_readonly("end_alphas", &Schedule::end_alphas)
       .def_property_readonly("steps", &Schedule::steps)
       .def("last", &Schedule::last, py::arg("count"), "The last `count` steps (image-to-image).")
       .def("__repr__", [](const Schedule& schedule) {
@@ -75,9 +88,10 @@ void bind_schedule(py::module_& module) {
 #define FIELD(name) def_readwrite(#name, &SchedulerConfig::name)
 
 void bind_config(py::module_& module) {
-  py::class_<SchedulerConfig>(
-      module, "SchedulerConfig",
-      "Parameters of diffusers' flow-matching schedulers, by their names there.")
+  py::class_<SchedulerConfig>(module, "SchedulerConfig",
+                              "Parameters of diffusers' schedulers, by their names there, but for "
+                              "prediction_type: velocity "
+                              "or epsilon.")
       .def(py::init([](const py::kwargs& values) {
         py::object self = py::cast(SchedulerConfig{});
         for (const auto& [name, value] : values) {
@@ -90,6 +104,7 @@ void bind_config(py::module_& module) {
         return self.cast<SchedulerConfig>();
       }))
       .FIELD(type)
+      .FIELD(prediction_type)
       .FIELD(num_train_timesteps)
       .FIELD(shift)
       .FIELD(use_dynamic_shifting)
@@ -98,7 +113,14 @@ void bind_config(py::module_& module) {
       .FIELD(base_image_seq_len)
       .FIELD(max_image_seq_len)
       .FIELD(time_shift_type)
-      .FIELD(shift_terminal);
+      .FIELD(shift_terminal)
+      .FIELD(linspace_sigmas)
+      .FIELD(beta_start)
+      .FIELD(beta_end)
+      .FIELD(beta_schedule)
+      .FIELD(timestep_spacing)
+      .FIELD(steps_offset)
+      .FIELD(set_alpha_to_one);
 }
 
 #undef FIELD
@@ -114,14 +136,37 @@ void bind_sampling(py::module_& module) {
       .def_readonly("step", &StepPoint::step)
       .def_readonly("steps", &StepPoint::steps)
       .def_readonly("sigma", &StepPoint::sigma)
-      .def_readonly("timestep", &StepPoint::timestep);
-  module.def("scheduler_type", &scheduler_type, py::arg("name"),
-             "diffusers' class for euler, heun or dpmpp-2m. Raises UsageError listing them.");
-  module.def("make_schedule", &make_schedule, py::arg("config"), py::arg("steps"),
-             py::arg("image_seq_len") = 0,
-             "diffusers' set_timesteps(num_inference_steps=steps); `image_seq_len` (latent "
-             "patches) matters for dynamic\n"
-             "shifting only. Raises UsageError for steps < 1 and for a type it does not know.");
+      .def_readonly("timestep", &StepPoint::timestep)
+      .def_readonly("alpha", &StepPoint::alpha);
+  module.def("scheduler_type", &scheduler_type, py::arg("name"), py::arg("prediction_type"),
+             "diffusers' class for euler, heun, dpmpp-2m or ddim. Raises UsageError naming those "
+             "that fit a model of this\n"
+             "prediction type.");
+  module.def(
+      "make_schedule", &make_schedule, py::arg("config"), py::arg("steps"),
+      py::arg("image_seq_len") = 0,
+      "diffusers' set_timesteps(num_inference_steps=steps); `image_seq_len` (latent "
+      "patches) matters for dynamic\n"
+      "shifting only. Raises UsageError for steps < 1, for more steps than the scheduler has "
+      "timesteps, and for a type it\n"
+      "does not know or that does not fit the prediction type.");
+  module.def(
+      "to_denoised",
+      [](const std::string& prediction_type, const Tensor& x, const StepPoint& point,
+         const Tensor& prediction) {
+        require_float32(x, "x");
+        require_float32(prediction, "prediction");
+        if (prediction.shape() != x.shape()) {
+          throw UsageError("the prediction has shape " + to_string(prediction.shape()) + " for " +
+                           to_string(x.shape()));
+        }
+        Tensor denoised = prediction.clone();
+        to_denoised(prediction_type, x.floats(), point, denoised.floats());
+        return denoised;
+      },
+      py::arg("prediction_type"), py::arg("x"), py::arg("point"), py::arg("prediction"),
+      "The clean data that a model's output at `point` means: x - sigma * velocity, or (x - sigma "
+      "* epsilon) / alpha.");
   bind_sampler(
       module, "sample_euler", &sample_euler,
       "Euler's method on the probability flow, arXiv 2206.00364 algorithm 1 without churn.\n\n"
@@ -133,8 +178,10 @@ void bind_sampling(py::module_& module) {
                "Heun's second-order method, arXiv 2206.00364 algorithm 1; the last step is "
                "Euler's. Otherwise as sample_euler.");
   bind_sampler(module, "sample_dpmpp_2m", &sample_dpmpp_2m,
-               "DPM-Solver++(2M), arXiv 2211.01095 algorithm 2, with lambda = log((1 - sigma) / "
-               "sigma). Otherwise as sample_euler.");
+               "DPM-Solver++(2M), arXiv 2211.01095 algorithm 2, with lambda = log(alpha / sigma). "
+               "Otherwise as sample_euler.");
+  bind_sampler(module, "sample_ddim", &sample_ddim,
+               "DDIM, arXiv 2010.02502 equation 12 with eta 0. Otherwise as sample_euler.");
 }
 
 }  // namespace intaglio::python

@@ -6,6 +6,10 @@
 namespace intaglio::python {
 
 void bind_tokenizer(py::module_& module) {
+  py::class_<Tokens>(module, "Tokens", "What a tokenizer made of a text.")
+      .def_readonly("ids", &Tokens::ids, "Token ids, padded to the length asked for.")
+      .def_readonly("used", &Tokens::used, "Ids before the padding, special tokens included.")
+      .def_readonly("truncated", &Tokens::truncated, "Something of the text was cut.");
   py::class_<Tokenizer>(module, "Tokenizer",
                         "Text to token ids, equal to transformers' fast tokenizers.")
       .def(
@@ -16,7 +20,7 @@ void bind_tokenizer(py::module_& module) {
             return tokenizer.encode(bytes, length);
           },
           py::arg("text"), py::arg("length"),
-          "Ids with the family's special tokens, truncated and padded to `length`, as\n"
+          "Ids with the family's special tokens, truncated and padded to `length`, equal to\n"
           "tokenizer(text, padding=\"max_length\", max_length=length, "
           "truncation=True).input_ids.\n\n"
           "Raises InputError for lone surrogates.");

@@ -14,6 +14,7 @@ void bind_sampling(pybind11::module_& module);
 void bind_guidance(pybind11::module_& module);
 void bind_bundle(pybind11::module_& module);
 void bind_backend(pybind11::module_& module);
+void bind_embedding(pybind11::module_& module);
 void bind_options(pybind11::module_& module);
 void bind_pipeline(pybind11::module_& module);
 void bind_command(pybind11::module_& module);

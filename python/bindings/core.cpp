@@ -13,6 +13,7 @@ PYBIND11_MODULE(_core, module) {
   bind_guidance(module);
   bind_bundle(module);
   bind_backend(module);
+  bind_embedding(module);
   bind_options(module);
   bind_pipeline(module);
   bind_command(module);

@@ -14,7 +14,7 @@ from intaglio.onnxruntime_library import onnxruntime_library
 
 GROUP = "intaglio.commands"
 # Subcommands of the C++ program that run graphs and so take --onnxruntime.
-RUNNERS = {"generate", "bench"}
+RUNNERS = {"generate", "embed", "bench"}
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ __all__: list[str] = [
     "Backend",
     "BackendOptions",
     "Bundle",
+    "Classes",
     "Defaults",
     "Error",
     "Generation",
@@ -32,6 +33,7 @@ __all__: list[str] = [
     "OutOfMemoryError",
     "Pipeline",
     "Prompt",
+    "PromptEmbeds",
     "Ramp",
     "Schedule",
     "SchedulerConfig",
@@ -42,6 +44,7 @@ __all__: list[str] = [
     "TextSegment",
     "Timings",
     "Tokenizer",
+    "Tokens",
     "UnavailableError",
     "UsageError",
     "Window",
@@ -57,11 +60,13 @@ __all__: list[str] = [
     "png_text",
     "read_png",
     "run_command",
+    "sample_ddim",
     "sample_dpmpp_2m",
     "sample_euler",
     "sample_heun",
     "save_npy",
     "scheduler_type",
+    "to_denoised",
     "to_images",
     "validate",
     "weights_at",
@@ -110,13 +115,33 @@ class Generator:
         What torch.randn(shape, generator=self) gives in float32.
         """
 
+class Tokens:
+    """
+    What a tokenizer made of a text.
+    """
+    @property
+    def ids(self) -> list[int]:
+        """
+        Token ids, padded to the length asked for.
+        """
+    @property
+    def truncated(self) -> bool:
+        """
+        Something of the text was cut.
+        """
+    @property
+    def used(self) -> int:
+        """
+        Ids before the padding, special tokens included.
+        """
+
 class Tokenizer:
     """
     Text to token ids, equal to transformers' fast tokenizers.
     """
-    def encode(self, text: str, length: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
+    def encode(self, text: str, length: typing.SupportsInt | typing.SupportsIndex) -> Tokens:
         """
-        Ids with the family's special tokens, truncated and padded to `length`, as
+        Ids with the family's special tokens, truncated and padded to `length`, equal to
         tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids.
 
         Raises InputError for lone surrogates.
@@ -124,10 +149,15 @@ class Tokenizer:
 
 class SchedulerConfig:
     """
-    Parameters of diffusers' flow-matching schedulers, by their names there.
+    Parameters of diffusers' schedulers, by their names there, but for prediction_type: velocity or epsilon.
     """
 
+    beta_schedule: str
+    linspace_sigmas: bool
+    prediction_type: str
+    set_alpha_to_one: bool
     time_shift_type: str
+    timestep_spacing: str
     type: str
     use_dynamic_shifting: bool
     def __init__(self, **kwargs: typing.Any) -> None: ...
@@ -139,6 +169,14 @@ class SchedulerConfig:
     def base_shift(self) -> float: ...
     @base_shift.setter
     def base_shift(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def beta_end(self) -> float: ...
+    @beta_end.setter
+    def beta_end(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def beta_start(self) -> float: ...
+    @beta_start.setter
+    def beta_start(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
     @property
     def max_image_seq_len(self) -> int: ...
     @max_image_seq_len.setter
@@ -159,6 +197,10 @@ class SchedulerConfig:
     def shift_terminal(self) -> float: ...
     @shift_terminal.setter
     def shift_terminal(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def steps_offset(self) -> int: ...
+    @steps_offset.setter
+    def steps_offset(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
 
 class Schedule:
     """
@@ -168,29 +210,47 @@ class Schedule:
         self,
         sigmas: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
         timesteps: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
-    ) -> None: ...
+        alphas: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] | None = None,
+    ) -> None:
+        """
+        Without alphas: those of flow matching, 1 - sigma. Raises UsageError for lengths that do not fit.
+        """
     def __repr__(self) -> str: ...
     def last(self, count: typing.SupportsInt | typing.SupportsIndex) -> Schedule:
         """
         The last `count` steps (image-to-image).
         """
     @property
+    def alphas(self) -> list[float]:
+        """
+        N + 1 values: x = alpha * clean + sigma * noise
+        """
+    @property
+    def end_alphas(self) -> list[float]: ...
+    @property
+    def end_sigmas(self) -> list[float]:
+        """
+        where each step of sample_ddim ends; empty: where the next one begins
+        """
+    @property
     def sigmas(self) -> list[float]:
         """
-        N + 1 values, the last one 0
+        N + 1 values, the last one 0, or what set_alpha_to_one leaves
         """
     @property
     def steps(self) -> int: ...
     @property
     def timesteps(self) -> list[float]:
         """
-        N values, in the unit the model was trained on (sigma * 1000)
+        N values, in the unit the model was trained on (0 to 1000)
         """
 
 class StepPoint:
     """
     Where a sampler stands: `step` of `steps` (Heun's two evaluations share it).
     """
+    @property
+    def alpha(self) -> float: ...
     @property
     def sigma(self) -> float: ...
     @property
@@ -354,6 +414,11 @@ class Graph:
     An ONNX graph of the bundle.
     """
     @property
+    def cpu(self) -> str | None:
+        """
+        the same for runtimes without bfloat16 kernels, or None
+        """
+    @property
     def inputs(self) -> list[GraphTensor]: ...
     @property
     def outputs(self) -> list[GraphTensor]: ...
@@ -401,7 +466,25 @@ class Prompt:
     @property
     def text_length(self) -> int: ...
     @property
+    def text_mask(self) -> str:
+        """
+        the encoder whose tokens the transformer's text_mask marks; empty: none
+        """
+    @property
     def text_width(self) -> int: ...
+
+class Classes:
+    """
+    Of a model that is drawn from by class.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def null(self) -> int:
+        """
+        what the unconditional branch is asked for
+        """
 
 class MassiveActivations:
     """
@@ -438,7 +521,15 @@ class Latent:
     Layout and scaling of the latents.
     """
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """
+        unpacked
+        """
+    @property
+    def fixed_size(self) -> bool:
+        """
+        max_height x max_width only
+        """
     @property
     def max_height(self) -> int:
         """
@@ -448,6 +539,11 @@ class Latent:
     def max_width(self) -> int:
         """
         pixels
+        """
+    @property
+    def packed(self) -> bool:
+        """
+        latents are [N, tokens, channels * patch_size^2]
         """
     @property
     def scaling_factor(self) -> float: ...
@@ -464,6 +560,8 @@ class Defaults:
     What generate() uses where it is told nothing.
     """
     def __repr__(self) -> str: ...
+    @property
+    def distilled_guidance(self) -> float | None: ...
     @property
     def guidance(self) -> Guidance: ...
     @property
@@ -499,6 +597,11 @@ class Bundle:
         width of the image stream
         """
     @property
+    def classes(self) -> Classes | None:
+        """
+        None for a bundle that is drawn from by prompt
+        """
+    @property
     def defaults(self) -> Defaults: ...
     @property
     def dtype(self) -> str:
@@ -523,6 +626,11 @@ class Bundle:
     @property
     def massive_activations(self) -> MassiveActivations: ...
     @property
+    def max_abs(self) -> list[float]:
+        """
+        largest |z| after each block on the calibration prompts; empty: not measured
+        """
+    @property
     def name(self) -> str: ...
     @property
     def patch_size(self) -> int:
@@ -537,7 +645,10 @@ class Bundle:
         versions of what wrote the bundle
         """
     @property
-    def prompt(self) -> Prompt: ...
+    def prompt(self) -> Prompt | None:
+        """
+        None for a bundle that is drawn from by class
+        """
     @property
     def scheduler(self) -> SchedulerConfig: ...
     @property
@@ -585,11 +696,60 @@ class Backend:
     @property
     def description(self) -> str: ...
 
+class PromptEmbeds:
+    """
+    What the text encoders make of a prompt, under the names of diffusers' arguments.
+
+    float32 arrays: prompt_embeds [1, S, D], prompt_attention_mask [1, S] (1 for tokens, 0 for padding)
+    and pooled_prompt_embeds [1, P], and those of the negative prompt; None where the model has no such input.
+    """
+    @staticmethod
+    def load(path: os.PathLike[str] | str | bytes) -> PromptEmbeds:
+        """
+        Reads safetensors of F32, F16 or BF16 under these names. Raises InputError naming the file.
+        """
+    def __init__(
+        self,
+        prompt_embeds: typing.Any,
+        *,
+        prompt_attention_mask: typing.Any = None,
+        pooled_prompt_embeds: typing.Any = None,
+        negative_prompt_embeds: typing.Any = None,
+        negative_prompt_attention_mask: typing.Any = None,
+        negative_pooled_prompt_embeds: typing.Any = None,
+    ) -> None:
+        """
+        Over the same memory: anything with __dlpack__, in C order.
+        """
+    def save(self, path: os.PathLike[str] | str | bytes) -> None:
+        """
+        Writes safetensors of F32, under a temporary name, then renamed.
+        """
+    @property
+    def negative_pooled_prompt_embeds(self) -> typing.Any: ...
+    @property
+    def negative_prompt_attention_mask(self) -> typing.Any: ...
+    @property
+    def negative_prompt_embeds(self) -> typing.Any: ...
+    @property
+    def notes(self) -> list[str]:
+        """
+        prompts that were cut
+        """
+    @property
+    def pooled_prompt_embeds(self) -> typing.Any: ...
+    @property
+    def prompt_attention_mask(self) -> typing.Any: ...
+    @property
+    def prompt_embeds(self) -> typing.Any: ...
+
 class OptionInfo:
     """
     One option of generate(), as the command line and Python share it.
     """
     def __repr__(self) -> str: ...
+    @property
+    def flags(self) -> str: ...
     @property
     def help(self) -> str: ...
     @property
@@ -612,7 +772,7 @@ class Step:
     @property
     def latents(self) -> numpy.typing.NDArray[typing.Any]:
         """
-        After the step: [N, C, h, w] float32. This is the run's own memory: the next step overwrites it (copy what you keep),
+        After the step: float32, as Generation.latents. This is the run's own memory: the next step overwrites it (copy what you keep),
         and what you write into it is what the next step starts from.
         """
     @property
@@ -655,6 +815,8 @@ class Generation:
     @property
     def latents(self) -> numpy.typing.NDArray[typing.Any]: ...
     @property
+    def notes(self) -> list[str]: ...
+    @property
     def step_seconds(self) -> list[float]: ...
     @property
     def timings(self) -> Timings: ...
@@ -668,9 +830,14 @@ class Pipeline:
         """
         Raises InputError for the bundle, UnavailableError for the device.
         """
+    def embed(self, prompt: str, negative_prompt: str | None = None) -> PromptEmbeds:
+        """
+        Raises UsageError for a bundle without text encoders.
+        """
     def generate(self, on_step: typing.Any = None, **kwargs: typing.Any) -> Generation:
         """
-        Keywords as option_infos() lists them, and image, latents, ma_tokens.
+        Keywords as option_infos() lists them, and image, latents, ma_tokens,
+        prompt_embeds.
         """
     @property
     def backend(self) -> str:
@@ -730,7 +897,8 @@ def make_schedule(
 ) -> Schedule:
     """
     diffusers' set_timesteps(num_inference_steps=steps); `image_seq_len` (latent patches) matters for dynamic
-    shifting only. Raises UsageError for steps < 1 and for a type it does not know.
+    shifting only. Raises UsageError for steps < 1, for more steps than the scheduler has timesteps, and for a type it
+    does not know or that does not fit the prediction type.
     """
 
 def option_defaults() -> dict[str, typing.Any]:
@@ -760,6 +928,17 @@ def run_command(args: collections.abc.Sequence[str]) -> int:
     The whole command line in this process; `args` without the program's name. Returns the exit code.
     """
 
+def sample_ddim(
+    denoise: collections.abc.Callable[[numpy.typing.NDArray[typing.Any], StepPoint], typing.Any],
+    x: typing.Any,
+    schedule: Schedule,
+    on_step: collections.abc.Callable[[StepPoint, numpy.typing.NDArray[typing.Any]], typing.Any]
+    | None = None,
+) -> numpy.typing.NDArray[typing.Any]:
+    """
+    DDIM, arXiv 2010.02502 equation 12 with eta 0. Otherwise as sample_euler.
+    """
+
 def sample_dpmpp_2m(
     denoise: collections.abc.Callable[[numpy.typing.NDArray[typing.Any], StepPoint], typing.Any],
     x: typing.Any,
@@ -768,7 +947,7 @@ def sample_dpmpp_2m(
     | None = None,
 ) -> numpy.typing.NDArray[typing.Any]:
     """
-    DPM-Solver++(2M), arXiv 2211.01095 algorithm 2, with lambda = log((1 - sigma) / sigma). Otherwise as sample_euler.
+    DPM-Solver++(2M), arXiv 2211.01095 algorithm 2, with lambda = log(alpha / sigma). Otherwise as sample_euler.
     """
 
 def sample_euler(
@@ -801,9 +980,17 @@ def save_npy(path: os.PathLike[str] | str | bytes, tensor: typing.Any) -> None:
     Written under a temporary name, then renamed.
     """
 
-def scheduler_type(name: str) -> str:
+def scheduler_type(name: str, prediction_type: str) -> str:
     """
-    diffusers' class for euler, heun or dpmpp-2m. Raises UsageError listing them.
+    diffusers' class for euler, heun, dpmpp-2m or ddim. Raises UsageError naming those that fit a model of this
+    prediction type.
+    """
+
+def to_denoised(
+    prediction_type: str, x: typing.Any, point: StepPoint, prediction: typing.Any
+) -> numpy.typing.NDArray[typing.Any]:
+    """
+    The clean data that a model's output at `point` means: x - sigma * velocity, or (x - sigma * epsilon) / alpha.
     """
 
 def to_images(tensor: typing.Any) -> list[PIL.Image.Image]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ class Generation:
 
     Attributes:
         images: N Pillow images, RGB.
-        latents: [N, C, h, w] float32 as the scheduler leaves them, before the VAE's scaling is
-            undone. `generate(latents=...)` takes the same layout.
+        latents: float32 as the scheduler leaves them, before the VAE's scaling is undone:
+            [N, C, h, w], or [N, tokens, C * patch_size^2] where the bundle packs them as FLUX
+            does. `generate(latents=...)` takes the same layout.
         timings: seconds of each stage: text, denoise, vae, total.
         step_seconds: seconds of each step, without the step callback.
         base_rows: batch rows that ran through blocks 0..m, summed over the run.
@@ -132,10 +134,26 @@ class Pipeline:
         """What the graphs run on: "ONNX Runtime 1.32.0, cpu, 2 threads"."""
         return self._core.backend
 
+    def embed(self, prompt: str, negative_prompt: str | None = None) -> _core.PromptEmbeds:
+        """What the text encoders make of a prompt, for `generate(prompt_embeds=...)`.
+
+        With CFG that needs the negative prompt too: "" is the default of `generate`. Warns about
+        a prompt that is longer than an encoder reads.
+
+        Raises:
+            UsageError: the bundle has no text encoders.
+            InputError: a prompt with lone surrogates.
+        """
+        embeds = self._core.embed(prompt, negative_prompt)
+        for note in embeds.notes:
+            warnings.warn(note, stacklevel=2)
+        return embeds
+
     def generate(
         self,
-        prompt: str,
+        prompt: str | None = None,
         *,
+        class_label: int | None = None,
         negative_prompt: str = "",
         steps: int | None = None,
         seeds: int | Sequence[int] = 0,
@@ -144,16 +162,18 @@ class Pipeline:
         width: int | None = None,
         cfg_scale: Ramp | None = None,
         cfg_window: Window | None = None,
+        distilled_guidance: float | None = None,
         dg_scale: Ramp | None = None,
         dg_window: Window | None = None,
         ma_keep: Ramp | None = None,
         ma_channels: Sequence[int] = (),
         scheduler: str | None = None,
-        strength: float = 0.6,
+        strength: float | None = None,
         vae_tile: int = 1024,
         image: Picture | None = None,
         latents: Any = None,
         ma_tokens: Picture | None = None,
+        prompt_embeds: _core.PromptEmbeds | str | os.PathLike[str] | None = None,
         on_step: OnStep | None = None,
         progress: bool = False,
     ) -> Generation:
@@ -163,7 +183,8 @@ class Pipeline:
         be a pair: it then goes linearly from the first step to the last.
 
         Args:
-            prompt: what to draw.
+            prompt: what to draw. One of prompt, class_label and prompt_embeds is needed.
+            class_label: the class to draw, for bundles that are drawn from by class.
             negative_prompt: what the unconditional branch D_0 is asked for instead of nothing.
             steps: denoising steps.
             seeds: one seed for the whole batch, or one for each image; the noise is that of
@@ -172,17 +193,21 @@ class Pipeline:
             height: image height. width: image width.
             cfg_scale: classifier-free guidance, 1 + lambda; 1 is off and saves a branch.
             cfg_window: part of the run with it: step i of N when start <= i / N < end.
+            distilled_guidance: guidance that the transformer was distilled with and takes as an
+                input (FLUX.1-dev); refused for others.
             dg_scale: Detail Guidance (arXiv 2510.11538); 0 is off and saves a branch.
             dg_window: part of the run with it.
             ma_keep: how much of the massive channels D_m keeps: 0 none, 1 all.
             ma_channels: channels to suppress instead of the bundle's.
-            scheduler: euler, heun or dpmpp-2m.
-            strength: how much of `image` is forgotten: 1 all of it.
+            scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
+            strength: how much of `image` is forgotten, 0.6 unless given: 1 all of it.
             vae_tile: larger images are decoded in overlapping tiles of this size.
             image: start from this picture (Pillow, or uint8 [H, W] or [H, W, 3]).
-            latents: [N, C, h, w] float32 in place of noise: anything with __dlpack__, in C order.
+            latents: float32 in the layout of `Generation.latents` in place of noise: anything
+                with __dlpack__, in C order.
             ma_tokens: where Detail Guidance acts: white suppresses, black leaves alone.
                 Averaged per token, so it needs a pixel per token at least.
+            prompt_embeds: what `embed` returned or its file, in place of texts.
             on_step: called after each step with a `Step`; returning False stops the run. What it
                 raises is raised here. `step.latents` is the run's own memory: copy what you keep.
             progress: show a progress bar.
@@ -193,9 +218,13 @@ class Pipeline:
             Interrupted: `on_step` returned False. Ctrl-C raises KeyboardInterrupt within a step.
             OutOfMemoryError: also a MemoryError.
         """
+        if isinstance(prompt_embeds, str | os.PathLike):
+            prompt_embeds = _core.PromptEmbeds.load(os.fspath(prompt_embeds))
         options = {k: v for k, v in locals().items() if k not in {"self", "on_step", "progress"}}
         with progress_bar(on_step) if progress else nullcontext(on_step) as report:
             result = self._core.generate(report, **options)
+        for note in result.notes:
+            warnings.warn(note, stacklevel=2)
         images = result.images
         return Generation(
             images=images,

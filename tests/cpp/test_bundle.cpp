@@ -28,7 +28,11 @@ Json good() {
       {"tokenizer", "text/clip.json"},
       {"max_length", 8}};
   const Json transformer =
-      graph("transformer/forked.onnx", {tensor("latent", {"base", 4, "h", "w"})},
+      graph("transformer/forked.onnx",
+            {tensor("latent", {"base", 4, "h", "w"}), tensor("timestep", {"base"}),
+             tensor("text", {"base", 11, 16}), tensor("pooled", {"base", 5}), tensor("mask", {32}),
+             tensor("ref", {32}), tensor("branch", {"rows"}, "int64"),
+             tensor("keep", {"rows", "tokens"})},
             {tensor("prediction", {"rows", 4, "h", "w"})});
   Json files;
   for (const char* path : {"transformer/forked.onnx", "text/model.onnx", "text/clip.json"}) {
@@ -91,7 +95,7 @@ TEST(Manifest, GoodOneIsRead) {
   EXPECT_EQ(bundle.latent.scaling_factor, 1.5305);
   EXPECT_EQ(bundle.scheduler.shift, 3.0);
   EXPECT_EQ(bundle.scheduler.shift_terminal, 0.0);
-  EXPECT_EQ(bundle.prompt.text_length(), 11);
+  EXPECT_EQ(bundle.prompt->text_length(), 11);
   EXPECT_EQ(bundle.defaults.guidance.cfg_window.end, 0.8);
   EXPECT_EQ(bundle.defaults.guidance.dg_window.end, 1.0);
   EXPECT_EQ(bundle.defaults.guidance.ma_keep.first, 0.5);

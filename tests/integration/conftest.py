@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 EXECUTABLE = ROOT / "build" / "release" / "cpp" / "intaglio"
 ENTRY_POINT = Path(sysconfig.get_path("scripts")) / "intaglio"
 PROMPT = "the dark boot"
-RUNNERS = {"generate", "bench"}
+RUNNERS = {"generate", "embed", "bench"}
 
 
 @dataclass(frozen=True)

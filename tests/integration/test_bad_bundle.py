@@ -66,8 +66,8 @@ def test_not_a_bundle(command: Command, tmp_path: Path, folder: str) -> None:
 
 
 def test_missing_file(command: Command, broken: Path) -> None:
-    (broken / "tokenizer" / "clip.json").unlink()
-    refused(command, broken, "tokenizer/clip.json: No such file or directory")
+    (broken / "tokenizer" / "tables.json").unlink()
+    refused(command, broken, "tokenizer/tables.json: No such file or directory")
 
 
 def test_truncated_file(command: Command, broken: Path) -> None:

@@ -257,11 +257,13 @@ def test_bench_compares_the_modes(command: Command, bundle: Path) -> None:
 def test_help_names_every_option(command: Command) -> None:
     text = command("generate", "--help").stdout
     for info in _core.option_infos():
-        assert f"--{info.name.replace('_', '-')} " in text.replace(",", " "), info.name
+        for flag in info.flags.split(","):
+            assert f"{flag} " in text.replace(",", " "), info.name
         assert info.value in text
     for name, value in (("seeds", 0), ("batch", 1), ("strength", 0.6), ("vae-tile", 1024)):
         assert re.search(rf"--{name} [^[]*\[{value}\]", text), name
-    for flag in ("--output", "--image", "--ma-tokens", "--latents-in", "--latents-out", "--report"):
-        assert flag in text
-    for name in ("generate", "inspect", "bench"):
+    files = ("output", "image", "ma-tokens", "prompt-embeds", "latents-in", "latents-out", "report")
+    for flag in files:
+        assert f"--{flag} " in text
+    for name in ("generate", "embed", "inspect", "bench"):
         assert name in command("--help").stdout

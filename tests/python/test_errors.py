@@ -40,7 +40,7 @@ def test_second_bases_are_what_people_already_catch() -> None:
 
 NAN = np.full((1, 4, 16, 16), np.nan, np.float32)
 USAGE: dict[str, tuple[dict[str, Any], str]] = {
-    "prompt None": ({"prompt": None}, "prompt takes TEXT"),
+    "prompt None": ({"prompt": None}, "--prompt is missing"),
     "steps 0": ({"steps": 0}, "steps"),
     "steps text": ({"steps": "many"}, "steps takes N"),
     "steps fraction": ({"steps": 2.5}, "steps takes N"),

@@ -13,7 +13,7 @@ from intaglio import _core
 
 PARAMETERS = inspect.signature(intaglio.Pipeline.generate).parameters
 # What a flag names a file for, and what only Python has.
-PYTHON_ONLY = ["image", "latents", "ma_tokens", "on_step", "progress"]
+PYTHON_ONLY = ["image", "latents", "ma_tokens", "prompt_embeds", "on_step", "progress"]
 INFOS = {info.name: info for info in _core.option_infos()}
 
 
@@ -21,7 +21,7 @@ def test_names_and_order_are_the_same() -> None:
     assert [*INFOS, *PYTHON_ONLY] == [name for name in PARAMETERS if name != "self"]
 
 
-@pytest.mark.parametrize("name", [name for name in INFOS if name != "prompt"])
+@pytest.mark.parametrize("name", INFOS)
 def test_defaults_are_the_same(name: str) -> None:
     ours: Any = PARAMETERS[name].default
     theirs = _core.option_defaults()[name]
@@ -30,8 +30,8 @@ def test_defaults_are_the_same(name: str) -> None:
     assert ours == theirs
 
 
-def test_a_prompt_is_needed_and_the_rest_is_by_keyword() -> None:
-    assert PARAMETERS["prompt"].default is inspect.Parameter.empty
+def test_all_but_the_prompt_is_by_keyword() -> None:
+    assert PARAMETERS["prompt"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     rest = [p.kind for name, p in PARAMETERS.items() if name not in {"self", "prompt"}]
     assert set(rest) == {inspect.Parameter.KEYWORD_ONLY}
 

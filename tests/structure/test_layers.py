@@ -21,7 +21,7 @@ LAYERS["pipeline"] = set(LAYERS)
 HEADERS = {
     "error": "core", "tensor": "core", "rng": "core", "file": "core", "bundle": "bundle",
     "backend": "backend", "tokenizer": "text", "sampling": "sampling", "guidance": "guidance",
-    "image": "image", "pipeline": "pipeline", "options": "pipeline",
+    "image": "image", "pipeline": "pipeline", "options": "pipeline", "embedding": "pipeline",
 }  # fmt: skip
 VENDORS = re.compile(r"onnxruntime|NvInfer|cuda", re.IGNORECASE)
 

@@ -24,17 +24,19 @@ struct GraphTensor {
 
 struct Graph {
   std::string path;
+  std::optional<std::string> cpu;  // the same graph for runtimes without bfloat16 kernels
   std::vector<GraphTensor> inputs;
   std::vector<GraphTensor> outputs;
   // Throws InputError when the graph has no tensor of that role.
   const GraphTensor& input(const std::string& role) const;
   const GraphTensor& output(const std::string& role) const;
+  bool takes(const std::string& role) const;  // whether it has an input of that role
 };
 
 struct TextEncoder {
   Graph graph;
   std::string tokenizer;  // path of the tokenizer's tables
-  int max_length = 0;
+  int max_length = 0;     // tokens
 };
 
 // Encoders whose hidden states are joined along channels; none: zeros.
@@ -45,12 +47,19 @@ struct TextSegment {
 
 struct Prompt {
   int max_sequence_length = 0;
-  std::map<std::string, TextEncoder> encoders;
+  std::map<std::string, TextEncoder> encoders;  // none: embeddings have to be given
   std::vector<TextSegment> text;
   int text_width = 0;
   std::vector<std::string> pooled;
+  std::string text_mask;  // the encoder whose tokens the transformer's text_mask marks, or empty
   // Rows of the text input: the segments' lengths summed.
   int text_length() const;
+};
+
+// Of a model that is drawn from by class instead of by prompt.
+struct Classes {
+  int count = 0;
+  int null = 0;  // what the unconditional branch is asked for
 };
 
 struct MassiveActivations {
@@ -63,12 +72,14 @@ struct MassiveActivations {
 };
 
 struct Latent {
-  int channels = 0;
+  int channels = 0;  // unpacked
   int vae_scale_factor = 0;
   double scaling_factor = 1.0;
   double shift_factor = 0.0;
   int max_height = 0;
   int max_width = 0;
+  bool packed = false;      // the loop's latents are [N, tokens, channels * patch_size^2]
+  bool fixed_size = false;  // max_height x max_width only
 };
 
 struct Defaults {
@@ -76,6 +87,7 @@ struct Defaults {
   Guidance guidance;
   int height = 0;
   int width = 0;
+  std::optional<double> distilled_guidance;
 };
 
 class Bundle {
@@ -92,14 +104,20 @@ class Bundle {
   int blocks = 0;
   int patch_size = 0;
   int channels = 0;
+  std::vector<double> max_abs;  // largest |z| after each block on the calibration prompts, or empty
   MassiveActivations massive_activations;
   Latent latent;
   SchedulerConfig scheduler;
-  Prompt prompt;
+  // One of the two.
+  std::optional<Prompt> prompt;
+  std::optional<Classes> classes;
   std::optional<Graph> vae_decoder;
   std::optional<Graph> vae_encoder;
   Defaults defaults;
   std::map<std::string, std::uint64_t> file_bytes;
+
+  // The graph that every step runs: forked, or base.
+  const Graph& transformer() const;
 };
 
 }  // namespace intaglio

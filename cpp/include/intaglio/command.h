@@ -1,4 +1,4 @@
-// The `intaglio` command: generate, inspect, bench.
+// The `intaglio` command: generate, embed, inspect, bench.
 #pragma once
 
 #include <string>

@@ -4,6 +4,7 @@
 #include "intaglio/backend.h"
 #include "intaglio/bundle.h"
 #include "intaglio/command.h"
+#include "intaglio/embedding.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"
 #include "intaglio/guidance.h"

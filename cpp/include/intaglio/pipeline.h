@@ -11,6 +11,7 @@
 
 #include "intaglio/backend.h"
 #include "intaglio/bundle.h"
+#include "intaglio/embedding.h"
 #include "intaglio/guidance.h"
 #include "intaglio/image.h"
 #include "intaglio/sampling.h"
@@ -20,7 +21,10 @@ namespace intaglio {
 
 // What one call generates. An empty optional means the bundle's default.
 struct GenerateOptions {
-  std::string prompt;
+  // One of these three says what to draw: a bundle is drawn from by class, or by text.
+  std::optional<std::string> prompt;
+  std::optional<int> class_label;
+  std::optional<PromptEmbeds> prompt_embeds;
   std::string negative_prompt;
   std::optional<int> steps;
   std::vector<std::uint64_t> seeds = {0};  // one for the whole batch, or one an image
@@ -29,16 +33,17 @@ struct GenerateOptions {
   std::optional<int> width;
   std::optional<Ramp> cfg_scale;
   std::optional<Window> cfg_window;
+  std::optional<double> distilled_guidance;  // for transformers that take it as an input
   std::optional<Ramp> dg_scale;
   std::optional<Window> dg_window;
   std::optional<Ramp> ma_keep;
   std::vector<int> ma_channels;  // empty: the bundle's
   // White: suppressed, black: left alone. Averaged per token, so at least a pixel per token.
   std::optional<Image> ma_tokens;
-  std::optional<std::string> scheduler;  // euler, heun, dpmpp-2m
-  std::optional<Tensor> latents;         // [N, C, h, w] float32, instead of noise
+  std::optional<std::string> scheduler;  // euler, heun, dpmpp-2m, ddim
+  std::optional<Tensor> latents;         // as Generation::latents, instead of noise
   std::optional<Image> image;            // start from this picture
-  double strength = 0.6;                 // of the noise laid over `image`: 1 forgets it
+  std::optional<double> strength;        // of the noise laid over `image`, 0.6: 1 forgets it
   int vae_tile = 1024;                   // pixels; larger images are decoded in overlapping tiles
 };
 
@@ -51,11 +56,14 @@ struct Timings {  // seconds
 
 struct Generation {
   std::vector<Image> images;
-  Tensor latents;  // [N, C, h, w], as the scheduler leaves them, before the VAE's scaling is undone
+  // [N, C, h, w], or [N, tokens, C * patch_size^2] where the bundle packs them, as the scheduler
+  // leaves them, before the VAE's scaling is undone.
+  Tensor latents;
   Timings timings;
   std::vector<double> step_seconds;
-  std::int64_t base_rows = 0;    // rows through blocks 0..m, summed over the evaluations
-  std::int64_t forked_rows = 0;  // rows through the blocks after m, likewise
+  std::int64_t base_rows = 0;      // rows through blocks 0..m, summed over the evaluations
+  std::int64_t forked_rows = 0;    // rows through the blocks after m, likewise
+  std::vector<std::string> notes;  // what the caller should know: a prompt that was cut
 };
 
 // What a step callback sees. Valid during the call only.
@@ -80,6 +88,11 @@ class Pipeline {
 
   const Bundle& bundle() const;
   const Backend& backend() const;
+
+  // What generate() takes as prompt_embeds in place of these texts. Throws UsageError for a bundle
+  // without text encoders, InputError for broken UTF-8.
+  PromptEmbeds embed(const std::string& prompt,
+                     const std::optional<std::string>& negative_prompt = {}) const;
 
   // Safe to call from several threads at once; each gets what it would get alone.
   Generation generate(const GenerateOptions& options, const StepCallback& on_step = {}) const;

@@ -30,6 +30,8 @@ class Tensor {
   // A view of memory that `owner` keeps alive.
   Tensor(Shape shape, DType dtype, void* data, std::shared_ptr<void> owner);
 
+  // False for a default-constructed one, which stands for no tensor.
+  bool defined() const { return data_ != nullptr; }
   const Shape& shape() const { return shape_; }
   std::int64_t dim(std::size_t axis) const { return shape_.at(axis); }
   DType dtype() const { return dtype_; }

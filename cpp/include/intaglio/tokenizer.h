@@ -10,13 +10,19 @@
 
 namespace intaglio {
 
+struct Tokens {
+  std::vector<std::int64_t> ids;  // padded to the length asked for
+  int used = 0;                   // ids before the padding, special tokens included
+  bool truncated = false;         // something of the text was cut
+};
+
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
   // Ids of `text` (UTF-8) with the family's special tokens, truncated and padded to `length`, as
   // tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids.
   // Throws InputError for broken UTF-8.
-  virtual std::vector<std::int64_t> encode(std::string_view text, int length) const = 0;
+  virtual Tokens encode(std::string_view text, int length) const = 0;
 };
 
 // Reads the tables that export wrote from tokenizer.json. Throws InputError naming the file.

@@ -133,7 +133,8 @@ class OrtBackend final : public Backend {
 
   std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
                                 const Graph& graph) const override {
-    const auto path = bundle_root / graph.path;
+    // The processor has no kernels for what graph.path may hold.
+    const auto path = bundle_root / graph.cpu.value_or(graph.path);
     return translate("loading " + path.string(), [&] {
       Ort::SessionOptions options;
       options.SetIntraOpNumThreads(threads_);

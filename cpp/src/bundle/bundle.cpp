@@ -47,11 +47,18 @@ const GraphTensor& Graph::input(const std::string& role) const { return find(inp
 const GraphTensor& Graph::output(const std::string& role) const {
   return find(outputs, role, path);
 }
+bool Graph::takes(const std::string& role) const {
+  return std::ranges::find(inputs, role, &GraphTensor::role) != inputs.end();
+}
 
 int Prompt::text_length() const {
   int length = 0;
   for (const TextSegment& segment : text) length += segment.length;
   return length;
+}
+
+const Graph& Bundle::transformer() const {
+  return transformer_graphs.at(layout == "forked" ? "forked" : "base");
 }
 
 Bundle Bundle::open(const fs::path& folder) {

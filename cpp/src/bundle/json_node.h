@@ -31,6 +31,7 @@ class Node {
 
   bool has(const char* key) const { return json_->is_object() && json_->contains(key); }
   bool is_string() const { return json_->is_string(); }
+  bool is_null() const { return json_->is_null(); }
   Node at(const char* key) const {
     const bool found = has(key);
     const std::string where = path_.empty() ? key : path_ + "." + key;

@@ -3,6 +3,9 @@
 #include <algorithm>
 
 #include "bundle/json_node.h"
+#include "bundle/graph.h"
+#include "bundle/prompt.h"
+#include "bundle/scheduler.h"
 #include "intaglio/error.h"
 #include "intaglio/sampling.h"
 
@@ -10,46 +13,25 @@ namespace intaglio {
 
 namespace {
 
-void check_one_of(const Node& node, const std::vector<std::string>& allowed) {
-  const auto value = node.as<std::string>();
-  if (std::ranges::find(allowed, value) != allowed.end()) return;
-  std::string list;
-  for (const std::string& name : allowed) list += (list.empty() ? "" : " or ") + name;
-  node.refuse("must be " + list);
-}
-
-GraphTensor read_tensor(const Node& node) {
-  GraphTensor tensor{
-      node.get<std::string>("name"), node.get<std::string>("role"), DType::float32, {}};
-  check_one_of(node.at("dtype"), {"float32", "int64"});
-  if (node.get<std::string>("dtype") == "int64") tensor.dtype = DType::int64;
-  for (const Node& axis : node.at("axes").items()) {
-    if (axis.is_string()) {
-      tensor.axes.emplace_back(axis.as<std::string>());
-    } else {
-      tensor.axes.emplace_back(std::int64_t{axis.positive()});
+void read_transformer(const Node& node, Bundle& bundle) {
+  const Node graphs = node.at("graphs");
+  auto& read = bundle.transformer_graphs;
+  if (bundle.layout == "forked") {
+    read["forked"] = read_transformer_graph(graphs.at("forked"), {"mask", "ref", "branch", "keep"});
+  } else {
+    read["base"] = read_transformer_graph(graphs.at("base"), {});
+    read["degraded"] = read_transformer_graph(graphs.at("degraded"), {"mask", "ref", "keep"});
+    if (read["degraded"].inputs.size() != read["base"].inputs.size() + 3)
+      graphs.at("degraded").refuse("must take what base takes, and mask, ref and keep");
+    for (const GraphTensor& input : read["base"].inputs) {
+      if (!read["degraded"].takes(input.role))
+        graphs.at("degraded").refuse("does not take " + input.role + " as base does");
     }
   }
-  return tensor;
-}
-
-Graph read_graph(const Node& node) {
-  Graph graph{node.file_path("path"), {}, {}};
-  for (const Node& item : node.at("inputs").items()) graph.inputs.push_back(read_tensor(item));
-  for (const Node& item : node.at("outputs").items()) graph.outputs.push_back(read_tensor(item));
-  return graph;
-}
-
-void read_transformer(const Node& node, Bundle& bundle) {
-  for (const auto& [name, graph] : node.at("graphs").members())
-    bundle.transformer_graphs[name] = read_graph(graph);
   bundle.blocks = node.positive("blocks");
   bundle.patch_size = node.positive("patch_size");
   bundle.channels = node.positive("channels");
-  const std::vector<std::string> needed = bundle.layout == "forked"
-                                              ? std::vector<std::string>{"forked"}
-                                              : std::vector<std::string>{"base", "degraded"};
-  for (const std::string& name : needed) node.at("graphs").at(name.c_str());
+  if (node.has("max_abs")) bundle.max_abs = node.list<double>("max_abs");
 }
 
 void read_massive_activations(const Node& node, Bundle& bundle) {
@@ -74,124 +56,12 @@ void read_massive_activations(const Node& node, Bundle& bundle) {
 Latent read_latent(const Node& node) {
   // The decoder's input is divided by it.
   if (node.get<float>("scaling_factor") == 0.0F) node.at("scaling_factor").refuse("must not be 0");
-  return {node.positive("channels"),          node.positive("vae_scale_factor"),
-          node.get<double>("scaling_factor"), node.get<double>("shift_factor"),
-          node.positive("max_height"),        node.positive("max_width")};
-}
-
-// Ignoring a parameter would give other pictures than diffusers does.
-[[noreturn]] void refuse_sampling(const Node& parameter) {
-  parameter.refuse("is something that this version does not sample with");
-}
-
-// DPMSolverMultistepScheduler as sample_dpmpp_2m runs it. Its defaults are those of diffusers:
-// where they are no flow model's, the manifest has to say otherwise.
-void check_dpm_solver(const Node& node) {
-  if (!node.get<bool>("use_flow_sigmas")) refuse_sampling(node.at("use_flow_sigmas"));
-  if (node.get<std::string>("prediction_type") != "flow_prediction")
-    refuse_sampling(node.at("prediction_type"));
-  int order = 2;
-  node.get_if("solver_order", order);
-  if (order != 2) refuse_sampling(node.at("solver_order"));
-  bool lower_order_final = true;
-  node.get_if("lower_order_final", lower_order_final);
-  if (!lower_order_final) refuse_sampling(node.at("lower_order_final"));
-  for (const char* key : {"thresholding", "use_lu_lambdas", "euler_at_final"}) {
-    bool on = false;
-    node.get_if(key, on);
-    if (on) refuse_sampling(node.at(key));
-  }
-  const std::pair<const char*, const char*> sampled[] = {{"algorithm_type", "dpmsolver++"},
-                                                         {"solver_type", "midpoint"},
-                                                         {"final_sigmas_type", "zero"}};
-  for (const auto& [key, only] : sampled) {
-    std::string value = only;
-    node.get_if(key, value);
-    if (value != only) refuse_sampling(node.at(key));
-  }
-}
-
-SchedulerConfig read_scheduler(const Node& node) {
-  SchedulerConfig config;
-  config.type = node.get<std::string>("type");
-  node.get_if("num_train_timesteps", config.num_train_timesteps);
-  node.get_if("shift", config.shift);
-  node.get_if("flow_shift", config.shift);
-  node.get_if("use_dynamic_shifting", config.use_dynamic_shifting);
-  node.get_if("base_shift", config.base_shift);
-  node.get_if("max_shift", config.max_shift);
-  node.get_if("base_image_seq_len", config.base_image_seq_len);
-  node.get_if("max_image_seq_len", config.max_image_seq_len);
-  node.get_if("time_shift_type", config.time_shift_type);
-  node.get_if("shift_terminal", config.shift_terminal);
-  for (const char* key : {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
-                          "invert_sigmas", "stochastic_sampling"}) {
-    bool on = false;
-    node.get_if(key, on);
-    if (on) refuse_sampling(node.at(key));
-  }
-  if (config.type == "DPMSolverMultistepScheduler") check_dpm_solver(node);
-  return config;
-}
-
-// Channels that the encoder gives for `role`, whose tensor the runtime has to make room for.
-int width_of(const Node& node, const TextEncoder& encoder, const std::string& role) {
-  const auto& outputs = encoder.graph.outputs;
-  const auto it = std::ranges::find(outputs, role, &GraphTensor::role);
-  if (it == outputs.end()) node.refuse("names an encoder that has no output of role " + role);
-  const auto* width = it->axes.empty() ? nullptr : std::get_if<std::int64_t>(&it->axes.back());
-  if (!width) node.refuse("names an encoder whose " + role + " has no fixed last axis");
-  return static_cast<int>(*width);
-}
-
-TextEncoder read_encoder(const Node& node) {
-  TextEncoder encoder{read_graph(node.at("graph")), node.file_path("tokenizer"),
-                      node.positive("max_length")};
-  // The two special tokens need a place each.
-  if (encoder.max_length < 2) node.at("max_length").refuse("must be at least 2");
-  for (const Node& output : node.at("graph").at("outputs").items()) {
-    check_one_of(output.at("role"), {"hidden", "pooled"});
-    width_of(output, encoder, output.get<std::string>("role"));
-  }
-  return encoder;
-}
-
-const TextEncoder& find_encoder(const Node& node, const Prompt& prompt) {
-  const auto it = prompt.encoders.find(node.as<std::string>());
-  if (it == prompt.encoders.end()) node.refuse("names an encoder that the bundle does not have");
-  return it->second;
-}
-
-TextSegment read_segment(const Node& node, const Prompt& prompt) {
-  TextSegment segment{node.list<std::string>("encoders"), node.positive("length")};
-  int width = 0;
-  for (const Node& name : node.at("encoders").items()) {
-    const TextEncoder& encoder = find_encoder(name, prompt);
-    width += width_of(name, encoder, "hidden");
-    if (segment.length > encoder.max_length) {
-      node.at("length").refuse("is longer than what its encoders give");
-    }
-  }
-  if (width > prompt.text_width) node.at("encoders").refuse("give more channels than text_width");
-  return segment;
-}
-
-Prompt read_prompt(const Node& node) {
-  Prompt prompt;
-  prompt.max_sequence_length = node.positive("max_sequence_length");
-  prompt.text_width = node.positive("text_width");
-  for (const auto& [name, encoder] : node.at("encoders").members()) {
-    prompt.encoders[name] = read_encoder(encoder);
-  }
-  for (const Node& item : node.at("text").items()) {
-    prompt.text.push_back(read_segment(item, prompt));
-  }
-  if (prompt.text.empty()) node.at("text").refuse("is empty");
-  prompt.pooled = node.list<std::string>("pooled");
-  for (const Node& name : node.at("pooled").items()) {
-    width_of(name, find_encoder(name, prompt), "pooled");
-  }
-  return prompt;
+  Latent latent{node.positive("channels"),          node.positive("vae_scale_factor"),
+                node.get<double>("scaling_factor"), node.get<double>("shift_factor"),
+                node.positive("max_height"),        node.positive("max_width")};
+  node.get_if("packed", latent.packed);
+  node.get_if("fixed_size", latent.fixed_size);
+  return latent;
 }
 
 void read_pair(const Node& node, const char* key, double& first, double& second) {
@@ -203,7 +73,8 @@ void read_pair(const Node& node, const char* key, double& first, double& second)
 }
 
 Defaults read_defaults(const Node& node, const Bundle& bundle) {
-  Defaults defaults{node.positive("steps"), {}, node.positive("height"), node.positive("width")};
+  Defaults defaults{
+      node.positive("steps"), {}, node.positive("height"), node.positive("width"), {}};
   Guidance& guidance = defaults.guidance;
   guidance.cfg_scale = node.get<double>("cfg_scale");
   guidance.dg_scale = node.get<double>("dg_scale");
@@ -220,6 +91,15 @@ Defaults read_defaults(const Node& node, const Bundle& bundle) {
   };
   check("height", defaults.height, bundle.latent.max_height);
   check("width", defaults.width, bundle.latent.max_width);
+  const bool largest =
+      defaults.height == bundle.latent.max_height && defaults.width == bundle.latent.max_width;
+  if (bundle.latent.fixed_size && !largest)
+    node.refuse("has another size than the one that latent.fixed_size leaves");
+  if (node.has("distilled_guidance")) {
+    defaults.distilled_guidance = node.get<double>("distilled_guidance");
+    if (!bundle.transformer().takes("guidance"))
+      node.at("distilled_guidance").refuse("is for a transformer with an input of role guidance");
+  }
   return defaults;
 }
 
@@ -257,14 +137,20 @@ void check_listed(const Manifest& manifest, const Node& files) {
   const auto check = [&](const std::string& path) {
     if (!manifest.files.contains(path)) files.refuse("does not list " + path);
   };
+  const auto check_graph = [&](const Graph& graph) {
+    check(graph.path);
+    if (graph.cpu) check(*graph.cpu);
+  };
   const Bundle& bundle = manifest.bundle;
-  for (const auto& [name, graph] : bundle.transformer_graphs) check(graph.path);
-  for (const auto& [name, encoder] : bundle.prompt.encoders) {
-    check(encoder.graph.path);
-    check(encoder.tokenizer);
+  for (const auto& [name, graph] : bundle.transformer_graphs) check_graph(graph);
+  if (bundle.prompt) {
+    for (const auto& [name, encoder] : bundle.prompt->encoders) {
+      check_graph(encoder.graph);
+      check(encoder.tokenizer);
+    }
   }
-  if (bundle.vae_decoder) check(bundle.vae_decoder->path);
-  if (bundle.vae_encoder) check(bundle.vae_encoder->path);
+  if (bundle.vae_decoder) check_graph(*bundle.vae_decoder);
+  if (bundle.vae_encoder) check_graph(*bundle.vae_encoder);
 }
 
 }  // namespace
@@ -295,13 +181,12 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   check_one_of(root.at("layout"), {"forked", "dual"});
   bundle.dtype = root.get<std::string>("dtype");
   bundle.prediction_type = root.get<std::string>("prediction_type");
-  if (bundle.prediction_type != "velocity")
-    root.at("prediction_type").refuse("is one that this version cannot sample");
+  check_one_of(root.at("prediction_type"), {"velocity", "epsilon"});
   read_transformer(root.at("transformer"), bundle);
   read_massive_activations(root.at("massive_activations"), bundle);
   bundle.latent = read_latent(root.at("latent"));
-  bundle.scheduler = read_scheduler(root.at("scheduler"));
-  bundle.prompt = read_prompt(root.at("prompt"));
+  bundle.scheduler = read_scheduler(root, bundle.prediction_type);
+  read_condition(root, bundle);
   if (root.has("vae_decoder")) bundle.vae_decoder = read_graph(root.at("vae_decoder"));
   if (root.has("vae_encoder")) bundle.vae_encoder = read_graph(root.at("vae_encoder"));
   bundle.defaults = read_defaults(root.at("defaults"), bundle);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cassert>
 
+#include "pipeline/packing.h"
+
 namespace intaglio {
 
 TransformerSessions load_transformer(const Bundle& bundle, const Backend& backend) {
@@ -13,18 +15,17 @@ TransformerSessions load_transformer(const Bundle& bundle, const Backend& backen
 }
 
 Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions,
-                   const Request& request, const PromptEmbedding& positive,
-                   const PromptEmbedding* negative)
+                   const Request& request, const PromptEmbeds& embeds)
     : bundle_(bundle), sessions_(sessions), request_(request), n_(request.images) {
-  const Shape shape{2 * n_, bundle.latent.channels, request.rows, request.columns};
+  Shape shape = request.latent_shape;
+  shape.front() = 2 * n_;
   latent_ = Tensor(shape, DType::float32);
-  prediction_ = Tensor({3 * n_, shape[1], shape[2], shape[3]}, DType::float32);
+  shape.front() = 3 * n_;
+  prediction_ = Tensor(shape, DType::float32);
   timestep_ = Tensor({2 * n_}, DType::float32);
-  text_ = Tensor({2 * n_, positive.text.dim(1), positive.text.dim(2)}, DType::float32);
-  pooled_ = Tensor({2 * n_, positive.pooled.dim(1)}, DType::float32);
   keep_ = Tensor({3 * n_, request.token_rows * request.token_columns}, DType::float32);
   std::ranges::fill(keep_.floats(), 1.0F);
-  fill_text(positive, negative);
+  fill_rows(embeds);
   const int steps = request.schedule.steps();
   for (int step = 0; step < steps; ++step) {
     const StepWeights weights = weights_at(request.guidance, step, steps);
@@ -32,12 +33,37 @@ Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions,
   }
 }
 
-void Branches::fill_text(const PromptEmbedding& positive, const PromptEmbedding* negative) {
+void Branches::fill_rows(const PromptEmbeds& embeds) {
+  const Graph& graph = bundle_.transformer();
+  rows_ = {{"latent", latent_}, {"timestep", timestep_}};
+  shared_ = {{"mask", request_.mask}, {"ref", request_.ref}};
+  add_text("text", &PromptEmbedding::text, embeds);
+  add_text("text_mask", &PromptEmbedding::text_mask, embeds);
+  add_text("pooled", &PromptEmbedding::pooled, embeds);
+  if (graph.takes("position"))
+    shared_["position"] = token_positions(request_.token_rows, request_.token_columns);
+  if (graph.takes("guidance")) {
+    Tensor& guidance = rows_["guidance"] = Tensor({2 * n_}, DType::float32);
+    std::ranges::fill(guidance.floats(), request_.distilled_guidance);
+  }
+  if (graph.takes("class")) {
+    Tensor& label = rows_["class"] = Tensor({2 * n_}, DType::int64);
+    std::ranges::fill(label.rows(0, n_).int64s(), bundle_.classes->null);
+    std::ranges::fill(label.rows(n_, 2 * n_).int64s(), request_.class_label);
+  }
+}
+
+void Branches::add_text(const char* role, Tensor PromptEmbedding::* part,
+                        const PromptEmbeds& embeds) {
+  if (!bundle_.transformer().takes(role)) return;
+  const Tensor& positive = embeds.positive.*part;
+  Shape shape = positive.shape();
+  shape.front() = 2 * n_;
+  Tensor& rows = rows_[role] = Tensor(shape, DType::float32);
   for (std::int64_t row = 0; row < 2 * n_; ++row) {
-    const PromptEmbedding* prompt = row < n_ ? negative : &positive;
-    if (!prompt) continue;
-    std::ranges::copy(prompt->text.floats(), text_.rows(row, row + 1).floats().begin());
-    std::ranges::copy(prompt->pooled.floats(), pooled_.rows(row, row + 1).floats().begin());
+    if (row < n_ && !embeds.negative) continue;
+    const Tensor& prompt = row < n_ ? *embeds.negative.*part : positive;
+    std::ranges::copy(prompt.floats(), rows.rows(row, row + 1).floats().begin());
   }
 }
 
@@ -51,11 +77,17 @@ void Branches::set_keep(float keep) {
   }
 }
 
-std::vector<Binding> Branches::base_inputs(std::int64_t first, std::int64_t last) const {
-  return {{"latent", latent_.rows(first, last)},
-          {"timestep", timestep_.rows(first, last)},
-          {"text", text_.rows(first, last)},
-          {"pooled", pooled_.rows(first, last)}};
+// Without keep and branch, whose rows the caller knows.
+std::vector<Binding> Branches::inputs(const std::string& graph, std::int64_t first) const {
+  std::vector<Binding> bindings;
+  for (const GraphTensor& input : bundle_.transformer_graphs.at(graph).inputs) {
+    if (const auto rows = rows_.find(input.role); rows != rows_.end()) {
+      bindings.push_back({input.role, rows->second.rows(first, 2 * n_)});
+    } else if (const auto shared = shared_.find(input.role); shared != shared_.end()) {
+      bindings.push_back({input.role, shared->second});
+    }
+  }
+  return bindings;
 }
 
 std::unique_ptr<BoundGraph> Branches::bind_forked(bool unconditional, bool degraded) const {
@@ -67,26 +99,23 @@ std::unique_ptr<BoundGraph> Branches::bind_forked(bool unconditional, bool degra
     branch.int64s()[static_cast<std::size_t>(row - first)] =
         (row < 2 * n_ ? row : row - n_) - first;
   }
-  auto inputs = base_inputs(first, 2 * n_);
-  inputs.push_back({"mask", request_.mask});
-  inputs.push_back({"ref", request_.ref});
-  inputs.push_back({"branch", branch});
-  inputs.push_back({"keep", keep_.rows(first, last)});
-  return sessions_.at("forked")->bind(inputs, {{"prediction", prediction_.rows(first, last)}});
+  auto bindings = inputs("forked", first);
+  bindings.push_back({"branch", branch});
+  bindings.push_back({"keep", keep_.rows(first, last)});
+  return sessions_.at("forked")->bind(bindings, {{"prediction", prediction_.rows(first, last)}});
 }
 
 std::unique_ptr<BoundGraph> Branches::bind_base(bool unconditional) const {
   const std::int64_t first = unconditional ? 0 : n_;
-  return sessions_.at("base")->bind(base_inputs(first, 2 * n_),
+  return sessions_.at("base")->bind(inputs("base", first),
                                     {{"prediction", prediction_.rows(first, 2 * n_)}});
 }
 
 std::unique_ptr<BoundGraph> Branches::bind_degraded() const {
-  auto inputs = base_inputs(n_, 2 * n_);
-  inputs.push_back({"mask", request_.mask});
-  inputs.push_back({"ref", request_.ref});
-  inputs.push_back({"keep", keep_.rows(2 * n_, 3 * n_)});
-  return sessions_.at("degraded")->bind(inputs, {{"prediction", prediction_.rows(2 * n_, 3 * n_)}});
+  auto bindings = inputs("degraded", n_);
+  bindings.push_back({"keep", keep_.rows(2 * n_, 3 * n_)});
+  return sessions_.at("degraded")
+      ->bind(bindings, {{"prediction", prediction_.rows(2 * n_, 3 * n_)}});
 }
 
 std::size_t Branches::index(bool unconditional, bool degraded) const {
@@ -105,10 +134,10 @@ Branches::Predictions Branches::run(std::span<const float> x, float timestep,
                                     const StepWeights& weights) {
   const auto rows = latent_.floats();
   assert(x.size() * 2 == rows.size());
-  std::ranges::copy(x, rows.begin());
+  const bool unconditional = weights.unconditional();
+  if (unconditional) std::ranges::copy(x, rows.begin());
   std::ranges::copy(x, rows.begin() + static_cast<std::ptrdiff_t>(x.size()));
   std::ranges::fill(timestep_.floats(), timestep);
-  const bool unconditional = weights.unconditional();
   const bool degraded = weights.degraded();
   if (degraded) set_keep(weights.keep);
 

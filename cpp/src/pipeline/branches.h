@@ -9,9 +9,9 @@
 
 #include "intaglio/backend.h"
 #include "intaglio/bundle.h"
+#include "intaglio/embedding.h"
 #include "intaglio/guidance.h"
 #include "pipeline/request.h"
-#include "pipeline/text.h"
 
 namespace intaglio {
 
@@ -21,16 +21,16 @@ TransformerSessions load_transformer(const Bundle& bundle, const Backend& backen
 
 // Runs the branches that a step needs and leaves each prediction in a buffer of its own. Rows stand
 // in the order D_0, D_c, D_m; leaving a branch out takes a shorter view of the same memory. All
-// memory is allocated and bound here, before the loop.
+// memory is allocated, filled with what stays the same, and bound here, before the loop.
 class Branches {
  public:
-  // `negative` is needed when any step of the request runs the unconditional branch.
+  // `embeds` has what the graphs take of it, and a negative prompt when any step of the request
+  // runs the unconditional branch.
   Branches(const Bundle& bundle, const TransformerSessions& sessions, const Request& request,
-           const PromptEmbedding& positive, const PromptEmbedding* negative);
+           const PromptEmbeds& embeds);
 
-  // Raw predictions of x [n, C, h, w] (float32) at `timestep` with the weights of one of the
-  // request's steps; the spans stay valid until the next
-  // call.
+  // Raw predictions of the latents x (float32) at `timestep` with the weights of one of the
+  // request's steps; the spans stay valid until the next call.
   struct Predictions {
     std::span<const float> conditional, unconditional, degraded;
   };
@@ -40,22 +40,25 @@ class Branches {
   std::int64_t forked_rows = 0;
 
  private:
-  void fill_text(const PromptEmbedding& positive, const PromptEmbedding* negative);
+  void fill_rows(const PromptEmbeds& embeds);
+  void add_text(const char* role, Tensor PromptEmbedding::* part, const PromptEmbeds& embeds);
   void set_keep(float keep);
   std::size_t index(bool unconditional, bool degraded) const;
   void bind(bool unconditional, bool degraded);
   std::unique_ptr<BoundGraph> bind_base(bool unconditional) const;
   std::unique_ptr<BoundGraph> bind_degraded() const;
   std::unique_ptr<BoundGraph> bind_forked(bool unconditional, bool degraded) const;
-  std::vector<Binding> base_inputs(std::int64_t first, std::int64_t last) const;
+  std::vector<Binding> inputs(const std::string& graph, std::int64_t first) const;
 
   const Bundle& bundle_;
   const TransformerSessions& sessions_;
   const Request& request_;
   std::int64_t n_;
-  Tensor latent_, timestep_, text_, pooled_;  // [2n, ...]: D_0, D_c
-  Tensor prediction_;                         // [3n, C, h, w]: D_0, D_c, D_m
-  Tensor keep_;                               // [3n, T]
+  Tensor latent_, timestep_;              // [2n, ...]: D_0, D_c
+  Tensor prediction_;                     // [3n, ...]: D_0, D_c, D_m
+  Tensor keep_;                           // [3n, T]
+  std::map<std::string, Tensor> rows_;    // by role, [2n, ...]: D_0, D_c
+  std::map<std::string, Tensor> shared_;  // by role, the same for every row
   float keep_value_ = -1;
   std::array<std::unique_ptr<BoundGraph>, 4> bound_;  // by index()
   std::unique_ptr<BoundGraph> bound_degraded_;        // layout dual

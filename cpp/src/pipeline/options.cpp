@@ -26,6 +26,13 @@ Json value_of(const std::optional<T>& value) {
 
 }  // namespace
 
+std::string flags_of(const OptionInfo& info) {
+  if (info.flags) return info.flags;
+  std::string flag = std::string("--") + info.name;
+  std::ranges::replace(flag, '_', '-');
+  return flag;
+}
+
 std::int64_t image_count(const GenerateOptions& options) {
   if (options.seeds.size() > 1) return static_cast<std::int64_t>(options.seeds.size());
   if (!options.latents || options.batch != 1 || options.latents->shape().empty()) {
@@ -43,6 +50,8 @@ GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {
   fill(options.height, options.image ? options.image->height : defaults.height);
   fill(options.width, options.image ? options.image->width : defaults.width);
   fill(options.cfg_scale, defaults.guidance.cfg_scale);
+  fill(options.distilled_guidance, defaults.distilled_guidance);
+  if (options.image) fill(options.strength, 0.6);
   fill(options.cfg_window, defaults.guidance.cfg_window);
   fill(options.dg_scale, defaults.guidance.dg_scale);
   fill(options.dg_window, defaults.guidance.dg_window);
@@ -60,11 +69,11 @@ std::string to_json(const GenerateOptions& options) {
 }
 
 TextEntries png_text(const Bundle& bundle, const GenerateOptions& options, std::size_t image) {
-  TextEntries text{{"Software", "Intaglio " INTAGLIO_VERSION},
-                   {"Description", options.prompt},
-                   {"intaglio:bundle", bundle.name},
-                   {"intaglio:image", std::to_string(image)},
-                   {"intaglio:options", to_json(with_defaults(bundle, options))}};
+  TextEntries text{{"Software", "Intaglio " INTAGLIO_VERSION}};
+  if (options.prompt) text.emplace_back("Description", *options.prompt);
+  text.emplace_back("intaglio:bundle", bundle.name);
+  text.emplace_back("intaglio:image", std::to_string(image));
+  text.emplace_back("intaglio:options", to_json(with_defaults(bundle, options)));
   std::string inputs;
   const auto add = [&](const char* name, bool given) {
     if (given) inputs += (inputs.empty() ? "" : ", ") + std::string(name);
@@ -72,6 +81,7 @@ TextEntries png_text(const Bundle& bundle, const GenerateOptions& options, std::
   add("image", options.image.has_value());
   add("latents", options.latents.has_value());
   add("ma_tokens", options.ma_tokens.has_value());
+  add("prompt_embeds", options.prompt_embeds.has_value());
   if (!inputs.empty()) text.emplace_back("intaglio:inputs", inputs);
   return text;
 }

@@ -8,6 +8,8 @@
 #include "intaglio/error.h"
 #include "intaglio/rng.h"
 #include "pipeline/branches.h"
+#include "pipeline/condition.h"
+#include "pipeline/packing.h"
 #include "pipeline/request.h"
 #include "pipeline/text.h"
 #include "pipeline/vae.h"
@@ -44,14 +46,6 @@ class Lazy {
   std::unique_ptr<T> value_;
 };
 
-bool any_step(const Request& request, bool (StepWeights::*needs)() const) {
-  const int steps = request.schedule.steps();
-  for (int step = 0; step < steps; ++step) {
-    if ((weights_at(request.guidance, step, steps).*needs)()) return true;
-  }
-  return false;
-}
-
 }  // namespace
 
 class Pipeline::Impl {
@@ -73,9 +67,13 @@ class Pipeline::Impl {
     return vae_encoder_.get([&] { return std::make_unique<VaeEncoder>(bundle, *backend); });
   }
 
+  // What the call gave, or what its prompts become.
+  PromptEmbeds embeddings(const Request& request, const GenerateOptions& options);
+  // Unpacked, unless they were given.
   Tensor initial_latents(const Request& request, const GenerateOptions& options);
   void denoise(const Request& request, Branches& branches, const GenerateOptions& options,
                const StepCallback& on_step, Generation& generation);
+  std::vector<Image> decode(const Request& request, const Tensor& latents, int tile);
 
   Bundle bundle;
   std::shared_ptr<Backend> backend;
@@ -87,18 +85,28 @@ class Pipeline::Impl {
   Lazy<VaeEncoder> vae_encoder_;
 };
 
+PromptEmbeds Pipeline::Impl::embeddings(const Request& request, const GenerateOptions& options) {
+  if (!bundle.prompt) return {};
+  if (options.prompt_embeds) return *options.prompt_embeds;
+  PromptEmbeds embeds;
+  embeds.positive = text().encode(*options.prompt, "prompt", embeds.notes);
+  if (request.unconditional)
+    embeds.negative = text().encode(options.negative_prompt, "negative prompt", embeds.notes);
+  return embeds;
+}
+
 Tensor Pipeline::Impl::initial_latents(const Request& request, const GenerateOptions& options) {
   if (options.latents) return options.latents->clone();
   Tensor latents = draw_noise(
       {request.images, bundle.latent.channels, request.rows, request.columns}, request.seeds);
   if (!options.image) return latents;
-  // diffusers' scale_noise: sigma * noise + (1 - sigma) * image.
+  // diffusers' scale_noise (flow matching) and add_noise (variance preserving).
   const Tensor image = vae_encoder().encode(from_image(*options.image));
-  const float sigma = request.schedule.sigmas.front();
+  const float sigma = request.schedule.sigmas.front(), alpha = request.schedule.alphas.front();
   for (std::int64_t n = 0; n < request.images; ++n) {
     std::ranges::transform(
         latents.rows(n, n + 1).floats(), image.floats(), latents.rows(n, n + 1).floats().begin(),
-        [sigma](float noise, float clean) { return sigma * noise + (1.0F - sigma) * clean; });
+        [sigma, alpha](float noise, float clean) { return sigma * noise + alpha * clean; });
   }
   return latents;
 }
@@ -114,10 +122,7 @@ void Pipeline::Impl::denoise(const Request& request, Branches& branches,
     const StepWeights weights = weights_at(request.guidance, point.step, point.steps);
     const auto d = branches.run(x, point.timestep, weights);
     combine(denoised, d.conditional, d.unconditional, d.degraded, weights);
-    // Flow matching: x = (1 - sigma) * clean + sigma * noise, velocity = noise - clean.
-    std::ranges::transform(
-        x, denoised, denoised.begin(),
-        [sigma = point.sigma](float noisy, float velocity) { return noisy - sigma * velocity; });
+    to_denoised(bundle.prediction_type, x, point, denoised);
     clean = denoised;
   };
   const OnStep report = [&](const StepPoint& point, std::span<const float>) {
@@ -131,7 +136,7 @@ void Pipeline::Impl::denoise(const Request& request, Branches& branches,
     step.preview = [&] {
       Tensor estimate(generation.latents.shape(), DType::float32);
       std::ranges::copy(clean, estimate.floats().begin());
-      return to_images(vae_decoder().decode(estimate, options.vae_tile));
+      return decode(request, estimate, options.vae_tile);
     };
     const bool go_on = on_step(step);
     watch.lap();  // the callback's time is not the step's
@@ -151,6 +156,14 @@ void Pipeline::Impl::denoise(const Request& request, Branches& branches,
   }
 }
 
+std::vector<Image> Pipeline::Impl::decode(const Request& request, const Tensor& latents, int tile) {
+  const bool packed = bundle.latent.packed;
+  const Tensor unpacked =
+      packed ? unpack(latents, request.token_rows, request.token_columns, bundle.patch_size)
+             : latents;
+  return to_images(vae_decoder().decode(unpacked, tile));
+}
+
 Pipeline::Pipeline(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Pipeline::Pipeline(Pipeline&&) noexcept = default;
 Pipeline& Pipeline::operator=(Pipeline&&) noexcept = default;
@@ -164,25 +177,35 @@ Pipeline Pipeline::open(const std::filesystem::path& bundle, const BackendOption
 const Bundle& Pipeline::bundle() const { return impl_->bundle; }
 const Backend& Pipeline::backend() const { return *impl_->backend; }
 
+PromptEmbeds Pipeline::embed(const std::string& prompt,
+                             const std::optional<std::string>& negative_prompt) const {
+  check_encoders(impl_->bundle);
+  PromptEmbeds embeds;
+  embeds.positive = impl_->text().encode(prompt, "prompt", embeds.notes);
+  if (negative_prompt)
+    embeds.negative = impl_->text().encode(*negative_prompt, "negative prompt", embeds.notes);
+  return embeds;
+}
+
 Generation Pipeline::generate(const GenerateOptions& options, const StepCallback& on_step) const {
   Stopwatch total;
-  const Request request = resolve(impl_->bundle, options);
+  const Bundle& bundle = impl_->bundle;
+  const Request request = resolve(bundle, options);
   Generation generation;
   Stopwatch watch;
-  const PromptEmbedding positive = impl_->text().encode(options.prompt);
-  std::optional<PromptEmbedding> negative;
-  if (any_step(request, &StepWeights::unconditional))
-    negative = impl_->text().encode(options.negative_prompt);
+  const PromptEmbeds embeds = impl_->embeddings(request, options);
+  generation.notes = embeds.notes;
   generation.timings.text = watch.lap();
 
   generation.latents = impl_->initial_latents(request, options);
-  Branches branches(impl_->bundle, impl_->transformer(), request, positive,
-                    negative ? &*negative : nullptr);
+  if (bundle.latent.packed && !options.latents)
+    generation.latents = pack(generation.latents, bundle.patch_size);
+  Branches branches(bundle, impl_->transformer(), request, embeds);
   watch.lap();
   impl_->denoise(request, branches, options, on_step, generation);
   generation.timings.denoise = watch.lap();
 
-  generation.images = to_images(impl_->vae_decoder().decode(generation.latents, options.vae_tile));
+  generation.images = impl_->decode(request, generation.latents, options.vae_tile);
   generation.timings.vae = watch.lap();
   generation.timings.total = total.lap();
   return generation;

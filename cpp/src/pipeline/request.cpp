@@ -5,7 +5,7 @@
 
 #include "intaglio/error.h"
 #include "intaglio/options.h"
-#include "text/unicode.h"
+#include "pipeline/condition.h"
 
 namespace intaglio {
 
@@ -16,6 +16,15 @@ void set_size(Request& request, const Bundle& bundle, const GenerateOptions& opt
   request.height = *options.height;
   request.width = *options.width;
   const int unit = bundle.latent.vae_scale_factor * bundle.patch_size;
+  const int largest_height = bundle.latent.max_height, largest_width = bundle.latent.max_width;
+  if (bundle.latent.fixed_size &&
+      (request.height != largest_height || request.width != largest_width)) {
+    throw UsageError(bundle.name + " draws " + std::to_string(largest_width) + "x" +
+                     std::to_string(largest_height) + " pixels only, not " +
+                     std::to_string(request.width) + "x" + std::to_string(request.height) +
+                     ": leave --height and --width out" +
+                     (image ? ", and scale --image to that" : ""));
+  }
   const auto check = [&](const char* flag, int size, int largest) {
     if (size < unit || size % unit != 0 || size > largest) {
       throw UsageError(std::string(flag) + " " + std::to_string(size) + " does not fit " +
@@ -23,8 +32,8 @@ void set_size(Request& request, const Bundle& bundle, const GenerateOptions& opt
                        std::to_string(unit) + " to " + std::to_string(largest));
     }
   };
-  check("--height", request.height, bundle.latent.max_height);
-  check("--width", request.width, bundle.latent.max_width);
+  check("--height", request.height, largest_height);
+  check("--width", request.width, largest_width);
   if (image && (image->height != request.height || image->width != request.width)) {
     throw UsageError("--image is " + std::to_string(image->width) + "x" +
                      std::to_string(image->height) + " pixels but --width and --height ask for " +
@@ -47,9 +56,15 @@ void set_images(Request& request, const Bundle& bundle, const GenerateOptions& o
                      " images but --batch asks for " + std::to_string(options.batch) +
                      ": leave --batch out");
   }
+  const Latent& latent = bundle.latent;
+  request.latent_shape = {request.images, latent.channels, request.rows, request.columns};
+  if (latent.packed) {
+    request.latent_shape = {request.images, request.token_rows * request.token_columns,
+                            latent.channels * bundle.patch_size * bundle.patch_size};
+  }
   if (!options.latents) return;
   const Tensor& latents = *options.latents;
-  const Shape expected{request.images, bundle.latent.channels, request.rows, request.columns};
+  const Shape& expected = request.latent_shape;
   if (latents.dtype() != DType::float32 || latents.shape() != expected) {
     throw InputError("the given latents have shape " + to_string(latents.shape()) + " where " +
                      to_string(expected) +
@@ -71,17 +86,22 @@ void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions&
   // Far above any use; a slip of the finger should not ask for gigabytes of schedule.
   if (steps > 10000) throw UsageError("steps " + std::to_string(steps) + ": give 10000 or fewer");
   SchedulerConfig config = bundle.scheduler;
-  if (options.scheduler) config.type = scheduler_type(*options.scheduler);
+  if (options.scheduler) config.type = scheduler_type(*options.scheduler, bundle.prediction_type);
   request.sampler = find_sampler(config.type);
   request.schedule =
       make_schedule(config, steps, static_cast<int>(request.token_rows * request.token_columns));
-  if (!options.image) return;
-  if (!(options.strength > 0 && options.strength <= 1))
+  if (!options.image) {
+    if (options.strength)
+      throw UsageError("--strength says how much of --image is forgotten: give --image too");
+    return;
+  }
+  const double strength = *options.strength;
+  if (!(strength > 0 && strength <= 1))
     throw UsageError("--strength must be above 0 and at most 1");
   if (options.latents) throw UsageError("--image and --latents-in exclude each other: give one");
   // diffusers' get_timesteps, which cuts the number of steps left out, not of those that run.
   const int skipped =
-      static_cast<int>(steps - std::min(steps * options.strength, static_cast<double>(steps)));
+      static_cast<int>(steps - std::min(steps * strength, static_cast<double>(steps)));
   if (skipped == steps)
     throw UsageError("--strength leaves no step of --steps " + std::to_string(steps) +
                      ": raise one of them");
@@ -151,13 +171,19 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given) {
     throw InputError(bundle.folder.string() +
                      " has no VAE encoder, which --image needs: export it again");
   Request request;
-  // Both, and now: a negative prompt that no step asks for still goes into the PNG.
-  check_utf8(options.prompt);
-  check_utf8(options.negative_prompt);
+  check_condition(bundle, given);
+  request.class_label = options.class_label.value_or(0);
+  request.distilled_guidance = static_cast<float>(options.distilled_guidance.value_or(0));
   set_size(request, bundle, options);
   set_images(request, bundle, options);
   set_guidance(request, options);
   set_schedule(request, bundle, options);
+  const int steps = request.schedule.steps();
+  for (int step = 0; step < steps; ++step) {
+    const StepWeights weights = weights_at(request.guidance, step, steps);
+    request.unconditional = request.unconditional || weights.unconditional();
+  }
+  if (options.prompt_embeds) check_embeds(bundle, *options.prompt_embeds, request.unconditional);
   set_channels(request, bundle, options);
   set_tokens(request, options);
   const int tile_unit = 4 * bundle.latent.vae_scale_factor;  // a quarter of it overlaps

@@ -14,8 +14,12 @@ struct Request {
   int height = 0, width = 0;           // pixels
   std::int64_t rows = 0, columns = 0;  // latent cells
   std::int64_t token_rows = 0, token_columns = 0;
+  Shape latent_shape;  // of all images, as the loop has them: packed where the bundle says so
+  int class_label = 0;
+  float distilled_guidance = 0;
   Guidance guidance;
-  Schedule schedule;  // of the steps that run
+  Schedule schedule;           // of the steps that run
+  bool unconditional = false;  // whether a step runs that branch
   Sampler sampler = nullptr;
   std::vector<std::uint64_t> seeds;
   Tensor mask;                     // [C]

@@ -6,53 +6,70 @@ namespace intaglio {
 
 namespace {
 
-struct Encoded {
-  Tensor hidden;  // [1, length, width]
-  Tensor pooled;  // [1, width], empty where the encoder has none
-};
-
 std::int64_t last_axis(const GraphTensor& tensor) {
   return std::get<std::int64_t>(tensor.axes.back());
 }
 
-Encoded run_encoder(const Session& session, const TextEncoder& encoder, const Tokenizer& tokenizer,
-                    const std::string& prompt) {
-  const auto ids = tokenizer.encode(prompt, encoder.max_length);
-  Tensor token_ids({1, encoder.max_length}, DType::int64);
-  std::ranges::copy(ids, token_ids.int64s().begin());
-  Encoded encoded;
-  std::vector<Binding> outputs;
-  for (const GraphTensor& output : encoder.graph.outputs) {
-    if (output.role == "hidden") {
-      encoded.hidden = Tensor({1, encoder.max_length, last_axis(output)}, DType::float32);
-      outputs.push_back({output.role, encoded.hidden});
-    } else {
-      encoded.pooled = Tensor({1, last_axis(output)}, DType::float32);
-      outputs.push_back({output.role, encoded.pooled});
-    }
-  }
-  session.bind({{"token_ids", token_ids}}, outputs)->run();
-  return encoded;
-}
-
 }  // namespace
 
-TextStage::TextStage(const Bundle& bundle, const Backend& backend) : prompt_(bundle.prompt) {
-  for (const auto& [name, encoder] : bundle.prompt.encoders) {
+TextStage::TextStage(const Bundle& bundle, const Backend& backend)
+    : prompt_(bundle.prompt.value()) {
+  for (const auto& [name, encoder] : prompt_.encoders) {
     encoders_[name] = {&encoder, load_tokenizer(bundle.folder / encoder.tokenizer),
                        backend.load(bundle.folder, encoder.graph)};
   }
 }
 
-PromptEmbedding TextStage::encode(const std::string& prompt) const {
-  std::map<std::string, Encoded> encoded;
-  for (const auto& [name, encoder] : encoders_) {
-    encoded[name] = run_encoder(*encoder.session, *encoder.description, *encoder.tokenizer, prompt);
-  }
+TextStage::Encoded TextStage::run(const Encoder& encoder, const std::string& prompt) {
+  const TextEncoder& description = *encoder.description;
+  const int length = description.max_length;
+  const Tokens tokens = encoder.tokenizer->encode(prompt, length);
+  Tensor token_ids({1, length}, DType::int64);
+  std::ranges::copy(tokens.ids, token_ids.int64s().begin());
+  Encoded encoded;
+  encoded.truncated = tokens.truncated;
+  encoded.mask = Tensor({1, length}, DType::float32);
+  std::fill_n(encoded.mask.floats().begin(), tokens.used, 1.0F);
 
-  PromptEmbedding embedding{Tensor({1, prompt_.text_length(), prompt_.text_width}, DType::float32),
-                            {}};
-  auto row = embedding.text.floats().begin();
+  std::vector<Binding> inputs, outputs;
+  for (const GraphTensor& input : description.graph.inputs)
+    inputs.push_back({input.role, input.role == "token_ids" ? token_ids : encoded.mask});
+  for (const GraphTensor& output : description.graph.outputs) {
+    const bool hidden = output.role == "hidden";
+    const Shape shape = hidden ? Shape{1, length, last_axis(output)} : Shape{1, last_axis(output)};
+    Tensor& result = hidden ? encoded.hidden : encoded.pooled;
+    result = Tensor(shape, DType::float32);
+    outputs.push_back({output.role, result});
+  }
+  encoder.session->bind(inputs, outputs)->run();
+  return encoded;
+}
+
+PromptEmbedding TextStage::encode(const std::string& prompt, const std::string& name,
+                                  std::vector<std::string>& notes) const {
+  std::map<std::string, Encoded> encoded;
+  for (const auto& [key, encoder] : encoders_) {
+    encoded[key] = run(encoder, prompt);
+    if (encoded[key].truncated) {
+      notes.push_back("the " + name + " has more tokens than " + key + " reads (" +
+                      std::to_string(encoder.description->max_length) + "): its end is ignored");
+    }
+  }
+  PromptEmbedding embedding;
+  embedding.text = join_text(encoded);
+  if (!prompt_.pooled.empty()) embedding.pooled = join_pooled(encoded);
+  if (!prompt_.text_mask.empty()) {
+    const std::int64_t length = prompt_.text_length();
+    embedding.text_mask = Tensor({1, length}, DType::float32);
+    const auto mask = encoded.at(prompt_.text_mask).mask.floats();
+    std::copy_n(mask.begin(), length, embedding.text_mask.floats().begin());
+  }
+  return embedding;
+}
+
+Tensor TextStage::join_text(const std::map<std::string, Encoded>& encoded) const {
+  Tensor text({1, prompt_.text_length(), prompt_.text_width}, DType::float32);
+  auto row = text.floats().begin();
   for (const TextSegment& segment : prompt_.text) {
     for (std::int64_t token = 0; token < segment.length; ++token, row += prompt_.text_width) {
       auto target = row;
@@ -63,14 +80,18 @@ PromptEmbedding TextStage::encode(const std::string& prompt) const {
       }
     }
   }
-  std::vector<float> pooled;
+  return text;
+}
+
+Tensor TextStage::join_pooled(const std::map<std::string, Encoded>& encoded) const {
+  std::vector<float> joined;
   for (const std::string& name : prompt_.pooled) {
     const auto part = encoded.at(name).pooled.floats();
-    pooled.insert(pooled.end(), part.begin(), part.end());
+    joined.insert(joined.end(), part.begin(), part.end());
   }
-  embedding.pooled = Tensor({1, static_cast<std::int64_t>(pooled.size())}, DType::float32);
-  std::ranges::copy(pooled, embedding.pooled.floats().begin());
-  return embedding;
+  Tensor pooled({1, static_cast<std::int64_t>(joined.size())}, DType::float32);
+  std::ranges::copy(joined, pooled.floats().begin());
+  return pooled;
 }
 
 }  // namespace intaglio

@@ -1,15 +1,14 @@
 #include "sampling/schedule.h"
 
-#include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "intaglio/error.h"
 
 namespace intaglio {
-namespace {
 
-// np.linspace: the last value is `stop` itself; one value is `start`.
 std::vector<double> linspace(double start, double stop, int count) {
   std::vector<double> values(static_cast<std::size_t>(count));
   const double step = count > 1 ? (stop - start) / (count - 1) : 0.0;
@@ -20,9 +19,11 @@ std::vector<double> linspace(double start, double stop, int count) {
   return values;
 }
 
+namespace {
+
 template <typename T>
-T static_shift(T shift, T sigma) {
-  return shift * sigma / (T{1} + (shift - T{1}) * sigma);
+T static_shift(double shift, T sigma) {
+  return static_cast<T>(shift) * sigma / (T{1} + static_cast<T>(shift - 1.0) * sigma);
 }
 
 // Linear in the number of latent patches: calculate_shift of diffusers' pipelines.
@@ -32,25 +33,43 @@ double dynamic_mu(const SchedulerConfig& config, int image_seq_len) {
   return image_seq_len * slope + (config.base_shift - slope * config.base_image_seq_len);
 }
 
-double dynamic_shift(const SchedulerConfig& config, double mu, double sigma) {
-  const double weight = config.time_shift_type == "linear" ? mu : std::exp(mu);
-  return weight / (weight + (1.0 / sigma - 1.0));
+template <typename T>
+T dynamic_shift(const SchedulerConfig& config, double mu, T sigma) {
+  const auto weight = static_cast<T>(config.time_shift_type == "linear" ? mu : std::exp(mu));
+  return weight / (weight + (T{1} / sigma - T{1}));
 }
 
 // arXiv 2501.00103 (LTX-Video): stretches the schedule so that its last noisy step is `terminal`.
-void stretch_to_terminal(std::vector<double>& sigmas, double terminal) {
-  const double scale = (1.0 - sigmas.back()) / (1.0 - terminal);
-  for (double& sigma : sigmas) sigma = 1.0 - (1.0 - sigma) / scale;
+template <typename T>
+void stretch_to_terminal(std::vector<T>& sigmas, double terminal) {
+  const T scale = (T{1} - sigmas.back()) / static_cast<T>(1.0 - terminal);
+  for (T& sigma : sigmas) sigma = T{1} - (T{1} - sigma) / scale;
+}
+
+// In the precision that diffusers has there: float32 where the pipeline gave the sigmas.
+template <typename T>
+std::vector<float> shift_sigmas(const SchedulerConfig& config, std::vector<T> sigmas, double mu) {
+  for (T& sigma : sigmas) {
+    sigma = config.use_dynamic_shifting ? dynamic_shift(config, mu, sigma)
+                                        : static_shift(config.shift, sigma);
+  }
+  if (config.shift_terminal != 0.0) stretch_to_terminal(sigmas, config.shift_terminal);
+  return {sigmas.begin(), sigmas.end()};
+}
+
+// Adds the last sigma, 0, and alpha = 1 - sigma.
+Schedule flow_schedule(std::vector<float> sigmas, std::vector<float> timesteps) {
+  sigmas.push_back(0.0F);
+  std::vector<float> alphas;
+  for (const float sigma : sigmas) alphas.push_back(1.0F - sigma);
+  return {std::move(sigmas), std::move(timesteps), std::move(alphas), {}, {}};
 }
 
 // What the scheduler's constructor leaves as sigma_min and sigma_max: float32, and already shifted
 // when the shift is static (set_timesteps then shifts a second time).
 double training_sigma(const SchedulerConfig& config, int timestep) {
   const float sigma = static_cast<float>(timestep) / static_cast<float>(config.num_train_timesteps);
-  if (config.use_dynamic_shifting) return sigma;
-  const auto shift = static_cast<float>(config.shift);
-  const auto shift_less_one = static_cast<float>(config.shift - 1.0);
-  return shift * sigma / (1.0F + shift_less_one * sigma);
+  return config.use_dynamic_shifting ? sigma : static_shift(config.shift, sigma);
 }
 
 }  // namespace
@@ -60,23 +79,20 @@ Schedule flow_match_schedule(const SchedulerConfig& config, int steps, int image
   if (config.shift_terminal != 0.0 && steps < 2) {
     throw UsageError("steps 1 cannot end at shift_terminal: give 2 steps or more");
   }
-  auto sigmas = linspace(training_sigma(config, config.num_train_timesteps) * train,
-                         training_sigma(config, 1) * train, steps);
   const double mu = config.use_dynamic_shifting ? dynamic_mu(config, image_seq_len) : 0.0;
-  for (double& sigma : sigmas) {
-    sigma /= train;
-    sigma = config.use_dynamic_shifting ? dynamic_shift(config, mu, sigma)
-                                        : static_shift(config.shift, sigma);
+  std::vector<float> sigmas;
+  if (config.linspace_sigmas && config.type == "FlowMatchEulerDiscreteScheduler") {
+    const auto given = linspace(1.0, 1.0 / steps, steps);
+    sigmas = shift_sigmas(config, std::vector<float>(given.begin(), given.end()), mu);
+  } else {
+    auto own = linspace(training_sigma(config, config.num_train_timesteps) * train,
+                        training_sigma(config, 1) * train, steps);
+    for (double& sigma : own) sigma /= train;
+    sigmas = shift_sigmas(config, std::move(own), mu);
   }
-  if (config.shift_terminal != 0.0) stretch_to_terminal(sigmas, config.shift_terminal);
-
-  Schedule schedule;
-  for (const double sigma : sigmas) {
-    schedule.sigmas.push_back(static_cast<float>(sigma));
-    schedule.timesteps.push_back(schedule.sigmas.back() * static_cast<float>(train));
-  }
-  schedule.sigmas.push_back(0.0F);
-  return schedule;
+  std::vector<float> timesteps;
+  for (const float sigma : sigmas) timesteps.push_back(sigma * static_cast<float>(train));
+  return flow_schedule(std::move(sigmas), std::move(timesteps));
 }
 
 Schedule dpm_flow_schedule(const SchedulerConfig& config, int steps, int image_seq_len) {
@@ -87,16 +103,14 @@ Schedule dpm_flow_schedule(const SchedulerConfig& config, int steps, int image_s
       config.use_dynamic_shifting ? std::exp(dynamic_mu(config, image_seq_len)) : config.shift;
   const auto alphas = linspace(1.0, 1.0 / config.num_train_timesteps, steps + 1);
 
-  Schedule schedule;
+  std::vector<float> sigmas, timesteps;
   for (auto alpha = alphas.rbegin(); alpha + 1 != alphas.rend(); ++alpha) {
     const double sigma = static_shift(shift, 1.0 - *alpha);
-    schedule.sigmas.push_back(static_cast<float>(sigma));
+    sigmas.push_back(static_cast<float>(sigma));
     // The model is called with whole timesteps, cut off, not rounded.
-    schedule.timesteps.push_back(
-        static_cast<float>(std::trunc(sigma * config.num_train_timesteps)));
+    timesteps.push_back(static_cast<float>(std::trunc(sigma * config.num_train_timesteps)));
   }
-  schedule.sigmas.push_back(0.0F);
-  return schedule;
+  return flow_schedule(std::move(sigmas), std::move(timesteps));
 }
 
 Schedule Schedule::last(int count) const {
@@ -107,6 +121,11 @@ Schedule Schedule::last(int count) const {
   Schedule tail;
   tail.sigmas.assign(sigmas.end() - (count + 1), sigmas.end());
   tail.timesteps.assign(timesteps.end() - count, timesteps.end());
+  tail.alphas.assign(alphas.end() - (count + 1), alphas.end());
+  if (!end_sigmas.empty()) {
+    tail.end_sigmas.assign(end_sigmas.end() - count, end_sigmas.end());
+    tail.end_alphas.assign(end_alphas.end() - count, end_alphas.end());
+  }
   return tail;
 }
 

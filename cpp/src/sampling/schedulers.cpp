@@ -12,37 +12,66 @@ namespace intaglio {
 namespace {
 
 struct Scheduler {
-  std::string_view name;  // on the command line
-  std::string_view type;  // in diffusers
+  std::string_view name;        // on the command line
+  std::string_view type;        // in diffusers
+  std::string_view prediction;  // of the models that it samples
   Schedule (*schedule)(const SchedulerConfig&, int steps, int image_seq_len);
   Sampler sampler;
 };
 
 constexpr std::array kSchedulers = {
-    Scheduler{"euler", "FlowMatchEulerDiscreteScheduler", flow_match_schedule, sample_euler},
-    Scheduler{"heun", "FlowMatchHeunDiscreteScheduler", flow_match_schedule, sample_heun},
-    Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", dpm_flow_schedule, sample_dpmpp_2m},
+    Scheduler{"euler", "FlowMatchEulerDiscreteScheduler", "velocity", flow_match_schedule,
+              sample_euler},
+    Scheduler{"heun", "FlowMatchHeunDiscreteScheduler", "velocity", flow_match_schedule,
+              sample_heun},
+    Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", "velocity", dpm_flow_schedule,
+              sample_dpmpp_2m},
+    Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", "epsilon", dpm_vp_schedule,
+              sample_dpmpp_2m},
+    Scheduler{"ddim", "DDIMScheduler", "epsilon", ddim_schedule, sample_ddim},
 };
 
-std::string listed(std::string_view Scheduler::* field) {
+// An empty prediction type stands for all.
+std::string listed(std::string_view Scheduler::* field, const std::string& prediction) {
   std::string list;
-  for (const Scheduler& scheduler : kSchedulers) {
+  for (std::size_t i = 0; i < kSchedulers.size(); ++i) {
+    const Scheduler& scheduler = kSchedulers[i];
+    if (!prediction.empty() && scheduler.prediction != prediction) continue;
+    if (prediction.empty() && i > 0 && kSchedulers[i - 1].*field == scheduler.*field) continue;
     if (!list.empty()) list += ", ";
     list += scheduler.*field;
   }
   return list;
 }
 
-const Scheduler& find(std::string_view Scheduler::* field, const std::string& value) {
+const Scheduler& find(std::string_view Scheduler::* field, const std::string& value,
+                      const std::string& prediction) {
+  bool known = false;
   for (const Scheduler& scheduler : kSchedulers) {
-    if (scheduler.*field == value) return scheduler;
+    if (scheduler.*field != value) continue;
+    known = true;
+    if (prediction.empty() || scheduler.prediction == prediction) return scheduler;
   }
-  throw UsageError("unknown scheduler \"" + value + "\": use one of " + listed(field));
+  const std::string fitting = listed(field, prediction);
+  if (fitting.empty()) {
+    throw UsageError("unknown prediction type \"" + prediction + "\": use velocity or epsilon");
+  }
+  if (!known) {
+    throw UsageError("unknown scheduler \"" + value + "\": use one of " + fitting);
+  }
+  throw UsageError("scheduler \"" + value + "\" does not fit a model that predicts " + prediction +
+                   ": use one of " + fitting);
 }
 
 void check(const SchedulerConfig& config, int steps) {
   if (steps < 1) throw UsageError("steps " + std::to_string(steps) + ": give 1 or more");
-  if (config.num_train_timesteps < 1) throw UsageError("num_train_timesteps must be 1 or more");
+  constexpr int limit = 1000000;  // beyond any model, and no reason for gigabytes of schedule
+  if (config.num_train_timesteps < 1 || config.num_train_timesteps > limit) {
+    throw UsageError("num_train_timesteps must be from 1 to " + std::to_string(limit));
+  }
+  if (config.steps_offset < 0 || config.steps_offset >= config.num_train_timesteps) {
+    throw UsageError("steps_offset must be at least 0 and below num_train_timesteps");
+  }
   if (!(config.shift > 0.0) || !std::isfinite(config.shift)) {
     throw UsageError("the scheduler's shift must be a finite number above 0");
   }
@@ -60,16 +89,16 @@ void check(const SchedulerConfig& config, int steps) {
 
 }  // namespace
 
-std::string scheduler_type(const std::string& name) {
-  return std::string(find(&Scheduler::name, name).type);
+std::string scheduler_type(const std::string& name, const std::string& prediction_type) {
+  return std::string(find(&Scheduler::name, name, prediction_type).type);
 }
 
 Sampler find_sampler(const std::string& scheduler_type) {
-  return find(&Scheduler::type, scheduler_type).sampler;
+  return find(&Scheduler::type, scheduler_type, "").sampler;
 }
 
 Schedule make_schedule(const SchedulerConfig& config, int steps, int image_seq_len) {
-  const Scheduler& scheduler = find(&Scheduler::type, config.type);
+  const Scheduler& scheduler = find(&Scheduler::type, config.type, config.prediction_type);
   check(config, steps);
   Schedule schedule = scheduler.schedule(config, steps, image_seq_len);
   for (const float sigma : schedule.sigmas) {

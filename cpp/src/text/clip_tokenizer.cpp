@@ -107,19 +107,21 @@ ClipTokenizer::ClipTokenizer(const std::filesystem::path& path, const ClipTables
   }
 }
 
-std::vector<std::int64_t> ClipTokenizer::encode(std::string_view text, int length) const {
+Tokens ClipTokenizer::encode(std::string_view text, int length) const {
   if (length < 2) {
     throw UsageError("a prompt length of " + std::to_string(length) +
                      " leaves no room for the two special tokens: give 2 or more");
   }
   check_utf8(text);
   const auto size = static_cast<std::size_t>(length);
-  std::vector<std::int64_t> ids = {bos_};
-  encode_raw(text, ids);
-  ids.resize(std::min(ids.size(), size - 1));
-  ids.push_back(eos_);
-  ids.resize(size, pad_);
-  return ids;
+  Tokens tokens{{bos_}, 0, false};
+  encode_raw(text, tokens.ids);
+  tokens.truncated = tokens.ids.size() > size - 1;
+  tokens.ids.resize(std::min(tokens.ids.size(), size - 1));
+  tokens.ids.push_back(eos_);
+  tokens.used = static_cast<int>(tokens.ids.size());
+  tokens.ids.resize(size, pad_);
+  return tokens;
 }
 
 void ClipTokenizer::encode_raw(std::string_view text, std::vector<std::int64_t>& ids) const {

@@ -17,7 +17,7 @@ class ClipTokenizer final : public Tokenizer {
   // Throws InputError naming `path` when the tables contradict each other.
   ClipTokenizer(const std::filesystem::path& path, const ClipTables& tables);
 
-  std::vector<std::int64_t> encode(std::string_view text, int length) const override;
+  Tokens encode(std::string_view text, int length) const override;
 
  private:
   template <typename Char>

@@ -6,6 +6,7 @@
 #include "intaglio/error.h"
 #include "intaglio/file.h"
 #include "text/clip_tokenizer.h"
+#include "text/unigram_tokenizer.h"
 
 namespace intaglio {
 namespace {
@@ -52,10 +53,13 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& tables) {
   if (finder.type == "clip_bpe") {
     return std::make_unique<ClipTokenizer>(tables, read_clip_tables(tables, json));
   }
+  if (finder.type == "unigram") {
+    return std::make_unique<UnigramTokenizer>(read_unigram_tables(tables, json));
+  }
   throw InputError(
       "the tokenizer " + tables.string() +
       (finder.type.empty() ? " names no type" : " is of the unknown type \"" + finder.type + "\"") +
-      ": this version reads clip_bpe");
+      ": this version reads clip_bpe and unigram");
 }
 
 }  // namespace intaglio

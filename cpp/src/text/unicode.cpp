@@ -16,12 +16,6 @@ const utf8proc_uint8_t* bytes_of(std::string_view text) {
   return reinterpret_cast<const utf8proc_uint8_t*>(text.data());
 }
 
-bool is_space(char32_t c) {
-  return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
-         c == 0x3000;
-}
-
 // Marks that Unicode gained after version 9, whose tables the `tokenizers` library normalizes with:
 // there they are plain characters, which neither move nor compose. And the Hangul filler U+11A7,
 // which composes with nothing, but which utf8proc lets vanish into a syllable.
@@ -60,6 +54,12 @@ void append_nfc(std::u32string& out, std::string_view text) {
 
 }  // namespace
 
+bool is_space(char32_t c) {
+  return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+         c == 0x3000;
+}
+
 CharClass classify(char32_t c) {
   if (is_space(c)) return CharClass::space;
   switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
@@ -78,17 +78,22 @@ CharClass classify(char32_t c) {
   }
 }
 
-void check_utf8(std::string_view text) {
+std::optional<std::size_t> invalid_utf8(std::string_view text) {
   std::size_t at = 0;
   while (at < text.size()) {
     utf8proc_int32_t c = 0;
     const auto length =
         utf8proc_iterate(bytes_of(text) + at, static_cast<utf8proc_ssize_t>(text.size() - at), &c);
-    if (length <= 0) {
-      throw InputError("the prompt is not valid UTF-8 at byte " + std::to_string(at) +
-                       ": give it in UTF-8");
-    }
+    if (length <= 0) return at;
     at += static_cast<std::size_t>(length);
+  }
+  return std::nullopt;
+}
+
+void check_utf8(std::string_view text) {
+  if (const auto at = invalid_utf8(text)) {
+    throw InputError("the prompt is not valid UTF-8 at byte " + std::to_string(*at) +
+                     ": give it in UTF-8");
   }
 }
 
@@ -143,6 +148,38 @@ void append_utf8(std::string& out, char32_t c) {
   utf8proc_uint8_t encoded[4];
   const auto length = utf8proc_encode_char(static_cast<utf8proc_int32_t>(c), encoded);
   out.append(encoded, encoded + length);
+}
+
+std::size_t utf8_length(char lead) {
+  const auto byte = static_cast<unsigned char>(lead);
+  if (byte < 0x80) return 1;
+  if (byte < 0xC0) return 0;
+  return byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
+}
+
+char32_t first_character(std::string_view text) {
+  utf8proc_int32_t c = 0;
+  utf8proc_iterate(bytes_of(text), static_cast<utf8proc_ssize_t>(text.size()), &c);
+  return static_cast<char32_t>(c);
+}
+
+char32_t last_character(std::string_view text) {
+  std::size_t at = text.size() - 1;
+  while (at > 0 && utf8_length(text[at]) == 0) --at;
+  return first_character(text.substr(at));
+}
+
+std::size_t grapheme_length(std::string_view text) {
+  auto previous = static_cast<utf8proc_int32_t>(first_character(text));
+  utf8proc_int32_t state = 0;
+  std::size_t at = utf8_length(text.front());
+  while (at < text.size()) {
+    const auto next = static_cast<utf8proc_int32_t>(first_character(text.substr(at)));
+    if (utf8proc_grapheme_break_stateful(previous, next, &state)) break;
+    previous = next;
+    at += utf8_length(text[at]);
+  }
+  return at;
 }
 
 }  // namespace intaglio

@@ -127,6 +127,8 @@ class Adapter(ABC):
     optional_encoders: ClassVar[tuple[str, ...]] = ()
     # "linspace": the pipeline gives the scheduler sigmas linspace(1, 1/N, N) of its own.
     sigmas: ClassVar[str | None] = None
+    # Of a dynamic shift, where the scheduler's configuration has none.
+    max_shift: ClassVar[float] = 1.15
 
     def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
         """`dtype` is that of matrix products; see `precision.py`."""
@@ -232,13 +234,20 @@ class Adapter(ABC):
         scheduler = deepcopy(self.pipeline.scheduler)
         extra: dict[str, Any] = {}
         if scheduler.config.get("use_dynamic_shifting"):
-            extra["mu"] = dynamic_shift(scheduler.config, tokens)
+            extra["mu"] = self._shift(scheduler.config, tokens)
         if self.sigmas == "linspace":
             extra["sigmas"] = np.linspace(1.0, 1 / steps, steps)
             scheduler.set_timesteps(**extra)
         else:
             scheduler.set_timesteps(steps, **extra)
         return scheduler
+
+    def _shift(self, config: Mapping[str, Any], tokens: int) -> float:
+        """mu of `tokens` image tokens: linear between two lengths, as in `calculate_shift`."""
+        first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", self.max_shift)
+        mu: float = low + (high - low) / (last - first) * (tokens - first)
+        return mu
 
     def call_default(self, name: str) -> Any:
         """The default of an argument of the pipeline's `__call__`."""
@@ -247,11 +256,3 @@ class Adapter(ABC):
     def left_out(self) -> list[str]:
         """Sentences on parts of the pipeline that the bundle will not hold."""
         return []
-
-
-def dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:
-    """mu of `tokens` image tokens: linear between the two lengths that the scheduler names."""
-    first, last = config["base_image_seq_len"], config["max_image_seq_len"]
-    low, high = config["base_shift"], config["max_shift"]
-    mu: float = low + (high - low) / (last - first) * (tokens - first)
-    return mu

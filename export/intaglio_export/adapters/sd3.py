@@ -28,6 +28,7 @@ class SD3Adapter(Adapter):
     prediction_type = "velocity"
     text_encoders = (*CLIP, T5)
     optional_encoders = (T5,)
+    max_shift = 1.16
 
     @property
     def row_arguments(self) -> tuple[str, ...]:

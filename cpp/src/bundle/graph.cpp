@@ -1,0 +1,66 @@
+#include "bundle/graph.h"
+
+#include <algorithm>
+#include <set>
+
+namespace intaglio {
+
+namespace {
+
+GraphTensor read_tensor(const Node& node) {
+  GraphTensor tensor{
+      node.get<std::string>("name"), node.get<std::string>("role"), DType::float32, {}};
+  check_one_of(node.at("dtype"), {"float32", "int64"});
+  if (node.get<std::string>("dtype") == "int64") tensor.dtype = DType::int64;
+  for (const Node& axis : node.at("axes").items()) {
+    if (axis.is_string()) {
+      tensor.axes.emplace_back(axis.as<std::string>());
+    } else {
+      tensor.axes.emplace_back(std::int64_t{axis.positive()});
+    }
+  }
+  return tensor;
+}
+
+}  // namespace
+
+void check_one_of(const Node& node, const std::vector<std::string>& allowed) {
+  const auto value = node.as<std::string>();
+  if (std::ranges::find(allowed, value) != allowed.end()) return;
+  std::string list;
+  for (const std::string& name : allowed) list += (list.empty() ? "" : " or ") + name;
+  node.refuse("must be " + list);
+}
+
+Graph read_graph(const Node& node) {
+  Graph graph;
+  graph.path = node.file_path("path");
+  if (node.has("cpu")) graph.cpu = node.file_path("cpu");
+  for (const Node& item : node.at("inputs").items()) graph.inputs.push_back(read_tensor(item));
+  for (const Node& item : node.at("outputs").items()) graph.outputs.push_back(read_tensor(item));
+  return graph;
+}
+
+Graph read_transformer_graph(const Node& node, const std::vector<std::string>& op_roles) {
+  Graph graph = read_graph(node);
+  // What cpp/src/pipeline/branches.cpp can fill.
+  std::vector<std::string> allowed{"latent", "timestep", "text",     "text_mask",
+                                   "pooled", "guidance", "position", "class"};
+  std::vector<std::string> needed{"latent", "timestep"};
+  allowed.insert(allowed.end(), op_roles.begin(), op_roles.end());
+  needed.insert(needed.end(), op_roles.begin(), op_roles.end());
+  std::set<std::string> roles;
+  for (const Node& input : node.at("inputs").items()) {
+    check_one_of(input.at("role"), allowed);
+    if (!roles.insert(input.get<std::string>("role")).second)
+      input.at("role").refuse("is that of two inputs");
+  }
+  for (const std::string& role : needed) {
+    if (!roles.contains(role)) node.at("inputs").refuse("have none of role " + role);
+  }
+  if (graph.outputs.size() != 1) node.at("outputs").refuse("must be one");
+  check_one_of(node.at("outputs").items().front().at("role"), {"prediction"});
+  return graph;
+}
+
+}  // namespace intaglio

@@ -1,0 +1,21 @@
+// Graphs in the manifest.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "bundle/json_node.h"
+#include "intaglio/bundle.h"
+
+namespace intaglio {
+
+// Refuses a text that is none of those.
+void check_one_of(const Node& node, const std::vector<std::string>& allowed);
+
+Graph read_graph(const Node& node);
+
+// A graph of the transformer with the inputs `op_roles` of the op. Refuses one that lacks the
+// latent, the timestep or one of these, that takes a role the pipeline cannot fill, or one twice.
+Graph read_transformer_graph(const Node& node, const std::vector<std::string>& op_roles);
+
+}  // namespace intaglio

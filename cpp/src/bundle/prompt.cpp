@@ -1,0 +1,116 @@
+#include "bundle/prompt.h"
+
+#include <algorithm>
+
+#include "bundle/graph.h"
+
+namespace intaglio {
+
+namespace {
+
+// Channels that the encoder gives for `role`, whose tensor the runtime has to make room for.
+int width_of(const Node& node, const TextEncoder& encoder, const std::string& role) {
+  const auto& outputs = encoder.graph.outputs;
+  const auto it = std::ranges::find(outputs, role, &GraphTensor::role);
+  if (it == outputs.end()) node.refuse("names an encoder that has no output of role " + role);
+  const auto* width = it->axes.empty() ? nullptr : std::get_if<std::int64_t>(&it->axes.back());
+  if (!width) node.refuse("names an encoder whose " + role + " has no fixed last axis");
+  return static_cast<int>(*width);
+}
+
+TextEncoder read_encoder(const Node& node) {
+  TextEncoder encoder{read_graph(node.at("graph")), node.file_path("tokenizer"),
+                      node.positive("max_length")};
+  // The two special tokens need a place each.
+  if (encoder.max_length < 2) node.at("max_length").refuse("must be at least 2");
+  for (const Node& input : node.at("graph").at("inputs").items())
+    check_one_of(input.at("role"), {"token_ids", "text_mask"});
+  for (const Node& output : node.at("graph").at("outputs").items()) {
+    check_one_of(output.at("role"), {"hidden", "pooled"});
+    width_of(output, encoder, output.get<std::string>("role"));
+  }
+  return encoder;
+}
+
+const TextEncoder& find_encoder(const Node& node, const Prompt& prompt) {
+  const auto it = prompt.encoders.find(node.as<std::string>());
+  if (it == prompt.encoders.end()) node.refuse("names an encoder that the bundle does not have");
+  return it->second;
+}
+
+TextSegment read_segment(const Node& node, const Prompt& prompt) {
+  TextSegment segment{node.list<std::string>("encoders"), node.positive("length")};
+  int width = 0;
+  for (const Node& name : node.at("encoders").items()) {
+    const TextEncoder& encoder = find_encoder(name, prompt);
+    width += width_of(name, encoder, "hidden");
+    if (segment.length > encoder.max_length) {
+      node.at("length").refuse("is longer than what its encoders give");
+    }
+  }
+  if (width > prompt.text_width) node.at("encoders").refuse("give more channels than text_width");
+  return segment;
+}
+
+Prompt read_prompt(const Node& node) {
+  Prompt prompt;
+  prompt.max_sequence_length = node.positive("max_sequence_length");
+  prompt.text_width = node.positive("text_width");
+  for (const auto& [name, encoder] : node.at("encoders").members()) {
+    prompt.encoders[name] = read_encoder(encoder);
+  }
+  for (const Node& item : node.at("text").items()) {
+    prompt.text.push_back(read_segment(item, prompt));
+  }
+  if (prompt.text.empty() && !prompt.encoders.empty()) node.at("text").refuse("is empty");
+  prompt.pooled = node.list<std::string>("pooled");
+  for (const Node& name : node.at("pooled").items()) {
+    width_of(name, find_encoder(name, prompt), "pooled");
+  }
+  node.get_if("text_mask", prompt.text_mask);
+  // Tokens of one encoder, so they are the text's only where that has no other part.
+  const std::vector<std::string> masked{prompt.text_mask};
+  if (!prompt.text_mask.empty() && !prompt.encoders.empty() &&
+      (prompt.text.size() != 1 || prompt.text.front().encoders != masked)) {
+    node.at("text_mask").refuse("must name the one encoder of the one segment of text");
+  }
+  return prompt;
+}
+
+Classes read_classes(const Node& node) {
+  const Classes classes{node.positive("count"), node.get<int>("null")};
+  if (classes.null < 0) node.at("null").refuse("must be at least 0");
+  return classes;
+}
+
+// What the transformer takes has to be what the manifest says how to make.
+void check_prompt(const Node& node, const Prompt& prompt, const Graph& graph) {
+  if (!graph.takes("text")) node.refuse("is for a transformer that has no input of role text");
+  if (prompt.encoders.empty()) return;  // the embeddings that are given are checked instead
+  if (graph.takes("pooled") == prompt.pooled.empty())
+    node.at("pooled").refuse("contradicts the transformer's inputs");
+  if (graph.takes("text_mask") == prompt.text_mask.empty())
+    node.refuse("and the transformer's inputs disagree about text_mask");
+}
+
+}  // namespace
+
+void read_condition(const Node& root, Bundle& bundle) {
+  const Graph& graph = bundle.transformer();
+  if (!root.has("classes")) {
+    bundle.prompt = read_prompt(root.at("prompt"));
+    check_prompt(root.at("prompt"), *bundle.prompt, graph);
+    if (graph.takes("class")) root.at("prompt").refuse("is for a transformer drawn from by class");
+    return;
+  }
+  if (root.has("prompt")) root.at("classes").refuse("excludes prompt");
+  bundle.classes = read_classes(root.at("classes"));
+  for (const char* role : {"text", "text_mask", "pooled"}) {
+    if (graph.takes(role))
+      root.at("classes").refuse(std::string("is for a transformer that takes ") + role);
+  }
+  if (!graph.takes("class"))
+    root.at("classes").refuse("is for a transformer that has no input of role class");
+}
+
+}  // namespace intaglio

@@ -1,0 +1,108 @@
+#include "bundle/scheduler.h"
+
+#include <initializer_list>
+#include <string>
+#include <utility>
+
+namespace intaglio {
+
+namespace {
+
+// Ignoring a parameter would give other pictures than diffusers does.
+[[noreturn]] void refuse_sampling(const Node& parameter) {
+  parameter.refuse("is something that this version does not sample with");
+}
+
+void check_off(const Node& node, std::initializer_list<const char*> keys) {
+  for (const char* key : keys) {
+    bool on = false;
+    node.get_if(key, on);
+    if (on) refuse_sampling(node.at(key));
+  }
+}
+
+void check_null(const Node& node, std::initializer_list<const char*> keys) {
+  for (const char* key : keys) {
+    if (node.has(key) && !node.at(key).is_null()) refuse_sampling(node.at(key));
+  }
+}
+
+void check_variance_preserving(const Node& node) {
+  std::string prediction = "epsilon";
+  node.get_if("prediction_type", prediction);
+  if (prediction != "epsilon") refuse_sampling(node.at("prediction_type"));
+  check_off(node, {"thresholding", "rescale_betas_zero_snr"});
+  check_null(node, {"trained_betas"});
+}
+
+// DDIMScheduler as sample_ddim runs it: it clips unless told not to.
+void check_ddim(const Node& node) {
+  check_variance_preserving(node);
+  if (node.get<bool>("clip_sample")) refuse_sampling(node.at("clip_sample"));
+}
+
+// DPMSolverMultistepScheduler as sample_dpmpp_2m runs it. Its defaults are those of diffusers:
+// where they are no flow model's, the manifest has to say otherwise.
+void check_dpm_solver(const Node& node, const std::string& prediction_type) {
+  if (prediction_type == "velocity") {
+    if (!node.get<bool>("use_flow_sigmas")) refuse_sampling(node.at("use_flow_sigmas"));
+    if (node.get<std::string>("prediction_type") != "flow_prediction")
+      refuse_sampling(node.at("prediction_type"));
+  } else {
+    check_off(node, {"use_flow_sigmas"});
+    check_variance_preserving(node);
+    // diffusers would take three channels of a prediction with variance_type.
+    check_null(node, {"lambda_min_clipped", "variance_type"});
+  }
+  int order = 2;
+  node.get_if("solver_order", order);
+  if (order != 2) refuse_sampling(node.at("solver_order"));
+  bool lower_order_final = true;
+  node.get_if("lower_order_final", lower_order_final);
+  if (!lower_order_final) refuse_sampling(node.at("lower_order_final"));
+  check_off(node, {"thresholding", "use_lu_lambdas", "euler_at_final"});
+  const std::pair<const char*, const char*> sampled[] = {{"algorithm_type", "dpmsolver++"},
+                                                         {"solver_type", "midpoint"},
+                                                         {"final_sigmas_type", "zero"}};
+  for (const auto& [key, only] : sampled) {
+    std::string value = only;
+    node.get_if(key, value);
+    if (value != only) refuse_sampling(node.at(key));
+  }
+}
+
+}  // namespace
+
+SchedulerConfig read_scheduler(const Node& root, const std::string& prediction_type) {
+  const Node node = root.at("scheduler");
+  SchedulerConfig config;
+  config.type = node.get<std::string>("type");
+  config.prediction_type = prediction_type;
+  node.get_if("num_train_timesteps", config.num_train_timesteps);
+  node.get_if("shift", config.shift);
+  node.get_if("flow_shift", config.shift);
+  node.get_if("use_dynamic_shifting", config.use_dynamic_shifting);
+  node.get_if("base_shift", config.base_shift);
+  node.get_if("max_shift", config.max_shift);
+  node.get_if("base_image_seq_len", config.base_image_seq_len);
+  node.get_if("max_image_seq_len", config.max_image_seq_len);
+  node.get_if("time_shift_type", config.time_shift_type);
+  node.get_if("shift_terminal", config.shift_terminal);
+  node.get_if("beta_start", config.beta_start);
+  node.get_if("beta_end", config.beta_end);
+  node.get_if("beta_schedule", config.beta_schedule);
+  node.get_if("timestep_spacing", config.timestep_spacing);
+  node.get_if("steps_offset", config.steps_offset);
+  node.get_if("set_alpha_to_one", config.set_alpha_to_one);
+  if (root.has("sigmas")) {
+    if (root.get<std::string>("sigmas") != "linspace") refuse_sampling(root.at("sigmas"));
+    config.linspace_sigmas = true;
+  }
+  check_off(node, {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+                   "invert_sigmas", "stochastic_sampling"});
+  if (config.type == "DPMSolverMultistepScheduler") check_dpm_solver(node, prediction_type);
+  if (config.type == "DDIMScheduler") check_ddim(node);
+  return config;
+}
+
+}  // namespace intaglio

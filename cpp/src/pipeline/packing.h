@@ -1,0 +1,18 @@
+// Latents as sequences of patches, and where the patches stand.
+#pragma once
+
+#include <cstdint>
+
+#include "intaglio/tensor.h"
+
+namespace intaglio {
+
+// [N, C, h, w] to [N, (h / p) * (w / p), C * p * p], as diffusers' FluxPipeline._pack_latents.
+Tensor pack(const Tensor& latents, std::int64_t patch);
+// The inverse; `rows` and `columns` count patches.
+Tensor unpack(const Tensor& packed, std::int64_t rows, std::int64_t columns, std::int64_t patch);
+
+// (0, row, column) of every token, [rows * columns, 3] float32.
+Tensor token_positions(std::int64_t rows, std::int64_t columns);
+
+}  // namespace intaglio

@@ -1,0 +1,80 @@
+#include "text/charsmap.h"
+
+#include <stdexcept>
+
+#include "text/unicode.h"
+
+namespace intaglio {
+namespace {
+
+std::uint32_t little_endian(std::string_view bytes) {
+  std::uint32_t value = 0;
+  for (std::size_t i = 4; i-- > 0;) value = value << 8 | static_cast<unsigned char>(bytes[i]);
+  return value;
+}
+
+// A unit of the double array, packed as Darts-clone packs it.
+bool has_leaf(std::uint32_t unit) { return (unit >> 8 & 1) != 0; }
+std::uint32_t value_of(std::uint32_t unit) { return unit & 0x7FFFFFFF; }
+std::uint32_t label_of(std::uint32_t unit) { return unit & 0x800000FF; }
+std::uint32_t offset_of(std::uint32_t unit) { return unit >> 10 << ((unit & 0x200) >> 6); }
+
+constexpr std::size_t kLongestSequence = 6;  // bytes of a grapheme that may be replaced as a whole
+
+}  // namespace
+
+Charsmap::Charsmap(std::string_view blob) {
+  const std::size_t size = blob.size() < 4 ? 0 : little_endian(blob);
+  if (size < 4 || size % 4 != 0 || size > blob.size() - 4) {
+    throw std::invalid_argument("has a character map that is cut off or no character map");
+  }
+  trie_.resize(size / 4);
+  for (std::size_t i = 0; i < trie_.size(); ++i) trie_[i] = little_endian(blob.substr(4 + i * 4));
+  replacements_ = blob.substr(4 + size);
+  if (invalid_utf8(replacements_)) {
+    throw std::invalid_argument("has a character map whose replacements are not UTF-8");
+  }
+}
+
+// That of the shortest sequence that `text` starts with, though sentencepiece takes the longest:
+// the library does so. A map with numbers out of range maps nothing.
+std::optional<std::string_view> Charsmap::replacement(std::string_view text) const {
+  std::uint32_t node = offset_of(trie_[0]);
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte == 0) break;
+    node ^= byte;
+    if (node >= trie_.size() || label_of(trie_[node]) != byte) break;
+    const bool leaf = has_leaf(trie_[node]);
+    node ^= offset_of(trie_[node]);
+    if (!leaf) continue;
+    if (node >= trie_.size()) break;
+    const std::uint32_t begin = value_of(trie_[node]);
+    if (begin > replacements_.size() || utf8_length(replacements_[begin]) == 0) break;
+    return std::string_view(replacements_.c_str() + begin);
+  }
+  return std::nullopt;
+}
+
+std::string Charsmap::normalize(std::string_view text) const {
+  std::string out;
+  out.reserve(text.size());
+  while (!text.empty()) {
+    std::string_view grapheme = text.substr(0, grapheme_length(text));
+    text.remove_prefix(grapheme.size());
+    if (grapheme.size() < kLongestSequence) {
+      if (const auto found = replacement(grapheme)) {
+        out += *found;
+        continue;
+      }
+    }
+    while (!grapheme.empty()) {
+      const auto character = grapheme.substr(0, utf8_length(grapheme.front()));
+      grapheme.remove_prefix(character.size());
+      out += replacement(character).value_or(character);
+    }
+  }
+  return out;
+}
+
+}  // namespace intaglio

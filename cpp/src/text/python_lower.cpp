@@ -1,0 +1,105 @@
+// str.lower and str.strip as CPython has them (Objects/unicodeobject.c).
+#include <utf8proc.h>
+
+#include <algorithm>
+#include <iterator>
+#include <span>
+
+#include "text/unicode.h"
+
+namespace intaglio {
+namespace {
+
+struct Range {
+  char32_t first, last;
+};
+
+bool within(std::span<const Range> ranges, char32_t c) {
+  const auto after = std::ranges::upper_bound(ranges, c, {}, &Range::first);
+  return after != ranges.begin() && c <= std::prev(after)->last;
+}
+
+// Letters have case by their category, and these by the properties Other_Uppercase and
+// Other_Lowercase.
+constexpr Range kOtherCased[] = {
+    {0xAA, 0xAA},       {0xBA, 0xBA},       {0x2B0, 0x2B8},     {0x2C0, 0x2C1},
+    {0x2E0, 0x2E4},     {0x345, 0x345},     {0x37A, 0x37A},     {0x1D2C, 0x1D6A},
+    {0x1D78, 0x1D78},   {0x1D9B, 0x1DBF},   {0x2071, 0x2071},   {0x207F, 0x207F},
+    {0x2090, 0x209C},   {0x2160, 0x217F},   {0x24B6, 0x24E9},   {0x2C7C, 0x2C7D},
+    {0xA69C, 0xA69D},   {0xA770, 0xA770},   {0xA7F8, 0xA7F9},   {0xAB5C, 0xAB5F},
+    {0x10780, 0x10780}, {0x10783, 0x10785}, {0x10787, 0x107B0}, {0x107B2, 0x107BA},
+    {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189},
+};
+
+// Word_Break MidLetter, MidNumLet and Single_Quote.
+constexpr Range kInsideWords[] = {
+    {0x27, 0x27},     {0x2E, 0x2E},     {0x3A, 0x3A},     {0xB7, 0xB7},
+    {0x387, 0x387},   {0x55F, 0x55F},   {0x5F4, 0x5F4},   {0x2018, 0x2019},
+    {0x2024, 0x2024}, {0x2027, 0x2027}, {0xFE13, 0xFE13}, {0xFE52, 0xFE52},
+    {0xFE55, 0xFE55}, {0xFF07, 0xFF07}, {0xFF0E, 0xFF0E}, {0xFF1A, 0xFF1A},
+};
+
+bool is_cased(char32_t c) {
+  switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+      return true;
+    default:
+      return within(kOtherCased, c);
+  }
+}
+
+bool is_case_ignorable(char32_t c) {
+  switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_SK:
+      return true;
+    default:
+      return within(kInsideWords, c);
+  }
+}
+
+// Whether the sigma at `at` ends a word: after a cased letter and before none, ignorables aside.
+bool is_final(std::u32string_view text, std::size_t at) {
+  const auto is_relevant = [](char32_t c) { return !is_case_ignorable(c); };
+  const auto before = text.substr(0, at);
+  const auto previous = std::find_if(before.rbegin(), before.rend(), is_relevant);
+  if (previous == before.rend() || !is_cased(*previous)) return false;
+  const auto after = text.substr(at + 1);
+  const auto next = std::ranges::find_if(after, is_relevant);
+  return next == after.end() || !is_cased(*next);
+}
+
+bool is_python_space(char32_t c) { return is_space(c) || (c >= 0x1C && c <= 0x1F); }
+
+}  // namespace
+
+std::string python_lower_strip(std::string_view text) {
+  constexpr char32_t capital_sigma = 0x3A3;
+  constexpr char32_t final_sigma = 0x3C2;
+  std::u32string wide;
+  for (; !text.empty(); text.remove_prefix(utf8_length(text.front()))) {
+    wide.push_back(first_character(text));
+  }
+  std::size_t begin = 0;
+  std::size_t end = wide.size();
+  while (begin < end && is_python_space(wide[begin])) ++begin;
+  while (end > begin && is_python_space(wide[end - 1])) --end;
+  std::string out;
+  for (std::size_t i = begin; i < end; ++i) {
+    if (wide[i] == capital_sigma && is_final(wide, i)) {
+      append_utf8(out, final_sigma);
+    } else {
+      for (const char32_t c : lowercase(std::u32string_view(wide).substr(i, 1))) {
+        append_utf8(out, c);
+      }
+    }
+  }
+  return out;
+}
+
+}  // namespace intaglio
