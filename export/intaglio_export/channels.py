@@ -157,9 +157,7 @@ def _start(adapter: Adapter, seed: int) -> tuple[torch.Tensor, Inputs]:
     patch = adapter.patch_size
     unit = layout.vae_scale_factor * patch
     limit = math.inf if layout.fixed_size else MAX_SIDE_TOKENS
-    rows, columns = (
-        int(min(side // unit, limit)) for side in (defaults.height, defaults.width)
-    )
+    rows, columns = (int(min(side // unit, limit)) for side in (defaults.height, defaults.width))
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(
         len(PROMPTS), layout.channels, rows * patch, columns * patch, generator=generator

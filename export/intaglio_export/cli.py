@@ -94,8 +94,8 @@ def export(
     text_encoders: Annotated[
         TextEncoders,
         typer.Option(
-            help="no-t5: leave T5 out where the family can do without (SD3: zeros stand for its part"
-            " of the prompt). none: the bundle is driven by --prompt-embeds alone."
+            help="no-t5: leave T5 out where the family can do without it (SD3: zeros stand for its"
+            " part of the prompt). none: the bundle is driven by --prompt-embeds alone."
         ),
     ] = TextEncoders.all,
     settings: Annotated[

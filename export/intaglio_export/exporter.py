@@ -13,8 +13,8 @@ from intaglio_export.adapters import Adapter
 from intaglio_export.channels import observe
 from intaglio_export.encoders import text_encoder_unit, vae_decoder_unit, vae_encoder_unit
 from intaglio_export.manifest import BundleParts, Suppression, build_manifest, write_manifest
-from intaglio_export.precision import DTYPES
 from intaglio_export.options import ChannelChoice, ExportRequest, Settings, read_settings
+from intaglio_export.precision import DTYPES
 from intaglio_export.recipes import Recipe, find_recipe
 from intaglio_export.schedulers import check_scheduler
 from intaglio_export.selection import check_size, choose_block, choose_channels, disagreement
@@ -70,9 +70,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
         remarks += disagreement(recipe.name, suppression, statistics)
     max_abs = [round(float(value), 4) for value in statistics.max_abs]
     with folder.replacing(request.output) as work:
-        manifest, errors = _write(
-            request, adapter, settings, suppression, max_abs, work, progress
-        )
+        manifest, errors = _write(request, adapter, settings, suppression, max_abs, work, progress)
     return ExportResult(manifest, errors, remarks + adapter.left_out())
 
 

@@ -122,7 +122,10 @@ def _prompt(layout: PromptLayout, graphs: dict[str, GraphSpec]) -> dict[str, Any
         for name, spec in graphs.items()
     }
     segments = [
-        {"encoders": [name for name in segment.encoders if name in graphs], "length": segment.length}
+        {
+            "encoders": [name for name in segment.encoders if name in graphs],
+            "length": segment.length,
+        }
         for segment in layout.text
     ]
     prompt = {

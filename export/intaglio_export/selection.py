@@ -84,15 +84,15 @@ def choose_channels(
     )
 
 
-def disagreement(
-    name: str, suppression: Suppression, statistics: ChannelStatistics
-) -> list[str]:
+def disagreement(name: str, suppression: Suppression, statistics: ChannelStatistics) -> list[str]:
     """A remark if the channels of recipe `name` are not those that are massive here."""
     block = suppression.block
     found = statistics.massive(block)
     if set(found) == set(suppression.channels):
         return []
-    ratios = ", ".join(f"{c}: {float(statistics.ratio[block, c]):.1f}" for c in suppression.channels)
+    ratios = ", ".join(
+        f"{c}: {float(statistics.ratio[block, c]):.1f}" for c in suppression.channels
+    )
     measured = f"channels {', '.join(map(str, found[:8]))}" if found else "no channel"
     return [
         f"Recipe {name} disagrees with what was measured: after block {block}, {measured} met the"
