@@ -62,8 +62,8 @@ class ExportUnit:
     """A module, the graph it becomes, and example sizes for tracing it.
 
     `multiples` gives the axes that may only be a multiple of a number (image sides), `maxima` the
-    largest size of an axis, `vocabulary` the number of token ids or classes. Traced sizes are at least 2:
-    torch.export takes 0 and 1 for constants.
+    largest size of an axis, `vocabulary` the number of token ids or classes. Traced sizes are at
+    least 2: torch.export takes 0 and 1 for constants.
     """
 
     module: torch.nn.Module

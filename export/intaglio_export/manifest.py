@@ -155,8 +155,8 @@ def _defaults(adapter: Adapter, settings: Settings) -> dict[str, Any]:
         distilled_guidance=pipeline.distilled_guidance,
     )
     merged = settings.over(known)
-    keys = ("steps", "cfg_scale", "cfg_window", "distilled_guidance", "dg_scale", "dg_window")
-    keys += ("height", "width")
+    keys = ["steps", "cfg_scale", "cfg_window", "distilled_guidance", "dg_scale", "dg_window"]
+    keys += ["height", "width"]
     said = {key: value for key in keys if (value := getattr(merged, key)) is not None}
     return said | {"ma_keep": merged.keep_range()}
 

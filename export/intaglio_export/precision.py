@@ -11,12 +11,11 @@ Nothing in the model is replaced: a mode sees torch's own calls, while tracing a
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from intaglio_export.errors import ExportError
@@ -65,11 +64,11 @@ class Products(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
+        if func is functional.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
-        if func is F.embedding:
+        if func is functional.embedding:
             return func(*args, **kwargs).float()
-        if func in (F.linear, torch.conv1d, torch.conv2d, torch.conv3d):
+        if func in (functional.linear, torch.conv1d, torch.conv2d, torch.conv3d):
             return self._product(func, *args, **kwargs)
         return func(*args, **kwargs)
 
@@ -87,30 +86,32 @@ class Products(TorchFunctionMode):
             if attn_mask.is_floating_point():
                 attn_mask = attn_mask.to(self._computed)
         query, key, value = (self._rounded(x, self._dtype) for x in (query, key, value))
-        result = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **kwargs)
+        result = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attn_mask, **kwargs
+        )
         return self._rounded(result, self._dtype).float()
 
     def _product(
         self,
         func: Any,
-        input: torch.Tensor,
+        x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        input = input.float()
-        if weight.dtype == torch.float32:
-            return func(input, weight, bias, *args, **kwargs)
-        if func is F.linear and input.ndim == 2:
-            return func(input, weight.float(), bias, *args, **kwargs)
-        exporting = torch.onnx.is_in_onnx_export()
-        operand = weight if exporting else weight.float()
-        result = func(self._rounded(input, weight.dtype), operand, None, *args, **kwargs)
+        x = x.float()
+        linear = func is functional.linear
+        result: torch.Tensor
+        if weight.dtype == torch.float32 or (linear and x.ndim == 2):
+            result = func(x, weight.float(), bias, *args, **kwargs)
+            return result
+        operand = weight if torch.onnx.is_in_onnx_export() else weight.float()
+        result = func(self._rounded(x, weight.dtype), operand, None, *args, **kwargs)
         result = self._rounded(result, weight.dtype).float()
         if bias is None:
             return result
-        return result + (bias if func is F.linear else bias.view(-1, *[1] * (result.ndim - 2)))
+        return result + (bias if linear else bias.view(-1, *[1] * (result.ndim - 2)))
 
     @property
     def _computed(self) -> torch.dtype:
@@ -127,8 +128,3 @@ class Products(TorchFunctionMode):
                 " at 65504: export with --dtype bfloat16 or float32."
             )
         return narrowed.float()
-
-
-def products(dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """The mode in which a network of that precision runs."""
-    return Products(dtype)

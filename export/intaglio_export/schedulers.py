@@ -95,8 +95,8 @@ def scheduler_entry(scheduler: Any, max_shift: float) -> dict[str, Any]:
     """The manifest's `scheduler`: the class name and its parameters, verbatim.
 
     Infinite parameters are left out: JSON has none, and they mean "no limit". So is a
-    timestep_spacing that is only the class's own: `from_config` of another class takes that class's.
-    `max_shift` is the pipeline's own for a scheduler that has none, as DPMSolverMultistepScheduler.
+    timestep_spacing that is only the class's own: `from_config` of another class takes that
+    class's. `max_shift` is the pipeline's own, for a scheduler that has none.
     """
     entry: dict[str, Any] = {"type": type(scheduler).__name__}
     for key, value in scheduler.config.items():

@@ -103,7 +103,8 @@ def _index(folder: Path) -> dict[str, Any]:
     name = index.get("_class_name") if isinstance(index, dict) else None
     if not isinstance(name, str):
         raise ExportError(f"The file {path} does not name a pipeline class (_class_name).")
-    return index
+    known: dict[str, Any] = index
+    return known
 
 
 def license_of(folder: Path) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -24,25 +26,27 @@ def transpose_weights(model: ir.Model) -> None:
         assert source is not None
         tensor = source.const_value
         assert tensor is not None
+        assert source.name is not None
+        assert result.name is not None
         axes = node.attributes["perm"].as_ints()
-        shape = ir.Shape([tensor.shape[axis] for axis in axes])
+        shape = ir.Shape(np.array(tensor.shape.numpy())[list(axes)].tolist())
         weight = ir.Value(name=result.name, shape=shape, type=ir.TensorType(tensor.dtype))
         weight.const_value = _Transposed(tensor, axes, result.name).lazily(shape)
         ir.convenience.replace_all_uses_with(result, weight)
         graph.remove(node, safe=True)
         del graph.initializers[source.name]
-        graph.initializers[weight.name] = weight
+        graph.initializers[result.name] = weight
 
 
 class _Transposed:
     """A tensor to transpose; made anew whenever its content is asked for."""
 
-    def __init__(self, tensor: ir.TensorProtocol, axes: list[int], name: str | None) -> None:
+    def __init__(self, tensor: ir.TensorProtocol, axes: Sequence[int], name: str) -> None:
         self.tensor, self.axes, self.name = tensor, axes, name
 
     def lazily(self, shape: ir.Shape) -> ir.LazyTensor:
         return ir.LazyTensor(self._make, dtype=self.tensor.dtype, shape=shape, name=self.name)
 
-    def _make(self) -> ir.Tensor:
+    def _make(self) -> ir.TensorProtocol:
         data = np.ascontiguousarray(self.tensor.numpy().transpose(self.axes))
         return ir.Tensor(data, dtype=self.tensor.dtype, name=self.name)
