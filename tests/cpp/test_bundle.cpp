@@ -189,6 +189,71 @@ INSTANTIATE_TEST_SUITE_P(
         Change{"/prompt/pooled/0", "t5", "does not have"}));
 
 INSTANTIATE_TEST_SUITE_P(
+    Inputs, BadManifest,
+    testing::Values(
+        Change{"/transformer/graphs/forked/inputs/0/role", "image", "inputs[0].role must be"},
+        Change{"/transformer/graphs/forked/inputs/1/role", "latent", "is that of two inputs"},
+        Change{"/transformer/graphs/forked/inputs/7", removed, "none of role keep"},
+        Change{"/transformer/graphs/forked/inputs/3", removed, "pooled contradicts"},
+        Change{"/transformer/graphs/forked/inputs/3/role", "class", "pooled contradicts"},
+        Change{"/transformer/graphs/forked/inputs/3/role", "text_mask", "pooled contradicts"},
+        Change{"/transformer/graphs/forked/outputs", Json::array(), "outputs must be one"},
+        Change{"/transformer/graphs/forked/cpu", "transformer/cpu.onnx", "does not list"},
+        Change{"/transformer/graphs/forked/cpu", "../cpu.onnx", "not a path inside"},
+        Change{"/transformer/max_abs", {1, "x"}, "max_abs[1] has the wrong type"},
+        Change{"/classes", Json{{"count", 9}, {"null", 9}}, "classes excludes prompt"},
+        Change{"/prompt", removed, "prompt is missing"},
+        Change{"/prompt/text_mask", "clip", "text_mask must name the one encoder"},
+        Change{"/prompt/text_mask", 3, "text_mask has the wrong type"},
+        Change{"/prompt/encoders/clip/graph/inputs/0/role", "image", "must be token_ids or"},
+        Change{"/latent/packed", 1, "packed has the wrong type"},
+        Change{"/latent/fixed_size", true, "another size than the one"},
+        Change{"/defaults/distilled_guidance", 3.5, "an input of role guidance"}));
+
+// A transformer that is drawn from by class, of one size, with packed latents.
+TEST(Manifest, OtherInputsAreRead) {
+  Json json = good();
+  json.erase("prompt");
+  json["classes"] = {{"count", 1000}, {"null", 1000}};
+  json["latent"].update({{"packed", true}, {"fixed_size", true}});
+  json["defaults"].update({{"height", 96}, {"width", 64}, {"distilled_guidance", 3.5}});
+  json["transformer"]["max_abs"] = {1.0, 2.5};
+  Json& forked = json["transformer"]["graphs"]["forked"];
+  forked["cpu"] = "transformer/cpu.onnx";
+  json["files"]["transformer/cpu.onnx"] = {{"bytes", 1}, {"sha256", ""}};
+  forked["inputs"][2] = tensor("class", {"base"}, "int64");
+  forked["inputs"][3] = tensor("guidance", {"base"});
+  const Bundle bundle = parse_manifest(json.dump(), "bundle.json").bundle;
+  EXPECT_FALSE(bundle.prompt);
+  EXPECT_EQ(bundle.classes->null, 1000);
+  EXPECT_TRUE(bundle.latent.packed && bundle.latent.fixed_size);
+  EXPECT_EQ(bundle.defaults.distilled_guidance, 3.5);
+  EXPECT_EQ(bundle.max_abs, (std::vector<double>{1.0, 2.5}));
+  EXPECT_EQ(bundle.transformer().cpu, "transformer/cpu.onnx");
+  EXPECT_TRUE(bundle.transformer().takes("class"));
+  EXPECT_FALSE(bundle.transformer().takes("text"));
+
+  forked["inputs"].erase(2);
+  EXPECT_THROW(parse_manifest(json.dump(), "bundle.json"), InputError);
+  forked["inputs"].push_back(tensor("text", {"base", 3, 4}));
+  EXPECT_THROW(parse_manifest(json.dump(), "bundle.json"), InputError);
+}
+
+TEST(Manifest, DegradedTakesWhatBaseTakes) {
+  Json json = good();
+  json["layout"] = "dual";
+  Json base = json["transformer"]["graphs"]["forked"], degraded = base;
+  for (int i = 0; i < 4; ++i) base["inputs"].erase(4);
+  degraded["inputs"].erase(6);
+  json["transformer"]["graphs"] = {{"base", base}, {"degraded", degraded}};
+  parse_manifest(json.dump(), "bundle.json");
+  json["transformer"]["graphs"]["degraded"]["inputs"][3]["role"] = "guidance";
+  EXPECT_THROW(parse_manifest(json.dump(), "bundle.json"), InputError);
+  json["transformer"]["graphs"]["degraded"]["inputs"].erase(3);
+  EXPECT_THROW(parse_manifest(json.dump(), "bundle.json"), InputError);
+}
+
+INSTANTIATE_TEST_SUITE_P(
     Sampling, BadManifest,
     testing::Values(Change{"/scheduler/type", "DDIMScheduler", "DDIMScheduler"},
                     Change{"/scheduler/shift", 0.0, "shift must be"},
