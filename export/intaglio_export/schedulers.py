@@ -100,7 +100,7 @@ def scheduler_entry(scheduler: Any, family: str) -> dict[str, Any]:
     """The manifest's `scheduler`: the class name and its parameters, verbatim.
 
     Infinite parameters are left out: JSON has none, and they mean "no limit". So is a
-    timestep_spacing that is only the class's own: `from_config` of another class takes that class's.
+    timestep_spacing that is only the class's own: `from_config` of another takes that one's.
     """
     entry: dict[str, Any] = {"type": type(scheduler).__name__}
     for key, value in scheduler.config.items():

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import (
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
@@ -30,6 +31,7 @@ GOLDEN = DATA / "golden"
 EULER = "FlowMatchEulerDiscreteScheduler"
 HEUN = "FlowMatchHeunDiscreteScheduler"
 DPM = "DPMSolverMultistepScheduler"
+DDIM = "DDIMScheduler"
 STEPS = (1, 2, 3, 5, 10, 28, 50)
 TOKENS = 1400
 LENGTHS = {"clip_l": 77, "clip_g": 16, "gaps": 12}  # test_tokenizer.cpp has the same
@@ -73,7 +75,12 @@ def noise() -> None:
 
 def make_scheduler(config: dict):
     """A diffusers scheduler from the fields of SchedulerConfig."""
-    options = {key: value for key, value in config.items() if key != "type"}
+    ours = ("type", "prediction_type", "linspace_sigmas")
+    options = {key: value for key, value in config.items() if key not in ours}
+    if config["type"] == DDIM:
+        return DDIMScheduler(clip_sample=False, **options)
+    if config["type"] == DPM and config.get("prediction_type") == "epsilon":
+        return DPMSolverMultistepScheduler(**options)
     if config["type"] == EULER:
         return FlowMatchEulerDiscreteScheduler(**options)
     if config["type"] == HEUN:
@@ -85,11 +92,43 @@ def make_scheduler(config: dict):
 
 
 def set_timesteps(scheduler, config: dict, steps: int, image_seq_len: int):
-    """As StableDiffusion3Pipeline does."""
-    if config.get("use_dynamic_shifting"):
+    """As StableDiffusion3Pipeline does, or FluxPipeline."""
+    if config.get("linspace_sigmas"):
+        sigmas = np.linspace(1.0, 1 / steps, steps)
+        scheduler.set_timesteps(sigmas=sigmas, mu=calculate_shift(image_seq_len))
+    elif config.get("use_dynamic_shifting"):
         scheduler.set_timesteps(steps, mu=calculate_shift(image_seq_len))
     else:
         scheduler.set_timesteps(steps)
+
+
+def noise_levels(scheduler, config: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Alphas and sigmas of every step, and those that the run ends with."""
+    if config["type"] == DDIM:
+        products = scheduler.alphas_cumprod[scheduler.timesteps]
+        end = scheduler.timesteps[-1] - scheduler.config.num_train_timesteps // len(products)
+        last = scheduler.alphas_cumprod[end] if end >= 0 else scheduler.final_alpha_cumprod
+        products = torch.cat([products, last[None]])
+        return products**0.5, (1 - products) ** 0.5
+    sigmas = scheduler.sigmas
+    if config["type"] == HEUN:
+        sigmas = torch.cat([sigmas[:1], sigmas[1:-1:2], sigmas[-1:]])
+    if config.get("prediction_type") == "epsilon":
+        return scheduler._sigma_to_alpha_sigma_t(sigmas)
+    return 1 - sigmas, sigmas
+
+
+VARIANCE_PRESERVING = [
+    {"type": DDIM},
+    {"type": DDIM, "set_alpha_to_one": False, "beta_schedule": "scaled_linear", "beta_end": 0.012},
+    {"type": DDIM, "timestep_spacing": "linspace", "set_alpha_to_one": False},
+    {"type": DDIM, "timestep_spacing": "trailing", "beta_schedule": "squaredcos_cap_v2"},
+    {"type": DPM},
+    {"type": DPM, "timestep_spacing": "leading", "steps_offset": 1},
+    {"type": DPM, "timestep_spacing": "trailing", "num_train_timesteps": 400},
+]
+for entry in VARIANCE_PRESERVING:
+    entry["prediction_type"] = "epsilon"
 
 
 def schedules() -> None:
@@ -103,6 +142,10 @@ def schedules() -> None:
         {"type": EULER, "shift": 3.0, "shift_terminal": 0.02},
         {"type": EULER, "shift": 3.0, "num_train_timesteps": 400},
         {"type": DPM, **dynamic},
+        {"type": EULER, "linspace_sigmas": True},
+        {"type": EULER, "linspace_sigmas": True, **dynamic},
+        {"type": EULER, "linspace_sigmas": True, **dynamic, "shift_terminal": 0.02},
+        *VARIANCE_PRESERVING,
     ]
     cases = []
     for config in configs:
@@ -112,15 +155,16 @@ def schedules() -> None:
             for image_seq_len in (64, 4096) if config.get("use_dynamic_shifting") else (64,):
                 scheduler = make_scheduler(config)
                 set_timesteps(scheduler, config, steps, image_seq_len)
-                sigmas, timesteps = scheduler.sigmas, scheduler.timesteps
+                alphas, sigmas = noise_levels(scheduler, config)
+                timesteps = scheduler.timesteps
                 if config["type"] == HEUN:
                     timesteps = torch.cat([timesteps[:1], timesteps[1::2]])
-                    sigmas = torch.cat([sigmas[:1], sigmas[1:-1:2], sigmas[-1:]])
                 cases.append(
                     {
                         "config": config,
                         "steps": steps,
                         "image_seq_len": image_seq_len,
+                        "alphas": numbers(alphas),
                         "sigmas": numbers(sigmas),
                         "timesteps": numbers(timesteps),
                     }
@@ -134,31 +178,44 @@ def velocity(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     return torch.sin(3 * x) + t * x - 0.5 * torch.cos(2 * t)
 
 
+def epsilon(x: torch.Tensor, timestep: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+    """One that knows about the noise level; test_sampling.cpp has the same."""
+    alpha, sigma = products[timestep] ** 0.5, (1 - products[timestep]) ** 0.5
+    return sigma * x + 0.3 * alpha * torch.sin(2 * x + timestep.float() / 300)
+
+
+def predict(config: dict, scheduler, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    if config.get("prediction_type") == "epsilon":
+        return epsilon(x, timestep, scheduler.alphas_cumprod)
+    return velocity(x, timestep)
+
+
 def runs() -> None:
     """Whole runs of the real scheduler objects; `begin` > 0 is image-to-image."""
     start = torch.randn(16, generator=torch.Generator("cpu").manual_seed(3))
     cases = []
-    for kind in (EULER, HEUN, DPM):
-        for shift in (1.0, 3.0):
-            for steps, begin in [(n, 0) for n in STEPS] + [(10, 4), (28, 27)]:
-                config = {"type": kind, "shift": shift}
-                scheduler = make_scheduler(config)
-                scheduler.set_timesteps(steps)
+    configs = [{"type": kind, "shift": s} for kind in (EULER, HEUN, DPM) for s in (1.0, 3.0)]
+    for config in configs + VARIANCE_PRESERVING:
+        for steps, begin in [(n, 0) for n in STEPS] + [(10, 4), (28, 27)]:
+            scheduler = make_scheduler(config)
+            scheduler.set_timesteps(steps)
+            if config["type"] != DDIM:
                 scheduler.set_begin_index(begin * scheduler.order)
-                x = start.clone()
-                called = scheduler.timesteps[begin * scheduler.order :]
-                for timestep in called:
-                    x = scheduler.step(velocity(x, timestep), timestep, x, return_dict=False)[0]
-                cases.append(
-                    {
-                        "config": config,
-                        "steps": steps,
-                        "begin": begin,
-                        "timesteps": numbers(called),
-                        "start": numbers(start),
-                        "end": numbers(x),
-                    }
-                )
+            x = start.clone()
+            called = scheduler.timesteps[begin * scheduler.order :]
+            for timestep in called:
+                model = predict(config, scheduler, x, timestep)
+                x = scheduler.step(model, timestep, x, return_dict=False)[0]
+            cases.append(
+                {
+                    "config": config,
+                    "steps": steps,
+                    "begin": begin,
+                    "timesteps": numbers(called),
+                    "start": numbers(start),
+                    "end": numbers(x),
+                }
+            )
     write("runs.json", cases)
 
 
