@@ -9,10 +9,14 @@ prompts.txt holds one prompt a line, with JSON's escapes (\\n, \\u0301, \\", \\\
 
 from __future__ import annotations
 
+import base64
 import json
+import tempfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
+import sentencepiece
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -22,9 +26,9 @@ from diffusers import (
 )
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AddedToken, CLIPTokenizer
+from transformers import AddedToken, CLIPTokenizer, T5Tokenizer
 
-from intaglio_export.tokenizer import clip_table
+from intaglio_export.tokenizer import clip_table, t5_table
 
 DATA = Path(__file__).parent
 GOLDEN = DATA / "golden"
@@ -34,7 +38,7 @@ DPM = "DPMSolverMultistepScheduler"
 DDIM = "DDIMScheduler"
 STEPS = (1, 2, 3, 5, 10, 28, 50)
 TOKENS = 1400
-LENGTHS = {"clip_l": 77, "clip_g": 16, "gaps": 12}  # test_tokenizer.cpp has the same
+LENGTHS = {"clip_l": 77, "clip_g": 16, "gaps": 12, "t5": 64}  # test_tokenizer.cpp has the same
 SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 
 
@@ -273,6 +277,42 @@ def tokenizers() -> dict[str, CLIPTokenizer]:
     }
 
 
+def t5_tokenizer() -> T5Tokenizer:
+    """A small Unigram vocabulary, and a character map with few rules: the real one is long.
+
+    Kept once made, as the byte-pair vocabulary is.
+    """
+    kept = GOLDEN / "t5.json"
+    if kept.exists():
+        made = json.loads(kept.read_text(encoding="utf-8"))
+        vocab = list(zip(made["pieces"], made["scores"], strict=True))
+        charsmap = base64.b64decode(made["normalizers"][0]["charsmap"])
+        return T5Tokenizer(vocab=vocab, _spm_precompiled_charsmap=charsmap)
+    changed = {c: unicodedata.normalize("NFKC", c) for c in map(chr, range(0xA0, 0x2200))}
+    rules = {"e\u0301": "é", "ﬁ": "fi", "\u3000": " ", "\t": " ", "\n": " ", "\u00ad": ""}
+    rules |= {c: to for c, to in changed.items() if c != to}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "rules.tsv")
+        lines = [
+            "\t".join(" ".join(f"{ord(c):X}" for c in s) for s in rule) for rule in rules.items()
+        ]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(t for t in prompts() * 3 if t.strip() and max(t) < "\u0500"),
+            model_prefix=f"{folder}/spiece",
+            vocab_size=500,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            character_coverage=0.98,
+            normalization_rule_tsv=str(path),
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+        return T5Tokenizer.from_pretrained(folder)
+
+
 def without_padding(ids: list[int], pad: int) -> list[int]:
     """Keeps one padding id; the reader repeats the last id up to the length."""
     while len(ids) > 1 and ids[-1] == ids[-2] == pad:
@@ -283,8 +323,9 @@ def without_padding(ids: list[int], pad: int) -> list[int]:
 def tokens() -> None:
     texts = [*prompts(), "a" * 3000, "ab'" * 1000, "e" + "\u0301" * 400, " " * 2000, "x!" * 800]
     cases = [{"text": text} for text in texts]
-    for name, tokenizer in tokenizers().items():
-        table = json.dumps(clip_table(tokenizer, 77), ensure_ascii=True, separators=(",", ":"))
+    for name, tokenizer in (tokenizers() | {"t5": t5_tokenizer()}).items():
+        content = (t5_table if name == "t5" else clip_table)(tokenizer, 77)
+        table = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
         (GOLDEN / f"{name}.json").write_text(table + "\n", encoding="utf-8")
         for case in cases:
             ids = tokenizer(
