@@ -21,8 +21,7 @@ Tensor counted(Shape shape) {
 TEST(Packing, EqualsDiffusers) {
   const Tensor packed = pack(counted({1, 2, 2, 4}), 2);
   EXPECT_THAT(packed.shape(), ElementsAre(1, 2, 8));
-  EXPECT_THAT(packed.floats(),
-              ElementsAre(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+  EXPECT_THAT(packed.floats(), ElementsAre(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
 }
 
 TEST(Packing, UnpackingIsTheInverse) {

@@ -166,7 +166,7 @@ def test_each_image_from_a_picture_has_its_own_noise(tmp_path: Path, is_packed: 
 
 def test_text_masks_by_the_tokenizer(tmp_path: Path, forked_bundle: Path) -> None:
     """The encoder and the transformer get transformers' attention mask."""
-    tables = forked_bundle / "tokenizer" / "clip.json"
+    tables = forked_bundle / "tokenizer" / "tables.json"
     bundle = make_bundle(tmp_path / "b", "text", "text_mask", tokenizer=tables)
     tokenizer = make_tokenizer("<|endoftext|>")
     prompts = []
