@@ -137,15 +137,15 @@ const Json removed(Json::value_t::discarded);
 
 INSTANTIATE_TEST_SUITE_P(
     Schema, BadManifest,
-    testing::Values(Change{"/schema_version", 2, "newer Intaglio (schema 2"},
-                    Change{"/schema_version", 4294967297, "newer Intaglio (schema 4294967297"},
-                    Change{"/schema_version", 0, "at least 1"},
-                    Change{"/schema_version", 1.0, "wrong type"},
-                    Change{"/schema_version", true, "wrong type"},
-                    Change{"/name", removed, "name is missing"},
-                    Change{"/producer/intaglio", 1, "producer.intaglio has the wrong type"},
-                    Change{"/layout", "dual", "transformer.graphs.base is missing"},
-                    Change{"/prediction_type", "epsilon", "prediction_type"}));
+    testing::Values(
+        Change{"/schema_version", 2, "newer Intaglio (schema 2"},
+        Change{"/schema_version", 4294967297, "newer Intaglio (schema 4294967297"},
+        Change{"/schema_version", 0, "at least 1"}, Change{"/schema_version", 1.0, "wrong type"},
+        Change{"/schema_version", true, "wrong type"}, Change{"/name", removed, "name is missing"},
+        Change{"/producer/intaglio", 1, "producer.intaglio has the wrong type"},
+        Change{"/layout", "dual", "transformer.graphs.base is missing"},
+        Change{"/prediction_type", "epsilon", "does not fit a model that predicts epsilon"},
+        Change{"/prediction_type", "sample", "must be velocity or epsilon"}));
 
 INSTANTIATE_TEST_SUITE_P(
     Paths, BadManifest,
@@ -189,10 +189,76 @@ INSTANTIATE_TEST_SUITE_P(
         Change{"/prompt/pooled/0", "t5", "does not have"}));
 
 INSTANTIATE_TEST_SUITE_P(
+    Inputs, BadManifest,
+    testing::Values(
+        Change{"/transformer/graphs/forked/inputs/0/role", "image", "inputs[0].role must be"},
+        Change{"/transformer/graphs/forked/inputs/1/role", "latent", "is that of two inputs"},
+        Change{"/transformer/graphs/forked/inputs/7", removed, "none of role keep"},
+        Change{"/transformer/graphs/forked/inputs/3", removed, "pooled contradicts"},
+        Change{"/transformer/graphs/forked/inputs/3/role", "class", "pooled contradicts"},
+        Change{"/transformer/graphs/forked/inputs/3/role", "text_mask", "pooled contradicts"},
+        Change{"/transformer/graphs/forked/outputs", Json::array(), "outputs must be one"},
+        Change{"/transformer/graphs/forked/cpu", "transformer/cpu.onnx", "does not list"},
+        Change{"/transformer/graphs/forked/cpu", "../cpu.onnx", "not a path inside"},
+        Change{"/transformer/max_abs", {1, "x"}, "max_abs[1] has the wrong type"},
+        Change{"/classes", Json{{"count", 9}, {"null", 9}}, "classes excludes prompt"},
+        Change{"/prompt", removed, "prompt is missing"},
+        Change{"/prompt/text_mask", "clip", "text_mask must name the one encoder"},
+        Change{"/prompt/text_mask", 3, "text_mask has the wrong type"},
+        Change{"/prompt/encoders/clip/graph/inputs/0/role", "image", "must be token_ids or"},
+        Change{"/latent/packed", 1, "packed has the wrong type"},
+        Change{"/latent/fixed_size", true, "another size than the one"},
+        Change{"/defaults/distilled_guidance", 3.5, "an input of role guidance"}));
+
+// A transformer that is drawn from by class, of one size, with packed latents.
+TEST(Manifest, OtherInputsAreRead) {
+  Json json = good();
+  json.erase("prompt");
+  json["classes"] = {{"count", 1000}, {"null", 1000}};
+  json["latent"].update({{"packed", true}, {"fixed_size", true}});
+  json["defaults"].update({{"height", 96}, {"width", 64}, {"distilled_guidance", 3.5}});
+  json["transformer"]["max_abs"] = {1.0, 2.5};
+  Json& forked = json["transformer"]["graphs"]["forked"];
+  forked["cpu"] = "transformer/cpu.onnx";
+  json["files"]["transformer/cpu.onnx"] = {{"bytes", 1}, {"sha256", ""}};
+  forked["inputs"][2] = tensor("class", {"base"}, "int64");
+  forked["inputs"][3] = tensor("guidance", {"base"});
+  const Bundle bundle = parse_manifest(json.dump(), "bundle.json").bundle;
+  EXPECT_FALSE(bundle.prompt);
+  EXPECT_EQ(bundle.classes->null, 1000);
+  EXPECT_TRUE(bundle.latent.packed && bundle.latent.fixed_size);
+  EXPECT_EQ(bundle.defaults.distilled_guidance, 3.5);
+  EXPECT_EQ(bundle.max_abs, (std::vector<double>{1.0, 2.5}));
+  EXPECT_EQ(bundle.transformer().cpu, "transformer/cpu.onnx");
+  EXPECT_TRUE(bundle.transformer().takes("class"));
+  EXPECT_FALSE(bundle.transformer().takes("text"));
+
+  forked["inputs"].erase(2);
+  EXPECT_THROW(parse_manifest(json.dump(), "bundle.json"), InputError);
+  forked["inputs"].push_back(tensor("text", {"base", 3, 4}));
+  EXPECT_THROW(parse_manifest(json.dump(), "bundle.json"), InputError);
+}
+
+TEST(Manifest, DegradedTakesWhatBaseTakes) {
+  Json json = good();
+  json["layout"] = "dual";
+  Json base = json["transformer"]["graphs"]["forked"], degraded = base;
+  for (int i = 0; i < 4; ++i) base["inputs"].erase(4);
+  degraded["inputs"].erase(6);
+  json["transformer"]["graphs"] = {{"base", base}, {"degraded", degraded}};
+  parse_manifest(json.dump(), "bundle.json");
+  json["transformer"]["graphs"]["degraded"]["inputs"][3]["role"] = "guidance";
+  EXPECT_THROW(parse_manifest(json.dump(), "bundle.json"), InputError);
+  json["transformer"]["graphs"]["degraded"]["inputs"].erase(3);
+  EXPECT_THROW(parse_manifest(json.dump(), "bundle.json"), InputError);
+}
+
+INSTANTIATE_TEST_SUITE_P(
     Sampling, BadManifest,
     testing::Values(Change{"/scheduler/type", "DDIMScheduler", "DDIMScheduler"},
                     Change{"/scheduler/shift", 0.0, "shift must be"},
                     Change{"/scheduler/use_beta_sigmas", true, "scheduler.use_beta_sigmas"},
+                    Change{"/sigmas", "cosine", "sigmas is something"},
                     Change{"/defaults/steps", 0, "defaults.steps must be from 1"},
                     Change{"/defaults/ma_keep", {0, 1.5}, "ma-keep 1.5"},
                     Change{"/defaults/cfg_window", {0.5, 0.5}, "cfg-window"},
@@ -239,6 +305,72 @@ TEST(Manifest, DpmSolverIsReadWhereItIsSampled) {
   refused("euler_at_final", true);
   refused("thresholding", true);
   refused("use_lu_lambdas", true);
+}
+
+TEST(Manifest, LinspaceSigmas) {
+  Json json = good();
+  EXPECT_FALSE(parse_manifest(json.dump(), "bundle.json").bundle.scheduler.linspace_sigmas);
+  json["sigmas"] = "linspace";
+  EXPECT_TRUE(parse_manifest(json.dump(), "bundle.json").bundle.scheduler.linspace_sigmas);
+}
+
+// As export writes facebook/DiT-XL-2-256's and PixArt-Sigma's.
+TEST(Manifest, VariancePreservingSchedulersAreReadWhereTheyAreSampled) {
+  Json json = good();
+  json["prediction_type"] = "epsilon";
+  const Json common = {{"num_train_timesteps", 1000},
+                       {"beta_start", 0.0002},
+                       {"beta_end", 0.03},
+                       {"beta_schedule", "scaled_linear"},
+                       {"trained_betas", nullptr},
+                       {"prediction_type", "epsilon"},
+                       {"thresholding", false},
+                       {"rescale_betas_zero_snr", false},
+                       {"steps_offset", 1},
+                       {"dynamic_thresholding_ratio", 0.995}};
+  Json ddim = common, dpm = common;
+  ddim.update({{"type", "DDIMScheduler"}, {"clip_sample", false}, {"set_alpha_to_one", false}});
+  dpm.update({{"type", "DPMSolverMultistepScheduler"},
+              {"solver_order", 2},
+              {"use_flow_sigmas", false},
+              {"flow_shift", 1.0},
+              {"timestep_spacing", "linspace"},
+              {"variance_type", nullptr}});
+  for (const Json& sampled : {ddim, dpm}) {
+    json["scheduler"] = sampled;
+    const SchedulerConfig config = parse_manifest(json.dump(), "bundle.json").bundle.scheduler;
+    EXPECT_EQ(config.prediction_type, "epsilon");
+    EXPECT_EQ(config.beta_start, 0.0002);
+    EXPECT_EQ(config.beta_end, 0.03);
+    EXPECT_EQ(config.beta_schedule, "scaled_linear");
+    EXPECT_EQ(config.steps_offset, 1);
+    EXPECT_EQ(config.timestep_spacing, sampled.value("timestep_spacing", ""));
+    EXPECT_EQ(config.set_alpha_to_one, sampled.value("set_alpha_to_one", true));
+  }
+  const auto refused = [&](const Json& sampled, const std::string& key, const Json& value) {
+    json["scheduler"] = sampled;
+    json["scheduler"][key] = value;
+    if (value.is_discarded()) json["scheduler"].erase(key);
+    try {
+      parse_manifest(json.dump(), "bundle.json");
+      ADD_FAILURE() << key << " was accepted";
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("scheduler." + key + " is "));
+    }
+  };
+  refused(ddim, "clip_sample", true);
+  refused(ddim, "clip_sample", removed);
+  for (const Json& sampled : {ddim, dpm}) {
+    refused(sampled, "prediction_type", "v_prediction");
+    refused(sampled, "thresholding", true);
+    refused(sampled, "rescale_betas_zero_snr", true);
+    refused(sampled, "trained_betas", {0.1, 0.2});
+  }
+  refused(dpm, "use_flow_sigmas", true);
+  refused(dpm, "lambda_min_clipped", -5.1);
+  refused(dpm, "variance_type", "learned_range");
+  refused(dpm, "solver_order", 3);
+  refused(dpm, "use_karras_sigmas", true);
 }
 
 TEST(Manifest, TextThatIsNoManifest) {

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -16,6 +17,7 @@ namespace {
 constexpr const char* kEuler = "FlowMatchEulerDiscreteScheduler";
 constexpr const char* kHeun = "FlowMatchHeunDiscreteScheduler";
 constexpr const char* kDpm = "DPMSolverMultistepScheduler";
+constexpr const char* kDdim = "DDIMScheduler";
 
 SchedulerConfig config_from(const nlohmann::json& json) {
   SchedulerConfig config;
@@ -25,12 +27,21 @@ SchedulerConfig config_from(const nlohmann::json& json) {
   config.use_dynamic_shifting = json.value("use_dynamic_shifting", false);
   config.time_shift_type = json.value("time_shift_type", "exponential");
   config.shift_terminal = json.value("shift_terminal", 0.0);
+  config.prediction_type = json.value("prediction_type", config.prediction_type);
+  config.linspace_sigmas = json.value("linspace_sigmas", false);
+  config.beta_start = json.value("beta_start", config.beta_start);
+  config.beta_end = json.value("beta_end", config.beta_end);
+  config.beta_schedule = json.value("beta_schedule", config.beta_schedule);
+  config.timestep_spacing = json.value("timestep_spacing", "");
+  config.steps_offset = json.value("steps_offset", 0);
+  config.set_alpha_to_one = json.value("set_alpha_to_one", true);
   return config;
 }
 
 SchedulerConfig config_of(const std::string& type) {
   SchedulerConfig config;
   config.type = type;
+  if (type == kDdim) config.prediction_type = "epsilon";
   return config;
 }
 
@@ -40,6 +51,10 @@ float velocity(float x, float timestep) {
   return std::sin(3.0F * x) + t * x - 0.5F * std::cos(2.0F * t);
 }
 
+float epsilon(float x, const StepPoint& point) {
+  return point.sigma * x + 0.3F * point.alpha * std::sin(2.0F * x + point.timestep / 300.0F);
+}
+
 // Runs the toy model and notes the points it was called with.
 struct ToyRun {
   std::vector<float> x;
@@ -47,14 +62,16 @@ struct ToyRun {
   int done = 0;
 
   ToyRun(const std::string& type, const Schedule& schedule, std::vector<float> start,
-         const OnStep& on_step = {})
+         const OnStep& on_step = {}, const std::string& prediction_type = "velocity")
       : x(std::move(start)) {
     const Denoiser model = [&](std::span<const float> at, const StepPoint& point,
                                std::span<float> denoised) {
       calls.push_back(point);
       for (std::size_t i = 0; i < at.size(); ++i) {
-        denoised[i] = at[i] - point.sigma * velocity(at[i], point.timestep);
+        denoised[i] =
+            prediction_type == "epsilon" ? epsilon(at[i], point) : velocity(at[i], point.timestep);
       }
+      to_denoised(prediction_type, at, point, denoised);
     };
     done = find_sampler(type)(model, x, schedule, on_step);
   }
@@ -77,6 +94,8 @@ TEST(Schedule, EqualsDiffusers) {
     SCOPED_TRACE(golden["config"].dump() + ", steps " + golden["steps"].dump());
     ASSERT_LE(largest_difference(schedule.sigmas, golden["sigmas"].get<std::vector<float>>()),
               1e-6);
+    ASSERT_LE(largest_difference(schedule.alphas, golden["alphas"].get<std::vector<float>>()),
+              1e-6);
     ASSERT_EQ(schedule.timesteps.size(), timesteps.size());
     for (std::size_t i = 0; i < timesteps.size(); ++i) {
       ASSERT_NEAR(schedule.timesteps[i], timesteps[i], 1e-6 * std::abs(timesteps[i]));
@@ -97,7 +116,12 @@ TEST(Schedule, LastKeepsTheEnd) {
   const Schedule tail = all.last(2);
   EXPECT_EQ(tail.sigmas, (std::vector<float>{all.sigmas[3], all.sigmas[4], all.sigmas[5]}));
   EXPECT_EQ(tail.timesteps, (std::vector<float>{all.timesteps[3], all.timesteps[4]}));
+  EXPECT_EQ(tail.alphas, (std::vector<float>{all.alphas[3], all.alphas[4], all.alphas[5]}));
+  EXPECT_TRUE(tail.end_sigmas.empty());
   EXPECT_EQ(all.last(5).sigmas, all.sigmas);
+  const Schedule ddim = make_schedule(config_of(kDdim), 6, 0);
+  EXPECT_EQ(ddim.last(1).end_sigmas, std::vector<float>{ddim.end_sigmas[5]});
+  EXPECT_EQ(ddim.last(1).end_alphas, std::vector<float>{ddim.end_alphas[5]});
   EXPECT_EQ(all.last(0).steps(), 0);
   EXPECT_THROW(all.last(6), UsageError);
   EXPECT_THROW(all.last(-1), UsageError);
@@ -106,7 +130,7 @@ TEST(Schedule, LastKeepsTheEnd) {
 TEST(Schedule, RefusesWhatMakesNoSense) {
   EXPECT_THROW(make_schedule({}, 0, 64), UsageError);
   EXPECT_THROW(make_schedule({}, -3, 64), UsageError);
-  EXPECT_THROW(make_schedule(config_of("DDIMScheduler"), 4, 64), UsageError);
+  EXPECT_THROW(make_schedule(config_of("PNDMScheduler"), 4, 64), UsageError);
   const auto refused = [](auto change, int steps) {
     SchedulerConfig config;
     change(config);
@@ -119,6 +143,20 @@ TEST(Schedule, RefusesWhatMakesNoSense) {
   refused([](auto& c) { c.shift_terminal = 0.1; }, 1);
   refused([](auto& c) { c.time_shift_type = "cubic"; }, 4);
   refused([](auto& c) { c.num_train_timesteps = 0; }, 4);
+  refused([](auto& c) { c.prediction_type = "epsilon"; }, 4);
+  refused([](auto& c) { c.type = kDdim; }, 4);
+  const auto epsilon_refused = [&](auto change, int steps) {
+    refused([&](auto& c) { c.type = kDdim, c.prediction_type = "epsilon", change(c); }, steps);
+  };
+  epsilon_refused([](auto&) {}, 1001);
+  epsilon_refused([](auto& c) { c.type = kDpm; }, 1001);
+  epsilon_refused([](auto& c) { c.beta_end = 1.0; }, 4);
+  epsilon_refused([](auto& c) { c.beta_start = std::numeric_limits<double>::quiet_NaN(); }, 4);
+  epsilon_refused([](auto& c) { c.beta_schedule = "sigmoid"; }, 4);
+  epsilon_refused([](auto& c) { c.timestep_spacing = "uniform"; }, 4);
+  epsilon_refused([](auto& c) { c.steps_offset = 999; }, 4);
+  epsilon_refused([](auto& c) { c.steps_offset = std::numeric_limits<int>::max(); }, 4);
+  epsilon_refused([](auto& c) { c.num_train_timesteps = std::numeric_limits<int>::max(); }, 4);
   refused(
       [](auto& c) { c.use_dynamic_shifting = true, c.max_image_seq_len = c.base_image_seq_len; },
       4);
@@ -129,18 +167,27 @@ TEST(Schedule, RefusesWhatMakesNoSense) {
 }
 
 TEST(Scheduler, NamesAndTypes) {
-  EXPECT_EQ(scheduler_type("euler"), kEuler);
-  EXPECT_EQ(scheduler_type("heun"), kHeun);
-  EXPECT_EQ(scheduler_type("dpmpp-2m"), kDpm);
+  EXPECT_EQ(scheduler_type("euler", "velocity"), kEuler);
+  EXPECT_EQ(scheduler_type("heun", "velocity"), kHeun);
+  EXPECT_EQ(scheduler_type("dpmpp-2m", "velocity"), kDpm);
+  EXPECT_EQ(scheduler_type("dpmpp-2m", "epsilon"), kDpm);
+  EXPECT_EQ(scheduler_type("ddim", "epsilon"), kDdim);
   EXPECT_EQ(find_sampler(kHeun), sample_heun);
+  EXPECT_EQ(find_sampler(kDdim), sample_ddim);
   EXPECT_THROW(find_sampler("euler"), UsageError);
-  try {
-    scheduler_type("ddim");
-    ADD_FAILURE() << "accepted ddim";
-  } catch (const UsageError& error) {
-    EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("\"ddim\""),
-                                             testing::HasSubstr("euler, heun, dpmpp-2m")));
-  }
+  const auto refused = [](const char* name, const char* prediction_type, const char* says) {
+    try {
+      scheduler_type(name, prediction_type);
+      ADD_FAILURE() << "accepted " << name;
+    } catch (const UsageError& error) {
+      EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr(name), testing::HasSubstr(says)));
+    }
+  };
+  refused("plms", "velocity", "unknown scheduler \"plms\": use one of euler, heun, dpmpp-2m");
+  refused("ddim", "velocity",
+          "does not fit a model that predicts velocity: use one of euler, heun");
+  refused("euler", "epsilon",
+          "does not fit a model that predicts epsilon: use one of dpmpp-2m, ddim");
 }
 
 // The real schedulers stepped through the same model; `begin` > 0 is image-to-image.
@@ -150,10 +197,14 @@ TEST(Sampler, WholeRunsEqualDiffusers) {
     const int steps = golden["steps"], begin = golden["begin"];
     SCOPED_TRACE(config.type + ", steps " + golden["steps"].dump() + ", begin " +
                  golden["begin"].dump());
-    const ToyRun run(config.type, make_schedule(config, steps, 64).last(steps - begin),
-                     golden["start"].get<std::vector<float>>());
+    const Schedule schedule = make_schedule(config, steps, 64).last(steps - begin);
+    const ToyRun run(config.type, schedule, golden["start"].get<std::vector<float>>(), {},
+                     config.prediction_type);
     EXPECT_EQ(run.done, steps - begin);
-    EXPECT_LE(relative_l2(run.x, golden["end"].get<std::vector<float>>()), 1e-5);
+    // The first alpha divides the rounding of an epsilon, the second multiplies it.
+    const double grows =
+        config.prediction_type == "epsilon" ? 1e-6 * schedule.alphas[1] / schedule.alphas[0] : 0.0;
+    EXPECT_LE(relative_l2(run.x, golden["end"].get<std::vector<float>>()), std::max(1e-5, grows));
     std::vector<float> timesteps;
     for (const StepPoint& point : run.calls) timesteps.push_back(point.timestep);
     EXPECT_LE(largest_difference(timesteps, golden["timesteps"].get<std::vector<float>>()), 1e-3);
@@ -176,7 +227,7 @@ TEST(Sampler, HeunsTwoEvaluationsShareTheStep) {
 }
 
 TEST(Sampler, ReportsEachStepAndStopsWhenTold) {
-  for (const char* type : {kEuler, kHeun, kDpm}) {
+  for (const char* type : {kEuler, kHeun, kDpm, kDdim}) {
     const Schedule schedule = make_schedule(config_of(type), 6, 64);
     std::vector<int> seen;
     std::vector<float> last;
@@ -197,7 +248,7 @@ TEST(Sampler, ReportsEachStepAndStopsWhenTold) {
 
 // A model that knows its answer: any sampler must arrive there.
 TEST(Sampler, ConstantPredictionIsReached) {
-  for (const char* type : {kEuler, kHeun, kDpm}) {
+  for (const char* type : {kEuler, kHeun, kDpm, kDdim}) {
     for (const int steps : {1, 2, 7, 20}) {
       std::vector<float> x = {3.0F, -2.0F, 0.25F};
       const auto answer = [](std::span<const float>, const StepPoint&, std::span<float> denoised) {
@@ -217,12 +268,24 @@ TEST(Sampler, DpmStartsFromPureNoise) {
 }
 
 TEST(Sampler, NoStepsLeaveTheSampleAlone) {
-  for (const char* type : {kEuler, kHeun, kDpm}) {
+  for (const char* type : {kEuler, kHeun, kDpm, kDdim}) {
     const ToyRun run(type, make_schedule(config_of(type), 4, 64).last(0), {0.5F});
     EXPECT_EQ(run.done, 0);
     EXPECT_EQ(run.x, std::vector{0.5F});
     EXPECT_TRUE(run.calls.empty());
   }
+}
+
+TEST(Denoised, OfAModelsOutput) {
+  const std::vector<float> x = {2.0F, -1.0F};
+  const StepPoint point{0, 1, 0.5F, 10.0F, 0.25F};
+  std::vector<float> output = {1.0F, 3.0F};
+  to_denoised("velocity", x, point, output);
+  EXPECT_EQ(output, (std::vector{1.5F, -2.5F}));
+  output = {1.0F, 3.0F};
+  to_denoised("epsilon", x, point, output);
+  EXPECT_EQ(output, (std::vector{6.0F, -10.0F}));
+  EXPECT_THROW(to_denoised("sample", x, point, output), UsageError);
 }
 
 }  // namespace

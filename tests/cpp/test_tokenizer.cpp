@@ -17,11 +17,12 @@ namespace {
 using Ids = std::vector<std::int64_t>;
 
 // The lengths that make_golden.py used.
-const std::map<std::string, int> kLengths = {{"clip_l", 77}, {"clip_g", 16}, {"gaps", 12}};
+const std::map<std::string, int> kLengths = {
+    {"clip_l", 77}, {"clip_g", 16}, {"gaps", 12}, {"t5", 64}};
 
 // About two hundred prompts of odd Unicode, and very long ones. clip_g pads with "!" and finds its
-// start token in the normalized text; gaps lacks most of the byte alphabet.
-TEST(ClipTokenizer, EqualsTransformers) {
+// start token in the normalized text; gaps lacks most of the byte alphabet; t5 is Unigram.
+TEST(Tokenizer, EqualsTransformers) {
   const auto cases = golden_json("tokens.json");
   ASSERT_GT(cases.size(), 180U);
   for (const auto& [name, length] : kLengths) {
@@ -74,7 +75,7 @@ TEST(ClipTokenizer, RefusesBrokenUtf8) {
 // Writes tables to a file that goes away with the test.
 class TablesFile : public testing::Test {
  protected:
-  TablesFile() : tables_(golden_json("gaps.json")) {}
+  explicit TablesFile(const char* name = "gaps.json") : tables_(golden_json(name)) {}
   ~TablesFile() override { std::filesystem::remove(path_); }
 
   void write(const std::string& content) const {
@@ -89,6 +90,12 @@ class TablesFile : public testing::Test {
       EXPECT_THAT(error.what(),
                   testing::AllOf(testing::HasSubstr(path_.string()), testing::HasSubstr(reason)));
     }
+  }
+
+  std::string changed(const char* pointer, const nlohmann::json& value) const {
+    auto tables = tables_;
+    tables[nlohmann::json::json_pointer(pointer)] = value;
+    return tables.dump();
   }
 
   nlohmann::json tables_;
@@ -111,24 +118,19 @@ TEST_F(TablesFile, TruncatedAnywhere) {
 }
 
 TEST_F(TablesFile, NamesWhatIsWrong) {
-  const auto changed = [&](const char* key, const nlohmann::json& value) {
-    auto tables = tables_;
-    tables[key] = value;
-    return tables.dump();
-  };
   expect_refused("", "names no type");
   expect_refused("[1, 2]", "names no type");
-  expect_refused(changed("type", "t5_unigram"), "t5_unigram");
-  expect_refused(changed("vocab", nlohmann::json::object()), "vocab");
-  expect_refused(changed("vocab", {{"a", "b"}}), "number");
-  expect_refused(changed("vocab", {{"a", -1}}), "negative");
-  expect_refused(changed("vocab", {{"a", 1.5}}), "whole");
-  expect_refused(changed("vocab", {{"a", 5000000000}}), "large");
-  expect_refused(changed("merges", nlohmann::json::array({"a zzz"})), "a zzz");
-  expect_refused(changed("merges", nlohmann::json::array({"ab"})), "ab");
-  expect_refused(changed("merges", nlohmann::json::array({1})), "merge");
-  expect_refused(changed("bos_token_id", nullptr), "bos_token_id");
-  expect_refused(changed("added_tokens", {{"<x>", {{"id", 1}, {"lstrip", true}}}}), "lstrip");
+  expect_refused(changed("/type", "t5_unigram"), "t5_unigram");
+  expect_refused(changed("/vocab", nlohmann::json::object()), "vocab");
+  expect_refused(changed("/vocab", {{"a", "b"}}), "number");
+  expect_refused(changed("/vocab", {{"a", -1}}), "negative");
+  expect_refused(changed("/vocab", {{"a", 1.5}}), "whole");
+  expect_refused(changed("/vocab", {{"a", 5000000000}}), "large");
+  expect_refused(changed("/merges", nlohmann::json::array({"a zzz"})), "a zzz");
+  expect_refused(changed("/merges", nlohmann::json::array({"ab"})), "ab");
+  expect_refused(changed("/merges", nlohmann::json::array({1})), "merge");
+  expect_refused(changed("/bos_token_id", nullptr), "bos_token_id");
+  expect_refused(changed("/added_tokens", {{"<x>", {{"id", 1}, {"lstrip", true}}}}), "lstrip");
 }
 
 TEST_F(TablesFile, LongestAddedTokenWins) {
@@ -155,6 +157,93 @@ TEST_F(TablesFile, UnknownBytesVanishWithoutAnUnknownToken) {
   const std::int64_t bos = tables_["bos_token_id"], eos = tables_["eos_token_id"];
   EXPECT_EQ(tokenizer->encode("\u00e9a", 4).ids,
             (Ids{bos, vocab["a</w>"], eos, tables_["pad_token_id"]}));
+}
+
+class UnigramTablesFile : public TablesFile {
+ protected:
+  UnigramTablesFile() : TablesFile("t5.json") {}
+
+  void set_charsmap(const std::string& base64) { tables_["normalizers"][0]["charsmap"] = base64; }
+  Tokens encode(const std::string& text, int length) const {
+    write(tables_.dump());
+    return load_tokenizer(path_)->encode(text, length);
+  }
+};
+
+TEST_F(UnigramTablesFile, NamesWhatIsWrong) {
+  using Json = nlohmann::json;
+  write(tables_.dump());
+  EXPECT_NO_THROW(load_tokenizer(path_));
+  for (const auto& [key, value] : tables_.items()) {
+    if (key == "type" || key == "max_length") continue;
+    expect_refused(changed(("/" + key).c_str(), nullptr), key == "scores" ? "scores" : key);
+    Json lacking = tables_;
+    lacking.erase(key);
+    expect_refused(lacking.dump(), "lacks " + key);
+  }
+  const std::string whole = tables_.dump();
+  for (std::size_t size = 20; size < whole.size(); size += 997) {
+    expect_refused(whole.substr(0, size), "");
+  }
+  expect_refused(changed("/pieces", Json::array()), "one score for every piece");
+  expect_refused(changed("/scores/0", "x"), "score");
+  expect_refused(R"({"type": "unigram", "scores": [1e999]})", "too large");
+  expect_refused(changed("/pieces/5", 5), "piece");
+  expect_refused(changed("/unk_token_id", 100000), "unk_token_id");
+  expect_refused(changed("/eos_token_id", -1), "eos_token_id");
+  expect_refused(changed("/pad_token_id", 5000000000), "pad_token_id");
+  expect_refused(changed("/byte_fallback", 1), "byte_fallback");
+  expect_refused(changed("/normalizers/0/type", "nfkd"), "nfkd");
+  expect_refused(changed("/normalizers/0", "nfkd"), "object");
+  expect_refused(changed("/normalizers/0/charsmap", "AAA"), "base64");
+  expect_refused(changed("/normalizers/0/charsmap", "A?AA"), "base64");
+  expect_refused(changed("/normalizers/0/charsmap", ""), "cut off");
+  expect_refused(changed("/normalizers/0/charsmap", "AAAA"), "cut off");
+  expect_refused(changed("/normalizers/0/charsmap", "/////wAA"), "cut off");
+  expect_refused(changed("/normalizers/0/charsmap", "BAAAAAAAAAD/"), "UTF-8");
+  expect_refused(changed("/added_tokens/0/lstrip", "yes"), "lstrip");
+  expect_refused(changed("/added_tokens/0/id", 0.5), "id");
+  expect_refused(changed("/added_tokens/0/content", 1), "content");
+}
+
+// A map with numbers that point past its end maps nothing, whatever the text.
+TEST_F(UnigramTablesFile, DamagedCharacterMapIsHarmless) {
+  const std::string whole = tables_["normalizers"][0]["charsmap"];
+  const std::string text = golden_json("tokens.json")[70]["text"].get<std::string>() + "½ﬁé\u3000";
+  for (const char filler : {'/', 'B', 'g', '7'}) {
+    for (std::size_t begin = 8; begin + 400 < whole.size(); begin += 2000) {
+      set_charsmap(whole.substr(0, begin) + std::string(300, filler) + whole.substr(begin + 300));
+      try {
+        EXPECT_EQ(encode(text, 20).ids.size(), 20U);
+      } catch (const InputError& error) {
+        EXPECT_THAT(error.what(), testing::HasSubstr("UTF-8"));
+      }
+    }
+  }
+}
+
+TEST_F(UnigramTablesFile, SaysWhatItUsedAndCut) {
+  const Tokens all = encode("a dark boot", 30);
+  ASSERT_FALSE(all.truncated);
+  ASSERT_EQ(all.ids.size(), 30U);
+  ASSERT_GT(all.used, 2);
+  const auto end = static_cast<std::size_t>(all.used) - 1;
+  EXPECT_EQ(all.ids[end], tables_["eos_token_id"].get<std::int64_t>());
+  EXPECT_EQ(all.ids[end + 1], tables_["pad_token_id"].get<std::int64_t>());
+  const Tokens exact = encode("a dark boot", all.used);
+  EXPECT_FALSE(exact.truncated);
+  const Tokens cut = encode("a dark boot", all.used - 1);
+  EXPECT_TRUE(cut.truncated);
+  EXPECT_EQ(cut.used, all.used - 1);
+  EXPECT_EQ(encode("", 1).used, 1);
+  EXPECT_THROW(encode("", 0), UsageError);
+  EXPECT_THROW(encode("\xE2\x82", 8), InputError);
+}
+
+TEST_F(UnigramTablesFile, LowercaseAndStripAsPythonDoes) {
+  const Ids expected = encode("οδος i\u0307 straße", 40).ids;
+  tables_["lowercase_strip"] = true;
+  EXPECT_EQ(encode("\x1c\u3000ΟΔΟΣ İ STRAßE\u2028 ", 40).ids, expected);
 }
 
 }  // namespace

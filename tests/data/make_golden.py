@@ -9,30 +9,36 @@ prompts.txt holds one prompt a line, with JSON's escapes (\\n, \\u0301, \\", \\\
 
 from __future__ import annotations
 
+import base64
 import json
+import tempfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
+import sentencepiece
 import torch
 from diffusers import (
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
 )
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AddedToken, CLIPTokenizer
+from transformers import AddedToken, CLIPTokenizer, T5Tokenizer
 
-from intaglio_export.tokenizer import clip_table
+from intaglio_export.tokenizer import clip_table, t5_table
 
 DATA = Path(__file__).parent
 GOLDEN = DATA / "golden"
 EULER = "FlowMatchEulerDiscreteScheduler"
 HEUN = "FlowMatchHeunDiscreteScheduler"
 DPM = "DPMSolverMultistepScheduler"
+DDIM = "DDIMScheduler"
 STEPS = (1, 2, 3, 5, 10, 28, 50)
 TOKENS = 1400
-LENGTHS = {"clip_l": 77, "clip_g": 16, "gaps": 12}  # test_tokenizer.cpp has the same
+LENGTHS = {"clip_l": 77, "clip_g": 16, "gaps": 12, "t5": 64}  # test_tokenizer.cpp has the same
 SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 
 
@@ -73,7 +79,12 @@ def noise() -> None:
 
 def make_scheduler(config: dict):
     """A diffusers scheduler from the fields of SchedulerConfig."""
-    options = {key: value for key, value in config.items() if key != "type"}
+    ours = ("type", "prediction_type", "linspace_sigmas")
+    options = {key: value for key, value in config.items() if key not in ours}
+    if config["type"] == DDIM:
+        return DDIMScheduler(clip_sample=False, **options)
+    if config["type"] == DPM and config.get("prediction_type") == "epsilon":
+        return DPMSolverMultistepScheduler(**options)
     if config["type"] == EULER:
         return FlowMatchEulerDiscreteScheduler(**options)
     if config["type"] == HEUN:
@@ -85,11 +96,43 @@ def make_scheduler(config: dict):
 
 
 def set_timesteps(scheduler, config: dict, steps: int, image_seq_len: int):
-    """As StableDiffusion3Pipeline does."""
-    if config.get("use_dynamic_shifting"):
+    """As StableDiffusion3Pipeline does, or FluxPipeline."""
+    if config.get("linspace_sigmas"):
+        sigmas = np.linspace(1.0, 1 / steps, steps)
+        scheduler.set_timesteps(sigmas=sigmas, mu=calculate_shift(image_seq_len))
+    elif config.get("use_dynamic_shifting"):
         scheduler.set_timesteps(steps, mu=calculate_shift(image_seq_len))
     else:
         scheduler.set_timesteps(steps)
+
+
+def noise_levels(scheduler, config: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Alphas and sigmas of every step, and those that the run ends with."""
+    if config["type"] == DDIM:
+        products = scheduler.alphas_cumprod[scheduler.timesteps]
+        end = scheduler.timesteps[-1] - scheduler.config.num_train_timesteps // len(products)
+        last = scheduler.alphas_cumprod[end] if end >= 0 else scheduler.final_alpha_cumprod
+        products = torch.cat([products, last[None]])
+        return products**0.5, (1 - products) ** 0.5
+    sigmas = scheduler.sigmas
+    if config["type"] == HEUN:
+        sigmas = torch.cat([sigmas[:1], sigmas[1:-1:2], sigmas[-1:]])
+    if config.get("prediction_type") == "epsilon":
+        return scheduler._sigma_to_alpha_sigma_t(sigmas)
+    return 1 - sigmas, sigmas
+
+
+VARIANCE_PRESERVING = [
+    {"type": DDIM},
+    {"type": DDIM, "set_alpha_to_one": False, "beta_schedule": "scaled_linear", "beta_end": 0.012},
+    {"type": DDIM, "timestep_spacing": "linspace", "set_alpha_to_one": False},
+    {"type": DDIM, "timestep_spacing": "trailing", "beta_schedule": "squaredcos_cap_v2"},
+    {"type": DPM},
+    {"type": DPM, "timestep_spacing": "leading", "steps_offset": 1},
+    {"type": DPM, "timestep_spacing": "trailing", "num_train_timesteps": 400},
+]
+for entry in VARIANCE_PRESERVING:
+    entry["prediction_type"] = "epsilon"
 
 
 def schedules() -> None:
@@ -103,6 +146,10 @@ def schedules() -> None:
         {"type": EULER, "shift": 3.0, "shift_terminal": 0.02},
         {"type": EULER, "shift": 3.0, "num_train_timesteps": 400},
         {"type": DPM, **dynamic},
+        {"type": EULER, "linspace_sigmas": True},
+        {"type": EULER, "linspace_sigmas": True, **dynamic},
+        {"type": EULER, "linspace_sigmas": True, **dynamic, "shift_terminal": 0.02},
+        *VARIANCE_PRESERVING,
     ]
     cases = []
     for config in configs:
@@ -112,15 +159,16 @@ def schedules() -> None:
             for image_seq_len in (64, 4096) if config.get("use_dynamic_shifting") else (64,):
                 scheduler = make_scheduler(config)
                 set_timesteps(scheduler, config, steps, image_seq_len)
-                sigmas, timesteps = scheduler.sigmas, scheduler.timesteps
+                alphas, sigmas = noise_levels(scheduler, config)
+                timesteps = scheduler.timesteps
                 if config["type"] == HEUN:
                     timesteps = torch.cat([timesteps[:1], timesteps[1::2]])
-                    sigmas = torch.cat([sigmas[:1], sigmas[1:-1:2], sigmas[-1:]])
                 cases.append(
                     {
                         "config": config,
                         "steps": steps,
                         "image_seq_len": image_seq_len,
+                        "alphas": numbers(alphas),
                         "sigmas": numbers(sigmas),
                         "timesteps": numbers(timesteps),
                     }
@@ -134,31 +182,44 @@ def velocity(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     return torch.sin(3 * x) + t * x - 0.5 * torch.cos(2 * t)
 
 
+def epsilon(x: torch.Tensor, timestep: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+    """One that knows about the noise level; test_sampling.cpp has the same."""
+    alpha, sigma = products[timestep] ** 0.5, (1 - products[timestep]) ** 0.5
+    return sigma * x + 0.3 * alpha * torch.sin(2 * x + timestep.float() / 300)
+
+
+def predict(config: dict, scheduler, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    if config.get("prediction_type") == "epsilon":
+        return epsilon(x, timestep, scheduler.alphas_cumprod)
+    return velocity(x, timestep)
+
+
 def runs() -> None:
     """Whole runs of the real scheduler objects; `begin` > 0 is image-to-image."""
     start = torch.randn(16, generator=torch.Generator("cpu").manual_seed(3))
     cases = []
-    for kind in (EULER, HEUN, DPM):
-        for shift in (1.0, 3.0):
-            for steps, begin in [(n, 0) for n in STEPS] + [(10, 4), (28, 27)]:
-                config = {"type": kind, "shift": shift}
-                scheduler = make_scheduler(config)
-                scheduler.set_timesteps(steps)
+    configs = [{"type": kind, "shift": s} for kind in (EULER, HEUN, DPM) for s in (1.0, 3.0)]
+    for config in configs + VARIANCE_PRESERVING:
+        for steps, begin in [(n, 0) for n in STEPS] + [(10, 4), (28, 27)]:
+            scheduler = make_scheduler(config)
+            scheduler.set_timesteps(steps)
+            if config["type"] != DDIM:
                 scheduler.set_begin_index(begin * scheduler.order)
-                x = start.clone()
-                called = scheduler.timesteps[begin * scheduler.order :]
-                for timestep in called:
-                    x = scheduler.step(velocity(x, timestep), timestep, x, return_dict=False)[0]
-                cases.append(
-                    {
-                        "config": config,
-                        "steps": steps,
-                        "begin": begin,
-                        "timesteps": numbers(called),
-                        "start": numbers(start),
-                        "end": numbers(x),
-                    }
-                )
+            x = start.clone()
+            called = scheduler.timesteps[begin * scheduler.order :]
+            for timestep in called:
+                model = predict(config, scheduler, x, timestep)
+                x = scheduler.step(model, timestep, x, return_dict=False)[0]
+            cases.append(
+                {
+                    "config": config,
+                    "steps": steps,
+                    "begin": begin,
+                    "timesteps": numbers(called),
+                    "start": numbers(start),
+                    "end": numbers(x),
+                }
+            )
     write("runs.json", cases)
 
 
@@ -216,6 +277,42 @@ def tokenizers() -> dict[str, CLIPTokenizer]:
     }
 
 
+def t5_tokenizer() -> T5Tokenizer:
+    """A small Unigram vocabulary, and a character map with few rules: the real one is long.
+
+    Kept once made, as the byte-pair vocabulary is.
+    """
+    kept = GOLDEN / "t5.json"
+    if kept.exists():
+        made = json.loads(kept.read_text(encoding="utf-8"))
+        vocab = list(zip(made["pieces"], made["scores"], strict=True))
+        charsmap = base64.b64decode(made["normalizers"][0]["charsmap"])
+        return T5Tokenizer(vocab=vocab, _spm_precompiled_charsmap=charsmap)
+    changed = {c: unicodedata.normalize("NFKC", c) for c in map(chr, range(0xA0, 0x2200))}
+    rules = {"e\u0301": "é", "ﬁ": "fi", "\u3000": " ", "\t": " ", "\n": " ", "\u00ad": ""}
+    rules |= {c: to for c, to in changed.items() if c != to}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "rules.tsv")
+        lines = [
+            "\t".join(" ".join(f"{ord(c):X}" for c in s) for s in rule) for rule in rules.items()
+        ]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(t for t in prompts() * 3 if t.strip() and max(t) < "\u0500"),
+            model_prefix=f"{folder}/spiece",
+            vocab_size=500,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            character_coverage=0.98,
+            normalization_rule_tsv=str(path),
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+        return T5Tokenizer.from_pretrained(folder)
+
+
 def without_padding(ids: list[int], pad: int) -> list[int]:
     """Keeps one padding id; the reader repeats the last id up to the length."""
     while len(ids) > 1 and ids[-1] == ids[-2] == pad:
@@ -226,8 +323,9 @@ def without_padding(ids: list[int], pad: int) -> list[int]:
 def tokens() -> None:
     texts = [*prompts(), "a" * 3000, "ab'" * 1000, "e" + "\u0301" * 400, " " * 2000, "x!" * 800]
     cases = [{"text": text} for text in texts]
-    for name, tokenizer in tokenizers().items():
-        table = json.dumps(clip_table(tokenizer, 77), ensure_ascii=True, separators=(",", ":"))
+    for name, tokenizer in (tokenizers() | {"t5": t5_tokenizer()}).items():
+        content = (t5_table if name == "t5" else clip_table)(tokenizer, 77)
+        table = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
         (GOLDEN / f"{name}.json").write_text(table + "\n", encoding="utf-8")
         for case in cases:
             ids = tokenizer(

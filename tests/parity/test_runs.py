@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchHeunDiscreteScheduler,
     StableDiffusion3Pipeline,
 )
 
 import intaglio
+from intaglio_export.schedulers import scheduler_entry
 from models.training.sampling import Prompt, Suppression, branches, sample
 from tests.families.parts import MAX_LENGTH
 
@@ -149,6 +153,76 @@ def test_other_schedulers_equal_diffusers(
     pipeline = intaglio.Pipeline.open(forked_bundle)
     expected = reference(sd3_pipeline, suppression(pipeline.bundle), name, "cfg+dg", WIDE)
     assert relative(generate(pipeline, name, "cfg+dg", WIDE).latents, expected) < 1e-4
+
+
+EPSILON = {"ddim": DDIMScheduler, "dpmpp-2m": DPMSolverMultistepScheduler}
+
+
+@pytest.fixture(scope="module")
+def epsilon_bundle(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network, said to predict epsilon, with the scheduler of facebook/DiT-XL-2-256."""
+    path = tmp_path_factory.mktemp("epsilon") / "bundle"
+    shutil.copytree(forked_bundle, path)
+    manifest = json.loads((path / "bundle.json").read_text())
+    manifest["prediction_type"] = "epsilon"
+    manifest["scheduler"] = scheduler_entry(DDIMScheduler(clip_sample=False), "dit")
+    (path / "bundle.json").write_text(json.dumps(manifest))
+    return path
+
+
+@pytest.mark.parametrize("name", EPSILON)
+def test_epsilon_models_equal_diffusers(
+    sd3_pipeline: StableDiffusion3Pipeline, epsilon_bundle: Path, name: str
+) -> None:
+    pipeline = intaglio.Pipeline.open(epsilon_bundle)
+    cfg, dg = MODES["cfg+dg"]
+    expected = sample(
+        sd3_pipeline.transformer,
+        EPSILON[name].from_config(DDIMScheduler(clip_sample=False).config),
+        noise(3, 32, 48),
+        embed(sd3_pipeline, PROMPT, 3),
+        embed(sd3_pipeline, NEGATIVE, 3),
+        steps=STEPS,
+        cfg_scale=cfg,
+        dg_scale=dg,
+        how=suppression(pipeline.bundle),
+    )
+    got = generate(pipeline, name, "cfg+dg", WIDE)
+    assert relative(got.latents, expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", EPSILON)
+def test_image_to_image_of_epsilon_models(
+    sd3_pipeline: StableDiffusion3Pipeline, epsilon_bundle: Path, name: str
+) -> None:
+    """diffusers' add_noise, then its steps from there."""
+    pipeline = intaglio.Pipeline.open(epsilon_bundle)
+    picture = pipeline.generate(PROMPT, seeds=1, steps=2).images[0]
+    vae, prompt = sd3_pipeline.vae, embed(sd3_pipeline, PROMPT)
+    scheduler = EPSILON[name].from_config(DDIMScheduler(clip_sample=False).config)
+    scheduler.set_timesteps(8)
+    with torch.no_grad():
+        mean = vae.encode(sd3_pipeline.image_processor.preprocess(picture)).latent_dist.mean
+        clean = (mean - vae.config.shift_factor) * vae.config.scaling_factor
+        x = scheduler.add_noise(clean, noise(1, 32, 32), scheduler.timesteps[4:5])
+        for timestep in scheduler.timesteps[4:]:
+            model = branches(sd3_pipeline.transformer, x, timestep, prompt)["c"]
+            x = scheduler.step(model, timestep, x, return_dict=False)[0]
+    got = pipeline.generate(
+        PROMPT, image=picture, strength=0.5, steps=8, cfg_scale=1.0, dg_scale=0.0, seeds=SEED,
+        scheduler=name,
+    )  # fmt: skip
+    assert relative(got.latents, x) < 1e-4
+
+
+def test_schedulers_that_do_not_fit_are_named(forked_bundle: Path, epsilon_bundle: Path) -> None:
+    for path, name, fitting in (
+        (forked_bundle, "ddim", "euler, heun, dpmpp-2m"),
+        (epsilon_bundle, "euler", "dpmpp-2m, ddim"),
+        (epsilon_bundle, "heun", "dpmpp-2m, ddim"),
+    ):
+        with pytest.raises(intaglio.UsageError, match=f'"{name}" does not fit .* {fitting}$'):
+            generate(intaglio.Pipeline.open(path), name, "baseline", SMALL)
 
 
 def test_every_mode_and_scheduler_gives_something_else(forked_bundle: Path) -> None:

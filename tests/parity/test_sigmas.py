@@ -33,12 +33,13 @@ def reference(name: str, **config: Any) -> Any:
 
 
 def schedule(name: str, steps: int, image_seq_len: int = 64, **config: Any) -> _core.Schedule:
-    config["type"] = _core.scheduler_type(name)
+    config["type"] = _core.scheduler_type(name, "velocity")
     return _core.make_schedule(_core.SchedulerConfig(**config), steps, image_seq_len)
 
 
 def assert_equal(ours: _core.Schedule, sigmas: torch.Tensor, timesteps: torch.Tensor) -> None:
     np.testing.assert_allclose(ours.sigmas, sigmas.numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ours.alphas, 1 - sigmas.numpy(), rtol=0, atol=1e-6)
     np.testing.assert_allclose(ours.timesteps, timesteps.numpy(), rtol=1e-6, atol=0)
 
 
@@ -81,6 +82,44 @@ def test_dynamic_shift_of_dpm_solver(steps: int, image_seq_len: int) -> None:
     assert_equal(ours, theirs.sigmas, theirs.timesteps)
 
 
+@settings(deadline=None)
+@given(
+    steps=st.integers(1, 100),
+    image_seq_len=st.integers(16, 16384),
+    shift=st.sampled_from([1.0, 3.0, 0.7]),
+    dynamic=st.booleans(),
+    time_shift_type=st.sampled_from(["exponential", "linear"]),
+    shift_terminal=st.sampled_from([None, 0.02, 0.1]),
+)
+def test_sigmas_of_the_pipeline(
+    steps: int,
+    image_seq_len: int,
+    shift: float,
+    dynamic: bool,
+    time_shift_type: str,
+    shift_terminal: float | None,
+) -> None:
+    """As FluxPipeline (schnell's shift is static, dev's dynamic) and QwenImagePipeline call it."""
+    assume(shift_terminal is None or steps > 1)
+    config: dict[str, Any] = {
+        "shift": shift,
+        "use_dynamic_shifting": dynamic,
+        "time_shift_type": time_shift_type,
+    }
+    theirs = reference("euler", **config, shift_terminal=shift_terminal)
+    theirs.set_timesteps(
+        sigmas=np.linspace(1.0, 1 / steps, steps), mu=calculate_shift(image_seq_len)
+    )
+    config |= {"shift_terminal": shift_terminal or 0.0}
+    ours = schedule("euler", steps, image_seq_len, **config, linspace_sigmas=True)
+    assert_equal(ours, theirs.sigmas, theirs.timesteps)
+    for name in ("heun", "dpmpp-2m"):  # which have sigmas of their own
+        if name == "dpmpp-2m" and dynamic and time_shift_type == "linear":
+            continue
+        both = [schedule(name, steps, 64, **config, linspace_sigmas=x) for x in (False, True)]
+        assert both[0].sigmas == both[1].sigmas
+
+
 def velocity(x: torch.Tensor, timestep: float) -> torch.Tensor:
     t = torch.tensor(timestep / 1000, dtype=torch.float32)
     return torch.sin(3 * x) + t * x - 0.5 * torch.cos(2 * t)
@@ -101,7 +140,8 @@ def test_whole_runs(name: str, steps: int, shift: float) -> None:
 
     def denoise(x: np.ndarray, point: _core.StepPoint) -> np.ndarray:
         called.append(point.timestep)
-        return x - np.float32(point.sigma) * velocity(torch.from_numpy(x), point.timestep).numpy()
+        model = velocity(torch.from_numpy(x), point.timestep).numpy()
+        return _core.to_denoised("velocity", x, point, model)
 
     ours = SAMPLERS[name][0](denoise, start.numpy(), schedule(name, steps, shift=shift))
     np.testing.assert_allclose(called, theirs.timesteps.numpy(), rtol=1e-6)

@@ -10,7 +10,8 @@ from transformers import AddedToken, AutoTokenizer, CLIPTokenizer
 
 from intaglio import _core
 from intaglio_export.errors import ExportError
-from intaglio_export.tokenizer import FILE_NAME, clip_table, write_clip_table
+from intaglio_export.tokenizer import FILE_NAME, clip_table, write_table
+from tests.tiny_t5 import prompts
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -32,11 +33,6 @@ FRAGMENTS = st.sampled_from(
     ]
 )
 TEXTS = st.lists(st.one_of(FRAGMENTS, st.text(CHARACTERS, max_size=6)), max_size=12).map("".join)
-
-
-def prompts() -> list[str]:
-    lines = (DATA / "prompts.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(f'"{line}"') for line in lines]
 
 
 def golden_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
@@ -62,14 +58,17 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     else:
         theirs = AutoTokenizer.from_pretrained(SHIPPED / request.param)
     folder = tmp_path_factory.mktemp(request.param)
-    write_clip_table(theirs, 77, folder)
+    write_table(theirs, 77, folder)
     return theirs, _core.load_tokenizer(folder / FILE_NAME)
 
 
 def assert_equal(pair: Pair, text: str, length: int) -> None:
     theirs, ours = pair
     expected = theirs(text, padding="max_length", max_length=length, truncation=True).input_ids
-    assert list(ours.encode(text, length)) == expected, ascii(text)
+    tokens = ours.encode(text, length)
+    assert tokens.ids == expected, ascii(text)
+    whole = len(theirs(text).input_ids)
+    assert (tokens.used, tokens.truncated) == (min(whole, length), whole > length)
 
 
 @pytest.mark.parametrize("length", [2, 3, 16, 77])
@@ -89,10 +88,10 @@ def test_any_text(pair: Pair, text: str, length: int) -> None:
 
 def test_a_normalized_token_is_found_in_the_normalized_text(tmp_path: Path) -> None:
     theirs = tokenizer_with(normalized=True)
-    write_clip_table(theirs, 77, tmp_path)
+    write_table(theirs, 77, tmp_path)
     ours = _core.load_tokenizer(tmp_path / FILE_NAME)
     number = theirs.convert_tokens_to_ids(NORMALIZED)
-    assert number in ours.encode(f"a {NORMALIZED.upper()} dress", 77)
+    assert number in ours.encode(f"a {NORMALIZED.upper()} dress", 77).ids
 
 
 @pytest.mark.parametrize("option", ["lstrip", "rstrip", "single_word"])

@@ -114,16 +114,70 @@ def test_wrong_results_of_a_denoiser_are_named() -> None:
         _core.sample_euler(lambda x, point: x[:2].copy(), x, schedule(EULER))
     with pytest.raises(intaglio.InputError, match="float32"):
         _core.sample_euler(lambda x, point: x.astype(np.float64), x, schedule(EULER))
-    broken = _core.Schedule([1.0, 0.0], [1000.0, 500.0])
     with pytest.raises(intaglio.UsageError, match="one sigma more"):
-        _core.sample_euler(lambda x, point: x, x, broken)
+        _core.Schedule([1.0, 0.0], [1000.0, 500.0])
+    with pytest.raises(intaglio.UsageError, match="as many alphas"):
+        _core.Schedule([1.0, 0.0], [1000.0], [0.0])
+
+
+def test_a_schedule_without_alphas_is_of_flow_matching() -> None:
+    assert _core.Schedule([0.75, 0.25, 0.0], [750.0, 250.0]).alphas == [0.25, 0.75, 1.0]
+
+
+def test_ddim_with_a_schedule_of_ones_own() -> None:
+    """Against diffusers' with "leading" timesteps, whose steps end where the next ones begin."""
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(5)
+    products = [*scheduler.alphas_cumprod[scheduler.timesteps].tolist(), 1.0]
+    own = _core.Schedule(
+        [(1 - p) ** 0.5 for p in products], scheduler.timesteps.tolist(), [p**0.5 for p in products]
+    )
+    x = _core.Generator(3).randn([2, 6])
+    expected = torch.from_numpy(x.copy())
+    for t in scheduler.timesteps:
+        model = torch.from_numpy(velocity(expected.numpy(), float(t) / 1000))
+        expected = scheduler.step(model, t, expected).prev_sample
+    got = _core.sample_ddim(
+        lambda x, point: _core.to_denoised("epsilon", x, point, velocity(x, point.timestep / 1000)),
+        x,
+        own,
+    )
+    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_denoised() -> None:
+    seen: list[_core.StepPoint] = []
+
+    def denoise(x: Array, point: _core.StepPoint) -> Array:
+        seen.append(point)
+        return x
+
+    x = np.array([2.0, -1.0], np.float32)
+    _core.sample_ddim(denoise, x, _core.Schedule([0.5, 0.0], [10.0], [0.25, 1.0]))
+    assert (seen[0].sigma, seen[0].alpha) == (0.5, 0.25)
+    output = np.array([1.0, 3.0], np.float32)
+    for prediction_type, expected in {"velocity": [1.5, -2.5], "epsilon": [6.0, -10.0]}.items():
+        got = _core.to_denoised(prediction_type, x, seen[0], output)
+        np.testing.assert_array_equal(got, np.array(expected, np.float32))
+    with pytest.raises(intaglio.UsageError, match="use velocity or epsilon"):
+        _core.to_denoised("v_prediction", x, seen[0], output)
+    with pytest.raises(intaglio.UsageError, match=r"\[1\] for \[2\]"):
+        _core.to_denoised("velocity", x, seen[0], output[:1].copy())
 
 
 def test_names() -> None:
     names = ["euler", "heun", "dpmpp-2m"]
-    assert [_core.scheduler_type(name) for name in names] == list(SAMPLERS)
-    with pytest.raises(intaglio.UsageError, match="dpmpp-2m"):
-        _core.scheduler_type("ddim")
+    assert [_core.scheduler_type(name, "velocity") for name in names] == list(SAMPLERS)
+    assert _core.scheduler_type("ddim", "epsilon") == "DDIMScheduler"
+    assert _core.scheduler_type("dpmpp-2m", "epsilon") == DPM
+    with pytest.raises(intaglio.UsageError, match=r"unknown .* use one of euler, heun, dpmpp-2m$"):
+        _core.scheduler_type("plms", "velocity")
+    with pytest.raises(intaglio.UsageError, match=r"predicts velocity: .* euler, heun, dpmpp-2m$"):
+        _core.scheduler_type("ddim", "velocity")
+    with pytest.raises(intaglio.UsageError, match=r"predicts epsilon: use one of dpmpp-2m, ddim$"):
+        _core.scheduler_type("euler", "epsilon")
+    with pytest.raises(intaglio.UsageError, match='unknown prediction type "sample"'):
+        _core.scheduler_type("euler", "sample")
     with pytest.raises(intaglio.UsageError, match="shfit"):
         _core.SchedulerConfig(shfit=3.0)
     with pytest.raises(intaglio.UsageError, match="steps do not exist"):

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "bundle/json_node.h"
 #include "bundle/graph.h"
+#include "bundle/json_node.h"
 #include "bundle/prompt.h"
 #include "bundle/scheduler.h"
 #include "intaglio/error.h"

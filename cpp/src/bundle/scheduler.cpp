@@ -101,7 +101,7 @@ SchedulerConfig read_scheduler(const Node& root, const std::string& prediction_t
   check_off(node, {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
                    "invert_sigmas", "stochastic_sampling"});
   if (config.type == "DPMSolverMultistepScheduler") check_dpm_solver(node, prediction_type);
-  if (config.type == "DDIMScheduler") check_ddim(node);
+  if (config.type == "DDIMScheduler" && prediction_type == "epsilon") check_ddim(node);
   return config;
 }
 

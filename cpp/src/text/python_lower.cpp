@@ -2,37 +2,21 @@
 #include <utf8proc.h>
 
 #include <algorithm>
-#include <iterator>
-#include <span>
 
 #include "text/unicode.h"
 
 namespace intaglio {
 namespace {
 
-struct Range {
-  char32_t first, last;
-};
-
-bool within(std::span<const Range> ranges, char32_t c) {
-  const auto after = std::ranges::upper_bound(ranges, c, {}, &Range::first);
-  return after != ranges.begin() && c <= std::prev(after)->last;
-}
-
-// Letters have case by their category, and these by the properties Other_Uppercase and
-// Other_Lowercase.
-constexpr Range kOtherCased[] = {
-    {0xAA, 0xAA},       {0xBA, 0xBA},       {0x2B0, 0x2B8},     {0x2C0, 0x2C1},
-    {0x2E0, 0x2E4},     {0x345, 0x345},     {0x37A, 0x37A},     {0x1D2C, 0x1D6A},
-    {0x1D78, 0x1D78},   {0x1D9B, 0x1DBF},   {0x2071, 0x2071},   {0x207F, 0x207F},
-    {0x2090, 0x209C},   {0x2160, 0x217F},   {0x24B6, 0x24E9},   {0x2C7C, 0x2C7D},
-    {0xA69C, 0xA69D},   {0xA770, 0xA770},   {0xA7F8, 0xA7F9},   {0xAB5C, 0xAB5F},
-    {0x10780, 0x10780}, {0x10783, 0x10785}, {0x10787, 0x107B0}, {0x107B2, 0x107BA},
+// Cased by the properties Other_Uppercase and Other_Lowercase, as letters are by their category;
+// without those that are ignorable too, which nobody looks at.
+constexpr CharRange kOtherCased[] = {
+    {0xAA, 0xAA},       {0xBA, 0xBA},       {0x2160, 0x217F},   {0x24B6, 0x24E9},
     {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189},
 };
 
 // Word_Break MidLetter, MidNumLet and Single_Quote.
-constexpr Range kInsideWords[] = {
+constexpr CharRange kInsideWords[] = {
     {0x27, 0x27},     {0x2E, 0x2E},     {0x3A, 0x3A},     {0xB7, 0xB7},
     {0x387, 0x387},   {0x55F, 0x55F},   {0x5F4, 0x5F4},   {0x2018, 0x2019},
     {0x2024, 0x2024}, {0x2027, 0x2027}, {0xFE13, 0xFE13}, {0xFE52, 0xFE52},

@@ -19,27 +19,28 @@ const utf8proc_uint8_t* bytes_of(std::string_view text) {
 // Marks that Unicode gained after version 9, whose tables the `tokenizers` library normalizes with:
 // there they are plain characters, which neither move nor compose. And the Hangul filler U+11A7,
 // which composes with nothing, but which utf8proc lets vanish into a syllable.
-bool stands_alone(char32_t c) {
-  struct Range {
-    char32_t first, last;
-  };
-  static constexpr Range ranges[] = {
-      {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},
-      {0xC3C, 0xC3C},     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x11A7, 0x11A7},
-      {0x1715, 0x1715},   {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0xA82C, 0xA82C},
-      {0x10D24, 0x10D27}, {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF}, {0x10F46, 0x10F50},
-      {0x10F82, 0x10F85}, {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x1145E, 0x1145E},
-      {0x11839, 0x1183A}, {0x11930, 0x11930}, {0x1193D, 0x1193E}, {0x11943, 0x11943},
-      {0x119E0, 0x119E0}, {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99},
-      {0x11D42, 0x11D42}, {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x11F41, 0x11F42},
-      {0x16FF0, 0x16FF1}, {0x1E08F, 0x1E08F}, {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE},
-      {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF},
-  };
-  const auto after =
-      std::upper_bound(std::begin(ranges), std::end(ranges), c,
-                       [](char32_t value, Range range) { return value < range.first; });
-  return after != std::begin(ranges) && c <= std::prev(after)->last;
-}
+constexpr CharRange kNewerThanUnicode9[] = {
+    {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},
+    {0xC3C, 0xC3C},     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x11A7, 0x11A7},
+    {0x1715, 0x1715},   {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0xA82C, 0xA82C},
+    {0x10D24, 0x10D27}, {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF}, {0x10F46, 0x10F50},
+    {0x10F82, 0x10F85}, {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x1145E, 0x1145E},
+    {0x11839, 0x1183A}, {0x11930, 0x11930}, {0x1193D, 0x1193E}, {0x11943, 0x11943},
+    {0x119E0, 0x119E0}, {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99},
+    {0x11D42, 0x11D42}, {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x11F41, 0x11F42},
+    {0x16FF0, 0x16FF1}, {0x1E08F, 0x1E08F}, {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE},
+    {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF},
+};
+
+// Marks that Unicode gained between 15.0, which utf8proc 2.8 knows, and 17.0, which the library
+// finds graphemes with.
+constexpr CharRange kNewMarks[] = {
+    {0x897, 0x897},     {0x1ACF, 0x1ADD},   {0x1AE0, 0x1AEB},   {0x10D69, 0x10D6D},
+    {0x10EFA, 0x10EFC}, {0x113B8, 0x113C0}, {0x113C2, 0x113C2}, {0x113C5, 0x113C5},
+    {0x113C7, 0x113CA}, {0x113CC, 0x113D0}, {0x113D2, 0x113D2}, {0x113E1, 0x113E2},
+    {0x11B60, 0x11B67}, {0x11F5A, 0x11F5A}, {0x1611E, 0x1612F}, {0x1E5EE, 0x1E5EF},
+    {0x1E6E3, 0x1E6E3}, {0x1E6E6, 0x1E6E6}, {0x1E6EE, 0x1E6EF}, {0x1E6F5, 0x1E6F5},
+};
 
 void append_nfc(std::u32string& out, std::string_view text) {
   constexpr auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
@@ -106,7 +107,7 @@ std::u32string nfc(std::string_view text) {
     utf8proc_int32_t c = 0;
     const auto length = static_cast<std::size_t>(
         utf8proc_iterate(bytes_of(text) + at, static_cast<utf8proc_ssize_t>(text.size() - at), &c));
-    if (stands_alone(static_cast<char32_t>(c))) {
+    if (within(kNewerThanUnicode9, static_cast<char32_t>(c))) {
       append_nfc(out, text.substr(begin, at - begin));
       out.push_back(static_cast<char32_t>(c));
       begin = at + length;
@@ -169,12 +170,18 @@ char32_t last_character(std::string_view text) {
   return first_character(text.substr(at));
 }
 
+bool within(std::span<const CharRange> ranges, char32_t c) {
+  const auto after = std::ranges::upper_bound(ranges, c, {}, &CharRange::first);
+  return after != ranges.begin() && c <= std::prev(after)->last;
+}
+
 std::size_t grapheme_length(std::string_view text) {
   auto previous = static_cast<utf8proc_int32_t>(first_character(text));
   utf8proc_int32_t state = 0;
   std::size_t at = utf8_length(text.front());
   while (at < text.size()) {
-    const auto next = static_cast<utf8proc_int32_t>(first_character(text.substr(at)));
+    auto next = static_cast<utf8proc_int32_t>(first_character(text.substr(at)));
+    if (within(kNewMarks, static_cast<char32_t>(next))) next = 0x301;  // a mark that all know
     if (utf8proc_grapheme_break_stateful(previous, next, &state)) break;
     previous = next;
     at += utf8_length(text[at]);

@@ -4,10 +4,19 @@
 
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 
 namespace intaglio {
+
+// Code points from first to last.
+struct CharRange {
+  char32_t first, last;
+};
+
+// Whether one of `ranges`, which stand in order, has `c`.
+bool within(std::span<const CharRange> ranges, char32_t c);
 
 enum class CharClass { space, letter, number, other };
 

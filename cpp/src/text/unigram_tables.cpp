@@ -113,15 +113,20 @@ UnigramTables read(const Json& json) {
 }  // namespace
 
 UnigramTables read_unigram_tables(const std::filesystem::path& path, const std::string& json) {
+  const auto refuse = [&](const std::string& what) {
+    throw InputError("the tokenizer " + path.string() + " " + what + ": export the bundle again");
+  };
+  UnigramTables tables;
   try {
-    return read(Json::parse(json));
+    tables = read(Json::parse(json));
   } catch (const Json::parse_error& error) {
-    throw InputError("the tokenizer " + path.string() + " is not valid JSON at byte " +
-                     std::to_string(error.byte) + ": export the bundle again");
+    refuse("is not valid JSON at byte " + std::to_string(error.byte));
+  } catch (const Json::out_of_range&) {
+    refuse("has a number that is too large");
   } catch (const std::invalid_argument& problem) {
-    throw InputError("the tokenizer " + path.string() + " " + problem.what() +
-                     ": export the bundle again");
+    refuse(problem.what());
   }
+  return tables;
 }
 
 }  // namespace intaglio

@@ -1,0 +1,110 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+#include "core/safetensors.h"
+#include "intaglio/error.h"
+#include "intaglio/file.h"
+
+namespace intaglio {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+class Safetensors : public testing::Test {
+ protected:
+  std::filesystem::path path = testing::TempDir() + "intaglio_test.safetensors";
+
+  void TearDown() override { std::filesystem::remove(path); }
+
+  void write(std::string_view header, std::string_view data) const {
+    std::string content;
+    for (int i = 0; i < 8; ++i) content += static_cast<char>(header.size() >> (8 * i) & 0xff);
+    write_file(path, content.append(header).append(data));
+  }
+  void expect_refused(const std::string& says) const {
+    try {
+      load_safetensors(path);
+      ADD_FAILURE() << "was accepted";
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(), HasSubstr(path.string()));
+      EXPECT_THAT(error.what(), HasSubstr(says));
+    }
+  }
+};
+
+TEST_F(Safetensors, WhatIsWrittenIsRead) {
+  Tensor a({2, 1}, DType::float32);
+  a.floats()[0] = 1.5F;
+  a.floats()[1] = -0.0F;
+  save_safetensors(path, {{"a", a}, {"b", Tensor({0, 3}, DType::float32)}});
+  const NamedTensors read = load_safetensors(path);
+  ASSERT_EQ(read.size(), 2U);
+  EXPECT_EQ(read.at("a").shape(), (Shape{2, 1}));
+  EXPECT_THAT(read.at("a").floats(), ElementsAre(1.5F, 0.0F));
+  EXPECT_TRUE(std::signbit(read.at("a").floats()[1]));
+  EXPECT_EQ(read.at("b").shape(), (Shape{0, 3}));
+}
+
+// The values that IEEE 754 gives these bits: 1, -2, the largest, the smallest normal and
+// subnormal, infinity.
+TEST_F(Safetensors, HalfPrecision) {
+  const std::uint16_t bits[] = {0x3c00, 0xc000, 0x7bff, 0x0400, 0x0001, 0x7c00};
+  write(R"({"x":{"dtype":"F16","shape":[6],"data_offsets":[0,12]}})",
+        {reinterpret_cast<const char*>(bits), sizeof bits});
+  EXPECT_THAT(load_safetensors(path).at("x").floats(),
+              ElementsAre(1.0F, -2.0F, 65504.0F, 0x1p-14F, 0x1p-24F, INFINITY));
+}
+
+TEST_F(Safetensors, BrainFloat) {
+  const std::uint16_t bits[] = {0x3f80, 0xc049};
+  write(R"({"x":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}, "__metadata__":{"a":"b"}})",
+        {reinterpret_cast<const char*>(bits), sizeof bits});
+  const NamedTensors read = load_safetensors(path);
+  EXPECT_EQ(read.size(), 1U);
+  EXPECT_THAT(read.at("x").floats(), ElementsAre(1.0F, -3.140625F));
+}
+
+TEST_F(Safetensors, DamagedFilesAreRefused) {
+  expect_refused("No such file");
+  write_file(path, "");
+  expect_refused("is not a safetensors file");
+  write_file(path, "1234567");
+  expect_refused("is not a safetensors file");
+  write_file(path, "\xff\xff\xff\xff\xff\xff\xff\xff{}");
+  expect_refused("is truncated");
+  for (const char* header :
+       {"", "{", "[]", "null", "\xff", R"({"x":1})", R"({"x":{}})",
+        R"({"x":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})",
+        R"({"x":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}})",
+        R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0]}})",
+        R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,18446744073709551616]}})",
+        R"({"x":{"dtype":1,"shape":[1],"data_offsets":[0,4]}})"}) {
+    write(header, "1234");
+    expect_refused("has a header that cannot be read");
+  }
+  write(std::string(100000, '['), "");
+  expect_refused("has a header that cannot be read");
+  for (const char* header :
+       {R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
+        R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})",
+        R"({"x":{"dtype":"F32","shape":[],"data_offsets":[0,3]}})",
+        R"({"x":{"dtype":"F32","shape":[0],"data_offsets":[0,4]}})",
+        R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}})",
+        R"({"x":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}})",
+        R"({"x":{"dtype":"F32","shape":[0],"data_offsets":[4,4]}})"}) {
+    write(header, "1234");
+    expect_refused("is damaged or truncated at \"x\"");
+  }
+  write(R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", "12345");
+  expect_refused("goes on after its last tensor");
+  write(R"({"x\u0000":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}})", "12345678");
+  expect_refused(R"("x\u0000" in a type that is not F32)");
+}
+
+}  // namespace
+}  // namespace intaglio
