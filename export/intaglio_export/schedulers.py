@@ -51,10 +51,10 @@ _ALLOWED: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
     },
     "epsilon": {
         DDIM: _VARIANCE_PRESERVING | {"clip_sample": (False,)},
-        DPM: _MULTISTEP
+        DPM: {"use_flow_sigmas": (False,)}
+        | _MULTISTEP
         | _VARIANCE_PRESERVING
         | {
-            "use_flow_sigmas": (False,),
             "lambda_min_clipped": (-math.inf,),
             # diffusers would cut a prediction down to three channels.
             "variance_type": (None,),
