@@ -214,7 +214,7 @@ INSTANTIATE_TEST_SUITE_P(
         Change{"/latent/fixed_size", true, "another size than the one"},
         Change{"/defaults/distilled_guidance", 3.5, "an input of role guidance"}));
 
-// A transformer that is drawn from by class, of one size, with packed latents.
+// A transformer that is drawn by class, of one size, with packed latents.
 TEST(Manifest, OtherInputsAreRead) {
   Json json = good();
   json.erase("prompt");
