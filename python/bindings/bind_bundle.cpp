@@ -42,7 +42,7 @@ void bind_prompt(py::module_& module) {
 }
 
 void bind_parts(py::module_& module) {
-  py::class_<Classes>(module, "Classes", "Of a model that is drawn from by class.")
+  py::class_<Classes>(module, "Classes", "Of a model that is drawn by class.")
       .def_readonly("count", &Classes::count)
       .def_readonly("null", &Classes::null, "what the unconditional branch is asked for")
       .def("__repr__", [](const py::object& self) {
@@ -118,8 +118,8 @@ void bind_bundle(py::module_& module) {
       .def_readonly("scheduler", &Bundle::scheduler)
       .def_readonly("max_abs", &Bundle::max_abs,
                     "largest |z| after each block on the calibration prompts; empty: not measured")
-      .def_readonly("prompt", &Bundle::prompt, "None for a bundle that is drawn from by class")
-      .def_readonly("classes", &Bundle::classes, "None for a bundle that is drawn from by prompt")
+      .def_readonly("prompt", &Bundle::prompt, "None for a bundle that is drawn by class")
+      .def_readonly("classes", &Bundle::classes, "None for a bundle that is drawn by prompt")
       .def_readonly("vae_decoder", &Bundle::vae_decoder)
       .def_readonly("vae_encoder", &Bundle::vae_encoder)
       .def_readonly("defaults", &Bundle::defaults)

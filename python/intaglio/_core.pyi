@@ -475,7 +475,7 @@ class Prompt:
 
 class Classes:
     """
-    Of a model that is drawn from by class.
+    Of a model that is drawn by class.
     """
     def __repr__(self) -> str: ...
     @property
@@ -599,7 +599,7 @@ class Bundle:
     @property
     def classes(self) -> Classes | None:
         """
-        None for a bundle that is drawn from by prompt
+        None for a bundle that is drawn by prompt
         """
     @property
     def defaults(self) -> Defaults: ...
@@ -647,7 +647,7 @@ class Bundle:
     @property
     def prompt(self) -> Prompt | None:
         """
-        None for a bundle that is drawn from by class
+        None for a bundle that is drawn by class
         """
     @property
     def scheduler(self) -> SchedulerConfig: ...

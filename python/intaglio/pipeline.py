@@ -184,7 +184,7 @@ class Pipeline:
 
         Args:
             prompt: what to draw. One of prompt, class_label and prompt_embeds is needed.
-            class_label: the class to draw, for bundles that are drawn from by class.
+            class_label: the class to draw, for bundles that are drawn by class.
             negative_prompt: what the unconditional branch D_0 is asked for instead of nothing.
             steps: denoising steps.
             seeds: one seed for the whole batch, or one for each image; the noise is that of

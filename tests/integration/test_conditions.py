@@ -1,4 +1,4 @@
-"""What a call may ask to draw, by what the bundle is drawn from by; and files of embeddings."""
+"""What a call may ask to draw, by what the bundle is drawn by; and files of embeddings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONG = "a dark boot and the coat " * 8
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory, forked_bundle: Path) -> dict[str, Path]:
-    """By what they are drawn from by."""
+    """By what they are drawn by."""
     folder = tmp_path_factory.mktemp("bundles")
     return {
         "class": make_bundle(folder / "class", "class", fixed_size=True),
@@ -46,12 +46,12 @@ def embeds(command: Command) -> Path:
 @pytest.mark.parametrize(
     ("bundle", "options", "says"),
     [
-        ("class", {}, "--class is missing: fake is drawn from by class, give --class N from 0 to"),
-        ("class", {"prompt": "x"}, "--prompt does not fit: fake is drawn from by class, give"),
+        ("class", {}, "--class is missing: fake is drawn by class, give --class N from 0 to"),
+        ("class", {"prompt": "x"}, "--prompt does not fit: fake is drawn by class, give"),
         ("class", {"prompt": "x", "class_label": 1}, "--prompt does not fit"),
         ("class", {"class_label": 1, "negative_prompt": "x"}, "--negative-prompt does not fit"),
         ("class", {"class_label": 1, "prompt_embeds": True}, "--prompt-embeds does not fit"),
-        ("class", {"class_label": 10}, "--class 10 is none: fake is drawn from by class, give "),
+        ("class", {"class_label": 10}, "--class 10 is none: fake is drawn by class, give "),
         ("class", {"class_label": -1}, "give --class N from 0 to 9"),
         ("class", {"class_label": 1, "distilled_guidance": 2.0}, "--distilled-guidance does not"),
         ("class", {"class_label": 1, "height": 8}, "fake draws 32x16 pixels only, not 32x8"),
@@ -63,7 +63,7 @@ def embeds(command: Command) -> Path:
         ("embeds", {"prompt_embeds": True, "distilled_guidance": float("inf")}, "finite number"),
         ("embeds", {"prompt_embeds": True, "distilled_guidance": 1e300}, "finite number"),
         ("prompt", {}, "--prompt is missing: "),
-        ("prompt", {"class_label": 1}, "is drawn from by prompt, give --prompt TEXT"),
+        ("prompt", {"class_label": 1}, "is drawn by prompt, give --prompt TEXT"),
         ("prompt", {"prompt": "x", "distilled_guidance": 2.0}, "no input for it, leave it out"),
         ("prompt", {"prompt": "x", "strength": 0.5}, "give --image too"),
     ],
@@ -241,7 +241,7 @@ def test_embedding_without_a_negative_prompt(command: Command, forked_bundle: Pa
         ("prompt", ["--prompt", b"\xff", "-o", "e.st"], 3, "UTF-8"),
         ("prompt", ["--prompt", "x", "-o", "no/e.st"], 3, "there is no folder no"),
         ("prompt", ["--prompt", "x", "-o", "e.st", "--clas", "3"], 2, "--clas"),
-        ("class", ["--prompt", "x", "-o", "e.st"], 2, "is drawn from by class and reads no prompt"),
+        ("class", ["--prompt", "x", "-o", "e.st"], 2, "is drawn by class and reads no prompt"),
         ("embeds", ["--prompt", "x", "-o", "e.st"], 2, "fake has no text encoders"),
     ],
 )  # fmt: skip

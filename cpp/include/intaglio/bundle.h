@@ -56,7 +56,7 @@ struct Prompt {
   int text_length() const;
 };
 
-// Of a model that is drawn from by class instead of by prompt.
+// Of a model that is drawn by class instead of by prompt.
 struct Classes {
   int count = 0;
   int null = 0;  // what the unconditional branch is asked for

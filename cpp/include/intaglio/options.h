@@ -19,8 +19,7 @@ struct OptionInfo {
 template <typename Options, typename Visitor>
 void visit_options(Options& options, Visitor&& visit) {
   visit({"prompt", "TEXT", "what to draw"}, options.prompt);
-  visit({"class_label", "N", "the class to draw, for bundles that are drawn from by class",
-         "--class"},
+  visit({"class_label", "N", "the class to draw, for bundles that are drawn by class", "--class"},
         options.class_label);
   visit(
       {"negative_prompt", "TEXT", "what the unconditional branch is asked for instead of nothing"},

@@ -21,7 +21,7 @@ namespace intaglio {
 
 // What one call generates. An empty optional means the bundle's default.
 struct GenerateOptions {
-  // One of these three says what to draw: a bundle is drawn from by class, or by text.
+  // One of these three says what to draw: a bundle is drawn by class, or by text.
   std::optional<std::string> prompt;
   std::optional<int> class_label;
   std::optional<PromptEmbeds> prompt_embeds;

@@ -100,7 +100,7 @@ void read_condition(const Node& root, Bundle& bundle) {
   if (!root.has("classes")) {
     bundle.prompt = read_prompt(root.at("prompt"));
     check_prompt(root.at("prompt"), *bundle.prompt, graph);
-    if (graph.takes("class")) root.at("prompt").refuse("is for a transformer drawn from by class");
+    if (graph.takes("class")) root.at("prompt").refuse("is for a transformer drawn by class");
     return;
   }
   if (root.has("prompt")) root.at("classes").refuse("excludes prompt");

@@ -12,8 +12,7 @@ namespace {
 
 void check_class(const Bundle& bundle, const GenerateOptions& options) {
   const std::string last = std::to_string(bundle.classes->count - 1);
-  const std::string way_out =
-      bundle.name + " is drawn from by class, give --class N from 0 to " + last;
+  const std::string way_out = bundle.name + " is drawn by class, give --class N from 0 to " + last;
   const auto refuse = [&](const char* flag, bool given) {
     if (given) throw UsageError(std::string(flag) + " does not fit: " + way_out);
   };
@@ -28,7 +27,7 @@ void check_class(const Bundle& bundle, const GenerateOptions& options) {
 void check_text(const Bundle& bundle, const GenerateOptions& options) {
   const bool encodes = !bundle.prompt->encoders.empty();
   if (options.class_label) {
-    throw UsageError("--class does not fit: " + bundle.name + " is drawn from by " +
+    throw UsageError("--class does not fit: " + bundle.name + " is drawn by " +
                      (encodes ? "prompt, give --prompt TEXT"
                               : "embeddings, give --prompt-embeds F.safetensors"));
   }
@@ -42,7 +41,7 @@ void check_text(const Bundle& bundle, const GenerateOptions& options) {
   if (options.prompt || (!options.prompt_embeds && !encodes)) check_encoders(bundle);
   if (!options.prompt && !options.prompt_embeds) {
     throw UsageError("--prompt is missing: " + bundle.name +
-                     " is drawn from by prompt, give --prompt TEXT or --prompt-embeds "
+                     " is drawn by prompt, give --prompt TEXT or --prompt-embeds "
                      "F.safetensors");
   }
   // Both, and now: a negative prompt that no step asks for still goes into the PNG.
@@ -148,7 +147,7 @@ void check_embeds(const Bundle& bundle, const PromptEmbeds& embeds, bool uncondi
 void check_encoders(const Bundle& bundle) {
   if (bundle.classes)
     throw UsageError(bundle.name +
-                     " is drawn from by class and reads no prompt: give `intaglio "
+                     " is drawn by class and reads no prompt: give `intaglio "
                      "generate` --class N");
   if (!bundle.prompt->encoders.empty()) return;
   throw UsageError(

@@ -1,4 +1,4 @@
-// What a call asks to draw, against what the bundle is drawn from by.
+// What a call asks to draw, against what the bundle is drawn by.
 #pragma once
 
 #include "intaglio/bundle.h"
