@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
 from tests.families.parts import MAX_LENGTH
 from tests.families.sd3 import make_pipeline
+from tests.parity.table import Table
 
 SETTINGS = {
     "block": 1,
@@ -23,6 +25,20 @@ SETTINGS = {
     "width": 32,
     "max_sequence_length": MAX_LENGTH,
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--parity-table", metavar="FILE", help="write the measured errors as a table")
+
+
+@pytest.fixture(scope="session")
+def parity_table(request: pytest.FixtureRequest) -> Iterator[Table]:
+    """What the parity tests measure; goes to the file of --parity-table at the end."""
+    table = Table()
+    yield table
+    path = request.config.getoption("--parity-table")
+    if path:
+        Path(path).write_text(table.markdown(), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

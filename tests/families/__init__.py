@@ -1,1 +1,61 @@
 """Small random pipelines of the real diffusers classes, one file a family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.families import dit, flux, pixart_sigma, sd3
+from tests.families.parts import MAX_LENGTH
+
+Kwargs = dict[str, Any]
+TEXT = {"max_sequence_length": MAX_LENGTH}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A pipeline to export and to compare with.
+
+    `call`: arguments of diffusers' own call besides prompt, size, steps and generator. `no_cfg`
+    turns its guidance off, `cfg` on at a scale. `negative` names the transformer's arguments that
+    differ in the unconditional branch. `img2img` is diffusers' pipeline class for that, if any.
+    """
+
+    make: Callable[[], Any]
+    negative: tuple[str, ...]
+    cfg: str
+    call: Kwargs = field(default_factory=dict)
+    width: int = 48
+    img2img: str | None = None
+
+    @property
+    def by_class(self) -> bool:
+        return "class_labels" in self.negative
+
+
+_JOINT = ("encoder_hidden_states", "pooled_projections")
+
+
+def _sd3(make: Callable[[], Any]) -> Family:
+    return Family(make, _JOINT, "guidance_scale", TEXT, img2img="StableDiffusion3Img2ImgPipeline")
+
+
+def _flux(make: Callable[[], Any]) -> Family:
+    return Family(make, _JOINT, "true_cfg_scale", TEXT, img2img="FluxImg2ImgPipeline")
+
+
+FAMILIES = {
+    "sd3": _sd3(sd3.make_pipeline),
+    "sd3.5": _sd3(sd3.make_sd35),
+    "flux-dev": _flux(flux.make_dev),
+    "flux-schnell": _flux(flux.make_schnell),
+    "flux-dedistilled": _flux(flux.make_dedistilled),
+    "dit": Family(dit.make_pipeline, ("class_labels",), "guidance_scale", width=32),
+    "pixart-sigma": Family(
+        pixart_sigma.make_pipeline,
+        ("encoder_hidden_states", "encoder_attention_mask"),
+        "guidance_scale",
+        TEXT | {"use_resolution_binning": False, "clean_caption": False},
+    ),
+}

@@ -12,7 +12,7 @@ SIZE = 16
 
 
 def make_pipeline() -> DiTPipeline:
-    """Four blocks of 64 channels, twelve classes, learned sigma."""
+    """Four blocks of 64 channels, a thousand classes, learned sigma."""
     torch.manual_seed(0)
     transformer = DiTTransformer2DModel(
         num_attention_heads=4,
@@ -22,7 +22,7 @@ def make_pipeline() -> DiTPipeline:
         num_layers=4,
         sample_size=SIZE,
         patch_size=2,
-        num_embeds_ada_norm=12,
+        num_embeds_ada_norm=1000,
     ).eval()
     with torch.no_grad():
         transformer.pos_embed.proj.bias[PLANTED] += 400.0

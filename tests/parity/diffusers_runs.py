@@ -1,0 +1,155 @@
+"""Runs of diffusers' own pipelines with the three-branch formula in place of their guidance.
+
+The pipeline runs as it is: its own prompts, noise, packing, schedule and loop. Only the
+transformer's forward is exchanged for one that combines D_c, D_0 and D_m, the last by a hook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.families import Family
+
+PROMPT, NEGATIVE = "the dark boot and THE rest", "a shoe"
+CLASS = 5
+SEED, STEPS, IMAGES, HEIGHT = 5, 4, 2, 32
+
+
+@dataclass(frozen=True)
+class Run:
+    """Final latents as the scheduler leaves them, and uint8 images [N, H, W, 3]."""
+
+    latents: torch.Tensor
+    images: np.ndarray
+
+
+@torch.no_grad()
+def guided_run(
+    pipeline: Any, family: Family, cfg_scale: float, dg_scale: float, block: int, channels: list[int]
+) -> Run:
+    """`IMAGES` images of the prompt by D = D_c + (cfg - 1)(D_c - D_0) + dg (D_c - D_m)."""
+    arguments = _arguments(pipeline, family)
+    negative = _conditioning(pipeline, family) if cfg_scale != 1.0 else {}
+    with _guided(pipeline, negative, cfg_scale, dg_scale, block, channels):
+        return _run(pipeline, arguments | {family.cfg: 1.0})
+
+
+@torch.no_grad()
+def native_run(pipeline: Any, family: Family, cfg_scale: float) -> Run:
+    """The same with the pipeline's own classifier-free guidance."""
+    arguments = _arguments(pipeline, family) | {family.cfg: cfg_scale}
+    if not family.by_class:
+        arguments["negative_prompt"] = NEGATIVE
+    run = _run(pipeline, arguments)
+    return Run(run.latents[:IMAGES], run.images)  # DiT's loop carries both halves of a batch
+
+
+def _arguments(pipeline: Any, family: Family) -> dict[str, Any]:
+    arguments = dict(family.call) | {
+        "num_inference_steps": STEPS,
+        "generator": torch.Generator("cpu").manual_seed(SEED),
+    }
+    if family.by_class:
+        return arguments | {"class_labels": [CLASS] * IMAGES}
+    size = {"height": HEIGHT, "width": family.width}
+    return arguments | size | {"prompt": PROMPT, "num_images_per_prompt": IMAGES}
+
+
+def _conditioning(pipeline: Any, family: Family) -> dict[str, Any]:
+    """The transformer's arguments of the unconditional branch, read off a run of NEGATIVE."""
+    if family.by_class:
+        null = pipeline.transformer.config.num_embeds_ada_norm
+        return {"class_labels": torch.full((IMAGES,), null)}
+    seen: dict[str, Any] = {}
+
+    def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.update({name: kwargs[name] for name in family.negative})
+
+    handle = pipeline.transformer.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        arguments = _arguments(pipeline, family) | {"prompt": NEGATIVE, "num_inference_steps": 1}
+        _run(pipeline, arguments | {family.cfg: 1.0})
+    finally:
+        handle.remove()
+    return seen
+
+
+def _run(pipeline: Any, arguments: dict[str, Any]) -> Run:
+    """Call the pipeline and catch what its scheduler made last."""
+    pipeline.set_progress_bar_config(disable=True)
+    step, made = pipeline.scheduler.step, []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        made.append(result[0] if isinstance(result, tuple) else result.prev_sample)
+        return result
+
+    pipeline.scheduler.step = watched
+    try:
+        images = pipeline(**arguments).images
+    finally:
+        del pipeline.scheduler.step
+    return Run(made[-1], np.stack([np.asarray(image) for image in images]))
+
+
+@contextmanager
+def _guided(
+    pipeline: Any,
+    negative: dict[str, Any],
+    cfg_scale: float,
+    dg_scale: float,
+    block: int,
+    channels: list[int],
+) -> Iterator[None]:
+    transformer = pipeline.transformer
+    forward = transformer.forward
+
+    def guided(*args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        def predict(**changes: Any) -> torch.Tensor:
+            return forward(*args, **kwargs | changes, return_dict=False)[0]
+
+        conditional = predict()
+        result = conditional
+        if cfg_scale != 1.0:
+            result = result + (cfg_scale - 1.0) * (conditional - predict(**negative))
+        if dg_scale != 0.0:
+            with _suppressed(transformer, block, channels):
+                result = result + dg_scale * (conditional - predict())
+        return _Output(result) if return_dict else (result,)
+
+    transformer.forward = guided
+    try:
+        yield
+    finally:
+        del transformer.forward
+
+
+@dataclass(frozen=True)
+class _Output:
+    sample: torch.Tensor
+
+
+@contextmanager
+def _suppressed(transformer: Any, block: int, channels: list[int]) -> Iterator[None]:
+    """Zero `channels` of the image stream after `block`, counted through all kinds of blocks."""
+
+    def zero(module: Any, args: Any, output: Any) -> Any:
+        hidden = (output[-1] if isinstance(output, tuple) else output).clone()
+        hidden[:, :, channels] = 0.0
+        return (*output[:-1], hidden) if isinstance(output, tuple) else hidden
+
+    blocks = [
+        *transformer.transformer_blocks,
+        *getattr(transformer, "single_transformer_blocks", ()),
+    ]
+    handle = blocks[block].register_forward_hook(zero)
+    try:
+        yield
+    finally:
+        handle.remove()
