@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from intaglio_export.adapters.base import EncoderLayout
-from intaglio_export.graphs import ExportUnit, GraphSpec, TensorSpec
+from intaglio_export.adapters.base import Adapter, EncoderLayout
+from intaglio_export.graphs import Axis, ExportUnit, GraphSpec, TensorSpec
 from intaglio_export.precision import Products
 
 
@@ -47,25 +47,25 @@ def _is_clip(encoder: Any) -> bool:
 class _VaeDecoder(nn.Module):
     """latent [n, C, h, w], scaling undone -> image [n, 3, H, W] in [-1, 1] (not clamped)."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, adapter: Adapter) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae = adapter.pipeline.vae
+        self._adapter = adapter
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        image: torch.Tensor = self.vae.decode(tensors[0], return_dict=False)[0]
-        return image
+        return self._adapter.decode(tensors[0])
 
 
 class _VaeEncoder(nn.Module):
     """image [n, 3, H, W] in [-1, 1] -> mean of the latent [n, C, h, w], not scaled."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, adapter: Adapter) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae = adapter.pipeline.vae
+        self._adapter = adapter
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        mean: torch.Tensor = self.vae.encode(tensors[0], return_dict=False)[0].mean
-        return mean
+        return self._adapter.encode(tensors[0])
 
 
 def text_encoder_unit(
@@ -93,25 +93,29 @@ def text_encoder_unit(
     )
 
 
-def vae_decoder_unit(vae: Any) -> ExportUnit:
-    """The graph of an `AutoencoderKL`'s decoder."""
-    latent = ("images", vae.config.latent_channels, "latent_height", "latent_width")
-    image = ("images", vae.config.out_channels, "image_height", "image_width")
+def vae_decoder_unit(adapter: Adapter) -> ExportUnit:
+    """The graph of the VAE's decoder."""
+    latent, image = _vae_axes(adapter)
     spec = GraphSpec(
         "vae_decoder/model.onnx", (TensorSpec("latent", latent),), (TensorSpec("image", image),)
     )
     sizes = {"images": 2, "latent_height": 6, "latent_width": 8}
     # diffusers only copies memory at 64 images and more, but torch.export must be told not to ask.
-    return ExportUnit(_VaeDecoder(vae), spec, sizes, {}, {"images": 63})
+    return ExportUnit(_VaeDecoder(adapter), spec, sizes, {}, {"images": 63})
 
 
-def vae_encoder_unit(vae: Any, scale: int) -> ExportUnit:
-    """The graph of an `AutoencoderKL`'s encoder; image sides are multiples of `scale`."""
-    image = ("images", vae.config.in_channels, "image_height", "image_width")
-    latent = ("images", vae.config.latent_channels, "latent_height", "latent_width")
+def vae_encoder_unit(adapter: Adapter) -> ExportUnit:
+    """The graph of the VAE's encoder; image sides are multiples of its scale factor."""
+    latent, image = _vae_axes(adapter)
     spec = GraphSpec(
         "vae_encoder/model.onnx", (TensorSpec("image", image),), (TensorSpec("latent", latent),)
     )
+    scale = adapter.latent().vae_scale_factor
     sizes = {"images": 2, "image_height": 6 * scale, "image_width": 8 * scale}
     sides = ("image_height", "image_width")
-    return ExportUnit(_VaeEncoder(vae), spec, sizes, dict.fromkeys(sides, scale), {})
+    return ExportUnit(_VaeEncoder(adapter), spec, sizes, dict.fromkeys(sides, scale), {})
+
+
+def _vae_axes(adapter: Adapter) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
+    latent = ("images", adapter.latent().channels, "latent_height", "latent_width")
+    return latent, ("images", 3, "image_height", "image_width")

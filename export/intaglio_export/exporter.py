@@ -113,8 +113,7 @@ def _write(
         name: text_encoder_unit(getattr(pipeline, name), name, layout, adapter.dtype)
         for name, layout in encoders.items()
     }
-    decoder = vae_decoder_unit(pipeline.vae)
-    encoder = vae_encoder_unit(pipeline.vae, adapter.latent().vae_scale_factor)
+    decoder, encoder = vae_decoder_unit(adapter), vae_encoder_unit(adapter)
     for layout in encoders.values():
         write_table(
             getattr(pipeline, layout.tokenizer),

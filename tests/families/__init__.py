@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.families import dit, flux, pixart_sigma, sd3
+from tests.families import dit, flux, pixart_sigma, qwen_image, sd3
 from tests.families.parts import MAX_LENGTH
 
 Kwargs = dict[str, Any]
@@ -19,7 +19,8 @@ class Family:
 
     `call`: arguments of diffusers' own call besides prompt, size, steps and generator. `no_cfg`
     turns its guidance off, `cfg` on at a scale. `negative` names the transformer's arguments that
-    differ in the unconditional branch. `img2img` is diffusers' pipeline class for that, if any.
+    differ in the unconditional branch. `embeddings` makes prompts of a pipeline that has no text
+    encoder; `img2img` is diffusers' pipeline class for that, if any.
     """
 
     make: Callable[[], Any]
@@ -27,6 +28,7 @@ class Family:
     cfg: str
     call: Kwargs = field(default_factory=dict)
     width: int = 48
+    embeddings: Callable[[str], tuple[Any, Any]] | None = None
     img2img: str | None = None
 
     @property
@@ -52,6 +54,13 @@ FAMILIES = {
     "flux-schnell": _flux(flux.make_schnell),
     "flux-dedistilled": _flux(flux.make_dedistilled),
     "dit": Family(dit.make_pipeline, ("class_labels",), "guidance_scale", width=32),
+    "qwen-image": Family(
+        qwen_image.make_pipeline,
+        ("encoder_hidden_states", "encoder_hidden_states_mask"),
+        "true_cfg_scale",
+        TEXT,
+        embeddings=qwen_image.embeddings,
+    ),
     "pixart-sigma": Family(
         pixart_sigma.make_pipeline,
         ("encoder_hidden_states", "encoder_attention_mask"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 
+import torch
 from diffusers import AutoencoderKL
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 MAX_LENGTH = 16
+LOUD = 6.0
 MERGES = "t h|th e</w>|a n|an d</w>|e r|i n|in g</w>|b o|bo o|boo t</w>|s h|d a|da r|dar k</w>|c o"
 WORDS = "the a and an dark boot shoe dress shirt rest of in with photograph red on"
 
@@ -49,7 +51,11 @@ def make_clip(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=1,
     )
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+    encoder = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+    norm = (encoder.text_model if projected else encoder).final_layer_norm
+    with torch.no_grad():
+        norm.weight *= LOUD
+    return encoder
 
 
 def make_t5_tokenizer() -> T5Tokenizer:
@@ -72,7 +78,10 @@ def make_t5(tokenizer: T5Tokenizer, width: int) -> T5EncoderModel:
         num_heads=2,
         feed_forward_proj="gated-gelu",
     )
-    return T5EncoderModel(config).eval()
+    encoder = T5EncoderModel(config).eval()
+    with torch.no_grad():  # prompts of a random encoder differ too little to tell modes apart
+        encoder.encoder.final_layer_norm.weight *= LOUD
+    return encoder
 
 
 def make_vae(scaling_factor: float, shift_factor: float | None) -> AutoencoderKL:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from tests.families import Family
 
@@ -57,8 +59,26 @@ def _arguments(pipeline: Any, family: Family) -> dict[str, Any]:
     }
     if family.by_class:
         return arguments | {"class_labels": [CLASS] * IMAGES}
-    size = {"height": HEIGHT, "width": family.width}
-    return arguments | size | {"prompt": PROMPT, "num_images_per_prompt": IMAGES}
+    arguments |= {"height": HEIGHT, "width": family.width, "num_images_per_prompt": IMAGES}
+    return arguments | _prompt(family, PROMPT)
+
+
+def _prompt(family: Family, text: str) -> dict[str, Any]:
+    if family.embeddings is None:
+        return {"prompt": text}
+    embeds, mask = family.embeddings(text)
+    return {"prompt_embeds": embeds, "prompt_embeds_mask": mask}
+
+
+def save_embeddings(family: Family, path: Path) -> None:
+    """Both prompts' embeddings as diffusers' arguments are called, for --prompt-embeds."""
+    assert family.embeddings is not None
+    tensors = {}
+    for prefix, text in (("", PROMPT), ("negative_", NEGATIVE)):
+        embeds, mask = family.embeddings(text)
+        tensors[f"{prefix}prompt_embeds"] = embeds
+        tensors[f"{prefix}prompt_attention_mask"] = mask
+    save_file(tensors, path)
 
 
 def _conditioning(pipeline: Any, family: Family) -> dict[str, Any]:
@@ -73,7 +93,7 @@ def _conditioning(pipeline: Any, family: Family) -> dict[str, Any]:
 
     handle = pipeline.transformer.register_forward_pre_hook(look, with_kwargs=True)
     try:
-        arguments = _arguments(pipeline, family) | {"prompt": NEGATIVE, "num_inference_steps": 1}
+        arguments = _arguments(pipeline, family) | _prompt(family, NEGATIVE) | {"num_inference_steps": 1}
         _run(pipeline, arguments | {family.cfg: 1.0})
     finally:
         handle.remove()

@@ -6,9 +6,16 @@ from intaglio_export.adapters.base import Adapter
 from intaglio_export.adapters.dit import DiTAdapter
 from intaglio_export.adapters.flux import FluxAdapter
 from intaglio_export.adapters.pixart_sigma import PixArtSigmaAdapter
+from intaglio_export.adapters.qwen_image import QwenImageAdapter
 from intaglio_export.adapters.sd3 import SD3Adapter
 
-ADAPTERS: tuple[type[Adapter], ...] = (SD3Adapter, FluxAdapter, DiTAdapter, PixArtSigmaAdapter)
+ADAPTERS: tuple[type[Adapter], ...] = (
+    SD3Adapter,
+    FluxAdapter,
+    DiTAdapter,
+    PixArtSigmaAdapter,
+    QwenImageAdapter,
+)
 
 
 def adapter_for(pipeline_class: str) -> type[Adapter] | None:

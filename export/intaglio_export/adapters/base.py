@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from intaglio_export.graphs import Axis, TensorSpec
+from intaglio_export.graphs import Axis, ExportUnit, TensorSpec
 from intaglio_export.precision import Products
 
 Inputs = dict[str, torch.Tensor]
@@ -228,6 +228,30 @@ class Adapter(ABC):
     @abstractmethod
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
         """Inputs by role that depend on the prompts only, as the pipeline itself makes them."""
+
+    def random_text(self, rows: int, length: int) -> Inputs:
+        """Normal numbers for prompts where no encoder is at hand: |z| hardly depends on them."""
+        specs = [spec for spec in self.inputs() if spec.role in ("text", "text_mask", "pooled")]
+        sizes = {"base_rows": rows, "text_length": length}
+        inputs = {
+            spec.role: ExportUnit.random_input(spec, sizes, torch.Generator().manual_seed(0))
+            for spec in specs
+        }
+        if "text_mask" in inputs:
+            inputs["text_mask"].fill_(1.0)
+        return inputs
+
+    # The VAE, between latents whose scaling is undone and images [N, 3, H, W] in [-1, 1].
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """The image, not clamped."""
+        image: torch.Tensor = self.pipeline.vae.decode(latents, return_dict=False)[0]
+        return image
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """The mean of the latents."""
+        mean: torch.Tensor = self.pipeline.vae.encode(image, return_dict=False)[0].mean
+        return mean
 
     def scheduler(self, steps: int, tokens: int) -> Any:
         """A copy of the pipeline's scheduler, timesteps set for images of `tokens` tokens."""

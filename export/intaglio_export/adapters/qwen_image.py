@@ -1,0 +1,192 @@
+"""Qwen-Image: diffusers' `QwenImageTransformer2DModel`, arXiv 2508.02324."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from intaglio_export.adapters.base import (
+    LARGEST_SIDE,
+    Adapter,
+    Inputs,
+    LatentLayout,
+    PipelineDefaults,
+    PromptLayout,
+    RowArguments,
+    TextSegment,
+)
+from intaglio_export.errors import ExportError
+from intaglio_export.graphs import TensorSpec
+
+
+class QwenImageAdapter(Adapter):
+    """`QwenImagePipeline`, driven by prompt embeddings: its text model (Qwen2.5-VL) is left out."""
+
+    family = "qwen-image"
+    pipeline_classes = ("QwenImagePipeline",)
+    prediction_type = "velocity"
+    sigmas = "linspace"
+
+    def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(pipeline, dtype)
+        if self.transformer.config.zero_cond_t or self.transformer.config.use_layer3d_rope:
+            raise ExportError(
+                "The transformer is of Qwen-Image-Edit or -Layered (zero_cond_t or"
+                " use_layer3d_rope); this version exports the text-to-image model."
+            )
+        self.transformer.pos_embed = _Positions(self.transformer.pos_embed)
+
+    @property
+    def row_arguments(self) -> tuple[str, ...]:
+        return ("temb", "encoder_hidden_states_mask")
+
+    def tail(self) -> tuple[RowArguments, ...]:
+        return (RowArguments(self.transformer.norm_out, (1,)),)
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        config = self.transformer.config
+        return (
+            TensorSpec("latent", ("base_rows", "tokens", config.in_channels)),
+            TensorSpec("text", ("base_rows", "text_length", config.joint_attention_dim)),
+            TensorSpec("text_mask", ("base_rows", "text_length")),
+            TensorSpec("timestep", ("base_rows",)),
+            TensorSpec("position", ("tokens", 3)),
+        )
+
+    def predict(self, inputs: Inputs) -> torch.Tensor:
+        with self._masked(inputs["text_mask"].bool()):
+            prediction: torch.Tensor = self.transformer(
+                hidden_states=inputs["latent"],
+                encoder_hidden_states=inputs["text"],
+                timestep=inputs["timestep"] / 1000,
+                img_shapes=inputs["position"],
+                return_dict=False,
+            )[0]
+        return prediction
+
+    @contextmanager
+    def _masked(self, mask: torch.Tensor) -> Iterator[None]:
+        """Give the mask to the blocks: what the transformer does with it fixes the text's length.
+
+        First of a block's hooks, since those of the fork gather its rows.
+        """
+
+        def before_block(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            return args, kwargs | {"encoder_hidden_states_mask": mask}
+
+        handles = [
+            block.register_forward_pre_hook(before_block, with_kwargs=True, prepend=True)
+            for block in self.blocks()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def latent(self) -> LatentLayout:
+        return LatentLayout(
+            channels=self.transformer.config.in_channels // self.patch_size**2,
+            vae_scale_factor=self.pipeline.vae_scale_factor,
+            scaling_factor=1.0,  # the graphs of the VAE scale each channel themselves
+            shift_factor=0.0,
+            max_height=LARGEST_SIDE,
+            max_width=LARGEST_SIDE,
+            packed=True,
+        )
+
+    def prompt(self, max_sequence_length: int) -> PromptLayout:
+        return PromptLayout(
+            max_sequence_length=max_sequence_length,
+            encoders={},
+            text=(TextSegment((), max_sequence_length),),
+            text_width=self.transformer.config.joint_attention_dim,
+        )
+
+    def defaults(self) -> PipelineDefaults:
+        side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
+        return PipelineDefaults(
+            steps=self.call_default("num_inference_steps"),
+            cfg_scale=self.call_default("true_cfg_scale"),
+            height=side,
+            width=side,
+            max_sequence_length=self.call_default("max_sequence_length"),
+        )
+
+    def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
+        if self.pipeline.text_encoder is None:
+            return self.random_text(len(prompts), max_sequence_length)
+        text, mask = self.pipeline.encode_prompt(
+            prompts, device=torch.device("cpu"), max_sequence_length=max_sequence_length
+        )
+        mask = torch.ones(text.shape[:2]) if mask is None else mask
+        return {"text": text, "text_mask": mask.float()}
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics()
+        image: torch.Tensor = self.pipeline.vae.decode(
+            (latents * std + mean).unsqueeze(2), return_dict=False
+        )[0]
+        return image.squeeze(2)
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics()
+        posterior = self.pipeline.vae.encode(image.unsqueeze(2), return_dict=False)[0]
+        latents: torch.Tensor = (posterior.mean.squeeze(2) - mean) / std
+        return latents
+
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each latent channel, [C, 1, 1]."""
+        config = self.pipeline.vae.config
+        return tuple(
+            torch.tensor(values).view(-1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )  # type: ignore[return-value]
+
+    def left_out(self) -> list[str]:
+        return [
+            "The text model (Qwen2.5-VL) is left out: give prompts as embeddings, --prompt-embeds."
+        ]
+
+
+class _Positions(nn.Module):
+    """`QwenEmbedRope` for positions in place of image shapes, which an export takes for constants.
+
+    Rows and columns are counted from the middle, as `scale_rope` has it, and text goes on from the
+    larger half side along the diagonal.
+    """
+
+    def __init__(self, rope: Any) -> None:
+        super().__init__()
+        self._axes = [size // 2 for size in rope.axes_dim]
+        table = torch.view_as_real(torch.cat([rope.neg_freqs, rope.pos_freqs]))
+        self._zero = len(rope.neg_freqs)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(
+        self, position: torch.Tensor, max_txt_seq_len: int, device: torch.device
+    ) -> tuple[_Rotations, _Rotations]:
+        """`position` [tokens, 3] -> rotations of the image's tokens, and of the text's."""
+        index = position.long()
+        halves = (index.amax(0) + 2) // 2  # of each axis, the larger half of its size
+        centred = index - torch.where(torch.arange(3) == 0, 0, halves)
+        tables = self.table.split(self._axes, dim=1)
+        image = [table[self._zero + centred[:, i]] for i, table in enumerate(tables)]
+        sizes = (index.amax(0) + 1) // 2
+        text = self._zero + sizes[1:].max() + torch.arange(max_txt_seq_len)
+        return _Rotations(torch.cat(image, dim=1)), _Rotations(self.table[text])
+
+
+@dataclass(frozen=True)
+class _Rotations:
+    """[S, D/2, 2]: what diffusers has as complex numbers, whose unsqueeze ONNX's exporter lacks."""
+
+    parts: torch.Tensor
+
+    def unsqueeze(self, dim: int) -> torch.Tensor:
+        return torch.view_as_complex(self.parts.unsqueeze(dim))
