@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from intaglio_export.channels import (
 )
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.options import parse_channels
-from intaglio_export.selection import choose_block, choose_channels
+from intaglio_export.selection import choose_block, choose_channels, disagreement
+from intaglio_export.source import open_source
 from tests.families.parts import MAX_LENGTH
 
 PLANTED = 5
@@ -28,7 +30,9 @@ LEVEL = 40.0
 
 @pytest.fixture
 def adapter(sd3_folder: Path) -> SD3Adapter:
-    return SD3Adapter.load(str(sd3_folder))
+    adapter = open_source(sd3_folder)
+    assert isinstance(adapter, SD3Adapter)
+    return adapter
 
 
 def plant(adapter: SD3Adapter, level: float) -> None:
@@ -75,6 +79,7 @@ STATISTICS = ChannelStatistics(
     ratio=torch.tensor([[1.0, 2.0, 3.0], [1.0, 20.0, 15.0]]),
     agreement=torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.79]]),
     conditions=10,
+    max_abs=torch.tensor([3.0, 20.0]),
 )
 
 
@@ -95,6 +100,18 @@ def test_channels_out_of_range(channels: str, says: str) -> None:
 def test_auto_at_a_block_without_names_the_blocks_with() -> None:
     with pytest.raises(ExportError, match="--block 1"):
         choose_channels(parse_channels("auto"), 0, STATISTICS)
+
+
+def test_a_recipe_that_disagrees_is_said() -> None:
+    wrong = choose_channels(parse_channels("2"), 1, STATISTICS)
+    (remark,) = disagreement("some-model", wrong, STATISTICS)
+    for part in ("some-model", "channels 1", "2: 15.0", "--channels auto"):
+        assert part in remark
+    assert (
+        disagreement("some-model", choose_channels(parse_channels("1"), 1, STATISTICS), STATISTICS)
+        == []
+    )
+    assert "no channel met" in disagreement("some-model", replace(wrong, block=0), STATISTICS)[0]
 
 
 def test_ref_must_fit_the_channels() -> None:

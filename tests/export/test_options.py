@@ -97,14 +97,14 @@ def test_a_missing_settings_file_is_refused(tmp_path: Path) -> None:
 def test_recipes_fit_the_settings_and_are_found_by_shape() -> None:
     for data in resources.recipes():
         jsonschema.validate(data["settings"], SETTINGS_SCHEMA)
-        found = find_recipe(data["family"], data["match"])
+        found = find_recipe(data["family"], data["match"], data.get("match_scheduler", {}))
         assert found is not None
         assert found.name == data["name"]
     medium = {"num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64}
-    recipe = find_recipe("sd3", medium | {"qk_norm": None, "dual_attention_layers": ()})
+    recipe = find_recipe("sd3", medium | {"qk_norm": None, "dual_attention_layers": ()}, {})
     assert recipe is not None
     assert recipe.settings.channels == [810]
-    assert find_recipe("sd3", medium | {"qk_norm": "rms_norm"}) is None
+    assert find_recipe("sd3", medium | {"qk_norm": "rms_norm"}, {}) is None
 
 
 _parts = st.text(st.characters(codec="utf-8", exclude_characters="/\\\n\r"), min_size=1, max_size=5)

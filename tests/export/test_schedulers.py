@@ -16,6 +16,7 @@ from diffusers import (
 )
 
 from intaglio_export import exporter
+from intaglio_export.adapters import FluxAdapter, SD3Adapter
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
@@ -46,7 +47,7 @@ FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 )
 def test_those_of_the_runtime_are_written_verbatim(scheduler: Any, prediction_type: str) -> None:
     check_scheduler(scheduler, prediction_type)
-    entry = scheduler_entry(scheduler, "sd3")
+    entry = scheduler_entry(scheduler, 1.16)
     json.dumps(entry, allow_nan=False)
     assert entry.pop("type") == type(scheduler).__name__
     assert entry.items() <= dict(scheduler.config).items()
@@ -57,19 +58,19 @@ def test_those_of_the_runtime_are_written_verbatim(scheduler: Any, prediction_ty
 def test_a_spacing_is_written_where_it_was_given() -> None:
     """`from_config` of another class hands on just that."""
     given = DDIMScheduler(timestep_spacing="leading")
-    assert scheduler_entry(given, "dit")["timestep_spacing"] == "leading"
+    assert scheduler_entry(given, 1.15)["timestep_spacing"] == "leading"
     for own in (DDIMScheduler(), DPMSolverMultistepScheduler()):
-        assert "timestep_spacing" not in scheduler_entry(own, "dit")
+        assert "timestep_spacing" not in scheduler_entry(own, 1.15)
 
 
 def test_the_shift_that_the_pipeline_falls_back_to_is_written() -> None:
     """StableDiffusion3Pipeline's is not that of the others, which the runtime has."""
     dynamic = DPMSolverMultistepScheduler(**FLOW, use_dynamic_shifting=True)
-    assert scheduler_entry(dynamic, "sd3")["max_shift"] == 1.16
-    assert "max_shift" not in scheduler_entry(dynamic, "flux")
-    assert "max_shift" not in scheduler_entry(DPMSolverMultistepScheduler(**FLOW), "sd3")
+    assert scheduler_entry(dynamic, SD3Adapter.max_shift)["max_shift"] == 1.16
+    assert scheduler_entry(dynamic, FluxAdapter.max_shift)["max_shift"] == 1.15
+    assert "max_shift" not in scheduler_entry(DPMSolverMultistepScheduler(**FLOW), 1.16)
     said = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=0.9)
-    assert scheduler_entry(said, "sd3")["max_shift"] == 0.9
+    assert scheduler_entry(said, 1.16)["max_shift"] == 0.9
 
 
 @pytest.mark.parametrize(

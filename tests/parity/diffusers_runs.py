@@ -33,7 +33,12 @@ class Run:
 
 @torch.no_grad()
 def guided_run(
-    pipeline: Any, family: Family, cfg_scale: float, dg_scale: float, block: int, channels: list[int]
+    pipeline: Any,
+    family: Family,
+    cfg_scale: float,
+    dg_scale: float,
+    block: int,
+    channels: list[int],
 ) -> Run:
     """`IMAGES` images of the prompt by D = D_c + (cfg - 1)(D_c - D_0) + dg (D_c - D_m)."""
     arguments = _arguments(pipeline, family)
@@ -93,7 +98,9 @@ def _conditioning(pipeline: Any, family: Family) -> dict[str, Any]:
 
     handle = pipeline.transformer.register_forward_pre_hook(look, with_kwargs=True)
     try:
-        arguments = _arguments(pipeline, family) | _prompt(family, NEGATIVE) | {"num_inference_steps": 1}
+        arguments = (
+            _arguments(pipeline, family) | _prompt(family, NEGATIVE) | {"num_inference_steps": 1}
+        )
         _run(pipeline, arguments | {family.cfg: 1.0})
     finally:
         handle.remove()

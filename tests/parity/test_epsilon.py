@@ -41,7 +41,7 @@ def make(name: str, common: dict[str, Any], alpha_to_one: dict[str, Any]) -> Any
 def schedule(own: Any, name: str, steps: int) -> _core.Schedule:
     """Ours, by `name`, for a bundle whose own scheduler is `own`."""
     config = _core.SchedulerConfig(prediction_type="epsilon")
-    for key, value in scheduler_entry(own, "dit").items():
+    for key, value in scheduler_entry(own, 1.15).items():
         if hasattr(config, key) and key != "prediction_type":
             setattr(config, key, value)
     config.type = _core.scheduler_type(name, "epsilon")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from PIL import Image
+from tests.tiny_sd3 import make_tokenizer
 
 import intaglio
 from tests.fake_bundle import (
@@ -25,7 +26,6 @@ from tests.fake_bundle import (
     make_bundle,
     predict,
 )
-from tests.tiny_sd3 import make_tokenizer
 
 STEPS, CFG, DG = 3, 2.0, 0.5  # the bundle's defaults
 ROWS, COLUMNS = SIZE // FACTOR, 2 * SIZE // FACTOR

@@ -165,7 +165,7 @@ def epsilon_bundle(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory
     shutil.copytree(forked_bundle, path)
     manifest = json.loads((path / "bundle.json").read_text())
     manifest["prediction_type"] = "epsilon"
-    manifest["scheduler"] = scheduler_entry(DDIMScheduler(clip_sample=False), "dit")
+    manifest["scheduler"] = scheduler_entry(DDIMScheduler(clip_sample=False), 1.15)
     (path / "bundle.json").write_text(json.dumps(manifest))
     return path
 

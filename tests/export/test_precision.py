@@ -1,0 +1,147 @@
+"""Products in float16 and bfloat16 inside a float32 stream, and what would overflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from intaglio_export.adapters import FluxAdapter, SD3Adapter
+from intaglio_export.channels import observe
+from intaglio_export.errors import ExitCode, ExportError
+from intaglio_export.exporter import export_bundle
+from intaglio_export.options import ExportRequest
+from intaglio_export.precision import DTYPES, Products, narrow
+from tests.families import flux, sd3
+from tests.families.parts import MAX_LENGTH
+
+NARROW = [torch.float16, torch.bfloat16]
+TYPES = {torch.float16: onnx.TensorProto.FLOAT16, torch.bfloat16: onnx.TensorProto.BFLOAT16}
+
+
+def adapter(dtype: torch.dtype, planted: float = 40.0) -> SD3Adapter:
+    """The tiny SD3 in a precision, its planted channel at about `planted`."""
+    pipeline = sd3.make_pipeline()
+    with torch.no_grad():
+        pipeline.transformer.pos_embed.proj.bias[sd3.PLANTED] = planted
+    for name in ("transformer", "text_encoder", "text_encoder_2"):
+        narrow(getattr(pipeline, name), dtype)
+    return SD3Adapter(pipeline, dtype)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@torch.no_grad()
+def test_a_product_is_that_of_torch_on_narrow_tensors(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(32, 8), torch.randn(2, 5, 32)
+    narrow(layer, dtype)
+    assert (layer.weight.dtype, layer.bias.dtype) == (dtype, torch.float32)
+    with Products(dtype):
+        got = layer(x)
+    assert got.dtype == torch.float32
+    expected = nn.functional.linear(x.to(dtype), layer.weight).float() + layer.bias
+    torch.testing.assert_close(got, expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@torch.no_grad()
+def test_conditioning_vectors_keep_float32(dtype: torch.dtype) -> None:
+    """Time embeddings and modulation have no axis of tokens."""
+    layer, x = nn.Linear(32, 8), torch.randn(2, 32)
+    narrow(layer, dtype)
+    with Products(dtype):
+        got = layer(x)
+    expected = nn.functional.linear(x, layer.weight.float(), layer.bias)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_the_stream_does_not_overflow_where_its_channels_would(dtype: torch.dtype) -> None:
+    """|z| beyond float16's end is in the residual stream only, and is recorded."""
+    statistics = observe(adapter(dtype, planted=100_000.0), MAX_LENGTH)
+    assert statistics.massive(1)[0] == sd3.PLANTED
+    assert (statistics.max_abs > 65504).all()
+
+
+@pytest.mark.parametrize("block", [0, 2])
+def test_a_block_whose_inside_overflows_is_named(block: int) -> None:
+    broken = adapter(torch.float16)
+    with torch.no_grad():
+        broken.transformer.transformer_blocks[block].ff.net[0].proj.weight.fill_(60000.0)
+    with pytest.raises(ExportError, match=rf"block {block} .*65504.*bfloat16") as caught:
+        observe(broken, MAX_LENGTH)
+    assert caught.value.exit_code == ExitCode.BAD_INPUT
+
+
+def test_a_single_stream_block_is_counted_on() -> None:
+    pipeline = flux.make_dev()
+    with torch.no_grad():
+        pipeline.transformer.single_transformer_blocks[1].proj_mlp.weight.fill_(60000.0)
+    narrow(pipeline.transformer, torch.float16)
+    with pytest.raises(ExportError, match="block 3 "):
+        observe(FluxAdapter(pipeline, torch.float16), MAX_LENGTH)
+
+
+@pytest.fixture(scope="module", params=["float16", "bfloat16"])
+def narrow_bundle(
+    request: pytest.FixtureRequest, sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, torch.dtype]:
+    """The tiny SD3 in a narrow precision."""
+    output = tmp_path_factory.mktemp("narrow") / request.param
+    export_bundle(ExportRequest(sd3_folder, output, dtype=request.param))
+    return output, DTYPES[request.param]
+
+
+def inferred(path: Path) -> dict[str, int]:
+    """Element types of all values of a graph, by ONNX's own shape inference."""
+    model = onnx.load(str(path), load_external_data=False)
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        types[value.name] = value.type.tensor_type.elem_type
+    return types
+
+
+def test_products_are_narrow_and_the_rest_is_not(narrow_bundle: tuple[Path, torch.dtype]) -> None:
+    folder, dtype = narrow_bundle
+    path = folder / "transformer" / "forked.onnx"
+    types = inferred(path)
+    seen: dict[str, set[int]] = {}
+    for node in onnx.load(str(path), load_external_data=False).graph.node:
+        seen.setdefault(node.op_type, set()).add(types[node.input[0]])
+    assert seen["MatMul"] == seen["Attention"] == {TYPES[dtype]}
+    # Modulation, gates, norms, the residual stream and the op.
+    for op in ("Gemm", "Mul", "Add", "LayerNormalization", "MASuppress"):
+        assert seen[op] - {onnx.TensorProto.INT64} == {onnx.TensorProto.FLOAT}, op
+
+
+def test_the_graph_for_cpus_computes_in_float32(narrow_bundle: tuple[Path, torch.dtype]) -> None:
+    folder, dtype = narrow_bundle
+    manifest: dict[str, Any] = json.loads((folder / "bundle.json").read_text("utf-8"))
+    graph = manifest["transformer"]["graphs"]["forked"]
+    if dtype == torch.float16:
+        assert "cpu" not in graph
+        return
+    types = inferred(folder / graph["cpu"])
+    for node in onnx.load(str(folder / graph["cpu"]), load_external_data=False).graph.node:
+        if node.op_type != "Cast":
+            assert onnx.TensorProto.BFLOAT16 not in {types.get(name) for name in node.input}
+
+
+def test_weights_are_narrow_in_the_file(
+    narrow_bundle: tuple[Path, torch.dtype], forked_bundle: Path
+) -> None:
+    size = (narrow_bundle[0] / "transformer" / "weights.data").stat().st_size
+    assert size < 0.7 * (forked_bundle / "transformer" / "weights.data").stat().st_size
+
+
+def test_max_abs_is_recorded(forked_bundle: Path, sd3_pipeline: Any) -> None:
+    manifest = json.loads((forked_bundle / "bundle.json").read_text("utf-8"))
+    statistics = observe(SD3Adapter(sd3_pipeline), MAX_LENGTH)
+    recorded = torch.tensor(manifest["transformer"]["max_abs"])
+    torch.testing.assert_close(recorded, statistics.max_abs, rtol=1e-3, atol=1e-3)
