@@ -31,12 +31,13 @@ def fuse_lora(pipeline: Any, lora: Lora, family: str) -> None:
         raise ExportError(f"The LoRA {lora.file} does not exist.")
     if any("dora_scale" in name for name in weights.shapes(lora.file)):
         raise ExportError(
-            f"The LoRA {lora.file} is a DoRA, which diffusers cannot load; fuse it where it was made."
+            f"The LoRA {lora.file} is a DoRA, which diffusers cannot load; fuse it where"
+            " it was made."
         )
     place = {"weight_name": lora.file.name, "local_files_only": True}
     try:
         with quiet(logging.ERROR):  # what fails is said in our own words
-            keys = set(pipeline.lora_state_dict(str(lora.file.parent), **place))
+            state = pipeline.lora_state_dict(str(lora.file.parent), **place)
             pipeline.load_lora_weights(str(lora.file.parent), adapter_name=_ADAPTER, **place)
     except Exception as error:  # of diffusers and peft
         if out_of_memory(error):
@@ -49,22 +50,30 @@ def fuse_lora(pipeline: Any, lora: Lora, family: str) -> None:
     loaded = _loaded(networks)
     if getattr(pipeline.transformer, "_overwritten_params", None):
         raise ExportError(_foreign(pipeline, lora, "it changes the shape of the transformer"))
-    if len(loaded) != len(keys):  # by number: loaders rename older formats
-        strange = sorted(keys - loaded) or ["its tensors"]
-        more = f" and {len(strange) - 1} more fit" if len(strange) > 1 else " fits"
-        raise ExportError(_foreign(pipeline, lora, f"{strange[0]}{more} nothing in it"))
+    said = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if problem := _difference(said, loaded):
+        raise ExportError(_foreign(pipeline, lora, problem))
     pipeline.fuse_lora(components=list(networks), lora_scale=lora.scale, adapter_names=[_ADAPTER])
     pipeline.unload_lora_weights()
 
 
-def _loaded(networks: dict[str, Any]) -> set[str]:
+def _loaded(networks: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The LoRA's tensors in the networks, named as in a file of diffusers' format."""
     return {
-        f"{part}.{name.replace(f'.{_ADAPTER}.', '.')}"
+        f"{part}.{name.replace(f'.{_ADAPTER}.', '.')}": tuple(tensor.shape)
         for part, network in networks.items()
-        for name, _ in network.named_parameters()
+        for name, tensor in network.named_parameters()
         if f".{_ADAPTER}." in name
     }
+
+
+def _difference(said: weights.Shapes, loaded: weights.Shapes) -> str | None:
+    """What of a file was not loaded, or other than it says; diffusers logs some of it at most."""
+    if len(said) != len(loaded):  # by number: the loaders rename what is in older formats
+        if strange := sorted(said.keys() - loaded.keys()):
+            return weights.surplus(strange)
+        return weights.lacking(sorted(loaded.keys() - said.keys()))
+    return weights.misfit(loaded, said, names=False)
 
 
 def _foreign(pipeline: Any, lora: Lora, why: str) -> str:

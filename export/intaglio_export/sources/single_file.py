@@ -89,7 +89,7 @@ def _transformer(file: Path, part: Part, dtype: torch.dtype) -> Any:
     expected = weights.empty_like(part.cls, part.folder, part.name)
     state = _read(file, None)
     if state.keys() != expected.keys():
-        state = _converted(file, part, state)
+        state = converted(file, part, state)
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if problem := weights.misfit(expected, found):
         raise ExportError(_unlike(file, part, problem))
@@ -99,13 +99,17 @@ def _transformer(file: Path, part: Part, dtype: torch.dtype) -> Any:
     )
 
 
-def _converted(file: Path, part: Part, state: dict[str, Any]) -> dict[str, Any]:
-    """The tensors in diffusers' format; its converter takes from `state` what it uses."""
+def converted(file: Path, part: Part, state: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of a transformer in diffusers' format; its converter takes them from `state`.
+
+    Raises:
+        ExportError: `state`, read from `file`, is not a transformer of that class, or is more.
+    """
     if any(key.startswith(("transformer_blocks.", "single_transformer_blocks.")) for key in state):
         return state  # diffusers' own names, but not all of them
     try:
         convert = SINGLE_FILE_LOADABLE_CLASSES[part.cls.__name__]["checkpoint_mapping_fn"]
-        converted: dict[str, Any] = convert(checkpoint=state)
+        made: dict[str, Any] = convert(checkpoint=state)
     except KeyError as error:
         raise ExportError(_unlike(file, part, f"it lacks {error.args[0]}")) from error
     except IndexError as error:
@@ -118,7 +122,7 @@ def _converted(file: Path, part: Part, state: dict[str, Any]) -> dict[str, Any]:
         quantized = any("scale" in key or "absmax" in key for key in left)
         why = "it is quantized" if quantized else "it holds more than such a model"
         raise ExportError(_unlike(file, part, f"{why} ({left[0]})"))
-    return converted
+    return made
 
 
 def _vae(file: Path, part: Part) -> Any:

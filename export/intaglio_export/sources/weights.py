@@ -113,7 +113,7 @@ def misfit(expected: Shapes, found: Shapes, *, names: bool = True) -> str | None
 
     `names` False compares the shapes of equal names only.
     """
-    for name in expected.keys() & found.keys():
+    for name in sorted(expected.keys() & found.keys()):
         if expected[name] != found[name]:
             return sizes(name, found[name], expected[name])
     if names and (missing := sorted(expected.keys() - found.keys())):
