@@ -44,11 +44,13 @@ class TextEncoders(enum.StrEnum):
 
 def export(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="SOURCE",
             help="Folder of a diffusers pipeline, as save_pretrained writes it: model_index.json"
-            " beside transformer/, vae/, text_encoder/ and so on.",
+            " beside transformer/, vae/, text_encoder/ and so on. Or a name on the Hugging Face"
+            " Hub, org/name or org/name@revision, of which what is needed is downloaded. Or one"
+            " .safetensors file of SD3 or FLUX, with --config.",
         ),
     ],
     output: Annotated[
@@ -98,32 +100,61 @@ def export(
             " part of the prompt). none: the bundle is driven by --prompt-embeds alone."
         ),
     ] = TextEncoders.all,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|ORG/NAME",
+            help="For a single file: the diffusers pipeline that it is a version of. Configuration,"
+            " tokenizers and whatever the file does not hold come from there.",
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:SCALE]",
+            help="A LoRA to add to the weights, at SCALE (1 if not said): style.safetensors:0.8."
+            " May be given several times.",
+        ),
+    ] = None,
     settings: Annotated[
         Path | None,
         typer.Option(
             metavar="F.json",
             help="Measured settings: a JSON object with any of block, channels, ref, keep,"
             " dg_scale, dg_window, cfg_scale, cfg_window, distilled_guidance, steps, height, width,"
-            " max_sequence_length, name, license. It wins over a settings.json inside SOURCE,"
+            " max_sequence_length, name, license. It wins over a settings.json beside the model,"
             " and flags win over it.",
         ),
     ] = None,
 ) -> None:
     """Turn a diffusers pipeline into a bundle that `intaglio generate` runs.
 
-    The folder SOURCE is read, the large channels of its transformer are measured, and its networks
+    The model SOURCE is loaded, the large channels of its transformer are measured, and its networks
     are written as ONNX graphs with the op that suppresses those channels inside. Then the written
     graphs are run against the original; if they differ by more than 1e-4 (float32), nothing is
     written.
 
     Example: intaglio export models/fashion-sd3 -o fashion.bundle
+
+    From the Hub: intaglio export stabilityai/stable-diffusion-3.5-medium -o sd35.bundle
+
+    One file: intaglio export my.safetensors --config black-forest-labs/FLUX.1-dev -o my.bundle
     """
     screen = Console(stderr=True)
     try:
-        _export(
-            screen,
-            ExportRequest(source, output, layout, dtype, block, channels, settings, text_encoders),
+        request = ExportRequest(
+            source,
+            output,
+            layout,
+            dtype,
+            block,
+            channels,
+            settings,
+            text_encoders,
+            config,
+            tuple(lora or ()),
         )
+        _export(screen, request)
     except ExportError as error:
         _fail(error.message, error.exit_code)
     except KeyboardInterrupt:

@@ -13,12 +13,18 @@ from intaglio_export.adapters import Adapter
 from intaglio_export.channels import observe
 from intaglio_export.encoders import text_encoder_unit, vae_decoder_unit, vae_encoder_unit
 from intaglio_export.manifest import BundleParts, Suppression, build_manifest, write_manifest
-from intaglio_export.options import ChannelChoice, ExportRequest, Settings, read_settings
+from intaglio_export.options import (
+    ChannelChoice,
+    ExportRequest,
+    Settings,
+    parse_lora,
+    read_settings,
+)
 from intaglio_export.precision import DTYPES
 from intaglio_export.recipes import Recipe, find_recipe
 from intaglio_export.schedulers import check_scheduler
 from intaglio_export.selection import check_size, choose_block, choose_channels, disagreement
-from intaglio_export.source import SETTINGS, license_of, open_source
+from intaglio_export.sources import Source, open_source
 from intaglio_export.tokenizer import write_table
 from intaglio_export.transformer_graphs import transformer_units
 from intaglio_export.writing import Progress, Stage, write_stages
@@ -48,9 +54,17 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     """
     folder.check_output(request.output)
     progress("Loading the model", 0.0)
-    adapter = open_source(request.source, DTYPES[request.dtype], request.text_encoders)
+    source = open_source(
+        request.source,
+        DTYPES[request.dtype],
+        request.text_encoders,
+        config=request.config,
+        loras=[parse_lora(text) for text in request.loras],
+        tell=lambda what: progress(what, 0.0),
+    )
+    adapter = source.adapter
     check_scheduler(adapter.pipeline.scheduler, adapter.prediction_type)
-    settings, recipe, remarks = _settings(request, adapter)
+    settings, recipe, remarks = _settings(request, source)
     block = choose_block(settings.block, len(adapter.blocks()))
     check_size(settings, adapter)
     if settings.block is None:
@@ -70,33 +84,31 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
         remarks += disagreement(recipe.name, suppression, statistics)
     max_abs = [round(float(value), 4) for value in statistics.max_abs]
     with folder.replacing(request.output) as work:
-        manifest, errors = _write(request, adapter, settings, suppression, max_abs, work, progress)
+        manifest, errors = _write(request, source, settings, suppression, max_abs, work, progress)
     return ExportResult(manifest, errors, remarks + adapter.left_out())
 
 
-def _settings(
-    request: ExportRequest, adapter: Adapter
-) -> tuple[Settings, Recipe | None, list[str]]:
-    """Flags over --settings over the folder's settings.json over a recipe, and remarks on them."""
+def _settings(request: ExportRequest, source: Source) -> tuple[Settings, Recipe | None, list[str]]:
+    """Flags over --settings over the source's settings.json over a recipe, and remarks on them."""
     merged = Settings(block=request.block, channels=request.channels)
     remarks = []
     if request.settings is not None:
         merged = merged.over(read_settings(request.settings))
-    beside = request.source / SETTINGS
-    if beside.is_file():
-        merged = merged.over(read_settings(beside))
+    if source.settings is not None:
+        merged = merged.over(read_settings(source.settings))
+    adapter = source.adapter
     recipe = find_recipe(adapter.family, adapter.config, adapter.pipeline.scheduler.config)
     if recipe is not None:
         if merged.channels is not None:
             recipe = replace(recipe, settings=replace(recipe.settings, channels=None))
         merged = merged.over(recipe.settings)
         remarks.append(f"Recipe {recipe.name}: {recipe.source}")
-    return merged.over(Settings(license=license_of(request.source))), recipe, remarks
+    return merged.over(Settings(license=source.license)), recipe, remarks
 
 
 def _write(
     request: ExportRequest,
-    adapter: Adapter,
+    source: Source,
     settings: Settings,
     suppression: Suppression,
     max_abs: list[float],
@@ -104,6 +116,7 @@ def _write(
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Write and verify every file of the bundle in `work`; the manifest and the relative errors."""
+    adapter = source.adapter
     pipeline = adapter.pipeline
     assert settings.max_sequence_length is not None
     prompt = adapter.prompt(settings.max_sequence_length)
@@ -131,7 +144,8 @@ def _write(
     parts = BundleParts(
         layout=request.layout,
         dtype=request.dtype,
-        source=request.source.resolve().name,
+        source=source.name,
+        loras=source.loras,
         graphs={name: unit.spec for name, unit in graphs.items()},
         encoders={name: unit.spec for name, unit in texts.items()},
         vae_decoder=decoder.spec,

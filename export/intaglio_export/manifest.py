@@ -15,7 +15,7 @@ from intaglio_export import __version__, resources, tokenizer
 from intaglio_export.adapters.base import Adapter, PromptLayout
 from intaglio_export.folder import MANIFEST
 from intaglio_export.graphs import GraphSpec
-from intaglio_export.options import Settings
+from intaglio_export.options import Lora, Settings
 from intaglio_export.schedulers import scheduler_entry
 
 SCHEMA_VERSION = 1
@@ -56,6 +56,7 @@ class BundleParts:
     prompt: PromptLayout | None
     max_abs: list[float]
     settings: Settings
+    loras: tuple[Lora, ...] = ()
 
 
 def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[str, Any]:
@@ -86,6 +87,9 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
         "defaults": _defaults(adapter, parts.settings),
         "files": _files(folder),
     }
+    if parts.loras:
+        fused = [{"file": lora.file.name, "scale": lora.scale} for lora in parts.loras]
+        manifest["loras"] = fused
     if adapter.sigmas:
         manifest["sigmas"] = adapter.sigmas
     if parts.prompt:

@@ -19,11 +19,12 @@ TEXT_ENCODERS = ("all", "no-t5", "none")
 class ExportRequest:
     """What to export and how.
 
+    `source` and `config` are as in `sources.open_source`, `loras` as in `parse_lora`.
     `block` and `channels` (as in `parse_channels`) win over the file `settings`, it over the
     source's own settings.json, and that over a recipe.
     """
 
-    source: Path
+    source: str | Path
     output: Path
     layout: str = "forked"
     dtype: str = "float32"
@@ -31,6 +32,8 @@ class ExportRequest:
     channels: str | None = None
     settings: Path | None = None
     text_encoders: str = "all"
+    config: str | None = None
+    loras: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,37 @@ def parse_channels(text: str) -> ChannelChoice:
     if len(set(channels)) < len(channels):
         raise usage_error(f"--channels {text}: a channel is named twice.")
     return ChannelChoice("list", channels)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file and the scale that it is fused at."""
+
+    file: Path
+    scale: float = 1.0
+
+
+def parse_lora(text: str) -> Lora:
+    """Read `FILE` or `FILE:SCALE`.
+
+    Raises:
+        ExportError: no file is named, or the scale is not finite.
+    """
+    head, colon, tail = text.rpartition(":")
+    if colon and not Path(text).is_file():
+        try:
+            scale = float(tail)
+        except ValueError:
+            pass  # a colon of the file's name
+        else:
+            if not head or not math.isfinite(scale):
+                raise usage_error(
+                    f"--lora {text}: expected FILE or FILE:SCALE, as in f.safetensors:0.8."
+                )
+            return Lora(Path(head), scale)
+    if not text:
+        raise usage_error("--lora (empty): expected FILE or FILE:SCALE, as in f.safetensors:0.8.")
+    return Lora(Path(text))
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back log records up to WARNING, and Python warnings. Errors still come through."""
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Hold back log records up to `level`, and Python warnings. Errors still come through."""
     previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,0 +1,141 @@
+"""Where a model comes from: a diffusers folder, a name on the Hub, a single file, LoRAs on top."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from intaglio_export.adapters import Adapter
+from intaglio_export.errors import ExportError, usage_error
+from intaglio_export.options import Lora
+from intaglio_export.precision import narrow
+from intaglio_export.quiet import no_progress_bars, quiet
+from intaglio_export.sources import hub
+from intaglio_export.sources.folder import (
+    SETTINGS,
+    PipelineFolder,
+    freeze,
+    license_of,
+    load_pipeline,
+    open_folder,
+)
+from intaglio_export.sources.lora import fuse_lora
+from intaglio_export.sources.single_file import held_parts, license_in, load_single_file
+
+_FILE = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded model, and what else its place says of it.
+
+    `name` is the folder's own name, the Hub name or the file's name without its end; `settings`
+    the settings.json beside the model; `loras` were fused.
+    """
+
+    adapter: Adapter
+    name: str
+    settings: Path | None = None
+    license: str | None = None
+    loras: tuple[Lora, ...] = ()
+
+
+def open_source(
+    source: str | Path,
+    dtype: torch.dtype = torch.float32,
+    text_encoders: str = "all",
+    *,
+    config: str | None = None,
+    loras: Iterable[Lora] = (),
+    tell: hub.Tell = lambda what: None,
+) -> Source:
+    """Load a model with the adapter of its class.
+
+    Weights of matrix products are held in `dtype`, but for the VAE's, which are in float32.
+
+    Args:
+        source: a diffusers folder, org/name or org/name@revision on the Hub (a folder of that name
+            wins), or a single .safetensors file.
+        dtype: of matrix products.
+        text_encoders: one of `options.TEXT_ENCODERS`.
+        config: for a single file, the folder or Hub name of the pipeline that it belongs to.
+        loras: to be fused, in order.
+        tell: hears what is being downloaded.
+
+    Raises:
+        ExportError: the source is missing, is not a diffusers pipeline, is of an unknown class, or
+            one of its parts cannot be read.
+    """
+    loras = tuple(loras)
+    with quiet(), no_progress_bars():
+        path = Path(source)
+        if path.is_file() or (path.suffix == _FILE and not path.is_dir()):
+            pipeline, folder = _open_file(path, config, dtype, text_encoders, tell)
+            name, settings, license_name = path.stem, None, license_in(path)
+        else:
+            if config is not None:
+                raise usage_error(
+                    f"--config {config}: only a single {_FILE} file takes its configuration from"
+                    f" elsewhere, and {source} is none."
+                )
+            folder = _open_pipeline(
+                str(source), dtype, text_encoders, lambda found: frozenset(), tell
+            )
+            pipeline = load_pipeline(folder, dtype, {})
+            name = path.resolve().name if path.is_dir() else str(source)
+            beside = folder.path / SETTINGS
+            settings = beside if beside.is_file() else None
+            license_name = license_of(folder.path)
+        for lora in loras:
+            fuse_lora(pipeline, lora, folder.adapter.family)
+    freeze(pipeline)
+    for part in ("transformer", *folder.adapter.text_encoders):
+        if (network := getattr(pipeline, part, None)) is not None:
+            narrow(network, dtype)
+    return Source(folder.adapter(pipeline, dtype), name, settings, license_name, loras)
+
+
+def _open_pipeline(
+    name: str,
+    dtype: torch.dtype,
+    text_encoders: str,
+    without: hub.Without,
+    tell: hub.Tell,
+) -> PipelineFolder:
+    """The folder of that name, else the model of that name on the Hub."""
+    path = Path(name)
+    if path.is_dir():
+        return open_folder(path, text_encoders)
+    if path.exists():
+        raise ExportError(f"{name} is not a folder; give the folder of a diffusers pipeline.")
+    if not hub.is_hub_name(name):
+        raise ExportError(
+            f"The source folder {name} does not exist, and it is not a name of the Hub, org/name."
+        )
+    return hub.fetch(name, dtype, text_encoders, without, tell)
+
+
+def _open_file(
+    path: Path, config: str | None, dtype: torch.dtype, text_encoders: str, tell: hub.Tell
+) -> tuple[Any, PipelineFolder]:
+    """The pipeline of a single file, and the folder that completes it."""
+    if path.suffix != _FILE:
+        raise ExportError(
+            f"The source {path} is neither a folder nor a {_FILE} file; give the folder of a"
+            f" diffusers pipeline, a name of the Hub or a {_FILE} file."
+        )
+    if not path.is_file():
+        raise ExportError(f"The source {path} does not exist.")
+    if config is None:
+        raise usage_error(
+            f"The file {path} holds weights and no configuration: name the diffusers folder or Hub"
+            " model that it is a version of with --config."
+        )
+    folder = _open_pipeline(
+        config, dtype, text_encoders, lambda found: held_parts(path, found), tell
+    )
+    return load_single_file(path, folder, held_parts(path, folder), dtype), folder

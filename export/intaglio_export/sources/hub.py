@@ -1,0 +1,164 @@
+"""Models by their name on the Hugging Face Hub: fetches what an export needs into its cache."""
+
+from __future__ import annotations
+
+import errno
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import RepoFile, constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils.tqdm import tqdm
+
+from intaglio_export.errors import ExportError
+from intaglio_export.sources import weights
+from intaglio_export.sources.folder import CARD, INDEX, SETTINGS, PipelineFolder, open_folder
+from intaglio_export.sources.messages import out_of_memory, plain
+
+Tell = Callable[[str], None]
+# Of a pipeline, the parts whose weights are not wanted.
+Without = Callable[[PipelineFolder], frozenset[str]]
+_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?")
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether `text` may be org/name or org/name@revision."""
+    return _NAME.fullmatch(text) is not None and text[0] not in "./"
+
+
+def fetch(
+    name: str,
+    dtype: torch.dtype,
+    text_encoders: str = "all",
+    without: Without = lambda folder: frozenset(),
+    tell: Tell = lambda what: None,
+) -> PipelineFolder:
+    """The pipeline org/name[@revision], downloaded as far as the export reads it.
+
+    That is the index, and of each part that is exported its configuration and one set of weights in
+    the variant of `dtype`; of the parts `without` the weights are left out. What the cache has is
+    not downloaded again. `tell` hears of progress.
+
+    Raises:
+        ExportError: the Hub does not give it (and the cache has it not), or it cannot be exported.
+    """
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    try:
+        tell(f"Looking for {name}")
+        root = _snapshot(match, [INDEX, SETTINGS, CARD])
+        if not (root / INDEX).is_file():
+            raise ExportError(
+                f"The model {name} on the Hub is not a diffusers pipeline: it has no {INDEX}."
+                " Give one in diffusers' format (such names often end in -diffusers)."
+            )
+        folder = open_folder(root, text_encoders)
+        tree = get_cached_repo_tree(match["repo"], revision=root.name)
+        files = _needed(folder, [file.path for file in tree], dtype, without(folder))
+        _snapshot(match, files, _progress(name, tree, files, tell))
+    except ExportError:
+        raise
+    except Exception as error:  # of huggingface_hub, its HTTP client, or the disk
+        if out_of_memory(error):
+            raise
+        raise ExportError(_sentence(error, name, match)) from error
+    return folder
+
+
+def _snapshot(match: re.Match[str], files: list[str], bar: type[Any] | None = None) -> Path:
+    return Path(
+        snapshot_download(
+            match["repo"],
+            revision=match["revision"],
+            allow_patterns=files,
+            tqdm_class=bar or _Silent,
+        )
+    )
+
+
+def _needed(
+    folder: PipelineFolder, files: list[str], dtype: torch.dtype, without: frozenset[str]
+) -> list[str]:
+    """Of a repository's files those of the exported parts; duplicates in its root are not."""
+    needed = []
+    for name, part in folder.parts.items():
+        beside = [f.removeprefix(f"{name}/") for f in files if f.startswith(f"{name}/")]
+        beside = [f for f in beside if "/" not in f]
+        chosen = [f for f in beside if not weights.is_weights(f) and ".index." not in f]
+        if part.is_network and name not in without:
+            read, _ = weights.choose(beside, dtype)
+            chosen += read + [f for f in beside if any(f == weights.index_of(r) for r in read[:1])]
+        needed += [f"{name}/{f}" for f in chosen]
+    return [INDEX, *needed]
+
+
+class _Silent(tqdm):
+    """A progress bar that nobody sees; the command shows its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"file": io.StringIO()})  # type: ignore[no-untyped-call]
+
+
+def _progress(name: str, tree: list[RepoFile], files: list[str], tell: Tell) -> type[_Silent]:
+    total = sum(file.size or 0 for file in tree if file.path in set(files))
+
+    class Reporting(_Silent):
+        def update(self, n: float | None = 1) -> bool | None:
+            shown: bool | None = super().update(n)
+            if self.unit == "B":
+                tell(f"Downloading {name} ({self.n / 1e9:.1f} of {total / 1e9:.1f} GB)")
+            return shown
+
+    return Reporting
+
+
+def _sentence(error: Exception, name: str, match: re.Match[str]) -> str:
+    """What is wrong and what to do, for an error of huggingface_hub or of what it stands on."""
+    repo, page = match["repo"], f"{constants.ENDPOINT}/{match['repo']}"
+    for cause in (error, error.__cause__):
+        if isinstance(cause, hub_errors.GatedRepoError):  # one kind of RepositoryNotFoundError
+            return (
+                f"The model {repo} is gated: accept its licence on {page}, and log in with"
+                " `hf auth login`."
+            )
+        if isinstance(cause, hub_errors.RevisionNotFoundError):
+            return (
+                f"The model {repo} has no revision {match['revision']}; {page} lists those it has."
+            )
+        if isinstance(cause, hub_errors.RepositoryNotFoundError):
+            return (
+                f"There is no folder {name} here and no model {repo} on the Hub; check the name,"
+                " or log in with `hf auth login` if the model is private."
+            )
+        if isinstance(cause, hub_errors.OfflineModeIsEnabled):
+            return (
+                f"The model {name} is not complete in the cache {constants.HF_HUB_CACHE}, and"
+                " HF_HUB_OFFLINE forbids to download it; unset it, or give a folder."
+            )
+        if isinstance(cause, hub_errors.HfHubHTTPError):
+            code = cause.response.status_code
+            return f"The Hub answered with the error {code} for {name}; try again later."
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            return (
+                f"The disk of the Hub's cache {constants.HF_HUB_CACHE} is full; make room, or set"
+                " HF_HOME to a folder on another disk."
+            )
+    if isinstance(error, hub_errors.HFValidationError):
+        return f"{name} is neither a folder here nor a name that the Hub can have, org/name."
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"Cannot write the Hub's cache: {error.filename}: {error.strerror or plain(error)}."
+    if isinstance(error, hub_errors.LocalEntryNotFoundError) or _is_connection(error):
+        return (
+            f"The Hub ({constants.ENDPOINT}) cannot be reached to download {name}; there is no such"
+            " folder here. Check the network, or give a folder."
+        )
+    return f"The model {name} cannot be downloaded: {plain(error)}; try again."
+
+
+def _is_connection(error: Exception) -> bool:
+    """Whether it is of the HTTP client (whose name changes with huggingface_hub's versions)."""
+    return type(error).__module__.split(".")[0].startswith(("httpx", "httpcore", "requests"))

@@ -1,0 +1,83 @@
+"""LoRA files: fused into the pipeline by diffusers, after making sure that all of one fits."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from typing import Any
+
+from intaglio_export.errors import ExportError
+from intaglio_export.options import Lora
+from intaglio_export.quiet import quiet
+from intaglio_export.sources import weights
+from intaglio_export.sources.messages import out_of_memory, plain
+
+_ADAPTER = "intaglio"
+
+
+def fuse_lora(pipeline: Any, lora: Lora, family: str) -> None:
+    """Add `lora` at its scale to the weights of the pipeline's networks.
+
+    Raises:
+        ExportError: the pipeline takes no LoRA, or the file is none, or not all of it fits.
+    """
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise ExportError(
+            f"--lora {lora.file}: diffusers has no LoRA loader for {family} models; export without."
+        )
+    if find_spec("peft") is None:
+        raise ExportError("--lora needs the package peft; install it (pip install peft).")
+    if not lora.file.is_file():
+        raise ExportError(f"The LoRA {lora.file} does not exist.")
+    if any("dora_scale" in name for name in weights.shapes(lora.file)):
+        raise ExportError(
+            f"The LoRA {lora.file} is a DoRA, which diffusers cannot load; fuse it where"
+            " it was made."
+        )
+    place = {"weight_name": lora.file.name, "local_files_only": True}
+    try:
+        with quiet(logging.ERROR):  # what fails is said in our own words
+            state = pipeline.lora_state_dict(str(lora.file.parent), **place)
+            pipeline.load_lora_weights(str(lora.file.parent), adapter_name=_ADAPTER, **place)
+    except Exception as error:  # of diffusers and peft
+        if out_of_memory(error):
+            raise
+        raise ExportError(
+            _foreign(pipeline, lora, plain(error).replace(f".{_ADAPTER}", ""))
+        ) from error
+    networks = {name: getattr(pipeline, name) for name in pipeline._lora_loadable_modules}
+    networks = {name: network for name, network in networks.items() if network is not None}
+    loaded = _loaded(networks)
+    if getattr(pipeline.transformer, "_overwritten_params", None):
+        raise ExportError(_foreign(pipeline, lora, "it changes the shape of the transformer"))
+    said = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if problem := _difference(said, loaded):
+        raise ExportError(_foreign(pipeline, lora, problem))
+    pipeline.fuse_lora(components=list(networks), lora_scale=lora.scale, adapter_names=[_ADAPTER])
+    pipeline.unload_lora_weights()
+
+
+def _loaded(networks: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The LoRA's tensors in the networks, named as in a file of diffusers' format."""
+    return {
+        f"{part}.{name.replace(f'.{_ADAPTER}.', '.')}": tuple(tensor.shape)
+        for part, network in networks.items()
+        for name, tensor in network.named_parameters()
+        if f".{_ADAPTER}." in name
+    }
+
+
+def _difference(said: weights.Shapes, loaded: weights.Shapes) -> str | None:
+    """What of a file was not loaded, or other than it says; diffusers logs some of it at most."""
+    if len(said) != len(loaded):  # by number: the loaders rename what is in older formats
+        if strange := sorted(said.keys() - loaded.keys()):
+            return weights.surplus(strange)
+        return weights.lacking(sorted(loaded.keys() - said.keys()))
+    return weights.misfit(loaded, said, names=False)
+
+
+def _foreign(pipeline: Any, lora: Lora, why: str) -> str:
+    return (
+        f"The LoRA {lora.file} is not one for this {type(pipeline.transformer).__name__}: {why};"
+        " give one that was trained on this model."
+    )

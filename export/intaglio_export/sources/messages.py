@@ -1,0 +1,40 @@
+"""What diffusers, transformers and huggingface_hub say, cut to what concerns a user."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import takewhile
+
+# Advice on Python arguments that nobody can follow from a command line, and all that follows it.
+_ADVICE = re.compile(
+    r"low_cpu_mem_usage|ignore_mismatched|trust_remote_code|from_pretrained|https?://|\bissue"
+    r"|pip install|[Mm]ake sure|If you|You should|[Pp]lease"
+)
+_SIZES = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) from checkpoint,"
+    r" the shape in current model is torch\.Size\(\[(.*?)\]\)"
+)
+_LONGEST = 200
+
+
+def plain(error: BaseException) -> str:
+    """The sentences of `error` before its advice, without a stop; else its class's name."""
+    text = " ".join(str(error).split())
+    if match := _SIZES.search(text):
+        name, found, expected = match.groups()
+        return sizes(name, found.split(", "), expected.split(", "))
+    sentences = re.split(r"(?<=[.!?])\s+", text)
+    kept = " ".join(takewhile(lambda sentence: not _ADVICE.search(sentence), sentences))
+    return kept[:_LONGEST].rstrip(" .:") or type(error).__name__
+
+
+def sizes(name: str, found: Iterable[object], expected: Iterable[object]) -> str:
+    """A tensor whose size is not the model's, in words."""
+    in_file, in_model = ("x".join(map(str, shape)) or "a number" for shape in (found, expected))
+    return f"{name} is {in_file} in it and {in_model} in the model"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is a lack of memory; torch's allocator has no class of its own for that."""
+    return isinstance(error, MemoryError) or "not enough memory" in str(error)

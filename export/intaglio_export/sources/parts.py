@@ -1,0 +1,165 @@
+"""Loads one part of a pipeline's folder: a network, a tokenizer or a scheduler."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import nn
+
+from intaglio_export.errors import ExportError
+from intaglio_export.sources import weights
+from intaglio_export.sources.messages import out_of_memory, plain
+from intaglio_export.tokenizer import sentencepiece_problem
+
+LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+_AGAIN = "download or save the pipeline again"
+# Of these, tensors that the model does not have are layers that it was not given. Other ones are
+# halves that the pipeline has no use for, such as T5's decoder.
+_ENCODER = ("encoder.", "text_model.encoder.")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a part is, and its class as model_index.json names it."""
+
+    folder: Path
+    name: str
+    cls: type
+
+    @property
+    def place(self) -> Path:
+        return self.folder / self.name
+
+    @property
+    def is_network(self) -> bool:
+        return issubclass(self.cls, nn.Module)
+
+
+def part_class(folder: Path, name: str, entry: Any) -> type:
+    """The class of a part's entry in model_index.json, [library, class].
+
+    Raises:
+        ExportError: it is of another library, or of a version of it that is not installed.
+    """
+    library, class_name = entry
+    if library not in LIBRARIES:
+        raise ExportError(
+            f"The part {name} of {folder} is a {class_name} of {library}; only parts of diffusers"
+            " and transformers can be exported."
+        )
+    found = getattr(LIBRARIES[library], class_name, None)
+    if not inspect.isclass(found):
+        raise ExportError(
+            f"The part {name} of {folder} is a {class_name}, which the {library} installed here"
+            f" ({LIBRARIES[library].__version__}) does not have; install the one that wrote it."
+        )
+    return found
+
+
+def check_class(part: Part, loaded: Any, pipeline_class: type) -> None:
+    """See that a network is of the class that the pipeline is made for."""
+    hint = typing.get_type_hints(vars(pipeline_class)["__init__"]).get(part.name)
+    known = tuple(c for c in (hint, *typing.get_args(hint)) if inspect.isclass(c))
+    if known and not isinstance(loaded, known):
+        raise ExportError(
+            f"The part {part.name} of {part.folder} is a {type(loaded).__name__}, and a"
+            f" {pipeline_class.__name__} takes a {known[0].__name__}."
+        )
+
+
+def load_part(part: Part, dtype: torch.dtype) -> Any:
+    """The part as its library loads it; a network's weights in `dtype`.
+
+    Raises:
+        ExportError: it is not there, or cannot be loaded, or its weights are not its model's.
+    """
+    if not part.place.is_dir():
+        raise ExportError(
+            f"The source {part.folder} lacks the part {part.name}: its model_index.json names it,"
+            f" but there is no folder {part.place}; {_AGAIN}."
+        )
+    try:
+        if part.is_network:
+            return _load_network(part, dtype)
+        if issubclass(part.cls, diffusers.SchedulerMixin):
+            _read_config(part.place / "scheduler_config.json")
+        cls: Any = part.cls
+        return cls.from_pretrained(str(part.folder), subfolder=part.name, local_files_only=True)
+    except ExportError:
+        raise
+    except Exception as error:  # the libraries raise what they like
+        if out_of_memory(error):
+            raise
+        problem = None if part.is_network else sentencepiece_problem(part.folder)
+        sentence = f"The part {part.place} cannot be loaded: {plain(error)}; {_AGAIN}."
+        raise ExportError(problem or sentence) from error
+
+
+def _load_network(part: Part, dtype: torch.dtype) -> nn.Module:
+    _read_config(part.place / "config.json")
+    names, variant = weights.choose((p.name for p in part.place.iterdir()), dtype)
+    if not names:
+        raise ExportError(f"The folder {part.place} holds no weights (.safetensors); {_AGAIN}.")
+    weights.check_whole(part.place, names)
+    safe = names[0].endswith(".safetensors")
+    options: dict[str, Any] = {}
+    cls: Any = part.cls
+    if issubclass(part.cls, diffusers.ModelMixin):
+        expected = weights.empty_like(cls, part.folder, part.name)
+        found = {k: v for name in names for k, v in weights.shapes(part.place / name).items()}
+        # By equal names: diffusers renames those of older files.
+        _refuse(part, names, weights.misfit(expected, found, names=False))
+    else:
+        options["ignore_mismatched_sizes"] = True  # told of below, in fewer words
+    network, info = cls.from_pretrained(
+        str(part.folder),
+        subfolder=part.name,
+        dtype=dtype,
+        variant=variant,
+        use_safetensors=safe,
+        local_files_only=True,
+        output_loading_info=True,
+        **options,
+    )
+    _refuse(part, names, _difference(info, isinstance(network, diffusers.ModelMixin)))
+    loaded: nn.Module = network
+    return loaded
+
+
+def _difference(info: dict[str, Any], strict: bool) -> str | None:
+    """What diffusers and transformers only log: weights that stay random, and unused layers."""
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        return weights.misfit({name: tuple(expected)}, {name: tuple(found)})
+    if info["missing_keys"]:
+        return weights.lacking(sorted(info["missing_keys"]))
+    parameters = [name for name in info["unexpected_keys"] if name.endswith((".weight", ".bias"))]
+    unused = sorted(name for name in parameters if strict or name.startswith(_ENCODER))
+    return weights.surplus(unused) if unused else None
+
+
+def _refuse(part: Part, names: list[str], problem: str | None) -> None:
+    if problem is not None:
+        raise ExportError(
+            f"The weights {part.place / names[0]} do not fit {part.place / 'config.json'}:"
+            f" {problem}; {_AGAIN}."
+        )
+
+
+def _read_config(path: Path) -> None:
+    if not path.is_file():
+        raise ExportError(f"The file {path} is missing; {_AGAIN}.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"The file {path} cannot be read: {error}; {_AGAIN}.") from error
+    if not isinstance(config, dict):
+        raise ExportError(f"The file {path} is not a configuration; {_AGAIN}.")

@@ -1,0 +1,43 @@
+"""Folders of the tiny pipelines, and how to look at what was loaded from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from intaglio_export.adapters import Adapter
+from tests.families import dit, flux, pixart_sigma, sd3
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "sd3": sd3.make_sd35,
+    "flux": flux.make_dev,
+    "dit": dit.make_pipeline,
+    "pixart-sigma": pixart_sigma.make_pipeline,
+}
+
+
+def inputs(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Random inputs by role for two rows, of small sizes."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = {"base_rows": 2, "text_length": 5, "tokens": 4, "latent_height": 4, "latent_width": 4}
+    made = {}
+    for spec in adapter.inputs():
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes]
+        made[spec.role] = torch.randn(shape, generator=generator)
+    return made
+
+
+@torch.no_grad()
+def prediction(adapter: Adapter) -> torch.Tensor:
+    """Of the transformer as it stands, in the adapter's precision."""
+    return adapter.run(inputs(adapter))
+
+
+def assert_same(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    """The same tensors under the same names."""
+    one, other = first.state_dict(), second.state_dict()
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=0, atol=0, msg=name)
