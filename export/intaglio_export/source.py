@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from intaglio_export.adapters import ADAPTERS, Adapter, adapter_for
@@ -19,6 +20,7 @@ from intaglio_export.tokenizer import sentencepiece_problem
 
 INDEX = "model_index.json"
 SETTINGS = "settings.json"
+_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def open_source(
@@ -70,10 +72,13 @@ def open_source(
 
 
 def _load(folder: Path, name: str, dtype: torch.dtype, absent: set[str]) -> Any:
-    """The diffusers pipeline, frozen."""
+    """The diffusers pipeline, frozen, its weights mapped: they are read when they are used."""
+    # As stored, for diffusers would hold both types of a file at once; `narrow` converts.
+    stored = {path.name: _stored(path) for path in folder.iterdir() if path.is_dir()}
+    dtypes = {name: known for name, known in stored.items() if known}
     pipeline = getattr(diffusers, name).from_pretrained(
         str(folder),
-        dtype={"default": dtype, "vae": torch.float32},
+        dtype=dtypes | {"default": dtype, "vae": torch.float32},
         local_files_only=True,
         **dict.fromkeys(absent),
     )
@@ -81,6 +86,18 @@ def _load(folder: Path, name: str, dtype: torch.dtype, absent: set[str]) -> Any:
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
     return pipeline
+
+
+def _stored(network: Path) -> torch.dtype | None:
+    """The type of the weights in a network's folder, if they are .safetensors of a known type."""
+    for path in network.glob("*.safetensors"):
+        if path.suffixes != [".safetensors"]:
+            continue  # a variant, like model.fp16.safetensors
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it has no other way to be iterated)
+                if dtype := _STORED.get(file.get_slice(name).get_dtype()):
+                    return dtype
+    return None
 
 
 def _absent(index: dict[str, Any]) -> set[str]:
