@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from intaglio_export.errors import ExportError
+from intaglio_export.memory import page_out
 
 DTYPES = {
     "float32": torch.float32,
@@ -33,8 +34,15 @@ def narrow(network: nn.Module, dtype: torch.dtype) -> None:
     """Store the weights of products in `dtype`, and all other floating tensors in float32."""
     products = {id(m.weight) for m in network.modules() if isinstance(m, _PRODUCTS)}
     for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype if id(tensor) in products else torch.float32)
+        wanted = dtype if id(tensor) in products else torch.float32
+        if tensor.is_floating_point() and tensor.dtype != wanted:
+            # Not by `tensor.data`: a tensor that views a mapped file would keep its old type there,
+            # and torch.export refuses it.
+            converted = tensor.detach().to(wanted)
+            page_out(tensor)
+            if isinstance(tensor, nn.Parameter):
+                converted = nn.Parameter(converted, requires_grad=False)
+            torch.utils.swap_tensors(tensor, converted)  # type: ignore[no-untyped-call]
 
 
 class Products(TorchFunctionMode):

@@ -9,7 +9,7 @@ from onnxscript.rewriter import onnx_fusions
 from torch.export import Dim
 
 from intaglio_export.graphs import ExportUnit, TensorSpec
-from intaglio_export.passes.transpose_weights import transpose_weights, transposes_weight
+from intaglio_export.passes.transpose_weights import transposes_weight
 from intaglio_export.quiet import quiet
 
 # 23 keeps Attention, RMSNormalization and Gelu as single nodes.
@@ -42,12 +42,14 @@ def trace(unit: ExportUnit) -> ir.Model:
 
 
 def _optimize(model: ir.Model) -> None:
-    """What torch's exporter does when asked to, but for its copies of transposed weights."""
+    """What torch's exporter does when asked to, but for its copies of transposed weights.
+
+    `passes/transpose_weights.py` is for these.
+    """
     optimizer.optimize_ir(
         model, should_fold=lambda node: False if transposes_weight(node) else None
     )
     onnx_fusions.fuse(model)
-    transpose_weights(model)
 
 
 def _dims(unit: ExportUnit) -> dict[str, object]:

@@ -6,7 +6,6 @@ computed first, and torch's weights are let go before ONNX Runtime opens the gra
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,12 +16,14 @@ import onnx_ir as ir
 from torch import nn
 
 from intaglio_export.graphs import ExportUnit
+from intaglio_export.memory import collect
 from intaglio_export.passes.add_op_function import add_op_function
 from intaglio_export.passes.floor_division import floor_division
 from intaglio_export.passes.idle_squeeze import idle_squeeze
 from intaglio_export.passes.name_axes import name_axes
 from intaglio_export.passes.share_weights import share_weights
 from intaglio_export.passes.strip_metadata import strip_metadata
+from intaglio_export.passes.transpose_weights import transpose_weights
 from intaglio_export.passes.widen_bfloat16 import widen_bfloat16
 from intaglio_export.tracing import trace
 from intaglio_export.verify import reference, verify
@@ -50,6 +51,7 @@ def write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dic
     errors: dict[str, float] = {}
     total = sum(len(stage.units) for stage in stages)
     for stage in stages:
+        progress(f"Running the {type(stage.network).__name__}", len(errors) / total)
         references = [reference(unit) for unit in stage.units]
         for _, group in groupby(stage.units, key=lambda unit: Path(unit.spec.path).parent):
             _write_folder(list(group), work, lambda what: progress(what, len(errors) / total))
@@ -67,8 +69,10 @@ def _release(network: nn.Module) -> None:
     left is enough to keep a whole mapped file.
     """
     for tensor in (*network.parameters(), *network.buffers()):
-        tensor.data = tensor.new_empty(0)
-    gc.collect()
+        for held in (tensor, tensor._base):  # a view keeps what it is a view of
+            if held is not None:
+                held.data = held.new_empty(0)
+    collect()
 
 
 def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[str], None]) -> None:
@@ -76,24 +80,31 @@ def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[s
     models = []
     for unit in units:
         progress(f"Tracing {unit.spec.path}")
-        model = trace(unit)
-        if any(spec.role == "mask" for spec in unit.spec.inputs):
-            add_op_function(model)
-        floor_division(model)
-        idle_squeeze(model)
-        name_axes(model, unit.spec)
-        strip_metadata(model)
+        model = make_graph(unit)
+        transpose_weights(model)
         models.append(model)
     folder = (work / units[0].spec.path).parent
     folder.mkdir(parents=True, exist_ok=True)
     share_weights(models, folder)
     for unit, model in zip(units, models, strict=True):
-        _save(model, work / unit.spec.path)
+        save_graph(model, work / unit.spec.path)
         if unit.spec.cpu:
             widen_bfloat16(model)
-            _save(model, work / unit.spec.cpu)
+            save_graph(model, work / unit.spec.cpu)
 
 
-def _save(model: ir.Model, path: Path) -> None:
+def make_graph(unit: ExportUnit) -> ir.Model:
+    """The graph of `unit` with the op's function, weights as torch holds them."""
+    model = trace(unit)
+    if any(spec.role == "mask" for spec in unit.spec.inputs):
+        add_op_function(model)
+    floor_division(model)
+    idle_squeeze(model)
+    name_axes(model, unit.spec)
+    strip_metadata(model)
+    return model
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
     ir.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)

@@ -19,10 +19,11 @@ ALIGNMENT = 4096
 def share_weights(models: Sequence[ir.Model], folder: Path, name: str = "weights.data") -> None:
     """Write the initializers of `models` to `folder`/`name` and let the graphs refer to it.
 
-    Equal tensors, in one graph or in several, are stored once.
+    Equal tensors, in one graph or in several, are stored once. Tensors that are external already
+    stay where they are.
 
     Precondition: `folder` exists and the models will be saved in it.
-    Postcondition: every initializer of `INLINE_BYTES` or more is an external tensor in that file.
+    Postcondition: every initializer of `INLINE_BYTES` or more is an external tensor.
 
     Raises:
         OSError: the file cannot be written.
@@ -33,7 +34,7 @@ def share_weights(models: Sequence[ir.Model], folder: Path, name: str = "weights
             for value in model.graph.initializers.values():
                 tensor = value.const_value
                 assert tensor is not None, f"initializer {value.name} has no value"
-                if tensor.nbytes < INLINE_BYTES:
+                if tensor.nbytes < INLINE_BYTES or isinstance(tensor, ir.ExternalTensor):
                     continue
                 data = _bytes(tensor)
                 shape = tuple(tensor.shape.numpy())

@@ -76,7 +76,7 @@ def check_class(part: Part, loaded: Any, pipeline_class: type) -> None:
 
 
 def load_part(part: Part, dtype: torch.dtype) -> Any:
-    """The part as its library loads it; a network's weights in `dtype`.
+    """The part as its library loads it; a network's weights as stored, or in `dtype`.
 
     Raises:
         ExportError: it is not there, or cannot be loaded, or its weights are not its model's.
@@ -110,6 +110,10 @@ def _load_network(part: Part, dtype: torch.dtype) -> nn.Module:
         raise ExportError(f"The folder {part.place} holds no weights (.safetensors); {_AGAIN}.")
     weights.check_whole(part.place, names)
     safe = names[0].endswith(".safetensors")
+    # As stored, so that the file is mapped and not converted into a second copy: `narrow` does that
+    # tensor by tensor. The VAE is not narrowed.
+    if safe and part.name != "vae":
+        dtype = weights.stored_dtype(part.place / names[0]) or dtype
     options: dict[str, Any] = {}
     cls: Any = part.cls
     if issubclass(part.cls, diffusers.ModelMixin):

@@ -22,6 +22,7 @@ _WEIGHTS = re.compile(
 )
 # What a publisher calls the files that are in this type already.
 _VARIANTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LFS = b"version https://git-lfs"
 AGAIN = "download it again"
 
@@ -106,6 +107,15 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
             else f"is cut short or not a .safetensors file; {AGAIN}"
         )
         raise ExportError(f"The file {path} {what}.") from error
+
+
+def stored_dtype(path: Path) -> torch.dtype | None:
+    """The type of a .safetensors file's first tensor of a known floating type."""
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 (it has no other way to be iterated)
+            if dtype := _STORED.get(file.get_slice(name).get_dtype()):
+                return dtype
+    return None
 
 
 def misfit(expected: Shapes, found: Shapes, *, names: bool = True) -> str | None:

@@ -1,0 +1,22 @@
+"""Exports a pipeline and says where it stands: `python -m tests.scale.export_stages SOURCE BUNDLE
+DTYPE [CHANNELS]`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from intaglio_export.exporter import export_bundle
+from intaglio_export.options import ExportRequest
+from tests.scale.measuring import MARK
+
+
+def main(source: str, output: str, dtype: str, channels: str | None = None) -> None:
+    request = ExportRequest(Path(source), Path(output), dtype=dtype, channels=channels)
+    result = export_bundle(request, lambda what, share: print(MARK + what))
+    print(json.dumps({"errors": result.errors, "remarks": result.remarks}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

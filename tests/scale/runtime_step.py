@@ -1,0 +1,28 @@
+"""Opens a bundle with the runtime and takes a step: `python -m tests.scale.runtime_step BUNDLE`."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+import intaglio
+from tests.scale.measuring import MARK
+
+SIDE = 256
+
+
+def main(bundle: str) -> None:
+    print(MARK + "opening")
+    pipeline = intaglio.Pipeline.open(bundle)
+    print(MARK + f"one step of {SIDE}x{SIDE}, CFG and DG")
+    run = pipeline.generate(
+        "a dark boot", steps=1, height=SIDE, width=SIDE, cfg_scale=4.0, dg_scale=1.0
+    )
+    assert np.isfinite(run.latents).all()
+    assert (run.base_rows, run.forked_rows) == (2, 3)
+    print(f"latents {list(run.latents.shape)}, {run.timings}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
