@@ -21,7 +21,7 @@ from intaglio_export.channels import (
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.options import parse_channels
 from intaglio_export.selection import choose_block, choose_channels, disagreement
-from intaglio_export.source import open_source
+from intaglio_export.sources import open_source
 from tests.families.parts import MAX_LENGTH
 
 PLANTED = 5
@@ -30,7 +30,7 @@ LEVEL = 40.0
 
 @pytest.fixture
 def adapter(sd3_folder: Path) -> SD3Adapter:
-    adapter = open_source(sd3_folder)
+    adapter = open_source(sd3_folder).adapter
     assert isinstance(adapter, SD3Adapter)
     return adapter
 

@@ -161,6 +161,8 @@ class _Positions(nn.Module):
     larger half side along the diagonal.
     """
 
+    table: torch.Tensor
+
     def __init__(self, rope: Any) -> None:
         super().__init__()
         self._axes = [size // 2 for size in rope.axes_dim]
