@@ -170,8 +170,8 @@ def export(
 
 
 _NO_MEMORY = (
-    "There is not enough memory for this model: an export needs about 2.5 times its weights in"
-    " float32."
+    "There is not enough memory for this model: an export needs up to 1.3 times the weights of the"
+    " bundle and 2 GB."
 )
 
 

@@ -19,8 +19,8 @@ ALIGNMENT = 4096
 def share_weights(models: Sequence[ir.Model], folder: Path, name: str = "weights.data") -> None:
     """Write the initializers of `models` to `folder`/`name` and let the graphs refer to it.
 
-    Equal tensors, in one graph or in several, are stored once. Tensors that are external already
-    stay where they are.
+    Tensors of equal bytes, in one graph or in several, are stored once. Tensors that are external
+    already stay where they are.
 
     Precondition: `folder` exists and the models will be saved in it.
     Postcondition: every initializer of `INLINE_BYTES` or more is an external tensor.
@@ -28,7 +28,7 @@ def share_weights(models: Sequence[ir.Model], folder: Path, name: str = "weights
     Raises:
         OSError: the file cannot be written.
     """
-    placed: dict[tuple[str, str, tuple[int, ...]], ir.ExternalTensor] = {}
+    placed: dict[str, int] = {}
     with (folder / name).open("wb") as file:
         for model in models:
             for value in model.graph.initializers.values():
@@ -37,17 +37,15 @@ def share_weights(models: Sequence[ir.Model], folder: Path, name: str = "weights
                 if tensor.nbytes < INLINE_BYTES or isinstance(tensor, ir.ExternalTensor):
                     continue
                 data = _bytes(tensor)
-                shape = tuple(tensor.shape.numpy())
-                key = (hashlib.sha256(data).hexdigest(), tensor.dtype.name, shape)
+                key = hashlib.sha256(data).hexdigest()
                 if key not in placed:
-                    placed[key] = _append(file, data, tensor, folder, name)
-                stored = placed[key]
+                    placed[key] = _append(file, data)
                 value.const_value = ir.ExternalTensor(
                     name,
-                    stored.offset,
-                    stored.length,
+                    placed[key],
+                    len(data),
                     tensor.dtype,
-                    shape=stored.shape,
+                    shape=ir.Shape(tensor.shape.numpy()),
                     name=value.name or "",
                     base_dir=folder,
                 )
@@ -58,18 +56,9 @@ def _bytes(tensor: ir.TensorProtocol) -> memoryview:
     return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
 
 
-def _append(
-    file: BinaryIO, data: memoryview, tensor: ir.TensorProtocol, folder: Path, name: str
-) -> ir.ExternalTensor:
+def _append(file: BinaryIO, data: memoryview) -> int:
+    """Where `data` begins in `file`."""
     offset = -(-file.tell() // ALIGNMENT) * ALIGNMENT
     file.write(b"\0" * (offset - file.tell()))
     file.write(data)
-    return ir.ExternalTensor(
-        name,
-        offset,
-        len(data),
-        tensor.dtype,
-        shape=ir.Shape(tensor.shape.numpy()),
-        name=tensor.name or "",
-        base_dir=folder,
-    )
+    return offset
