@@ -70,7 +70,7 @@ def test_a_wrong_source(run: Run, tmp_path: Path, source: str, says: str) -> Non
         ('{"_class_name": "SanaPipeline"}', "is a SanaPipeline, which this version cannot export"),
         ("{", "cannot be read"),
         ("[]", "does not name a pipeline class"),
-        ('{"_class_name": "StableDiffusion3Pipeline"}', "cannot be loaded"),
+        ('{"_class_name": "StableDiffusion3Pipeline"}', "has no transformer"),
     ],
 )
 def test_a_wrong_index(run: Run, tmp_path: Path, index: str, says: str) -> None:

@@ -16,7 +16,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast, T5Tokenizer
 
 from intaglio import _core
 from intaglio_export.errors import ExportError
-from intaglio_export.source import open_source
+from intaglio_export.sources import open_source
 from intaglio_export.tokenizer import FILE_NAME, sentencepiece_problem, t5_table, write_table
 from tests.tiny_t5 import make_tokenizer, prompts, write_sentencepiece
 

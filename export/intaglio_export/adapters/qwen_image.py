@@ -177,7 +177,7 @@ class _Positions(nn.Module):
         index = position.long()
         halves = (index.amax(0) + 2) // 2  # of each axis, the larger half of its size
         centred = index - torch.where(torch.arange(3) == 0, 0, halves)
-        tables = self.table.split(self._axes, dim=1)
+        tables = torch.split(self.table, self._axes, dim=1)
         image = [table[self._zero + centred[:, i]] for i, table in enumerate(tables)]
         sizes = (index.amax(0) + 1) // 2
         text = self._zero + sizes[1:].max() + torch.arange(max_txt_seq_len)

@@ -95,7 +95,11 @@ def _transformer(file: Path, part: Part, dtype: torch.dtype) -> Any:
         raise ExportError(_unlike(file, part, problem))
     cls: Any = part.cls
     return cls.from_single_file(
-        state, config=str(part.folder), subfolder=part.name, local_files_only=True, dtype=dtype
+        state,
+        config=str(part.folder),
+        subfolder=part.name,
+        local_files_only=True,
+        dtype=weights.stored_dtype(file) or dtype,
     )
 
 
