@@ -18,7 +18,7 @@ CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
 EXPORT_SOURCES := $(shell find export -name '*.py') models/bundle.schema.json $(wildcard models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
 
-.PHONY: help setup demo test test-python test-cpp test-sanitize lint format bench clean
+.PHONY: help setup demo test test-python test-cpp test-sanitize lint format parity bench clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
 
@@ -99,6 +99,9 @@ test-sanitize: build/sanitize/build.ninja $(BUNDLE)/bundle.json $(DUAL)/bundle.j
 test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/release/build.ninja  ## Python, parity, integration and structure tests
 	cmake --build --preset release
 	$(BIN)/python -m pytest
+
+parity: .venv/ready  ## measure every family against diffusers and write docs/parity.md
+	$(BIN)/python -m pytest -q tests/parity/test_families.py --parity-table docs/parity.md
 
 bench: $(BUNDLE)/bundle.json  ## time the guidance modes against each other
 	$(BIN)/intaglio bench $(BUNDLE)

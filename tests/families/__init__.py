@@ -60,6 +60,7 @@ FAMILIES = {
         "true_cfg_scale",
         TEXT,
         embeddings=qwen_image.embeddings,
+        img2img="QwenImageImg2ImgPipeline",
     ),
     "pixart-sigma": Family(
         pixart_sigma.make_pipeline,

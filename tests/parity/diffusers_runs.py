@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.families import Family
@@ -21,6 +24,7 @@ from tests.families import Family
 PROMPT, NEGATIVE = "the dark boot and THE rest", "a shoe"
 CLASS = 5
 SEED, STEPS, IMAGES, HEIGHT = 5, 4, 2, 32
+STRENGTH = 0.6
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,51 @@ def native_run(pipeline: Any, family: Family, cfg_scale: float) -> Run:
         arguments["negative_prompt"] = NEGATIVE
     run = _run(pipeline, arguments)
     return Run(run.latents[:IMAGES], run.images)  # DiT's loop carries both halves of a batch
+
+
+@torch.no_grad()
+def run_from_image(pipeline: Any, family: Family, image: Image.Image, seeds: list[int]) -> Run:
+    """diffusers' own image-to-image pipeline, starting from the mean of the VAE's posterior."""
+    assert family.img2img is not None
+    img2img = getattr(diffusers, family.img2img)(**pipeline.components)
+    # It draws from the posterior with the generator that then draws the noise.
+    encode = pipeline.vae.encode
+
+    def mean(*args: Any, **kwargs: Any) -> Any:
+        posterior = encode(*args, **kwargs).latent_dist
+        return AutoencoderKLOutput(latent_dist=_Mean(posterior.mean))
+
+    pipeline.vae.encode = mean
+    try:
+        arguments = _arguments(pipeline, family) | {family.cfg: 1.0}
+        arguments |= {
+            "image": [image] * len(seeds),
+            "strength": STRENGTH,
+            "num_images_per_prompt": len(seeds),
+        }
+        arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        return _run(img2img, arguments)
+    finally:
+        del pipeline.vae.encode
+
+
+@torch.no_grad()
+def run_with_seeds(pipeline: Any, family: Family, seeds: list[int]) -> Run:
+    """A baseline run whose images have a seed each."""
+    arguments = _arguments(pipeline, family) | {family.cfg: 1.0}
+    arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    return _run(pipeline, arguments)
+
+
+@dataclass(frozen=True)
+class _Mean:
+    mean: torch.Tensor
+
+    def sample(self, generator: Any = None) -> torch.Tensor:
+        return self.mean
+
+    def mode(self) -> torch.Tensor:
+        return self.mean
 
 
 def _arguments(pipeline: Any, family: Family) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import intaglio
 from intaglio_export.exporter import export_bundle
@@ -28,9 +29,12 @@ from tests.parity.diffusers_runs import (
     PROMPT,
     SEED,
     STEPS,
+    STRENGTH,
     Run,
     guided_run,
     native_run,
+    run_from_image,
+    run_with_seeds,
     save_embeddings,
 )
 from tests.parity.table import Cell, Table
@@ -95,8 +99,8 @@ def reference() -> Callable[[str, str], Run]:
     return run
 
 
-def generate(pipeline: intaglio.Pipeline, name: str, mode: str, tmp: Path) -> intaglio.Generation:
-    cfg, dg = MODES[mode]
+def condition(name: str, tmp: Path) -> dict[str, Any]:
+    """What the runtime is asked to draw: diffusers' prompts, class or embeddings."""
     family = FAMILIES[name]
     what: dict[str, Any] = {"prompt": PROMPT, "negative_prompt": NEGATIVE}
     if family.by_class:
@@ -104,8 +108,13 @@ def generate(pipeline: intaglio.Pipeline, name: str, mode: str, tmp: Path) -> in
     elif family.embeddings:
         save_embeddings(family, tmp / "prompt.safetensors")
         what = {"prompt_embeds": tmp / "prompt.safetensors"}
+    return what
+
+
+def generate(pipeline: intaglio.Pipeline, name: str, mode: str, tmp: Path) -> intaglio.Generation:
+    cfg, dg = MODES[mode]
     return pipeline.generate(
-        **what, seeds=SEED, batch=IMAGES, steps=STEPS, cfg_scale=cfg, dg_scale=dg
+        **condition(name, tmp), seeds=SEED, batch=IMAGES, steps=STEPS, cfg_scale=cfg, dg_scale=dg
     )
 
 
@@ -155,3 +164,38 @@ def test_modes_differ(name: str, reference: Callable[[str, str], Run]) -> None:
     for i, one in enumerate(runs):
         for other in runs[i + 1 :]:
             assert relative(one.numpy(), other) > 0.1
+
+
+SEEDS = [11, 4]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_image_its_seed(
+    name: str, bundle: Callable[[str, str, str], intaglio.Pipeline], tmp_path: Path
+) -> None:
+    expected = run_with_seeds(FAMILIES[name].make(), FAMILIES[name], SEEDS)
+    pipeline = bundle(name, "forked", "float32")
+    got = pipeline.generate(
+        **condition(name, tmp_path), seeds=SEEDS, steps=STEPS, cfg_scale=1.0, dg_scale=0.0
+    )
+    assert relative(got.latents, expected.latents) < LIMITS["float32"]
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if FAMILIES[name].img2img])
+def test_image_to_image(
+    name: str, bundle: Callable[[str, str, str], intaglio.Pipeline], tmp_path: Path
+) -> None:
+    family = FAMILIES[name]
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, family.width, 3), np.uint8)
+    picture = Image.fromarray(noise)
+    expected = run_from_image(family.make(), family, picture, SEEDS)
+    got = bundle(name, "forked", "float32").generate(
+        **condition(name, tmp_path),
+        image=picture,
+        strength=STRENGTH,
+        seeds=SEEDS,
+        steps=STEPS,
+        cfg_scale=1.0,
+        dg_scale=0.0,
+    )
+    assert relative(got.latents, expected.latents) < LIMITS["float32"]
