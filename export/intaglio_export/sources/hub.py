@@ -24,6 +24,9 @@ Tell = Callable[[str], None]
 Without = Callable[[PipelineFolder], frozenset[str]]
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?")
 
+# What huggingface_hub calls the bar that counts the bytes of all files.
+_WRITTEN = "huggingface_hub.snapshot_download"
+
 
 def is_hub_name(text: str) -> bool:
     """Whether `text` may be org/name or org/name@revision."""
@@ -107,10 +110,17 @@ def _progress(name: str, tree: list[RepoFile], files: list[str], tell: Tell) -> 
     total = sum(file.size or 0 for file in tree if file.path in set(files))
 
     class Reporting(_Silent):
+        """Counts by itself: a bar that huggingface_hub has switched off does not."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._written = 0.0 if kwargs.get("name") == _WRITTEN else None
+            super().__init__(*args, **kwargs)
+
         def update(self, n: float | None = 1) -> bool | None:
+            if self._written is not None:
+                self._written += n or 0
+                tell(f"Downloading {name} ({self._written / 1e9:.1f} of {total / 1e9:.1f} GB)")
             shown: bool | None = super().update(n)
-            if self.unit == "B":
-                tell(f"Downloading {name} ({self.n / 1e9:.1f} of {total / 1e9:.1f} GB)")
             return shown
 
     return Reporting

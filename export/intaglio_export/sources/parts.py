@@ -112,12 +112,12 @@ def _load_network(part: Part, dtype: torch.dtype) -> nn.Module:
     safe = names[0].endswith(".safetensors")
     options: dict[str, Any] = {}
     cls: Any = part.cls
-    if issubclass(part.cls, diffusers.ModelMixin):
+    if safe and issubclass(part.cls, diffusers.ModelMixin):
         expected = weights.empty_like(cls, part.folder, part.name)
         found = {k: v for name in names for k, v in weights.shapes(part.place / name).items()}
         # By equal names: diffusers renames those of older files.
         _refuse(part, names, weights.misfit(expected, found, names=False))
-    else:
+    elif not issubclass(part.cls, diffusers.ModelMixin):
         options["ignore_mismatched_sizes"] = True  # told of below, in fewer words
     network, info = cls.from_pretrained(
         str(part.folder),
