@@ -98,7 +98,6 @@ def test_the_variant_of_the_precision(hub: Hub) -> None:
         getattr(pipeline, part).save_pretrained(
             hub.repositories[NAME] / part, variant="fp16", max_shard_size="100KB"
         )
-    (hub.repositories[NAME] / "vae/diffusion_pytorch_model.fp16.safetensors").unlink()
     source = open_source(NAME, torch.float16)
     large = {
         f for f in hub.fetched if "safetensors" in f and f.startswith(("transf", "text_encoder_3"))

@@ -18,6 +18,7 @@ from intaglio_export.errors import ExportError
 from intaglio_export.sources import weights
 from intaglio_export.sources.folder import CARD, INDEX, SETTINGS, PipelineFolder, open_folder
 from intaglio_export.sources.messages import out_of_memory, plain
+from intaglio_export.sources.parts import held_in
 
 Tell = Callable[[str], None]
 # Of a pipeline, the parts whose weights are not wanted.
@@ -93,7 +94,7 @@ def _needed(
         beside = [f for f in beside if "/" not in f]
         chosen = [f for f in beside if not weights.is_weights(f) and ".index." not in f]
         if part.is_network and name not in without:
-            read, _ = weights.choose(beside, dtype)
+            read, _ = weights.choose(beside, held_in(name, dtype))
             chosen += read + [f for f in beside if any(f == weights.index_of(r) for r in read[:1])]
         needed += [f"{name}/{f}" for f in chosen]
     return [INDEX, *needed]
