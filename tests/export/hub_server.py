@@ -37,6 +37,8 @@ class Hub:
             return self.status, {}, b""
         if parts[:2] == ["api", "models"]:
             return self._api("/".join(parts[2:4]), parts[4:])
+        if len(parts) < 5:
+            return 404, {}, b""
         return self._file("/".join(parts[:2]), parts[3], "/".join(parts[4:]), get)
 
     def _api(self, repo: str, rest: list[str]) -> tuple[int, dict[str, str], bytes]:
