@@ -18,6 +18,7 @@ import torch
 from intaglio.__main__ import GROUP, run_python
 from intaglio_export import cli, exporter, verify
 from intaglio_export.folder import replacing
+from tests.export.test_lora import write_lora
 
 COMMAND = EntryPoint("export", "intaglio_export.cli:export", GROUP)
 
@@ -119,6 +120,34 @@ def test_a_size_that_the_model_has_not_is_refused_before_the_work(
     (tmp_path / "s.json").write_text(json.dumps(settings))
     result = run(sd3_folder, "-o", "out", "--settings", "s.json")
     assert_refused(result, 3, says, tmp_path, left=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        (["--lora", "f.safetensors:x", "--lora", ":1"], 2, "expected FILE or FILE:SCALE"),
+        (["--lora", "none.safetensors"], 3, "The LoRA none.safetensors does not exist"),
+        (["--config", "other"], 2, "--config other: only a single .safetensors file"),
+    ],
+)
+def test_wrong_flags_of_the_source(
+    run: Run, sd3_folder: Path, tmp_path: Path, flags: list[str], code: int, says: str
+) -> None:
+    assert_refused(run(sd3_folder, "-o", "out", *flags), code, says, tmp_path)
+
+
+def test_a_single_file_and_a_lora(run: Run, sd3_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tuned.safetensors"
+    shutil.copy(sd3_folder / "transformer" / "diffusion_pytorch_model.safetensors", file)
+    assert_refused(run(file, "-o", "out"), 2, "with --config", tmp_path, left=1)
+    write_lora("sd3", tmp_path / "style.safetensors", targets=["attn.to_q"])
+    flags = ["--config", sd3_folder, "--lora", "style.safetensors:0.5"]
+    flags += ["--settings", sd3_folder / "settings.json", "--dtype", "float16"]
+    result = run(file, "-o", "out", *flags)
+    assert result.exit_code == 0, result.stderr
+    manifest = json.loads((tmp_path / "out" / "bundle.json").read_text())
+    assert (manifest["name"], manifest["source"]) == ("tuned", "tuned")
+    assert manifest["loras"] == [{"file": "style.safetensors", "scale": 0.5}]
 
 
 def test_an_output_that_is_not_a_bundle_is_left_alone(
@@ -228,7 +257,17 @@ def test_what_a_link_points_to_is_replaced(tmp_path: Path, there: bool) -> None:
 
 def test_help_teaches(run: Run) -> None:
     text = run("--help").stdout
-    for word in ("--layout", "--block", "--channels", "--settings", "top:K", "Example"):
+    for word in (
+        "Hub",
+        "--config",
+        "--lora",
+        "--layout",
+        "--block",
+        "--channels",
+        "--settings",
+        "top:K",
+        "Example",
+    ):
         assert word in text
 
 

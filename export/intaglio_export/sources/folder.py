@@ -15,7 +15,7 @@ from torch import nn
 
 from intaglio_export.adapters import ADAPTERS, Adapter, adapter_for
 from intaglio_export.errors import ExportError, usage_error
-from intaglio_export.sources.parts import Part, check_class, load_part, part_class
+from intaglio_export.sources.parts import Part, check_class, held_in, load_part, part_class
 
 INDEX = "model_index.json"
 SETTINGS = "settings.json"
@@ -83,13 +83,25 @@ def load_pipeline(folder: PipelineFolder, dtype: torch.dtype, given: dict[str, A
     parts = dict(given)
     for name, part in folder.parts.items():
         if name not in parts:
-            parts[name] = load_part(part, torch.float32 if name == "vae" else dtype)
+            parts[name] = load_part(part, held_in(name, dtype))
         if part.is_network:
             check_class(part, parts[name], folder.pipeline_class)
+    _check_vocabularies(folder, parts)
     arguments = inspect.signature(folder.pipeline_class).parameters
     absent = {name: None for name, a in arguments.items() if a.default is a.empty}
     said = {k: v for k, v in folder.index.items() if k in arguments and not isinstance(v, list)}
     return folder.pipeline_class(**absent | said | parts)
+
+
+def _check_vocabularies(folder: PipelineFolder, parts: dict[str, Any]) -> None:
+    """See that no tokenizer makes numbers that its encoder has no embedding for."""
+    for name in folder.adapter.text_encoders:
+        tokenizer = name.replace("text_encoder", "tokenizer")
+        if name in parts and len(parts[tokenizer]) > (rows := parts[name].config.vocab_size):
+            raise ExportError(
+                f"The source {folder.path} has a {tokenizer} of {len(parts[tokenizer])} tokens, and"
+                f" its {name} knows {rows}: they are not of the same pipeline."
+            )
 
 
 def freeze(pipeline: Any) -> None:

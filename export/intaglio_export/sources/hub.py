@@ -18,11 +18,15 @@ from intaglio_export.errors import ExportError
 from intaglio_export.sources import weights
 from intaglio_export.sources.folder import CARD, INDEX, SETTINGS, PipelineFolder, open_folder
 from intaglio_export.sources.messages import out_of_memory, plain
+from intaglio_export.sources.parts import held_in
 
 Tell = Callable[[str], None]
 # Of a pipeline, the parts whose weights are not wanted.
 Without = Callable[[PipelineFolder], frozenset[str]]
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?")
+
+# What huggingface_hub calls the bar that counts the bytes of all files.
+_WRITTEN = "huggingface_hub.snapshot_download"
 
 
 def is_hub_name(text: str) -> bool:
@@ -90,7 +94,7 @@ def _needed(
         beside = [f for f in beside if "/" not in f]
         chosen = [f for f in beside if not weights.is_weights(f) and ".index." not in f]
         if part.is_network and name not in without:
-            read, _ = weights.choose(beside, dtype)
+            read, _ = weights.choose(beside, held_in(name, dtype))
             chosen += read + [f for f in beside if any(f == weights.index_of(r) for r in read[:1])]
         needed += [f"{name}/{f}" for f in chosen]
     return [INDEX, *needed]
@@ -107,10 +111,17 @@ def _progress(name: str, tree: list[RepoFile], files: list[str], tell: Tell) -> 
     total = sum(file.size or 0 for file in tree if file.path in set(files))
 
     class Reporting(_Silent):
+        """Counts by itself: a bar that huggingface_hub has switched off does not."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._written = 0.0 if kwargs.get("name") == _WRITTEN else None
+            super().__init__(*args, **kwargs)
+
         def update(self, n: float | None = 1) -> bool | None:
+            if self._written is not None:
+                self._written += n or 0
+                tell(f"Downloading {name} ({self._written / 1e9:.1f} of {total / 1e9:.1f} GB)")
             shown: bool | None = super().update(n)
-            if self.unit == "B":
-                tell(f"Downloading {name} ({self.n / 1e9:.1f} of {total / 1e9:.1f} GB)")
             return shown
 
     return Reporting

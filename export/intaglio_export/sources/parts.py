@@ -26,6 +26,12 @@ _AGAIN = "download or save the pipeline again"
 _ENCODER = ("encoder.", "text_model.encoder.")
 
 
+# What diffusers called the transformers of DiT and PixArt once; it still loads the right class.
+_LEGACY = "Transformer2DModel"
+# A tokenizer without any of these is made without a word, and empty.
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
+
+
 @dataclass(frozen=True)
 class Part:
     """Where a part is, and its class as model_index.json names it."""
@@ -52,14 +58,15 @@ def part_class(folder: Path, name: str, entry: Any) -> type:
     library, class_name = entry
     if library not in LIBRARIES:
         raise ExportError(
-            f"The part {name} of {folder} is a {class_name} of {library}; only parts of diffusers"
-            " and transformers can be exported."
+            f"The part {name} of {folder} is of class {class_name} of {library}; only parts of"
+            " diffusers and transformers can be exported."
         )
     found = getattr(LIBRARIES[library], class_name, None)
     if not inspect.isclass(found):
         raise ExportError(
-            f"The part {name} of {folder} is a {class_name}, which the {library} installed here"
-            f" ({LIBRARIES[library].__version__}) does not have; install the one that wrote it."
+            f"The part {name} of {folder} is of class {class_name}, which the {library} installed"
+            f" here ({LIBRARIES[library].__version__}) does not have; install the one that wrote"
+            " it."
         )
     return found
 
@@ -70,9 +77,14 @@ def check_class(part: Part, loaded: Any, pipeline_class: type) -> None:
     known = tuple(c for c in (hint, *typing.get_args(hint)) if inspect.isclass(c))
     if known and not isinstance(loaded, known):
         raise ExportError(
-            f"The part {part.name} of {part.folder} is a {type(loaded).__name__}, and a"
-            f" {pipeline_class.__name__} takes a {known[0].__name__}."
+            f"The part {part.name} of {part.folder} is of class {type(loaded).__name__}, and"
+            f" {pipeline_class.__name__} takes {known[0].__name__}; {_AGAIN}."
         )
+
+
+def held_in(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The type that a part is held in where matrix products are in `dtype`."""
+    return torch.float32 if name == "vae" else dtype
 
 
 def load_part(part: Part, dtype: torch.dtype) -> Any:
@@ -91,6 +103,10 @@ def load_part(part: Part, dtype: torch.dtype) -> Any:
             return _load_network(part, dtype)
         if issubclass(part.cls, diffusers.SchedulerMixin):
             _read_config(part.place / "scheduler_config.json")
+        elif not any(any(part.place.glob(pattern)) for pattern in _VOCABULARIES):
+            raise ExportError(
+                f"The folder {part.place} holds no vocabulary (tokenizer.json); {_AGAIN}."
+            )
         cls: Any = part.cls
         return cls.from_pretrained(str(part.folder), subfolder=part.name, local_files_only=True)
     except ExportError:
@@ -104,7 +120,13 @@ def load_part(part: Part, dtype: torch.dtype) -> Any:
 
 
 def _load_network(part: Part, dtype: torch.dtype) -> nn.Module:
-    _read_config(part.place / "config.json")
+    config = _read_config(part.place / "config.json")
+    named = config.get("_class_name", part.cls.__name__)
+    if _LEGACY not in (named, part.cls.__name__) and named != part.cls.__name__:
+        raise ExportError(
+            f"The part {part.place} is of class {named} by its config.json, and of class"
+            f" {part.cls.__name__} by the model_index.json above it; {_AGAIN}."
+        )
     names, variant = weights.choose((p.name for p in part.place.iterdir()), dtype)
     if not names:
         raise ExportError(f"The folder {part.place} holds no weights (.safetensors); {_AGAIN}.")
@@ -116,12 +138,12 @@ def _load_network(part: Part, dtype: torch.dtype) -> nn.Module:
         dtype = weights.stored_dtype(part.place / names[0]) or dtype
     options: dict[str, Any] = {}
     cls: Any = part.cls
-    if issubclass(part.cls, diffusers.ModelMixin):
+    if safe and issubclass(part.cls, diffusers.ModelMixin):
         expected = weights.empty_like(cls, part.folder, part.name)
         found = {k: v for name in names for k, v in weights.shapes(part.place / name).items()}
         # By equal names: diffusers renames those of older files.
         _refuse(part, names, weights.misfit(expected, found, names=False))
-    else:
+    elif not issubclass(part.cls, diffusers.ModelMixin):
         options["ignore_mismatched_sizes"] = True  # told of below, in fewer words
     network, info = cls.from_pretrained(
         str(part.folder),
@@ -158,12 +180,14 @@ def _refuse(part: Part, names: list[str], problem: str | None) -> None:
         )
 
 
-def _read_config(path: Path) -> None:
+def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ExportError(f"The file {path} is missing; {_AGAIN}.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExportError(f"The file {path} cannot be read: {error}; {_AGAIN}.") from error
     if not isinstance(config, dict):
         raise ExportError(f"The file {path} is not a configuration; {_AGAIN}.")
+    read: dict[str, Any] = config
+    return read

@@ -160,8 +160,9 @@ def empty_like(cls: Any, folder: Path, subfolder: str) -> dict[str, tuple[int, .
         with init_empty_weights():
             model = cls.from_config(config)
     except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ExportError(
-            f"The file {folder / subfolder / 'config.json'} does not describe a {cls.__name__}:"
-            f" {' '.join(str(error).split())[:200] or type(error).__name__}."
+            f"The file {folder / subfolder / 'config.json'} does not describe the class"
+            f" {cls.__name__} ({reason}): a field of it is missing or wrong; {AGAIN}."
         ) from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
