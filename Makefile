@@ -18,7 +18,7 @@ CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
 EXPORT_SOURCES := $(shell find export -name '*.py') models/bundle.schema.json $(wildcard models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
 
-.PHONY: help setup demo test test-python test-cpp test-sanitize lint format parity bench clean
+.PHONY: help setup demo test test-python test-cpp test-sanitize lint format parity bench scale clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
 
@@ -105,6 +105,11 @@ parity: .venv/ready  ## measure every family against diffusers and write docs/pa
 
 bench: $(BUNDLE)/bundle.json  ## time the guidance modes against each other
 	$(BIN)/intaglio bench $(BUNDLE)
+
+scale: .venv/ready  ## export full-size models with random weights and write docs/scale.md (15 GB of disk)
+	$(BIN)/python -m tests.scale.sd3_medium build/scale
+	$(BIN)/python -m tests.scale.flux_dev build/scale
+	rm -rf build/scale
 
 clean:  ## remove build results, not the environment
 	rm -rf build/release build/sanitize build/bundles build/demo

@@ -61,8 +61,13 @@ def main(folder: str) -> None:
     assert all(isinstance(channel, int) for channel in channels)
     suppression = Suppression(block, [int(c) for c in channels], "settings", False, [])
     manifest_of(adapter, unit, suppression, work, source)
-    parameters = sum(parameter.numel() for parameter in adapter.transformer.parameters())
-    print(json.dumps({"parameters": parameters, "nodes": len(model.graph)}))
+    parameters = list(adapter.transformer.parameters())
+    said = {
+        "parameters": sum(p.numel() for p in parameters),
+        "in_matrices": sum(p.numel() for p in parameters if p.ndim > 1),
+        "nodes": len(model.graph),
+    }
+    print(json.dumps(said))
 
 
 def write_source(folder: Path) -> Path:
