@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffusers import StableDiffusion3Pipeline
@@ -13,7 +14,7 @@ from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
 from tests.families.parts import MAX_LENGTH
 from tests.families.sd3 import make_pipeline
-from tests.parity.table import Table
+from tests.parity.table import Cell, Table
 
 SETTINGS = {
     "block": 1,
@@ -27,17 +28,36 @@ SETTINGS = {
 }
 
 
+_TABLE = pytest.StashKey[Table]()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity-table", metavar="FILE", help="write the measured errors as a table")
 
 
-@pytest.fixture(scope="session")
-def parity_table(request: pytest.FixtureRequest) -> Iterator[Table]:
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_TABLE] = Table()
+
+
+@pytest.fixture
+def parity_table(request: pytest.FixtureRequest) -> Table:
     """What the parity tests measure; goes to the file of --parity-table at the end."""
-    table = Table()
-    yield table
-    path = request.config.getoption("--parity-table")
-    if path:
+    return request.config.stash[_TABLE]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of pytest-xdist has ended: take over what it measured."""
+    for *cell, error in getattr(node, "workeroutput", {}).get("parity", ()):
+        node.config.stash[_TABLE].add(Cell(*cell), error)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    table, path = session.config.stash[_TABLE], session.config.getoption("--parity-table")
+    if hasattr(session.config, "workeroutput"):
+        errors = [[*astuple(cell), error] for cell, error in table.errors.items()]
+        session.config.workeroutput["parity"] = errors
+    elif path:
         Path(path).write_text(table.markdown(), encoding="utf-8")
 
 

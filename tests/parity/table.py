@@ -15,7 +15,7 @@ class Cell:
 
 @dataclass
 class Table:
-    """Errors by cell, in the order they were measured."""
+    """Errors by cell, in whatever order they were measured."""
 
     errors: dict[Cell, float] = field(default_factory=dict)
 
@@ -24,7 +24,7 @@ class Table:
 
     def markdown(self) -> str:
         """One row for each family, precision and layout, one column for each mode."""
-        modes = list(dict.fromkeys(cell.mode for cell in self.errors))
+        modes = sorted({cell.mode for cell in self.errors})
         lines = [
             "# Parity with diffusers",
             "",
@@ -35,8 +35,8 @@ class Table:
             f"| family | precision | layout | {' | '.join(modes)} |",
             "|---" * (3 + len(modes)) + "|",
         ]
-        rows = dict.fromkeys((cell.family, cell.dtype, cell.layout) for cell in self.errors)
-        for family, dtype, layout in rows:
+        rows = {(cell.family, cell.dtype, cell.layout) for cell in self.errors}
+        for family, dtype, layout in sorted(rows):
             errors = (self.errors[Cell(family, layout, mode, dtype)] for mode in modes)
             figures = " | ".join(f"{error:.1e}" for error in errors)
             lines.append(f"| {family} | {dtype} | {layout} | {figures} |")

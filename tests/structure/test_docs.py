@@ -1,0 +1,26 @@
+"""Generated pages of docs/ hold what the tests would put there."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from pathlib import Path
+
+from intaglio_export.options import LAYOUTS
+from intaglio_export.precision import DTYPES
+from tests.families import FAMILIES
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_parity_table_has_every_cell() -> None:
+    """`make parity` writes it; a family, layout or precision that is new has to be in it."""
+    page = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| (\S+) \| (\S+) \|((?: \d\.\de[-+]\d+ \|){4})$", page, re.M)
+    assert {row[:3] for row in rows} == set(product(FAMILIES, DTYPES, LAYOUTS))
+
+
+def test_the_readme_has_a_block_for_every_family() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    sources = re.findall(r"^intaglio export (\S+) -o bundles/", readme, re.M)
+    assert len(sources) > len(FAMILIES)
