@@ -127,6 +127,8 @@ class Adapter(ABC):
     optional_encoders: ClassVar[tuple[str, ...]] = ()
     # "linspace": the pipeline gives the scheduler sigmas linspace(1, 1/N, N) of its own.
     sigmas: ClassVar[str | None] = None
+    # What the pipeline calls true classifier-free guidance.
+    cfg_argument: ClassVar[str] = "guidance_scale"
     # Of a dynamic shift, where the scheduler's configuration has none.
     max_shift: ClassVar[float] = 1.15
 
@@ -221,9 +223,26 @@ class Adapter(ABC):
         """Class labels, for a model that is conditioned by them."""
         return None
 
+    @property
     @abstractmethod
+    def default_side(self) -> int:
+        """Pixels along a side of the square that the pipeline draws unless told otherwise."""
+
+    @property
+    def distilled_guidance(self) -> float | None:
+        """What a guidance-distilled model is given by default; None for another."""
+        return None
+
     def defaults(self) -> PipelineDefaults:
         """The pipeline's own defaults."""
+        return PipelineDefaults(
+            steps=self.call_default("num_inference_steps"),
+            cfg_scale=self.call_default(self.cfg_argument),
+            height=self.default_side,
+            width=self.default_side,
+            max_sequence_length=self.call_default("max_sequence_length"),
+            distilled_guidance=self.distilled_guidance,
+        )
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
@@ -274,8 +293,9 @@ class Adapter(ABC):
         return mu
 
     def call_default(self, name: str) -> Any:
-        """The default of an argument of the pipeline's `__call__`."""
-        return inspect.signature(type(self.pipeline).__call__).parameters[name].default
+        """The default of an argument of the pipeline's `__call__`, None if it has none."""
+        argument = inspect.signature(type(self.pipeline).__call__).parameters.get(name)
+        return argument.default if argument else None
 
     def left_out(self) -> list[str]:
         """Sentences on parts of the pipeline that the bundle will not hold."""

@@ -9,7 +9,6 @@ from intaglio_export.adapters.base import (
     ClassLayout,
     Inputs,
     LatentLayout,
-    PipelineDefaults,
     RowArguments,
 )
 from intaglio_export.graphs import TensorSpec
@@ -66,14 +65,9 @@ class DiTAdapter(Adapter):
         count = self.transformer.config.num_embeds_ada_norm
         return ClassLayout(count=count, null=count)
 
-    def defaults(self) -> PipelineDefaults:
-        latent = self.latent()
-        return PipelineDefaults(
-            steps=self.call_default("num_inference_steps"),
-            cfg_scale=self.call_default("guidance_scale"),
-            height=latent.max_height,
-            width=latent.max_width,
-        )
+    @property
+    def default_side(self) -> int:
+        return int(self.latent().max_height)
 
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
         """Classes spread over the range stand for the prompts."""

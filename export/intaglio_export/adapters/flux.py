@@ -13,7 +13,6 @@ from intaglio_export.adapters.base import (
     EncoderLayout,
     Inputs,
     LatentLayout,
-    PipelineDefaults,
     PromptLayout,
     RowArguments,
     TextSegment,
@@ -29,6 +28,7 @@ class FluxAdapter(Adapter):
     prediction_type = "velocity"
     text_encoders = ("text_encoder", "text_encoder_2")
     sigmas = "linspace"
+    cfg_argument = "true_cfg_scale"
 
     def blocks(self) -> Sequence[nn.Module]:
         """Double-stream blocks, then single-stream ones."""
@@ -98,17 +98,15 @@ class FluxAdapter(Adapter):
             pooled=("text_encoder",),
         )
 
-    def defaults(self) -> PipelineDefaults:
-        side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
-        distilled = self.transformer.config.guidance_embeds
-        return PipelineDefaults(
-            steps=self.call_default("num_inference_steps"),
-            cfg_scale=self.call_default("true_cfg_scale"),
-            height=side,
-            width=side,
-            max_sequence_length=self.call_default("max_sequence_length"),
-            distilled_guidance=self.call_default("guidance_scale") if distilled else None,
-        )
+    @property
+    def default_side(self) -> int:
+        return int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
+
+    @property
+    def distilled_guidance(self) -> float | None:
+        if not self.transformer.config.guidance_embeds:
+            return None
+        return float(self.call_default("guidance_scale"))
 
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
         text, pooled, _ = self.pipeline.encode_prompt(

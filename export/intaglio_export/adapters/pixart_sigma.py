@@ -13,7 +13,6 @@ from intaglio_export.adapters.base import (
     EncoderLayout,
     Inputs,
     LatentLayout,
-    PipelineDefaults,
     PromptLayout,
     RowOutputs,
     TextSegment,
@@ -94,15 +93,9 @@ class PixArtSigmaAdapter(Adapter):
             text_mask="text_encoder",
         )
 
-    def defaults(self) -> PipelineDefaults:
-        side = self.transformer.config.sample_size * self.pipeline.vae_scale_factor
-        return PipelineDefaults(
-            steps=self.call_default("num_inference_steps"),
-            cfg_scale=self.call_default("guidance_scale"),
-            height=side,
-            width=side,
-            max_sequence_length=self.call_default("max_sequence_length"),
-        )
+    @property
+    def default_side(self) -> int:
+        return int(self.transformer.config.sample_size * self.pipeline.vae_scale_factor)
 
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
         text, mask, _, _ = self.pipeline.encode_prompt(

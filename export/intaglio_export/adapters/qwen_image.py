@@ -15,7 +15,6 @@ from intaglio_export.adapters.base import (
     Adapter,
     Inputs,
     LatentLayout,
-    PipelineDefaults,
     PromptLayout,
     RowArguments,
     TextSegment,
@@ -31,6 +30,7 @@ class QwenImageAdapter(Adapter):
     pipeline_classes = ("QwenImagePipeline",)
     prediction_type = "velocity"
     sigmas = "linspace"
+    cfg_argument = "true_cfg_scale"
 
     def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(pipeline, dtype)
@@ -108,15 +108,9 @@ class QwenImageAdapter(Adapter):
             text_width=self.transformer.config.joint_attention_dim,
         )
 
-    def defaults(self) -> PipelineDefaults:
-        side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
-        return PipelineDefaults(
-            steps=self.call_default("num_inference_steps"),
-            cfg_scale=self.call_default("true_cfg_scale"),
-            height=side,
-            width=side,
-            max_sequence_length=self.call_default("max_sequence_length"),
-        )
+    @property
+    def default_side(self) -> int:
+        return int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
 
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
         if self.pipeline.text_encoder is None:

@@ -9,7 +9,6 @@ from intaglio_export.adapters.base import (
     EncoderLayout,
     Inputs,
     LatentLayout,
-    PipelineDefaults,
     PromptLayout,
     RowArguments,
     TextSegment,
@@ -89,15 +88,9 @@ class SD3Adapter(Adapter):
             pooled=CLIP,
         )
 
-    def defaults(self) -> PipelineDefaults:
-        side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
-        return PipelineDefaults(
-            steps=self.call_default("num_inference_steps"),
-            cfg_scale=self.call_default("guidance_scale"),
-            height=side,
-            width=side,
-            max_sequence_length=self.call_default("max_sequence_length"),
-        )
+    @property
+    def default_side(self) -> int:
+        return int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
 
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
         text, _, pooled, _ = self.pipeline.encode_prompt(
