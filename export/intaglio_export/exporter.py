@@ -77,6 +77,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     folder.check_space(request.output, _weight_bytes(adapter))
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
     settings = Settings(max_sequence_length=length).over(settings)
+    progress(_MEASURING, 0.1)
     statistics = observe(adapter, length, lambda share: progress(_MEASURING, 0.1 + 0.15 * share))
     choice = settings.channel_choice() or ChannelChoice("auto")
     suppression = choose_channels(choice, block, statistics, settings.ref)

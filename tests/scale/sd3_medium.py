@@ -36,6 +36,7 @@ def main(work: Path) -> None:
     errors = json.loads(exported.output)["errors"]
     facts = {
         "dtype": DTYPE,
+        "parameters": runs["write random weights"].output.strip().replace("\n", ", "),
         "weights of the bundle": f"{weights / 1e9:.2f} GB",
         "peak of the export": f"{exported.peak / 1e9:.2f} GB, and at most"
         f" 1.3 times the weights plus 2 GB is {limit / 1e9:.2f} GB",

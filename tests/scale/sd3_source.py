@@ -24,7 +24,7 @@ def main(folder: str) -> None:
     networks = sd3_medium()
     write_pipeline(Path(folder), "StableDiffusion3Pipeline", networks, others, torch.float16)
     for name, network in networks.items():
-        print(name, sum(parameter.numel() for parameter in network.parameters()))
+        print(f"{name} {sum(parameter.numel() for parameter in network.parameters()):,}")
 
 
 if __name__ == "__main__":
