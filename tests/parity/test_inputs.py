@@ -10,7 +10,6 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from PIL import Image
-from tests.tiny_sd3 import make_tokenizer
 
 import intaglio
 from tests.fake_bundle import (
@@ -26,6 +25,7 @@ from tests.fake_bundle import (
     make_bundle,
     predict,
 )
+from tests.families.parts import make_clip_tokenizer
 
 STEPS, CFG, DG = 3, 2.0, 0.5  # the bundle's defaults
 ROWS, COLUMNS = SIZE // FACTOR, 2 * SIZE // FACTOR
@@ -168,7 +168,7 @@ def test_text_masks_by_the_tokenizer(tmp_path: Path, forked_bundle: Path) -> Non
     """The encoder and the transformer get transformers' attention mask."""
     tables = forked_bundle / "tokenizer" / "tables.json"
     bundle = make_bundle(tmp_path / "b", "text", "text_mask", tokenizer=tables)
-    tokenizer = make_tokenizer("<|endoftext|>")
+    tokenizer = make_clip_tokenizer("<|endoftext|>")
     prompts = []
     for text in ("the dark boot", "a co"):
         tokens = tokenizer(text, padding="max_length", max_length=MAX_LENGTH, truncation=True)

@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import shutil
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from intaglio import _core
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import open_source
 from intaglio_export.tokenizer import FILE_NAME, sentencepiece_problem, t5_table, write_table
+from tests.families.sd3 import make_sd35
 from tests.tiny_t5 import make_tokenizer, prompts, write_sentencepiece
 
 Pair = tuple[T5Tokenizer, _core.Tokenizer]
@@ -273,16 +275,13 @@ def test_a_sentencepiece_file_alone_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "source"
-    (source / "tokenizer_2").mkdir(parents=True)
-    index = {
-        "_class_name": "StableDiffusion3Pipeline",
-        "tokenizer_2": ["transformers", "T5Tokenizer"],
-    }
-    (source / "model_index.json").write_text(json.dumps(index))
-    model = write_sentencepiece(source / "tokenizer_2")
+    make_sd35().save_pretrained(source)
+    shutil.rmtree(source / "tokenizer_3")
+    (source / "tokenizer_3").mkdir()
+    model = write_sentencepiece(source / "tokenizer_3")
     assert sentencepiece_problem(source) is None
     model.write_bytes(b"no model")
-    with pytest.raises(ExportError, match=r"tokenizer_2/spiece\.model is not a SentencePiece file"):
+    with pytest.raises(ExportError, match=r"tokenizer_3/spiece\.model is not a SentencePiece file"):
         open_source(source)
     monkeypatch.setattr("intaglio_export.tokenizer.find_spec", lambda _: None)
     with pytest.raises(ExportError, match="needs the package sentencepiece"):

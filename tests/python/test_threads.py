@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import intaglio
 from intaglio import _core
@@ -106,6 +108,15 @@ print("usable")
 """
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Processes of pytest-xdist ignore the signal, and so would what they start."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_a_run_without_callback(forked_bundle: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(forked_bundle)],
@@ -116,6 +127,7 @@ def test_ctrl_c_stops_a_run_without_callback(forked_bundle: Path) -> None:
     assert run.stdout.split() == ["struck", "interrupted", "usable"], run.stderr
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_a_sampler_with_a_python_denoiser() -> None:
     seen: list[int] = []
 
