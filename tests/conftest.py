@@ -52,12 +52,12 @@ def pytest_testnodedown(node: Any) -> None:
         node.config.stash[_TABLE].add(Cell(*cell), error)
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     table, path = session.config.stash[_TABLE], session.config.getoption("--parity-table")
     if hasattr(session.config, "workeroutput"):
         errors = [[*astuple(cell), error] for cell, error in table.errors.items()]
         session.config.workeroutput["parity"] = errors
-    elif path:
+    elif path and exitstatus == pytest.ExitCode.OK:
         Path(path).write_text(table.markdown(), encoding="utf-8")
 
 

@@ -214,10 +214,17 @@ def _summary(output: Path, manifest: dict[str, Any], errors: dict[str, float]) -
             f" dg_scale {defaults['dg_scale']:g}, {defaults['width']}x{defaults['height']}",
         ),
         ("verified", f"against torch, largest relative error {max(errors.values()):.1e}"),
-        ("next", f'intaglio generate {output} --prompt "..." -o picture.png'),
+        ("next", f"intaglio generate {output} {_condition(manifest)} -o picture.png"),
     ):
         table.add_row(name, value)
     return table
+
+
+def _condition(manifest: dict[str, Any]) -> str:
+    """What a bundle is asked to draw by."""
+    if "classes" in manifest:
+        return "--class 0"
+    return '--prompt "..."' if manifest["prompt"]["encoders"] else "--prompt-embeds F.safetensors"
 
 
 def _system_message(error: OSError, output: Path) -> str:

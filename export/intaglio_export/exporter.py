@@ -23,11 +23,17 @@ from intaglio_export.options import (
 from intaglio_export.precision import DTYPES
 from intaglio_export.recipes import Recipe, find_recipe
 from intaglio_export.schedulers import check_scheduler
-from intaglio_export.selection import check_size, choose_block, choose_channels, disagreement
+from intaglio_export.selection import (
+    check_guidance,
+    check_size,
+    choose_block,
+    choose_channels,
+    disagreement,
+)
 from intaglio_export.sources import Source, open_source
 from intaglio_export.tokenizer import write_table
 from intaglio_export.transformer_graphs import transformer_units
-from intaglio_export.writing import Progress, Stage, write_stages
+from intaglio_export.writing import Progress, Stage, release, write_stages
 
 _MEASURING = "Measuring channels"
 
@@ -67,6 +73,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     settings, recipe, remarks = _settings(request, source)
     block = choose_block(settings.block, len(adapter.blocks()))
     check_size(settings, adapter)
+    check_guidance(settings, adapter)
     if settings.block is None:
         remarks.append(
             f"No block is known for this model, so the op stands after the middle one, {block};"
@@ -74,11 +81,14 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
         )
     if settings.dg_scale is None:
         remarks.append("No dg_scale has been measured for this model, so the default is 0: no DG.")
-    folder.check_space(request.output, _weight_bytes(adapter))
+    remarks += adapter.left_out()
+    folder.check_space(request.output, _weight_bytes(request, adapter))
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
     settings = Settings(max_sequence_length=length).over(settings)
     progress(_MEASURING, 0.1)
     statistics = observe(adapter, length, lambda share: progress(_MEASURING, 0.1 + 0.15 * share))
+    if request.text_encoders == "none":
+        _drop_encoders(adapter)
     choice = settings.channel_choice() or ChannelChoice("auto")
     suppression = choose_channels(choice, block, statistics, settings.ref)
     if recipe is not None and recipe.settings.channels is not None:
@@ -86,7 +96,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     max_abs = [round(float(value), 4) for value in statistics.max_abs]
     with folder.replacing(request.output) as work:
         manifest, errors = _write(request, source, settings, suppression, max_abs, work, progress)
-    return ExportResult(manifest, errors, remarks + adapter.left_out())
+    return ExportResult(manifest, errors, remarks)
 
 
 def _settings(request: ExportRequest, source: Source) -> tuple[Settings, Recipe | None, list[str]]:
@@ -161,7 +171,19 @@ def _write(
     return manifest, errors
 
 
-def _weight_bytes(adapter: Adapter) -> int:
+def _drop_encoders(adapter: Adapter) -> None:
+    """Let go of text encoders that were needed for measuring only."""
+    for name in adapter.text_encoders:
+        if (encoder := getattr(adapter.pipeline, name)) is not None:
+            release(encoder)
+
+
+def _weight_bytes(request: ExportRequest, adapter: Adapter) -> int:
     """Bytes of all weights that the bundle will hold."""
-    modules = [m for m in adapter.pipeline.components.values() if isinstance(m, nn.Module)]
+    absent = adapter.text_encoders if request.text_encoders == "none" else ()
+    modules = [
+        part
+        for name, part in adapter.pipeline.components.items()
+        if isinstance(part, nn.Module) and name not in absent
+    ]
     return sum(p.nbytes for module in modules for p in module.parameters())

@@ -42,10 +42,10 @@ class GraphSpec:
 
     @property
     def cpu(self) -> str | None:
-        """Path of the same graph for runtimes that do not compute in bfloat16, if it needs one."""
-        return (
-            f"{self.path.removesuffix('.onnx')}.cpu.onnx" if self.dtype == torch.bfloat16 else None
-        )
+        """Path of the same graph for runtimes that do not compute in `dtype`."""
+        if self.dtype == torch.float32:
+            return None
+        return f"{self.path.removesuffix('.onnx')}.cpu.onnx"
 
     def to_json(self) -> dict[str, object]:
         """As `bundle.schema.json` wants it."""

@@ -32,7 +32,13 @@ _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 def narrow(network: nn.Module, dtype: torch.dtype) -> None:
     """Store the weights of products in `dtype`, and all other floating tensors in float32."""
-    products = {id(m.weight) for m in network.modules() if isinstance(m, _PRODUCTS)}
+    # T5's `wo`, whose results go beyond float16.
+    kept = (getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
+    products = {
+        id(module.weight)
+        for name, module in network.named_modules()
+        if isinstance(module, _PRODUCTS) and name.rpartition(".")[2] not in kept
+    }
     for tensor in (*network.parameters(), *network.buffers()):
         wanted = dtype if id(tensor) in products else torch.float32
         if tensor.is_floating_point() and tensor.dtype != wanted:

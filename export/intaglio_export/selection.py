@@ -22,6 +22,19 @@ def choose_block(block: int | None, blocks: int) -> int:
     return block
 
 
+def check_guidance(settings: Settings, adapter: Adapter) -> None:
+    """See that a distilled guidance is set for a model that takes one only.
+
+    Raises:
+        ExportError: it is not.
+    """
+    if settings.distilled_guidance is not None and adapter.distilled_guidance is None:
+        raise ExportError(
+            "The settings give a distilled_guidance, but the model is not guidance-distilled: leave"
+            " it out; cfg_scale is true guidance."
+        )
+
+
 def check_size(settings: Settings, adapter: Adapter) -> None:
     """See that the default size, of `settings` or else of the pipeline, is one of the model's.
 

@@ -24,7 +24,7 @@ from intaglio_export.passes.name_axes import name_axes
 from intaglio_export.passes.share_weights import share_weights
 from intaglio_export.passes.strip_metadata import strip_metadata
 from intaglio_export.passes.transpose_weights import transpose_weights
-from intaglio_export.passes.widen_bfloat16 import widen_bfloat16
+from intaglio_export.passes.widen_products import widen_products
 from intaglio_export.tracing import trace
 from intaglio_export.verify import reference, verify
 
@@ -55,14 +55,14 @@ def write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dic
         references = [reference(unit) for unit in stage.units]
         for _, group in groupby(stage.units, key=lambda unit: Path(unit.spec.path).parent):
             _write_folder(list(group), work, lambda what: progress(what, len(errors) / total))
-        _release(stage.network)
+        release(stage.network)
         for unit, expected in zip(stage.units, references, strict=True):
             progress(f"Verifying {unit.spec.path}", (len(errors) + 0.5) / total)
             errors[unit.spec.path] = verify(unit.spec, work, expected)
     return errors
 
 
-def _release(network: nn.Module) -> None:
+def release(network: nn.Module) -> None:
     """Let go of the memory of all weights.
 
     The tensors are emptied in place: the exporter keeps references to them beyond its work, and one
@@ -89,7 +89,7 @@ def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[s
     for unit, model in zip(units, models, strict=True):
         save_graph(model, work / unit.spec.path)
         if unit.spec.cpu:
-            widen_bfloat16(model)
+            widen_products(model)
             save_graph(model, work / unit.spec.cpu)
 
 

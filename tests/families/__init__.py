@@ -17,8 +17,8 @@ TEXT = {"max_sequence_length": MAX_LENGTH}
 class Family:
     """A pipeline to export and to compare with.
 
-    `call`: arguments of diffusers' own call besides prompt, size, steps and generator. `no_cfg`
-    turns its guidance off, `cfg` on at a scale. `negative` names the transformer's arguments that
+    `call`: arguments of diffusers' own call besides prompt, size, steps and generator. `cfg` is its
+    argument for true guidance. `negative` names the transformer's arguments that
     differ in the unconditional branch. `embeddings` makes prompts of a pipeline that has no text
     encoder; `img2img` is diffusers' pipeline class for that, if any.
     """

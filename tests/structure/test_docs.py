@@ -20,7 +20,20 @@ def test_the_parity_table_has_every_cell() -> None:
     assert {row[:3] for row in rows} == set(product(FAMILIES, DTYPES, LAYOUTS))
 
 
+SOURCES = {
+    "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "sd3.5": "stabilityai/stable-diffusion-3.5-medium",
+    "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
+    "flux-dedistilled": "path/to/flux-dedistilled",
+    "dit": "facebook/DiT-XL-2-256",
+    "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    "qwen-image": "Qwen/Qwen-Image",
+}
+
+
 def test_the_readme_has_a_block_for_every_family() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    sources = re.findall(r"^intaglio export (\S+) -o bundles/", readme, re.M)
-    assert len(sources) > len(FAMILIES)
+    exported = dict(re.findall(r"^intaglio export (\S+) -o (bundles/\S+)", readme, re.M))
+    for family in FAMILIES:
+        assert f"intaglio generate {exported[SOURCES[family]]} " in readme

@@ -19,6 +19,7 @@ from torch import nn
 
 from intaglio_export.graphs import Axis, ExportUnit, TensorSpec
 from intaglio_export.precision import Products
+from intaglio_export.schedulers import EULER
 
 Inputs = dict[str, torch.Tensor]
 # Pixels along a side where no position table ends earlier.
@@ -278,7 +279,8 @@ class Adapter(ABC):
         extra: dict[str, Any] = {}
         if scheduler.config.get("use_dynamic_shifting"):
             extra["mu"] = self._shift(scheduler.config, tokens)
-        if self.sigmas == "linspace":
+        # The pipeline gives its own to no other scheduler that there is.
+        if self.sigmas == "linspace" and type(scheduler).__name__ == EULER:
             extra["sigmas"] = np.linspace(1.0, 1 / steps, steps)
             scheduler.set_timesteps(**extra)
         else:

@@ -113,13 +113,7 @@ class QwenImageAdapter(Adapter):
         return int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
 
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
-        if self.pipeline.text_encoder is None:
-            return self.random_text(len(prompts), max_sequence_length)
-        text, mask = self.pipeline.encode_prompt(
-            prompts, device=torch.device("cpu"), max_sequence_length=max_sequence_length
-        )
-        mask = torch.ones(text.shape[:2]) if mask is None else mask
-        return {"text": text, "text_mask": mask.float()}
+        return self.random_text(len(prompts), max_sequence_length)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         mean, std = self._statistics()

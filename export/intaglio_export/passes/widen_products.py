@@ -1,21 +1,23 @@
-"""The same graph for runtimes that store bfloat16 but do not compute in it (ONNX Runtime on CPUs).
+"""The same graph for runtimes that store a narrow type but do not compute in it (ONNX on CPUs).
 
-Every node is given float32 copies of its bfloat16 inputs, and its result is rounded to bfloat16:
-the values of a kernel that takes bfloat16 and sums in float32.
+ONNX Runtime's CPU provider has no kernels for bfloat16, and for float16 it inserts casts that leave
+results unrounded. Here every node is given float32 copies of its narrow inputs, and its result is
+rounded to the narrow type: the values of a kernel that takes that type and sums in float32.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-_NARROW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
+_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_WIDE = ir.DataType.FLOAT
 
 
-def widen_bfloat16(model: ir.Model) -> None:
-    """Put casts around every node that has bfloat16 inputs or outputs.
+def widen_products(model: ir.Model) -> None:
+    """Put casts around every node that has float16 or bfloat16 inputs or outputs.
 
-    Precondition: the graph's inputs and outputs are not bfloat16.
-    Postcondition: only Cast nodes have bfloat16 inputs or outputs.
+    Precondition: the graph's inputs and outputs are of neither type.
+    Postcondition: only Cast nodes have inputs or outputs of these types.
     """
     graph = model.graph
     wide: dict[ir.Value, ir.Value] = {}
@@ -23,7 +25,7 @@ def widen_bfloat16(model: ir.Model) -> None:
         if node.op_type == "Cast" and not node.domain:
             continue
         for place, value in enumerate(node.inputs):
-            if value is None or value.dtype != _NARROW:
+            if value is None or value.dtype not in _NARROW:
                 continue
             if value not in wide:
                 cast = _cast(value, _WIDE, f"{value.name}_wide")
@@ -31,9 +33,9 @@ def widen_bfloat16(model: ir.Model) -> None:
                 graph.insert_before(node, cast)
             node.replace_input_with(place, wide[value])
         for output in node.outputs:
-            if output.dtype != _NARROW:
+            if output.dtype not in _NARROW:
                 continue
-            cast = _cast(output, _NARROW, f"{output.name}_narrow")
+            cast = _cast(output, output.dtype, f"{output.name}_narrow")
             ir.convenience.replace_all_uses_with(output, cast.outputs[0])
             cast.replace_input_with(0, output)  # the line above has changed this use too
             output.dtype = _WIDE
