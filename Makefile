@@ -98,10 +98,10 @@ test-sanitize: build/sanitize/build.ninja $(BUNDLE)/bundle.json $(DUAL)/bundle.j
 
 test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/release/build.ninja  ## Python, parity, integration and structure tests
 	cmake --build --preset release
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 parity: .venv/ready  ## measure every family against diffusers and write docs/parity.md
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup tests/parity/test_families.py --parity-table docs/parity.md
+	$(BIN)/python -m pytest -q tests/parity/test_families.py --parity-table docs/parity.md
 
 bench: $(BUNDLE)/bundle.json  ## time the guidance modes against each other
 	$(BIN)/intaglio bench $(BUNDLE)

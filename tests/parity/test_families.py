@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,6 @@ BLOCK = 1
 MODES = {"baseline": (1.0, 0.0), "cfg": (4.0, 0.0), "dg": (1.0, 1.5), "cfg+dg": (4.0, 1.5)}
 # Relative L2 of the final latents.
 LIMITS = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
-
-
-def grouped(names: Iterable[str]) -> list[Any]:
-    """Families as parameters, all tests of one in one process, which then exports it once."""
-    wanted = set(names)
-    ordered = [name for name in FAMILIES if name in wanted]
-    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ordered]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,7 +125,7 @@ def relative(got: np.ndarray, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize("name", grouped(FAMILIES))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_run_equals_diffusers(
     name: str,
     dtype: str,
@@ -156,7 +149,7 @@ def test_run_equals_diffusers(
 
 
 # Qwen-Image's own guidance rescales the result to the norm of D_c, which is another formula.
-@pytest.mark.parametrize("name", grouped(FAMILIES.keys() - {"qwen-image"}))
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "qwen-image"])
 def test_cfg_equals_the_pipelines_own(name: str, reference: Callable[[str, str], Run]) -> None:
     """The oracle's formula is what diffusers calls guidance."""
     cfg, _ = MODES["cfg"]
@@ -164,7 +157,7 @@ def test_cfg_equals_the_pipelines_own(name: str, reference: Callable[[str, str],
     assert relative(own.latents.numpy(), reference(name, "cfg").latents) < 1e-4
 
 
-@pytest.mark.parametrize("name", grouped(FAMILIES))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_modes_differ(name: str, reference: Callable[[str, str], Run]) -> None:
     """Otherwise no cell could tell its mode from another."""
     runs = [reference(name, mode).latents for mode in MODES]
@@ -176,7 +169,7 @@ def test_modes_differ(name: str, reference: Callable[[str, str], Run]) -> None:
 SEEDS = [11, 4]
 
 
-@pytest.mark.parametrize("name", grouped(FAMILIES))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_each_image_its_seed(
     name: str, bundle: Callable[[str, str, str], intaglio.Pipeline], tmp_path: Path
 ) -> None:
@@ -188,7 +181,7 @@ def test_each_image_its_seed(
     assert relative(got.latents, expected.latents) < LIMITS["float32"]
 
 
-@pytest.mark.parametrize("name", grouped(n for n in FAMILIES if FAMILIES[n].img2img))
+@pytest.mark.parametrize("name", [n for n in FAMILIES if FAMILIES[n].img2img])
 def test_image_to_image(
     name: str, bundle: Callable[[str, str, str], intaglio.Pipeline], tmp_path: Path
 ) -> None:
