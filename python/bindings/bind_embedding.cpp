@@ -1,6 +1,7 @@
 #include "bindings.h"
 #include "casters.h"
 #include "intaglio/embedding.h"
+#include "intaglio/error.h"
 
 namespace intaglio::python {
 namespace {
@@ -19,12 +20,42 @@ auto negative(Part part) {
   };
 }
 
-PromptEmbedding embedding_from(const py::object& text, const py::object& mask,
-                               const py::object& pooled) {
-  const auto convert = [](const py::object& array) {
-    return array.is_none() ? Tensor() : tensor_from(array);
-  };
-  return {convert(text), convert(mask), convert(pooled)};
+// Tokenizers make masks of int64, or bool, which a Tensor does not have.
+py::object with_float_marks(const py::object& mask) {
+  const py::module_ numpy = py::module_::import("numpy");
+  py::object array = mask;
+  try {
+    if (!py::isinstance(mask, numpy.attr("ndarray"))) array = numpy.attr("from_dlpack")(mask);
+  } catch (py::error_already_set&) {
+    return mask;  // refused as any other array
+  }
+  const auto type = py::str(array.attr("dtype")).cast<std::string>();
+  if (type != "int64" && type != "bool") return mask;
+  return array.attr("astype")("float32", py::arg("order") = "C");
+}
+
+Tensor floats_from(const py::object& array, const std::string& name) {
+  if (array.is_none()) return {};
+  Tensor tensor = tensor_from(array);
+  require_float32(tensor, name.c_str());
+  return tensor;
+}
+
+PromptEmbedding embedding_from(const std::string& prefix, const py::object& text,
+                               const py::object& mask, const py::object& pooled) {
+  return {
+      floats_from(text, prefix + "prompt_embeds"),
+      floats_from(mask.is_none() ? mask : with_float_marks(mask), prefix + "prompt_attention_mask"),
+      floats_from(pooled, prefix + "pooled_prompt_embeds")};
+}
+
+std::optional<PromptEmbedding> negative_from(const py::object& text, const py::object& mask,
+                                             const py::object& pooled) {
+  if (!text.is_none()) return embedding_from("negative_", text, mask, pooled);
+  if (mask.is_none() && pooled.is_none()) return std::nullopt;
+  throw InputError(
+      "a part of the negative prompt is given without negative_prompt_embeds: give all of it, or "
+      "none");
 }
 
 }  // namespace
@@ -36,25 +67,26 @@ void bind_embedding(py::module_& module) {
       "float32 arrays: prompt_embeds [1, S, D], prompt_attention_mask [1, S] (1 for tokens, 0 for "
       "padding)\nand pooled_prompt_embeds [1, P], and those of the negative prompt; None where the "
       "model has no such input.");
-  type.def(py::init([](const py::object& text, const py::object& mask, const py::object& pooled,
-                       const py::object& negative_text, const py::object& negative_mask,
-                       const py::object& negative_pooled) {
-             PromptEmbeds embeds;
-             embeds.positive = embedding_from(text, mask, pooled);
-             if (!negative_text.is_none())
-               embeds.negative = embedding_from(negative_text, negative_mask, negative_pooled);
-             return embeds;
-           }),
-           py::arg("prompt_embeds"), py::kw_only(), py::arg("prompt_attention_mask") = py::none(),
-           py::arg("pooled_prompt_embeds") = py::none(),
-           py::arg("negative_prompt_embeds") = py::none(),
-           py::arg("negative_prompt_attention_mask") = py::none(),
-           py::arg("negative_pooled_prompt_embeds") = py::none(),
-           "Over the same memory: anything with __dlpack__, in C order.");
+  type.def(
+      py::init([](const py::object& text, const py::object& mask, const py::object& pooled,
+                  const py::object& negative_text, const py::object& negative_mask,
+                  const py::object& negative_pooled) {
+        PromptEmbeds embeds;
+        embeds.positive = embedding_from("", text, mask, pooled);
+        embeds.negative = negative_from(negative_text, negative_mask, negative_pooled);
+        return embeds;
+      }),
+      py::arg("prompt_embeds"), py::kw_only(), py::arg("prompt_attention_mask") = py::none(),
+      py::arg("pooled_prompt_embeds") = py::none(), py::arg("negative_prompt_embeds") = py::none(),
+      py::arg("negative_prompt_attention_mask") = py::none(),
+      py::arg("negative_pooled_prompt_embeds") = py::none(),
+      "Over the same memory: anything with __dlpack__, of float32 in C order. Masks of int64 or "
+      "bool are\nconverted.");
   type.def_static("load", &load_prompt_embeds, py::arg("path"),
                   py::call_guard<py::gil_scoped_release>(),
-                  "Reads safetensors of F32, F16 or BF16 under these names. Raises InputError "
-                  "naming the file.");
+                  "Reads safetensors of F32, F16, BF16, I64 or BOOL under these names, or "
+                  "prompt_embeds_mask for the\nmask, as diffusers calls Qwen-Image's. Raises "
+                  "InputError naming the file.");
   type.def(
       "save",
       [](const PromptEmbeds& embeds, const std::filesystem::path& path) {

@@ -706,7 +706,8 @@ class PromptEmbeds:
     @staticmethod
     def load(path: os.PathLike[str] | str | bytes) -> PromptEmbeds:
         """
-        Reads safetensors of F32, F16 or BF16 under these names. Raises InputError naming the file.
+        Reads safetensors of F32, F16, BF16, I64 or BOOL under these names, or prompt_embeds_mask for the
+        mask, as diffusers calls Qwen-Image's. Raises InputError naming the file.
         """
     def __init__(
         self,
@@ -719,7 +720,8 @@ class PromptEmbeds:
         negative_pooled_prompt_embeds: typing.Any = None,
     ) -> None:
         """
-        Over the same memory: anything with __dlpack__, in C order.
+        Over the same memory: anything with __dlpack__, of float32 in C order. Masks of int64 or bool are
+        converted.
         """
     def save(self, path: os.PathLike[str] | str | bytes) -> None:
         """

@@ -199,8 +199,15 @@ INSTANTIATE_TEST_SUITE_P(
         Change{"/transformer/graphs/forked/inputs/0/role", "image", "inputs[0].role must be"},
         Change{"/transformer/graphs/forked/inputs/1/role", "latent", "is that of two inputs"},
         Change{"/transformer/graphs/forked/inputs/7/role", "guidance", "none of role keep"},
-        Change{"/transformer/graphs/forked/inputs/3/role", "class", "pooled contradicts"},
+        Change{"/transformer/graphs/forked/inputs/3", tensor("class", {"base"}),
+               "pooled contradicts"},
         Change{"/transformer/graphs/forked/inputs/3/role", "text_mask", "pooled contradicts"},
+        Change{"/transformer/graphs/forked/inputs/0/axes", {"base", 4, "h"}, "must be 4 for"},
+        Change{"/transformer/graphs/forked/inputs/1/axes", Json::array(), "must be 1 for"},
+        Change{"/transformer/graphs/forked/inputs/2/axes", Json::array(), "inputs[2].axes must be"},
+        Change{"/transformer/graphs/forked/inputs/3/axes", {5}, "be 2 for an input of role pooled"},
+        Change{"/transformer/graphs/forked/inputs/7/axes", {"rows"}, "must be 2 for"},
+        Change{"/latent/packed", true, "must be 3 for an input of role latent"},
         Change{"/transformer/graphs/forked/outputs", Json::array(), "outputs must be one"},
         Change{"/transformer/graphs/forked/cpu", "transformer/cpu.onnx", "does not list"},
         Change{"/transformer/graphs/forked/cpu", "../cpu.onnx", "not a path inside"},
@@ -225,6 +232,7 @@ TEST(Manifest, OtherInputsAreRead) {
   Json& forked = json["transformer"]["graphs"]["forked"];
   forked["cpu"] = "transformer/cpu.onnx";
   json["files"]["transformer/cpu.onnx"] = {{"bytes", 1}, {"sha256", ""}};
+  forked["inputs"][0] = tensor("latent", {"base", "tokens", 16});
   forked["inputs"][2] = tensor("class", {"base"}, "int64");
   forked["inputs"][3] = tensor("guidance", {"base"});
   const Bundle bundle = parse_manifest(json.dump(), "bundle.json").bundle;

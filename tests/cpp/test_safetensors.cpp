@@ -69,6 +69,27 @@ TEST_F(Safetensors, BrainFloat) {
   EXPECT_THAT(read.at("x").floats(), ElementsAre(1.0F, -3.140625F));
 }
 
+TEST_F(Safetensors, Bool) {
+  write(R"({"x":{"dtype":"BOOL","shape":[3],"data_offsets":[0,3]}})", {"\1\0\1", 3});
+  EXPECT_THAT(load_safetensors(path).at("x").floats(), ElementsAre(1.0F, 0.0F, 1.0F));
+}
+
+TEST_F(Safetensors, HugeShapesAreRefused) {
+  std::string ones = "1";
+  for (int i = 1; i < 100000; ++i) ones += ",1";
+  for (const std::string& shape :
+       {ones, std::string("1,1,1,1,1,1,1,1,1"), std::string("4294967296,4294967296"),
+        std::string("0,2147483649"), std::string("0,4611686018427387904,4611686018427387904")}) {
+    write(R"({"x":{"dtype":"F32","shape":[)" + shape + R"(],"data_offsets":[0,4]}})", "1234");
+    expect_refused("of more than 8 axes or more than 2^31 numbers");
+  }
+}
+
+TEST_F(Safetensors, OtherTypesAreNotWritten) {
+  EXPECT_THROW(save_safetensors(path, {{"x", Tensor({2}, DType::int64)}}), InputError);
+  EXPECT_FALSE(std::filesystem::exists(path));
+}
+
 TEST_F(Safetensors, DamagedFilesAreRefused) {
   expect_refused("No such file");
   write_file(path, "");
@@ -89,21 +110,20 @@ TEST_F(Safetensors, DamagedFilesAreRefused) {
   }
   write(std::string(100000, '['), "");
   expect_refused("has a header that cannot be read");
-  for (const char* header :
-       {R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
-        R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})",
-        R"({"x":{"dtype":"F32","shape":[],"data_offsets":[0,3]}})",
-        R"({"x":{"dtype":"F32","shape":[0],"data_offsets":[0,4]}})",
-        R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}})",
-        R"({"x":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}})",
-        R"({"x":{"dtype":"F32","shape":[0],"data_offsets":[4,4]}})"}) {
+  for (const char* header : {R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
+                             R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})",
+                             R"({"x":{"dtype":"F32","shape":[],"data_offsets":[0,3]}})",
+                             R"({"x":{"dtype":"F32","shape":[0],"data_offsets":[0,4]}})",
+                             R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}})",
+                             R"({"x":{"dtype":"F32","shape":[65536,32768],"data_offsets":[0,4]}})",
+                             R"({"x":{"dtype":"F32","shape":[0],"data_offsets":[4,4]}})"}) {
     write(header, "1234");
     expect_refused("is damaged or truncated at \"x\"");
   }
   write(R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", "12345");
   expect_refused("goes on after its last tensor");
   write(R"({"x\u0000":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}})", "12345678");
-  expect_refused(R"("x\u0000" in a type that is not F32)");
+  expect_refused(R"("x\u0000" in a type that is not F32, F16, BF16, I64 or BOOL)");
 }
 
 }  // namespace

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
 
 import intaglio
 from tests.fake_bundle import GUIDANCE, MAX_LENGTH, POOLED_WIDTH, SIZE, TEXT_WIDTH, make_bundle
@@ -22,6 +24,7 @@ EMBEDS = {
     "negative_prompt_embeds": np.zeros((1, 4, TEXT_WIDTH), np.float32),
     "negative_pooled_prompt_embeds": np.zeros((1, POOLED_WIDTH), np.float32),
 }
+MASK = np.array([[1, 1, 0, 1]], np.float32)
 LONG = "a dark boot and the coat " * 8
 
 
@@ -31,6 +34,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, forked_bundle: Path) -> di
     folder = tmp_path_factory.mktemp("bundles")
     return {
         "class": make_bundle(folder / "class", "class", fixed_size=True),
+        "mask": make_bundle(folder / "mask", "text", "text_mask"),
         "embeds": make_bundle(folder / "embeds", "text", "pooled", "guidance", packed=True),
         "prompt": forked_bundle,
     }
@@ -301,9 +305,78 @@ def test_embeddings_from_python(bundles: dict[str, Path]) -> None:
     pipeline = intaglio.Pipeline.open(bundles["embeds"])
     with pytest.raises(intaglio.UsageError, match="takes PromptEmbeds or the path"):
         pipeline.generate(prompt_embeds=3)  # type: ignore[arg-type]
-    wrong = EMBEDS | {"prompt_embeds": np.ones((1, 4, TEXT_WIDTH), np.int64)}
-    with pytest.raises(intaglio.InputError, match="int64 where fake takes"):
-        pipeline.generate(prompt_embeds=intaglio.PromptEmbeds(**wrong))
+    for name, array in EMBEDS.items():
+        with pytest.raises(intaglio.InputError, match=f"^{name} must be float32, not int64"):
+            intaglio.PromptEmbeds(**EMBEDS | {name: array.astype(np.int64)})
+    for part in ("pooled_prompt_embeds", "prompt_attention_mask"):
+        with pytest.raises(intaglio.InputError, match="without negative_prompt_embeds"):
+            intaglio.PromptEmbeds(EMBEDS["prompt_embeds"], **{f"negative_{part}": MASK})
     embeds = intaglio.PromptEmbeds(EMBEDS["prompt_embeds"])
     assert embeds.prompt_embeds is not None
     assert embeds.negative_prompt_embeds is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_masks_of_every_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Given in memory, or in a file under the name that diffusers has for Qwen-Image's."""
+    text, mask = torch.ones(1, 4, TEXT_WIDTH), torch.from_numpy(MASK).to(dtype)
+    given = [intaglio.PromptEmbeds(text, prompt_attention_mask=m) for m in (mask, mask.numpy())]
+    given[0].save(tmp_path / "ours.safetensors")
+    tensors = {"prompt_embeds": text, "prompt_embeds_mask": mask}
+    tensors |= {f"negative_{name}": tensor.clone() for name, tensor in tensors.items()}
+    save_torch(tensors, tmp_path / "qwen.safetensors")
+    loaded = [intaglio.PromptEmbeds.load(tmp_path / f"{n}.safetensors") for n in ("ours", "qwen")]
+    masks = [embeds.prompt_attention_mask for embeds in given + loaded]
+    for shown in [*masks, loaded[1].negative_prompt_attention_mask]:
+        assert shown.dtype == np.float32
+        np.testing.assert_array_equal(shown, MASK)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float64])
+def test_masks_of_other_types(dtype: type) -> None:
+    with pytest.raises(intaglio.InputError, match="float32"):
+        intaglio.PromptEmbeds(EMBEDS["prompt_embeds"], prompt_attention_mask=MASK.astype(dtype))
+
+
+@pytest.mark.parametrize("marks", [[1, 1, 0.5, 0], [1, 1, 2, 0], [-1, 1, 1, 1], [0, 0, 0, 0]])
+@pytest.mark.parametrize("wrong", ["", "negative_"])
+def test_masks_that_make_no_sense(
+    command: Command, bundles: dict[str, Path], marks: list[float], wrong: str
+) -> None:
+    tensors = {
+        f"{prefix}{name}": array
+        for prefix in ("", "negative_")
+        for name, array in (
+            ("prompt_embeds", EMBEDS["prompt_embeds"]),
+            ("prompt_embeds_mask", MASK),
+        )
+    }
+    path = command.folder / "e.safetensors"
+    save_file(tensors, path)
+    args = ("generate", bundles["mask"], "--prompt-embeds", path)
+    assert command(*args, "--steps", 1, "-o", "a.png").returncode == 0
+    save_file(tensors | {f"{wrong}prompt_embeds_mask": np.array([marks], np.float32)}, path)
+    check(command, 3, f"{wrong}prompt_attention_mask must hold 1 for tokens and 0", *args)
+    save_file(tensors | {f"{wrong}prompt_attention_mask": MASK}, path)
+    check(command, 3, "which are one: leave one out", *args)
+
+
+def test_axes_that_contradict_the_role(command: Command, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", "text")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    inputs = manifest["transformer"]["graphs"]["forked"]["inputs"]
+    (text,) = (tensor for tensor in inputs if tensor["role"] == "text")
+    text["axes"] = []
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    check(command, 3, "axes must be 3 for an input of role text", "bench", bundle, "--steps", 1)
+
+
+def test_a_file_of_absurd_shapes(tmp_path: Path) -> None:
+    for shape in ([1] * 100_000, [0, 2**62, 2**62]):
+        end = 0 if 0 in shape else 4
+        entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}
+        header = json.dumps({"prompt_embeds": entry}).encode()
+        path = tmp_path / "e.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * end)
+        with pytest.raises(intaglio.InputError, match="more than 8 axes or more than 2\\^31"):
+            intaglio.PromptEmbeds.load(path)

@@ -23,11 +23,11 @@ struct PromptEmbeds {
   std::vector<std::string> notes;           // prompts that were cut; not in the file
 };
 
-// Safetensors of F32, F16 or BF16 under the names of diffusers' arguments: prompt_embeds,
-// prompt_attention_mask and pooled_prompt_embeds, and negative_ before each. Throws InputError
-// naming the file.
+// Safetensors of F32, F16, BF16, I64 or BOOL under the names of diffusers' arguments:
+// prompt_embeds, prompt_attention_mask (or prompt_embeds_mask) and pooled_prompt_embeds, and
+// negative_ before each. Throws InputError naming the file.
 PromptEmbeds load_prompt_embeds(const std::filesystem::path& path);
-// Written as F32 under a temporary name, then renamed.
+// Throws InputError for what is not float32. Written as F32 under a temporary name, then renamed.
 void save_prompt_embeds(const std::filesystem::path& path, const PromptEmbeds& embeds);
 
 }  // namespace intaglio

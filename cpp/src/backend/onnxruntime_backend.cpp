@@ -139,8 +139,13 @@ class OrtBackend final : public Backend {
       Ort::SessionOptions options;
       options.SetIntraOpNumThreads(threads_);
       options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
-      // Prepacking copies every weight at load; mapped weights step no slower.
+      // Prepacking copies every weight at load; what is read where the file is mapped steps no
+      // slower.
       options.AddConfigEntry("session.disable_prepacking", "1");
+      // Folding the casts of narrow weights would hold a float32 copy of every weight: unfolded,
+      // the weights stay mapped, and each is widened for its one product.
+      if (graph.cpu)
+        options.AddConfigEntry("optimization.disable_specified_optimizers", "ConstantFolding");
       // Threads that go on spinning after a run would take the cores from the next graph's.
       options.AddConfigEntry("session.force_spinning_stop", "1");
       // ONNX Runtime prefers its kernel to the function in the graph (docs/decisions/0002).

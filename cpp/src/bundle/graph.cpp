@@ -1,6 +1,7 @@
 #include "bundle/graph.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 namespace intaglio {
@@ -22,6 +23,18 @@ GraphTensor read_tensor(const Node& node) {
   return tensor;
 }
 
+// The pipeline counts on what the axes of a role are.
+void check_axes(const Node& input, bool packed) {
+  static const std::map<std::string, std::size_t> more{
+      {"text", 3}, {"text_mask", 2}, {"pooled", 2}, {"position", 2}, {"keep", 2}};
+  const auto role = input.get<std::string>("role");
+  std::size_t needed = 1;
+  if (role == "latent") needed = packed ? 3 : 4;
+  if (const auto found = more.find(role); found != more.end()) needed = found->second;
+  if (input.at("axes").items().size() == needed) return;
+  input.at("axes").refuse("must be " + std::to_string(needed) + " for an input of role " + role);
+}
+
 }  // namespace
 
 void check_one_of(const Node& node, const std::vector<std::string>& allowed) {
@@ -41,7 +54,8 @@ Graph read_graph(const Node& node) {
   return graph;
 }
 
-Graph read_transformer_graph(const Node& node, const std::vector<std::string>& op_roles) {
+Graph read_transformer_graph(const Node& node, const std::vector<std::string>& op_roles,
+                             bool packed) {
   Graph graph = read_graph(node);
   // What cpp/src/pipeline/branches.cpp can fill.
   std::vector<std::string> allowed{"latent", "timestep", "text",     "text_mask",
@@ -58,6 +72,7 @@ Graph read_transformer_graph(const Node& node, const std::vector<std::string>& o
   for (const std::string& role : needed) {
     if (!roles.contains(role)) node.at("inputs").refuse("have none of role " + role);
   }
+  for (const Node& input : node.at("inputs").items()) check_axes(input, packed);
   if (graph.outputs.size() != 1) node.at("outputs").refuse("must be one");
   check_one_of(node.at("outputs").items().front().at("role"), {"prediction"});
   return graph;

@@ -15,7 +15,9 @@ void check_one_of(const Node& node, const std::vector<std::string>& allowed);
 Graph read_graph(const Node& node);
 
 // A graph of the transformer with the inputs `op_roles` of the op. Refuses one that lacks the
-// latent, the timestep or one of these, that takes a role the pipeline cannot fill, or one twice.
-Graph read_transformer_graph(const Node& node, const std::vector<std::string>& op_roles);
+// latent, the timestep or one of these, that takes a role the pipeline cannot fill, one twice, or
+// one with another number of axes.
+Graph read_transformer_graph(const Node& node, const std::vector<std::string>& op_roles,
+                             bool packed);
 
 }  // namespace intaglio

@@ -16,11 +16,14 @@ namespace {
 void read_transformer(const Node& node, Bundle& bundle) {
   const Node graphs = node.at("graphs");
   auto& read = bundle.transformer_graphs;
+  const bool packed = bundle.latent.packed;
   if (bundle.layout == "forked") {
-    read["forked"] = read_transformer_graph(graphs.at("forked"), {"mask", "ref", "branch", "keep"});
+    read["forked"] =
+        read_transformer_graph(graphs.at("forked"), {"mask", "ref", "branch", "keep"}, packed);
   } else {
-    read["base"] = read_transformer_graph(graphs.at("base"), {});
-    read["degraded"] = read_transformer_graph(graphs.at("degraded"), {"mask", "ref", "keep"});
+    read["base"] = read_transformer_graph(graphs.at("base"), {}, packed);
+    read["degraded"] =
+        read_transformer_graph(graphs.at("degraded"), {"mask", "ref", "keep"}, packed);
     if (read["degraded"].inputs.size() != read["base"].inputs.size() + 3)
       graphs.at("degraded").refuse("must take what base takes, and mask, ref and keep");
     for (const GraphTensor& input : read["base"].inputs) {
@@ -182,9 +185,9 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   bundle.dtype = root.get<std::string>("dtype");
   bundle.prediction_type = root.get<std::string>("prediction_type");
   check_one_of(root.at("prediction_type"), {"velocity", "epsilon"});
+  bundle.latent = read_latent(root.at("latent"));
   read_transformer(root.at("transformer"), bundle);
   read_massive_activations(root.at("massive_activations"), bundle);
-  bundle.latent = read_latent(root.at("latent"));
   bundle.scheduler = read_scheduler(root, bundle.prediction_type);
   read_condition(root, bundle);
   if (root.has("vae_decoder")) bundle.vae_decoder = read_graph(root.at("vae_decoder"));

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cassert>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -20,6 +19,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::size_t preamble = 8;  // the header's length, little-endian
+constexpr std::size_t most_axes = 8;
+constexpr std::int64_t most_numbers = std::int64_t{1} << 31U;  // beyond any embedding
 
 [[noreturn]] void refuse(const std::filesystem::path& path, const std::string& why) {
   throw InputError(path.string() + " " + why + ": write it with safetensors or `intaglio embed`");
@@ -90,7 +91,18 @@ std::vector<std::pair<std::string, Entry>> read_header(const std::filesystem::pa
 std::size_t item_size(const std::string& dtype) {
   if (dtype == "F32") return 4;
   if (dtype == "F16" || dtype == "BF16") return 2;
+  if (dtype == "BOOL") return 1;
   return dtype == "I64" ? 8 : 0;
+}
+
+// A size of 0 counts as 1: NumPy multiplies the others, too.
+bool is_huge(const Shape& shape) {
+  std::int64_t numbers = 1;
+  for (const std::int64_t size : shape) {
+    if (size > most_numbers / numbers) return true;
+    numbers *= std::max<std::int64_t>(size, 1);
+  }
+  return shape.size() > most_axes;
 }
 
 // Whether the entry has as many bytes as its shape says; no product that could overflow.
@@ -114,6 +126,8 @@ Tensor read_tensor(const Entry& entry, std::string_view data) {
     convert<std::uint16_t>(start, tensor.floats(), from_bfloat16);
   } else if (entry.dtype == "I64") {
     convert<std::int64_t>(start, tensor.floats(), [](auto x) { return static_cast<float>(x); });
+  } else if (entry.dtype == "BOOL") {
+    convert<std::uint8_t>(start, tensor.floats(), [](auto x) { return static_cast<float>(x); });
   } else {
     convert<float>(start, tensor.floats(), [](float x) { return x; });
   }
@@ -144,7 +158,9 @@ NamedTensors load_safetensors(const std::filesystem::path& path) {
   std::size_t end = 0;
   for (const auto& [name, entry] : entries) {
     if (item_size(entry.dtype) == 0)
-      refuse(path, "holds " + entry.name + " in a type that is not F32, F16 or BF16");
+      refuse(path, "holds " + entry.name + " in a type that is not F32, F16, BF16, I64 or BOOL");
+    if (is_huge(entry.shape))
+      refuse(path, "holds " + entry.name + " of more than 8 axes or more than 2^31 numbers");
     if (entry.begin != end || entry.end < entry.begin || entry.end > data.size() || !fits(entry))
       refuse(path, "is damaged or truncated at " + entry.name);
     end = entry.end;
@@ -158,7 +174,10 @@ void save_safetensors(const std::filesystem::path& path, const NamedTensors& ten
   Json json = Json::object();
   std::size_t end = 0;
   for (const auto& [name, tensor] : tensors) {
-    assert(tensor.dtype() == DType::float32);
+    if (tensor.dtype() != DType::float32) {
+      throw InputError(path.string() + " cannot hold " + name + " as " + name_of(tensor.dtype()) +
+                       ": convert it to float32");
+    }
     json[name] = {
         {"dtype", "F32"}, {"shape", tensor.shape()}, {"data_offsets", {end, end + tensor.bytes()}}};
     end += tensor.bytes();

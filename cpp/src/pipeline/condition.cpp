@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string_view>
 
 #include "intaglio/error.h"
 #include "text/unicode.h"
@@ -61,13 +62,20 @@ std::string shape_for(const GraphTensor& input) {
 
 bool fits(const Tensor& tensor, const GraphTensor& input, std::int64_t tokens) {
   const Shape& shape = tensor.shape();
-  if (tensor.dtype() != DType::float32 || shape.size() != input.axes.size() || shape.front() != 1)
-    return false;
+  if (tensor.dtype() != DType::float32 || shape.size() != input.axes.size()) return false;
+  if (shape.empty() || shape.front() != 1) return false;
   for (std::size_t i = 1; i < shape.size(); ++i) {
     const auto* size = std::get_if<std::int64_t>(&input.axes[i]);
     if (shape[i] != (size ? *size : tokens)) return false;
   }
   return true;
+}
+
+void check_mask(const std::string& name, const Tensor& mask) {
+  const auto marks = mask.floats();
+  const bool marked = std::ranges::find(marks, 1.0F) != marks.end();
+  if (marked && std::ranges::all_of(marks, [](float x) { return x == 0.0F || x == 1.0F; })) return;
+  throw InputError(name + " must hold 1 for tokens and 0 for padding, and a 1 at least");
 }
 
 void check_part(const Bundle& bundle, const std::string& name, const Tensor& tensor,
@@ -89,6 +97,7 @@ void check_part(const Bundle& bundle, const std::string& name, const Tensor& ten
   }
   if (!std::ranges::all_of(tensor.floats(), [](float x) { return std::isfinite(x); }))
     throw InputError(name + " holds NaN or infinity: give finite numbers");
+  if (std::string_view(role) == "text_mask") check_mask(name, tensor);
 }
 
 void check_embedding(const Bundle& bundle, const std::string& prefix,

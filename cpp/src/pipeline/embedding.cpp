@@ -14,6 +14,19 @@ constexpr std::pair<const char*, Tensor PromptEmbedding::*> parts[] = {
     {"prompt_attention_mask", &PromptEmbedding::text_mask},
     {"pooled_prompt_embeds", &PromptEmbedding::pooled}};
 
+// What diffusers calls the mask of Qwen-Image.
+void rename_mask(const std::filesystem::path& path, NamedTensors& tensors,
+                 const std::string& prefix) {
+  auto node = tensors.extract(prefix + "prompt_embeds_mask");
+  if (!node) return;
+  node.key() = prefix + "prompt_attention_mask";
+  if (tensors.contains(node.key())) {
+    throw InputError(path.string() + " holds " + node.key() + " and " + prefix +
+                     "prompt_embeds_mask, which are one: leave one out");
+  }
+  tensors.insert(std::move(node));
+}
+
 // Moves what belongs to one prompt out of `tensors`.
 PromptEmbedding take(NamedTensors& tensors, const std::string& prefix) {
   PromptEmbedding embedding;
@@ -33,6 +46,7 @@ void put(NamedTensors& tensors, const std::string& prefix, const PromptEmbedding
 
 PromptEmbeds load_prompt_embeds(const std::filesystem::path& path) {
   NamedTensors tensors = load_safetensors(path);
+  for (const char* prefix : {"", "negative_"}) rename_mask(path, tensors, prefix);
   PromptEmbeds embeds;
   if (!tensors.contains("prompt_embeds"))
     throw InputError(path.string() +
