@@ -1,0 +1,173 @@
+"""A family in every layout, guidance mode and precision against diffusers' own float32 pipeline.
+
+`families/` has a file of tests for each; `make parity` writes the errors to docs/parity.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import intaglio
+from intaglio_export.exporter import export_bundle
+from intaglio_export.options import LAYOUTS, ExportRequest
+from tests.families import FAMILIES, Family
+from tests.families.parts import MAX_LENGTH
+from tests.parity.diffusers_runs import (
+    CLASS,
+    HEIGHT,
+    IMAGES,
+    NEGATIVE,
+    PROMPT,
+    SEED,
+    STEPS,
+    STRENGTH,
+    Run,
+    guided_run,
+    native_run,
+    run_from_image,
+    run_with_seeds,
+    save_embeddings,
+)
+from tests.parity.table import Cell, Table
+
+BLOCK = 1
+MODES = {"baseline": (1.0, 0.0), "cfg": (4.0, 0.0), "dg": (1.0, 1.5), "cfg+dg": (4.0, 1.5)}
+# Relative L2 of the final latents.
+LIMITS = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
+SEEDS = [11, 4]
+Export = Callable[[str, str], intaglio.Pipeline]
+Reference = Callable[[str], Run]
+
+
+def relative(got: np.ndarray, expected: torch.Tensor) -> float:
+    return float(np.linalg.norm(got - expected.numpy()) / np.linalg.norm(expected.numpy()))
+
+
+class FamilyParity:
+    """The tests of the family `name` of `FAMILIES`."""
+
+    name: str
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.name]
+
+    @pytest.fixture(scope="class", autouse=True)
+    def one_thread(self) -> Iterator[None]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """The pipeline as save_pretrained writes it, with settings."""
+        folder = tmp_path_factory.mktemp("family") / self.name
+        self.family.make().save_pretrained(folder)
+        settings = {"block": BLOCK, "height": HEIGHT, "width": self.family.width}
+        if not self.family.by_class:
+            settings["max_sequence_length"] = MAX_LENGTH
+        (folder / "settings.json").write_text(json.dumps(settings))
+        return folder
+
+    @pytest.fixture(scope="class")
+    def bundle(self, folder: Path) -> Export:
+        """The bundle in a layout and precision, opened."""
+
+        @cache
+        def export(layout: str, dtype: str) -> intaglio.Pipeline:
+            output = folder.parent / f"{layout}-{dtype}"
+            export_bundle(ExportRequest(folder, output, layout=layout, dtype=dtype))
+            return intaglio.Pipeline.open(output, threads=1)
+
+        return export
+
+    @pytest.fixture(scope="class")
+    def reference(self) -> Reference:
+        """diffusers' run in a mode, float32."""
+        pipeline = self.family.make()
+
+        @cache
+        def run(mode: str) -> Run:
+            return guided_run(pipeline, self.family, *MODES[mode], BLOCK, [7])
+
+        return run
+
+    @pytest.fixture
+    def condition(self, tmp_path: Path) -> dict[str, Any]:
+        """What the runtime is asked to draw: diffusers' prompts, class or embeddings."""
+        if self.family.by_class:
+            return {"class_label": CLASS}
+        if self.family.embeddings is None:
+            return {"prompt": PROMPT, "negative_prompt": NEGATIVE}
+        save_embeddings(self.family, tmp_path / "prompt.safetensors")
+        return {"prompt_embeds": tmp_path / "prompt.safetensors"}
+
+    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("dtype", LIMITS)
+    def test_run_equals_diffusers(
+        self,
+        dtype: str,
+        layout: str,
+        mode: str,
+        bundle: Export,
+        reference: Reference,
+        condition: dict[str, Any],
+        parity_table: Table,
+    ) -> None:
+        pipeline, expected = bundle(layout, dtype), reference(mode)
+        assert pipeline.bundle.massive_activations.channels == [7]
+        cfg, dg = MODES[mode]
+        got = pipeline.generate(
+            **condition, seeds=SEED, batch=IMAGES, steps=STEPS, cfg_scale=cfg, dg_scale=dg
+        )
+        error = relative(got.latents, expected.latents)
+        assert error < LIMITS[dtype]
+        parity_table.add(Cell(self.name, layout, mode, dtype), error)
+        if dtype == "float32":
+            images = np.stack([np.asarray(image, int) for image in got.images])
+            assert np.abs(images - expected.images.astype(int)).max() <= 1
+
+    def test_cfg_equals_the_pipelines_own(self, reference: Reference) -> None:
+        """The oracle's formula is what diffusers calls guidance."""
+        own = native_run(self.family.make(), self.family, MODES["cfg"][0])
+        assert relative(own.latents.numpy(), reference("cfg").latents) < 1e-4
+
+    def test_modes_differ(self, reference: Reference) -> None:
+        """Otherwise no cell could tell its mode from another."""
+        runs = [reference(mode).latents for mode in MODES]
+        for i, one in enumerate(runs):
+            for other in runs[i + 1 :]:
+                assert relative(one.numpy(), other) > 2 * max(LIMITS.values())
+
+    def test_each_image_its_seed(self, bundle: Export, condition: dict[str, Any]) -> None:
+        expected = run_with_seeds(self.family.make(), self.family, SEEDS)
+        got = bundle("forked", "float32").generate(
+            **condition, seeds=SEEDS, steps=STEPS, cfg_scale=1.0, dg_scale=0.0
+        )
+        assert relative(got.latents, expected.latents) < LIMITS["float32"]
+
+    def test_image_to_image(self, bundle: Export, condition: dict[str, Any]) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, self.family.width, 3), np.uint8)
+        picture = Image.fromarray(noise)
+        expected = run_from_image(self.family.make(), self.family, picture, SEEDS)
+        got = bundle("forked", "float32").generate(
+            **condition,
+            image=picture,
+            strength=STRENGTH,
+            seeds=SEEDS,
+            steps=STEPS,
+            cfg_scale=1.0,
+            dg_scale=0.0,
+        )
+        assert relative(got.latents, expected.latents) < LIMITS["float32"]
