@@ -142,10 +142,11 @@ class OrtBackend final : public Backend {
       // Prepacking copies every weight at load; what is read where the file is mapped steps no
       // slower.
       options.AddConfigEntry("session.disable_prepacking", "1");
-      // Folding the casts of narrow weights would hold a float32 copy of every weight: unfolded,
-      // the weights stay mapped, and each is widened for its one product.
+      // Either of them would hold a float32 copy of every narrow weight; cast as it is used, what
+      // stays is the mapped file. ONNX Runtime has no constants for these names.
       if (graph.cpu)
-        options.AddConfigEntry("optimization.disable_specified_optimizers", "ConstantFolding");
+        options.AddConfigEntry("optimization.disable_specified_optimizers",
+                               "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer");
       // Threads that go on spinning after a run would take the cores from the next graph's.
       options.AddConfigEntry("session.force_spinning_stop", "1");
       // ONNX Runtime prefers its kernel to the function in the graph (docs/decisions/0002).
