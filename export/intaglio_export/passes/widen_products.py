@@ -30,7 +30,9 @@ def widen_products(model: ir.Model) -> None:
             if value not in wide:
                 cast = _cast(value, _WIDE, f"{value.name}_wide")
                 wide[value] = cast.outputs[0]
-                graph.insert_before(node, cast)
+                # ONNX Runtime runs casts of weights as late as it can only if they come first;
+                # beside their products, it runs them all before anything else.
+                graph.insert_before(graph[0] if value.is_initializer() else node, cast)
             node.replace_input_with(place, wide[value])
         for output in node.outputs:
             if output.dtype not in _NARROW:
