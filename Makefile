@@ -101,7 +101,7 @@ test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/release/build.ninja
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 parity: .venv/ready  ## measure every family against diffusers and write docs/parity.md
-	$(BIN)/python -m pytest -q tests/parity/families --parity-table docs/parity.md
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity/families --parity-table docs/parity.md
 
 bench: $(BUNDLE)/bundle.json  ## time the guidance modes against each other
 	$(BIN)/intaglio bench $(BUNDLE)

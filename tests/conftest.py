@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffusers import StableDiffusion3Pipeline
@@ -12,7 +14,7 @@ from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
 from tests.families.parts import MAX_LENGTH
 from tests.families.sd3 import make_pipeline
-from tests.parity.table import Table
+from tests.parity.table import Cell, Table
 
 SETTINGS = {
     "block": 1,
@@ -43,9 +45,19 @@ def parity_table(request: pytest.FixtureRequest) -> Table:
     return request.config.stash[_TABLE]
 
 
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of pytest-xdist has ended: take over what it measured."""
+    for *cell, error in getattr(node, "workeroutput", {}).get("parity", ()):
+        node.config.stash[_TABLE].add(Cell(*cell), error)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
     table, path = session.config.stash[_TABLE], session.config.getoption("--parity-table")
-    if path and exitstatus == pytest.ExitCode.OK:
+    if hasattr(session.config, "workeroutput"):
+        errors = [[*astuple(cell), error] for cell, error in table.errors.items()]
+        session.config.workeroutput["parity"] = errors
+    elif path:
         Path(path).write_text(table.markdown(), encoding="utf-8")
 
 

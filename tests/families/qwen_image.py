@@ -29,7 +29,7 @@ def make_pipeline() -> QwenImagePipeline:
         axes_dims_rope=(4, 6, 6),
     ).eval()
     with torch.no_grad():
-        transformer.img_in.bias[PLANTED] += 40.0
+        transformer.img_in.bias[PLANTED] += 80.0
         for block in transformer.transformer_blocks:
             block.attn.to_out[0].weight *= 300.0  # or the prompt would hardly show
     vae = AutoencoderKLQwenImage(

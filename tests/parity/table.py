@@ -15,7 +15,7 @@ class Cell:
 
 @dataclass
 class Table:
-    """Errors by cell, in whatever order they were measured."""
+    """Errors of the cells whose test has passed, in whatever order."""
 
     errors: dict[Cell, float] = field(default_factory=dict)
 
@@ -37,7 +37,9 @@ class Table:
         ]
         rows = {(cell.family, cell.dtype, cell.layout) for cell in self.errors}
         for family, dtype, layout in sorted(rows):
-            errors = (self.errors[Cell(family, layout, mode, dtype)] for mode in modes)
-            figures = " | ".join(f"{error:.1e}" for error in errors)
+            cells = (Cell(family, layout, mode, dtype) for mode in modes)
+            figures = " | ".join(
+                f"{self.errors[cell]:.1e}" if cell in self.errors else "failed" for cell in cells
+            )
             lines.append(f"| {family} | {dtype} | {layout} | {figures} |")
         return "\n".join(lines) + "\n"
