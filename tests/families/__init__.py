@@ -44,7 +44,8 @@ def _sd3(make: Callable[[], Any]) -> Family:
 
 
 def _flux(make: Callable[[], Any]) -> Family:
-    return Family(make, _JOINT, "true_cfg_scale", TEXT, img2img="FluxImg2ImgPipeline")
+    distilled = {"guidance_scale": 3.5}  # image to image has another default
+    return Family(make, _JOINT, "true_cfg_scale", TEXT | distilled, img2img="FluxImg2ImgPipeline")
 
 
 FAMILIES = {
