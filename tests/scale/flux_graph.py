@@ -23,7 +23,7 @@ from intaglio_export.graphs import ExportUnit
 from intaglio_export.manifest import BundleParts, Suppression, build_manifest, write_manifest
 from intaglio_export.options import Settings
 from intaglio_export.passes.share_weights import share_weights
-from intaglio_export.passes.widen_bfloat16 import widen_bfloat16
+from intaglio_export.passes.widen_products import widen_products
 from intaglio_export.precision import narrow
 from intaglio_export.recipes import find_recipe
 from intaglio_export.transformer_graphs import transformer_units
@@ -54,7 +54,7 @@ def main(folder: str) -> None:
     save_graph(model, work / unit.spec.path)
     assert unit.spec.cpu is not None
     widened = ir.from_proto(ir.to_proto(model))
-    widen_bfloat16(widened)
+    widen_products(widened)
     save_graph(widened, work / unit.spec.cpu)
     print(MARK + "writing the manifest")
     channels = list(recipe.settings.channels or ())
