@@ -17,7 +17,10 @@ using testing::HasSubstr;
 
 class Safetensors : public testing::Test {
  protected:
-  std::filesystem::path path = testing::TempDir() + "intaglio_test.safetensors";
+  // Tests run side by side.
+  std::filesystem::path path = testing::TempDir() +
+                               testing::UnitTest::GetInstance()->current_test_info()->name() +
+                               ".safetensors";
 
   void TearDown() override { std::filesystem::remove(path); }
 
