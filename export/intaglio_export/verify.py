@@ -60,7 +60,6 @@ def open_session(path: Path, dtype: torch.dtype = torch.float32) -> ort.Inferenc
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if dtype != torch.float32:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.enable_cpu_mem_arena = False
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
