@@ -30,8 +30,8 @@ def widen_products(model: ir.Model) -> None:
             if value not in wide:
                 cast = _cast(value, _WIDE, f"{value.name}_wide")
                 wide[value] = cast.outputs[0]
-                # ONNX Runtime runs casts of weights as late as it can only if they come first;
-                # beside their products, it runs them all before anything else.
+                # Casts of weights come first in the file: ONNX Runtime then runs each when its
+                # product is due, and beside their products it would run all before the first.
                 graph.insert_before(graph[0] if value.is_initializer() else node, cast)
             node.replace_input_with(place, wide[value])
         for output in node.outputs:
