@@ -1,6 +1,7 @@
 #include "bindings.h"
 #include "casters.h"
 #include "intaglio/backend.h"
+#include "intaglio/bundle.h"
 
 namespace intaglio::python {
 
@@ -19,10 +20,10 @@ void bind_backend(py::module_& module) {
       .def_property_readonly("description", &Backend::description)
       .def("__repr__",
            [](const Backend& backend) { return "<Backend: " + backend.description() + ">"; });
-  module.def("make_backend", &make_backend,
-             py::arg_v("options", BackendOptions{}, "BackendOptions()"),
+  module.def("make_backend", &make_backend, py::arg("options"), py::arg("bundle"),
              py::call_guard<py::gil_scoped_release>(),
-             "Raises UnavailableError when the device or its library is not there.");
+             "What runs this bundle's graphs. Raises UnavailableError when the device, its library "
+             "or its engines are not there.");
 }
 
 }  // namespace intaglio::python

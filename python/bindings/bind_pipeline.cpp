@@ -8,14 +8,17 @@
 namespace intaglio::python {
 namespace {
 
-// The run is inside generate() while a callback looks at it; afterwards preview() has nothing to
-// decode.
+// The run is inside generate() while a callback looks at it; afterwards there is nothing to look
+// at.
 class StepGuard {
  public:
   explicit StepGuard(Step& step) : step_(step) {}
   StepGuard(const StepGuard&) = delete;
   StepGuard& operator=(const StepGuard&) = delete;
-  ~StepGuard() { step_.preview = nullptr; }
+  ~StepGuard() {
+    step_.latents = nullptr;
+    step_.preview = nullptr;
+  }
 
  private:
   Step& step_;
@@ -26,6 +29,12 @@ std::vector<Image> preview(const Step& step) {
     throw UsageError("preview() works only inside the step callback that got this step");
   const py::gil_scoped_release release;
   return step.preview();
+}
+
+Tensor latents(const Step& step) {
+  if (!step.latents)
+    throw UsageError("latents are there only inside the step callback that got this step");
+  return step.latents();
 }
 
 bool call(const py::object& on_step, const Step& step) {
@@ -52,11 +61,12 @@ void bind_step(py::module_& module) {
       .def_readonly("steps", &Step::steps)
       .def_readonly("sigma", &Step::sigma, "the step started from")
       .def_property_readonly(
-          "latents", [](const Step& step) { return step.latents; },
-          "After the step: float32, as Generation.latents. This is the run's own memory: the next "
-          "step "
-          "overwrites it (copy what you keep),\n"
-          "and what you write into it is what the next step starts from.")
+          "latents", &latents,
+          "After the step: float32, as Generation.latents. On the processor this is the run's own "
+          "memory: the next step\n"
+          "overwrites it (copy what you keep). What you write into it is what the next step starts "
+          "from. Works during the\n"
+          "callback only.")
       .def("preview", &preview,
            "The current estimate of the clean images, decoded. Works during the callback only.")
       .def("__repr__", [](const py::object& self) {

@@ -9,6 +9,7 @@ namespace intaglio::python {
 namespace {
 
 using PyDenoiser = std::function<py::object(const Tensor& x, const StepPoint& point)>;
+using Sampler = int (*)(const Denoiser&, std::span<float>, const Schedule&, const OnStep&);
 using PyOnStep = std::function<py::object(const StepPoint& point, const Tensor& x)>;
 
 Tensor copy_of(std::span<const float> values, const Shape& shape) {

@@ -774,8 +774,9 @@ class Step:
     @property
     def latents(self) -> numpy.typing.NDArray[typing.Any]:
         """
-        After the step: float32, as Generation.latents. This is the run's own memory: the next step overwrites it (copy what you keep),
-        and what you write into it is what the next step starts from.
+        After the step: float32, as Generation.latents. On the processor this is the run's own memory: the next step
+        overwrites it (copy what you keep). What you write into it is what the next step starts from. Works during the
+        callback only.
         """
     @property
     def sigma(self) -> float:
@@ -887,9 +888,9 @@ def load_tokenizer(tables: os.PathLike[str] | str | bytes) -> Tokenizer:
     Reads the tables that export wrote from tokenizer.json. Raises InputError naming the file.
     """
 
-def make_backend(options: BackendOptions = ...) -> Backend:
+def make_backend(options: BackendOptions, bundle: Bundle) -> Backend:
     """
-    Raises UnavailableError when the device or its library is not there.
+    What runs this bundle's graphs. Raises UnavailableError when the device, its library or its engines are not there.
     """
 
 def make_schedule(

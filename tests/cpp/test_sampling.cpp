@@ -10,6 +10,7 @@
 #include "golden.h"
 #include "intaglio/error.h"
 #include "intaglio/sampling.h"
+#include "sampling/plan.h"
 
 namespace intaglio {
 namespace {
@@ -73,7 +74,7 @@ struct ToyRun {
       }
       to_denoised(prediction_type, at, point, denoised);
     };
-    done = find_sampler(type)(model, x, schedule, on_step);
+    done = run_plan(find_planner(type)(schedule), model, x, on_step);
   }
 };
 
@@ -172,9 +173,9 @@ TEST(Scheduler, NamesAndTypes) {
   EXPECT_EQ(scheduler_type("dpmpp-2m", "velocity"), kDpm);
   EXPECT_EQ(scheduler_type("dpmpp-2m", "epsilon"), kDpm);
   EXPECT_EQ(scheduler_type("ddim", "epsilon"), kDdim);
-  EXPECT_EQ(find_sampler(kHeun), sample_heun);
-  EXPECT_EQ(find_sampler(kDdim), sample_ddim);
-  EXPECT_THROW(find_sampler("euler"), UsageError);
+  EXPECT_EQ(find_planner(kHeun), plan_heun);
+  EXPECT_EQ(find_planner(kDdim), plan_ddim);
+  EXPECT_THROW(find_planner("euler"), UsageError);
   const auto refused = [](const char* name, const char* prediction_type, const char* says) {
     try {
       scheduler_type(name, prediction_type);
@@ -254,8 +255,8 @@ TEST(Sampler, ConstantPredictionIsReached) {
       const auto answer = [](std::span<const float>, const StepPoint&, std::span<float> denoised) {
         std::fill(denoised.begin(), denoised.end(), 0.75F);
       };
-      EXPECT_EQ(find_sampler(type)(answer, x, make_schedule(config_of(type), steps, 64), {}),
-                steps);
+      const Plan plan = find_planner(type)(make_schedule(config_of(type), steps, 64));
+      EXPECT_EQ(run_plan(plan, answer, x, {}), steps);
       for (const float value : x) EXPECT_NEAR(value, 0.75F, 1e-5F) << type << " " << steps;
     }
   }

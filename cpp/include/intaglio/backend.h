@@ -1,4 +1,5 @@
-// Where graphs run. The seam between the loop and ONNX Runtime (TensorRT later).
+// Where graphs and the loop's arithmetic run: the seam between the loop and ONNX Runtime, TensorRT
+// and CUDA.
 #pragma once
 
 #include <filesystem>
@@ -10,7 +11,9 @@
 
 namespace intaglio {
 
-struct Graph;  // bundle.h
+struct Bundle;      // bundle.h
+struct Graph;       // bundle.h
+struct GuidedStep;  // core/guided_step.h
 
 // A tensor for one input or output of a graph, by the role that the manifest gives it.
 struct Binding {
@@ -18,7 +21,28 @@ struct Binding {
   Tensor tensor;
 };
 
+// The work of one run in order, and the memory that it works on: a CUDA stream, or host memory and
+// calls that have done their work when they return. One thread's own.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+  // Zero-filled memory that bound graphs read and write where it is.
+  virtual Tensor allocate(const Shape& shape, DType dtype) = 0;
+  // Between host memory and the stream's, in either direction, or within either; of one size and
+  // dtype. What is copied to host memory is there when the call returns.
+  virtual void copy(const Tensor& from, Tensor to) = 0;
+  // The loop's own arithmetic, on the stream's memory, float32.
+  virtual void fill(Tensor to, float value) = 0;
+  // rows [n, T] = 1 - (1 - keep) * suppression [T]
+  virtual void fill_keep(Tensor rows, const Tensor& suppression, float keep) = 0;
+  virtual void step(const GuidedStep& step) = 0;
+  // Until everything above has been done.
+  virtual void wait() = 0;
+};
+
 // One graph with its tensors bound: run() reads and writes their memory in place, again and again.
+// When it returns the outputs are there for whatever the stream does next, and for the host where
+// they are host memory.
 class BoundGraph {
  public:
   virtual ~BoundGraph() = default;
@@ -29,9 +53,10 @@ class BoundGraph {
 class Session {
  public:
   virtual ~Session() = default;
-  // Every input and output of the graph must be bound once. A tensor of a dtype or shape that the
-  // manifest does not allow throws InputError.
-  virtual std::unique_ptr<BoundGraph> bind(const std::vector<Binding>& inputs,
+  // Every input and output of the graph must be bound once, to host memory or the stream's. A
+  // tensor of a dtype or shape that the manifest does not allow throws InputError. `stream` must
+  // outlive the result.
+  virtual std::unique_ptr<BoundGraph> bind(Stream& stream, const std::vector<Binding>& inputs,
                                            const std::vector<Binding>& outputs) const = 0;
 };
 
@@ -47,11 +72,13 @@ class Backend {
   // `bundle_root` is the folder that the graph's path is relative to.
   virtual std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
                                         const Graph& graph) const = 0;
+  virtual std::unique_ptr<Stream> make_stream() const = 0;
   // For people: "ONNX Runtime 1.32.0, cpu, 2 threads".
   virtual std::string description() const = 0;
 };
 
-// Throws UnavailableError when the device or its library is not there.
-std::shared_ptr<Backend> make_backend(const BackendOptions& options);
+// What runs this bundle's graphs. Throws UnavailableError when the device, its library or its
+// engines are not there.
+std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundle& bundle);
 
 }  // namespace intaglio

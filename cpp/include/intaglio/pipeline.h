@@ -66,13 +66,14 @@ struct Generation {
   std::vector<std::string> notes;  // what the caller should know: a prompt that was cut
 };
 
-// What a step callback sees. Valid during the call only.
+// What a step callback sees. Valid during the call only, its functions too.
 class Step {
  public:
   int step = 0;  // just done, from 0
   int steps = 0;
-  float sigma = 0;                              // the step started from
-  Tensor latents;                               // after the step; shares memory with the run
+  float sigma = 0;  // the step started from
+  // After the step: what is written into it is what the next step starts from.
+  std::function<Tensor()> latents;
   std::function<std::vector<Image>()> preview;  // decodes the current estimate of the clean image
 };
 // Returning false stops the run; generate() then throws Interrupted.

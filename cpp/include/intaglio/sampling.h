@@ -107,7 +107,4 @@ int sample_dpmpp_2m(const Denoiser& denoise, std::span<float> x, const Schedule&
 int sample_ddim(const Denoiser& denoise, std::span<float> x, const Schedule& schedule,
                 const OnStep& on_step);
 
-using Sampler = int (*)(const Denoiser&, std::span<float>, const Schedule&, const OnStep&);
-Sampler find_sampler(const std::string& scheduler_type);
-
 }  // namespace intaglio

@@ -1,4 +1,4 @@
-// A dense row-major tensor in host memory; copies share it, like torch.Tensor's.
+// A dense row-major tensor; copies share its memory, like torch.Tensor's.
 #pragma once
 
 #include <cstddef>
@@ -12,6 +12,8 @@
 namespace intaglio {
 
 enum class DType { float32, int64, uint8 };
+// Where the memory is: cuda is a GPU's, which only a backend's stream can read and write.
+enum class Device { cpu, cuda };
 
 std::size_t size_of(DType dtype);
 const char* name_of(DType dtype);
@@ -25,21 +27,24 @@ std::string to_string(const Shape& shape);
 class Tensor {
  public:
   Tensor() = default;
-  // Zero-filled.
+  // Zero-filled, in host memory.
   Tensor(Shape shape, DType dtype);
   // A view of memory that `owner` keeps alive.
-  Tensor(Shape shape, DType dtype, void* data, std::shared_ptr<void> owner);
+  Tensor(Shape shape, DType dtype, void* data, std::shared_ptr<void> owner,
+         Device device = Device::cpu);
 
   // False for a default-constructed one, which stands for no tensor.
   bool defined() const { return data_ != nullptr; }
   const Shape& shape() const { return shape_; }
   std::int64_t dim(std::size_t axis) const { return shape_.at(axis); }
   DType dtype() const { return dtype_; }
+  Device device() const { return device_; }
   std::int64_t size() const { return element_count(shape_); }
   std::size_t bytes() const { return static_cast<std::size_t>(size()) * size_of(dtype_); }
   void* data() { return data_; }
   const void* data() const { return data_; }
 
+  // Of host memory, like clone().
   std::span<float> floats();
   std::span<const float> floats() const;
   std::span<std::int64_t> int64s();
@@ -54,6 +59,7 @@ class Tensor {
  private:
   Shape shape_;
   DType dtype_ = DType::float32;
+  Device device_ = Device::cpu;
   void* data_ = nullptr;
   std::shared_ptr<void> owner_;
 };

@@ -5,6 +5,7 @@
 #include <exception>
 #include <thread>
 
+#include "backend/host_stream.h"
 #include "backend/onnxruntime_library.h"
 #include "backend/ort_api.h"
 #include "intaglio/bundle.h"
@@ -103,7 +104,7 @@ class OrtSession final : public Session {
   OrtSession(std::shared_ptr<Ort::Session> session, Graph graph)
       : session_(std::move(session)), graph_(std::move(graph)) {}
 
-  std::unique_ptr<BoundGraph> bind(const std::vector<Binding>& inputs,
+  std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>& inputs,
                                    const std::vector<Binding>& outputs) const override {
     return translate("binding " + graph_.path, [&] {
       return std::make_unique<OrtBoundGraph>(session_, graph_, inputs, outputs);
@@ -155,6 +156,8 @@ class OrtBackend final : public Backend {
       return std::make_unique<OrtSession>(std::move(session), graph);
     });
   }
+
+  std::unique_ptr<Stream> make_stream() const override { return std::make_unique<HostStream>(); }
 
   std::string description() const override {
     return "ONNX Runtime " + version_ + ", cpu, " + std::to_string(threads_) +

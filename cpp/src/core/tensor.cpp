@@ -77,26 +77,30 @@ Tensor::Tensor(Shape shape, DType dtype) : shape_(std::move(shape)), dtype_(dtyp
   data_ = memory;
 }
 
-Tensor::Tensor(Shape shape, DType dtype, void* data, std::shared_ptr<void> owner)
-    : shape_(std::move(shape)), dtype_(dtype), data_(data), owner_(std::move(owner)) {}
+Tensor::Tensor(Shape shape, DType dtype, void* data, std::shared_ptr<void> owner, Device device)
+    : shape_(std::move(shape)),
+      dtype_(dtype),
+      device_(device),
+      data_(data),
+      owner_(std::move(owner)) {}
 
 std::span<float> Tensor::floats() {
-  assert(dtype_ == DType::float32);
+  assert(dtype_ == DType::float32 && device_ == Device::cpu);
   return {static_cast<float*>(data_), data_ ? static_cast<std::size_t>(size()) : 0};
 }
 
 std::span<const float> Tensor::floats() const {
-  assert(dtype_ == DType::float32);
+  assert(dtype_ == DType::float32 && device_ == Device::cpu);
   return {static_cast<const float*>(data_), data_ ? static_cast<std::size_t>(size()) : 0};
 }
 
 std::span<std::int64_t> Tensor::int64s() {
-  assert(dtype_ == DType::int64);
+  assert(dtype_ == DType::int64 && device_ == Device::cpu);
   return {static_cast<std::int64_t*>(data_), data_ ? static_cast<std::size_t>(size()) : 0};
 }
 
 std::span<const std::int64_t> Tensor::int64s() const {
-  assert(dtype_ == DType::int64);
+  assert(dtype_ == DType::int64 && device_ == Device::cpu);
   return {static_cast<const std::int64_t*>(data_), data_ ? static_cast<std::size_t>(size()) : 0};
 }
 
@@ -106,15 +110,16 @@ Tensor Tensor::rows(std::int64_t begin, std::int64_t end) const {
   shape[0] = end - begin;
   const std::size_t row = shape_[0] ? bytes() / static_cast<std::size_t>(shape_[0]) : 0;
   auto* start = static_cast<std::byte*>(data_) + row * static_cast<std::size_t>(begin);
-  return Tensor(std::move(shape), dtype_, start, owner_);
+  return Tensor(std::move(shape), dtype_, start, owner_, device_);
 }
 
 Tensor Tensor::reshaped(Shape shape) const {
   assert(element_count(shape) == size());
-  return Tensor(std::move(shape), dtype_, data_, owner_);
+  return Tensor(std::move(shape), dtype_, data_, owner_, device_);
 }
 
 Tensor Tensor::clone() const {
+  assert(device_ == Device::cpu);
   Tensor copy(shape_, dtype_);
   if (const std::size_t count = bytes()) std::memcpy(copy.data_, data_, count);
   return copy;

@@ -5,17 +5,9 @@
 #include <sstream>
 #include <string>
 
+#include "core/arithmetic.h"
+#include "core/elementwise.h"
 #include "intaglio/error.h"
-
-// combine() reads and writes the same element only, so any aliasing of whole spans is harmless; the
-// compiler has to be told before it vectorises.
-#if defined(__clang__)
-#define INTAGLIO_ELEMENTWISE _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
-#define INTAGLIO_ELEMENTWISE _Pragma("GCC ivdep")
-#else
-#define INTAGLIO_ELEMENTWISE
-#endif
 
 namespace intaglio {
 namespace {
@@ -89,29 +81,14 @@ void combine(std::span<float> out, std::span<const float> conditional,
              std::span<const float> unconditional, std::span<const float> degraded,
              const StepWeights& weights) {
   const std::size_t size = out.size();
-  const float lambda = weights.lambda;
-  const float w = weights.w;
   check_size("conditional", conditional.size(), size);
   if (weights.unconditional()) check_size("unconditional", unconditional.size(), size);
   if (weights.degraded()) check_size("degraded", degraded.size(), size);
 
-  float* y = out.data();
-  const float* c = conditional.data();
-  const float* u = unconditional.data();
-  const float* m = degraded.data();
-  // Both differences are taken from c, and the sum runs from left to right.
-  if (weights.unconditional() && weights.degraded()) {
-    INTAGLIO_ELEMENTWISE
-    for (std::size_t i = 0; i < size; ++i) y[i] = c[i] + lambda * (c[i] - u[i]) + w * (c[i] - m[i]);
-  } else if (weights.unconditional()) {
-    INTAGLIO_ELEMENTWISE
-    for (std::size_t i = 0; i < size; ++i) y[i] = c[i] + lambda * (c[i] - u[i]);
-  } else if (weights.degraded()) {
-    INTAGLIO_ELEMENTWISE
-    for (std::size_t i = 0; i < size; ++i) y[i] = c[i] + w * (c[i] - m[i]);
-  } else {
-    INTAGLIO_ELEMENTWISE
-    for (std::size_t i = 0; i < size; ++i) y[i] = c[i];
+  const Combine guided{weights.lambda, weights.w, weights.unconditional(), weights.degraded()};
+  INTAGLIO_ELEMENTWISE
+  for (std::size_t i = 0; i < size; ++i) {
+    out[i] = guided(conditional.data(), unconditional.data(), degraded.data(), i);
   }
 }
 

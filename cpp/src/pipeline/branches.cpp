@@ -15,16 +15,17 @@ TransformerSessions load_transformer(const Bundle& bundle, const Backend& backen
 }
 
 Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions,
-                   const Request& request, const PromptEmbeds& embeds)
-    : bundle_(bundle), sessions_(sessions), request_(request), n_(request.images) {
+                   const Request& request, const PromptEmbeds& embeds, Stream& stream)
+    : bundle_(bundle), sessions_(sessions), request_(request), stream_(stream), n_(request.images) {
   Shape shape = request.latent_shape;
   shape.front() = 2 * n_;
-  latent_ = Tensor(shape, DType::float32);
+  latent_ = stream.allocate(shape, DType::float32);
   shape.front() = 3 * n_;
-  prediction_ = Tensor(shape, DType::float32);
-  timestep_ = Tensor({2 * n_}, DType::float32);
-  keep_ = Tensor({3 * n_, request.token_rows * request.token_columns}, DType::float32);
-  std::ranges::fill(keep_.floats(), 1.0F);
+  prediction_ = stream.allocate(shape, DType::float32);
+  timestep_ = stream.allocate({2 * n_}, DType::float32);
+  suppression_ = on_stream(request.suppression);
+  keep_ = stream.allocate({3 * n_, suppression_.size()}, DType::float32);
+  stream.fill(keep_, 1.0F);
   fill_rows(embeds);
   const int steps = request.schedule.steps();
   for (int step = 0; step < steps; ++step) {
@@ -33,23 +34,30 @@ Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions,
   }
 }
 
+Tensor Branches::on_stream(const Tensor& host) {
+  Tensor tensor = stream_.allocate(host.shape(), host.dtype());
+  stream_.copy(host, tensor);
+  return tensor;
+}
+
 void Branches::fill_rows(const PromptEmbeds& embeds) {
   const Graph& graph = bundle_.transformer();
   rows_ = {{"latent", latent_}, {"timestep", timestep_}};
-  shared_ = {{"mask", request_.mask}, {"ref", request_.ref}};
+  shared_ = {{"mask", on_stream(request_.mask)}, {"ref", on_stream(request_.ref)}};
   add_text("text", &PromptEmbedding::text, embeds);
   add_text("text_mask", &PromptEmbedding::text_mask, embeds);
   add_text("pooled", &PromptEmbedding::pooled, embeds);
   if (graph.takes("position"))
-    shared_["position"] = token_positions(request_.token_rows, request_.token_columns);
+    shared_["position"] = on_stream(token_positions(request_.token_rows, request_.token_columns));
   if (graph.takes("guidance")) {
-    Tensor& guidance = rows_["guidance"] = Tensor({2 * n_}, DType::float32);
-    std::ranges::fill(guidance.floats(), request_.distilled_guidance);
+    rows_["guidance"] = stream_.allocate({2 * n_}, DType::float32);
+    stream_.fill(rows_["guidance"], request_.distilled_guidance);
   }
   if (graph.takes("class")) {
-    Tensor& label = rows_["class"] = Tensor({2 * n_}, DType::int64);
+    Tensor label({2 * n_}, DType::int64);
     std::ranges::fill(label.rows(0, n_).int64s(), bundle_.classes->null);
     std::ranges::fill(label.rows(n_, 2 * n_).int64s(), request_.class_label);
+    rows_["class"] = on_stream(label);
   }
 }
 
@@ -59,22 +67,17 @@ void Branches::add_text(const char* role, Tensor PromptEmbedding::* part,
   const Tensor& positive = embeds.positive.*part;
   Shape shape = positive.shape();
   shape.front() = 2 * n_;
-  Tensor& rows = rows_[role] = Tensor(shape, DType::float32);
+  rows_[role] = stream_.allocate(shape, DType::float32);
   for (std::int64_t row = 0; row < 2 * n_; ++row) {
     if (row < n_ && !embeds.negative) continue;
-    const Tensor& prompt = row < n_ ? *embeds.negative.*part : positive;
-    std::ranges::copy(prompt.floats(), rows.rows(row, row + 1).floats().begin());
+    stream_.copy(row < n_ ? *embeds.negative.*part : positive, rows_[role].rows(row, row + 1));
   }
 }
 
 void Branches::set_keep(float keep) {
   if (keep == keep_value_) return;
   keep_value_ = keep;
-  for (std::int64_t row = 2 * n_; row < 3 * n_; ++row) {
-    std::ranges::transform(
-        request_.suppression, keep_.rows(row, row + 1).floats().begin(),
-        [keep](float suppression) { return 1.0F - (1.0F - keep) * suppression; });
-  }
+  stream_.fill_keep(keep_.rows(2 * n_, 3 * n_), suppression_, keep);
 }
 
 // Without keep and branch, whose rows the caller knows.
@@ -90,7 +93,7 @@ std::vector<Binding> Branches::inputs(const std::string& graph, std::int64_t fir
   return bindings;
 }
 
-std::unique_ptr<BoundGraph> Branches::bind_forked(bool unconditional, bool degraded) const {
+std::unique_ptr<BoundGraph> Branches::bind_forked(bool unconditional, bool degraded) {
   const std::int64_t first = unconditional ? 0 : n_;
   const std::int64_t last = degraded ? 3 * n_ : 2 * n_;
   Tensor branch({last - first}, DType::int64);
@@ -100,14 +103,15 @@ std::unique_ptr<BoundGraph> Branches::bind_forked(bool unconditional, bool degra
         (row < 2 * n_ ? row : row - n_) - first;
   }
   auto bindings = inputs("forked", first);
-  bindings.push_back({"branch", branch});
+  bindings.push_back({"branch", on_stream(branch)});
   bindings.push_back({"keep", keep_.rows(first, last)});
-  return sessions_.at("forked")->bind(bindings, {{"prediction", prediction_.rows(first, last)}});
+  return sessions_.at("forked")->bind(stream_, bindings,
+                                      {{"prediction", prediction_.rows(first, last)}});
 }
 
 std::unique_ptr<BoundGraph> Branches::bind_base(bool unconditional) const {
   const std::int64_t first = unconditional ? 0 : n_;
-  return sessions_.at("base")->bind(inputs("base", first),
+  return sessions_.at("base")->bind(stream_, inputs("base", first),
                                     {{"prediction", prediction_.rows(first, 2 * n_)}});
 }
 
@@ -115,7 +119,7 @@ std::unique_ptr<BoundGraph> Branches::bind_degraded() const {
   auto bindings = inputs("degraded", n_);
   bindings.push_back({"keep", keep_.rows(2 * n_, 3 * n_)});
   return sessions_.at("degraded")
-      ->bind(bindings, {{"prediction", prediction_.rows(2 * n_, 3 * n_)}});
+      ->bind(stream_, bindings, {{"prediction", prediction_.rows(2 * n_, 3 * n_)}});
 }
 
 std::size_t Branches::index(bool unconditional, bool degraded) const {
@@ -130,14 +134,11 @@ void Branches::bind(bool unconditional, bool degraded) {
   if (degraded && !forked && !bound_degraded_) bound_degraded_ = bind_degraded();
 }
 
-Branches::Predictions Branches::run(std::span<const float> x, float timestep,
-                                    const StepWeights& weights) {
-  const auto rows = latent_.floats();
-  assert(x.size() * 2 == rows.size());
+void Branches::run(float timestep, const StepWeights& weights) {
   const bool unconditional = weights.unconditional();
-  if (unconditional) std::ranges::copy(x, rows.begin());
-  std::ranges::copy(x, rows.begin() + static_cast<std::ptrdiff_t>(x.size()));
-  std::ranges::fill(timestep_.floats(), timestep);
+  // Here and not where a step ends, since a callback may write into the latents.
+  if (unconditional) stream_.copy(latents(), latent_.rows(0, n_));
+  stream_.fill(timestep_, timestep);
   const bool degraded = weights.degraded();
   if (degraded) set_keep(weights.keep);
 
@@ -147,11 +148,6 @@ Branches::Predictions Branches::run(std::span<const float> x, float timestep,
   const std::int64_t base = n_ * (unconditional ? 2 : 1);
   forked_rows += base + (degraded ? n_ : 0);
   base_rows += base + (degraded && bundle_.layout == "dual" ? n_ : 0);
-  Predictions predictions;
-  predictions.conditional = prediction_.rows(n_, 2 * n_).floats();
-  if (unconditional) predictions.unconditional = prediction_.rows(0, n_).floats();
-  if (degraded) predictions.degraded = prediction_.rows(2 * n_, 3 * n_).floats();
-  return predictions;
 }
 
 }  // namespace intaglio

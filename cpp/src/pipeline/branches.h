@@ -21,20 +21,24 @@ TransformerSessions load_transformer(const Bundle& bundle, const Backend& backen
 
 // Runs the branches that a step needs and leaves each prediction in a buffer of its own. Rows stand
 // in the order D_0, D_c, D_m; leaving a branch out takes a shorter view of the same memory. All
-// memory is allocated, filled with what stays the same, and bound here, before the loop.
+// memory is the stream's, and is allocated, filled with what stays the same, and bound here, before
+// the loop.
 class Branches {
  public:
   // `embeds` has what the graphs take of it, and a negative prompt when any step of the request
   // runs the unconditional branch.
   Branches(const Bundle& bundle, const TransformerSessions& sessions, const Request& request,
-           const PromptEmbeds& embeds);
+           const PromptEmbeds& embeds, Stream& stream);
 
-  // Raw predictions of the latents x (float32) at `timestep` with the weights of one of the
-  // request's steps; the spans stay valid until the next call.
-  struct Predictions {
-    std::span<const float> conditional, unconditional, degraded;
-  };
-  Predictions run(std::span<const float> x, float timestep, const StepWeights& weights);
+  // In the stream's memory, of the request's latent shape: what the next run() sees.
+  Tensor latents() const { return latent_.rows(n_, 2 * n_); }
+  // Likewise, the raw predictions of the branches that the last run() ran.
+  Tensor conditional() const { return prediction_.rows(n_, 2 * n_); }
+  Tensor unconditional() const { return prediction_.rows(0, n_); }
+  Tensor degraded() const { return prediction_.rows(2 * n_, 3 * n_); }
+
+  // With the weights of one of the request's steps.
+  void run(float timestep, const StepWeights& weights);
 
   std::int64_t base_rows = 0;  // counted over the calls
   std::int64_t forked_rows = 0;
@@ -42,21 +46,24 @@ class Branches {
  private:
   void fill_rows(const PromptEmbeds& embeds);
   void add_text(const char* role, Tensor PromptEmbedding::* part, const PromptEmbeds& embeds);
+  Tensor on_stream(const Tensor& host);
   void set_keep(float keep);
   std::size_t index(bool unconditional, bool degraded) const;
   void bind(bool unconditional, bool degraded);
   std::unique_ptr<BoundGraph> bind_base(bool unconditional) const;
   std::unique_ptr<BoundGraph> bind_degraded() const;
-  std::unique_ptr<BoundGraph> bind_forked(bool unconditional, bool degraded) const;
+  std::unique_ptr<BoundGraph> bind_forked(bool unconditional, bool degraded);
   std::vector<Binding> inputs(const std::string& graph, std::int64_t first) const;
 
   const Bundle& bundle_;
   const TransformerSessions& sessions_;
   const Request& request_;
+  Stream& stream_;
   std::int64_t n_;
   Tensor latent_, timestep_;              // [2n, ...]: D_0, D_c
   Tensor prediction_;                     // [3n, ...]: D_0, D_c, D_m
   Tensor keep_;                           // [3n, T]
+  Tensor suppression_;                    // [T]
   std::map<std::string, Tensor> rows_;    // by role, [2n, ...]: D_0, D_c
   std::map<std::string, Tensor> shared_;  // by role, the same for every row
   float keep_value_ = -1;

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <mutex>
 
+#include "core/guided_step.h"
 #include "intaglio/error.h"
 #include "intaglio/rng.h"
 #include "pipeline/branches.h"
@@ -46,6 +48,44 @@ class Lazy {
   std::unique_ptr<T> value_;
 };
 
+Tensor on_host(Stream& stream, const Tensor& tensor) {
+  Tensor host(tensor.shape(), tensor.dtype());
+  stream.copy(tensor, host);
+  return host;
+}
+
+// A step over the branches' latents and predictions, with memory of its own for the rest.
+GuidedStep buffers(Stream& stream, const Branches& branches) {
+  GuidedStep step;
+  step.x = branches.latents();
+  step.conditional = branches.conditional();
+  step.unconditional = branches.unconditional();
+  step.degraded = branches.degraded();
+  for (Tensor* tensor : {&step.denoised, &step.first, &step.second})
+    *tensor = stream.allocate(step.x.shape(), DType::float32);
+  return step;
+}
+
+using Preview = std::function<std::vector<Image>()>;
+
+// Calls back after the step at `point`, and takes back what was written into the latents.
+bool report(Stream& stream, const StepCallback& on_step, const StepPoint& point, const Tensor& x,
+            const Preview& preview) {
+  Tensor shown;
+  Step step;
+  step.step = point.step;
+  step.steps = point.steps;
+  step.sigma = point.sigma;
+  step.latents = [&] {
+    if (!shown.defined()) shown = x.device() == Device::cpu ? x : on_host(stream, x);
+    return shown;
+  };
+  step.preview = preview;
+  const bool go_on = on_step(step);
+  if (shown.defined()) stream.copy(shown, x);
+  return go_on;
+}
+
 }  // namespace
 
 class Pipeline::Impl {
@@ -68,12 +108,14 @@ class Pipeline::Impl {
   }
 
   // What the call gave, or what its prompts become.
-  PromptEmbeds embeddings(const Request& request, const GenerateOptions& options);
-  // Unpacked, unless they were given.
-  Tensor initial_latents(const Request& request, const GenerateOptions& options);
-  void denoise(const Request& request, Branches& branches, const GenerateOptions& options,
-               const StepCallback& on_step, Generation& generation);
-  std::vector<Image> decode(const Request& request, const Tensor& latents, int tile);
+  PromptEmbeds embeddings(Stream& stream, const Request& request, const GenerateOptions& options);
+  // As the loop has them.
+  Tensor initial_latents(Stream& stream, const Request& request, const GenerateOptions& options);
+  // Leaves the sample in the latents of `branches`.
+  void denoise(Stream& stream, const Request& request, Branches& branches,
+               const GenerateOptions& options, const StepCallback& on_step, Generation& generation);
+  std::vector<Image> decode(Stream& stream, const Request& request, const Tensor& latents,
+                            int tile);
 
   Bundle bundle;
   std::shared_ptr<Backend> backend;
@@ -85,70 +127,67 @@ class Pipeline::Impl {
   Lazy<VaeEncoder> vae_encoder_;
 };
 
-PromptEmbeds Pipeline::Impl::embeddings(const Request& request, const GenerateOptions& options) {
+PromptEmbeds Pipeline::Impl::embeddings(Stream& stream, const Request& request,
+                                        const GenerateOptions& options) {
   if (!bundle.prompt) return {};
   if (options.prompt_embeds) return *options.prompt_embeds;
   PromptEmbeds embeds;
-  embeds.positive = text().encode(*options.prompt, "prompt", embeds.notes);
+  embeds.positive = text().encode(stream, *options.prompt, "prompt", embeds.notes);
   if (request.unconditional)
-    embeds.negative = text().encode(options.negative_prompt, "negative prompt", embeds.notes);
+    embeds.negative =
+        text().encode(stream, options.negative_prompt, "negative prompt", embeds.notes);
   return embeds;
 }
 
-Tensor Pipeline::Impl::initial_latents(const Request& request, const GenerateOptions& options) {
-  if (options.latents) return options.latents->clone();
+Tensor Pipeline::Impl::initial_latents(Stream& stream, const Request& request,
+                                       const GenerateOptions& options) {
+  if (options.latents) return *options.latents;
   Tensor latents = draw_noise(
       {request.images, bundle.latent.channels, request.rows, request.columns}, request.seeds);
-  if (!options.image) return latents;
-  // diffusers' scale_noise (flow matching) and add_noise (variance preserving).
-  const Tensor image = vae_encoder().encode(from_image(*options.image));
-  const float sigma = request.schedule.sigmas.front(), alpha = request.schedule.alphas.front();
-  for (std::int64_t n = 0; n < request.images; ++n) {
-    std::ranges::transform(
-        latents.rows(n, n + 1).floats(), image.floats(), latents.rows(n, n + 1).floats().begin(),
-        [sigma, alpha](float noise, float clean) { return sigma * noise + alpha * clean; });
+  if (options.image) {
+    // diffusers' scale_noise (flow matching) and add_noise (variance preserving).
+    const Tensor image = vae_encoder().encode(stream, from_image(*options.image));
+    const float sigma = request.schedule.sigmas.front(), alpha = request.schedule.alphas.front();
+    for (std::int64_t n = 0; n < request.images; ++n) {
+      std::ranges::transform(
+          latents.rows(n, n + 1).floats(), image.floats(), latents.rows(n, n + 1).floats().begin(),
+          [sigma, alpha](float noise, float clean) { return sigma * noise + alpha * clean; });
+    }
   }
-  return latents;
+  return bundle.latent.packed ? pack(latents, bundle.patch_size) : latents;
 }
 
-void Pipeline::Impl::denoise(const Request& request, Branches& branches,
+void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& branches,
                              const GenerateOptions& options, const StepCallback& on_step,
                              Generation& generation) {
   Stopwatch watch;
-  generation.step_seconds.reserve(static_cast<std::size_t>(request.schedule.steps()));
-  std::span<const float> clean;  // the last estimate, for previews
-  const Denoiser denoiser = [&](std::span<const float> x, const StepPoint& point,
-                                std::span<float> denoised) {
-    const StepWeights weights = weights_at(request.guidance, point.step, point.steps);
-    const auto d = branches.run(x, point.timestep, weights);
-    combine(denoised, d.conditional, d.unconditional, d.degraded, weights);
-    to_denoised(bundle.prediction_type, x, point, denoised);
-    clean = denoised;
+  const int steps = request.schedule.steps();
+  generation.step_seconds.reserve(static_cast<std::size_t>(steps));
+  GuidedStep guided = buffers(stream, branches);
+  const Preview preview = [&] {
+    return decode(stream, request, on_host(stream, guided.denoised), options.vae_tile);
   };
-  const OnStep report = [&](const StepPoint& point, std::span<const float>) {
+  const bool velocity = predicts_velocity(bundle.prediction_type);
+  for (const Evaluation& evaluation : request.plan) {
+    const StepPoint& point = evaluation.point;
+    const StepWeights weights = weights_at(request.guidance, point.step, steps);
+    branches.run(point.timestep, weights);
+    guided.combine = {weights.lambda, weights.w, weights.unconditional(), weights.degraded()};
+    guided.to_denoised = {velocity, point.sigma, point.alpha};
+    guided.update = evaluation.update;
+    stream.step(guided);
+    if (!evaluation.ended) continue;
+    stream.wait();
     generation.step_seconds.push_back(watch.lap());
-    if (!on_step) return true;
-    Step step;
-    step.step = point.step;
-    step.steps = point.steps;
-    step.sigma = point.sigma;
-    step.latents = generation.latents;
-    step.preview = [&] {
-      Tensor estimate(generation.latents.shape(), DType::float32);
-      std::ranges::copy(clean, estimate.floats().begin());
-      return decode(request, estimate, options.vae_tile);
-    };
-    const bool go_on = on_step(step);
+    if (on_step && !report(stream, on_step, *evaluation.ended, guided.x, preview)) {
+      throw Interrupted("stopped after step " + std::to_string(point.step + 1) + " of " +
+                        std::to_string(steps));
+    }
     watch.lap();  // the callback's time is not the step's
-    return go_on;
-  };
-  const int done = request.sampler(denoiser, generation.latents.floats(), request.schedule, report);
+  }
   generation.base_rows = branches.base_rows;
   generation.forked_rows = branches.forked_rows;
-  if (done < request.schedule.steps()) {
-    throw Interrupted("stopped after step " + std::to_string(done) + " of " +
-                      std::to_string(request.schedule.steps()));
-  }
+  generation.latents = on_host(stream, guided.x);
   if (!std::ranges::all_of(generation.latents.floats(), [](float v) { return std::isfinite(v); })) {
     throw InputError(
         "the model's prediction became NaN or infinite: lower --cfg-scale and --dg-scale, or "
@@ -156,12 +195,13 @@ void Pipeline::Impl::denoise(const Request& request, Branches& branches,
   }
 }
 
-std::vector<Image> Pipeline::Impl::decode(const Request& request, const Tensor& latents, int tile) {
+std::vector<Image> Pipeline::Impl::decode(Stream& stream, const Request& request,
+                                          const Tensor& latents, int tile) {
   const bool packed = bundle.latent.packed;
   const Tensor unpacked =
       packed ? unpack(latents, request.token_rows, request.token_columns, bundle.patch_size)
              : latents;
-  return to_images(vae_decoder().decode(unpacked, tile));
+  return to_images(vae_decoder().decode(stream, unpacked, tile));
 }
 
 Pipeline::Pipeline(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -171,7 +211,8 @@ Pipeline::~Pipeline() = default;
 
 Pipeline Pipeline::open(const std::filesystem::path& bundle, const BackendOptions& backend) {
   Bundle opened = Bundle::open(bundle);
-  return Pipeline(std::make_unique<Impl>(std::move(opened), make_backend(backend)));
+  auto used = make_backend(backend, opened);
+  return Pipeline(std::make_unique<Impl>(std::move(opened), std::move(used)));
 }
 
 const Bundle& Pipeline::bundle() const { return impl_->bundle; }
@@ -180,32 +221,34 @@ const Backend& Pipeline::backend() const { return *impl_->backend; }
 PromptEmbeds Pipeline::embed(const std::string& prompt,
                              const std::optional<std::string>& negative_prompt) const {
   check_encoders(impl_->bundle);
+  const auto stream = backend().make_stream();
   PromptEmbeds embeds;
-  embeds.positive = impl_->text().encode(prompt, "prompt", embeds.notes);
-  if (negative_prompt)
-    embeds.negative = impl_->text().encode(*negative_prompt, "negative prompt", embeds.notes);
+  embeds.positive = impl_->text().encode(*stream, prompt, "prompt", embeds.notes);
+  if (negative_prompt) {
+    embeds.negative =
+        impl_->text().encode(*stream, *negative_prompt, "negative prompt", embeds.notes);
+  }
   return embeds;
 }
 
 Generation Pipeline::generate(const GenerateOptions& options, const StepCallback& on_step) const {
   Stopwatch total;
-  const Bundle& bundle = impl_->bundle;
-  const Request request = resolve(bundle, options);
+  const Request request = resolve(bundle(), options);
+  const auto stream = backend().make_stream();
   Generation generation;
   Stopwatch watch;
-  const PromptEmbeds embeds = impl_->embeddings(request, options);
+  const PromptEmbeds embeds = impl_->embeddings(*stream, request, options);
   generation.notes = embeds.notes;
   generation.timings.text = watch.lap();
 
-  generation.latents = impl_->initial_latents(request, options);
-  if (bundle.latent.packed && !options.latents)
-    generation.latents = pack(generation.latents, bundle.patch_size);
-  Branches branches(bundle, impl_->transformer(), request, embeds);
+  const Tensor latents = impl_->initial_latents(*stream, request, options);
+  Branches branches(bundle(), impl_->transformer(), request, embeds, *stream);
+  stream->copy(latents, branches.latents());
   watch.lap();
-  impl_->denoise(request, branches, options, on_step, generation);
+  impl_->denoise(*stream, request, branches, options, on_step, generation);
   generation.timings.denoise = watch.lap();
 
-  generation.images = impl_->decode(request, generation.latents, options.vae_tile);
+  generation.images = impl_->decode(*stream, request, generation.latents, options.vae_tile);
   generation.timings.vae = watch.lap();
   generation.timings.total = total.lap();
   return generation;

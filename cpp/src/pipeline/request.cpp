@@ -81,20 +81,9 @@ void set_guidance(Request& request, const GenerateOptions& options) {
   validate(request.guidance);
 }
 
-void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions& options) {
-  const int steps = *options.steps;
-  // Far above any use; a slip of the finger should not ask for gigabytes of schedule.
-  if (steps > 10000) throw UsageError("steps " + std::to_string(steps) + ": give 10000 or fewer");
-  SchedulerConfig config = bundle.scheduler;
-  if (options.scheduler) config.type = scheduler_type(*options.scheduler, bundle.prediction_type);
-  request.sampler = find_sampler(config.type);
-  request.schedule =
-      make_schedule(config, steps, static_cast<int>(request.token_rows * request.token_columns));
-  if (!options.image) {
-    if (options.strength)
-      throw UsageError("--strength says how much of --image is forgotten: give --image too");
-    return;
-  }
+// An image is noised part of the way, and denoised from there.
+void skip_steps(Request& request, const GenerateOptions& options) {
+  const int steps = request.schedule.steps();
   const double strength = *options.strength;
   if (!(strength > 0 && strength <= 1))
     throw UsageError("--strength must be above 0 and at most 1");
@@ -106,6 +95,21 @@ void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions&
     throw UsageError("--strength leaves no step of --steps " + std::to_string(steps) +
                      ": raise one of them");
   request.schedule = request.schedule.last(steps - skipped);
+}
+
+void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions& options) {
+  const int steps = *options.steps;
+  // Far above any use; a slip of the finger should not ask for gigabytes of schedule.
+  if (steps > 10000) throw UsageError("steps " + std::to_string(steps) + ": give 10000 or fewer");
+  SchedulerConfig config = bundle.scheduler;
+  if (options.scheduler) config.type = scheduler_type(*options.scheduler, bundle.prediction_type);
+  const Planner planner = find_planner(config.type);
+  request.schedule =
+      make_schedule(config, steps, static_cast<int>(request.token_rows * request.token_columns));
+  if (options.image) skip_steps(request, options);
+  if (!options.image && options.strength)
+    throw UsageError("--strength says how much of --image is forgotten: give --image too");
+  request.plan = planner(request.schedule);
 }
 
 void set_channels(Request& request, const Bundle& bundle, const GenerateOptions& options) {
@@ -129,8 +133,9 @@ void set_channels(Request& request, const Bundle& bundle, const GenerateOptions&
 
 // Mean brightness of the picture's pixels under each token, 0 to 1.
 void set_tokens(Request& request, const GenerateOptions& options) {
-  const auto tokens = static_cast<std::size_t>(request.token_rows * request.token_columns);
-  request.suppression.assign(tokens, 1.0F);
+  request.suppression = Tensor({request.token_rows * request.token_columns}, DType::float32);
+  const auto suppression = request.suppression.floats();
+  std::ranges::fill(suppression, 1.0F);
   if (!options.ma_tokens) return;
   const Image& picture = *options.ma_tokens;
   if (picture.height < request.token_rows || picture.width < request.token_columns) {
@@ -153,7 +158,7 @@ void set_tokens(Request& request, const GenerateOptions& options) {
       }
       const double mean =
           sum / (255.0 * 3.0 * static_cast<double>((bottom - top) * (right - left)));
-      request.suppression[static_cast<std::size_t>(row * request.token_columns + column)] =
+      suppression[static_cast<std::size_t>(row * request.token_columns + column)] =
           static_cast<float>(mean);
     }
   }

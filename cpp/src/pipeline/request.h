@@ -6,6 +6,7 @@
 
 #include "intaglio/bundle.h"
 #include "intaglio/pipeline.h"
+#include "sampling/plan.h"
 
 namespace intaglio {
 
@@ -20,11 +21,11 @@ struct Request {
   Guidance guidance;
   Schedule schedule;           // of the steps that run
   bool unconditional = false;  // whether a step runs that branch
-  Sampler sampler = nullptr;
+  Plan plan;                   // the same, as what each evaluation does
   std::vector<std::uint64_t> seeds;
-  Tensor mask;                     // [C]
-  Tensor ref;                      // [C]
-  std::vector<float> suppression;  // [tokens]: 1 where massive channels may be suppressed
+  Tensor mask;         // [C]
+  Tensor ref;          // [C]
+  Tensor suppression;  // [tokens]: 1 where massive channels may be suppressed
 };
 
 // Throws UsageError and InputError.

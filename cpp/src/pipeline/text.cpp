@@ -20,7 +20,8 @@ TextStage::TextStage(const Bundle& bundle, const Backend& backend)
   }
 }
 
-TextStage::Encoded TextStage::run(const Encoder& encoder, const std::string& prompt) {
+TextStage::Encoded TextStage::run(Stream& stream, const Encoder& encoder,
+                                  const std::string& prompt) {
   const TextEncoder& description = *encoder.description;
   const int length = description.max_length;
   const Tokens tokens = encoder.tokenizer->encode(prompt, length);
@@ -41,15 +42,15 @@ TextStage::Encoded TextStage::run(const Encoder& encoder, const std::string& pro
     result = Tensor(shape, DType::float32);
     outputs.push_back({output.role, result});
   }
-  encoder.session->bind(inputs, outputs)->run();
+  encoder.session->bind(stream, inputs, outputs)->run();
   return encoded;
 }
 
-PromptEmbedding TextStage::encode(const std::string& prompt, const std::string& name,
-                                  std::vector<std::string>& notes) const {
+PromptEmbedding TextStage::encode(Stream& stream, const std::string& prompt,
+                                  const std::string& name, std::vector<std::string>& notes) const {
   std::map<std::string, Encoded> encoded;
   for (const auto& [key, encoder] : encoders_) {
-    encoded[key] = run(encoder, prompt);
+    encoded[key] = run(stream, encoder, prompt);
     if (encoded[key].truncated) {
       notes.push_back("the " + name + " has more tokens than " + key + " reads (" +
                       std::to_string(encoder.description->max_length) + "): its end is ignored");

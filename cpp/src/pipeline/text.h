@@ -19,7 +19,7 @@ class TextStage {
   TextStage(const Bundle& bundle, const Backend& backend);
   // Says in `notes` where an encoder does not read the whole of it; there it is called `name`.
   // Throws InputError for broken UTF-8. Safe to call from several threads at once.
-  PromptEmbedding encode(const std::string& prompt, const std::string& name,
+  PromptEmbedding encode(Stream& stream, const std::string& prompt, const std::string& name,
                          std::vector<std::string>& notes) const;
 
  private:
@@ -34,7 +34,7 @@ class TextStage {
     Tensor mask;    // [1, length]
     bool truncated = false;
   };
-  static Encoded run(const Encoder& encoder, const std::string& prompt);
+  static Encoded run(Stream& stream, const Encoder& encoder, const std::string& prompt);
   Tensor join_text(const std::map<std::string, Encoded>& encoded) const;
   Tensor join_pooled(const std::map<std::string, Encoded>& encoded) const;
 

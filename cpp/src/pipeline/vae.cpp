@@ -59,7 +59,7 @@ void paste(const Tensor& tile, std::int64_t height, std::int64_t width, Tensor& 
 VaeDecoder::VaeDecoder(const Bundle& bundle, const Backend& backend)
     : latent_(bundle.latent), session_(backend.load(bundle.folder, bundle.vae_decoder.value())) {}
 
-Tensor VaeDecoder::decode(const Tensor& latents, int tile) const {
+Tensor VaeDecoder::decode(Stream& stream, const Tensor& latents, int tile) const {
   Tensor scaled = latents.clone();
   for (float& value : scaled.floats()) {
     value = value / static_cast<float>(latent_.scaling_factor) +
@@ -72,20 +72,21 @@ Tensor VaeDecoder::decode(const Tensor& latents, int tile) const {
   const bool whole = latents.dim(2) <= tile_cells && latents.dim(3) <= tile_cells;
   for (std::int64_t n = 0; n < latents.dim(0); ++n) {
     const Tensor one = scaled.rows(n, n + 1);
-    const Tensor decoded = whole ? decode_whole(one) : decode_tiled(one, tile_cells);
+    const Tensor decoded =
+        whole ? decode_whole(stream, one) : decode_tiled(stream, one, tile_cells);
     std::ranges::copy(decoded.floats(), images.rows(n, n + 1).floats().begin());
   }
   return images;
 }
 
-Tensor VaeDecoder::decode_whole(const Tensor& latents) const {
+Tensor VaeDecoder::decode_whole(Stream& stream, const Tensor& latents) const {
   const std::int64_t factor = latent_.vae_scale_factor;
   Tensor image({1, 3, latents.dim(2) * factor, latents.dim(3) * factor}, DType::float32);
-  session_->bind({{"latent", latents}}, {{"image", image}})->run();
+  session_->bind(stream, {{"latent", latents}}, {{"image", image}})->run();
   return image;
 }
 
-Tensor VaeDecoder::decode_tiled(const Tensor& latents, std::int64_t tile) const {
+Tensor VaeDecoder::decode_tiled(Stream& stream, const Tensor& latents, std::int64_t tile) const {
   const std::int64_t factor = latent_.vae_scale_factor;
   const std::int64_t stride = tile - tile / 4;     // cells
   const std::int64_t fade = tile * factor / 4;     // pixels
@@ -97,7 +98,7 @@ Tensor VaeDecoder::decode_tiled(const Tensor& latents, std::int64_t tile) const 
     for (std::int64_t left = 0; left < latents.dim(3); left += stride) {
       const std::int64_t height = std::min(tile, latents.dim(2) - top);
       const std::int64_t width = std::min(tile, latents.dim(3) - left);
-      Tensor decoded = decode_whole(crop(latents, top, left, height, width));
+      Tensor decoded = decode_whole(stream, crop(latents, top, left, height, width));
       const std::size_t column = row.size();
       if (!above.empty()) blend(above[column], decoded, 2, fade);
       if (column > 0) blend(row[column - 1], decoded, 3, fade);
@@ -113,11 +114,11 @@ Tensor VaeDecoder::decode_tiled(const Tensor& latents, std::int64_t tile) const 
 VaeEncoder::VaeEncoder(const Bundle& bundle, const Backend& backend)
     : latent_(bundle.latent), session_(backend.load(bundle.folder, bundle.vae_encoder.value())) {}
 
-Tensor VaeEncoder::encode(const Tensor& image) const {
+Tensor VaeEncoder::encode(Stream& stream, const Tensor& image) const {
   const std::int64_t factor = latent_.vae_scale_factor;
   Tensor latents({1, latent_.channels, image.dim(2) / factor, image.dim(3) / factor},
                  DType::float32);
-  session_->bind({{"image", image}}, {{"latent", latents}})->run();
+  session_->bind(stream, {{"image", image}}, {{"latent", latents}})->run();
   for (float& value : latents.floats()) {
     value = (value - static_cast<float>(latent_.shift_factor)) *
             static_cast<float>(latent_.scaling_factor);

@@ -15,11 +15,11 @@ class VaeDecoder {
   // Scheduler's latents [N, C, h, w] to images [N, 3, H, W] in [-1, 1], one at a time, and in
   // overlapping tiles of `tile` pixels where an image is larger (blended as diffusers'
   // AutoencoderKL.tiled_decode does).
-  Tensor decode(const Tensor& latents, int tile) const;
+  Tensor decode(Stream& stream, const Tensor& latents, int tile) const;
 
  private:
-  Tensor decode_whole(const Tensor& latents) const;
-  Tensor decode_tiled(const Tensor& latents, std::int64_t tile) const;
+  Tensor decode_whole(Stream& stream, const Tensor& latents) const;
+  Tensor decode_tiled(Stream& stream, const Tensor& latents, std::int64_t tile) const;
 
   const Latent& latent_;
   std::unique_ptr<Session> session_;
@@ -31,7 +31,7 @@ class VaeEncoder {
   VaeEncoder(const Bundle& bundle, const Backend& backend);
   // An image [1, 3, H, W] to the latents [1, C, h, w] the scheduler starts from (the mean of the
   // encoder's distribution).
-  Tensor encode(const Tensor& image) const;
+  Tensor encode(Stream& stream, const Tensor& image) const;
 
  private:
   const Latent& latent_;

@@ -1,4 +1,4 @@
-// The table of schedulers: a new one is a row here, its schedule and its sampler.
+// The table of schedulers: a new one is a row here, its schedule and its plan.
 #include <array>
 #include <cmath>
 #include <string>
@@ -6,6 +6,7 @@
 
 #include "intaglio/error.h"
 #include "intaglio/sampling.h"
+#include "sampling/plan.h"
 #include "sampling/schedule.h"
 
 namespace intaglio {
@@ -16,19 +17,17 @@ struct Scheduler {
   std::string_view type;        // in diffusers
   std::string_view prediction;  // of the models that it samples
   Schedule (*schedule)(const SchedulerConfig&, int steps, int image_seq_len);
-  Sampler sampler;
+  Planner planner;
 };
 
 constexpr std::array kSchedulers = {
     Scheduler{"euler", "FlowMatchEulerDiscreteScheduler", "velocity", flow_match_schedule,
-              sample_euler},
-    Scheduler{"heun", "FlowMatchHeunDiscreteScheduler", "velocity", flow_match_schedule,
-              sample_heun},
+              plan_euler},
+    Scheduler{"heun", "FlowMatchHeunDiscreteScheduler", "velocity", flow_match_schedule, plan_heun},
     Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", "velocity", dpm_flow_schedule,
-              sample_dpmpp_2m},
-    Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", "epsilon", dpm_vp_schedule,
-              sample_dpmpp_2m},
-    Scheduler{"ddim", "DDIMScheduler", "epsilon", ddim_schedule, sample_ddim},
+              plan_dpmpp_2m},
+    Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", "epsilon", dpm_vp_schedule, plan_dpmpp_2m},
+    Scheduler{"ddim", "DDIMScheduler", "epsilon", ddim_schedule, plan_ddim},
 };
 
 // An empty prediction type stands for all.
@@ -93,8 +92,8 @@ std::string scheduler_type(const std::string& name, const std::string& predictio
   return std::string(find(&Scheduler::name, name, prediction_type).type);
 }
 
-Sampler find_sampler(const std::string& scheduler_type) {
-  return find(&Scheduler::type, scheduler_type, "").sampler;
+Planner find_planner(const std::string& scheduler_type) {
+  return find(&Scheduler::type, scheduler_type, "").planner;
 }
 
 Schedule make_schedule(const SchedulerConfig& config, int steps, int image_seq_len) {

@@ -1,0 +1,28 @@
+#include "backend/host_stream.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+
+#include "core/guided_step.h"
+
+namespace intaglio {
+
+void HostStream::copy(const Tensor& from, Tensor to) {
+  assert(from.size() == to.size() && from.dtype() == to.dtype());
+  if (from.data() != to.data()) std::memmove(to.data(), from.data(), from.bytes());
+}
+
+void HostStream::fill(Tensor to, float value) { std::ranges::fill(to.floats(), value); }
+
+void HostStream::fill_keep(Tensor rows, const Tensor& suppression, float keep) {
+  assert(rows.dim(1) == suppression.size());
+  for (std::int64_t row = 0; row < rows.dim(0); ++row) {
+    std::ranges::transform(suppression.floats(), rows.rows(row, row + 1).floats().begin(),
+                           [keep](float value) { return keep_value(keep, value); });
+  }
+}
+
+void HostStream::step(const GuidedStep& step) { run_on_host(step); }
+
+}  // namespace intaglio

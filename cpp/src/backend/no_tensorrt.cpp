@@ -1,0 +1,14 @@
+// Stands in where Intaglio is built without TensorRT.
+#include "backend/tensorrt_backend.h"
+#include "intaglio/error.h"
+
+namespace intaglio {
+
+std::shared_ptr<Backend> make_tensorrt_backend(const std::string& device, const BackendOptions&,
+                                               const Bundle&) {
+  throw UnavailableError("device \"" + device +
+                         "\" is not in this build of Intaglio: configure it with "
+                         "-DINTAGLIO_TENSORRT=ON, or use --device cpu");
+}
+
+}  // namespace intaglio

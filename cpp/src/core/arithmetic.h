@@ -1,0 +1,111 @@
+// The loop's arithmetic, element by element and in float32: the same functions run on the processor
+// and in CUDA kernels, so that what is tested without a GPU is what runs on one.
+#pragma once
+
+#include <cstddef>
+#include <variant>
+
+#if defined(__CUDACC__)
+#define INTAGLIO_HOST_DEVICE __host__ __device__
+#else
+#define INTAGLIO_HOST_DEVICE
+#endif
+
+namespace intaglio {
+
+// D = D_c + lambda (D_c - D_0) + w (D_c - D_m), arXiv 2510.11538. Both differences are taken from
+// D_c, and the sum runs from left to right. A branch that did not run is not read.
+struct Combine {
+  float lambda = 0;
+  float w = 0;
+  bool has_unconditional = false;
+  bool has_degraded = false;
+
+  INTAGLIO_HOST_DEVICE float operator()(const float* conditional, const float* unconditional,
+                                        const float* degraded, std::size_t i) const {
+    const float c = conditional[i];
+    float guided = c;
+    if (has_unconditional) guided = guided + lambda * (c - unconditional[i]);
+    if (has_degraded) guided = guided + w * (c - degraded[i]);
+    return guided;
+  }
+};
+
+// The clean data that a prediction means: x - sigma * velocity, or (x - sigma * epsilon) / alpha.
+struct ToDenoised {
+  bool velocity = true;
+  float sigma = 0;
+  float alpha = 1;
+
+  INTAGLIO_HOST_DEVICE float operator()(float x, float prediction) const {
+    const float scaled = x - sigma * prediction;
+    return velocity ? scaled : scaled / alpha;
+  }
+};
+
+// What a sampler keeps of one element between its evaluations; each gives the two its own meaning.
+struct Memory {
+  float first = 0;
+  float second = 0;
+};
+
+// How one evaluation of the model moves x (see plan.h for whose updates they are).
+struct EulerUpdate {
+  float sigma = 1;
+  float dt = 0;
+  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, Memory&) const {
+    return x + dt * ((x - denoised) / sigma);
+  }
+};
+
+// Euler's step, and what HeunCorrect needs of it: the slope, and where the step began.
+struct HeunPredict {
+  float sigma = 1;
+  float dt = 0;
+  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, Memory& memory) const {
+    memory.first = (x - denoised) / sigma;
+    memory.second = x;
+    return x + dt * memory.first;
+  }
+};
+
+// From where the step began, along the mean of the slopes at both of its ends.
+struct HeunCorrect {
+  float sigma = 1;  // at the end
+  float dt = 0;
+  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, Memory& memory) const {
+    return memory.second + dt * (0.5F * (memory.first + (x - denoised) / sigma));
+  }
+};
+
+// bend is 0 in a step of first order, and the memory the last evaluation's clean data.
+struct Dpmpp2mUpdate {
+  float decay = 1;
+  float gain = 0;
+  float bend = 0;
+  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, Memory& memory) const {
+    const float change = bend * (denoised - memory.first);
+    memory.first = denoised;
+    return decay * x + gain * (denoised + change);
+  }
+};
+
+struct DdimUpdate {
+  float sigma = 1;
+  float alpha = 1;
+  float next_sigma = 0;
+  float next_alpha = 1;
+  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, Memory&) const {
+    const float epsilon = (x - alpha * denoised) / sigma;
+    return next_alpha * denoised + next_sigma * epsilon;
+  }
+};
+
+using Update = std::variant<EulerUpdate, HeunPredict, HeunCorrect, Dpmpp2mUpdate, DdimUpdate>;
+
+// keep of a token whose massive channels may be suppressed by `suppression`, 0 to 1.
+INTAGLIO_HOST_DEVICE inline float keep_value(float keep, float suppression) {
+  return 1.0F - (1.0F - keep) * suppression;
+}
+
+}  // namespace intaglio
