@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import subprocess
+import sysconfig
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 from diffusers import StableDiffusion3Pipeline
 
+import intaglio
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
 from tests.families.parts import MAX_LENGTH
@@ -28,6 +32,8 @@ SETTINGS = {
 }
 
 
+GPU_DEVICES = ("cuda", "ort-tensorrt", "tensorrt-rtx", "tensorrt")
+
 _TABLE = pytest.StashKey[Table]()
 
 
@@ -37,6 +43,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_TABLE] = Table()
+
+
+def no_gpu() -> str:
+    """Why this machine has no usable GPU; empty when it has."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver: libcuda.so.1 is not there"
+    if code := driver.cuInit(0):
+        return f"no usable GPU: the driver's cuInit gave error {code}"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if reason := no_gpu():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def open_on(device: str, bundle: Path) -> intaglio.Pipeline:
+    """`bundle` on `device`, with engines where that runs them; skips what is not installed."""
+    if device in {"tensorrt-rtx", "tensorrt"}:
+        command = Path(sysconfig.get_path("scripts")) / "intaglio"
+        built = subprocess.run(
+            [command, "build", bundle, "--backend", device], capture_output=True, text=True
+        )
+        if built.returncode == intaglio.UnavailableError.exit_code:
+            pytest.skip(built.stderr)
+        assert built.returncode == 0, built.stderr
+    try:
+        return intaglio.Pipeline.open(bundle, device=device, threads=1)
+    except intaglio.UnavailableError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

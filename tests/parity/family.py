@@ -19,6 +19,7 @@ from PIL import Image
 import intaglio
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import LAYOUTS, ExportRequest
+from tests.conftest import open_on
 from tests.families import FAMILIES, Family
 from tests.families.parts import MAX_LENGTH
 from tests.parity.diffusers_runs import (
@@ -53,9 +54,10 @@ def relative(got: np.ndarray, expected: torch.Tensor) -> float:
 
 
 class FamilyParity:
-    """The tests of the family `name` of `FAMILIES`."""
+    """The tests of the family `name` of `FAMILIES`, on one device."""
 
     name: str
+    device = "cpu"
 
     @property
     def family(self) -> Family:
@@ -87,7 +89,7 @@ class FamilyParity:
         def export(layout: str, dtype: str) -> intaglio.Pipeline:
             output = folder.parent / f"{layout}-{dtype}"
             export_bundle(ExportRequest(folder, output, layout=layout, dtype=dtype))
-            return intaglio.Pipeline.open(output, threads=1)
+            return open_on(self.device, output)
 
         return export
 
