@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[int, str, list[str]]] = {
     "no folder above": (3, "does not exist", ["folder", "BUNDLE", "-o", "absent/out"]),
     "no bundle": (3, "nowhere", ["folder", "nowhere", "-o", "out"]),
     "changed bundle": (3, "SHA-256 differs", ["folder", "changed", "-o", "out"]),
-    "no library": (4, "library absent", ["folder", "BUNDLE", "-o", "out", "--onnxruntime", "absent"]),
+    "no library": (4, "absent.so", ["folder", "BUNDLE", "-o", "out", "--onnxruntime=absent.so"]),
     "no target": (2, "folder", ["boat", "BUNDLE", "-o", "out"]),
     "no output": (2, "--output", ["folder", "BUNDLE"]),
 }  # fmt: skip

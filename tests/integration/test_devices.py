@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -163,3 +164,24 @@ def test_an_unknown_device(command: Command, forked_bundle: Path, subcommand: st
     line += [] if subcommand == "bench" else ["--prompt", PROMPT, "-o", "out"]
     said = check(command, 2, 'there is no device "tpu"', *line)
     assert said.endswith("is one of auto, cpu, cuda, ort-tensorrt, tensorrt, tensorrt-rtx")
+
+
+def test_inspect_lists_engines(command: Command, forked_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(forked_bundle, tmp_path / "bundle")
+    assert json.loads(command("inspect", bundle, "--json").stdout)["engines"] == {}
+    sides = {"batch": [1, 1, 4], "height": [16, 32, 48], "width": [16, 32, 48]}
+    report: dict[str, Any] = {
+        "backend": "tensorrt-rtx", "version": "1.7.1.116", "targets": ["sm89", "sm120"],
+        "precision": "float32", "profiles": [sides],
+    }  # fmt: skip
+    component = {"plan": "forked.plan", "plan_bytes": 40954924}
+    file = bundle / "engines" / "tensorrt-rtx-sm89+sm120-float32-59e7185e" / "engine.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(report | {"components": {"transformer/forked.onnx": component}}))
+    shown = json.loads(command("inspect", bundle, "--json").stdout)["engines"]
+    assert shown == {file.parent.name: report | {"plans": {"transformer/forked.onnx": 40954924}}}
+    people = command("inspect", bundle).stdout
+    line = "tensorrt-rtx 1.7.1.116 for sm89, sm120, float32, 1 plans of 40954924 bytes"
+    assert re.search(rf"^engines +{re.escape(line)}$", people, re.MULTILINE)
+    file.write_text(json.dumps(report))
+    check(command, 3, "engine.json: ", "inspect", bundle)

@@ -5,6 +5,7 @@
 #include <exception>
 #include <thread>
 
+#include "backend/engine_cache.h"
 #include "backend/host_stream.h"
 #include "backend/onnxruntime_library.h"
 #include "backend/onnxruntime_providers.h"

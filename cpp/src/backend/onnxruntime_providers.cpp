@@ -1,15 +1,11 @@
 #include "backend/onnxruntime_providers.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <map>
 #include <memory>
 #include <vector>
 
 #include "backend/nvidia_driver.h"
-#include "core/sha256.h"
 #include "intaglio/error.h"
 
 namespace intaglio {
@@ -85,12 +81,6 @@ constexpr char one_node[] =
     "b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
     "B\x04\n\x00\x10\x12";
 
-bool make_writable(const fs::path& folder) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  return !error && ::access(folder.c_str(), W_OK) == 0;
-}
-
 }  // namespace
 
 Ort::Env& onnxruntime_environment() {
@@ -141,21 +131,6 @@ void add_provider(Ort::SessionOptions& options, const std::string& device, const
     add_tensorrt(options, cache, prefix);
   }
   add_cuda(options);  // for ort-tensorrt: what TensorRT leaves
-}
-
-fs::path engine_cache(const fs::path& bundle_root, const std::string& version) {
-  // ONNX Runtime looks at a graph's nodes but not at its weights to tell whether an engine is of
-  // it. The manifest lists the SHA-256 of them all, so its own stands for everything.
-  const std::string key = sha256_of_file(bundle_root / "bundle.json").substr(0, 16);
-  const fs::path name = "onnxruntime-" + version + "-" + key;
-  if (const fs::path own = bundle_root / "engines" / "ort-tensorrt" / name; make_writable(own))
-    return own;
-  const char* given = std::getenv("XDG_CACHE_HOME");
-  const char* home = std::getenv("HOME");
-  if (!given && !home) return {};
-  const fs::path caches = given ? fs::path(given) : fs::path(home) / ".cache";
-  const fs::path user = caches / "intaglio" / "ort-tensorrt" / name;
-  return make_writable(user) ? user : fs::path();
 }
 
 }  // namespace intaglio

@@ -24,9 +24,4 @@ void check_provider(const std::string& device, const OnnxRuntimeLibrary& library
 void add_provider(Ort::SessionOptions& options, const std::string& device,
                   const std::filesystem::path& cache, const std::string& graph);
 
-// Where ort-tensorrt keeps the engines of a bundle: in it, or where it is read-only in the user's
-// cache folder, or nowhere. The folder is made.
-std::filesystem::path engine_cache(const std::filesystem::path& bundle_root,
-                                   const std::string& version);
-
 }  // namespace intaglio

@@ -118,6 +118,10 @@ def _add_programs(deployment: Deployment, onnxruntime: Path | None) -> None:
     _add_license(deployment, "onnxruntime", notices)
     if any(engines.backend == "tensorrt-rtx" for engines in deployment.engines):
         _add_tensorrt_rtx(deployment, tensorrt_rtx_runtime())
+    for version in sorted({e.version for e in deployment.engines if e.backend == "tensorrt"}):
+        deployment.remarks.append(
+            f"TensorRT's own library is not put in: install TensorRT {version} where it is to run"
+        )
 
 
 def _add_tensorrt_rtx(deployment: Deployment, runtime: Runtime | None) -> None:
