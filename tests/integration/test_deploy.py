@@ -170,6 +170,23 @@ def test_refusals_leave_nothing(entry_point: Command, forked_bundle: Path, name:
     check(entry_point, code, says, "deploy", *(forked_bundle if a == "BUNDLE" else a for a in args))
 
 
+def test_the_gpu_build_goes_along_and_cuda_does_not(
+    entry_point: Command, forked_bundle: Path, gpu_build: Path
+) -> None:
+    done = entry_point("deploy", "folder", forked_bundle, "-o", "out", "--onnxruntime", gpu_build)
+    assert (done.returncode, done.stderr) == (0, "")
+    out = entry_point.folder / "out"
+    here = {path.name for path in gpu_build.parent.glob("*.so*")}
+    assert here <= {path.name for path in (out / "lib").iterdir()}
+    assert not [path.name for path in (out / "lib").iterdir() if path.name.startswith("libcu")]
+    needed = next(
+        line for line in (out / "README.md").read_text().splitlines() if "`--device cuda`" in line
+    )
+    assert {"libcublas.so.13", "libcudart.so.13"} <= set(re.findall(r"`(lib[^`]+)`", needed))
+    done = subprocess.run([out / "smoke_test.sh", "--device", "cpu"], env=BARE, check=False)
+    assert done.returncode == 0
+
+
 def test_an_empty_folder_is_filled(entry_point: Command, forked_bundle: Path) -> None:
     (entry_point.folder / "out").mkdir()
     assert entry_point("deploy", "folder", forked_bundle, "-o", "out").returncode == 0

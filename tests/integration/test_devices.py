@@ -17,9 +17,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import onnxruntime_library
-from tests.integration.conftest import PROMPT, ROOT, Command, check
-
-GPU_BUILD = ROOT / "build" / "deps" / "onnxruntime-gpu"
+from tests.integration.conftest import PROMPT, Command, check
 
 
 def has_driver() -> bool:
@@ -31,14 +29,6 @@ def has_driver() -> bool:
 
 
 without_driver = pytest.mark.skipif(has_driver(), reason="this machine has an NVIDIA driver")
-
-
-@pytest.fixture(scope="module")
-def gpu_build() -> Path:
-    """The library of onnxruntime-gpu."""
-    libraries = list(GPU_BUILD.glob("libonnxruntime.so.*"))
-    assert libraries, "get it first: make build/deps/onnxruntime-gpu/ready"
-    return libraries[0]
 
 
 @pytest.fixture(scope="module", params=[0, 100])  # CUDA_SUCCESS, CUDA_ERROR_NO_DEVICE

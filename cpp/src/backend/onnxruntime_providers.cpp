@@ -112,7 +112,8 @@ void check_provider(const std::string& device, const OnnxRuntimeLibrary& library
     add_provider(options, device, {}, "");
     Ort::Session(onnxruntime_environment(), one_node, sizeof(one_node) - 1, options);
   } catch (const Ort::Exception& error) {
-    const std::string what = error.what();
+    std::string what = error.what();
+    while (what.ends_with('\n')) what.pop_back();
     const std::string before = "with error: ";  // of the loader
     const std::size_t found = what.find(before);
     if (found == std::string::npos) refuse("ONNX Runtime says: " + what + "; use --device cpu");

@@ -33,7 +33,7 @@ class Deployment:
         sources: where each file comes from, by its path in the folder.
         sha256: what the manifest says of the bundle's files, by the same path.
         engines: the bundle's.
-        missing: libraries that the copied ones ask for and this machine has not.
+        left_to_cuda: libraries that ONNX Runtime's providers for GPUs ask for.
         remarks: what the caller should know.
     """
 
@@ -41,7 +41,7 @@ class Deployment:
     sources: dict[str, Path] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
     engines: list[Engines] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    left_to_cuda: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -140,12 +140,21 @@ def _add_tensorrt_rtx(deployment: Deployment, runtime: Runtime | None) -> None:
 def _add_libraries(deployment: Deployment) -> None:
     """Whatever the programs and libraries so far are linked with."""
     sources = deployment.sources
-    programs = [path for name, path in sources.items() if name.startswith(("bin/", "lib/"))]
-    libraries = linked(programs)
+    programs = {name: path for name, path in sources.items() if name.startswith(("bin/", "lib/"))}
+    # Loaded only when asked for; what they need is CUDA's, gigabytes of one version.
+    optional = {name for name in programs if name.startswith("lib/libonnxruntime_providers_")}
+    libraries = linked(path for name, path in programs.items() if name not in optional)
     for name, path in sorted(libraries.found.items()):
         if sources.setdefault(f"lib/{name}", path) == path:
             _add_license(deployment, name, [copyright_of(path)])
-    deployment.missing = [name for name in libraries.missing if f"lib/{name}" not in sources]
+    if libraries.missing:
+        raise _core.UnavailableError(
+            f"{', '.join(libraries.missing)} cannot be found here, which the folder needs: install"
+            " what it comes from"
+        )
+    needed = linked(programs[name] for name in optional)
+    names = sorted({*needed.found, *needed.missing})
+    deployment.left_to_cuda = [name for name in names if f"lib/{name}" not in sources]
 
 
 def _add_license(deployment: Deployment, name: str, files: list[Path | None] | list[Path]) -> None:

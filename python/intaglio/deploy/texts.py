@@ -58,9 +58,12 @@ def _gpu(deployment: Deployment) -> str:
     lines = [f"- Engines: {engines}." for engines in deployment.engines]
     if lines:
         lines.append("- On a GPU, NVIDIA's driver. Without one it runs on the processor.")
-    if deployment.missing:
-        names = ", ".join(f"`{name}`" for name in deployment.missing)
-        lines.append(f"- For `--device cuda` or `ort-tensorrt`, from CUDA's packages: {names}.")
+    if deployment.left_to_cuda:
+        names = ", ".join(f"`{name}`" for name in deployment.left_to_cuda)
+        lines.append(
+            "- For `--device cuda` or `ort-tensorrt`, NVIDIA's driver, and of the packages of CUDA,"
+            f" cuDNN and TensorRT: {names}."
+        )
     return "\n".join(lines) or "- No GPU: it holds no engines."
 
 
