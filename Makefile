@@ -96,7 +96,12 @@ test-sanitize: build/sanitize/build.ninja $(BUNDLE)/bundle.json $(DUAL)/bundle.j
 	    --onnxruntime $$(echo .venv/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.*)
 	done
 
-test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/release/build.ninja  ## Python, parity, integration and structure tests
+# A folder's own time changes with what is put into it, so a file says that it is complete.
+build/deps/onnxruntime-gpu/ready: cmake/onnxruntime_gpu.sh | .venv/dependencies
+	cmake/onnxruntime_gpu.sh $(@D) $(BIN)/python
+	touch $@
+
+test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/release/build.ninja build/deps/onnxruntime-gpu/ready  ## Python, parity, integration and structure tests
 	cmake --build --preset release
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 

@@ -15,6 +15,9 @@ set(INTAGLIO_BINDIR ${INTAGLIO_INSTALL_PREFIX}bin)
 set(INTAGLIO_INCLUDEDIR ${INTAGLIO_INSTALL_PREFIX}include)
 
 set_target_properties(intaglio_cli PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
+# RPATH and not RUNPATH: it holds for what the libraries need too, so that a folder with all of them in lib/
+# (intaglio deploy) runs wherever it lies.
+target_link_options(intaglio_cli PRIVATE -Wl,--disable-new-dtags)
 install(TARGETS intaglio EXPORT intaglio-targets LIBRARY DESTINATION ${INTAGLIO_LIBDIR}
   INCLUDES DESTINATION ${INTAGLIO_INCLUDEDIR})
 install(TARGETS intaglio_ops LIBRARY DESTINATION ${INTAGLIO_LIBDIR})

@@ -132,12 +132,13 @@ Json summarize(const Pipeline& pipeline, const Flags& flags, const std::vector<M
           {"batch", flags.batch},
           {"repeats", flags.repeats},
           {"backend", pipeline.backend().description()},
+          {"device", pipeline.backend().choice.device},
           {"modes", rows}};
 }
 
 void bench(const Flags& flags) {
   if (flags.repeats < 1) throw UsageError("--repeats must be at least 1");
-  const Pipeline pipeline = Pipeline::open(flags.run.bundle, flags.run.backend);
+  const Pipeline pipeline = open_pipeline(flags.run);
   std::vector<Mode> modes{{"baseline", 1, 0, {}, {}},
                           {"cfg", 3, 0, {}, {}},
                           {"dg", 1, 1, {}, {}},

@@ -35,13 +35,26 @@ void add_bundle(CLI::App& command, std::filesystem::path& bundle) {
 void add_run_flags(CLI::App& command, RunFlags& flags) {
   add_bundle(command, flags.bundle);
   add_flag(command, "--device", flags.backend.device, "NAME",
-           "where to run: cpu, or auto for the best there is [cpu]");
+           "where to run: cpu; tensorrt-rtx or tensorrt (the bundle's engines); cuda or "
+           "ort-tensorrt (ONNX Runtime's providers); auto: the first that works here of "
+           "tensorrt-rtx, tensorrt, cuda, cpu [auto]");
   add_flag(command, "--threads", flags.backend.threads, "N",
            "threads to run with [0: one per core]");
   command
       .add_option("--onnxruntime", flags.backend.onnxruntime_library,
                   "ONNX Runtime's library, when it is not found by itself")
       ->type_name("LIBRARY");
+  command
+      .add_option("--tensorrt-library", flags.backend.tensorrt_library,
+                  "TensorRT's or TensorRT-RTX's library, when it is not found by itself")
+      ->type_name("LIBRARY");
+}
+
+Pipeline open_pipeline(const RunFlags& flags) {
+  Pipeline pipeline = Pipeline::open(flags.bundle, flags.backend);
+  const DeviceChoice& choice = pipeline.backend().choice;
+  if (!choice.note.empty()) print_notes({"running on " + choice.device + ", since " + choice.note});
+  return pipeline;
 }
 
 void print_notes(const std::vector<std::string>& notes) {

@@ -9,6 +9,7 @@
 
 #include "cli/parse.h"
 #include "intaglio/backend.h"
+#include "intaglio/pipeline.h"
 
 namespace intaglio::cli {
 
@@ -19,6 +20,8 @@ struct RunFlags {
 };
 void add_bundle(CLI::App& command, std::filesystem::path& bundle);
 void add_run_flags(CLI::App& command, RunFlags& flags);
+// Says on stderr what kept `auto` from a better device, where that is worth knowing.
+Pipeline open_pipeline(const RunFlags& flags);
 // A flag read by cli::parse, so that every wrong value gets the same kind of sentence.
 template <typename T>
 CLI::Option* add_flag(CLI::App& command, const std::string& flags, T& value,

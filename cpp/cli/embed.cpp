@@ -21,7 +21,7 @@ void embed(const Flags& flags) {
   if (!flags.prompt) throw UsageError("--prompt is missing: give the text to embed");
   if (flags.output.empty()) throw UsageError("--output is missing: give -o F.safetensors");
   check_outputs({flags.output});
-  const Pipeline pipeline = Pipeline::open(flags.run.bundle, flags.run.backend);
+  const Pipeline pipeline = open_pipeline(flags.run);
   const PromptEmbeds embeds = pipeline.embed(*flags.prompt, flags.negative_prompt);
   print_notes(embeds.notes);
   save_prompt_embeds(flags.output, embeds);

@@ -66,6 +66,8 @@ Json report(const Flags& flags, const Pipeline& pipeline, const Generation& gene
   return {
       {"bundle", pipeline.bundle().name},
       {"backend", pipeline.backend().description()},
+      {"device", pipeline.backend().choice.device},
+      {"reason", pipeline.backend().choice.reason},
       {"options", Json::parse(to_json(with_defaults(pipeline.bundle(), flags.options)))},
       {"seconds", seconds},
       {"step_seconds", generation.step_seconds},
@@ -77,7 +79,7 @@ Json report(const Flags& flags, const Pipeline& pipeline, const Generation& gene
 void generate(Flags& flags) {
   read_inputs(flags);
   check_outputs(flags);
-  const Pipeline pipeline = Pipeline::open(flags.run.bundle, flags.run.backend);
+  const Pipeline pipeline = open_pipeline(flags.run);
 
   const InterruptFlag interrupt;
   Generation generation;

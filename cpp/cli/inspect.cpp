@@ -2,9 +2,13 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <vector>
 
 #include "cli/commands.h"
 #include "intaglio/bundle.h"
+#include "intaglio/error.h"
+#include "intaglio/file.h"
 
 namespace intaglio::cli {
 
@@ -38,6 +42,37 @@ void describe_condition(const Bundle& bundle, Json& json) {
     json["text_encoders"][name] = encoder.max_length;
 }
 
+// What engine.json says that a person chooses engines by.
+Json describe_engine(const std::filesystem::path& path) {
+  try {
+    const Json report = Json::parse(read_file(path));
+    Json json = Json::object();
+    for (const char* key : {"backend", "version", "precision"})
+      json[key] = report.at(key).get<std::string>();
+    json["targets"] = report.at("targets").get<std::vector<std::string>>();
+    json["profiles"] = report.at("profiles");
+    json["plans"] = Json::object();
+    for (const auto& [graph, component] : report.at("components").items())
+      json["plans"][graph] = component.at("plan_bytes").get<std::uint64_t>();
+    return json;
+  } catch (const Json::exception& error) {
+    throw InputError("cannot read " + path.string() + ": " + error.what() +
+                     "; build the engines again with `intaglio build`");
+  }
+}
+
+// By the name of their folder in engines/.
+Json describe_engines(const std::filesystem::path& bundle) {
+  std::error_code error;
+  std::set<std::filesystem::path> folders;
+  for (const auto& entry : std::filesystem::directory_iterator(bundle / "engines", error))
+    if (std::filesystem::exists(entry.path() / "engine.json", error)) folders.insert(entry.path());
+  Json engines = Json::object();
+  for (const auto& folder : folders)
+    engines[folder.filename().string()] = describe_engine(folder / "engine.json");
+  return engines;
+}
+
 Json describe(const Bundle& bundle) {
   const MassiveActivations& ma = bundle.massive_activations;
   const Latent& latent = bundle.latent;
@@ -67,6 +102,7 @@ Json describe(const Bundle& bundle) {
   json["producer"] = bundle.producer;
   json["files"] = bundle.file_bytes;
   json["bytes"] = bytes;
+  json["engines"] = describe_engines(bundle.folder);
   return json;
 }
 
@@ -75,8 +111,23 @@ void print_row(const std::string& name, const Json& value) {
               value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
 }
 
+std::string one_line(const Json& engines) {
+  std::string targets;
+  for (const Json& target : engines["targets"])
+    targets += (targets.empty() ? "" : ", ") + target.get<std::string>();
+  std::uint64_t bytes = 0;
+  for (const auto& [graph, size] : engines["plans"].items()) bytes += size.get<std::uint64_t>();
+  return engines["backend"].get<std::string>() + " " + engines["version"].get<std::string>() +
+         " for " + targets + ", " + engines["precision"].get<std::string>() + ", " +
+         std::to_string(engines["plans"].size()) + " plans of " + std::to_string(bytes) + " bytes";
+}
+
 void print_people(const Json& json) {
   for (const auto& [name, value] : json.items()) {
+    if (name == "engines") {
+      for (const auto& [folder, engines] : value.items()) print_row(name, one_line(engines));
+      continue;
+    }
     if (name == "max_abs") continue;  // a number for every block
     if (!value.is_object() || value.empty() || name == "producer") {
       print_row(name, value);

@@ -7,23 +7,35 @@ namespace intaglio::python {
 
 void bind_backend(py::module_& module) {
   py::class_<BackendOptions>(module, "BackendOptions", "Where graphs run.")
-      .def(py::init([](std::string device, int threads, std::filesystem::path onnxruntime_library) {
-             return BackendOptions{std::move(device), threads, std::move(onnxruntime_library)};
+      .def(py::init([](std::string device, int threads, std::filesystem::path onnxruntime_library,
+                       std::filesystem::path tensorrt_library) {
+             return BackendOptions{std::move(device), threads, std::move(onnxruntime_library),
+                                   std::move(tensorrt_library)};
            }),
-           py::kw_only(), py::arg("device") = "cpu", py::arg("threads") = 0,
-           py::arg("onnxruntime_library") = std::filesystem::path())
+           py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0,
+           py::arg("onnxruntime_library") = std::filesystem::path(),
+           py::arg("tensorrt_library") = std::filesystem::path())
       .def_readwrite("device", &BackendOptions::device)
       .def_readwrite("threads", &BackendOptions::threads, "0: one per logical core")
       .def_readwrite("onnxruntime_library", &BackendOptions::onnxruntime_library,
-                     "empty: searched for");
+                     "empty: searched for")
+      .def_readwrite("tensorrt_library", &BackendOptions::tensorrt_library, "empty: searched for");
+  py::class_<DeviceChoice>(module, "DeviceChoice", "The device that make_backend took.")
+      .def_readonly("device", &DeviceChoice::device, "never auto")
+      .def_readonly("reason", &DeviceChoice::reason,
+                    "for auto: why not each better one; else empty")
+      .def_readonly("note", &DeviceChoice::note,
+                    "the part of it that points at something to repair, or empty");
   py::class_<Backend, std::shared_ptr<Backend>>(module, "Backend", "What graphs run on.")
       .def_property_readonly("description", &Backend::description)
+      .def_readonly("choice", &Backend::choice)
       .def("__repr__",
            [](const Backend& backend) { return "<Backend: " + backend.description() + ">"; });
+  module.def("device_names", &device_names, "What BackendOptions.device may be.");
   module.def("make_backend", &make_backend, py::arg("options"), py::arg("bundle"),
              py::call_guard<py::gil_scoped_release>(),
-             "What runs this bundle's graphs. Raises UnavailableError when the device, its library "
-             "or its engines are not there.");
+             "What runs this bundle's graphs. Raises UsageError for an unknown device, and "
+             "UnavailableError when the device, its library or its engines are not there.");
 }
 
 }  // namespace intaglio::python

@@ -117,6 +117,9 @@ void bind_pipeline(py::module_& module) {
       .def_property_readonly(
           "backend", [](const Pipeline& pipeline) { return pipeline.backend().description(); },
           "what it runs on, for people")
+      .def_property_readonly(
+          "choice", [](const Pipeline& pipeline) { return pipeline.backend().choice; },
+          "the device, and why it")
       .def(
           "embed",
           [](const Pipeline& pipeline, const py::str& prompt,

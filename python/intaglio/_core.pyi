@@ -19,6 +19,7 @@ __all__: list[str] = [
     "Bundle",
     "Classes",
     "Defaults",
+    "DeviceChoice",
     "Error",
     "Generation",
     "Generator",
@@ -49,6 +50,7 @@ __all__: list[str] = [
     "UsageError",
     "Window",
     "combine",
+    "device_names",
     "draw_noise",
     "from_image",
     "load_npy",
@@ -669,9 +671,10 @@ class BackendOptions:
     def __init__(
         self,
         *,
-        device: str = "cpu",
+        device: str = "auto",
         threads: typing.SupportsInt | typing.SupportsIndex = 0,
         onnxruntime_library: os.PathLike[str] | str | bytes = ...,
+        tensorrt_library: os.PathLike[str] | str | bytes = ...,
     ) -> None: ...
     @property
     def onnxruntime_library(self) -> pathlib.Path:
@@ -681,6 +684,13 @@ class BackendOptions:
     @onnxruntime_library.setter
     def onnxruntime_library(self, arg0: os.PathLike[str] | str | bytes) -> None: ...
     @property
+    def tensorrt_library(self) -> pathlib.Path:
+        """
+        empty: searched for
+        """
+    @tensorrt_library.setter
+    def tensorrt_library(self, arg0: os.PathLike[str] | str | bytes) -> None: ...
+    @property
     def threads(self) -> int:
         """
         0: one per logical core
@@ -688,11 +698,33 @@ class BackendOptions:
     @threads.setter
     def threads(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
 
+class DeviceChoice:
+    """
+    The device that make_backend took.
+    """
+    @property
+    def device(self) -> str:
+        """
+        never auto
+        """
+    @property
+    def note(self) -> str:
+        """
+        the part of it that points at something to repair, or empty
+        """
+    @property
+    def reason(self) -> str:
+        """
+        for auto: why not each better one; else empty
+        """
+
 class Backend:
     """
     What graphs run on.
     """
     def __repr__(self) -> str: ...
+    @property
+    def choice(self) -> DeviceChoice: ...
     @property
     def description(self) -> str: ...
 
@@ -849,6 +881,11 @@ class Pipeline:
         """
     @property
     def bundle(self) -> Bundle: ...
+    @property
+    def choice(self) -> DeviceChoice:
+        """
+        the device, and why it
+        """
 
 def combine(
     conditional: typing.Any,
@@ -860,6 +897,11 @@ def combine(
     """
     D_c + lambda (D_c - D_0) + w (D_c - D_m) of float32 arrays, element by element.
     A branch of weight zero may be None.
+    """
+
+def device_names() -> list[str]:
+    """
+    What BackendOptions.device may be.
     """
 
 def draw_noise(
@@ -890,7 +932,7 @@ def load_tokenizer(tables: os.PathLike[str] | str | bytes) -> Tokenizer:
 
 def make_backend(options: BackendOptions, bundle: Bundle) -> Backend:
     """
-    What runs this bundle's graphs. Raises UnavailableError when the device, its library or its engines are not there.
+    What runs this bundle's graphs. Raises UsageError for an unknown device, and UnavailableError when the device, its library or its engines are not there.
     """
 
 def make_schedule(

@@ -100,29 +100,43 @@ class Pipeline:
         cls,
         bundle: str | os.PathLike[str],
         *,
-        device: str = "cpu",
+        device: str = "auto",
         threads: int = 0,
         onnxruntime: str | os.PathLike[str] | None = None,
+        tensorrt_library: str | os.PathLike[str] | None = None,
     ) -> Pipeline:
         """Opens the folder that `intaglio export` wrote.
 
         Args:
             bundle: the folder; every file's size and SHA-256 is checked against its manifest.
-            device: where to run: cpu, or auto for the best there is.
+            device: where to run: cpu; tensorrt-rtx or tensorrt (the bundle's engines); cuda or
+                ort-tensorrt (ONNX Runtime's providers); auto: the first that works here of
+                tensorrt-rtx, tensorrt, cuda, cpu. Warns when it passes over what is meant to work:
+                the bundle's engines, or a GPU.
             threads: threads to run with; 0: one per logical core.
             onnxruntime: ONNX Runtime's library; None: that of Python's onnxruntime package, or
                 the system's.
+            tensorrt_library: TensorRT's or TensorRT-RTX's library; None: searched for.
 
         Raises:
+            UsageError: there is no device of that name.
             InputError: a file of the bundle is missing, truncated, tampered with or newer than
                 this version understands.
             UnavailableError: the device or ONNX Runtime is not there.
         """
         library = onnxruntime or onnxruntime_library() or ""
         options = _core.BackendOptions(
-            device=device, threads=threads, onnxruntime_library=os.fspath(library)
+            device=device,
+            threads=threads,
+            onnxruntime_library=os.fspath(library),
+            tensorrt_library=os.fspath(tensorrt_library or ""),
         )
-        return cls(_core.Pipeline.open(os.fspath(bundle), options))
+        core = _core.Pipeline.open(os.fspath(bundle), options)
+        if core.choice.note:
+            warnings.warn(
+                f"running on {core.choice.device}, since {core.choice.note}", stacklevel=2
+            )
+        return cls(core)
 
     @property
     def bundle(self) -> _core.Bundle:
@@ -133,6 +147,11 @@ class Pipeline:
     def backend(self) -> str:
         """What the graphs run on: "ONNX Runtime 1.32.0, cpu, 2 threads"."""
         return self._core.backend
+
+    @property
+    def device(self) -> str:
+        """The device that they run on; what was taken for auto."""
+        return self._core.choice.device
 
     def embed(self, prompt: str, negative_prompt: str | None = None) -> _core.PromptEmbeds:
         """What the text encoders make of a prompt, for `generate(prompt_embeds=...)`.

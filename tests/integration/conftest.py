@@ -77,6 +77,15 @@ def with_mounts(script: str, folder: Path) -> list[str]:
     pytest.skip(why)
 
 
+@pytest.fixture(scope="session")
+def gpu_build() -> Path:
+    """The library of onnxruntime-gpu."""
+    folder = ROOT / "build" / "deps" / "onnxruntime-gpu"
+    libraries = list(folder.glob("libonnxruntime.so.*"))
+    assert libraries, "get it first: make build/deps/onnxruntime-gpu/ready"
+    return libraries[0]
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     """The C++ executable, run in an empty folder."""

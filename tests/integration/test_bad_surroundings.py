@@ -99,7 +99,6 @@ def test_full_standard_output(command: Command, forked_bundle: Path, args: list[
 
 
 UNAVAILABLE = {
-    "device": (["--device", "tpu"], 'device "tpu" is not in this version'),
     "absent library": (["--onnxruntime", "/nowhere/library.so"], "cannot open shared object"),
     "foreign library": (["--onnxruntime", "libm.so.6"], "libm.so.6 is not ONNX Runtime"),
 }  # fmt: skip

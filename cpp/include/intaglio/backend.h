@@ -61,9 +61,20 @@ class Session {
 };
 
 struct BackendOptions {
-  std::string device = "cpu";
+  std::string device = "auto";                // one of device_names()
   int threads = 0;                            // 0: one per logical core
   std::filesystem::path onnxruntime_library;  // empty: searched for
+  std::filesystem::path tensorrt_library;     // empty: searched for
+};
+
+// auto, cpu, cuda and ort-tensorrt (ONNX Runtime's providers), tensorrt and tensorrt-rtx.
+const std::vector<std::string>& device_names();
+
+// The device that make_backend took.
+struct DeviceChoice {
+  std::string device;  // never auto
+  std::string reason;  // for auto: why not each better one; else empty
+  std::string note;    // the part of it that points at something to repair, or empty
 };
 
 class Backend {
@@ -75,10 +86,13 @@ class Backend {
   virtual std::unique_ptr<Stream> make_stream() const = 0;
   // For people: "ONNX Runtime 1.32.0, cpu, 2 threads".
   virtual std::string description() const = 0;
+
+  DeviceChoice choice;
 };
 
-// What runs this bundle's graphs. Throws UnavailableError when the device, its library or its
-// engines are not there.
+// What runs this bundle's graphs. `auto` takes the first that works here: tensorrt-rtx and tensorrt
+// where the bundle has engines for them, cuda, cpu. Throws UsageError for an unknown device, and
+// UnavailableError when the device, its library or its engines are not there.
 std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundle& bundle);
 
 }  // namespace intaglio

@@ -5,8 +5,10 @@
 #include <exception>
 #include <thread>
 
+#include "backend/engine_cache.h"
 #include "backend/host_stream.h"
 #include "backend/onnxruntime_library.h"
+#include "backend/onnxruntime_providers.h"
 #include "backend/ort_api.h"
 #include "intaglio/bundle.h"
 #include "intaglio/error.h"
@@ -23,10 +25,15 @@ auto translate(const std::string& doing, Body&& body) {
   } catch (const Ort::Exception& error) {
     const std::string what = error.what();
     const bool memory = what.find("allocate memory") != std::string::npos ||
-                        what.find("bad_alloc") != std::string::npos;
+                        what.find("bad_alloc") != std::string::npos ||
+                        what.find("out of memory") != std::string::npos;  // CUDA's
     if (memory)
       throw OutOfMemoryError(doing +
                              " needs more memory than there is: use a smaller size or batch");
+    for (const char* gpu : {"CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure"}) {
+      if (what.find(gpu) != std::string::npos)
+        throw UnavailableError(doing + " failed on the GPU: " + what + "; --device cpu needs none");
+    }
     throw InputError(doing + " failed in ONNX Runtime: " + what);
   } catch (const std::bad_alloc&) {
     throw OutOfMemoryError(doing + " needs more memory than there is: use a smaller size or batch");
@@ -116,21 +123,21 @@ class OrtSession final : public Session {
   Graph graph_;
 };
 
-// ONNX Runtime has one environment per process; it must outlive every session. Its errors reach
-// people as exceptions: logged as well, they would be a second message.
-Ort::Env& environment() {
-  static auto* env =
-      new Ort::Env(ORT_LOGGING_LEVEL_FATAL, "intaglio");  // never destroyed: static order
-  return *env;
+int thread_count(const BackendOptions& options) {
+  if (options.threads) return options.threads;
+  return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+}
+
+std::unique_ptr<Session> open(const std::filesystem::path& path, const Graph& graph,
+                              const Ort::SessionOptions& options) {
+  auto session = std::make_shared<Ort::Session>(onnxruntime_environment(), path.c_str(), options);
+  return std::make_unique<OrtSession>(std::move(session), graph);
 }
 
 class OrtBackend final : public Backend {
  public:
   OrtBackend(const BackendOptions& options, std::string version)
-      : version_(std::move(version)),
-        threads_(options.threads
-                     ? options.threads
-                     : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()))) {}
+      : version_(std::move(version)), threads_(thread_count(options)) {}
 
   std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
                                 const Graph& graph) const override {
@@ -152,8 +159,7 @@ class OrtBackend final : public Backend {
       options.AddConfigEntry("session.force_spinning_stop", "1");
       // ONNX Runtime prefers its kernel to the function in the graph (docs/decisions/0002).
       if (!ops_library_.empty()) options.RegisterCustomOpsLibrary(ops_library_.c_str(), {});
-      auto session = std::make_shared<Ort::Session>(environment(), path.c_str(), options);
-      return std::make_unique<OrtSession>(std::move(session), graph);
+      return open(path, graph, options);
     });
   }
 
@@ -171,11 +177,53 @@ class OrtBackend final : public Backend {
   std::filesystem::path ops_library_ = ops_library();
 };
 
+class OrtGpuBackend final : public Backend {
+ public:
+  OrtGpuBackend(std::string device, const BackendOptions& options, std::string version,
+                const Bundle& bundle)
+      : device_(std::move(device)), version_(std::move(version)), threads_(thread_count(options)) {
+    if (device_ == "ort-tensorrt") cache_ = engine_cache(bundle.folder, version_);
+  }
+
+  std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
+                                const Graph& graph) const override {
+    const auto path = bundle_root / graph.path;
+    return translate("loading " + path.string(), [&] {
+      Ort::SessionOptions options;
+      options.SetIntraOpNumThreads(threads_);  // of what the provider leaves to the processor
+      options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
+      // MASuppress stays the function that it is in the graph: our kernel is the processor's, and
+      // the hidden states would be copied there and back for it.
+      add_provider(options, device_, cache_, graph.path);
+      return open(path, graph, options);
+    });
+  }
+
+  std::unique_ptr<Stream> make_stream() const override { return std::make_unique<HostStream>(); }
+
+  std::string description() const override {
+    const bool tensorrt = device_ == "ort-tensorrt";
+    return "ONNX Runtime " + version_ + ", " + device_ +
+           (!tensorrt        ? ""
+            : cache_.empty() ? ", engines not kept (no folder for them can be written)"
+                             : ", engines kept in " + cache_.string());
+  }
+
+ private:
+  std::string device_, version_;
+  int threads_;
+  std::filesystem::path cache_;
+};
+
 }  // namespace
 
-std::shared_ptr<Backend> make_onnxruntime_backend(const BackendOptions& options) {
-  std::string version = load_onnxruntime(options.onnxruntime_library);
-  return std::make_shared<OrtBackend>(options, std::move(version));
+std::shared_ptr<Backend> make_onnxruntime_backend(const std::string& device,
+                                                  const BackendOptions& options,
+                                                  const Bundle& bundle) {
+  const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
+  if (device == "cpu") return std::make_shared<OrtBackend>(options, library.version);
+  check_provider(device, library);
+  return std::make_shared<OrtGpuBackend>(device, options, library.version, bundle);
 }
 
 }  // namespace intaglio

@@ -15,12 +15,17 @@ namespace fs = std::filesystem;
 
 namespace {
 
-fs::path own_folder() {
+// The file that `address` was loaded from.
+fs::path file_of(const void* address) {
   Dl_info info{};
-  static const char here = 0;
-  if (!dladdr(&here, &info) || !info.dli_fname) return {};
+  if (!dladdr(address, &info) || !info.dli_fname) return {};
   std::error_code error;
-  return fs::canonical(info.dli_fname, error).parent_path();
+  return fs::canonical(info.dli_fname, error);
+}
+
+fs::path own_folder() {
+  static const char here = 0;
+  return file_of(&here).parent_path();
 }
 
 // libonnxruntime.so, or the versioned name that the Python wheel carries.
@@ -65,15 +70,15 @@ fs::path ops_library() {
   return !own.empty() && fs::exists(path, error) ? path : fs::path();
 }
 
-std::string load_onnxruntime(const fs::path& library) {
+const OnnxRuntimeLibrary& load_onnxruntime(const fs::path& library) {
   static std::mutex mutex;
-  static std::string version;
+  static OnnxRuntimeLibrary runtime;
   static const void* loaded = nullptr;
   static std::string loaded_from;
   const std::scoped_lock lock(mutex);
-  if (!version.empty()) {
+  if (loaded) {
     check_same(library, loaded, loaded_from);
-    return version;
+    return runtime;
   }
   std::string tried;
   for (const fs::path& path : candidates(library)) {
@@ -86,10 +91,10 @@ std::string load_onnxruntime(const fs::path& library) {
     const OrtApi* api = base ? base()->GetApi(ORT_API_VERSION) : nullptr;
     if (api) {
       Ort::InitApi(api);
-      version = base()->GetVersionString();
+      runtime = {base()->GetVersionString(), file_of(reinterpret_cast<const void*>(base))};
       loaded = handle;
       loaded_from = path.string();
-      return version;
+      return runtime;
     }
     tried += "; " + path.string() +
              (base ? " is older than version 1." + std::to_string(ORT_API_VERSION)

@@ -1,0 +1,1 @@
+"""Turns a bundle into what another machine or a server runs."""

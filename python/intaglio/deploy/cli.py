@@ -1,0 +1,95 @@
+"""`intaglio deploy`: parses, calls, prints."""
+
+from __future__ import annotations
+
+import enum
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from intaglio import _core
+from intaglio.deploy.folder import Deployment, write_folder
+
+
+class Target(enum.StrEnum):
+    """What to write."""
+
+    folder = "folder"
+
+
+def deploy(
+    target: Annotated[
+        Target,
+        typer.Argument(
+            metavar="folder",
+            help="folder: one folder with bundle, engines, command and libraries, which runs"
+            " wherever it is copied to.",
+        ),
+    ],
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Folder that `intaglio export` wrote.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="OUT", help="Folder to write to: a new or an empty one."
+        ),
+    ],
+    onnxruntime: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LIBRARY",
+            help="ONNX Runtime's library to put in. Default: that of Python's onnxruntime package.",
+        ),
+    ] = None,
+) -> None:
+    """Write a bundle with everything that runs it into one folder to copy to another machine.
+
+    The other machine needs Linux with glibc and, for a GPU, NVIDIA's driver; no Python.
+
+    Example: intaglio deploy folder fashion.bundle -o fashion && fashion/smoke_test.sh
+    """
+    try:
+        deployment = _write(bundle, output, onnxruntime)
+    except _core.Error as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", _core.Interrupted.exit_code)
+    except OSError as error:
+        _fail(
+            f"cannot write {output}: {error.filename or output}: {error.strerror or error};"
+            " nothing was written",
+            _core.InputError.exit_code,
+        )
+    for remark in deployment.remarks:
+        typer.echo(f"intaglio: note: {remark}", err=True)
+    typer.echo(f"{output} ({deployment.bytes / 1e6:.1f} MB); try it: {output}/smoke_test.sh")
+
+
+def _write(bundle: Path, output: Path, onnxruntime: Path | None) -> Deployment:
+    screen = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
+    # Started where it can be seen only: rich ends a bar elsewhere with an empty line.
+    with bar if screen.is_interactive else nullcontext():
+        task = bar.add_task("checking the bundle", total=None)
+        return write_folder(
+            bundle,
+            output,
+            onnxruntime,
+            lambda done, total: bar.update(
+                task, description="copying", completed=done, total=total
+            ),
+        )
+
+
+def _fail(message: str, code: int) -> None:
+    """One line on stderr, as the C++ command has it."""
+    typer.echo(f"intaglio: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code)

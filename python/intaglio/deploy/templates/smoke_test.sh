@@ -1,0 +1,14 @@
+#!/bin/sh
+# Draws one image with what lies in this folder and looks at it. Flags of `intaglio generate` may follow.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+"$here/bin/intaglio" generate "$here/bundle" %condition --steps 2 "$@" -o "$work/image.png" >/dev/null
+signature=$(head -c 8 "$work/image.png" | od -An -tx1 | tr -d ' \n')
+if [ "$signature" != 89504e470d0a1a0a ]; then
+  echo "smoke test failed: the image is not a PNG" >&2
+  exit 1
+fi
+echo "smoke test passed: an image of $(wc -c <"$work/image.png") bytes"

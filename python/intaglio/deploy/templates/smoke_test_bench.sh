@@ -1,0 +1,7 @@
+#!/bin/sh
+# Runs every guidance mode once on random embeddings: the bundle has no text encoders of its own.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+
+"$here/bin/intaglio" bench "$here/bundle" --steps 1 --repeats 1 "$@" >/dev/null
+echo "smoke test passed: every guidance mode ran"

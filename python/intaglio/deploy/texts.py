@@ -1,0 +1,92 @@
+"""The folder's own README and smoke test."""
+
+from __future__ import annotations
+
+import platform
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from intaglio.deploy.libraries import glibc_needed
+
+if TYPE_CHECKING:
+    from intaglio.deploy.folder import Deployment
+
+
+def readme(deployment: Deployment, folder: Path) -> str:
+    """How to run what lies in `folder`, what it needs, sizes and licences."""
+    manifest = deployment.manifest
+    programs = [path for part in ("bin", "lib") for path in sorted((folder / part).iterdir())]
+    return _template("README.md").substitute(
+        name=manifest["name"],
+        source=manifest["source"],
+        license=manifest["license"],
+        example=f"bin/intaglio generate bundle {condition(manifest)} -o picture.png",
+        machine=platform.machine(),
+        glibc=glibc_needed(programs),
+        gpu=_gpu(deployment),
+        rows="\n".join(_rows(folder, programs)),
+    )
+
+
+def smoke_test(manifest: dict[str, Any]) -> str:
+    """The script; a bundle that needs embeddings is timed on random ones instead."""
+    name = "smoke_test.sh" if _draws(manifest) else "smoke_test_bench.sh"
+    return _template(name).substitute(condition=condition(manifest))
+
+
+def condition(manifest: dict[str, Any]) -> str:
+    """What the bundle is asked to draw by, as flags."""
+    if "classes" in manifest:
+        return "--class 0"
+    return '--prompt "a photograph"' if _draws(manifest) else "--prompt-embeds FILE.safetensors"
+
+
+def _draws(manifest: dict[str, Any]) -> bool:
+    return "classes" in manifest or bool(manifest["prompt"]["encoders"])
+
+
+def _template(name: str) -> Template:
+    class PercentTemplate(Template):  # the shell keeps its dollars
+        delimiter = "%"
+
+    return PercentTemplate((files("intaglio.deploy") / "templates" / name).read_text("utf-8"))
+
+
+def _gpu(deployment: Deployment) -> str:
+    lines = [f"- Engines: {engines}." for engines in deployment.engines]
+    if lines:
+        lines.append("- On a GPU, NVIDIA's driver. Without one it runs on the processor.")
+    if deployment.left_to_cuda:
+        names = ", ".join(f"`{name}`" for name in deployment.left_to_cuda)
+        lines.append(
+            "- For `--device cuda` or `ort-tensorrt`, NVIDIA's driver, and of the packages of CUDA,"
+            f" cuDNN and TensorRT: {names}."
+        )
+    return "\n".join(lines) or "- No GPU: it holds no engines."
+
+
+def _rows(folder: Path, programs: list[Path]) -> list[str]:
+    bundle = sum(path.stat().st_size for path in (folder / "bundle").rglob("*") if path.is_file())
+    rows = [f"| `bundle/` | {_size(bundle)} | the model |"]
+    for path in programs:
+        licenses = folder / "licenses" / _license_of(path.name)
+        where = f"`licenses/{licenses.name}/`" if licenses.is_dir() else "see its maker"
+        name, size = f"{path.parent.name}/{path.name}", _size(path.stat().st_size)
+        rows.append(f"| `{name}` | {size} | {where} |")
+    return rows
+
+
+def _license_of(name: str) -> str:
+    for start, license_name in (
+        ("intaglio", "intaglio"), ("libintaglio", "intaglio"),
+        ("libonnxruntime", "onnxruntime"), ("libtensorrt_rtx", "tensorrt-rtx"),
+    ):  # fmt: skip
+        if name.startswith(start):
+            return license_name
+    return name
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"

@@ -1,0 +1,177 @@
+"""Which device runs, and what is said where one does not work.
+
+With ONNX Runtime's builds for the processor and for GPUs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import onnxruntime_library
+from tests.integration.conftest import PROMPT, Command, check
+
+
+def has_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+without_driver = pytest.mark.skipif(has_driver(), reason="this machine has an NVIDIA driver")
+
+
+@pytest.fixture(scope="module", params=[0, 100])  # CUDA_SUCCESS, CUDA_ERROR_NO_DEVICE
+def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A stand-in for NVIDIA's driver, which no test machine has: code of cuInit, environment."""
+    folder = tmp_path_factory.mktemp("driver")
+    source = f"""
+    int cuInit(unsigned flags) {{ return {request.param} + 0 * flags; }}
+    int cuDeviceGetCount(int* count) {{ *count = 1; return 0; }}
+    int cuGetErrorString(int error, const char** text) {{
+      *text = error == 100 ? "no CUDA-capable device is detected" : "?"; return 0;
+    }}"""
+    words = ["g++", "-x", "c", "-", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
+    subprocess.run([*words, "-o", folder / "libcuda.so.1"], input=source, text=True, check=True)
+    return request.param, {"LD_LIBRARY_PATH": str(folder), "PATH": "/usr/bin:/bin"}
+
+
+def flags(device: str, library: Path) -> list[str]:
+    return ["--prompt", PROMPT, "--steps", "2", "--device", device, "--onnxruntime", str(library)]
+
+
+PROVIDERS = {"cuda": "CUDAExecutionProvider", "ort-tensorrt": "TensorrtExecutionProvider"}
+
+
+@pytest.mark.parametrize("device", PROVIDERS)
+def test_a_library_without_the_provider(command: Command, forked_bundle: Path, device: str) -> None:
+    library = onnxruntime_library()
+    says = f"device {device} does not work here: ONNX Runtime "
+    said = check(command, 4, says, "generate", forked_bundle, *flags(device, library))
+    assert f"({library}) has no {PROVIDERS[device]}" in said
+    assert "onnxruntime-gpu" in said
+    assert "--onnxruntime" in said
+
+
+@without_driver
+@pytest.mark.parametrize("device", PROVIDERS)
+def test_no_driver(command: Command, forked_bundle: Path, gpu_build: Path, device: str) -> None:
+    says = f"device {device} does not work here: there is no NVIDIA driver (libcuda.so.1"
+    said = check(command, 4, says, "generate", forked_bundle, *flags(device, gpu_build))
+    assert "--device cpu" in said
+    assert not (forked_bundle / "engines").exists()
+
+
+@without_driver
+@pytest.mark.parametrize("device", PROVIDERS)
+def test_a_driver_without_cuda_or_without_a_gpu(
+    command: Command, forked_bundle: Path, gpu_build: Path, device: str, driver: Any
+) -> None:
+    code, environment = driver
+    says = "no CUDA-capable device is detected" if code else "libcublas"
+    line = ["generate", forked_bundle, *flags(device, gpu_build)]
+    said = check(command, 4, says, *line, env=environment)
+    assert ("cannot open shared object file" in said) == (code == 0)
+    assert ("install" in said) == (code == 0)
+
+
+def test_the_gpu_build_draws_the_same_on_the_processor(
+    command: Command, forked_bundle: Path, gpu_build: Path
+) -> None:
+    for name, library in (("gpu", gpu_build), ("cpu", onnxruntime_library())):
+        command.draw(
+            forked_bundle, *flags("cpu", library), "--latents-out", f"{name}.npy",
+            "--report", f"{name}.json",
+        )  # fmt: skip
+    got, want = (np.load(command.folder / f"{name}.npy") for name in ("gpu", "cpu"))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    report = json.loads((command.folder / "gpu.json").read_text())
+    version = gpu_build.name.removeprefix("libonnxruntime.so.")
+    assert report["backend"].startswith(f"ONNX Runtime {version}, cpu, ")
+    assert (report["device"], report["reason"]) == ("cpu", "")
+
+
+@without_driver
+def test_auto_is_the_default_and_quiet_on_a_plain_machine(
+    command: Command, forked_bundle: Path
+) -> None:
+    command.draw(forked_bundle, "--steps", 2, "--report", "report.json")
+    report = json.loads((command.folder / "report.json").read_text())
+    assert report["device"] == "cpu"
+    assert "auto" not in report["backend"]
+    assert "tensorrt-rtx: the bundle has no engines for it" in report["reason"]
+    assert "has no CUDAExecutionProvider" in report["reason"]
+
+
+@without_driver
+def test_auto_says_why_a_gpu_build_runs_on_the_processor(
+    command: Command, forked_bundle: Path, gpu_build: Path
+) -> None:
+    done = command("generate", forked_bundle, *flags("auto", gpu_build), "--report", "report.json")
+    assert done.returncode == 0
+    note, end, rest = done.stderr.partition("\n")
+    assert note.startswith("intaglio: note: running on cpu, since device cuda does not work here: ")
+    assert "there is no NVIDIA driver" in note
+    assert (end, rest) == ("\n", "")
+    report = json.loads((command.folder / "report.json").read_text())
+    assert report["device"] == "cpu"
+    assert "; auto: cpu, since device cuda does not work here: there is no" in report["backend"]
+
+
+@without_driver
+@pytest.mark.parametrize("backend", ["tensorrt-rtx", "tensorrt"])
+def test_auto_says_why_engines_are_not_used(
+    command: Command, forked_bundle: Path, tmp_path: Path, backend: str
+) -> None:
+    bundle = shutil.copytree(forked_bundle, tmp_path / "bundle")
+    engines = bundle / "engines" / f"{backend}-sm89-float32-0123abcd"
+    engines.mkdir(parents=True)
+    (engines / "engine.json").write_text("{}")
+    done = command("generate", bundle, "--prompt", PROMPT, "--steps", 2, "--report", "report.json")
+    assert done.returncode == 0
+    assert done.stderr.startswith("intaglio: note: running on cpu, since ")
+    assert done.stderr.count("\n") == 1
+    assert backend in done.stderr
+    reason = json.loads((command.folder / "report.json").read_text())["reason"]
+    other = {"tensorrt-rtx": "tensorrt", "tensorrt": "tensorrt-rtx"}[backend]
+    assert f"{other}: the bundle has no engines for it" in reason
+    assert f"{backend}: the bundle has no engines for it" not in reason.split("; ")
+
+
+@pytest.mark.parametrize("subcommand", ["generate", "embed", "bench"])
+def test_an_unknown_device(command: Command, forked_bundle: Path, subcommand: str) -> None:
+    line = [subcommand, forked_bundle, "--device", "tpu"]
+    line += [] if subcommand == "bench" else ["--prompt", PROMPT, "-o", "out"]
+    said = check(command, 2, 'there is no device "tpu"', *line)
+    assert said.endswith("is one of auto, cpu, cuda, ort-tensorrt, tensorrt, tensorrt-rtx")
+
+
+def test_inspect_lists_engines(command: Command, forked_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(forked_bundle, tmp_path / "bundle")
+    assert json.loads(command("inspect", bundle, "--json").stdout)["engines"] == {}
+    sides = {"batch": [1, 1, 4], "height": [16, 32, 48], "width": [16, 32, 48]}
+    report: dict[str, Any] = {
+        "backend": "tensorrt-rtx", "version": "1.7.1.116", "targets": ["sm89", "sm120"],
+        "precision": "float32", "profiles": [sides],
+    }  # fmt: skip
+    component = {"plan": "forked.plan", "plan_bytes": 40954924}
+    file = bundle / "engines" / "tensorrt-rtx-sm89+sm120-float32-59e7185e" / "engine.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(report | {"components": {"transformer/forked.onnx": component}}))
+    shown = json.loads(command("inspect", bundle, "--json").stdout)["engines"]
+    assert shown == {file.parent.name: report | {"plans": {"transformer/forked.onnx": 40954924}}}
+    people = command("inspect", bundle).stdout
+    line = "tensorrt-rtx 1.7.1.116 for sm89, sm120, float32, 1 plans of 40954924 bytes"
+    assert re.search(rf"^engines +{re.escape(line)}$", people, re.MULTILINE)
+    file.write_text(json.dumps(report))
+    check(command, 3, "engine.json: ", "inspect", bundle)
