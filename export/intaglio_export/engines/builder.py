@@ -14,6 +14,7 @@ import filelock
 from intaglio_export.engines import engine_file
 from intaglio_export.engines.bundle import Component, check_contents, components, read_manifest
 from intaglio_export.engines.checks import check_engine, check_residual
+from intaglio_export.engines.estimate import activation_estimate
 from intaglio_export.engines.key import Settings, component_key
 from intaglio_export.engines.network import WEIGHT_STREAMING, Order
 from intaglio_export.engines.packages import Package, open_package, parse_targets
@@ -51,13 +52,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do."""
+    """What there is to do, and the graphs whose engines have just been built."""
 
     manifest: dict[str, Any]
     package: Package
     settings: Settings
     folder: Path
     jobs: list[Job]
+    built: frozenset[str] = frozenset()
 
 
 class Watcher(Protocol):
@@ -141,8 +143,9 @@ def build_engines(request: BuildRequest, watcher: Watcher) -> Work:
     plan_work(request)  # bad input is found before a folder is made
     with _locked(request.bundle / "engines"):
         work = plan_work(request)  # whoever had the lock may have built some
+        built = frozenset(job.component.path for job in work.jobs if job.entry is None)
         _build_missing(work, request.bundle, watcher)
-        return replace(work, jobs=plan_work(request).jobs)
+        return replace(work, jobs=plan_work(request).jobs, built=built)
 
 
 def _build_missing(work: Work, bundle: Path, watcher: Watcher) -> None:
@@ -188,6 +191,16 @@ def _build(work: Work, job: Job, watcher: Watcher) -> dict[str, Any]:
         entry["ma_suppress"] = op
     entry["seconds"] = round(time.monotonic() - began, 3)
     return entry
+
+
+def estimates(work: Work, job: Job) -> list[int]:
+    """Activation memory of a job's engine, one per profile (`activation_estimate`)."""
+    order = _order(work, job.component, [])
+    graph = job.component.graph
+    return [
+        activation_estimate(graph, {name: largest for name, (_, _, largest) in shapes.items()})
+        for shapes in order.profiles
+    ]
 
 
 def _sums(component: Component, manifest: dict[str, Any]) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,28 +50,29 @@ class Component:
         except Exception as error:  # protobuf's DecodeError has no public name
             raise ExportError(f"{path} is not an ONNX graph ({error}); export again.") from error
 
-    @cached_property
-    def weights(self) -> dict[str, int]:
-        """Bytes of the graph's initializers by the bundle's file that they are in."""
-        sizes: dict[str, int] = {}
-        for tensor in self.graph.graph.initializer:
-            path, count = self.path, len(tensor.raw_data)
-            if uses_external_data(tensor):
-                info = ExternalDataInfo(tensor)
-                path = (Path(self.path).parent / info.location).as_posix()
-                count = info.length
-            sizes[path] = sizes.get(path, 0) + count
-        return sizes
-
     @property
     def weights_bytes(self) -> int:
-        """Bytes of all initializers."""
-        return sum(self.weights.values())
+        """Bytes of all initializers in an engine, which keeps what a weight is cast to."""
+        casts = {n.input[0]: n.attribute[0].i for n in self.graph.graph.node if n.op_type == "Cast"}
+        return sum(
+            math.prod(tensor.dims) * _item_bytes(casts.get(tensor.name, tensor.data_type))
+            for tensor in self.graph.graph.initializer
+        )
 
-    @property
+    @cached_property
     def files(self) -> list[str]:
         """Paths of the graph and of the weights files that it reads, the graph first."""
-        return [self.path, *sorted(set(self.weights) - {self.path})]
+        folder = Path(self.path).parent
+        weights = {
+            (folder / ExternalDataInfo(tensor).location).as_posix()
+            for tensor in self.graph.graph.initializer
+            if uses_external_data(tensor)
+        }
+        return [self.path, *sorted(weights)]
+
+
+def _item_bytes(dtype: int) -> int:
+    return int(onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -94,12 +96,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has schema {version}, made by a newer Intaglio (this one reads"
             f" {SCHEMA_VERSION}); update Intaglio or export again."
         )
-    error = jsonschema.exceptions.best_match(
-        jsonschema.Draft202012Validator(resources.bundle_schema()).iter_errors(manifest)
-    )
-    if error is not None:
-        place = "/".join(map(str, error.absolute_path)) or "the top level"
-        raise ExportError(f"{path}: {error.message} (at {place}); export again.")
+    validator = jsonschema.Draft202012Validator(resources.bundle_schema())
+    wrong = jsonschema.exceptions.best_match(validator.iter_errors(manifest))
+    if wrong is not None:
+        place = "/".join(map(str, wrong.absolute_path)) or "the top level"
+        raise ExportError(f"{path}: {wrong.message} (at {place}); export again.")
     return manifest
 
 

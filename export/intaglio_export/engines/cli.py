@@ -108,8 +108,8 @@ def build(
 
 def _build(request: BuildRequest) -> None:
     screen = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    columns += (TextColumn("{task.fields[what]}"),)
+    name, phase = TextColumn("{task.description}"), TextColumn("{task.fields[what]}")
+    columns = (name, BarColumn(), TimeElapsedColumn(), phase)
     bar = Progress(*columns, console=screen, disable=not screen.is_interactive)
     # Started where it can be seen only: rich ends a bar elsewhere with an empty line.
     with bar if screen.is_interactive else nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 from intaglio_export.engines.log import EngineLog, LogReader
 from intaglio_export.engines.packages import Package, capabilities
 from intaglio_export.engines.profiles import Shape
-from intaglio_export.errors import ExportError
+from intaglio_export.errors import ExitCode, ExportError
 
 # Called with what the builder does and the share of it that is done.
 Progress = Callable[[str, float], None]
 WEIGHT_STREAMING = "weight_streaming"
+_SOURCE_LINE = re.compile(r"\.? In [\w:()]+ at /\S+")  # of the package's own code
 
 
 @dataclass(frozen=True)
@@ -153,5 +155,8 @@ def _profile(builder: Any, network: Any, shapes: dict[str, tuple[Shape, Shape, S
 
 def _refused(package: Package, order: Order, problems: Sequence[str]) -> ExportError:
     targets = ", ".join(order.targets)
-    why = "; ".join(dict.fromkeys(problem.rstrip(".") for problem in problems)) or "no reason given"
-    return ExportError(f"{package.title} cannot build {order.graph} for {targets}: {why}.")
+    said = dict.fromkeys(_SOURCE_LINE.sub("", problem).rstrip(".") for problem in problems)
+    why = "; ".join(said) or "it gives no reason"
+    return ExportError(
+        f"{package.title} cannot build {order.graph} for {targets}: {why}.", ExitCode.UNAVAILABLE
+    )

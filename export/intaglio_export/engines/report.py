@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from intaglio_export.engines.builder import Job, Work
+from intaglio_export.engines.builder import Job, Work, estimates
 
 
 def plan_table(work: Work) -> RenderableType:
@@ -18,9 +18,15 @@ def plan_table(work: Work) -> RenderableType:
             job.component.path,
             "is there" if job.entry else "to build",
             _size(job.component.weights_bytes),
-            "",
+            " ".join(map(_size, estimates(work, job))),
         )
-    return Group(_head(work), table)
+    return Group(_head(work), table, _NOTE)
+
+
+_NOTE = (
+    "Estimates: weights as in the graph; activations as the most that is alive at once at the"
+    " profile's largest images."
+)
 
 
 def report_table(work: Work) -> RenderableType:
@@ -34,7 +40,7 @@ def report_table(work: Work) -> RenderableType:
             _size(entry["weights_bytes"]),
             " ".join(map(_size, entry["activation_bytes"])),
             str(entry["layers"]),
-            f"{entry['seconds']:.1f}",
+            f"{entry['seconds']:.1f}" if job.component.path in work.built else "was there",
         )
     return Group(_head(work), table, _findings(work.jobs))
 
@@ -59,7 +65,7 @@ def _findings(jobs: list[Job]) -> Table:
             table.add_row(job.component.kind, f"image stream after each block: {_types(residual)}")
         if op := entry.get("ma_suppress"):
             place = "fused with its neighbours" if op["fused"] else "in layers of its own"
-            table.add_row(job.component.kind, f"MASuppress: {place} ({op['layer']})")
+            table.add_row(job.component.kind, f"MASuppress: {place}")
     return table
 
 
@@ -82,6 +88,9 @@ def _table(*columns: str) -> Table:
     table = Table(show_header=bool(columns), box=None, pad_edge=False, header_style="")
     for column in columns:
         table.add_column(column.lstrip(">"), justify="right" if column[0] == ">" else "left")
+    if not columns:
+        table.add_column()
+        table.add_column(overflow="fold")
     return table
 
 
