@@ -1,8 +1,8 @@
 """Activation memory of a graph, estimated without building it.
 
 Shapes are followed through the graph at a profile's largest sizes; the estimate is the most bytes
-that are alive at once when nodes run in order, and 8 MiB. A builder fuses nodes and keeps copies of its own:
-engines of small models have 0.8 to 1.3 times the estimate.
+that are alive at once when nodes run in order, and 8 MiB. A builder fuses nodes and keeps copies of
+its own: engines of small models have 0.8 to 1.3 times the estimate.
 """
 
 from __future__ import annotations

@@ -65,7 +65,13 @@ def open_package(backend: str) -> Package:
             f"--backend {backend}: its package is installed but cannot be loaded: {error}.",
             ExitCode.UNAVAILABLE,
         ) from error
-    return Package(backend, module, module.__version__)
+    package = Package(backend, module, module.__version__)
+    if not hasattr(module, "IAttentionInputLayer"):
+        raise ExportError(
+            f"{package.title} is too old: it has no attention layer; install 10.14 or newer.",
+            ExitCode.UNAVAILABLE,
+        )
+    return package
 
 
 def parse_targets(backend: str, text: str | None) -> tuple[str, ...]:

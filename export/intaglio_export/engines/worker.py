@@ -82,6 +82,7 @@ def _died(order: Order, code: int | None) -> ExportError:
 def _run(order: Order, plan: Path, connection: Connection) -> None:
     """What the process does; its last message is the engine's log, or an exception."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    _silence()
     sent = 0.0
 
     def progress(what: str, done: float) -> None:
@@ -102,6 +103,13 @@ def _run(order: Order, plan: Path, connection: Connection) -> None:
         connection.send(error)
     else:
         connection.send(log)
+
+
+def _silence() -> None:
+    """Keep what the library prints by itself off the screen; its log says the same."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
 
 
 def _end_with_parent() -> None:
