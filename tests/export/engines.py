@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from intaglio_export.engines.builder import BuildRequest, Work, build_engines
 from intaglio_export.engines.bundle import Component
+from intaglio_export.engines.residual import block_sums
 
 ARCH = "sm89,sm120"
 Json = dict[str, Any]
@@ -117,3 +118,16 @@ def distinct(model: onnx.ModelProto) -> list[bytes]:
     """The weights that cannot be taken for something else."""
     arrays = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
     return [a.tobytes() for a in arrays if a.nbytes >= 512 and a.std() > 0]
+
+
+def assert_op_follows_block(bundle: Path, blocks: int, block: int) -> None:
+    """What the report takes for z after `block` is what the exporter put the op behind."""
+    model = onnx.load(bundle / "transformer" / "forked.onnx", load_external_data=False)
+    (op,) = (node for node in model.graph.node if node.op_type == "MASuppress")
+    sums = block_sums(model, blocks)
+    (last,) = (node for node in model.graph.node if node.name == sums[block][-1])
+    between = {name: node for node in model.graph.node for name in node.output}
+    source = between[op.input[0]]
+    if source.op_type == "Slice":  # FLUX's single blocks have the text tokens in the same stream
+        source = between[source.input[0]]
+    assert source.output[0] == last.output[0]

@@ -115,7 +115,8 @@ def components(folder: Path, manifest: dict[str, Any]) -> list[Component]:
         for kind, plan, graph in _graphs(manifest)
     ]
     for component in found:
-        for path in component.files:
+        _check_size(folder, manifest, component.path)  # before it is read for the others' names
+        for path in component.files[1:]:
             _check_size(folder, manifest, path)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -114,9 +115,12 @@ def _parse(text: str, default: Profile) -> Profile:
     return Profile(**ranges)
 
 
+_NUMBER = re.compile("[0-9]{1,9}")
+
+
 def _range(text: str, axis: str, ends: str) -> Range:
     numbers = ends.split(":")
-    if not all(number.isascii() and number.isdigit() for number in numbers):
+    if not all(_NUMBER.fullmatch(number) for number in numbers):
         numbers = []
     if len(numbers) == 1:
         return _one(int(numbers[0]))

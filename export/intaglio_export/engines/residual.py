@@ -1,14 +1,14 @@
 """The residual path of a transformer, found in its ONNX graph and again in the engine's layers.
 
 z after block k is the sum of the image stream and what the block makes of it: an Add one of whose
-inputs went into the making of the other. The path is those sums, walked from the output back; the
-blocks are told apart by the names of the weights between them.
+inputs, or the stream some sums before it, went into the making of the other. The path is those
+sums, walked from the output back; the blocks are told apart by the names of their weights.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
@@ -16,8 +16,9 @@ import onnx
 from intaglio_export.engines.log import Layer
 
 OP = "MASuppress"
-# Nodes that hand values on as they are.
-_PASSING = {"Cast", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+# Nodes that hand values on as they are, all or a part of them.
+_WHOLE = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_PART = {"Slice", "Split"}  # scale and shift are parts of one product: no sign of a stream
 _BLOCK = re.compile(r"(?:^|\.)(\w*blocks)\.(\d+)\.")
 
 
@@ -28,33 +29,33 @@ class _Graph:
         self.nodes = list(model.graph.node)
         self.producer = {name: i for i, n in enumerate(self.nodes) for name in n.output if name}
         self.ancestors: list[int] = []
+        # Of a residual sum, the node that the stream comes from; None for other nodes.
+        self.stream: list[int | None] = []
         for node in self.nodes:
+            sources = [self.producer[name] for name in node.input if name in self.producer]
             above = 0
-            for i in self._sources(node.input):
+            for i in sources:
                 above |= self.ancestors[i] | 1 << i
             self.ancestors.append(above)
+            is_sum = node.op_type == "Add" and len(sources) == 2
+            self.stream.append(self._stream_of(*sources) if is_sum else None)
         self.output = self.producer[model.graph.output[0].name]
 
-    def _sources(self, names: Sequence[str]) -> Iterator[int]:
-        return (self.producer[name] for name in names if name in self.producer)
-
-    def stream(self, index: int) -> int | None:
-        """Of a residual sum, the node that the stream comes from; None for other nodes."""
-        node = self.nodes[index]
-        sources = list(self._sources(node.input))
-        if node.op_type != "Add" or len(sources) != 2:
-            return None
-        for stream, other in (sources, sources[::-1]):
-            if self.ancestors[other] >> stream & 1:
-                return stream
+    def _stream_of(self, one: int, two: int) -> int | None:
+        for stream, other in ((one, two), (two, one)):
+            at: int | None = stream
+            while at is not None and self.nodes[at].op_type not in _PART:
+                if self.ancestors[other] >> at & 1:
+                    return stream
+                at = self.before(at)
         return None
 
     def before(self, index: int) -> int | None:
         """The node from which the stream comes to `index`; None where it begins."""
         node = self.nodes[index]
-        if (stream := self.stream(index)) is not None:
+        if (stream := self.stream[index]) is not None:
             return stream
-        if node.op_type == OP or node.op_type in _PASSING:
+        if node.op_type == OP or node.op_type in _WHOLE | _PART:
             name = node.input[0]
         elif node.op_type == "Concat":
             name = node.input[-1]  # text tokens stand before the image's
@@ -65,11 +66,11 @@ class _Graph:
     def path(self) -> list[int]:
         """The residual sums from the first to the last."""
         above = self.ancestors[self.output]
-        sums = [i for i in range(len(self.nodes)) if above >> i & 1 and self.stream(i) is not None]
+        sums = [i for i, stream in enumerate(self.stream) if stream is not None and above >> i & 1]
         found: list[int] = []
         at = max(sums, default=None)
         while at is not None:
-            if self.stream(at) is not None:
+            if self.stream[at] is not None:
                 found.append(at)
             at = self.before(at)
         return found[::-1]
