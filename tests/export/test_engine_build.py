@@ -12,7 +12,9 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable
+from ctypes.util import find_library
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ import pytest
 
 from intaglio.__main__ import GROUP, run_python
 from intaglio_export.engines import builder
-from tests.export.engines import assert_whole, build, read, without_engines
+from intaglio_export.engines.packages import gpu_target
+from intaglio_export.errors import ExportError
+from tests.export.engines import Names, assert_whole, build, read, without_engines
 
 COMMAND = EntryPoint("build", "intaglio_export.engines.cli:build", GROUP)
 ENTRY_POINT = Path(sysconfig.get_path("scripts")) / "intaglio"
@@ -302,6 +306,31 @@ def test_no_bundle(run: Run, tmp_path: Path) -> None:
 def test_a_missing_package(run: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
     assert_refused(run(bundle, *RTX), 4, 'pip install "intaglio[tensorrt-rtx]"')
+
+
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
+def test_plain_tensorrt_is_not_installed(run: Run, bundle: Path) -> None:
+    assert_refused(run(bundle, "--backend", "tensorrt"), 4, "pip install tensorrt")
+
+
+def test_plain_tensorrt_needs_a_gpu_here() -> None:
+    if find_library("cuda"):
+        pytest.skip("there is a driver")
+    with pytest.raises(ExportError, match="this one has no NVIDIA driver") as raised:
+        gpu_target()
+    assert raised.value.exit_code == 4
+
+
+@pytest.mark.gpu
+def test_plain_tensorrt_builds_for_the_gpu_here(forked_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt", reason="needs TensorRT's Python package")
+    bundle = without_engines(forked_bundle, tmp_path / "bundle")
+    request = builder.BuildRequest(bundle, "tensorrt")
+    work = builder.build_engines(request, Names())
+    assert_whole(bundle, work.folder)
+    assert work.settings.targets == (gpu_target(),)
+    assert (bundle / "engines" / "tensorrt.timing_cache").stat().st_size > 0
+    assert builder.build_engines(request, Names()).built == frozenset()
 
 
 def test_too_full_a_disk(run: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

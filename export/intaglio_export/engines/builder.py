@@ -159,7 +159,9 @@ def _build_missing(work: Work, bundle: Path, watcher: Watcher) -> None:
     for job in missing:
         watcher.start(job.component)
         entries[job.component.path] = _build(work, job, watcher)
-        engine_file.write(work.folder, work.settings, entries)
+        paths = (job.component.path for job in work.jobs)
+        in_order = {path: entries[path] for path in paths if path in entries}
+        engine_file.write(work.folder, work.settings, in_order)
         watcher.finish()
 
 

@@ -1,4 +1,7 @@
-"""Keys of engines: what has to be the same for an engine to be used again."""
+"""Keys of engines: what has to be the same for an engine to be used again.
+
+Both are the first digits of a SHA-256 over JSON with sorted keys and without spaces.
+"""
 
 from __future__ import annotations
 
