@@ -206,7 +206,7 @@ def estimates(work: Work, job: Job) -> list[int]:
 
 
 def _sums(component: Component, manifest: dict[str, Any]) -> list[list[str]]:
-    if component.kind not in manifest["transformer"]["graphs"]:
+    if not component.is_transformer:
         return []
     return block_sums(component.graph, manifest["transformer"]["blocks"])
 

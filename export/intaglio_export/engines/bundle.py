@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 class Component:
     """One graph of the bundle, which becomes one engine.
 
-    `kind` is forked, base, degraded, conditioning, text_encoder, vae_decoder or vae_encoder;
+    `kind` is forked, base, degraded, text_encoder, vae_decoder or vae_encoder;
     `plan` the engine's file name; `inputs` and `outputs` are as in the manifest.
     """
 
@@ -36,6 +36,11 @@ class Component:
     plan: str
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether it has blocks and an image stream."""
+        return self.kind in ("forked", "base", "degraded")
 
     @cached_property
     def graph(self) -> onnx.ModelProto:

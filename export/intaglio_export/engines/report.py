@@ -61,8 +61,9 @@ def _findings(jobs: list[Job]) -> Table:
     table = _table()
     for job in jobs:
         entry = job.entry or {}
-        if residual := entry.get("residual"):
-            table.add_row(job.component.kind, f"image stream after each block: {_types(residual)}")
+        if job.component.is_transformer:
+            types = _types(entry.get("residual", [])) or "not found in the graph"
+            table.add_row(job.component.kind, f"image stream after each block: {types}")
         if op := entry.get("ma_suppress"):
             place = "fused with its neighbours" if op["fused"] else "in layers of its own"
             table.add_row(job.component.kind, f"MASuppress: {place}")

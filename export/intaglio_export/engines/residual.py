@@ -34,7 +34,7 @@ class _Graph:
         for node in self.nodes:
             sources = [self.producer[name] for name in node.input if name in self.producer]
             above = 0
-            for i in sources:
+            for i in sources if node.op_type != "Shape" else ():  # of which no values come through
                 above |= self.ancestors[i] | 1 << i
             self.ancestors.append(above)
             is_sum = node.op_type == "Add" and len(sources) == 2
