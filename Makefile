@@ -15,7 +15,8 @@ DUAL := build/bundles/fashion-sd3-dual
 DEMO := build/demo
 
 CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
-EXPORT_SOURCES := $(shell find export -name '*.py') models/bundle.schema.json $(wildcard models/recipes/*)
+# Without engines/, which makes nothing of a bundle's own.
+EXPORT_SOURCES := $(shell find export -name engines -prune -o -name '*.py' -print) models/bundle.schema.json $(wildcard models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
 
 .PHONY: help setup demo test test-python test-cpp test-sanitize lint format parity bench scale clean

@@ -7,7 +7,8 @@ if(INTAGLIO_BUILD_PYTHON)
   set_property(TARGET intaglio PROPERTY VERSION)
   set_property(TARGET intaglio PROPERTY SOVERSION)
   # What the exporter reads beside its code; a source checkout has it in models/.
-  install(FILES ${PROJECT_SOURCE_DIR}/models/bundle.schema.json DESTINATION intaglio_export/data)
+  install(FILES ${PROJECT_SOURCE_DIR}/models/bundle.schema.json
+                ${PROJECT_SOURCE_DIR}/models/engine.schema.json DESTINATION intaglio_export/data)
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/models/recipes DESTINATION intaglio_export/data OPTIONAL)
 endif()
 set(INTAGLIO_LIBDIR ${INTAGLIO_INSTALL_PREFIX}lib)

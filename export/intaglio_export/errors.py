@@ -11,6 +11,7 @@ class ExitCode(enum.IntEnum):
     OK = 0
     USAGE = 2
     BAD_INPUT = 3
+    UNAVAILABLE = 4
     NO_MEMORY = 5
     INTERRUPTED = 130
 

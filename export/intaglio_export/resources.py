@@ -1,4 +1,4 @@
-"""Files that belong to the exporter: the bundle's schema and the recipes of known models."""
+"""Files that belong to the exporter: schemas of what it writes, and the recipes of known models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ def _root() -> Path:
 
 def bundle_schema() -> dict[str, Any]:
     """The JSON schema of `bundle.json`."""
-    schema: dict[str, Any] = json.loads((_root() / "bundle.schema.json").read_text("utf-8"))
+    return _schema("bundle")
+
+
+def engine_schema() -> dict[str, Any]:
+    """The JSON schema of `engine.json`."""
+    return _schema("engine")
+
+
+def _schema(name: str) -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads((_root() / f"{name}.schema.json").read_text("utf-8"))
     return schema
 
 

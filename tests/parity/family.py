@@ -1,4 +1,5 @@
-"""A family in every layout, guidance mode and precision against diffusers' own float32 pipeline.
+"""A family in every layout, guidance mode and precision against diffusers' own float32 pipeline;
+and its engines, which a machine without a GPU can build but not run.
 
 `families/` has a file of tests for each; `make parity` writes the errors to docs/parity.md.
 """
@@ -20,6 +21,7 @@ import intaglio
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import LAYOUTS, ExportRequest
 from tests.conftest import open_on
+from tests.export.engines import assert_op_follows_block, assert_whole, build
 from tests.families import FAMILIES, Family
 from tests.families.parts import MAX_LENGTH
 from tests.parity.diffusers_runs import (
@@ -173,3 +175,13 @@ class FamilyParity:
             dg_scale=0.0,
         )
         assert relative(got.latents, expected.latents) < LIMITS["float32"]
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_engines(self, dtype: str, bundle: Export, folder: Path) -> None:
+        bundle("forked", dtype)
+        path = folder.parent / f"forked-{dtype}"
+        engines = assert_whole(path, build(path)[0].folder)["transformer/forked.onnx"]
+        blocks = [block["dtype"] for block in engines["residual"]]
+        assert blocks == ["float32"] * (len(blocks) - 1) + ["fused"]
+        assert engines["ma_suppress"]["fused"]
+        assert_op_follows_block(path, len(blocks), BLOCK)

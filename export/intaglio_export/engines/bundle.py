@@ -1,0 +1,162 @@
+"""The bundle that engines are built for: its manifest, and its graphs as components."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from intaglio_export import resources
+from intaglio_export.errors import ExportError
+from intaglio_export.folder import MANIFEST
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Component:
+    """One graph of the bundle, which becomes one engine.
+
+    `kind` is forked, base, degraded, text_encoder, vae_decoder or vae_encoder;
+    `plan` the engine's file name; `inputs` and `outputs` are as in the manifest.
+    """
+
+    kind: str
+    folder: Path
+    path: str
+    plan: str
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether it has blocks and an image stream."""
+        return self.kind in ("forked", "base", "degraded")
+
+    @cached_property
+    def graph(self) -> onnx.ModelProto:
+        """The ONNX graph, weights left in their files.
+
+        Raises:
+            ExportError: it is not an ONNX file.
+        """
+        path = self.folder / self.path
+        try:
+            return onnx.load(path, load_external_data=False)
+        except Exception as error:  # protobuf's DecodeError has no public name
+            raise ExportError(f"{path} is not an ONNX graph ({error}); export again.") from error
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all initializers in an engine, which keeps what a weight is cast to."""
+        casts = {n.input[0]: n.attribute[0].i for n in self.graph.graph.node if n.op_type == "Cast"}
+        return sum(
+            math.prod(tensor.dims) * _item_bytes(casts.get(tensor.name, tensor.data_type))
+            for tensor in self.graph.graph.initializer
+        )
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Paths of the graph and of the weights files that it reads, the graph first."""
+        folder = Path(self.path).parent
+        weights = {
+            (folder / ExternalDataInfo(tensor).location).as_posix()
+            for tensor in self.graph.graph.initializer
+            if uses_external_data(tensor)
+        }
+        return [self.path, *sorted(weights)]
+
+
+def _item_bytes(dtype: int) -> int:
+    return int(onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of the bundle in `folder`, which fits the schema.
+
+    Raises:
+        ExportError: there is none, or it is broken or newer than this version.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise ExportError(f"The bundle {folder} does not exist.")
+    if not path.is_file():
+        raise ExportError(f"{folder} is not a bundle (it has no {MANIFEST}).")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path} is not JSON ({error}); export again.") from error
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ExportError(
+            f"{path} has schema {version}, made by a newer Intaglio (this one reads"
+            f" {SCHEMA_VERSION}); update Intaglio or export again."
+        )
+    validator = jsonschema.Draft202012Validator(resources.bundle_schema())
+    wrong = jsonschema.exceptions.best_match(validator.iter_errors(manifest))
+    if wrong is not None:
+        place = "/".join(map(str, wrong.absolute_path)) or "the top level"
+        raise ExportError(f"{path}: {wrong.message} (at {place}); export again.")
+    return manifest
+
+
+def components(folder: Path, manifest: dict[str, Any]) -> list[Component]:
+    """The graphs of the bundle, the transformer's first.
+
+    Raises:
+        ExportError: a file is missing or has another size than the manifest says.
+    """
+    found = [
+        Component(kind, folder, graph["path"], plan, graph["inputs"], graph["outputs"])
+        for kind, plan, graph in _graphs(manifest)
+    ]
+    for component in found:
+        _check_size(folder, manifest, component.path)  # before it is read for the others' names
+        for path in component.files[1:]:
+            _check_size(folder, manifest, path)
+    return found
+
+
+def _graphs(manifest: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for name, graph in manifest["transformer"]["graphs"].items():
+        yield name, f"{name}.plan", graph
+    for name, encoder in manifest.get("prompt", {}).get("encoders", {}).items():
+        yield "text_encoder", f"{name}.plan", encoder["graph"]
+    for name in ("vae_decoder", "vae_encoder"):
+        if name in manifest:
+            yield name, f"{name}.plan", manifest[name]
+
+
+def _check_size(folder: Path, manifest: dict[str, Any], path: str) -> None:
+    file = manifest["files"].get(path)
+    if file is None or not (folder / path).is_file():
+        raise ExportError(f"The bundle {folder} lacks {path}; export again.")
+    if (folder / path).stat().st_size != file["bytes"]:
+        raise ExportError(
+            f"{folder / path} is not the file that {MANIFEST} describes (its size differs);"
+            " export again."
+        )
+
+
+def check_contents(folder: Path, manifest: dict[str, Any], path: str) -> None:
+    """See that a file is what the manifest says, byte by byte.
+
+    Raises:
+        ExportError: its SHA-256 is another.
+    """
+    with (folder / path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != manifest["files"][path]["sha256"]:
+        raise ExportError(
+            f"{folder / path} is not the file that {MANIFEST} describes (its SHA-256 differs);"
+            " export again."
+        )

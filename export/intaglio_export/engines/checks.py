@@ -1,0 +1,76 @@
+"""Whether an engine is what was asked for: nothing fell back, nothing was dropped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from intaglio_export.engines.bundle import Component
+from intaglio_export.engines.log import Binding, EngineLog
+from intaglio_export.engines.network import Order
+from intaglio_export.errors import ExportError
+
+# Weights may be folded, transposed and padded, so their memory is not quite the files' bytes.
+WEIGHTS_RATIO = (0.9, 1.1)
+WEIGHTS_SLACK = 256 << 10
+
+
+def check_engine(component: Component, order: Order, log: EngineLog) -> None:
+    """Compare the engine with the manifest's inputs and outputs and with the profiles asked for.
+
+    Raises:
+        ExportError: they differ.
+    """
+    found = {binding.name: binding for binding in log.bindings}
+    for tensor in (*component.inputs, *component.outputs):
+        binding = found.pop(tensor["name"], None)
+        if binding is None or not _matches(tensor, binding, order):
+            raise _wrong(component, f"has {binding} for {tensor}")
+    if found:
+        raise _wrong(component, f"has {', '.join(sorted(found))} beyond the graph's")
+    if len(log.activation_bytes) != len(order.profiles):
+        raise _wrong(component, f"has {len(log.activation_bytes)} profiles")
+    low, high = (ratio * component.weights_bytes for ratio in WEIGHTS_RATIO)
+    if not low - WEIGHTS_SLACK <= log.weights_bytes <= high + WEIGHTS_SLACK:
+        raise _wrong(
+            component,
+            f"holds {log.weights_bytes} bytes of weights for {component.weights_bytes} in the"
+            " graph",
+        )
+
+
+def _matches(tensor: dict[str, Any], binding: Binding, order: Order) -> bool:
+    """Whether type and shape are the manifest's, and an input's profiles those asked for.
+
+    A dynamic axis may have become a number, where the profiles leave it one size only.
+    """
+    shapes = [ends.get(binding.name) for ends in order.profiles]
+    is_input = shapes[0] is not None
+    return (
+        binding.is_input == is_input
+        and binding.dtype == tensor["dtype"]
+        and len(binding.shape) == len(tensor["axes"])
+        and all(
+            isinstance(axis, str) or axis == size
+            for axis, size in zip(tensor["axes"], binding.shape, strict=True)
+        )
+        and (not is_input or list(binding.profiles) == shapes)
+    )
+
+
+def check_residual(component: Component, residual: list[dict[str, Any]]) -> None:
+    """See that the image stream is float32 wherever the engine shows it.
+
+    Raises:
+        ExportError: it is not.
+    """
+    for block in residual:
+        if block["dtype"] not in ("float32", "fused"):
+            raise _wrong(
+                component, f"has the image stream after block {block['block']} in {block['dtype']}"
+            )
+
+
+def _wrong(component: Component, what: str) -> ExportError:
+    return ExportError(
+        f"The engine of {component.path} is not what was asked for and was not kept: it {what}."
+    )

@@ -1,0 +1,146 @@
+"""`intaglio build`: parses, calls, prints."""
+
+from __future__ import annotations
+
+import enum
+import errno
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from intaglio_export.engines.builder import BuildRequest, build_engines, plan_work
+from intaglio_export.engines.bundle import Component
+from intaglio_export.engines.report import plan_table, report_table
+from intaglio_export.errors import ExitCode, ExportError
+
+
+class Backend(enum.StrEnum):
+    """Which package builds."""
+
+    rtx = "tensorrt-rtx"
+    tensorrt = "tensorrt"
+
+
+def build(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Folder that intaglio export has written.")
+    ],
+    backend: Annotated[
+        Backend,
+        typer.Option(
+            help="tensorrt-rtx: for GeForce, RTX and workstation GPUs, named with --arch; the"
+            " machine that builds needs none. tensorrt: for the GPU in this machine, data-centre"
+            " ones too."
+        ),
+    ],
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SM,SM,...",
+            help="GPUs that the engines are for, out of sm75, sm80, sm86, sm89, sm120, sm121."
+            " Default: all from sm80 on; one engine holds them all and is no larger for it.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float32|float16|bfloat16",
+            help="What the bundle has to be; an engine has its graph's types. Another one is had"
+            " by intaglio export --dtype.",
+        ),
+    ] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="batch=1:1:4,height=...,width=...",
+            help="Images of one request, and their sides in pixels: MIN:OPT:MAX or one number."
+            " May be given several times. Default: batch=1:1:4, and sides from half to one and a"
+            " half times the bundle's default size.",
+        ),
+    ] = None,
+    low_memory: Annotated[
+        bool,
+        typer.Option(
+            "--low-memory",
+            help="Engines whose weights the runtime may keep on the host and stream, for GPUs that"
+            " cannot hold them.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be built, and estimates; build nothing."),
+    ] = False,
+) -> None:
+    """Build TensorRT engines for a bundle's graphs, with or without a GPU.
+
+    An engine is built for each graph of BUNDLE (the transformer's, text encoders, both halves of
+    the VAE) and stays in BUNDLE/engines. One that is there already for the same graph, weights,
+    package, GPUs, precision and profiles is kept; only the rest is built. engine.json beside the
+    engines says what they are: inputs, layers, the image stream's type after each block, memory.
+
+    Example: intaglio build fashion.bundle --backend tensorrt-rtx --arch sm89,sm120
+
+    Larger images: intaglio build sd35.bundle --backend tensorrt-rtx --profile
+    batch=1,height=768:1024:1344,width=768:1024:1344
+    """
+    request = BuildRequest(bundle, backend, arch, precision, tuple(profile or ()), low_memory)
+    try:
+        if dry_run:
+            Console().print(plan_table(plan_work(request)))
+        else:
+            _build(request)
+    except ExportError as error:
+        _fail(error.message, error.exit_code)
+    except KeyboardInterrupt:
+        _fail(
+            f"Interrupted; the engines that were ready are in {bundle / 'engines'}.",
+            ExitCode.INTERRUPTED,
+        )
+    except MemoryError:
+        _fail("There is not enough memory to build the engines.", ExitCode.NO_MEMORY)
+    except OSError as error:
+        _fail(_system_message(error, bundle), ExitCode.BAD_INPUT)
+
+
+def _build(request: BuildRequest) -> None:
+    screen = Console(stderr=True)
+    name, phase = TextColumn("{task.description}"), TextColumn("{task.fields[what]}")
+    columns = (name, BarColumn(), TimeElapsedColumn(), phase)
+    bar = Progress(*columns, console=screen, disable=not screen.is_interactive)
+    # Started where it can be seen only: rich ends a bar elsewhere with an empty line.
+    with bar if screen.is_interactive else nullcontext():
+        work = build_engines(request, _Bars(bar))
+    Console().print(report_table(work))
+
+
+class _Bars:
+    """A line for each component: its share, its time, and what the builder does."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = TaskID(-1)
+
+    def start(self, component: Component) -> None:
+        self._task = self._bar.add_task(component.path, total=1.0, what="")
+
+    def update(self, what: str, done: float) -> None:
+        self._bar.update(self._task, completed=done, what=what)
+
+    def finish(self) -> None:
+        self._bar.update(self._task, completed=1.0, what="")
+
+
+def _system_message(error: OSError, bundle: Path) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"The disk of {bundle} is full."
+    place = error.filename or bundle
+    return f"Cannot write the engines: {place}: {error.strerror or error}."
+
+
+def _fail(message: str, code: ExitCode) -> None:
+    typer.echo(f"intaglio: {' '.join(message.split())}", err=True)
+    raise typer.Exit(int(code))

@@ -1,0 +1,73 @@
+"""`engine.json`: what the engines of a folder are; schema models/engine.schema.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from intaglio_export import __version__, resources
+from intaglio_export.engines.bundle import Component
+from intaglio_export.engines.key import Settings
+from intaglio_export.engines.log import EngineLog, layer_types, to_json
+
+NAME = "engine.json"
+SCHEMA_VERSION = 1
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The components of the engine.json in `folder`; none if there is no file that can be used."""
+    try:
+        document = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        jsonschema.validate(document, resources.engine_schema())
+    except (OSError, ValueError, jsonschema.ValidationError):
+        return {}  # then everything is built again
+    found: dict[str, Any] = document["components"]
+    return found
+
+
+def entry(
+    key: str, component: Component, manifest: dict[str, Any], log: EngineLog
+) -> dict[str, Any]:
+    """What the builder's log says of one engine."""
+    graph, *weights = component.files
+    files = manifest["files"]
+    bindings = {binding.name: to_json(binding) for binding in log.bindings}
+    return {
+        "key": key,
+        "plan": component.plan,
+        "graph_sha256": files[graph]["sha256"],
+        "weights_sha256": {path: files[path]["sha256"] for path in weights},
+        "inputs": [bindings[tensor["name"]] for tensor in component.inputs],
+        "outputs": [bindings[tensor["name"]] for tensor in component.outputs],
+        "weights_bytes": log.weights_bytes,
+        "activation_bytes": list(log.activation_bytes),
+        "layers": len(log.layers),
+        "layer_types": layer_types(log.layers),
+    }
+
+
+def write(folder: Path, settings: Settings, entries: dict[str, Any]) -> None:
+    """Replace the engine.json of `folder` in one step.
+
+    Raises:
+        jsonschema.ValidationError: it does not fit the schema, which is a bug of the builder.
+    """
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "backend": settings.backend,
+        "version": settings.version,
+        "targets": list(settings.targets),
+        "precision": settings.precision,
+        "flags": list(settings.flags),
+        "key": settings.key,
+        "profiles": [profile.to_json() for profile in settings.profiles],
+        "producer": {"intaglio": __version__},
+        "components": entries,
+    }
+    jsonschema.validate(document, resources.engine_schema())
+    unfinished = folder / f"{NAME}.partial"
+    unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(folder / NAME)

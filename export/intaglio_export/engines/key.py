@@ -1,0 +1,48 @@
+"""Keys of engines: what has to be the same for an engine to be used again.
+
+Both are the first digits of a SHA-256 over JSON with sorted keys and without spaces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from intaglio_export.engines.bundle import Component
+from intaglio_export.engines.profiles import Profile
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all engines of one folder."""
+
+    backend: str
+    version: str
+    targets: tuple[str, ...]
+    precision: str
+    profiles: tuple[Profile, ...]
+    flags: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """8 hexadecimal digits."""
+        return _digest(asdict(self))[:8]
+
+    def folder(self, bundle: Path) -> Path:
+        """Where the engines of these settings stand in a bundle."""
+        targets = "+".join(self.targets)
+        return bundle / "engines" / f"{self.backend}-{targets}-{self.precision}-{self.key}"
+
+
+def component_key(settings: Settings, component: Component, manifest: dict[str, Any]) -> str:
+    """16 hexadecimal digits: the settings, the graph, and the weights files that it reads."""
+    digests = {path: manifest["files"][path]["sha256"] for path in component.files}
+    return _digest({"folder": settings.key, "files": digests})[:16]
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,166 @@
+"""What the builder says of an engine: its verbose log, read, since no inspector runs without a GPU.
+
+With verbosity DETAILED the log ends in one message that lists the engine's layers and its inputs
+and outputs; messages before it give memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+_ACTIVATION = re.compile(r"Total Activation Memory: (\d+) bytes")
+_WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
+_TENSOR = re.compile(r"Name: ([^,]+), Dimensions: \[([^\]]*)\].*?Datatype: (\w+)")
+_IO = re.compile(
+    r"Name: (?P<name>[^,]+), IOMode: (?P<mode>\w+), DataType: (?P<dtype>\w+),"
+    r" Dimensions: \[(?P<shape>[^\]]*)\]"
+)
+_ENDS = re.compile(r"MinShape: \[([^\]]*)\], OptShape: \[([^\]]*)\], MaxShape: \[([^\]]*)\]")
+_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+_DTYPES = {
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Int64": "int64",
+    "Int32": "int32",
+    "Bool": "bool",
+}
+# Said of every int64 input; nothing to act on, since ours are int64.
+_HARMLESS = ("Int64 binding",)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor between layers. A dimension of -1 is dynamic."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the engine; `nodes` are the ONNX nodes that went into it, with their callers."""
+
+    name: str
+    kind: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Binding:
+    """An input or output of the engine; `profiles` are (min, opt, max), inputs' only."""
+
+    name: str
+    is_input: bool
+    dtype: str
+    shape: tuple[int, ...]
+    profiles: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+@dataclass(frozen=True)
+class EngineLog:
+    """The log of one build that succeeded; `activation_bytes` one per profile."""
+
+    layers: tuple[Layer, ...]
+    bindings: tuple[Binding, ...]
+    weights_bytes: int
+    activation_bytes: tuple[int, ...]
+
+
+class LogReader:
+    """Keeps what matters of a log of tens of thousands of messages."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self._text: list[str] = []
+
+    def add(self, message: str, is_problem: bool) -> None:
+        """Take a message; `is_problem`: its severity is warning or above."""
+        if is_problem:
+            if not any(harmless in message for harmless in _HARMLESS):
+                self.problems.append(message.strip())
+        elif message.startswith(("Total ", "Layers:")):
+            self._text.append(message)
+
+    def result(self) -> EngineLog:
+        """What was read.
+
+        Raises:
+            ValueError: the log has not the form of the versions that this was written for.
+        """
+        text = "\n".join(self._text)
+        weights = _WEIGHTS.findall(text)
+        layers = tuple(_layer(line) for line in text.splitlines() if "LayerType: " in line)
+        bindings = tuple(_binding(found, line) for found, line in _io_lines(text.splitlines()))
+        if not (len(weights) == 1 and layers and bindings):
+            raise ValueError("no layers, tensors or memory in the builder's log")
+        return EngineLog(
+            layers, bindings, int(weights[0]), tuple(int(n) for n in _ACTIVATION.findall(text))
+        )
+
+
+def _io_lines(lines: Iterable[str]) -> list[tuple[re.Match[str], str]]:
+    return [(found, line) for line in lines if (found := _IO.search(line))]
+
+
+def _layer(line: str) -> Layer:
+    """A line `Name: ..., LayerType: ..., Inputs: [...], Constants: [...], Outputs: [...], ...`."""
+    head, _, rest = line.partition(", Inputs: ")
+    inputs, _, rest = rest.partition(", Constants: ")
+    outputs, _, rest = rest.partition(", Outputs: ")[2].partition(", TacticName: ")
+    name, _, kind = head.removeprefix("Name: ").partition(", LayerType: ")
+    return Layer(name, kind, _tensors(inputs), _tensors(outputs), tuple(_NODE.findall(rest)))
+
+
+def _tensors(text: str) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(name, _numbers(shape), _dtype(dtype)) for name, shape, dtype in _TENSOR.findall(text)
+    )
+
+
+def _binding(found: re.Match[str], line: str) -> Binding:
+    profiles = tuple(tuple(_numbers(end) for end in ends) for ends in _ENDS.findall(line))
+    return Binding(
+        found["name"],
+        found["mode"] == "Input",
+        _dtype(found["dtype"]),
+        _numbers(found["shape"]),
+        profiles,
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(",") if number.strip())
+
+
+def _dtype(name: str) -> str:
+    return _DTYPES.get(name, name.lower())
+
+
+def layer_types(layers: Iterable[Layer]) -> dict[str, int]:
+    """How many layers there are of each kind, the commonest first."""
+    counts: dict[str, int] = {}
+    for layer in layers:
+        counts[layer.kind] = counts.get(layer.kind, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def to_json(binding: Binding) -> dict[str, Any]:
+    """As `engine.schema.json` wants it."""
+    data: dict[str, Any] = {
+        "name": binding.name,
+        "dtype": binding.dtype,
+        "shape": list(binding.shape),
+    }
+    if binding.is_input:
+        data["profiles"] = [
+            dict(zip(("min", "opt", "max"), map(list, ends), strict=True))
+            for ends in binding.profiles
+        ]
+    return data

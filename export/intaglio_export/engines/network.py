@@ -1,0 +1,162 @@
+"""From an ONNX graph to a plan, by the API that both packages have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intaglio_export.engines.log import EngineLog, LogReader
+from intaglio_export.engines.packages import Package, capabilities
+from intaglio_export.engines.profiles import Shape
+from intaglio_export.errors import ExitCode, ExportError
+
+# Called with what the builder does and the share of it that is done.
+Progress = Callable[[str, float], None]
+WEIGHT_STREAMING = "weight_streaming"
+_SOURCE_LINE = re.compile(r"\.? In [\w:()]+ at /\S+")  # of the package's own code
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to build: a graph, for which targets, flags and shapes.
+
+    `profiles` holds, for each profile, each input's smallest, likeliest and largest shape.
+    `float32_nodes` are nodes whose result has to be float32.
+    """
+
+    backend: str
+    graph: Path
+    targets: tuple[str, ...]
+    flags: tuple[str, ...]
+    profiles: tuple[dict[str, tuple[Shape, Shape, Shape]], ...]
+    float32_nodes: tuple[str, ...]
+    timing_cache: Path
+
+
+def build_plan(package: Package, order: Order, progress: Progress) -> tuple[memoryview, EngineLog]:
+    """The plan of `order`, and what the builder says of it.
+
+    Raises:
+        ExportError: the package cannot build it.
+    """
+    reader = LogReader()
+    trt = package.module
+    builder = trt.Builder(_logger(trt, reader))
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(strongly_typed)
+    _parse(package, network, builder.logger, order, reader)
+    _mark_attention(trt, network)
+    _check_types(trt, network, order)
+    config = _configure(package, builder, network, order)
+    config.progress_monitor = _monitor(trt, progress)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None or reader.problems:
+        raise _refused(package, order, reader.problems)
+    if package.timing_cache:
+        order.timing_cache.write_bytes(config.get_timing_cache().serialize())
+    return memoryview(plan), reader.result()
+
+
+def _logger(trt: Any, reader: LogReader) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            reader.add(message, severity <= trt.ILogger.WARNING)
+
+    return Logger()
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Shows the outermost phase's steps, and the name of whatever runs."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+            self._done = 0.0
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self._steps[name] = steps if parent is None else 0
+            progress(name, self._done)
+
+        def phase_finish(self, name: str) -> None:
+            self._steps.pop(name, None)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            if steps := self._steps.get(name):
+                self._done = (step + 1) / steps
+                progress(name, self._done)
+            return True
+
+    return Monitor()
+
+
+def _parse(package: Package, network: Any, logger: Any, order: Order, reader: LogReader) -> None:
+    parser = package.module.OnnxParser(network, logger)
+    if parser.parse_from_file(str(order.graph)) and not reader.problems:
+        return
+    said = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    raise _refused(package, order, said or reader.problems)
+
+
+def _mark_attention(trt: Any, network: Any) -> None:
+    """Let attention be made of single layers where the package has no kernel that does it whole."""
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer  # comes back as a plain ILayer
+            layer.attention.decomposable = True
+
+
+def _check_types(trt: Any, network: Any, order: Order) -> None:
+    """See that the nodes that must be float32 are; in a strongly typed network they remain so."""
+    expected = set(order.float32_nodes)
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.name in expected and layer.get_output(0).dtype != trt.float32:
+            raise ExportError(
+                f"{order.graph}: the image stream at {layer.name} is"
+                f" {layer.get_output(0).dtype}, not float32; export again."
+            )
+
+
+def _configure(package: Package, builder: Any, network: Any, order: Order) -> Any:
+    trt = package.module
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # On by default; its 10 bits of mantissa are not the float32 that a bundle promises.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    for flag in order.flags:
+        config.set_flag(getattr(trt.BuilderFlag, flag.upper()))
+    if package.ahead_of_time:
+        config.num_compute_capabilities = len(order.targets)
+        for i, capability in enumerate(capabilities(package, order.targets)):
+            config.set_compute_capability(capability, i)
+    if package.timing_cache:
+        known = order.timing_cache.read_bytes() if order.timing_cache.exists() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+    for shapes in order.profiles:
+        config.add_optimization_profile(_profile(builder, network, shapes))
+    return config
+
+
+def _profile(builder: Any, network: Any, shapes: dict[str, tuple[Shape, Shape, Shape]]) -> Any:
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        name = network.get_input(i).name
+        profile.set_shape(name, *shapes[name])
+    return profile
+
+
+def _refused(package: Package, order: Order, problems: Sequence[str]) -> ExportError:
+    targets = ", ".join(order.targets)
+    said = dict.fromkeys(_SOURCE_LINE.sub("", problem).rstrip(".") for problem in problems)
+    why = "; ".join(said) or "it gives no reason"
+    return ExportError(
+        f"{package.title} cannot build {order.graph} for {targets}: {why}.", ExitCode.UNAVAILABLE
+    )

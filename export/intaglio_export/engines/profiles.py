@@ -1,0 +1,211 @@
+"""Optimization profiles: which images an engine takes, and what that means for a graph's axes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from intaglio_export.engines.bundle import Component
+from intaglio_export.errors import usage_error
+
+# Larger images are decoded in tiles of this many pixels: the runtime's default of --vae-tile.
+VAE_TILE = 1024
+DEFAULT_BATCH = (1, 1, 4)
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Smallest, likeliest and largest size of an axis; the engine is tuned for the likeliest."""
+
+    min: int
+    opt: int
+    max: int
+
+    def of(self, unit: int) -> Range:
+        """This range, counted in `unit`s."""
+        return Range(self.min // unit, self.opt // unit, self.max // unit)
+
+    def times(self, other: Range | int) -> Range:
+        """The product, end by end."""
+        by = Range(other, other, other) if isinstance(other, int) else other
+        return Range(self.min * by.min, self.opt * by.opt, self.max * by.max)
+
+    def at_most(self, limit: int) -> Range:
+        """This range, cut at `limit`."""
+        return Range(min(self.min, limit), min(self.opt, limit), min(self.max, limit))
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Images of one request, and their height and width in pixels."""
+
+    batch: Range
+    height: Range
+    width: Range
+
+    def to_json(self) -> dict[str, list[int]]:
+        """As `engine.schema.json` wants it."""
+        return {axis: list(ends.values()) for axis, ends in asdict(self).items()}
+
+    def __str__(self) -> str:
+        return f"batch={self.batch},height={self.height},width={self.width}"
+
+
+def default_profile(manifest: dict[str, Any]) -> Profile:
+    """1 to 4 images of half to one and a half times the default size, as far as the model goes."""
+    batch = Range(*DEFAULT_BATCH)
+    if manifest["latent"].get("fixed_size"):
+        return Profile(batch, *(_one(manifest["latent"][f"max_{side}"]) for side in _SIDES))
+    return Profile(batch, *(_around(manifest, side) for side in _SIDES))
+
+
+_SIDES = ("height", "width")
+
+
+def _one(size: int) -> Range:
+    return Range(size, size, size)
+
+
+def _around(manifest: dict[str, Any], side: str) -> Range:
+    unit, size = _unit(manifest), manifest["defaults"][side]
+    largest = min(manifest["latent"][f"max_{side}"], size * 3 // 2) // unit * unit
+    return Range(max(unit, size // 2 // unit * unit), size, max(size, largest))
+
+
+def _unit(manifest: dict[str, Any]) -> int:
+    """Pixels along one side of a token."""
+    scale: int = manifest["latent"]["vae_scale_factor"]
+    return scale * int(manifest["transformer"]["patch_size"])
+
+
+def parse_profiles(texts: Sequence[str], manifest: dict[str, Any]) -> tuple[Profile, ...]:
+    """Read --profile, as in `batch=1:1:4,height=16:32:48`; an axis that is not named is as in the
+    default. Without any: the default alone.
+
+    Raises:
+        ExportError: the text cannot be read, or the model has no such images.
+    """
+    default = default_profile(manifest)
+    profiles = [_parse(text, default) for text in texts]
+    for text, profile in zip(texts, profiles, strict=True):
+        _check(text, profile, manifest)
+    return tuple(dict.fromkeys(profiles)) or (default,)
+
+
+def _parse(text: str, default: Profile) -> Profile:
+    ranges = {axis: getattr(default, axis) for axis in ("batch", *_SIDES)}
+    named = set()
+    for part in text.split(","):
+        axis, equals, ends = part.strip().partition("=")
+        if axis not in ranges or not equals:
+            raise usage_error(
+                f"--profile {text or '(empty)'}: expected batch=, height= or width= with"
+                " MIN:OPT:MAX, as in batch=1:1:4,height=512:1024:1536."
+            )
+        if axis in named:
+            raise usage_error(f"--profile {text}: {axis} is named twice.")
+        named.add(axis)
+        ranges[axis] = _range(text, axis, ends)
+    return Profile(**ranges)
+
+
+_NUMBER = re.compile("[0-9]{1,9}")
+
+
+def _range(text: str, axis: str, ends: str) -> Range:
+    numbers = ends.split(":")
+    if not all(_NUMBER.fullmatch(number) for number in numbers):
+        numbers = []
+    if len(numbers) == 1:
+        return _one(int(numbers[0]))
+    if len(numbers) != 3:
+        raise usage_error(
+            f"--profile {text}: {axis}={ends} is neither MIN:OPT:MAX nor one number;"
+            " give it as in 1:1:4."
+        )
+    found = Range(*(int(number) for number in numbers))
+    if not found.min <= found.opt <= found.max:
+        raise usage_error(f"--profile {text}: {axis}={ends} is not in order; give MIN:OPT:MAX.")
+    return found
+
+
+def _check(text: str, profile: Profile, manifest: dict[str, Any]) -> None:
+    if not 1 <= profile.batch.min <= profile.batch.max <= _MAX_IMAGES:
+        raise usage_error(f"--profile {text}: batch is 1 to {_MAX_IMAGES} images.")
+    latent = manifest["latent"]
+    for side in _SIDES:
+        ends, largest = getattr(profile, side), latent[f"max_{side}"]
+        if latent.get("fixed_size"):
+            if ends != _one(largest):
+                raise usage_error(
+                    f"--profile {text}: {manifest['name']} makes images of"
+                    f" {latent['max_width']}x{latent['max_height']} only; leave {side} out."
+                )
+            continue
+        unit = _unit(manifest)
+        for size in (ends.min, ends.opt, ends.max):
+            if size % unit or not unit <= size <= largest:
+                raise usage_error(
+                    f"--profile {text}: {side} {size} does not fit {manifest['name']}: a multiple"
+                    f" of {unit} from {unit} to {largest // unit * unit}."
+                )
+
+
+_MAX_IMAGES = 1024  # a slip of the finger should not ask for terabytes
+
+
+def input_shapes(
+    component: Component, profile: Profile, manifest: dict[str, Any]
+) -> dict[str, tuple[Shape, Shape, Shape]]:
+    """Smallest, likeliest and largest shape of each input of a graph."""
+    sizes = _axes(component.kind, profile, manifest)
+    shapes = {}
+    for tensor in component.inputs:
+        # An axis of no known name is a bug: the runtime would not know it either.
+        ranges = [sizes[axis] if isinstance(axis, str) else _one(axis) for axis in tensor["axes"]]
+        shapes[tensor["name"]] = (
+            tuple(ends.min for ends in ranges),
+            tuple(ends.opt for ends in ranges),
+            tuple(ends.max for ends in ranges),
+        )
+    return shapes
+
+
+def _axes(kind: str, profile: Profile, manifest: dict[str, Any]) -> dict[str, Range]:
+    """Sizes of the named axes of a graph. What runs at once is the C++ pipeline's: one prompt, one
+    image of the VAE, and a row for each branch of each image in the transformer."""
+    scale, unit = manifest["latent"]["vae_scale_factor"], _unit(manifest)
+    if kind == "text_encoder":
+        return {"prompts": _one(1)}
+    if kind == "vae_encoder":
+        return {"images": _one(1), "image_height": profile.height, "image_width": profile.width}
+    if kind == "vae_decoder":
+        height, width = (_decoded(side, scale) for side in (profile.height, profile.width))
+        return {"images": _one(1), "latent_height": height, "latent_width": width}
+    branches = {"forked": 3, "base": 2, "degraded": 1}[kind]
+    prompt = manifest.get("prompt", {}).get("text", ())
+    return {
+        "base_rows": _rows(profile.batch, 2),
+        "rows": _rows(profile.batch, branches),
+        "latent_height": profile.height.of(scale),
+        "latent_width": profile.width.of(scale),
+        "tokens": profile.height.of(unit).times(profile.width.of(unit)),
+        "text_length": _one(sum(segment["length"] for segment in prompt)),
+    }
+
+
+def _rows(batch: Range, branches: int) -> Range:
+    """One row for each image at least, all branches of all images at most."""
+    return Range(batch.min, batch.opt * branches, batch.max * branches)
+
+
+def _decoded(side: Range, scale: int) -> Range:
+    """Latent cells that are decoded at once: an image or a tile of one, whose last may be thin."""
+    cells = side.at_most(VAE_TILE).of(scale)
+    return Range(1, cells.opt, cells.max)

@@ -1,0 +1,99 @@
+"""What is shown on the screen: what would be built, and what the engines are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from intaglio_export.engines.builder import Job, Work, estimates
+
+
+def plan_table(work: Work) -> RenderableType:
+    """What a build would do, and estimates of memory."""
+    table = _table("graph", "engine", ">weights", ">activations")
+    for job in work.jobs:
+        table.add_row(
+            job.component.path,
+            "is there" if job.entry else "to build",
+            _size(job.component.weights_bytes),
+            " ".join(map(_size, estimates(work, job))),
+        )
+    return Group(_head(work), table, _NOTE)
+
+
+_NOTE = (
+    "Estimates: weights as in the graph; activations as the most that is alive at once at the"
+    " profile's largest images."
+)
+
+
+def report_table(work: Work) -> RenderableType:
+    """What each engine is."""
+    table = _table("graph", ">engine", ">weights", ">activations", ">layers", ">seconds")
+    for job in work.jobs:
+        entry = job.entry or {}
+        table.add_row(
+            job.component.path,
+            _size(entry["plan_bytes"]),
+            _size(entry["weights_bytes"]),
+            " ".join(map(_size, entry["activation_bytes"])),
+            str(entry["layers"]),
+            f"{entry['seconds']:.1f}" if job.component.path in work.built else "was there",
+        )
+    return Group(_head(work), table, _findings(work.jobs))
+
+
+def _head(work: Work) -> Table:
+    table = _table()
+    settings = work.settings
+    table.add_row("engines", str(work.folder))
+    table.add_row("for", f"{', '.join(settings.targets)}, {settings.precision}")
+    table.add_row("built by", work.package.title)
+    for profile in settings.profiles:
+        table.add_row("profile", str(profile))
+    return table
+
+
+def _findings(jobs: list[Job]) -> Table:
+    """What became of the image stream and of the op in the transformer's engines."""
+    table = _table()
+    for job in jobs:
+        entry = job.entry or {}
+        if job.component.is_transformer:
+            types = _types(entry.get("residual", [])) or "not found in the graph"
+            table.add_row(job.component.kind, f"image stream after each block: {types}")
+        if op := entry.get("ma_suppress"):
+            place = "fused with its neighbours" if op["fused"] else "in layers of its own"
+            table.add_row(job.component.kind, f"MASuppress: {place}")
+    return table
+
+
+def _types(residual: list[dict[str, Any]]) -> str:
+    """As in `0-6 float32, 7 fused`."""
+    runs: list[tuple[str, list[int]]] = []
+    for block in residual:
+        if runs and runs[-1][0] == block["dtype"]:
+            runs[-1][1].append(block["block"])
+        else:
+            runs.append((block["dtype"], [block["block"]]))
+    return ", ".join(
+        f"{blocks[0]}-{blocks[-1]} {dtype}" if len(blocks) > 1 else f"{blocks[0]} {dtype}"
+        for dtype, blocks in runs
+    )
+
+
+def _table(*columns: str) -> Table:
+    """Without borders; a name that starts with > is of numbers."""
+    table = Table(show_header=bool(columns), box=None, pad_edge=False, header_style="")
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column[0] == ">" else "left")
+    if not columns:
+        table.add_column()
+        table.add_column(overflow="fold")
+    return table
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

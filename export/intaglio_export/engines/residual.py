@@ -1,0 +1,147 @@
+"""The residual path of a transformer, found in its ONNX graph and again in the engine's layers.
+
+z after block k is the sum of the image stream and what the block makes of it: an Add one of whose
+inputs, or the stream some sums before it, went into the making of the other. The path is those
+sums, walked from the output back; the blocks are told apart by the names of their weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+
+from intaglio_export.engines.log import Layer
+
+OP = "MASuppress"
+# Nodes that hand values on as they are, all or a part of them.
+_WHOLE = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_PART = {"Slice", "Split"}  # scale and shift are parts of one product: no sign of a stream
+_BLOCK = re.compile(r"(?:^|\.)(\w*blocks)\.(\d+)\.")
+
+
+class _Graph:
+    """Nodes in topological order, each with the set of its ancestors as the bits of a number."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes = list(model.graph.node)
+        self.producer = {name: i for i, n in enumerate(self.nodes) for name in n.output if name}
+        self.ancestors: list[int] = []
+        # Of a residual sum, the node that the stream comes from; None for other nodes.
+        self.stream: list[int | None] = []
+        for node in self.nodes:
+            sources = [self.producer[name] for name in node.input if name in self.producer]
+            above = 0
+            for i in sources if node.op_type != "Shape" else ():  # of which no values come through
+                above |= self.ancestors[i] | 1 << i
+            self.ancestors.append(above)
+            is_sum = node.op_type == "Add" and len(sources) == 2
+            self.stream.append(self._stream_of(*sources) if is_sum else None)
+        self.output = self.producer[model.graph.output[0].name]
+
+    def _stream_of(self, one: int, two: int) -> int | None:
+        for stream, other in ((one, two), (two, one)):
+            at: int | None = stream
+            while at is not None and self.nodes[at].op_type not in _PART:
+                if self.ancestors[other] >> at & 1:
+                    return stream
+                at = self.before(at)
+        return None
+
+    def before(self, index: int) -> int | None:
+        """The node from which the stream comes to `index`; None where it begins."""
+        node = self.nodes[index]
+        if (stream := self.stream[index]) is not None:
+            return stream
+        if node.op_type == OP or node.op_type in _WHOLE | _PART:
+            name = node.input[0]
+        elif node.op_type == "Concat":
+            name = node.input[-1]  # text tokens stand before the image's
+        else:
+            return None
+        return self.producer.get(name)
+
+    def path(self) -> list[int]:
+        """The residual sums from the first to the last."""
+        above = self.ancestors[self.output]
+        sums = [i for i, stream in enumerate(self.stream) if stream is not None and above >> i & 1]
+        found: list[int] = []
+        at = max(sums, default=None)
+        while at is not None:
+            if self.stream[at] is not None:
+                found.append(at)
+            at = self.before(at)
+        return found[::-1]
+
+    def block(self, index: int) -> tuple[str, int] | None:
+        """The block whose weights were the last to go into a sum."""
+        for i in range(index, -1, -1):
+            if i == index or self.ancestors[index] >> i & 1:
+                for name in self.nodes[i].input:
+                    if found := _BLOCK.search(name):
+                        return found[1], int(found[2])
+        return None
+
+
+def block_sums(model: onnx.ModelProto, blocks: int) -> list[list[str]]:
+    """Names of the nodes that are each block's residual sums, the last of which makes z.
+
+    Empty if the graph cannot be read like this: the sums don't fall into `blocks` blocks.
+    """
+    graph = _Graph(model)
+    found: list[tuple[tuple[str, int] | None, list[str]]] = []
+    for index in graph.path():
+        block, name = graph.block(index), graph.nodes[index].name
+        if found and found[-1][0] == block:
+            found[-1][1].append(name)
+        else:
+            found.append((block, [name]))
+    names = [names for _, names in found]
+    return names if len(names) == blocks else []
+
+
+def residual_types(
+    sums: Sequence[Sequence[str]], layers: Sequence[Layer], channels: int
+) -> list[dict[str, Any]]:
+    """In what type z leaves each block, as far as the engine's layers show.
+
+    What holds z is a tensor of `channels` that goes from a layer with the block's last sum to one
+    with the next block's first. `fused` where there is none: z is not written to memory.
+    """
+    path = [name for block in sums for name in block]
+    residual = []
+    for block, names in enumerate(sums):
+        after = path[path.index(names[-1]) + 1 :][:1]
+        types = {
+            tensor.dtype
+            for maker in _with(names[-1], layers)
+            for user in (u for name in after for u in _with(name, layers))
+            for tensor in maker.outputs
+            if tensor.shape[-1:] == (channels,) and tensor.name in {t.name for t in user.inputs}
+        }
+        residual.append({"block": block, "dtype": "/".join(sorted(types)) or "fused"})
+    return residual
+
+
+def op_layer(
+    model: onnx.ModelProto, layers: Sequence[Layer], profiles: int
+) -> dict[str, Any] | None:
+    """The layer that makes the op's output, and whether the op is one layer with its neighbours.
+
+    An engine has layers of its own for each of its `profiles`. None for a graph without the op.
+    """
+    node = next((node.name for node in model.graph.node if node.op_type == OP), None)
+    if node is None:
+        return None
+    call = f" | {node} ({OP})"
+    holding = [layer for layer in layers if any(call in name for name in layer.nodes)]
+    if not holding:
+        return {"layer": "", "fused": False}
+    alone = any(all(call in name for name in layer.nodes) for layer in holding)
+    return {"layer": holding[-1].name, "fused": len(holding) == profiles and not alone}
+
+
+def _with(node: str, layers: Sequence[Layer]) -> list[Layer]:
+    return [layer for layer in layers if node in layer.nodes]

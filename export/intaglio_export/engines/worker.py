@@ -1,0 +1,119 @@
+"""One component built in a process of its own.
+
+The builder cannot be interrupted while it compiles, and keeps memory; the process can be ended, and
+gives it back.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from intaglio_export.engines.log import EngineLog
+from intaglio_export.engines.network import Order, Progress, build_plan
+from intaglio_export.engines.packages import open_package
+from intaglio_export.errors import ExitCode, ExportError
+
+
+def build_apart(order: Order, plan: Path, progress: Progress) -> EngineLog:
+    """Build `order` into the file `plan`, in another process.
+
+    Raises:
+        ExportError: the package cannot build it, or there is not enough memory.
+        KeyboardInterrupt: as it came; the process has ended then, and `plan` may be half written.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(order, plan, there), daemon=True)
+    with _without_interrupts():
+        process.start()
+    there.close()
+    try:
+        return _listen(here, process, order, progress)
+    finally:
+        process.kill()
+        process.join()
+        here.close()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C is for this process: one started here is never sent any."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _listen(
+    connection: Connection, process: BaseProcess, order: Order, progress: Progress
+) -> EngineLog:
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            process.join()
+            raise _died(order, process.exitcode) from None
+        if isinstance(message, EngineLog):
+            return message
+        if isinstance(message, Exception):
+            raise message
+        progress(*message)
+
+
+def _died(order: Order, code: int | None) -> ExportError:
+    if code == -signal.SIGKILL:
+        return ExportError(
+            f"There is not enough memory to build {order.graph}: the system ended the builder.",
+            ExitCode.NO_MEMORY,
+        )
+    return ExportError(f"The builder ended while it built {order.graph} (exit code {code}).")
+
+
+def _run(order: Order, plan: Path, connection: Connection) -> None:
+    """What the process does; its last message is the engine's log, or an exception."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _silence()
+    sent = 0.0
+
+    def progress(what: str, done: float) -> None:
+        nonlocal sent
+        if time.monotonic() - sent > 0.1:  # thousands of phases a second
+            sent = time.monotonic()
+            connection.send((what, done))
+
+    try:
+        package = open_package(order.backend)
+        data, log = build_plan(package, order, progress)
+        plan.write_bytes(data)
+    except MemoryError:
+        connection.send(
+            ExportError(f"There is not enough memory to build {order.graph}.", ExitCode.NO_MEMORY)
+        )
+    except Exception as error:
+        connection.send(error)
+    else:
+        connection.send(log)
+
+
+def _silence() -> None:
+    """Keep what the library prints by itself off the screen; its log says the same."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,133 @@
+"""Building engines in tests, and what any of them has to be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper, numpy_helper
+
+from intaglio_export.engines.builder import BuildRequest, Work, build_engines
+from intaglio_export.engines.bundle import Component
+from intaglio_export.engines.residual import block_sums
+
+ARCH = "sm89,sm120"
+Json = dict[str, Any]
+
+
+class Names:
+    """Remembers which graphs were built."""
+
+    def __init__(self) -> None:
+        self.built: list[str] = []
+
+    def start(self, component: Component) -> None:
+        self.built.append(component.path)
+
+    def update(self, what: str, done: float) -> None:
+        assert what
+        assert 0 <= done <= 1
+
+    def finish(self) -> None:
+        pass
+
+
+def build(bundle: Path, **flags: Any) -> tuple[Work, list[str]]:
+    """Build for `ARCH`. Returns what is there then, and the graphs that were built."""
+    names = Names()
+    work = build_engines(BuildRequest(bundle, "tensorrt-rtx", **({"arch": ARCH} | flags)), names)
+    return work, names.built
+
+
+def without_engines(bundle: Path, copy: Path) -> Path:
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("engines"))
+    return copy
+
+
+def read(path: Path) -> Json:
+    document: Json = json.loads(path.read_text("utf-8"))
+    return document
+
+
+def graphs(manifest: Json) -> list[Json]:
+    """All graphs of a manifest."""
+    encoders = manifest.get("prompt", {}).get("encoders", {}).values()
+    found = [*manifest["transformer"]["graphs"].values(), *(e["graph"] for e in encoders)]
+    return [*found, manifest["vae_decoder"], manifest["vae_encoder"]]
+
+
+def assert_whole(bundle: Path, folder: Path) -> Json:
+    """An engine for each graph of `bundle`, with the manifest's inputs and outputs and all weights.
+
+    Returns the components of engine.json.
+    """
+    manifest, components = read(bundle / "bundle.json"), read(folder / "engine.json")["components"]
+    expected = graphs(manifest)
+    assert list(components) == [graph["path"] for graph in expected]
+    plans = {entry["plan"] for entry in components.values()}
+    assert {path.name for path in folder.iterdir()} == plans | {"engine.json"}
+    for graph in expected:
+        entry = components[graph["path"]]
+        for kind in ("inputs", "outputs"):
+            assert [(t["name"], t["dtype"]) for t in entry[kind]] == [
+                (t["name"], t["dtype"]) for t in graph[kind]
+            ]
+        for tensor, declared in zip(entry["inputs"], graph["inputs"], strict=True):
+            assert_covers(tensor, declared["axes"])
+        plan = (folder / entry["plan"]).read_bytes()
+        assert len(plan) == entry["plan_bytes"] > entry["weights_bytes"]
+        assert_weights(onnx.load(bundle / graph["path"]), plan, entry["weights_bytes"])
+    return dict(components)
+
+
+def assert_covers(tensor: Json, axes: list[int | str]) -> None:
+    """Profiles are in order; an axis is dynamic where they differ, which the graph has to allow."""
+    ends = [(p["min"], p["opt"], p["max"]) for p in tensor["profiles"]]
+    for i, axis in enumerate(axes):
+        sizes = [tuple(shape[i] for shape in profile) for profile in ends]
+        assert all(1 <= least <= likely <= most for least, likely, most in sizes)
+        every = {size for profile in sizes for size in profile}
+        assert {tensor["shape"][i]} == (every if len(every) == 1 else {-1})
+        assert isinstance(axis, str) or every == {axis}
+
+
+def assert_weights(model: onnx.ModelProto, plan: bytes, counted: int) -> None:
+    """All of the graph's weights are in the engine, and none of them twice.
+
+    What a graph casts is kept as cast. The plan holds, as they are, the weights that the builder
+    does not join or transpose (about half of a transformer's) nor reorder (convolutions').
+    """
+    nodes = model.graph.node
+    casts = {node.input[0]: node.attribute[0].i for node in nodes if node.op_type == "Cast"}
+    total = 0
+    for tensor in model.graph.initializer:
+        dtype = helper.tensor_dtype_to_np_dtype(casts.get(tensor.name, tensor.data_type))
+        total += prod(tensor.dims) * dtype.itemsize
+    assert abs(counted - total) < 0.02 * total + (64 << 10)
+    times = [plan.count(data) for data in distinct(model)]
+    assert max(times) == 1
+    convolutions = sum(node.op_type == "Conv" for node in nodes)
+    assert convolutions > 1 or sum(times) > len(times) / 2
+
+
+def distinct(model: onnx.ModelProto) -> list[bytes]:
+    """The weights that cannot be taken for something else."""
+    arrays = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    return [a.tobytes() for a in arrays if a.nbytes >= 512 and a.std() > 0]
+
+
+def assert_op_follows_block(bundle: Path, blocks: int, block: int) -> None:
+    """What the report takes for z after `block` is what the exporter put the op behind."""
+    model = onnx.load(bundle / "transformer" / "forked.onnx", load_external_data=False)
+    (op,) = (node for node in model.graph.node if node.op_type == "MASuppress")
+    sums = block_sums(model, blocks)
+    (last,) = (node for node in model.graph.node if node.name == sums[block][-1])
+    between = {name: node for node in model.graph.node for name in node.output}
+    source = between[op.input[0]]
+    if source.op_type == "Slice":  # FLUX's single blocks have the text tokens in the same stream
+        source = between[source.input[0]]
+    assert source.output[0] == last.output[0]

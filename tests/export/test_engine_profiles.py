@@ -1,0 +1,199 @@
+"""Profiles and keys over whatever images and settings there are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from intaglio_export.engines.bundle import Component
+from intaglio_export.engines.key import Settings, component_key
+from intaglio_export.engines.profiles import (
+    Profile,
+    Range,
+    default_profile,
+    input_shapes,
+    parse_profiles,
+)
+from intaglio_export.errors import ExportError
+
+UNITS = st.sampled_from([(8, 2), (8, 1), (2, 2), (16, 2)])
+
+
+def manifest(scale: int, patch: int, largest: int, default: int, fixed: bool = False) -> Any:
+    """What of a manifest a profile depends on; sides in tokens."""
+    unit = scale * patch
+    latent = {"vae_scale_factor": scale, "max_height": largest * unit, "max_width": largest * unit}
+    if fixed:
+        latent["fixed_size"] = True
+    return {
+        "name": "model",
+        "latent": latent,
+        "transformer": {"patch_size": patch, "graphs": {}},
+        "defaults": {"height": default * unit, "width": default * unit},
+        "prompt": {"text": [{"length": 16}, {"length": 5}]},
+    }
+
+
+def component(kind: str, **inputs: list[str | int]) -> Component:
+    tensors = [{"name": name, "axes": axes} for name, axes in inputs.items()]
+    return Component(kind, Path(), f"{kind}.onnx", f"{kind}.plan", tensors, [])
+
+
+@given(UNITS, st.integers(1, 300), st.integers(1, 300), st.booleans())
+def test_the_default_can_be_asked_for(
+    unit: tuple[int, int], largest: int, default: int, fixed: bool
+) -> None:
+    """It is what a user may say, holds the default size, and goes as far as the model or half as
+    much again."""
+    default = largest if fixed else min(default, largest)
+    model = manifest(*unit, largest, default, fixed)
+    profile = default_profile(model)
+    assert parse_profiles([str(profile)], model) == parse_profiles([], model) == (profile,)
+    side, size = profile.height, model["defaults"]["height"]
+    assert side.opt == size
+    assert side == profile.width
+    if fixed:
+        assert side.min == side.max == size
+    else:
+        assert side.max == min(default * 3 // 2, largest) * unit[0] * unit[1]
+        assert side.min == max(default // 2, 1) * unit[0] * unit[1]
+
+
+sides = st.lists(st.integers(1, 128), min_size=3, max_size=3).map(sorted)
+
+
+@given(UNITS, st.lists(st.integers(1, 64), min_size=3, max_size=3).map(sorted), sides, sides)
+def test_every_request_of_a_profile_fits_the_shapes(
+    unit: tuple[int, int], batch: list[int], rows: list[int], columns: list[int]
+) -> None:
+    """Of all images in it, with any branches, every input is within the shapes."""
+    pixels = unit[0] * unit[1]
+    model = manifest(*unit, 128, 64)
+    text = ",".join(
+        f"{axis}={':'.join(str(size * by) for size in sizes)}"
+        for axis, sizes, by in (
+            ("batch", batch, 1), ("height", rows, pixels), ("width", columns, pixels),
+        )
+    )  # fmt: skip
+    (profile,) = parse_profiles([text], model)
+    axes = {
+        "latent": ["base_rows", 4, "latent_height", "latent_width"],
+        "packed": ["base_rows", "tokens", 64],
+        "text": ["base_rows", "text_length", 8],
+        "keep": ["rows", "tokens"],
+    }
+    shapes = input_shapes(component("forked", **axes), profile, model)
+    for i, (n, h, w) in enumerate(zip(batch, rows, columns, strict=True)):
+        for branches, base in ((1, 1), (2, 1), (2, 2), (3, 2)):
+            request = {
+                "latent": (base * n, 4, h * unit[1], w * unit[1]),
+                "packed": (base * n, h * w, 64),
+                "text": (base * n, 21, 8),
+                "keep": (branches * n, h * w),
+            }
+            for name, shape in request.items():
+                least, likely, most = shapes[name]
+                for low, size, high in zip(least, shape, most, strict=True):
+                    assert low <= size <= high
+                if i == 1 and branches == 3:
+                    assert likely == shape
+
+
+@pytest.mark.parametrize(
+    ("pixels", "cells"), [((512, 1024), (64, 128)), ((1024, 2048), (128, 128))]
+)
+def test_the_decoder_takes_tiles_of_large_images(
+    pixels: tuple[int, int], cells: tuple[int, int]
+) -> None:
+    """1024 pixels, and a last tile as thin as a cell (cpp/src/pipeline/vae.cpp)."""
+    side = Range(512, *pixels)
+    profile = Profile(Range(1, 2, 4), side, side)
+    decoder = component("vae_decoder", latent=["images", 4, "latent_height", "latent_width"])
+    assert input_shapes(decoder, profile, manifest(8, 2, 256, 64))["latent"] == (
+        (1, 4, 1, 1),
+        (1, 4, cells[0], cells[0]),
+        (1, 4, cells[1], cells[1]),
+    )
+
+
+def test_an_axis_of_no_known_name_is_a_bug() -> None:
+    model = manifest(8, 2, 64, 64)
+    with pytest.raises(KeyError, match="frames"):
+        input_shapes(component("base", latent=["rows", "frames"]), default_profile(model), model)
+
+
+@given(st.text(alphabet="batchheiwd=:,0123456789-. ", max_size=40))
+def test_any_text_is_read_or_refused_in_a_sentence(text: str) -> None:
+    model = manifest(8, 2, 64, 64)
+    profile, refusal = read(text, model)
+    if profile is not None:
+        assert parse_profiles([str(profile)], model) == (profile,)
+    else:
+        assert refusal is not None
+        assert refusal.exit_code == 2
+        assert refusal.message.startswith("--profile ")
+        assert refusal.message.endswith(".")
+
+
+def read(text: str, model: Any) -> tuple[Profile | None, ExportError | None]:
+    try:
+        return parse_profiles([text], model)[0], None
+    except ExportError as error:
+        return None, error
+
+
+ONE = Settings(
+    "tensorrt-rtx",
+    "1.7",
+    ("sm89",),
+    "float32",
+    (Profile(Range(1, 1, 4), Range(8, 8, 8), Range(8, 8, 8)),),
+    (),
+)
+CHANGES = {
+    "backend": st.just("tensorrt"),
+    "version": st.text(min_size=1),
+    "targets": st.lists(st.sampled_from(["sm86", "sm89", "sm120"]), min_size=1, unique=True),
+    "precision": st.sampled_from(["float16", "bfloat16"]),
+    "profiles": st.builds(
+        lambda n: (replace(ONE.profiles[0], batch=Range(1, 1, n)),), st.integers(1, 64)
+    ),
+    "flags": st.just(("weight_streaming",)),
+}
+
+
+@given(st.sampled_from(sorted(CHANGES)), st.data())
+def test_every_setting_is_in_the_key(field: str, data: st.DataObject) -> None:
+    value = data.draw(CHANGES[field])
+    value = tuple(value) if isinstance(value, list) else value
+    other = replace(ONE, **{field: value})
+    assume(other != ONE)
+    assert other.key != ONE.key
+    assert replace(other, **{field: getattr(ONE, field)}).key == ONE.key
+
+
+class Weighted(Component):
+    """Reads one weights file."""
+
+    files = ["g.onnx", "w.data"]  # type: ignore[assignment]  # noqa: RUF012
+
+
+def test_a_component_has_its_settings_graph_and_weights_in_its_key() -> None:
+    part = Weighted("base", Path(), "g.onnx", "g.plan", [], [])
+
+    def key(
+        settings: Settings = ONE, graph: str = "a", weights: str = "b", other: str = "c"
+    ) -> str:
+        digests = {"g.onnx": graph, "w.data": weights, "elsewhere": other}
+        files = {path: {"sha256": digest} for path, digest in digests.items()}
+        return component_key(settings, part, {"files": files})
+
+    assert key() == key(other="d")
+    different = [key(), key(graph="x"), key(weights="x"), key(replace(ONE, version="2"))]
+    assert len(set(different)) == 4
+    assert all(len(one) == 16 and int(one, 16) >= 0 for one in different)
