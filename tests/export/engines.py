@@ -107,7 +107,8 @@ def assert_weights(model: onnx.ModelProto, plan: bytes, counted: int) -> None:
     for tensor in model.graph.initializer:
         dtype = helper.tensor_dtype_to_np_dtype(casts.get(tensor.name, tensor.data_type))
         total += prod(tensor.dims) * dtype.itemsize
-    assert abs(counted - total) < 0.02 * total + (64 << 10)
+    # Tables that the graph computes of nothing but constants come on top (Qwen's rotary ones).
+    assert -(64 << 10) < counted - 0.98 * total < 0.04 * total + (384 << 10)
     times = [plan.count(data) for data in distinct(model)]
     assert max(times) == 1
     convolutions = sum(node.op_type == "Conv" for node in nodes)
@@ -117,7 +118,7 @@ def assert_weights(model: onnx.ModelProto, plan: bytes, counted: int) -> None:
 def distinct(model: onnx.ModelProto) -> list[bytes]:
     """The weights that cannot be taken for something else."""
     arrays = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
-    return [a.tobytes() for a in arrays if a.nbytes >= 512 and a.std() > 0]
+    return [a.tobytes() for a in arrays if a.nbytes >= 512 and (a != a.flat[0]).any()]
 
 
 def assert_op_follows_block(bundle: Path, blocks: int, block: int) -> None:

@@ -24,7 +24,7 @@ from intaglio_export.errors import ExitCode, ExportError
 
 
 def build_apart(order: Order, plan: Path, progress: Progress) -> EngineLog:
-    """Build `order` into the file `plan`, in another process.
+    """Build `order` into the file `plan`, in another process. For the main thread only.
 
     Raises:
         ExportError: the package cannot build it, or there is not enough memory.
@@ -33,25 +33,31 @@ def build_apart(order: Order, plan: Path, progress: Progress) -> EngineLog:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(order, plan, there), daemon=True)
-    with _without_interrupts():
-        process.start()
-    there.close()
     try:
+        with _interrupts_after():
+            process.start()
+        there.close()
         return _listen(here, process, order, progress)
     finally:
-        process.kill()
-        process.join()
+        if process.pid is not None:
+            process.kill()
+            process.join()
         here.close()
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C is for this process: one started here is never sent any."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _interrupts_after() -> Iterator[None]:
+    """Let Ctrl-C wait until a process is wholly started; that one never gets any."""
+    pressed: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which it inherits
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _listen(
