@@ -115,6 +115,7 @@ class Bundle {
   std::optional<Graph> vae_encoder;
   Defaults defaults;
   std::map<std::string, std::uint64_t> file_bytes;
+  std::map<std::string, std::string> file_sha256;  // lower-case hexadecimal
 
   // The graph that every step runs: forked, or base.
   const Graph& transformer() const;

@@ -72,6 +72,7 @@ Bundle Bundle::open(const fs::path& folder) {
   for (const auto& [name, listed] : manifest.files) {
     check_file(folder / name, listed);
     manifest.bundle.file_bytes[name] = listed.bytes;
+    manifest.bundle.file_sha256[name] = listed.sha256;
   }
   manifest.bundle.folder = folder;
   return std::move(manifest.bundle);

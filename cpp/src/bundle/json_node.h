@@ -1,4 +1,5 @@
-// A place in bundle.json that knows its own path, so that every message can name it.
+// A place in bundle.json, or another such file, that knows its own path, so that every message can
+// name it.
 #pragma once
 
 #include <algorithm>
@@ -20,13 +21,15 @@ class Node {
  public:
   using Json = nlohmann::json;
 
-  // `json` and `file` (the name of the file, for messages) must outlive the node.
-  Node(const Json& json, std::string path, const std::string& file)
-      : json_(&json), path_(std::move(path)), file_(&file) {}
+  // `json` and `file` (the name of the file, for messages) must outlive the node; `remedy` is what
+  // a message ends with.
+  Node(const Json& json, std::string path, const std::string& file,
+       const char* remedy = "export the bundle again")
+      : json_(&json), path_(std::move(path)), file_(&file), remedy_(remedy) {}
 
   [[noreturn]] void refuse(const std::string& why) const {
     const std::string& where = path_.empty() ? "the manifest" : path_;
-    throw InputError(*file_ + ": " + where + " " + why + ": export the bundle again");
+    throw InputError(*file_ + ": " + where + " " + why + ": " + remedy_);
   }
 
   bool has(const char* key) const { return json_->is_object() && json_->contains(key); }
@@ -35,7 +38,7 @@ class Node {
   Node at(const char* key) const {
     const bool found = has(key);
     const std::string where = path_.empty() ? key : path_ + "." + key;
-    const Node child(found ? (*json_)[key] : *json_, where, *file_);
+    const Node child(found ? (*json_)[key] : *json_, where, *file_, remedy_);
     if (!found) child.refuse("is missing");
     return child;
   }
@@ -43,7 +46,7 @@ class Node {
     if (!json_->is_array()) refuse("must be a list");
     std::vector<Node> nodes;
     for (std::size_t i = 0; i < json_->size(); ++i) {
-      nodes.emplace_back((*json_)[i], path_ + "[" + std::to_string(i) + "]", *file_);
+      nodes.emplace_back((*json_)[i], path_ + "[" + std::to_string(i) + "]", *file_, remedy_);
     }
     return nodes;
   }
@@ -53,7 +56,7 @@ class Node {
     for (const auto& [key, value] : json_->items()) {
       const std::string quoted = Json(key).dump();  // a zero byte would end the message
       const std::string shown = quoted.substr(1, quoted.size() - 2);
-      nodes.emplace_back(key, Node(value, path_ + "." + shown, *file_));
+      nodes.emplace_back(key, Node(value, path_ + "." + shown, *file_, remedy_));
     }
     return nodes;
   }
@@ -122,6 +125,7 @@ class Node {
   const Json* json_;
   std::string path_;
   const std::string* file_;
+  const char* remedy_;
 };
 
 }  // namespace intaglio

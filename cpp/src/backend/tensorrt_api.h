@@ -1,0 +1,83 @@
+// The part of TensorRT's binary interface that we call, without its headers: where each method is
+// in its object's table. Of two generations, since 11 took methods out of the middle;
+// TensorRT-RTX 1.7 is of the second (docs/decisions/0008).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace intaglio {
+
+// Indices into the tables of the objects that TensorRT's wrappers (IRuntime, ICudaEngine,
+// IExecutionContext) point to.
+struct TensorRtApi {
+  struct {
+    std::size_t deserialize, get_logger;
+  } runtime;
+  struct {
+    std::size_t create_context, profile_count, tensor_type, io_mode, profile_shape, tensor_count,
+        tensor_name, set_streaming_budget, automatic_streaming_budget;
+  } engine;
+  struct {
+    std::size_t set_profile, set_input_shape, tensor_shape, set_address, infer_shapes, enqueue,
+        update_memory_size, set_memory, is_capturable;
+  } context;
+};
+
+extern const TensorRtApi kTensorRt10;
+extern const TensorRtApi kTensorRt11;   // without is_capturable
+extern const TensorRtApi kTensorRtRtx;  // 1.7
+inline constexpr std::size_t kNoSuchMethod = 0;
+
+namespace trt {
+
+// nvinfer1's types of the same names, as they lie in memory.
+struct Dims {
+  std::int32_t count;
+  std::int64_t sizes[8];
+};
+enum class DataType : std::int32_t { float32 = 0, uint8 = 5, int64 = 8 };
+enum class IoMode : std::int32_t { none = 0, input = 1, output = 2 };
+enum class Select : std::int32_t { min = 0, opt = 1, max = 2 };
+enum class Allocation : std::int32_t { user_managed = 2 };
+enum class Severity : std::int32_t { internal_error = 0, error = 1, warning = 2 };
+
+// nvinfer1::ILogger.
+class Logger {
+ public:
+  virtual void log(Severity severity, const char* message) noexcept = 0;
+
+ protected:
+  Logger() = default;
+  virtual ~Logger() = default;
+};
+
+// One of TensorRT's wrappers: its own table, whose second entry deletes it, and then the object
+// that does the work.
+struct Wrapper {
+  void** table;
+  void* implementation;
+};
+
+inline void* method(const Wrapper* object, std::size_t slot) {
+  return (*static_cast<void***>(object->implementation))[slot];
+}
+
+// A virtual method takes the object as its first argument.
+template <typename Result, typename... Args>
+Result call(const Wrapper* object, std::size_t slot, Args... args) {
+  using Method = Result (*)(void*, Args...);
+  return reinterpret_cast<Method>(method(object, slot))(object->implementation, args...);
+}
+
+// For smart pointers.
+struct Delete {
+  void operator()(Wrapper* object) const {
+    reinterpret_cast<void (*)(Wrapper*)>(object->table[1])(object);
+  }
+};
+
+}  // namespace trt
+
+}  // namespace intaglio

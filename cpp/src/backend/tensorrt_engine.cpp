@@ -1,0 +1,137 @@
+#include "backend/tensorrt_engine.h"
+
+#include <cctype>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "backend/cuda_device.h"
+#include "intaglio/error.h"
+#include "intaglio/file.h"
+
+namespace intaglio {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// TensorRT logs where it fails, on the thread that called it, and returns false or null.
+thread_local std::string last_error;
+
+class ErrorLogger final : public trt::Logger {
+ public:
+  void log(trt::Severity severity, const char* message) noexcept override {
+    if (severity > trt::Severity::error) return;
+    try {
+      // The first is the cause of those that follow.
+      if (last_error.empty()) last_error = message;
+    } catch (...) {  // no memory for a message: then there is none
+    }
+  }
+};
+
+// Outlives every runtime.
+ErrorLogger& logger() {
+  static auto* made = new ErrorLogger;
+  return *made;
+}
+
+[[noreturn]] void refuse(const std::string& doing) {
+  const std::string why = take_tensorrt_error();
+  std::string lower = why;
+  for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  const bool memory = lower.find("out of memory") != std::string::npos ||
+                      lower.find("outofmemory") != std::string::npos;
+  if (memory) {
+    throw OutOfMemoryError(doing + " needs more memory than the GPU has free (" + why +
+                           "): use a smaller size or batch, or build with --low-memory");
+  }
+  throw UnavailableError(doing + " failed: " + (why.empty() ? "TensorRT gives no reason" : why));
+}
+
+}  // namespace
+
+std::string take_tensorrt_error() { return std::exchange(last_error, {}); }
+
+TensorRtObject make_runtime(const TensorRtLibrary& library) {
+  take_tensorrt_error();
+  TensorRtObject runtime(
+      static_cast<trt::Wrapper*>(library.create_runtime(&logger(), library.number)));
+  if (!runtime) refuse("starting " + library.title + " " + library.version);
+  // The method that gives a runtime's logger stands behind those that the generations differ in.
+  if (trt::call<trt::Logger*>(runtime.get(), library.api->runtime.get_logger) != &logger()) {
+    throw UnavailableError(library.title + " " + library.version +
+                           " does not have the interface of its version: install another");
+  }
+  return runtime;
+}
+
+TensorRtEngine::TensorRtEngine(const TensorRtLibrary& library, const EngineComponent& component,
+                               const fs::path& plan, bool weight_streaming)
+    : name_(plan.string()),
+      api_(*library.api),
+      weight_streaming_(weight_streaming),
+      runtime_(make_runtime(library)) {
+  const std::string content = read_file(plan);
+  engine_.reset(trt::call<trt::Wrapper*>(runtime_.get(), api_.runtime.deserialize,
+                                         static_cast<const void*>(content.data()), content.size()));
+  if (!engine_) refuse("loading " + name_);
+  check_tensors(component);
+  if (weight_streaming) {
+    // Before any context is there.
+    const auto budget =
+        trt::call<std::int64_t>(engine_.get(), api_.engine.automatic_streaming_budget);
+    if (!trt::call<bool>(engine_.get(), api_.engine.set_streaming_budget, budget))
+      refuse("streaming the weights of " + name_);
+  }
+}
+
+// Reads only, so what lies elsewhere than we think shows here before anything is changed.
+void TensorRtEngine::check_tensors(const EngineComponent& component) const {
+  std::set<std::string> expected, found;
+  for (const auto* tensors : {&component.inputs, &component.outputs})
+    for (const EngineTensor& tensor : *tensors) expected.insert(tensor.name);
+  const auto count = trt::call<std::int32_t>(engine_.get(), api_.engine.tensor_count);
+  for (std::int32_t i = 0; i < count; ++i)
+    found.insert(trt::call<const char*>(engine_.get(), api_.engine.tensor_name, i));
+  if (found == expected) return;
+  throw UnavailableError(name_ +
+                         " has other inputs and outputs than engine.json says: run intaglio build "
+                         "again");
+}
+
+TensorRtObject TensorRtEngine::make_context() const {
+  const std::scoped_lock lock(mutex_);
+  take_tensorrt_error();
+  TensorRtObject context(trt::call<trt::Wrapper*>(engine_.get(), api_.engine.create_context,
+                                                  trt::Allocation::user_managed));
+  if (!context) refuse("preparing " + name_);
+  return context;
+}
+
+void TensorRtEngine::delete_context(TensorRtObject context) const {
+  const std::scoped_lock lock(mutex_);
+  context.reset();
+}
+
+std::shared_ptr<const TensorRtEngine> load_engine(const TensorRtLibrary& library,
+                                                  const EngineFolder& folder,
+                                                  const EngineComponent& component) {
+  static std::mutex mutex;
+  static std::map<std::string, std::weak_ptr<const TensorRtEngine>> engines;
+  const fs::path plan = folder.path / component.plan;
+  // A plan that was built again has another key.
+  const std::string key =
+      fs::weakly_canonical(plan).string() + "\n" + component.key + "\n" + library.version;
+  const std::scoped_lock lock(mutex);  // a second one waits for the first instead of loading twice
+  if (auto engine = engines[key].lock()) return engine;
+  if (!folder.weight_streaming())
+    check_device_memory(static_cast<std::int64_t>(component.weights_bytes),
+                        "loading " + plan.string());
+  auto engine =
+      std::make_shared<const TensorRtEngine>(library, component, plan, folder.weight_streaming());
+  engines[key] = engine;
+  return engine;
+}
+
+}  // namespace intaglio

@@ -1,0 +1,58 @@
+// TensorRT's objects, owned: a plan becomes an engine once for the whole process.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "backend/tensorrt_api.h"
+#include "backend/tensorrt_library.h"
+#include "bundle/engines.h"
+#include "intaglio/tensor.h"
+
+namespace intaglio {
+
+using TensorRtObject = std::unique_ptr<trt::Wrapper, trt::Delete>;
+
+// What TensorRT last said went wrong on this thread, and forgets it.
+std::string take_tensorrt_error();
+
+// Of a process and library, made once. Throws UnavailableError when the library gives none, or
+// turns out to have another interface than its version says.
+TensorRtObject make_runtime(const TensorRtLibrary& library);
+
+// Weights in the GPU's memory, shared by whatever runs them. Safe to use from several threads.
+class TensorRtEngine {
+ public:
+  // Throws UnavailableError for a plan that cannot be read, and OutOfMemoryError.
+  TensorRtEngine(const TensorRtLibrary& library, const EngineComponent& component,
+                 const std::filesystem::path& plan, bool weight_streaming);
+
+  const TensorRtApi& api() const { return api_; }
+  bool weight_streaming() const { return weight_streaming_; }
+  // Without memory of its own. Throws OutOfMemoryError or UnavailableError.
+  TensorRtObject make_context() const;
+  // The engine must outlive it; TensorRT makes and deletes one at a time.
+  void delete_context(TensorRtObject context) const;
+
+ private:
+  void check_tensors(const EngineComponent& component) const;
+
+  std::string name_;  // of the plan, for messages
+  const TensorRtApi& api_;
+  bool weight_streaming_;
+  TensorRtObject runtime_;  // must outlive the engine
+  TensorRtObject engine_;
+  mutable std::mutex mutex_;
+};
+
+// The engine of a plan that is in use already, or a new one.
+std::shared_ptr<const TensorRtEngine> load_engine(const TensorRtLibrary& library,
+                                                  const EngineFolder& folder,
+                                                  const EngineComponent& component);
+
+}  // namespace intaglio
