@@ -11,6 +11,7 @@
 #include "intaglio/error.h"
 #include "intaglio/sampling.h"
 #include "sampling/plan.h"
+#include "toy_model.h"
 
 namespace intaglio {
 namespace {
@@ -20,40 +21,11 @@ constexpr const char* kHeun = "FlowMatchHeunDiscreteScheduler";
 constexpr const char* kDpm = "DPMSolverMultistepScheduler";
 constexpr const char* kDdim = "DDIMScheduler";
 
-SchedulerConfig config_from(const nlohmann::json& json) {
-  SchedulerConfig config;
-  config.type = json.at("type");
-  config.shift = json.value("shift", 1.0);
-  config.num_train_timesteps = json.value("num_train_timesteps", 1000);
-  config.use_dynamic_shifting = json.value("use_dynamic_shifting", false);
-  config.time_shift_type = json.value("time_shift_type", "exponential");
-  config.shift_terminal = json.value("shift_terminal", 0.0);
-  config.prediction_type = json.value("prediction_type", config.prediction_type);
-  config.linspace_sigmas = json.value("linspace_sigmas", false);
-  config.beta_start = json.value("beta_start", config.beta_start);
-  config.beta_end = json.value("beta_end", config.beta_end);
-  config.beta_schedule = json.value("beta_schedule", config.beta_schedule);
-  config.timestep_spacing = json.value("timestep_spacing", "");
-  config.steps_offset = json.value("steps_offset", 0);
-  config.set_alpha_to_one = json.value("set_alpha_to_one", true);
-  return config;
-}
-
 SchedulerConfig config_of(const std::string& type) {
   SchedulerConfig config;
   config.type = type;
   if (type == kDdim) config.prediction_type = "epsilon";
   return config;
-}
-
-// make_golden.py has the same.
-float velocity(float x, float timestep) {
-  const float t = timestep / 1000.0F;
-  return std::sin(3.0F * x) + t * x - 0.5F * std::cos(2.0F * t);
-}
-
-float epsilon(float x, const StepPoint& point) {
-  return point.sigma * x + 0.3F * point.alpha * std::sin(2.0F * x + point.timestep / 300.0F);
 }
 
 // Runs the toy model and notes the points it was called with.
@@ -77,15 +49,6 @@ struct ToyRun {
     done = run_plan(find_planner(type)(schedule), model, x, on_step);
   }
 };
-
-double relative_l2(const std::vector<float>& a, const std::vector<float>& b) {
-  double difference = 0.0, norm = 0.0;
-  for (std::size_t i = 0; i < b.size(); ++i) {
-    difference += std::pow(static_cast<double>(a.at(i)) - b[i], 2);
-    norm += std::pow(static_cast<double>(b[i]), 2);
-  }
-  return std::sqrt(difference / norm);
-}
 
 TEST(Schedule, EqualsDiffusers) {
   for (const auto& golden : golden_json("schedules.json")) {

@@ -12,6 +12,7 @@ namespace intaglio {
 // Indices into the tables of the objects that TensorRT's wrappers (IRuntime, ICudaEngine,
 // IExecutionContext) point to.
 struct TensorRtApi {
+  bool versioned_logger;  // trt::Logger11
   struct {
     std::size_t deserialize, get_logger;
   } runtime;
@@ -43,14 +44,22 @@ enum class Select : std::int32_t { min = 0, opt = 1, max = 2 };
 enum class Allocation : std::int32_t { user_managed = 2 };
 enum class Severity : std::int32_t { internal_error = 0, error = 1, warning = 2 };
 
-// nvinfer1::ILogger.
-class Logger {
+// nvinfer1::ILogger of either generation: which virtual functions, and in which order.
+class Logger10 {
  public:
   virtual void log(Severity severity, const char* message) noexcept = 0;
-
- protected:
-  Logger() = default;
-  virtual ~Logger() = default;
+  virtual ~Logger10() = default;
+};
+struct InterfaceInfo {
+  const char* kind;
+  std::int32_t major, minor;
+};
+class Logger11 {
+ public:
+  virtual std::int32_t language() const noexcept { return 0; }  // C++
+  virtual InterfaceInfo info() const noexcept { return {"ILogger", 1, 0}; }
+  virtual ~Logger11() = default;
+  virtual void log(Severity severity, const char* message) noexcept = 0;
 };
 
 // One of TensorRT's wrappers: its own table, whose second entry deletes it, and then the object

@@ -18,7 +18,8 @@ namespace {
 // TensorRT logs where it fails, on the thread that called it, and returns false or null.
 thread_local std::string last_error;
 
-class ErrorLogger final : public trt::Logger {
+template <typename Base>
+class ErrorLogger final : public Base {
  public:
   void log(trt::Severity severity, const char* message) noexcept override {
     if (severity > trt::Severity::error) return;
@@ -30,10 +31,11 @@ class ErrorLogger final : public trt::Logger {
   }
 };
 
-// Outlives every runtime.
-ErrorLogger& logger() {
-  static auto* made = new ErrorLogger;
-  return *made;
+// They outlive every runtime.
+void* logger_for(const TensorRtApi& api) {
+  static auto* before = new ErrorLogger<trt::Logger10>;
+  static auto* now = new ErrorLogger<trt::Logger11>;
+  return api.versioned_logger ? static_cast<void*>(now) : before;
 }
 
 [[noreturn]] void refuse(const std::string& doing) {
@@ -55,11 +57,12 @@ std::string take_tensorrt_error() { return std::exchange(last_error, {}); }
 
 TensorRtObject make_runtime(const TensorRtLibrary& library) {
   take_tensorrt_error();
+  void* logger = logger_for(*library.api);
   TensorRtObject runtime(
-      static_cast<trt::Wrapper*>(library.create_runtime(&logger(), library.number)));
+      static_cast<trt::Wrapper*>(library.create_runtime(logger, library.number)));
   if (!runtime) refuse("starting " + library.title + " " + library.version);
   // The method that gives a runtime's logger stands behind those that the generations differ in.
-  if (trt::call<trt::Logger*>(runtime.get(), library.api->runtime.get_logger) != &logger()) {
+  if (trt::call<void*>(runtime.get(), library.api->runtime.get_logger) != logger) {
     throw UnavailableError(library.title + " " + library.version +
                            " does not have the interface of its version: install another");
   }
