@@ -17,7 +17,7 @@ import intaglio
 from tests.conftest import onnxruntime_library
 
 ROOT = Path(__file__).parents[2]
-EXECUTABLE = ROOT / "build" / "release" / "cpp" / "intaglio"
+EXECUTABLE = ROOT / "build" / "tensorrt" / "cpp" / "intaglio"
 ENTRY_POINT = Path(sysconfig.get_path("scripts")) / "intaglio"
 PROMPT = "the dark boot"
 RUNNERS = {"generate", "embed", "bench"}

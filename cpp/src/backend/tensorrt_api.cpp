@@ -6,19 +6,19 @@ namespace intaglio {
 const TensorRtApi kTensorRt10{
     false,
     {3, 11},
-    {5, 10, 20, 23, 29, 30, 31, 48, 50},
+    {5, 30, 31, 48, 50},
     {17, 21, 22, 24, 28, 37, 48, 49, kNoSuchMethod},
 };
 const TensorRtApi kTensorRt11{
     true,
     {3, 10},
-    {5, 8, 16, 19, 25, 26, 27, 40, 42},
+    {5, 26, 27, 40, 42},
     {16, 20, 21, 23, 27, 36, 47, 48, kNoSuchMethod},
 };
 const TensorRtApi kTensorRtRtx{
     true,
     {3, 10},
-    {5, 8, 16, 19, 25, 26, 27, 40, 42},
+    {5, 26, 27, 40, 42},
     {16, 20, 21, 23, 27, 36, 47, 48, 52},
 };
 

@@ -17,8 +17,8 @@ struct TensorRtApi {
     std::size_t deserialize, get_logger;
   } runtime;
   struct {
-    std::size_t create_context, profile_count, tensor_type, io_mode, profile_shape, tensor_count,
-        tensor_name, set_streaming_budget, automatic_streaming_budget;
+    std::size_t create_context, tensor_count, tensor_name, set_streaming_budget,
+        automatic_streaming_budget;
   } engine;
   struct {
     std::size_t set_profile, set_input_shape, tensor_shape, set_address, infer_shapes, enqueue,
@@ -38,9 +38,6 @@ struct Dims {
   std::int32_t count;
   std::int64_t sizes[8];
 };
-enum class DataType : std::int32_t { float32 = 0, uint8 = 5, int64 = 8 };
-enum class IoMode : std::int32_t { none = 0, input = 1, output = 2 };
-enum class Select : std::int32_t { min = 0, opt = 1, max = 2 };
 enum class Allocation : std::int32_t { user_managed = 2 };
 enum class Severity : std::int32_t { internal_error = 0, error = 1, warning = 2 };
 
