@@ -1,13 +1,19 @@
 #include "backend/tensorrt_engine.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <cctype>
+#include <cerrno>
+#include <cstring>
 #include <map>
 #include <set>
 #include <utility>
 
 #include "backend/cuda_device.h"
 #include "intaglio/error.h"
-#include "intaglio/file.h"
 
 namespace intaglio {
 
@@ -51,6 +57,33 @@ void* logger_for(const TensorRtApi& api) {
   throw UnavailableError(doing + " failed: " + (why.empty() ? "TensorRT gives no reason" : why));
 }
 
+// A plan, mapped: reading a large one would take its size in memory again.
+class MappedFile {
+ public:
+  explicit MappedFile(const fs::path& path) {
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    struct stat status{};
+    const bool known = file >= 0 && fstat(file, &status) == 0;
+    size_ = known ? static_cast<std::size_t>(status.st_size) : 0;
+    if (size_ > 0) data_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
+    const int error = errno;
+    if (file >= 0) close(file);
+    if (size_ > 0 && data_ != MAP_FAILED) return;
+    throw UnavailableError("cannot read " + path.string() + ": " +
+                           (known && size_ == 0 ? "it is empty" : std::strerror(error)) +
+                           "; run intaglio build again");
+  }
+  ~MappedFile() { munmap(data_, size_); }
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+  const void* data() const { return data_; }
+  std::size_t size() const { return size_; }
+
+ private:
+  void* data_ = MAP_FAILED;
+  std::size_t size_ = 0;
+};
+
 }  // namespace
 
 std::string take_tensorrt_error() { return std::exchange(last_error, {}); }
@@ -75,9 +108,9 @@ TensorRtEngine::TensorRtEngine(const TensorRtLibrary& library, const EngineCompo
       api_(*library.api),
       weight_streaming_(weight_streaming),
       runtime_(make_runtime(library)) {
-  const std::string content = read_file(plan);
-  engine_.reset(trt::call<trt::Wrapper*>(runtime_.get(), api_.runtime.deserialize,
-                                         static_cast<const void*>(content.data()), content.size()));
+  const MappedFile content(plan);
+  engine_.reset(trt::call<trt::Wrapper*>(runtime_.get(), api_.runtime.deserialize, content.data(),
+                                         content.size()));
   if (!engine_) refuse("loading " + name_);
   check_tensors(component);
   if (weight_streaming) {

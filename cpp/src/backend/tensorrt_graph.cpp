@@ -1,6 +1,7 @@
 #include "backend/tensorrt_graph.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <utility>
 
 #include "backend/cuda_device.h"
@@ -45,7 +46,9 @@ void TensorRtGraph::refuse(const std::string& doing) const {
 
 TensorRtGraph::Bound TensorRtGraph::bind(const Binding& binding) {
   Bound bound{binding.role, binding.tensor, {}};
-  if (bound.tensor.device() == Device::cpu)
+  // TensorRT wants addresses at multiples of 256 bytes, where the rows of a tensor need not begin.
+  const bool aligned = reinterpret_cast<std::uintptr_t>(bound.tensor.data()) % 256 == 0;
+  if (bound.tensor.device() == Device::cpu || !aligned)
     bound.staged = stream_.allocate(bound.tensor.shape(), bound.tensor.dtype());
   Tensor& on_gpu = bound.staged.defined() ? bound.staged : bound.tensor;
   if (!call<bool>(engine_->api().context.set_address, bound.name.c_str(), on_gpu.data()))

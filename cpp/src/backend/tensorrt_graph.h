@@ -26,7 +26,7 @@ class TensorRtGraph final : public BoundGraph {
   struct Bound {
     std::string name;
     Tensor tensor;
-    Tensor staged;  // on the GPU; without memory where `tensor` is there itself
+    Tensor staged;  // what the engine sees; without memory where that is `tensor` itself
   };
   template <typename Result, typename... Args>
   Result call(std::size_t slot, Args... args) const {
