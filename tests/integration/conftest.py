@@ -89,7 +89,7 @@ def gpu_build() -> Path:
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     """The C++ executable, run in an empty folder."""
-    assert EXECUTABLE.exists(), "build it first: cmake --build --preset release"
+    assert EXECUTABLE.exists(), "build it first: cmake --build --preset tensorrt"
     folder = tmp_path / "work"
     folder.mkdir()
     return Command(EXECUTABLE, folder)
