@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
+#include <regex>
 #include <set>
 #include <utility>
 
@@ -44,17 +45,10 @@ void* logger_for(const TensorRtApi& api) {
   return api.versioned_logger ? static_cast<void*>(now) : before;
 }
 
-[[noreturn]] void refuse(const std::string& doing) {
-  const std::string why = take_tensorrt_error();
-  std::string lower = why;
-  for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  const bool memory = lower.find("out of memory") != std::string::npos ||
-                      lower.find("outofmemory") != std::string::npos;
-  if (memory) {
-    throw OutOfMemoryError(doing + " needs more memory than the GPU has free (" + why +
-                           "): use a smaller size or batch, or build with --low-memory");
-  }
-  throw UnavailableError(doing + " failed: " + (why.empty() ? "TensorRT gives no reason" : why));
+// Without the places in TensorRT's own code.
+std::string without_places(const std::string& message) {
+  static const std::regex place(R"(\.? *\bIn [\w:~<>]+ at /[^ )]+ ?)");
+  return std::regex_replace(message, place, "");
 }
 
 // A plan, mapped: reading a large one would take its size in memory again.
@@ -86,14 +80,27 @@ class MappedFile {
 
 }  // namespace
 
-std::string take_tensorrt_error() { return std::exchange(last_error, {}); }
+void forget_tensorrt_errors() { last_error.clear(); }
+
+void refuse_tensorrt(const std::string& doing) {
+  const std::string why = without_places(std::exchange(last_error, {}));
+  std::string lower = why;
+  for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  const bool memory = lower.find("out of memory") != std::string::npos ||
+                      lower.find("outofmemory") != std::string::npos;
+  if (memory) {
+    throw OutOfMemoryError(doing + " needs more memory than the GPU has free (" + why +
+                           "): use a smaller size or batch, or build with --low-memory");
+  }
+  throw UnavailableError(doing + " failed: " + (why.empty() ? "TensorRT gives no reason" : why));
+}
 
 TensorRtObject make_runtime(const TensorRtLibrary& library) {
-  take_tensorrt_error();
+  forget_tensorrt_errors();
   void* logger = logger_for(*library.api);
   TensorRtObject runtime(
       static_cast<trt::Wrapper*>(library.create_runtime(logger, library.number)));
-  if (!runtime) refuse("starting " + library.title + " " + library.version);
+  if (!runtime) refuse_tensorrt("starting " + library.title + " " + library.version);
   // The method that gives a runtime's logger stands behind those that the generations differ in.
   if (trt::call<void*>(runtime.get(), library.api->runtime.get_logger) != logger) {
     throw UnavailableError(library.title + " " + library.version +
@@ -111,14 +118,14 @@ TensorRtEngine::TensorRtEngine(const TensorRtLibrary& library, const EngineCompo
   const MappedFile content(plan);
   engine_.reset(trt::call<trt::Wrapper*>(runtime_.get(), api_.runtime.deserialize, content.data(),
                                          content.size()));
-  if (!engine_) refuse("loading " + name_);
+  if (!engine_) refuse_tensorrt("loading " + name_);
   check_tensors(component);
   if (weight_streaming) {
     // Before any context is there.
     const auto budget =
         trt::call<std::int64_t>(engine_.get(), api_.engine.automatic_streaming_budget);
     if (!trt::call<bool>(engine_.get(), api_.engine.set_streaming_budget, budget))
-      refuse("streaming the weights of " + name_);
+      refuse_tensorrt("streaming the weights of " + name_);
   }
 }
 
@@ -138,10 +145,10 @@ void TensorRtEngine::check_tensors(const EngineComponent& component) const {
 
 TensorRtObject TensorRtEngine::make_context() const {
   const std::scoped_lock lock(mutex_);
-  take_tensorrt_error();
+  forget_tensorrt_errors();
   TensorRtObject context(trt::call<trt::Wrapper*>(engine_.get(), api_.engine.create_context,
                                                   trt::Allocation::user_managed));
-  if (!context) refuse("preparing " + name_);
+  if (!context) refuse_tensorrt("preparing " + name_);
   return context;
 }
 

@@ -18,8 +18,11 @@ namespace intaglio {
 
 using TensorRtObject = std::unique_ptr<trt::Wrapper, trt::Delete>;
 
-// What TensorRT last said went wrong on this thread, and forgets it.
-std::string take_tensorrt_error();
+// Before a call whose failure is to be told.
+void forget_tensorrt_errors();
+// Throws what TensorRT has said on this thread since then: OutOfMemoryError, or UnavailableError.
+// `doing` as in "loading forked.plan".
+[[noreturn]] void refuse_tensorrt(const std::string& doing);
 
 // Of a process and library, made once. Throws UnavailableError when the library gives none, or
 // turns out to have another interface than its version says.

@@ -39,9 +39,7 @@ TensorRtGraph::~TensorRtGraph() {
 }
 
 void TensorRtGraph::refuse(const std::string& doing) const {
-  const std::string why = take_tensorrt_error();
-  throw UnavailableError(doing + " of " + name_ +
-                         " failed: " + (why.empty() ? "TensorRT gives no reason" : why));
+  refuse_tensorrt(doing + " of " + name_);
 }
 
 TensorRtGraph::Bound TensorRtGraph::bind(const Binding& binding) {
@@ -85,8 +83,8 @@ void TensorRtGraph::give_memory() {
 }
 
 void TensorRtGraph::enqueue() {
-  take_tensorrt_error();
-  if (!call<bool>(engine_->api().context.enqueue, stream_.get())) refuse("running");
+  forget_tensorrt_errors();
+  if (!call<bool>(engine_->api().context.enqueue, stream_.get())) refuse("a run");
 }
 
 bool TensorRtGraph::capturable() const {
@@ -110,7 +108,7 @@ bool TensorRtGraph::capture() {
   if (enqueued && ended && graph && cudaGraphInstantiate(&made, graph, 0) == cudaSuccess)
     captured_.reset(made);
   if (graph) cudaGraphDestroy(graph);
-  take_tensorrt_error();
+  forget_tensorrt_errors();
   cudaGetLastError();
   return captured_ != nullptr;
 }
