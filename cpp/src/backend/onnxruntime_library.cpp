@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/loaded_file.h"
 #include "backend/ort_api.h"
 #include "intaglio/error.h"
 
@@ -14,19 +15,6 @@ namespace intaglio {
 namespace fs = std::filesystem;
 
 namespace {
-
-// The file that `address` was loaded from.
-fs::path file_of(const void* address) {
-  Dl_info info{};
-  if (!dladdr(address, &info) || !info.dli_fname) return {};
-  std::error_code error;
-  return fs::canonical(info.dli_fname, error);
-}
-
-fs::path own_folder() {
-  static const char here = 0;
-  return file_of(&here).parent_path();
-}
 
 // libonnxruntime.so, or the versioned name that the Python wheel carries.
 std::vector<fs::path> libraries_in(const fs::path& folder) {

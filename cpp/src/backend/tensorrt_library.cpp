@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "backend/loaded_file.h"
 #include "backend/tensorrt_api.h"
 #include "intaglio/error.h"
 
@@ -24,14 +25,6 @@ struct Names {
 Names names_of(const std::string& device) {
   if (device == "tensorrt-rtx") return {{"libtensorrt_rtx.so.1"}, "tensorrt_rtx_libs"};
   return {{"libnvinfer.so.11", "libnvinfer.so.10"}, "tensorrt_libs"};
-}
-
-fs::path own_folder() {
-  Dl_info info{};
-  static const char here = 0;
-  if (!dladdr(&here, &info) || !info.dli_fname) return {};
-  std::error_code error;
-  return fs::canonical(info.dli_fname, error).parent_path();
 }
 
 std::vector<fs::path> candidates(const Names& names, const fs::path& path) {

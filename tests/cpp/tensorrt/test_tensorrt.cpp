@@ -46,6 +46,8 @@ class SilentLogger final : public trt::Logger11 {
 TEST(TensorRtLibrary, IsTheOneThatIsLinked) {
   EXPECT_EQ(library().number, getInferLibVersion());
   EXPECT_EQ(library().title, "TensorRT-RTX");
+  // Searched for: the system's loader has it, since this program is linked with it.
+  EXPECT_EQ(load_tensorrt("tensorrt-rtx", {}).version, library().version);
   // pip's word for the version: site-packages/tensorrt_rtx_cu12_libs-1.7.1.116.dist-info
   std::vector<std::string> installed;
   for (const auto& entry :
