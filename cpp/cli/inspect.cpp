@@ -55,9 +55,8 @@ Json describe_engine(const std::filesystem::path& path) {
     for (const auto& [graph, component] : report.at("components").items())
       json["plans"][graph] = component.at("plan_bytes").get<std::uint64_t>();
     return json;
-  } catch (const Json::exception& error) {
-    throw InputError("cannot read " + path.string() + ": " + error.what() +
-                     "; build the engines again with `intaglio build`");
+  } catch (const Json::exception&) {
+    return {{"broken", "engine.json is not what intaglio build writes: build the engines again"}};
   }
 }
 
@@ -112,6 +111,7 @@ void print_row(const std::string& name, const Json& value) {
 }
 
 std::string one_line(const Json& engines) {
+  if (engines.contains("broken")) return engines["broken"].get<std::string>();
   std::string targets;
   for (const Json& target : engines["targets"])
     targets += (targets.empty() ? "" : ", ") + target.get<std::string>();
@@ -119,13 +119,14 @@ std::string one_line(const Json& engines) {
   for (const auto& [graph, size] : engines["plans"].items()) bytes += size.get<std::uint64_t>();
   return engines["backend"].get<std::string>() + " " + engines["version"].get<std::string>() +
          " for " + targets + ", " + engines["precision"].get<std::string>() + ", " +
-         std::to_string(engines["plans"].size()) + " plans of " + std::to_string(bytes) + " bytes";
+         std::to_string(engines["plans"].size()) + " plans, " + std::to_string(bytes) + " bytes";
 }
 
 void print_people(const Json& json) {
   for (const auto& [name, value] : json.items()) {
     if (name == "engines") {
-      for (const auto& [folder, engines] : value.items()) print_row(name, one_line(engines));
+      for (const auto& [folder, engines] : value.items())
+        print_row(name, folder + ": " + one_line(engines));
       continue;
     }
     if (name == "max_abs") continue;  // a number for every block

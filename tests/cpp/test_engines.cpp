@@ -112,7 +112,7 @@ class EnginesTest : public testing::Test {
       Engines(bundle_, kTarget)
           .find(graph_)
           .choose({{"latent", {base_rows, 4, height, width}}, {"branch", {rows}}});
-    } catch (const UsageError& error) {
+    } catch (const UnavailableError& error) {
       return error.what();
     }
     return {};
@@ -132,7 +132,10 @@ TEST_F(EnginesTest, ReadsWhatTheBuilderWrites) {
   const EngineComponent& component = folder.components.at(kGraph);
   EXPECT_EQ(component.weights_bytes, 1000U);
   EXPECT_EQ(component.inputs.at(0).profiles.at(0).max, (Shape{8, 4, 24, 24}));
-  const auto choice = Engines(bundle_, kTarget).find(graph_).first();
+  EXPECT_EQ(component.activation_bytes, 2000U);
+  std::map<std::string, Shape> shapes;
+  for (const EngineTensor& input : component.inputs) shapes[input.name] = input.profiles.at(0).opt;
+  const auto choice = Engines(bundle_, kTarget).find(graph_).choose(shapes);
   EXPECT_EQ(choice.folder->path, root_ / "engines" / "a");
   EXPECT_EQ(choice.component->plan, "forked.plan");
 }
@@ -226,7 +229,7 @@ TEST_F(EnginesTest, ChoosesTheFirstProfileThatFits) {
   EXPECT_EQ(choose(24), "a0");
   EXPECT_EQ(choose(25), "b1");
   EXPECT_EQ(choose(64), "b1");
-  EXPECT_THROW(choose(65), UsageError);
+  EXPECT_THROW(choose(65), UnavailableError);
 }
 
 TEST_F(EnginesTest, SaysWhichFlagDoesNotFitAndWhatWould) {
@@ -257,7 +260,7 @@ TEST_F(EnginesTest, OfPackedLatentsOnlyTheTokensAreKnown) {
   try {
     Engines(bundle_, kTarget).find(graph_).choose({{"latent", {2, 256, 16}}, {"branch", {3}}});
     FAIL();
-  } catch (const UsageError& error) {
+  } catch (const UnavailableError& error) {
     EXPECT_THAT(error.what(),
                 AllOf(HasSubstr("--height and --width"), HasSubstr("16 to 48 by 16 to 48"),
                       HasSubstr("256 where there may be 16 to 144 tokens"),

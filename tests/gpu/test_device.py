@@ -53,7 +53,8 @@ def test_every_sampler_equals_the_processors(
 
 
 def test_forked_equals_dual(device: str, pipeline: intaglio.Pipeline, dual_bundle: Path) -> None:
-    assert relative(draw(pipeline), draw(open_on(device, dual_bundle))) < 1e-5
+    """To 1e-4 and not 1e-5: two engines may choose other kernels for the same product."""
+    assert relative(draw(pipeline), draw(open_on(device, dual_bundle))) < 1e-4
 
 
 def test_threads_share_a_pipeline(pipeline: intaglio.Pipeline) -> None:
@@ -88,7 +89,7 @@ def test_a_callback_sees_and_changes_latents(pipeline: intaglio.Pipeline) -> Non
 @pytest.mark.parametrize("ours", OURS)
 def test_a_request_outside_the_profile_says_the_range(ours: str, forked_bundle: Path) -> None:
     pipeline = open_on(ours, forked_bundle)
-    with pytest.raises(intaglio.Error, match=r"--profile"):
+    with pytest.raises(intaglio.UnavailableError, match=r"--profile"):
         draw(pipeline, seeds=list(range(9)))
     assert np.isfinite(draw(pipeline)).all()  # and the next request is alive
 
@@ -108,14 +109,17 @@ def test_an_engine_of_another_version_is_refused(
 
 @pytest.mark.parametrize("ours", OURS)
 def test_two_pipelines_share_an_engines_weights(
-    ours: str, forked_bundle: Path, gpu_memory: None
+    ours: str, tmp_path: Path, gpu_memory: None
 ) -> None:
+    """The shipped model's, since a driver gives memory by the megabyte."""
     import torch
 
-    first = open_on(ours, forked_bundle)
+    shipped = Path(__file__).parents[2] / "build" / "bundles" / "fashion-sd3"
+    bundle = shutil.copytree(shipped, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
+    first = open_on(ours, bundle)
     draw(first)
     free = torch.cuda.mem_get_info()[0]
-    second = intaglio.Pipeline.open(forked_bundle, device=ours)
+    second = intaglio.Pipeline.open(bundle, device=ours)
     draw(second)
-    weights = (forked_bundle / "transformer" / "weights.data").stat().st_size
-    assert free - torch.cuda.mem_get_info()[0] < weights
+    weights = (bundle / "transformer" / "weights.data").stat().st_size
+    assert free - torch.cuda.mem_get_info()[0] < weights / 2

@@ -18,6 +18,8 @@ CALLERS = {
         "ICudaEngine::getIOTensorName(int) const",
         "ICudaEngine::setWeightStreamingBudgetV2(long)",
         "",
+        "ICudaEngine::createExecutionContext(nvinfer1::IRuntimeConfig*)",
+        "ICudaEngine::createRuntimeConfig()",
     ],
     "context": [
         "lambdas::context_set_optimization_profile_async::",
@@ -28,7 +30,12 @@ CALLERS = {
         "lambdas::execute_async_v3(",
         "IExecutionContext::updateDeviceMemorySizeForShapes()",
         "lambdas::context_set_device_memory_v2(",
-        "",
+    ],
+    "config": [
+        "IRuntimeConfig::setExecutionContextAllocationStrategy(",
+        "IRuntimeConfig::createRuntimeCache() const",
+        "IRuntimeConfig::setRuntimeCache(",
+        "IRuntimeConfig::setCudaGraphStrategy(",
     ],
 }
 

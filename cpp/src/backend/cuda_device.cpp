@@ -57,8 +57,8 @@ void check_cuda(cudaError_t status, const std::string& doing) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // this one has been seen
   if (status == cudaErrorMemoryAllocation) {
-    throw OutOfMemoryError(doing +
-                           " needs more memory than the GPU has: use a smaller size or batch");
+    throw OutOfMemoryError(doing + " needs more memory than the GPU has" + free_memory() +
+                           ": use a smaller size or batch");
   }
   throw UnavailableError(doing + " failed on the GPU: " + words(status));
 }
@@ -77,15 +77,17 @@ void check_device_memory(std::int64_t bytes, const std::string& what) {
   if (static_cast<std::size_t>(bytes) > free) refuse_device_memory(bytes, what);
 }
 
-void refuse_device_memory(std::int64_t bytes, const std::string& what) {
+std::string free_memory() {
   std::size_t free = 0, total = 0;
   cudaGetLastError();
-  const bool known = cudaMemGetInfo(&free, &total) == cudaSuccess;
+  if (cudaMemGetInfo(&free, &total) != cudaSuccess) return {};
+  return ", of whose " + format_bytes(static_cast<std::int64_t>(total)) + " " +
+         format_bytes(static_cast<std::int64_t>(free)) + " are free";
+}
+
+void refuse_device_memory(std::int64_t bytes, const std::string& what) {
   throw OutOfMemoryError(what + " needs " + format_bytes(bytes) + " of the GPU's memory" +
-                         (known
-                              ? ", and " + format_bytes(static_cast<std::int64_t>(free)) + " of " +
-                                    format_bytes(static_cast<std::int64_t>(total)) + " are free"
-                              : "") +
+                         free_memory() +
                          ": use a smaller size or batch, or build the engines with --low-memory");
 }
 

@@ -1,17 +1,16 @@
 #include <algorithm>
-#include <system_error>
+#include <utility>
 
 #include "backend/nvidia_driver.h"
 #include "backend/onnxruntime_backend.h"
 #include "backend/onnxruntime_library.h"
 #include "backend/onnxruntime_providers.h"
 #include "backend/tensorrt_backend.h"
+#include "bundle/engines.h"
 #include "intaglio/backend.h"
 #include "intaglio/error.h"
 
 namespace intaglio {
-
-namespace fs = std::filesystem;
 
 namespace {
 
@@ -19,23 +18,13 @@ bool is_tensorrt(const std::string& device) {
   return device == "tensorrt" || device == "tensorrt-rtx";
 }
 
-std::shared_ptr<Backend> make(const std::string& device, const BackendOptions& options,
-                              const Bundle& bundle) {
+std::shared_ptr<Backend> chosen(const std::string& device, const BackendOptions& options,
+                                const Bundle& bundle, DeviceChoice choice) {
   auto backend = is_tensorrt(device) ? make_tensorrt_backend(device, options, bundle)
                                      : make_onnxruntime_backend(device, options, bundle);
-  backend->choice.device = device;
+  choice.device = device;
+  backend->choice = std::move(choice);
   return backend;
-}
-
-// Whether a folder <device>-<targets>-<precision>-<key> lies in engines/.
-bool has_engines(const Bundle& bundle, const std::string& device) {
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(bundle.folder / "engines", error)) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with(device + "-sm") && fs::exists(entry.path() / "engine.json", error))
-      return true;
-  }
-  return false;
 }
 
 // Whether somebody meant to use `device` here, so that its failure is no matter of course.
@@ -45,41 +34,17 @@ bool is_meant(const std::string& device) {
 
 void add(std::string& list, const std::string& text) { list += (list.empty() ? "" : "; ") + text; }
 
-// A backend that says why it was chosen.
-class Explained final : public Backend {
- public:
-  Explained(std::shared_ptr<Backend> backend, DeviceChoice why) : backend_(std::move(backend)) {
-    choice = std::move(why);
-  }
-  std::unique_ptr<Session> load(const fs::path& bundle_root, const Graph& graph) const override {
-    return backend_->load(bundle_root, graph);
-  }
-  std::unique_ptr<Stream> make_stream() const override { return backend_->make_stream(); }
-  std::string description() const override {
-    return backend_->description() + "; auto: " + choice.device + ", since " + choice.note;
-  }
-
- private:
-  std::shared_ptr<Backend> backend_;
-};
-
 std::shared_ptr<Backend> choose(const BackendOptions& options, const Bundle& bundle) {
   DeviceChoice choice;
-  const auto chosen = [&](const std::string& device) -> std::shared_ptr<Backend> {
-    auto backend = make(device, options, bundle);
-    choice.device = device;
-    backend->choice = choice;
-    if (choice.note.empty()) return backend;
-    return std::make_shared<Explained>(std::move(backend), choice);
-  };
-  load_onnxruntime(options.onnxruntime_library);
   for (const std::string device : {"tensorrt-rtx", "tensorrt", "cuda"}) {
     if (is_tensorrt(device) && !has_engines(bundle, device)) {
       add(choice.reason, device + ": the bundle has no engines for it");
       continue;
     }
+    // Not before: engines run without it.
+    if (!is_tensorrt(device)) load_onnxruntime(options.onnxruntime_library);
     try {
-      return chosen(device);
+      return chosen(device, options, bundle, choice);
     } catch (const UnavailableError& error) {
       const std::string what = error.what();
       const bool named = what.find(device) != std::string::npos;
@@ -88,7 +53,7 @@ std::shared_ptr<Backend> choose(const BackendOptions& options, const Bundle& bun
       if (is_meant(device)) add(choice.note, why);
     }
   }
-  return chosen("cpu");
+  return chosen("cpu", options, bundle, choice);
 }
 
 }  // namespace
@@ -108,7 +73,8 @@ std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundl
     for (const std::string& name : device_names()) known += (known.empty() ? "" : ", ") + name;
     throw UsageError("there is no device \"" + options.device + "\": --device is one of " + known);
   }
-  return options.device == "auto" ? choose(options, bundle) : make(options.device, options, bundle);
+  return options.device == "auto" ? choose(options, bundle)
+                                  : chosen(options.device, options, bundle, {});
 }
 
 }  // namespace intaglio

@@ -19,7 +19,7 @@ bool has_provider(const std::string& device);
 // when that does not work: no such provider, no driver, CUDA's or TensorRT's libraries missing.
 void check_provider(const std::string& device, const OnnxRuntimeLibrary& library);
 
-// Sets what sessions of `device` need. `graph` names a graph of the bundle in `bundle_root`, whose
+// Sets what sessions of `device` need. `graph` is the path of a graph in its bundle, whose
 // engines ort-tensorrt keeps in `cache`; none are kept where that is empty.
 void add_provider(Ort::SessionOptions& options, const std::string& device,
                   const std::filesystem::path& cache, const std::string& graph);

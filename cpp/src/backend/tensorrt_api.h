@@ -18,18 +18,21 @@ struct TensorRtApi {
   } runtime;
   struct {
     std::size_t create_context, tensor_count, tensor_name, set_streaming_budget,
-        automatic_streaming_budget;
+        automatic_streaming_budget, create_configured_context, create_config;
   } engine;
   struct {
     std::size_t set_profile, set_input_shape, tensor_shape, set_address, infer_shapes, enqueue,
-        update_memory_size, set_memory, is_capturable;
+        update_memory_size, set_memory;
   } context;
+  struct {
+    std::size_t set_allocation, create_cache, set_cache, set_graphs;
+  } config;  // TensorRT-RTX's
 };
 
 extern const TensorRtApi kTensorRt10;
-extern const TensorRtApi kTensorRt11;   // without is_capturable
-extern const TensorRtApi kTensorRtRtx;  // 1.7
-inline constexpr std::size_t kNoSuchMethod = 0;
+extern const TensorRtApi kTensorRt11;
+extern const TensorRtApi kTensorRtRtx;           // 1.7
+inline constexpr std::size_t kNoSuchMethod = 0;  // what an interface has no need of
 
 namespace trt {
 
@@ -39,6 +42,7 @@ struct Dims {
   std::int64_t sizes[8];
 };
 enum class Allocation : std::int32_t { user_managed = 2 };
+enum class CudaGraphs : std::int32_t { whole = 1 };
 enum class Severity : std::int32_t { internal_error = 0, error = 1, warning = 2 };
 
 // nvinfer1::ILogger of either generation: which virtual functions, and in which order.

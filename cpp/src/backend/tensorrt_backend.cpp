@@ -34,10 +34,7 @@ std::vector<Binding> named(const Graph& graph, bool input, const std::vector<Bin
 class TensorRtSession final : public Session {
  public:
   TensorRtSession(const TensorRtLibrary& library, Graph graph, GraphEngines engines)
-      : library_(library), graph_(std::move(graph)), engines_(std::move(engines)) {
-    // What cannot be loaded shows now; an engine for other sizes waits for a request of such.
-    engine(engines_.first());
-  }
+      : library_(library), graph_(std::move(graph)), engines_(std::move(engines)) {}
 
   std::unique_ptr<BoundGraph> bind(Stream& stream, const std::vector<Binding>& inputs,
                                    const std::vector<Binding>& outputs) const override {
@@ -85,6 +82,16 @@ class TensorRtBackend final : public Backend {
   Engines engines_;
 };
 
+// A run that finds one missing would end half-way, where another device could have done it.
+void check_all(const Bundle& bundle, const Engines& engines) {
+  for (const auto& [name, graph] : bundle.transformer_graphs) engines.find(graph);
+  if (bundle.prompt) {
+    for (const auto& [name, encoder] : bundle.prompt->encoders) engines.find(encoder.graph);
+  }
+  if (bundle.vae_decoder) engines.find(*bundle.vae_decoder);
+  if (bundle.vae_encoder) engines.find(*bundle.vae_encoder);
+}
+
 }  // namespace
 
 // In the order in which a person has to put things right: without a driver neither library nor
@@ -95,6 +102,7 @@ std::shared_ptr<Backend> make_tensorrt_backend(const std::string& device,
   CudaDevice gpu = find_cuda_device();
   const TensorRtLibrary& library = load_tensorrt(device, options.tensorrt_library);
   Engines engines(bundle, {device, library.version, gpu.architecture});
+  check_all(bundle, engines);
   return std::make_shared<TensorRtBackend>(std::move(gpu), library, std::move(engines));
 }
 

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cctype>
 #include <cerrno>
 #include <cstring>
@@ -22,8 +23,11 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// TensorRT logs where it fails, on the thread that called it, and returns false or null.
+// TensorRT logs where it fails, mostly on the thread that called it, and returns false or null.
 thread_local std::string last_error;
+// For what it does on threads of its own.
+std::mutex any_mutex;
+std::string any_error;
 
 template <typename Base>
 class ErrorLogger final : public Base {
@@ -33,6 +37,8 @@ class ErrorLogger final : public Base {
     try {
       // The first is the cause of those that follow.
       if (last_error.empty()) last_error = message;
+      const std::scoped_lock lock(any_mutex);
+      if (any_error.empty()) any_error = message;
     } catch (...) {  // no memory for a message: then there is none
     }
   }
@@ -80,17 +86,32 @@ class MappedFile {
 
 }  // namespace
 
-void forget_tensorrt_errors() { last_error.clear(); }
+void forget_tensorrt_errors() {
+  last_error.clear();
+  const std::scoped_lock lock(any_mutex);
+  any_error.clear();
+}
+
+bool tensorrt_complains() {
+  const std::scoped_lock lock(any_mutex);
+  return !last_error.empty() || !any_error.empty();
+}
 
 void refuse_tensorrt(const std::string& doing) {
-  const std::string why = without_places(std::exchange(last_error, {}));
+  std::string said = std::exchange(last_error, {});
+  {
+    const std::scoped_lock lock(any_mutex);
+    if (said.empty()) said = any_error;
+    any_error.clear();
+  }
+  const std::string why = without_places(said);
   std::string lower = why;
   for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   const bool memory = lower.find("out of memory") != std::string::npos ||
                       lower.find("outofmemory") != std::string::npos;
   if (memory) {
-    throw OutOfMemoryError(doing + " needs more memory than the GPU has free (" + why +
-                           "): use a smaller size or batch, or build with --low-memory");
+    throw OutOfMemoryError(doing + " needs more memory than the GPU has" + free_memory() + " (" +
+                           why + "): use a smaller size or batch, or build with --low-memory");
   }
   throw UnavailableError(doing + " failed: " + (why.empty() ? "TensorRT gives no reason" : why));
 }
@@ -120,13 +141,43 @@ TensorRtEngine::TensorRtEngine(const TensorRtLibrary& library, const EngineCompo
                                          content.size()));
   if (!engine_) refuse_tensorrt("loading " + name_);
   check_tensors(component);
-  if (weight_streaming) {
-    // Before any context is there.
-    const auto budget =
-        trt::call<std::int64_t>(engine_.get(), api_.engine.automatic_streaming_budget);
-    if (!trt::call<bool>(engine_.get(), api_.engine.set_streaming_budget, budget))
-      refuse_tensorrt("streaming the weights of " + name_);
-  }
+  if (weight_streaming) stream_weights(component);
+  if (api_.engine.create_config != kNoSuchMethod) configure();
+}
+
+TensorRtEngine::~TensorRtEngine() {
+  const UseDevice device;
+  config_.reset();
+  cache_.reset();
+  engine_.reset();
+  runtime_.reset();
+}
+
+// Before any context is there.
+void TensorRtEngine::stream_weights(const EngineComponent& component) {
+  // TensorRT's own choice takes all the memory that is free, and a run needs some.
+  const auto automatic =
+      trt::call<std::int64_t>(engine_.get(), api_.engine.automatic_streaming_budget);
+  const auto budget =
+      std::max<std::int64_t>(0, automatic - static_cast<std::int64_t>(component.activation_bytes));
+  if (!trt::call<bool>(engine_.get(), api_.engine.set_streaming_budget, budget))
+    refuse_tensorrt("streaming the weights of " + name_);
+}
+
+// TensorRT-RTX compiles kernels for a shape while it runs, so it records CUDA graphs itself, and
+// again when it has better ones; what it has compiled serves all contexts.
+void TensorRtEngine::configure() {
+  const auto& api = api_.config;
+  config_.reset(trt::call<trt::Wrapper*>(engine_.get(), api_.engine.create_config));
+  if (!config_) refuse_tensorrt("configuring " + name_);
+  trt::call<void>(config_.get(), api.set_allocation, trt::Allocation::user_managed);
+  cache_.reset(trt::call<trt::Wrapper*>(config_.get(), api.create_cache));
+  // By reference, which is a pointer to the callee.
+  if (!cache_ || !trt::call<bool>(config_.get(), api.set_cache, cache_.get()))
+    refuse_tensorrt("making a cache of kernels for " + name_);
+  // Weights that are streamed come from the host, by decisions that a graph cannot take.
+  if (!weight_streaming_ && !trt::call<bool>(config_.get(), api.set_graphs, trt::CudaGraphs::whole))
+    refuse_tensorrt("asking for CUDA graphs of " + name_);
 }
 
 // Reads only, so what lies elsewhere than we think shows here before anything is changed.
@@ -143,18 +194,18 @@ void TensorRtEngine::check_tensors(const EngineComponent& component) const {
                          "again");
 }
 
-TensorRtObject TensorRtEngine::make_context() const {
+TensorRtContext TensorRtEngine::make_context() const {
   const std::scoped_lock lock(mutex_);
   forget_tensorrt_errors();
-  TensorRtObject context(trt::call<trt::Wrapper*>(engine_.get(), api_.engine.create_context,
-                                                  trt::Allocation::user_managed));
-  if (!context) refuse_tensorrt("preparing " + name_);
-  return context;
-}
-
-void TensorRtEngine::delete_context(TensorRtObject context) const {
-  const std::scoped_lock lock(mutex_);
-  context.reset();
+  auto* made = config_ ? trt::call<trt::Wrapper*>(
+                             engine_.get(), api_.engine.create_configured_context, config_.get())
+                       : trt::call<trt::Wrapper*>(engine_.get(), api_.engine.create_context,
+                                                  trt::Allocation::user_managed);
+  if (!made) refuse_tensorrt("preparing " + name_);
+  return {made, [this](trt::Wrapper* context) {
+            const std::scoped_lock deleting(mutex_);
+            trt::Delete{}(context);
+          }};
 }
 
 std::shared_ptr<const TensorRtEngine> load_engine(const TensorRtLibrary& library,
@@ -166,6 +217,7 @@ std::shared_ptr<const TensorRtEngine> load_engine(const TensorRtLibrary& library
   // A plan that was built again has another key.
   const std::string key =
       fs::weakly_canonical(plan).string() + "\n" + component.key + "\n" + library.version;
+  const UseDevice device;
   const std::scoped_lock lock(mutex);  // a second one waits for the first instead of loading twice
   if (auto engine = engines[key].lock()) return engine;
   if (!folder.weight_streaming())

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -17,14 +18,17 @@
 namespace intaglio {
 
 using TensorRtObject = std::unique_ptr<trt::Wrapper, trt::Delete>;
+using TensorRtContext = std::unique_ptr<trt::Wrapper, std::function<void(trt::Wrapper*)>>;
 
 // Before a call whose failure is to be told.
 void forget_tensorrt_errors();
+// Whether TensorRT has said something since then.
+bool tensorrt_complains();
 // Throws what TensorRT has said on this thread since then: OutOfMemoryError, or UnavailableError.
 // `doing` as in "loading forked.plan".
 [[noreturn]] void refuse_tensorrt(const std::string& doing);
 
-// Of a process and library, made once. Throws UnavailableError when the library gives none, or
+// Throws UnavailableError when the library gives none, or
 // turns out to have another interface than its version says.
 TensorRtObject make_runtime(const TensorRtLibrary& library);
 
@@ -37,19 +41,27 @@ class TensorRtEngine {
 
   const TensorRtApi& api() const { return api_; }
   bool weight_streaming() const { return weight_streaming_; }
+  // Its contexts make CUDA graphs of what they run.
+  bool records_graphs() const { return config_ != nullptr; }
   // Without memory of its own. Throws OutOfMemoryError or UnavailableError.
-  TensorRtObject make_context() const;
   // The engine must outlive it; TensorRT makes and deletes one at a time.
-  void delete_context(TensorRtObject context) const;
+  TensorRtContext make_context() const;
+  ~TensorRtEngine();
+  TensorRtEngine(const TensorRtEngine&) = delete;
+  TensorRtEngine& operator=(const TensorRtEngine&) = delete;
 
  private:
   void check_tensors(const EngineComponent& component) const;
+  void stream_weights(const EngineComponent& component);
+  void configure();
 
   std::string name_;  // of the plan, for messages
   const TensorRtApi& api_;
   bool weight_streaming_;
   TensorRtObject runtime_;  // must outlive the engine
   TensorRtObject engine_;
+  // TensorRT-RTX's: what it compiles on this GPU, for all contexts, and how it makes them.
+  TensorRtObject cache_, config_;
   mutable std::mutex mutex_;
 };
 

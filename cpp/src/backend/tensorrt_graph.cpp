@@ -16,6 +16,7 @@ TensorRtGraph::TensorRtGraph(std::string name, std::shared_ptr<const TensorRtEng
       engine_(std::move(engine)),
       stream_(stream),
       context_(engine_->make_context()) {
+  const UseDevice device;
   const TensorRtApi& api = engine_->api();
   if (!call<bool>(api.context.set_profile, profile, stream_.get())) refuse("choosing a profile");
   for (const Binding& input : inputs) {
@@ -31,11 +32,9 @@ TensorRtGraph::TensorRtGraph(std::string name, std::shared_ptr<const TensorRtEng
   give_memory();
 }
 
-TensorRtGraph::~TensorRtGraph() {
-  // What it still does on the stream uses the context and its memory.
-  cudaStreamSynchronize(stream_.get());
-  captured_.reset();
-  engine_->delete_context(std::move(context_));
+TensorRtGraph::WaitsAtTheEnd::~WaitsAtTheEnd() {
+  const UseDevice device;
+  cudaStreamSynchronize(stream.get());
 }
 
 void TensorRtGraph::refuse(const std::string& doing) const {
@@ -75,10 +74,11 @@ void TensorRtGraph::check_shape(const Bound& output) const {
 
 void TensorRtGraph::give_memory() {
   const TensorRtApi& api = engine_->api();
+  forget_tensorrt_errors();
   const auto bytes = call<std::size_t>(api.context.update_memory_size);
+  if (bytes == 0 && tensorrt_complains()) refuse("working out the memory");
   if (bytes == 0) return;
-  memory_ = stream_.allocate_bytes(bytes, name_);
-  stream_.wait();  // TensorRT may use it on streams of its own
+  memory_ = stream_.scratch(bytes, name_);
   call<void>(api.context.set_memory, memory_.get(), static_cast<std::int64_t>(bytes));
 }
 
@@ -88,10 +88,9 @@ void TensorRtGraph::enqueue() {
 }
 
 bool TensorRtGraph::capturable() const {
-  // Weights that are streamed come from the host, by decisions that a graph cannot take.
-  if (capture_failed_ || engine_->weight_streaming()) return false;
-  const std::size_t slot = engine_->api().context.is_capturable;
-  return slot == kNoSuchMethod || call<bool>(slot, stream_.get());
+  // TensorRT-RTX records by itself. Weights that are streamed come from the host, by decisions that
+  // a graph cannot take.
+  return !capture_failed_ && !engine_->records_graphs() && !engine_->weight_streaming();
 }
 
 // Records one run for launching at once. Whatever goes wrong leaves the plain way.
@@ -114,6 +113,7 @@ bool TensorRtGraph::capture() {
 }
 
 void TensorRtGraph::run() {
+  const UseDevice device;
   for (const Bound& input : inputs_)
     if (input.staged.defined()) stream_.copy(input.tensor, input.staged);
   // The first run does what is done once, and shows errors as what they are.

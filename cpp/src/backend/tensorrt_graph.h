@@ -17,7 +17,6 @@ class TensorRtGraph final : public BoundGraph {
   TensorRtGraph(std::string name, std::shared_ptr<const TensorRtEngine> engine, int profile,
                 CudaStream& stream, const std::vector<Binding>& inputs,
                 const std::vector<Binding>& outputs);
-  ~TensorRtGraph() override;
   TensorRtGraph(const TensorRtGraph&) = delete;
   TensorRtGraph& operator=(const TensorRtGraph&) = delete;
   void run() override;
@@ -44,13 +43,18 @@ class TensorRtGraph final : public BoundGraph {
   std::string name_;
   std::shared_ptr<const TensorRtEngine> engine_;
   CudaStream& stream_;
-  TensorRtObject context_;
+  TensorRtContext context_;
   std::vector<Bound> inputs_, outputs_;
   std::shared_ptr<void> memory_;  // for what is between inputs and outputs
   int runs_ = 0;
   bool capture_failed_ = false;
   std::unique_ptr<CUgraphExec_st, cudaError_t (*)(cudaGraphExec_t)> captured_{nullptr,
                                                                               cudaGraphExecDestroy};
+  // Destroyed first: what still runs uses all of the above.
+  struct WaitsAtTheEnd {
+    CudaStream& stream;
+    ~WaitsAtTheEnd();
+  } wait_{stream_};
 };
 
 }  // namespace intaglio

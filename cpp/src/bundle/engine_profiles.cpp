@@ -109,11 +109,6 @@ Refusal refusal(const Misfit& wrong, const ImageProfile& profile, int pixels) {
 
 }  // namespace
 
-GraphEngines::Choice GraphEngines::first() const {
-  const auto& folder = folders_.front();
-  return {folder, &folder->components.at(graph_.path), 0};
-}
-
 GraphEngines::Choice GraphEngines::choose(const std::map<std::string, Shape>& shapes) const {
   for (const auto& folder : folders_) {
     const EngineComponent& component = folder->components.at(graph_.path);
@@ -126,10 +121,10 @@ GraphEngines::Choice GraphEngines::choose(const std::map<std::string, Shape>& sh
   const auto last = static_cast<int>(folder.profiles.size()) - 1;
   const auto wrong = misfit(folder.components.at(graph_.path), graph_, last, shapes);
   const Refusal why = refusal(*wrong, folder.profiles.back(), pixels_);
-  throw UsageError(why.what + ", in engines/" + folder.path.filename().string() + "/" +
-                   folder.components.at(graph_.path).plan +
-                   ": ask for what fits, or build a wider one with `" + build_ + " --profile " +
-                   why.profile + "`");
+  throw UnavailableError(why.what + ", in engines/" + folder.path.filename().string() + "/" +
+                         folder.components.at(graph_.path).plan +
+                         ": ask for what fits, or build a wider one with `" + build_ +
+                         " --profile " + why.profile + "`");
 }
 
 }  // namespace intaglio

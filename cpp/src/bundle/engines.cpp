@@ -52,6 +52,8 @@ EngineComponent read_component(const Node& node, std::size_t profiles) {
   for (const Node& item : node.at("outputs").items())
     component.outputs.push_back(read_tensor(item, false));
   component.weights_bytes = node.get<std::uint64_t>("weights_bytes");
+  for (const std::uint64_t bytes : node.list<std::uint64_t>("activation_bytes"))
+    component.activation_bytes = std::max(component.activation_bytes, bytes);
   return component;
 }
 
@@ -148,6 +150,12 @@ EngineFolder read_engine_folder(const fs::path& folder) {
   for (const auto& [path, node] : root.at("components").members())
     read.components[path] = read_component(node, read.profiles.size());
   return read;
+}
+
+bool has_engines(const Bundle& bundle, const std::string& backend) {
+  return std::ranges::any_of(engine_folders(bundle.folder), [&](const fs::path& folder) {
+    return folder.filename().string().starts_with(backend + "-sm");  // and what it is for
+  });
 }
 
 Engines::Engines(const Bundle& bundle, const EngineTarget& target)

@@ -32,6 +32,7 @@ struct EngineComponent {
   std::map<std::string, std::string> weights_sha256;  // by path in the bundle
   std::vector<EngineTensor> inputs, outputs;
   std::uint64_t weights_bytes = 0;
+  std::uint64_t activation_bytes = 0;  // of the profile that needs most
 };
 
 // Images of one request, and their sides in pixels: smallest, likeliest, largest.
@@ -52,6 +53,9 @@ struct EngineFolder {
 // Throws InputError for an engine.json that cannot be read, or is of a newer schema.
 EngineFolder read_engine_folder(const std::filesystem::path& folder);
 
+// Whether the bundle has a folder of engines that `backend` built, for whatever machine.
+bool has_engines(const Bundle& bundle, const std::string& backend);
+
 // What is to run the engines.
 struct EngineTarget {
   std::string backend;       // tensorrt or tensorrt-rtx
@@ -68,11 +72,9 @@ class GraphEngines {
     int profile = 0;
   };
 
-  // The first profile that takes inputs of these shapes, by name. Throws UsageError saying the
-  // range, the flag, and the line that builds a wider one.
+  // The first profile that takes inputs of these shapes, by name. Throws UnavailableError saying
+  // the range, the flag, and the line that builds a wider one.
   Choice choose(const std::map<std::string, Shape>& shapes) const;
-  // That of the first folder, before any request.
-  Choice first() const;
 
  private:
   friend class Engines;

@@ -70,23 +70,31 @@ Tensor VaeDecoder::decode(Stream& stream, const Tensor& latents, int tile) const
                 DType::float32);
   const std::int64_t tile_cells = tile / factor;
   const bool whole = latents.dim(2) <= tile_cells && latents.dim(3) <= tile_cells;
+  Graphs graphs;
   for (std::int64_t n = 0; n < latents.dim(0); ++n) {
     const Tensor one = scaled.rows(n, n + 1);
     const Tensor decoded =
-        whole ? decode_whole(stream, one) : decode_tiled(stream, one, tile_cells);
+        whole ? decode_whole(stream, graphs, one) : decode_tiled(stream, graphs, one, tile_cells);
     std::ranges::copy(decoded.floats(), images.rows(n, n + 1).floats().begin());
   }
   return images;
 }
 
-Tensor VaeDecoder::decode_whole(Stream& stream, const Tensor& latents) const {
-  const std::int64_t factor = latent_.vae_scale_factor;
-  Tensor image({1, 3, latents.dim(2) * factor, latents.dim(3) * factor}, DType::float32);
-  session_->bind(stream, {{"latent", latents}}, {{"image", image}})->run();
-  return image;
+Tensor VaeDecoder::decode_whole(Stream& stream, Graphs& graphs, const Tensor& latents) const {
+  Bound& bound = graphs[latents.shape()];
+  if (!bound.graph) {
+    const std::int64_t factor = latent_.vae_scale_factor;
+    bound.latents = Tensor(latents.shape(), DType::float32);
+    bound.image = Tensor({1, 3, latents.dim(2) * factor, latents.dim(3) * factor}, DType::float32);
+    bound.graph = session_->bind(stream, {{"latent", bound.latents}}, {{"image", bound.image}});
+  }
+  std::ranges::copy(latents.floats(), bound.latents.floats().begin());
+  bound.graph->run();
+  return bound.image.clone();
 }
 
-Tensor VaeDecoder::decode_tiled(Stream& stream, const Tensor& latents, std::int64_t tile) const {
+Tensor VaeDecoder::decode_tiled(Stream& stream, Graphs& graphs, const Tensor& latents,
+                                std::int64_t tile) const {
   const std::int64_t factor = latent_.vae_scale_factor;
   const std::int64_t stride = tile - tile / 4;     // cells
   const std::int64_t fade = tile * factor / 4;     // pixels
@@ -98,7 +106,7 @@ Tensor VaeDecoder::decode_tiled(Stream& stream, const Tensor& latents, std::int6
     for (std::int64_t left = 0; left < latents.dim(3); left += stride) {
       const std::int64_t height = std::min(tile, latents.dim(2) - top);
       const std::int64_t width = std::min(tile, latents.dim(3) - left);
-      Tensor decoded = decode_whole(stream, crop(latents, top, left, height, width));
+      Tensor decoded = decode_whole(stream, graphs, crop(latents, top, left, height, width));
       const std::size_t column = row.size();
       if (!above.empty()) blend(above[column], decoded, 2, fade);
       if (column > 0) blend(row[column - 1], decoded, 3, fade);

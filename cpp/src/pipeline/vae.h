@@ -1,6 +1,7 @@
 // Latents to images and back.
 #pragma once
 
+#include <map>
 #include <memory>
 
 #include "intaglio/backend.h"
@@ -18,8 +19,15 @@ class VaeDecoder {
   Tensor decode(Stream& stream, const Tensor& latents, int tile) const;
 
  private:
-  Tensor decode_whole(Stream& stream, const Tensor& latents) const;
-  Tensor decode_tiled(Stream& stream, const Tensor& latents, std::int64_t tile) const;
+  // The graph for each size that one call meets: all its images, or tiles, share them.
+  struct Bound {
+    Tensor latents, image;
+    std::unique_ptr<BoundGraph> graph;
+  };
+  using Graphs = std::map<Shape, Bound>;
+  Tensor decode_whole(Stream& stream, Graphs& graphs, const Tensor& latents) const;
+  Tensor decode_tiled(Stream& stream, Graphs& graphs, const Tensor& latents,
+                      std::int64_t tile) const;
 
   const Latent& latent_;
   std::unique_ptr<Session> session_;
