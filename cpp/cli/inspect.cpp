@@ -110,16 +110,14 @@ void print_row(const std::string& name, const Json& value) {
               value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
 }
 
+// Beside the name of the folder, which says what they are for.
 std::string one_line(const Json& engines) {
   if (engines.contains("broken")) return engines["broken"].get<std::string>();
-  std::string targets;
-  for (const Json& target : engines["targets"])
-    targets += (targets.empty() ? "" : ", ") + target.get<std::string>();
+  const std::size_t count = engines["plans"].size();
   std::uint64_t bytes = 0;
   for (const auto& [graph, size] : engines["plans"].items()) bytes += size.get<std::uint64_t>();
-  return engines["backend"].get<std::string>() + " " + engines["version"].get<std::string>() +
-         " for " + targets + ", " + engines["precision"].get<std::string>() + ", " +
-         std::to_string(engines["plans"].size()) + " plans, " + std::to_string(bytes) + " bytes";
+  return "version " + engines["version"].get<std::string>() + ", " + std::to_string(count) +
+         (count == 1 ? " plan, " : " plans, ") + std::to_string(bytes) + " bytes";
 }
 
 void print_people(const Json& json) {

@@ -125,7 +125,7 @@ def test_auto_says_why_a_gpu_build_runs_on_the_processor(
     assert (end, rest) == ("\n", "")
     report = json.loads((command.folder / "report.json").read_text())
     assert report["device"] == "cpu"
-    assert "; auto: cpu, since device cuda does not work here: there is no" in report["backend"]
+    assert "cuda does not work here: there is no NVIDIA driver" in report["reason"]
 
 
 @without_driver
@@ -171,7 +171,18 @@ def test_inspect_lists_engines(command: Command, forked_bundle: Path, tmp_path: 
     shown = json.loads(command("inspect", bundle, "--json").stdout)["engines"]
     assert shown == {file.parent.name: report | {"plans": {"transformer/forked.onnx": 40954924}}}
     people = command("inspect", bundle).stdout
-    line = "tensorrt-rtx 1.7.1.116 for sm89, sm120, float32, 1 plans of 40954924 bytes"
+    line = f"{file.parent.name}: version 1.7.1.116, 1 plan, 40954924 bytes"
     assert re.search(rf"^engines +{re.escape(line)}$", people, re.MULTILINE)
-    file.write_text(json.dumps(report))
-    check(command, 3, "engine.json: ", "inspect", bundle)
+
+
+def test_inspect_says_which_engines_are_broken(
+    command: Command, forked_bundle: Path, tmp_path: Path
+) -> None:
+    """The bundle runs without them."""
+    bundle = shutil.copytree(forked_bundle, tmp_path / "bundle")
+    file = bundle / "engines" / "tensorrt-rtx-sm89-float32-59e7185e" / "engine.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    shown = command("inspect", bundle)
+    assert shown.returncode == 0
+    assert f"{file.parent.name}: engine.json is not what intaglio build writes" in shown.stdout
