@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import intaglio
+from intaglio import _core
 from intaglio.deploy.engines import tensorrt_rtx_runtime
 from intaglio.deploy.folder import write_folder
 from intaglio_export.exporter import export_bundle
@@ -220,6 +221,29 @@ def with_engines(bundle: Path, copy: Path, version: str) -> Path:
     return copy
 
 
+def test_engines_that_it_cannot_run_stay_behind(
+    entry_point: Command, forked_bundle: Path, tmp_path: Path
+) -> None:
+    if _core.built_with_tensorrt():
+        pytest.skip("this build runs engines")
+    runtime = tensorrt_rtx_runtime()
+    bundle = with_engines(forked_bundle, tmp_path / "bundle", runtime.version if runtime else "1")
+    done = entry_point("deploy", "folder", bundle, "-o", "out")
+    says = "pip install . -C cmake.define.INTAGLIO_TENSORRT=ON"
+    assert (done.returncode, done.stderr.count("\n"), says in done.stderr) == (0, 1, True)
+    out = entry_point.folder / "out"
+    assert not (out / "bundle" / "engines").exists()
+    assert not list((out / "lib").glob("libtensorrt*"))
+    assert says in (out / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def tensorrt_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if installed with INTAGLIO_TENSORRT=ON, which needs nvcc; copying does not run engines."""
+    monkeypatch.setattr(_core, "built_with_tensorrt", lambda: True)
+
+
+@pytest.mark.usefixtures("tensorrt_build")
 def test_engines_go_along(forked_bundle: Path, tmp_path: Path) -> None:
     """With the library that runs them where this machine has it in their version."""
     runtime = tensorrt_rtx_runtime()
@@ -234,6 +258,7 @@ def test_engines_go_along(forked_bundle: Path, tmp_path: Path) -> None:
     assert library.exists() == (runtime is not None) == (deployment.remarks == [])
 
 
+@pytest.mark.usefixtures("tensorrt_build")
 def test_engines_of_another_version_are_remarked_on(forked_bundle: Path, tmp_path: Path) -> None:
     bundle = with_engines(forked_bundle, tmp_path / "bundle", "0.9.1")
     deployment = write_folder(bundle, tmp_path / "out", None, ignore)
@@ -242,6 +267,7 @@ def test_engines_of_another_version_are_remarked_on(forked_bundle: Path, tmp_pat
     assert not list((tmp_path / "out" / "lib").glob("libtensorrt*"))
 
 
+@pytest.mark.usefixtures("tensorrt_build")
 def test_a_truncated_plan_is_refused(forked_bundle: Path, tmp_path: Path) -> None:
     bundle = with_engines(forked_bundle, tmp_path / "bundle", "1.0.0")
     plan = next(bundle.glob("engines/*/forked.plan"))

@@ -87,6 +87,8 @@ class TensorRtBackend final : public Backend {
 
 }  // namespace
 
+bool built_with_tensorrt() { return true; }
+
 // In the order in which a person has to put things right: without a driver neither library nor
 // engines help.
 std::shared_ptr<Backend> make_tensorrt_backend(const std::string& device,

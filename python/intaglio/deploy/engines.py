@@ -11,6 +11,7 @@ from typing import Any
 
 from intaglio import _core
 
+ENGINE_FILES = "engines/*/engine.json"  # in a bundle
 RUNTIME_PACKAGE = "tensorrt_rtx_libs"
 
 
@@ -40,7 +41,7 @@ def engines_of(bundle: Path) -> list[Engines]:
     Raises:
         InputError: an engine.json that cannot be read, or a plan that is missing or cut short.
     """
-    return [_read(path) for path in sorted(bundle.glob("engines/*/engine.json"))]
+    return [_read(path) for path in sorted(bundle.glob(ENGINE_FILES))]
 
 
 def _read(path: Path) -> Engines:

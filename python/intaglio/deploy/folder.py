@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from intaglio import _core
-from intaglio.deploy.engines import Engines, Runtime, engines_of, tensorrt_rtx_runtime
+from intaglio.deploy.engines import (
+    ENGINE_FILES,
+    Engines,
+    Runtime,
+    engines_of,
+    tensorrt_rtx_runtime,
+)
 from intaglio.deploy.libraries import copyright_of, linked, package_copyright
 from intaglio.deploy.texts import readme, smoke_test
 from intaglio.onnxruntime_library import onnxruntime_library
@@ -32,7 +38,7 @@ class Deployment:
     Attributes:
         sources: where each file comes from, by its path in the folder.
         sha256: what the manifest says of the bundle's files, by the same path.
-        engines: the bundle's.
+        engines: those of the bundle's that it can run.
         left_to_cuda: libraries that ONNX Runtime's providers for GPUs ask for.
         remarks: what the caller should know.
     """
@@ -77,18 +83,31 @@ def write_folder(
 def collect(bundle: Path, onnxruntime: Path | None) -> Deployment:
     """Find everything that the folder holds."""
     manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-    deployment = Deployment(manifest, engines=engines_of(bundle))
+    deployment = Deployment(manifest)
     sources = deployment.sources
     sources["bundle/bundle.json"] = bundle / "bundle.json"
     for name, listed in manifest["files"].items():
         sources[f"bundle/{name}"] = bundle / name
         deployment.sha256[f"bundle/{name}"] = listed["sha256"]
-    for engines in deployment.engines:
-        for file in engines.files:
-            sources[f"bundle/{file.relative_to(bundle)}"] = file
+    _add_engines(deployment, bundle)
     _add_programs(deployment, onnxruntime)
     _add_libraries(deployment)
     return deployment
+
+
+def _add_engines(deployment: Deployment, bundle: Path) -> None:
+    if not _core.built_with_tensorrt():
+        if any(bundle.glob(ENGINE_FILES)):
+            deployment.remarks.append(
+                "The bundle's engines were left out, since this build of Intaglio cannot run them:"
+                " install one that can, from Intaglio's sources with `pip install ."
+                " -C cmake.define.INTAGLIO_TENSORRT=ON`, and deploy again"
+            )
+        return
+    deployment.engines = engines_of(bundle)
+    for engines in deployment.engines:
+        for file in engines.files:
+            deployment.sources[f"bundle/{file.relative_to(bundle)}"] = file
 
 
 def _add_programs(deployment: Deployment, onnxruntime: Path | None) -> None:

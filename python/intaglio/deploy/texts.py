@@ -58,13 +58,16 @@ def _gpu(deployment: Deployment) -> str:
     lines = [f"- Engines: {engines}." for engines in deployment.engines]
     if lines:
         lines.append("- On a GPU, NVIDIA's driver. Without one it runs on the processor.")
+    lines += [f"- {remark}." for remark in deployment.remarks]
     if deployment.left_to_cuda:
         names = ", ".join(f"`{name}`" for name in deployment.left_to_cuda)
         lines.append(
             "- For `--device cuda` or `ort-tensorrt`, NVIDIA's driver, and of the packages of CUDA,"
             f" cuDNN and TensorRT: {names}."
         )
-    return "\n".join(lines) or "- No GPU: it holds no engines."
+    if not deployment.engines and not deployment.left_to_cuda:
+        lines.insert(0, "- No GPU: it holds no engines.")
+    return "\n".join(lines)
 
 
 def _rows(folder: Path, programs: list[Path]) -> list[str]:
