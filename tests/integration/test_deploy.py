@@ -151,6 +151,9 @@ REFUSED: dict[str, tuple[int, str, list[str]]] = {
     "not empty": (3, "is not empty", ["folder", "BUNDLE", "-o", "full"]),
     "a file": (3, "is not a folder", ["folder", "BUNDLE", "-o", "file"]),
     "no folder above": (3, "does not exist", ["folder", "BUNDLE", "-o", "absent/out"]),
+    "inside the bundle": (2, "in the bundle", ["folder", "changed", "-o", "changed/out"]),
+    "inside by a link": (2, "in the bundle", ["folder", "changed", "-o", "link/out"]),
+    "the bundle": (2, "in the bundle", ["folder", "changed", "-o", "changed/../changed"]),
     "no bundle": (3, "nowhere", ["folder", "nowhere", "-o", "out"]),
     "changed bundle": (3, "SHA-256 differs", ["folder", "changed", "-o", "out"]),
     "no library": (4, "absent.so", ["folder", "BUNDLE", "-o", "out", "--onnxruntime=absent.so"]),
@@ -165,6 +168,7 @@ def test_refusals_leave_nothing(entry_point: Command, forked_bundle: Path, name:
     (entry_point.folder / "full").mkdir()
     (entry_point.folder / "full" / "mine").touch()
     (entry_point.folder / "file").touch()
+    (entry_point.folder / "link").symlink_to("changed/transformer")
     weights = shutil.copytree(forked_bundle, entry_point.folder / "changed") / "transformer"
     with (weights / "weights.data").open("r+b") as file:
         file.write(b"changed")

@@ -64,7 +64,7 @@ def write_folder(
         InputError: the bundle, or an output that may not be written.
         UnavailableError: Intaglio's command or ONNX Runtime's library is not there.
     """
-    check_output(output)
+    check_output(output, bundle)
     _core.Bundle.open(bundle)
     deployment = collect(bundle, onnxruntime)
     with placing(output, deployment.bytes) as work:
@@ -190,12 +190,17 @@ def _distribution_licenses(name: str) -> list[Path]:
     return [Path(str(file.locate())) for file in files if "licenses" in file.parts]
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, bundle: Path) -> None:
     """See that a folder may be written to `output`.
 
     Raises:
+        UsageError: it would be part of the bundle that it is made from.
         InputError: there is something already, or the folder above is missing or not writable.
     """
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(bundle)):
+        raise _core.UsageError(
+            f"the output {output} lies in the bundle {bundle}: give a path outside of it with -o"
+        )
     if output.is_dir():
         if any(output.iterdir()):
             raise _core.InputError(
