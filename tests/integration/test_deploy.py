@@ -18,7 +18,7 @@ import pytest
 import intaglio
 from intaglio import _core
 from intaglio.deploy.engines import tensorrt_rtx_runtime
-from intaglio.deploy.folder import write_folder
+from intaglio.deploy.folder import held, write_folder
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
 from tests.conftest import onnxruntime_library
@@ -207,6 +207,44 @@ def test_an_interrupt_leaves_nothing(forked_bundle: Path, tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         write_folder(forked_bundle, tmp_path / "out", None, interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+SIGNALLED = """
+import os, sys
+from intaglio.__main__ import main
+from intaglio.deploy import cli, folder
+number = int(sys.argv.pop())
+def write(bundle, output, onnxruntime, progress):
+    stop = lambda done, total: done > total // 2 and os.kill(os.getpid(), number)
+    return folder.write_folder(bundle, output, onnxruntime, stop)
+cli.write_folder = write
+main()
+"""
+
+
+def signalled(number: int, bundle: Path, output: Path) -> tuple[int, str]:
+    """Deploys, and gets a signal when half is copied: exit code and what it said."""
+    line = [sys.executable, "-c", SIGNALLED, "deploy", "folder", bundle, "-o", output, str(number)]
+    done = subprocess.run(line, stderr=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def test_sigterm_leaves_nothing(forked_bundle: Path, tmp_path: Path) -> None:
+    ended = signalled(signal.SIGTERM, forked_bundle, tmp_path / "out")
+    assert ended == (143, "intaglio: interrupted; nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_one_left_is_removed(forked_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / ".out.backup.partial").mkdir()  # not its own
+    busy = tmp_path / ".out.12345678.partial"
+    busy.mkdir()
+    with held(busy):
+        assert signalled(signal.SIGKILL, forked_bundle, tmp_path / "out")[0] == -signal.SIGKILL
+        assert len(list(tmp_path.iterdir())) == 3
+        write_folder(forked_bundle, tmp_path / "out", None, ignore)
+    left = {".out.backup.partial", busy.name, "out"}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def with_engines(bundle: Path, copy: Path, version: str) -> Path:

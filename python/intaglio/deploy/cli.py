@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
+import signal
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -53,12 +54,14 @@ def deploy(
 
     Example: intaglio deploy folder fashion.bundle -o fashion && fashion/smoke_test.sh
     """
+    signal.signal(signal.SIGTERM, _stop)
     try:
         deployment = _write(bundle, output, onnxruntime)
     except _core.Error as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", _core.Interrupted.exit_code)
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        _fail("interrupted; nothing was written", 128 + number)
     except OSError as error:
         _fail(
             f"cannot write {output}: {error.filename or output}: {error.strerror or error};"
@@ -68,6 +71,11 @@ def deploy(
     for remark in deployment.remarks:
         typer.echo(f"intaglio: note: {remark}", err=True)
     typer.echo(f"{output} ({deployment.bytes / 1e6:.1f} MB); try it: {output}/smoke_test.sh")
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    """Clean up as for Ctrl-C: what stops containers and services sends SIGTERM."""
+    raise KeyboardInterrupt(number)
 
 
 def _write(bundle: Path, output: Path, onnxruntime: Path | None) -> Deployment:
@@ -89,7 +97,7 @@ def _write(bundle: Path, output: Path, onnxruntime: Path | None) -> Deployment:
         )
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     """One line on stderr, as the C++ command has it."""
     typer.echo(f"intaglio: {' '.join(message.split())}", err=True)
     raise typer.Exit(code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -219,19 +221,44 @@ def check_output(output: Path, bundle: Path) -> None:
 def placing(output: Path, needed: int) -> Iterator[Path]:
     """A temporary folder beside `output` that takes its place when the block ends without error."""
     output = output.resolve()
+    prefix, suffix = f".{output.name}.", ".partial"
+    for left in output.parent.glob(f"{glob.escape(prefix)}{'?' * 8}{suffix}"):
+        with held(left) as abandoned:  # by a process that was killed
+            if abandoned:
+                shutil.rmtree(left, ignore_errors=True)
     free = shutil.disk_usage(output.parent).free
     if free < needed:
         raise _core.InputError(
             f"the disk of {output.parent} is too full: the folder needs {needed / 1e6:.0f} MB and"
             f" {free / 1e6:.0f} MB are free"
         )
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    work = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=output.parent))
     try:
-        work.chmod(0o755)
-        yield work
-        work.rename(output)  # over an empty folder, too
+        with held(work):
+            work.chmod(0o755)
+            yield work
+            work.rename(output)  # over an empty folder, too
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Lock a folder for as long as this process lives; whether no other process has it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # gone by now, or somebody else's
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = True
+    except OSError:
+        mine = False
+    try:
+        yield mine
+    finally:
+        os.close(descriptor)
 
 
 def copy(source: Path, target: Path, sha256: str | None) -> Iterator[int]:
