@@ -157,6 +157,14 @@ REFUSED: dict[str, tuple[int, str, list[str]]] = {
     "no bundle": (3, "nowhere", ["folder", "nowhere", "-o", "out"]),
     "changed bundle": (3, "SHA-256 differs", ["folder", "changed", "-o", "out"]),
     "no library": (4, "absent.so", ["folder", "BUNDLE", "-o", "out", "--onnxruntime=absent.so"]),
+    "a text for a library": (
+        4, "/etc/passwd is not ONNX Runtime's library: give another with --onnxruntime",
+        ["folder", "BUNDLE", "-o", "out", "--onnxruntime=/etc/passwd"],
+    ),
+    "another machine's library": (
+        4, "foreign.so is no program or library for this machine: give one for",
+        ["folder", "BUNDLE", "-o", "out", "--onnxruntime=foreign.so"],
+    ),
     "no target": (2, "folder", ["boat", "BUNDLE", "-o", "out"]),
     "no output": (2, "--output", ["folder", "BUNDLE"]),
 }  # fmt: skip
@@ -168,6 +176,9 @@ def test_refusals_leave_nothing(entry_point: Command, forked_bundle: Path, name:
     (entry_point.folder / "full").mkdir()
     (entry_point.folder / "full" / "mine").touch()
     (entry_point.folder / "file").touch()
+    elf = bytearray(onnxruntime_library().read_bytes())
+    elf[18:20] = b"\0\0"  # e_machine
+    (entry_point.folder / "foreign.so").write_bytes(elf)
     (entry_point.folder / "link").symlink_to("changed/transformer")
     weights = shutil.copytree(forked_bundle, entry_point.folder / "changed") / "transformer"
     with (weights / "weights.data").open("r+b") as file:

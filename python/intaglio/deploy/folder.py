@@ -131,6 +131,10 @@ def _add_programs(deployment: Deployment, onnxruntime: Path | None) -> None:
             f"ONNX Runtime's library {runtime or ''} is not there: pip install onnxruntime, or give"
             " --onnxruntime LIBRARY"
         )
+    if b"OrtGetApiBase" not in runtime.read_bytes():
+        raise _core.UnavailableError(
+            f"{runtime} is not ONNX Runtime's library: give another with --onnxruntime LIBRARY"
+        )
     # Under the name that Intaglio looks for, whatever it is called here.
     sources[f"lib/{runtime.name if '.so' in runtime.name else 'libonnxruntime.so'}"] = runtime
     for provider in sorted(runtime.parent.glob("libonnxruntime_providers_*.so")):
