@@ -165,7 +165,10 @@ REFUSED: dict[str, tuple[int, str, list[str]]] = {
         4, "foreign.so is no program or library for this machine: give one for",
         ["folder", "BUNDLE", "-o", "out", "--onnxruntime=foreign.so"],
     ),
-    "no target": (2, "folder", ["boat", "BUNDLE", "-o", "out"]),
+    "no target": (
+        2, 'there is no target "boat": write intaglio deploy folder BUNDLE -o OUT\n',
+        ["boat", "BUNDLE", "-o", "out"],
+    ),
     "no output": (2, "--output", ["folder", "BUNDLE"]),
 }  # fmt: skip
 
@@ -201,6 +204,16 @@ def test_the_gpu_build_goes_along_and_cuda_does_not(
     assert {"libcublas.so.13", "libcudart.so.13"} <= set(re.findall(r"`(lib[^`]+)`", needed))
     done = subprocess.run([out / "smoke_test.sh", "--device", "cpu"], env=BARE, check=False)
     assert done.returncode == 0
+
+
+def test_full_standard_output(entry_point: Command, forked_bundle: Path) -> None:
+    line = entry_point.line("deploy", "folder", forked_bundle, "-o", entry_point.folder / "out")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3
+    says = f"No space left on device; {entry_point.folder}/out was written"
+    assert done.stderr == f"intaglio: cannot write to standard output: {says}\n"
+    assert (entry_point.folder / "out" / "bin" / "intaglio").exists()
 
 
 def test_an_empty_folder_is_filled(entry_point: Command, forked_bundle: Path) -> None:

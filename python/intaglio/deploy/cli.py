@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import enum
+import os
 import signal
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -16,17 +17,22 @@ from intaglio import _core
 from intaglio.deploy.folder import Deployment, write_folder
 
 
-class Target(enum.StrEnum):
-    """What to write."""
-
-    folder = "folder"
+def known_target(target: str) -> str:
+    """Refuse what cannot be written in words of our own: there is but one choice."""
+    if target != "folder":
+        _fail(
+            f'there is no target "{target}": write intaglio deploy folder BUNDLE -o OUT',
+            _core.UsageError.exit_code,
+        )
+    return target
 
 
 def deploy(
     target: Annotated[
-        Target,
+        str,
         typer.Argument(
             metavar="folder",
+            callback=known_target,
             help="folder: one folder with bundle, engines, command and libraries, which runs"
             " wherever it is copied to.",
         ),
@@ -70,7 +76,15 @@ def deploy(
         )
     for remark in deployment.remarks:
         typer.echo(f"intaglio: note: {remark}", err=True)
-    typer.echo(f"{output} ({deployment.bytes / 1e6:.1f} MB); try it: {output}/smoke_test.sh")
+    try:
+        typer.echo(f"{output} ({deployment.bytes / 1e6:.1f} MB); try it: {output}/smoke_test.sh")
+    except OSError as error:
+        # What is still in the buffer would fail again, with Python's own words, when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(
+            f"cannot write to standard output: {error.strerror}; {output} was written",
+            _core.InputError.exit_code,
+        )
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
