@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -276,12 +277,17 @@ def with_engines(bundle: Path, copy: Path, version: str) -> Path:
     shutil.copytree(bundle, copy)
     engines = copy / "engines" / "tensorrt-rtx-sm89-float32-0123abcd"
     engines.mkdir(parents=True)
-    (engines / "forked.plan").write_bytes(b"plan")
+    (engines / "forked-0a1b2c3d.plan").write_bytes(b"plan")
+    (engines / "forked-99999999.plan").write_bytes(b"of another graph")
     (engines / "unfinished.tmp").touch()
+    component = {
+        "plan": "forked-0a1b2c3d.plan", "plan_bytes": 4,
+        "plan_sha256": hashlib.sha256(b"plan").hexdigest(),
+    }  # fmt: skip
     report: dict[str, Any] = {
         "schema_version": 1, "backend": "tensorrt-rtx", "version": version, "targets": ["sm89"],
         "precision": "float32", "key": "0123abcd",
-        "components": {"transformer/forked.onnx": {"plan": "forked.plan", "plan_bytes": 4}},
+        "components": {"transformer/forked.onnx": component},
     }  # fmt: skip
     (engines / "engine.json").write_text(json.dumps(report))
     return copy
@@ -317,7 +323,8 @@ def test_engines_go_along(forked_bundle: Path, tmp_path: Path) -> None:
     bundle = with_engines(forked_bundle, tmp_path / "bundle", version)
     deployment = write_folder(bundle, tmp_path / "out", None, ignore)
     engines = tmp_path / "out/bundle/engines/tensorrt-rtx-sm89-float32-0123abcd"
-    assert sorted(path.name for path in engines.iterdir()) == ["engine.json", "forked.plan"]
+    written = {path.name for path in engines.iterdir()}
+    assert written == {"engine.json", "forked-0a1b2c3d.plan"}
     text = (tmp_path / "out" / "README.md").read_text()
     assert f"- Engines: tensorrt-rtx {version} for sm89, float32." in text
     library = tmp_path / "out" / "lib" / "libtensorrt_rtx.so.1"
@@ -333,11 +340,27 @@ def test_engines_of_another_version_are_remarked_on(forked_bundle: Path, tmp_pat
     assert not list((tmp_path / "out" / "lib").glob("libtensorrt*"))
 
 
+BAD_PLANS = {
+    "truncated": (b"pla", r"forked-0a1b2c3d\.plan is not the plan of 4 bytes"),
+    "changed": (b"plum", r"forked-0a1b2c3d\.plan is damaged or .* with `intaglio build`"),
+}
+
+
 @pytest.mark.usefixtures("tensorrt_build")
-def test_a_truncated_plan_is_refused(forked_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", BAD_PLANS)
+def test_a_bad_plan_is_refused(forked_bundle: Path, tmp_path: Path, name: str) -> None:
+    content, says = BAD_PLANS[name]
     bundle = with_engines(forked_bundle, tmp_path / "bundle", "1.0.0")
-    plan = next(bundle.glob("engines/*/forked.plan"))
-    plan.write_bytes(b"pla")
-    with pytest.raises(intaglio.InputError, match=r"forked\.plan is not the plan of 4 bytes"):
+    next(bundle.glob("engines/*/forked-0a1b2c3d.plan")).write_bytes(content)
+    with pytest.raises(intaglio.InputError, match=says):
         write_folder(bundle, tmp_path / "out", None, ignore)
-    assert not (tmp_path / "out").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
+
+
+@pytest.mark.usefixtures("tensorrt_build")
+def test_engines_without_checksums_are_refused(forked_bundle: Path, tmp_path: Path) -> None:
+    bundle = with_engines(forked_bundle, tmp_path / "bundle", "1.0.0")
+    report = next(bundle.glob("engines/*/engine.json"))
+    report.write_text(report.read_text().replace("plan_sha256", "sha256"))
+    with pytest.raises(intaglio.InputError, match=r"engine\.json: it has no 'plan_sha256'; build"):
+        write_folder(bundle, tmp_path / "out", None, ignore)

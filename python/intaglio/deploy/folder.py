@@ -39,7 +39,7 @@ class Deployment:
 
     Attributes:
         sources: where each file comes from, by its path in the folder.
-        sha256: what the manifest says of the bundle's files, by the same path.
+        sha256: what bundle.json and engine.json say of their files, by the same path.
         engines: those of the bundle's that it can run.
         left_to_cuda: libraries that ONNX Runtime's providers for GPUs ask for.
         remarks: what the caller should know.
@@ -108,8 +108,9 @@ def _add_engines(deployment: Deployment, bundle: Path) -> None:
         return
     deployment.engines = engines_of(bundle)
     for engines in deployment.engines:
-        for file in engines.files:
+        for file, sha256 in engines.sha256.items():
             deployment.sources[f"bundle/{file.relative_to(bundle)}"] = file
+            deployment.sha256[f"bundle/{file.relative_to(bundle)}"] = sha256
 
 
 def _add_programs(deployment: Deployment, onnxruntime: Path | None) -> None:
@@ -280,7 +281,7 @@ def copy(source: Path, target: Path, sha256: str | None) -> Iterator[int]:
             yield len(piece)
     if sha256 and digest.hexdigest() != sha256:
         raise _core.InputError(
-            f"{source} changed while it was copied (its SHA-256 differs from bundle.json):"
-            " copy or export the bundle again"
+            f"{source} is damaged or changed while it was copied (its SHA-256 differs): make it"
+            " again with `intaglio export`, engines with `intaglio build`"
         )
     target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
