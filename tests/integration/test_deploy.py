@@ -120,6 +120,8 @@ def test_its_readme_is_about_it(folder: Path) -> None:
     assert "see its maker" not in text
     example = re.search(r"^    (bin/intaglio generate bundle .*)$", text, re.MULTILINE)
     assert example
+    model = json.loads((folder / "bundle" / "bundle.json").read_text())
+    assert re.search(rf"^\| `bundle/` \| .* MB \| {model['license']} \|$", text, re.MULTILINE)
     line = f"{example[1].replace('picture.png', '/dev/null')} --steps 1"
     subprocess.run(line, shell=True, cwd=folder, env=BARE, check=True, capture_output=True)
     newest = subprocess.run(
