@@ -4,9 +4,10 @@
 set -eu
 folder=$1
 python=$2
+constraints=$(dirname "$0")/../constraints.txt
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-"$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: -c constraints.txt -d "$work" onnxruntime-gpu
+"$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: -c "$constraints" -d "$work" onnxruntime-gpu
 mkdir "$work/libraries"
 "$python" - "$work" <<'EOF'
 import sys

@@ -31,6 +31,9 @@ void bind_backend(py::module_& module) {
       .def_readonly("choice", &Backend::choice)
       .def("__repr__",
            [](const Backend& backend) { return "<Backend: " + backend.description() + ">"; });
+  module.def("built_with_tensorrt", &built_with_tensorrt,
+             "Whether this libintaglio runs TensorRT engines: the option INTAGLIO_TENSORRT of its "
+             "build.");
   module.def("device_names", &device_names, "What BackendOptions.device may be.");
   module.def("make_backend", &make_backend, py::arg("options"), py::arg("bundle"),
              py::call_guard<py::gil_scoped_release>(),

@@ -49,6 +49,7 @@ __all__: list[str] = [
     "UnavailableError",
     "UsageError",
     "Window",
+    "built_with_tensorrt",
     "combine",
     "device_names",
     "draw_noise",
@@ -886,6 +887,11 @@ class Pipeline:
         """
         the device, and why it
         """
+
+def built_with_tensorrt() -> bool:
+    """
+    Whether this libintaglio runs TensorRT engines: the option INTAGLIO_TENSORRT of its build.
+    """
 
 def combine(
     conditional: typing.Any,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -16,8 +17,9 @@ import numpy as np
 import pytest
 
 import intaglio
+from intaglio import _core
 from intaglio.deploy.engines import tensorrt_rtx_runtime
-from intaglio.deploy.folder import write_folder
+from intaglio.deploy.folder import held, write_folder
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
 from tests.conftest import onnxruntime_library
@@ -118,6 +120,8 @@ def test_its_readme_is_about_it(folder: Path) -> None:
     assert "see its maker" not in text
     example = re.search(r"^    (bin/intaglio generate bundle .*)$", text, re.MULTILINE)
     assert example
+    model = json.loads((folder / "bundle" / "bundle.json").read_text())
+    assert re.search(rf"^\| `bundle/` \| .* MB \| {model['license']} \|$", text, re.MULTILINE)
     line = f"{example[1].replace('picture.png', '/dev/null')} --steps 1"
     subprocess.run(line, shell=True, cwd=folder, env=BARE, check=True, capture_output=True)
     newest = subprocess.run(
@@ -150,10 +154,24 @@ REFUSED: dict[str, tuple[int, str, list[str]]] = {
     "not empty": (3, "is not empty", ["folder", "BUNDLE", "-o", "full"]),
     "a file": (3, "is not a folder", ["folder", "BUNDLE", "-o", "file"]),
     "no folder above": (3, "does not exist", ["folder", "BUNDLE", "-o", "absent/out"]),
+    "inside the bundle": (2, "in the bundle", ["folder", "changed", "-o", "changed/out"]),
+    "inside by a link": (2, "in the bundle", ["folder", "changed", "-o", "link/out"]),
+    "the bundle": (2, "in the bundle", ["folder", "changed", "-o", "changed/../changed"]),
     "no bundle": (3, "nowhere", ["folder", "nowhere", "-o", "out"]),
     "changed bundle": (3, "SHA-256 differs", ["folder", "changed", "-o", "out"]),
     "no library": (4, "absent.so", ["folder", "BUNDLE", "-o", "out", "--onnxruntime=absent.so"]),
-    "no target": (2, "folder", ["boat", "BUNDLE", "-o", "out"]),
+    "a text for a library": (
+        4, "/etc/passwd is not ONNX Runtime's library: give another with --onnxruntime",
+        ["folder", "BUNDLE", "-o", "out", "--onnxruntime=/etc/passwd"],
+    ),
+    "another machine's library": (
+        4, "foreign.so is no program or library for this machine: give one for",
+        ["folder", "BUNDLE", "-o", "out", "--onnxruntime=foreign.so"],
+    ),
+    "no target": (
+        2, 'there is no target "boat": write intaglio deploy folder BUNDLE -o OUT\n',
+        ["boat", "BUNDLE", "-o", "out"],
+    ),
     "no output": (2, "--output", ["folder", "BUNDLE"]),
 }  # fmt: skip
 
@@ -164,6 +182,10 @@ def test_refusals_leave_nothing(entry_point: Command, forked_bundle: Path, name:
     (entry_point.folder / "full").mkdir()
     (entry_point.folder / "full" / "mine").touch()
     (entry_point.folder / "file").touch()
+    elf = bytearray(onnxruntime_library().read_bytes())
+    elf[18:20] = b"\0\0"  # e_machine
+    (entry_point.folder / "foreign.so").write_bytes(elf)
+    (entry_point.folder / "link").symlink_to("changed/transformer")
     weights = shutil.copytree(forked_bundle, entry_point.folder / "changed") / "transformer"
     with (weights / "weights.data").open("r+b") as file:
         file.write(b"changed")
@@ -187,6 +209,16 @@ def test_the_gpu_build_goes_along_and_cuda_does_not(
     assert done.returncode == 0
 
 
+def test_full_standard_output(entry_point: Command, forked_bundle: Path) -> None:
+    line = entry_point.line("deploy", "folder", forked_bundle, "-o", entry_point.folder / "out")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3
+    says = f"No space left on device; {entry_point.folder}/out was written"
+    assert done.stderr == f"intaglio: cannot write to standard output: {says}\n"
+    assert (entry_point.folder / "out" / "bin" / "intaglio").exists()
+
+
 def test_an_empty_folder_is_filled(entry_point: Command, forked_bundle: Path) -> None:
     (entry_point.folder / "out").mkdir()
     assert entry_point("deploy", "folder", forked_bundle, "-o", "out").returncode == 0
@@ -204,22 +236,88 @@ def test_an_interrupt_leaves_nothing(forked_bundle: Path, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+SIGNALLED = """
+import os, sys
+from intaglio.__main__ import main
+from intaglio.deploy import cli, folder
+number = int(sys.argv.pop())
+def write(bundle, output, onnxruntime, progress):
+    stop = lambda done, total: done > total // 2 and os.kill(os.getpid(), number)
+    return folder.write_folder(bundle, output, onnxruntime, stop)
+cli.write_folder = write
+main()
+"""
+
+
+def signalled(number: int, bundle: Path, output: Path) -> tuple[int, str]:
+    """Deploys, and gets a signal when half is copied: exit code and what it said."""
+    line = [sys.executable, "-c", SIGNALLED, "deploy", "folder", bundle, "-o", output, str(number)]
+    done = subprocess.run(line, stderr=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def test_sigterm_leaves_nothing(forked_bundle: Path, tmp_path: Path) -> None:
+    ended = signalled(signal.SIGTERM, forked_bundle, tmp_path / "out")
+    assert ended == (143, "intaglio: interrupted; nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_one_left_is_removed(forked_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / ".out.backup.partial").mkdir()  # not its own
+    busy = tmp_path / ".out.12345678.partial"
+    busy.mkdir()
+    with held(busy):
+        assert signalled(signal.SIGKILL, forked_bundle, tmp_path / "out")[0] == -signal.SIGKILL
+        assert len(list(tmp_path.iterdir())) == 3
+        write_folder(forked_bundle, tmp_path / "out", None, ignore)
+    left = {".out.backup.partial", busy.name, "out"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
 def with_engines(bundle: Path, copy: Path, version: str) -> Path:
     """A copy of `bundle` with a folder of engines as `intaglio build` leaves it."""
     shutil.copytree(bundle, copy)
     engines = copy / "engines" / "tensorrt-rtx-sm89-float32-0123abcd"
     engines.mkdir(parents=True)
-    (engines / "forked.plan").write_bytes(b"plan")
+    (engines / "forked-0a1b2c3d.plan").write_bytes(b"plan")
+    (engines / "forked-99999999.plan").write_bytes(b"of another graph")
     (engines / "unfinished.tmp").touch()
+    component = {
+        "plan": "forked-0a1b2c3d.plan", "plan_bytes": 4,
+        "plan_sha256": hashlib.sha256(b"plan").hexdigest(),
+    }  # fmt: skip
     report: dict[str, Any] = {
         "schema_version": 1, "backend": "tensorrt-rtx", "version": version, "targets": ["sm89"],
         "precision": "float32", "key": "0123abcd",
-        "components": {"transformer/forked.onnx": {"plan": "forked.plan", "plan_bytes": 4}},
+        "components": {"transformer/forked.onnx": component},
     }  # fmt: skip
     (engines / "engine.json").write_text(json.dumps(report))
     return copy
 
 
+def test_engines_that_it_cannot_run_stay_behind(
+    entry_point: Command, forked_bundle: Path, tmp_path: Path
+) -> None:
+    if _core.built_with_tensorrt():
+        pytest.skip("this build runs engines")
+    runtime = tensorrt_rtx_runtime()
+    bundle = with_engines(forked_bundle, tmp_path / "bundle", runtime.version if runtime else "1")
+    done = entry_point("deploy", "folder", bundle, "-o", "out")
+    says = "pip install . -C cmake.define.INTAGLIO_TENSORRT=ON"
+    assert (done.returncode, done.stderr.count("\n"), says in done.stderr) == (0, 1, True)
+    out = entry_point.folder / "out"
+    assert not (out / "bundle" / "engines").exists()
+    assert not list((out / "lib").glob("libtensorrt*"))
+    assert says in (out / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def tensorrt_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if installed with INTAGLIO_TENSORRT=ON, which needs nvcc; copying does not run engines."""
+    monkeypatch.setattr(_core, "built_with_tensorrt", lambda: True)
+
+
+@pytest.mark.usefixtures("tensorrt_build")
 def test_engines_go_along(forked_bundle: Path, tmp_path: Path) -> None:
     """With the library that runs them where this machine has it in their version."""
     runtime = tensorrt_rtx_runtime()
@@ -227,13 +325,15 @@ def test_engines_go_along(forked_bundle: Path, tmp_path: Path) -> None:
     bundle = with_engines(forked_bundle, tmp_path / "bundle", version)
     deployment = write_folder(bundle, tmp_path / "out", None, ignore)
     engines = tmp_path / "out/bundle/engines/tensorrt-rtx-sm89-float32-0123abcd"
-    assert sorted(path.name for path in engines.iterdir()) == ["engine.json", "forked.plan"]
+    written = {path.name for path in engines.iterdir()}
+    assert written == {"engine.json", "forked-0a1b2c3d.plan"}
     text = (tmp_path / "out" / "README.md").read_text()
     assert f"- Engines: tensorrt-rtx {version} for sm89, float32." in text
     library = tmp_path / "out" / "lib" / "libtensorrt_rtx.so.1"
     assert library.exists() == (runtime is not None) == (deployment.remarks == [])
 
 
+@pytest.mark.usefixtures("tensorrt_build")
 def test_engines_of_another_version_are_remarked_on(forked_bundle: Path, tmp_path: Path) -> None:
     bundle = with_engines(forked_bundle, tmp_path / "bundle", "0.9.1")
     deployment = write_folder(bundle, tmp_path / "out", None, ignore)
@@ -242,10 +342,27 @@ def test_engines_of_another_version_are_remarked_on(forked_bundle: Path, tmp_pat
     assert not list((tmp_path / "out" / "lib").glob("libtensorrt*"))
 
 
-def test_a_truncated_plan_is_refused(forked_bundle: Path, tmp_path: Path) -> None:
+BAD_PLANS = {
+    "truncated": (b"pla", r"forked-0a1b2c3d\.plan is not the plan of 4 bytes"),
+    "changed": (b"plum", r"forked-0a1b2c3d\.plan is damaged or .* with `intaglio build`"),
+}
+
+
+@pytest.mark.usefixtures("tensorrt_build")
+@pytest.mark.parametrize("name", BAD_PLANS)
+def test_a_bad_plan_is_refused(forked_bundle: Path, tmp_path: Path, name: str) -> None:
+    content, says = BAD_PLANS[name]
     bundle = with_engines(forked_bundle, tmp_path / "bundle", "1.0.0")
-    plan = next(bundle.glob("engines/*/forked.plan"))
-    plan.write_bytes(b"pla")
-    with pytest.raises(intaglio.InputError, match=r"forked\.plan is not the plan of 4 bytes"):
+    next(bundle.glob("engines/*/forked-0a1b2c3d.plan")).write_bytes(content)
+    with pytest.raises(intaglio.InputError, match=says):
         write_folder(bundle, tmp_path / "out", None, ignore)
-    assert not (tmp_path / "out").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
+
+
+@pytest.mark.usefixtures("tensorrt_build")
+def test_engines_without_checksums_are_refused(forked_bundle: Path, tmp_path: Path) -> None:
+    bundle = with_engines(forked_bundle, tmp_path / "bundle", "1.0.0")
+    report = next(bundle.glob("engines/*/engine.json"))
+    report.write_text(report.read_text().replace("plan_sha256", "sha256"))
+    with pytest.raises(intaglio.InputError, match=r"engine\.json: it has no 'plan_sha256'; build"):
+        write_folder(bundle, tmp_path / "out", None, ignore)

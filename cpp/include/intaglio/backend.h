@@ -67,6 +67,9 @@ struct BackendOptions {
   std::filesystem::path tensorrt_library;     // empty: searched for
 };
 
+// Whether this libintaglio runs TensorRT engines: the option INTAGLIO_TENSORRT of its build.
+bool built_with_tensorrt();
+
 // auto, cpu, cuda and ort-tensorrt (ONNX Runtime's providers), tensorrt and tensorrt-rtx.
 const std::vector<std::string>& device_names();
 

@@ -4,6 +4,8 @@
 
 namespace intaglio {
 
+bool built_with_tensorrt() { return false; }
+
 std::shared_ptr<Backend> make_tensorrt_backend(const std::string& device, const BackendOptions&,
                                                const Bundle&) {
   throw UnavailableError("device \"" + device +

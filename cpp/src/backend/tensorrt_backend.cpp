@@ -94,6 +94,8 @@ void check_all(const Bundle& bundle, const Engines& engines) {
 
 }  // namespace
 
+bool built_with_tensorrt() { return true; }
+
 // In the order in which a person has to put things right: without a driver neither library nor
 // engines help.
 std::shared_ptr<Backend> make_tensorrt_backend(const std::string& device,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import enum
+import os
+import signal
+import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,17 +17,22 @@ from intaglio import _core
 from intaglio.deploy.folder import Deployment, write_folder
 
 
-class Target(enum.StrEnum):
-    """What to write."""
-
-    folder = "folder"
+def known_target(target: str) -> str:
+    """Refuse what cannot be written in words of our own: there is but one choice."""
+    if target != "folder":
+        _fail(
+            f'there is no target "{target}": write intaglio deploy folder BUNDLE -o OUT',
+            _core.UsageError.exit_code,
+        )
+    return target
 
 
 def deploy(
     target: Annotated[
-        Target,
+        str,
         typer.Argument(
             metavar="folder",
+            callback=known_target,
             help="folder: one folder with bundle, engines, command and libraries, which runs"
             " wherever it is copied to.",
         ),
@@ -53,12 +60,14 @@ def deploy(
 
     Example: intaglio deploy folder fashion.bundle -o fashion && fashion/smoke_test.sh
     """
+    signal.signal(signal.SIGTERM, _stop)
     try:
         deployment = _write(bundle, output, onnxruntime)
     except _core.Error as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", _core.Interrupted.exit_code)
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        _fail("interrupted; nothing was written", 128 + number)
     except OSError as error:
         _fail(
             f"cannot write {output}: {error.filename or output}: {error.strerror or error};"
@@ -67,7 +76,20 @@ def deploy(
         )
     for remark in deployment.remarks:
         typer.echo(f"intaglio: note: {remark}", err=True)
-    typer.echo(f"{output} ({deployment.bytes / 1e6:.1f} MB); try it: {output}/smoke_test.sh")
+    try:
+        typer.echo(f"{output} ({deployment.bytes / 1e6:.1f} MB); try it: {output}/smoke_test.sh")
+    except OSError as error:
+        # What is still in the buffer would fail again, with Python's own words, when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(
+            f"cannot write to standard output: {error.strerror}; {output} was written",
+            _core.InputError.exit_code,
+        )
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    """Clean up as for Ctrl-C: what stops containers and services sends SIGTERM."""
+    raise KeyboardInterrupt(number)
 
 
 def _write(bundle: Path, output: Path, onnxruntime: Path | None) -> Deployment:
@@ -89,7 +111,7 @@ def _write(bundle: Path, output: Path, onnxruntime: Path | None) -> Deployment:
         )
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     """One line on stderr, as the C++ command has it."""
     typer.echo(f"intaglio: {' '.join(message.split())}", err=True)
     raise typer.Exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from importlib.metadata import distribution, packages_distributions
@@ -11,6 +12,7 @@ from typing import Any
 
 from intaglio import _core
 
+ENGINE_FILES = "engines/*/engine.json"  # in a bundle
 RUNTIME_PACKAGE = "tensorrt_rtx_libs"
 
 
@@ -23,11 +25,7 @@ class Engines:
     version: str
     targets: list[str]
     precision: str
-    plans: list[Path]
-
-    @property
-    def files(self) -> list[Path]:
-        return [self.folder / "engine.json", *self.plans]
+    sha256: dict[Path, str]  # of its files
 
     def __str__(self) -> str:
         targets = ", ".join(self.targets)
@@ -40,23 +38,25 @@ def engines_of(bundle: Path) -> list[Engines]:
     Raises:
         InputError: an engine.json that cannot be read, or a plan that is missing or cut short.
     """
-    return [_read(path) for path in sorted(bundle.glob("engines/*/engine.json"))]
+    return [_read(path) for path in sorted(bundle.glob(ENGINE_FILES))]
 
 
 def _read(path: Path) -> Engines:
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        plans = {
-            path.parent / Path(component["plan"]).name: component["plan_bytes"]
-            for component in report["components"].values()
-        }
+        content = path.read_bytes()
+        report: dict[str, Any] = json.loads(content)
+        components = report["components"].values()
+        plans = {path.parent / Path(c["plan"]).name: c["plan_bytes"] for c in components}
+        sha256 = {path.parent / Path(c["plan"]).name: c["plan_sha256"] for c in components}
+        sha256[path] = hashlib.sha256(content).hexdigest()
         engines = Engines(
             path.parent, report["backend"], report["version"], report["targets"],
-            report["precision"], list(plans),
+            report["precision"], sha256,
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise _core.InputError(
-            f"cannot read {path}: {error!r}; build the engines again with `intaglio build`"
+            f"cannot read {path}: {why}; build the engines again with `intaglio build`"
         ) from error
     for plan, size in plans.items():
         if not plan.is_file() or plan.stat().st_size != size:

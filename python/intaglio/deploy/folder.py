@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -15,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from intaglio import _core
-from intaglio.deploy.engines import Engines, Runtime, engines_of, tensorrt_rtx_runtime
+from intaglio.deploy.engines import (
+    ENGINE_FILES,
+    Engines,
+    Runtime,
+    engines_of,
+    tensorrt_rtx_runtime,
+)
 from intaglio.deploy.libraries import copyright_of, linked, package_copyright
 from intaglio.deploy.texts import readme, smoke_test
 from intaglio.onnxruntime_library import onnxruntime_library
@@ -31,8 +39,8 @@ class Deployment:
 
     Attributes:
         sources: where each file comes from, by its path in the folder.
-        sha256: what the manifest says of the bundle's files, by the same path.
-        engines: the bundle's.
+        sha256: what bundle.json and engine.json say of their files, by the same path.
+        engines: those of the bundle's that it can run.
         left_to_cuda: libraries that ONNX Runtime's providers for GPUs ask for.
         remarks: what the caller should know.
     """
@@ -58,7 +66,7 @@ def write_folder(
         InputError: the bundle, or an output that may not be written.
         UnavailableError: Intaglio's command or ONNX Runtime's library is not there.
     """
-    check_output(output)
+    check_output(output, bundle)
     _core.Bundle.open(bundle)
     deployment = collect(bundle, onnxruntime)
     with placing(output, deployment.bytes) as work:
@@ -77,18 +85,32 @@ def write_folder(
 def collect(bundle: Path, onnxruntime: Path | None) -> Deployment:
     """Find everything that the folder holds."""
     manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-    deployment = Deployment(manifest, engines=engines_of(bundle))
+    deployment = Deployment(manifest)
     sources = deployment.sources
     sources["bundle/bundle.json"] = bundle / "bundle.json"
     for name, listed in manifest["files"].items():
         sources[f"bundle/{name}"] = bundle / name
         deployment.sha256[f"bundle/{name}"] = listed["sha256"]
-    for engines in deployment.engines:
-        for file in engines.files:
-            sources[f"bundle/{file.relative_to(bundle)}"] = file
+    _add_engines(deployment, bundle)
     _add_programs(deployment, onnxruntime)
     _add_libraries(deployment)
     return deployment
+
+
+def _add_engines(deployment: Deployment, bundle: Path) -> None:
+    if not _core.built_with_tensorrt():
+        if any(bundle.glob(ENGINE_FILES)):
+            deployment.remarks.append(
+                "The bundle's engines were left out, since this build of Intaglio cannot run them:"
+                " install one that can, from Intaglio's sources with `pip install ."
+                " -C cmake.define.INTAGLIO_TENSORRT=ON`, and deploy again"
+            )
+        return
+    deployment.engines = engines_of(bundle)
+    for engines in deployment.engines:
+        for file, sha256 in engines.sha256.items():
+            deployment.sources[f"bundle/{file.relative_to(bundle)}"] = file
+            deployment.sha256[f"bundle/{file.relative_to(bundle)}"] = sha256
 
 
 def _add_programs(deployment: Deployment, onnxruntime: Path | None) -> None:
@@ -109,6 +131,10 @@ def _add_programs(deployment: Deployment, onnxruntime: Path | None) -> None:
         raise _core.UnavailableError(
             f"ONNX Runtime's library {runtime or ''} is not there: pip install onnxruntime, or give"
             " --onnxruntime LIBRARY"
+        )
+    if b"OrtGetApiBase" not in runtime.read_bytes():
+        raise _core.UnavailableError(
+            f"{runtime} is not ONNX Runtime's library: give another with --onnxruntime LIBRARY"
         )
     # Under the name that Intaglio looks for, whatever it is called here.
     sources[f"lib/{runtime.name if '.so' in runtime.name else 'libonnxruntime.so'}"] = runtime
@@ -171,12 +197,17 @@ def _distribution_licenses(name: str) -> list[Path]:
     return [Path(str(file.locate())) for file in files if "licenses" in file.parts]
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, bundle: Path) -> None:
     """See that a folder may be written to `output`.
 
     Raises:
+        UsageError: it would be part of the bundle that it is made from.
         InputError: there is something already, or the folder above is missing or not writable.
     """
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(bundle)):
+        raise _core.UsageError(
+            f"the output {output} lies in the bundle {bundle}: give a path outside of it with -o"
+        )
     if output.is_dir():
         if any(output.iterdir()):
             raise _core.InputError(
@@ -195,19 +226,44 @@ def check_output(output: Path) -> None:
 def placing(output: Path, needed: int) -> Iterator[Path]:
     """A temporary folder beside `output` that takes its place when the block ends without error."""
     output = output.resolve()
+    prefix, suffix = f".{output.name}.", ".partial"
+    for left in output.parent.glob(f"{glob.escape(prefix)}{'?' * 8}{suffix}"):
+        with held(left) as abandoned:  # by a process that was killed
+            if abandoned:
+                shutil.rmtree(left, ignore_errors=True)
     free = shutil.disk_usage(output.parent).free
     if free < needed:
         raise _core.InputError(
             f"the disk of {output.parent} is too full: the folder needs {needed / 1e6:.0f} MB and"
             f" {free / 1e6:.0f} MB are free"
         )
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    work = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=output.parent))
     try:
-        work.chmod(0o755)
-        yield work
-        work.rename(output)  # over an empty folder, too
+        with held(work):
+            work.chmod(0o755)
+            yield work
+            work.rename(output)  # over an empty folder, too
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Lock a folder for as long as this process lives; whether no other process has it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # gone by now, or somebody else's
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = True
+    except OSError:
+        mine = False
+    try:
+        yield mine
+    finally:
+        os.close(descriptor)
 
 
 def copy(source: Path, target: Path, sha256: str | None) -> Iterator[int]:
@@ -225,7 +281,7 @@ def copy(source: Path, target: Path, sha256: str | None) -> Iterator[int]:
             yield len(piece)
     if sha256 and digest.hexdigest() != sha256:
         raise _core.InputError(
-            f"{source} changed while it was copied (its SHA-256 differs from bundle.json):"
-            " copy or export the bundle again"
+            f"{source} is damaged or changed while it was copied (its SHA-256 differs): make it"
+            " again with `intaglio export`, engines with `intaglio build`"
         )
     target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)

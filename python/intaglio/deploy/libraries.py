@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -44,9 +45,15 @@ def linked(programs: Iterable[Path]) -> Linked:
             done = subprocess.run(
                 ["ldd", program], capture_output=True, text=True, check=True, env={"LC_ALL": "C"}
             )
-        except (OSError, subprocess.CalledProcessError) as error:
+        except OSError as error:
             raise _core.UnavailableError(
-                f"cannot list the libraries of {program} with ldd ({error}): install ldd"
+                f"cannot list the libraries of {program}, since ldd cannot be run"
+                f" ({error.strerror}): install ldd"
+            ) from error
+        except subprocess.CalledProcessError as error:
+            raise _core.UnavailableError(
+                f"{program} is no program or library for this machine: give one for"
+                f" {platform.machine()}, ONNX Runtime's with --onnxruntime"
             ) from error
         for name, path in re.findall(r"^\s+(\S+) => (not found|/.+) ?", done.stdout, re.MULTILINE):
             if _SYSTEM.match(name):

@@ -26,7 +26,7 @@ def readme(deployment: Deployment, folder: Path) -> str:
         machine=platform.machine(),
         glibc=glibc_needed(programs),
         gpu=_gpu(deployment),
-        rows="\n".join(_rows(folder, programs)),
+        rows="\n".join(_rows(folder, programs, manifest["license"])),
     )
 
 
@@ -58,18 +58,21 @@ def _gpu(deployment: Deployment) -> str:
     lines = [f"- Engines: {engines}." for engines in deployment.engines]
     if lines:
         lines.append("- On a GPU, NVIDIA's driver. Without one it runs on the processor.")
+    lines += [f"- {remark}." for remark in deployment.remarks]
     if deployment.left_to_cuda:
         names = ", ".join(f"`{name}`" for name in deployment.left_to_cuda)
         lines.append(
             "- For `--device cuda` or `ort-tensorrt`, NVIDIA's driver, and of the packages of CUDA,"
             f" cuDNN and TensorRT: {names}."
         )
-    return "\n".join(lines) or "- No GPU: it holds no engines."
+    if not deployment.engines and not deployment.left_to_cuda:
+        lines.insert(0, "- No GPU: it runs on the processor, since it holds no TensorRT engines.")
+    return "\n".join(lines)
 
 
-def _rows(folder: Path, programs: list[Path]) -> list[str]:
+def _rows(folder: Path, programs: list[Path], model_license: str) -> list[str]:
     bundle = sum(path.stat().st_size for path in (folder / "bundle").rglob("*") if path.is_file())
-    rows = [f"| `bundle/` | {_size(bundle)} | the model |"]
+    rows = [f"| `bundle/` | {_size(bundle)} | {model_license} |"]
     for path in programs:
         licenses = folder / "licenses" / _license_of(path.name)
         where = f"`licenses/{licenses.name}/`" if licenses.is_dir() else "see its maker"

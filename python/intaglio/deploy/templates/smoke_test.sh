@@ -1,5 +1,6 @@
 #!/bin/sh
-# Draws one image with what lies in this folder and looks at it. Flags of `intaglio generate` may follow.
+# Draws one image with what lies in this folder and looks at it. More flags of `intaglio generate` may follow, such as
+# --device; %condition, --steps and -o are given already.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
