@@ -122,13 +122,11 @@ def _check_precision(precision: str) -> None:
 
 def _job(component: Component, key: str, folder: Path, known: dict[str, Any]) -> Job:
     entry = known.get(component.path)
-    plan = folder / component.plan
-    there = (
-        entry is not None
-        and entry["key"] == key
-        and plan.is_file()
-        and plan.stat().st_size == entry["plan_bytes"]
-    )
+    if entry is None or entry["key"] != key:
+        return Job(component, key, None)
+    # Its size only: to read gigabytes before every build would take longer than most builds do.
+    plan = folder / entry["plan"]
+    there = plan.is_file() and plan.stat().st_size == entry["plan_bytes"]
     return Job(component, key, entry if there else None)
 
 
@@ -162,6 +160,7 @@ def _build_missing(work: Work, bundle: Path, watcher: Watcher) -> None:
         paths = (job.component.path for job in work.jobs)
         in_order = {path: entries[path] for path in paths if path in entries}
         engine_file.write(work.folder, work.settings, in_order)
+        _remove_unnamed(work.folder, in_order)
         watcher.finish()
 
 
@@ -171,17 +170,17 @@ def _build(work: Work, job: Job, watcher: Watcher) -> dict[str, Any]:
     sums = _sums(component, work.manifest)
     order = _order(work, component, sums)
     work.folder.mkdir(exist_ok=True)
-    plan = work.folder / component.plan
+    plan = work.folder / engine_file.plan_name(component, job.key)
     unfinished = plan.with_suffix(".partial")
     began = time.monotonic()
     try:
-        log = build_apart(order, unfinished, watcher.update)
+        built = build_apart(order, unfinished, watcher.update)
+        log = built.log
         check_engine(component, order, log)
         channels = work.manifest["transformer"]["channels"]
         residual = residual_types(sums, log.layers, channels)
         check_residual(component, residual)
-        entry = engine_file.entry(job.key, component, work.manifest, log)
-        entry["plan_bytes"] = unfinished.stat().st_size
+        entry = engine_file.entry(job.key, component, work.manifest, built)
         unfinished.replace(plan)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -242,8 +241,27 @@ def _locked(engines: Path) -> Iterator[None]:
             ExitCode.UNAVAILABLE,
         ) from error
     try:
-        for left in engines.glob("*/*.partial"):  # of a builder that was killed
-            left.unlink()
+        _clear_up(engines)
         yield
     finally:
         lock.release()
+
+
+def _clear_up(engines: Path) -> None:
+    """Remove what a builder that was killed has left half done."""
+    for left in engines.rglob("*.partial"):
+        left.unlink()
+    for folder in filter(Path.is_dir, engines.iterdir()):
+        entries = engine_file.read(folder)
+        if entries or not (folder / engine_file.NAME).exists():  # else another version's
+            _remove_unnamed(folder, entries)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _remove_unnamed(folder: Path, entries: dict[str, Any]) -> None:
+    """Remove plans that are no engine's any more: of graphs as they were, or of another layout."""
+    named = {entry["plan"] for entry in entries.values()}
+    for plan in folder.glob("*.plan"):
+        if plan.name not in named:
+            plan.unlink()

@@ -27,13 +27,13 @@ class Component:
     """One graph of the bundle, which becomes one engine.
 
     `kind` is forked, base, degraded, text_encoder, vae_decoder or vae_encoder;
-    `plan` the engine's file name; `inputs` and `outputs` are as in the manifest.
+    `name` the same, or an encoder's own; `inputs` and `outputs` are as in the manifest.
     """
 
     kind: str
     folder: Path
     path: str
-    plan: str
+    name: str
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
 
@@ -116,8 +116,8 @@ def components(folder: Path, manifest: dict[str, Any]) -> list[Component]:
         ExportError: a file is missing or has another size than the manifest says.
     """
     found = [
-        Component(kind, folder, graph["path"], plan, graph["inputs"], graph["outputs"])
-        for kind, plan, graph in _graphs(manifest)
+        Component(kind, folder, graph["path"], name, graph["inputs"], graph["outputs"])
+        for kind, name, graph in _graphs(manifest)
     ]
     for component in found:
         _check_size(folder, manifest, component.path)  # before it is read for the others' names
@@ -128,12 +128,12 @@ def components(folder: Path, manifest: dict[str, Any]) -> list[Component]:
 
 def _graphs(manifest: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for name, graph in manifest["transformer"]["graphs"].items():
-        yield name, f"{name}.plan", graph
+        yield name, name, graph
     for name, encoder in manifest.get("prompt", {}).get("encoders", {}).items():
-        yield "text_encoder", f"{name}.plan", encoder["graph"]
+        yield "text_encoder", name, encoder["graph"]
     for name in ("vae_decoder", "vae_encoder"):
         if name in manifest:
-            yield name, f"{name}.plan", manifest[name]
+            yield name, name, manifest[name]
 
 
 def _check_size(folder: Path, manifest: dict[str, Any], path: str) -> None:
