@@ -211,16 +211,16 @@ def _sums(component: Component, manifest: dict[str, Any]) -> list[list[str]]:
 
 
 def _order(work: Work, component: Component, sums: Sequence[Sequence[str]]) -> Order:
+    settings = work.settings
     return Order(
-        work.settings.backend,
+        settings.backend,
         component.folder / component.path,
-        work.settings.targets,
-        work.settings.flags,
-        tuple(
-            input_shapes(component, profile, work.manifest) for profile in work.settings.profiles
-        ),
+        settings.targets,
+        settings.flags,
+        tuple(input_shapes(component, profile, work.manifest) for profile in settings.profiles),
         tuple(name for names in sums for name in names),
-        work.folder.parent / f"{work.settings.backend}.timing_cache",
+        work.folder.parent / f"{'-'.join((settings.backend, settings.version, *settings.targets))}"
+        ".timing_cache",
     )
 
 
