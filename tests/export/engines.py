@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sysconfig
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -17,6 +18,7 @@ from intaglio_export.engines.builder import BuildRequest, Work, build_engines
 from intaglio_export.engines.bundle import Component
 from intaglio_export.engines.residual import block_sums
 
+ENTRY_POINT = Path(sysconfig.get_path("scripts")) / "intaglio"
 ARCH = "sm89,sm120"
 RTX = ("--backend", "tensorrt-rtx")
 Json = dict[str, Any]

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +17,7 @@ import filelock
 import pytest
 
 from intaglio_export.engines import builder
-from tests.export.engines import RTX, Run, assert_whole, build, read, without_engines
-
-ENTRY_POINT = Path(sysconfig.get_path("scripts")) / "intaglio"
+from tests.export.engines import ENTRY_POINT, RTX, Run, assert_whole, build, read, without_engines
 
 
 @pytest.fixture

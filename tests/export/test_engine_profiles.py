@@ -121,10 +121,24 @@ def test_the_decoder_takes_tiles_of_large_images(
     )
 
 
-def test_an_axis_of_no_known_name_is_a_bug() -> None:
+def test_an_axis_of_no_known_name_is_refused() -> None:
     model = manifest(8, 2, 64, 64)
-    with pytest.raises(KeyError, match="frames"):
+    refusal = r"bundle\.json: the axis frames of latent in base\.onnx is none .* export again"
+    with pytest.raises(ExportError, match=refusal) as raised:
         input_shapes(component("base", latent=["rows", "frames"]), default_profile(model), model)
+    assert raised.value.exit_code == 3
+
+
+@pytest.mark.parametrize("size", [33, 0, 4096])
+@pytest.mark.parametrize("given", [[], ["height=16"]])
+def test_a_default_size_that_the_model_has_not(size: int, given: list[str]) -> None:
+    model = manifest(8, 2, 64, 64)
+    model["defaults"]["height"] = size
+    with pytest.raises(
+        ExportError, match=rf"bundle\.json: the default height {size} does not fit"
+    ) as e:
+        parse_profiles(given, model)
+    assert e.value.exit_code == 3
 
 
 @given(st.text(alphabet="batchheiwd=:,0123456789-. ", max_size=40))

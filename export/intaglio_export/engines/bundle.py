@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -113,7 +113,8 @@ def components(folder: Path, manifest: dict[str, Any]) -> list[Component]:
     """The graphs of the bundle, the transformer's first.
 
     Raises:
-        ExportError: a file is missing or has another size than the manifest says.
+        ExportError: a file is missing or has another size than the manifest says, or a graph has
+            other inputs or outputs.
     """
     found = [
         Component(kind, folder, graph["path"], name, graph["inputs"], graph["outputs"])
@@ -123,6 +124,7 @@ def components(folder: Path, manifest: dict[str, Any]) -> list[Component]:
         _check_size(folder, manifest, component.path)  # before it is read for the others' names
         for path in component.files[1:]:
             _check_size(folder, manifest, path)
+        _check_tensors(component)
     return found
 
 
@@ -145,6 +147,31 @@ def _check_size(folder: Path, manifest: dict[str, Any], path: str) -> None:
             f"{folder / path} is not the file that {MANIFEST} describes (its size differs);"
             " export again."
         )
+
+
+def _check_tensors(component: Component) -> None:
+    graph = component.graph.graph
+    for tensors, values in ((component.inputs, graph.input), (component.outputs, graph.output)):
+        said = {t["name"]: in_words(t["dtype"], t["axes"]) for t in tensors}
+        real = {value.name: _value_in_words(value) for value in values}
+        for name in (*said, *real):
+            if said.get(name) != real.get(name):
+                raise ExportError(
+                    f"{component.folder / MANIFEST} does not fit {component.path}: it says that"
+                    f" {name} is {said.get(name, 'not there')}, and in the graph it is"
+                    f" {real.get(name, 'not there')}; export again."
+                )
+
+
+def in_words(dtype: str, axes: Sequence[int | str]) -> str:
+    """A tensor as in `float32 of rows x 4 x 16`."""
+    return f"{dtype} of {' x '.join(map(str, axes)) or 'no axes'}"
+
+
+def _value_in_words(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return in_words(dtype, [axis.dim_param or axis.dim_value for axis in tensor.shape.dim])
 
 
 def check_contents(folder: Path, manifest: dict[str, Any], path: str) -> None:
