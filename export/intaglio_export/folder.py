@@ -40,7 +40,7 @@ def check_output(path: Path) -> None:
         raise ExportError(f"The folder {parent} for the output is not writable.")
 
 
-def check_space(path: Path, needed: int) -> None:
+def check_space(path: Path, needed: int, who: str = "the bundle needs", advice: str = "") -> None:
     """See that the disk of `path` has `needed` bytes left.
 
     Raises:
@@ -50,8 +50,8 @@ def check_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise ExportError(
-            f"The disk of {parent} is too full: the bundle needs about {needed / 1e6:.0f} MB"
-            f" and {free / 1e6:.0f} MB are free."
+            f"The disk of {parent} is too full: {who} about {needed / 1e6:.0f} MB"
+            f" and {free / 1e6:.0f} MB are free{advice}."
         )
 
 

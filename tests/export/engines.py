@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import sysconfig
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,11 @@ from intaglio_export.engines.builder import BuildRequest, Work, build_engines
 from intaglio_export.engines.bundle import Component
 from intaglio_export.engines.residual import block_sums
 
+ENTRY_POINT = Path(sysconfig.get_path("scripts")) / "intaglio"
 ARCH = "sm89,sm120"
+RTX = ("--backend", "tensorrt-rtx")
 Json = dict[str, Any]
+Run = Callable[..., tuple[int, str, str]]
 
 
 class Names:
@@ -80,6 +86,7 @@ def assert_whole(bundle: Path, folder: Path) -> Json:
             assert_covers(tensor, declared["axes"])
         plan = (folder / entry["plan"]).read_bytes()
         assert len(plan) == entry["plan_bytes"] > entry["weights_bytes"]
+        assert hashlib.sha256(plan).hexdigest() == entry["plan_sha256"]
         assert_weights(onnx.load(bundle / graph["path"]), plan, entry["weights_bytes"])
     return dict(components)
 

@@ -41,7 +41,7 @@ def manifest(scale: int, patch: int, largest: int, default: int, fixed: bool = F
 
 def component(kind: str, **inputs: list[str | int]) -> Component:
     tensors = [{"name": name, "axes": axes} for name, axes in inputs.items()]
-    return Component(kind, Path(), f"{kind}.onnx", f"{kind}.plan", tensors, [])
+    return Component(kind, Path(), f"{kind}.onnx", kind, tensors, [])
 
 
 @given(UNITS, st.integers(1, 300), st.integers(1, 300), st.booleans())
@@ -121,10 +121,24 @@ def test_the_decoder_takes_tiles_of_large_images(
     )
 
 
-def test_an_axis_of_no_known_name_is_a_bug() -> None:
+def test_an_axis_of_no_known_name_is_refused() -> None:
     model = manifest(8, 2, 64, 64)
-    with pytest.raises(KeyError, match="frames"):
+    refusal = r"bundle\.json: the axis frames of latent in base\.onnx is none .* export again"
+    with pytest.raises(ExportError, match=refusal) as raised:
         input_shapes(component("base", latent=["rows", "frames"]), default_profile(model), model)
+    assert raised.value.exit_code == 3
+
+
+@pytest.mark.parametrize("size", [33, 0, 4096])
+@pytest.mark.parametrize("given", [[], ["height=16"]])
+def test_a_default_size_that_the_model_has_not(size: int, given: list[str]) -> None:
+    model = manifest(8, 2, 64, 64)
+    model["defaults"]["height"] = size
+    with pytest.raises(
+        ExportError, match=rf"bundle\.json: the default height {size} does not fit"
+    ) as e:
+        parse_profiles(given, model)
+    assert e.value.exit_code == 3
 
 
 @given(st.text(alphabet="batchheiwd=:,0123456789-. ", max_size=40))
@@ -183,17 +197,24 @@ class Weighted(Component):
     files = ["g.onnx", "w.data"]  # type: ignore[assignment]  # noqa: RUF012
 
 
-def test_a_component_has_its_settings_graph_and_weights_in_its_key() -> None:
-    part = Weighted("base", Path(), "g.onnx", "g.plan", [], [])
+def test_what_a_component_has_in_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings, graph, weights, the shapes that the manifest makes of profiles, the stream."""
+    inputs = [{"name": "text", "axes": ["rows", "text_length"]}]
+    part = Weighted("base", Path(), "g.onnx", "base", inputs, [])
 
     def key(
-        settings: Settings = ONE, graph: str = "a", weights: str = "b", other: str = "c"
+        settings: Settings = ONE, graph: str = "a", other: str = "c", length: int = 5, **more: Any
     ) -> str:
-        digests = {"g.onnx": graph, "w.data": weights, "elsewhere": other}
-        files = {path: {"sha256": digest} for path, digest in digests.items()}
-        return component_key(settings, part, {"files": files})
+        digests = {"g.onnx": graph, "w.data": more.pop("weights", "b"), "elsewhere": other}
+        model = manifest(8, 2, 64, 64) | {"files": {p: {"sha256": d} for p, d in digests.items()}}
+        model["prompt"]["text"][1]["length"] = length
+        model["transformer"] |= {"blocks": 4, "channels": 8} | more
+        return component_key(settings, part, model)
 
     assert key() == key(other="d")
     different = [key(), key(graph="x"), key(weights="x"), key(replace(ONE, version="2"))]
-    assert len(set(different)) == 4
+    different += [key(length=6), key(blocks=5), key(channels=16)]
+    monkeypatch.setattr("intaglio_export.engines.key.BUILDER_REVISION", 0)
+    different.append(key())
+    assert len(set(different)) == 8
     assert all(len(one) == 16 and int(one, 16) >= 0 for one in different)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from intaglio_export.engines.builder import BuildRequest, estimates, plan_work
+from intaglio_export.engines.builder import BuildRequest, estimates, plan_bytes, plan_work
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
@@ -95,7 +95,8 @@ def test_rows_of_all_branches(shipped: Shipped) -> None:
 
 
 def test_memory_is_as_estimated(shipped: Shipped) -> None:
-    """Activations within a third, weights within two hundredths, of what the builder says."""
+    """Activations within a third, weights within two hundredths, of what the builder says; plans
+    are not much larger than thought, nor smaller by half a megabyte for each."""
     for layout in ("forked", "dual"):
         bundle = shipped(layout, "float32")
         work = plan_work(BuildRequest(bundle, "tensorrt-rtx", arch=ARCH))
@@ -105,6 +106,8 @@ def test_memory_is_as_estimated(shipped: Shipped) -> None:
             assert 0.7 < estimate / measured < 1.4, job.component.path
             weights = job.component.weights_bytes
             assert abs(weights - job.entry["weights_bytes"]) < 0.02 * weights + (64 << 10)
+            plan = job.entry["plan_bytes"]
+            assert plan < plan_bytes(work, job.component) < 1.1 * plan + 600_000, job.component.path
 
 
 def test_two_profiles_and_streamed_weights(shipped: Shipped, tmp_path: Path) -> None:

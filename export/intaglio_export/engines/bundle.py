@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,13 +27,13 @@ class Component:
     """One graph of the bundle, which becomes one engine.
 
     `kind` is forked, base, degraded, text_encoder, vae_decoder or vae_encoder;
-    `plan` the engine's file name; `inputs` and `outputs` are as in the manifest.
+    `name` the same, or an encoder's own; `inputs` and `outputs` are as in the manifest.
     """
 
     kind: str
     folder: Path
     path: str
-    plan: str
+    name: str
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
 
@@ -113,27 +113,29 @@ def components(folder: Path, manifest: dict[str, Any]) -> list[Component]:
     """The graphs of the bundle, the transformer's first.
 
     Raises:
-        ExportError: a file is missing or has another size than the manifest says.
+        ExportError: a file is missing or has another size than the manifest says, or a graph has
+            other inputs or outputs.
     """
     found = [
-        Component(kind, folder, graph["path"], plan, graph["inputs"], graph["outputs"])
-        for kind, plan, graph in _graphs(manifest)
+        Component(kind, folder, graph["path"], name, graph["inputs"], graph["outputs"])
+        for kind, name, graph in _graphs(manifest)
     ]
     for component in found:
         _check_size(folder, manifest, component.path)  # before it is read for the others' names
         for path in component.files[1:]:
             _check_size(folder, manifest, path)
+        _check_tensors(component)
     return found
 
 
 def _graphs(manifest: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for name, graph in manifest["transformer"]["graphs"].items():
-        yield name, f"{name}.plan", graph
+        yield name, name, graph
     for name, encoder in manifest.get("prompt", {}).get("encoders", {}).items():
-        yield "text_encoder", f"{name}.plan", encoder["graph"]
+        yield "text_encoder", name, encoder["graph"]
     for name in ("vae_decoder", "vae_encoder"):
         if name in manifest:
-            yield name, f"{name}.plan", manifest[name]
+            yield name, name, manifest[name]
 
 
 def _check_size(folder: Path, manifest: dict[str, Any], path: str) -> None:
@@ -145,6 +147,31 @@ def _check_size(folder: Path, manifest: dict[str, Any], path: str) -> None:
             f"{folder / path} is not the file that {MANIFEST} describes (its size differs);"
             " export again."
         )
+
+
+def _check_tensors(component: Component) -> None:
+    graph = component.graph.graph
+    for tensors, values in ((component.inputs, graph.input), (component.outputs, graph.output)):
+        said = {t["name"]: in_words(t["dtype"], t["axes"]) for t in tensors}
+        real = {value.name: _value_in_words(value) for value in values}
+        for name in (*said, *real):
+            if said.get(name) != real.get(name):
+                raise ExportError(
+                    f"{component.folder / MANIFEST} does not fit {component.path}: it says that"
+                    f" {name} is {said.get(name, 'not there')}, and in the graph it is"
+                    f" {real.get(name, 'not there')}; export again."
+                )
+
+
+def in_words(dtype: str, axes: Sequence[int | str]) -> str:
+    """A tensor as in `float32 of rows x 4 x 16`."""
+    return f"{dtype} of {' x '.join(map(str, axes)) or 'no axes'}"
+
+
+def _value_in_words(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return in_words(dtype, [axis.dim_param or axis.dim_value for axis in tensor.shape.dim])
 
 
 def check_contents(folder: Path, manifest: dict[str, Any], path: str) -> None:

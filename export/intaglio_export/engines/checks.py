@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from intaglio_export.engines.bundle import Component
+from intaglio_export.engines.bundle import Component, in_words
 from intaglio_export.engines.log import Binding, EngineLog
 from intaglio_export.engines.network import Order
+from intaglio_export.engines.profiles import Shape
 from intaglio_export.errors import ExportError
+from intaglio_export.folder import MANIFEST
 
 # Weights may be folded, transposed and padded, so their memory is not quite the files' bytes.
 WEIGHTS_RATIO = (0.9, 1.1)
@@ -24,11 +27,21 @@ def check_engine(component: Component, order: Order, log: EngineLog) -> None:
     for tensor in (*component.inputs, *component.outputs):
         binding = found.pop(tensor["name"], None)
         if binding is None or not _matches(tensor, binding, order):
-            raise _wrong(component, f"has {binding} for {tensor}")
+            said = in_words(tensor["dtype"], tensor["axes"])
+            wanted = [
+                shapes[tensor["name"]] for shapes in order.profiles if tensor["name"] in shapes
+            ]
+            raise _wrong(
+                component,
+                f"has {tensor['name']} as {_binding_in_words(binding)} where {MANIFEST} and the"
+                f" profiles say {said}{_in_profiles(wanted)}",
+            )
     if found:
-        raise _wrong(component, f"has {', '.join(sorted(found))} beyond the graph's")
+        raise _wrong(component, f"has {', '.join(sorted(found))} beyond the graph's tensors")
     if len(log.activation_bytes) != len(order.profiles):
-        raise _wrong(component, f"has {len(log.activation_bytes)} profiles")
+        raise _wrong(
+            component, f"has {len(log.activation_bytes)} profiles and not {len(order.profiles)}"
+        )
     low, high = (ratio * component.weights_bytes for ratio in WEIGHTS_RATIO)
     if not low - WEIGHTS_SLACK <= log.weights_bytes <= high + WEIGHTS_SLACK:
         raise _wrong(
@@ -57,6 +70,18 @@ def _matches(tensor: dict[str, Any], binding: Binding, order: Order) -> bool:
     )
 
 
+def _binding_in_words(binding: Binding | None) -> str:
+    if binding is None:
+        return "nothing"
+    return in_words(binding.dtype, binding.shape) + _in_profiles(binding.profiles)
+
+
+def _in_profiles(profiles: Sequence[Sequence[Shape]]) -> str:
+    """As in `, from 1x4 to 8x4`, for each profile."""
+    ends = (("x".join(map(str, end)) for end in (ends[0], ends[-1])) for ends in profiles)
+    return "".join(", from {} to {}".format(*pair) for pair in ends)
+
+
 def check_residual(component: Component, residual: list[dict[str, Any]]) -> None:
     """See that the image stream is float32 wherever the engine shows it.
 
@@ -72,5 +97,6 @@ def check_residual(component: Component, residual: list[dict[str, Any]]) -> None
 
 def _wrong(component: Component, what: str) -> ExportError:
     return ExportError(
-        f"The engine of {component.path} is not what was asked for and was not kept: it {what}."
+        f"The engine of {component.path} is not what was asked for and was not kept: it {what};"
+        " export again."
     )

@@ -11,7 +11,8 @@ import jsonschema
 from intaglio_export import __version__, resources
 from intaglio_export.engines.bundle import Component
 from intaglio_export.engines.key import Settings
-from intaglio_export.engines.log import EngineLog, layer_types, to_json
+from intaglio_export.engines.log import layer_types, to_json
+from intaglio_export.engines.worker import Built
 
 NAME = "engine.json"
 SCHEMA_VERSION = 1
@@ -28,16 +29,23 @@ def read(folder: Path) -> dict[str, Any]:
     return found
 
 
-def entry(
-    key: str, component: Component, manifest: dict[str, Any], log: EngineLog
-) -> dict[str, Any]:
-    """What the builder's log says of one engine."""
+def plan_name(component: Component, key: str) -> str:
+    """File name of the engine with this key: of another key it is another file, so that an entry
+    never speaks of a plan that was built later."""
+    return f"{component.name}-{key[:8]}.plan"
+
+
+def entry(key: str, component: Component, manifest: dict[str, Any], built: Built) -> dict[str, Any]:
+    """What the builder says of one engine."""
+    log = built.log
     graph, *weights = component.files
     files = manifest["files"]
     bindings = {binding.name: to_json(binding) for binding in log.bindings}
     return {
         "key": key,
-        "plan": component.plan,
+        "plan": plan_name(component, key),
+        "plan_bytes": built.plan_bytes,
+        "plan_sha256": built.plan_sha256,
         "graph_sha256": files[graph]["sha256"],
         "weights_sha256": {path: files[path]["sha256"] for path in weights},
         "inputs": [bindings[tensor["name"]] for tensor in component.inputs],

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from intaglio_export.engines.bundle import Component
-from intaglio_export.engines.profiles import Profile
+from intaglio_export.engines.profiles import Profile, input_shapes
+
+# Of how this version builds: raise it when engines come out otherwise from the same settings.
+BUILDER_REVISION = 1
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,21 @@ class Settings:
 
 
 def component_key(settings: Settings, component: Component, manifest: dict[str, Any]) -> str:
-    """16 hexadecimal digits: the settings, the graph, and the weights files that it reads."""
+    """16 hexadecimal digits: the settings, the graph, the weights files that it reads, and what the
+    manifest makes of them: every profile's shapes, and the image stream that is looked for.
+    """
     digests = {path: manifest["files"][path]["sha256"] for path in component.files}
-    return _digest({"folder": settings.key, "files": digests})[:16]
+    shapes = [input_shapes(component, profile, manifest) for profile in settings.profiles]
+    stream = [manifest["transformer"][name] for name in ("blocks", "channels")]
+    return _digest(
+        {
+            "folder": settings.key,
+            "revision": BUILDER_REVISION,
+            "files": digests,
+            "shapes": shapes,
+            "stream": stream if component.is_transformer else [],
+        }
+    )[:16]
 
 
 def _digest(value: Any) -> str:

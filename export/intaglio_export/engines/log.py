@@ -30,6 +30,8 @@ _DTYPES = {
 }
 # Said of every int64 input; nothing to act on, since ours are int64.
 _HARMLESS = ("Int64 binding",)
+# Said where kernels are timed, of those that are left out; the engine is whole without them.
+_OF_TIMING = ("Tactic Device request", "Skipping tactic", "timing cache")
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,23 @@ class EngineLog:
 
 
 class LogReader:
-    """Keeps what matters of a log of tens of thousands of messages."""
+    """Keeps what matters of a log of tens of thousands of messages.
 
-    def __init__(self) -> None:
+    `problems` are those that fail a build, `remarks` those that explain one that failed anyway.
+    """
+
+    def __init__(self, kernels_are_timed: bool) -> None:
         self.problems: list[str] = []
+        self.remarks: list[str] = []
+        self._passing = _OF_TIMING if kernels_are_timed else ()
         self._text: list[str] = []
 
     def add(self, message: str, is_problem: bool) -> None:
         """Take a message; `is_problem`: its severity is warning or above."""
         if is_problem:
-            if not any(harmless in message for harmless in _HARMLESS):
+            if any(passing in message for passing in self._passing):
+                self.remarks.append(message.strip())
+            elif not any(harmless in message for harmless in _HARMLESS):
                 self.problems.append(message.strip())
         elif message.startswith(("Total ", "Layers:")):
             self._text.append(message)

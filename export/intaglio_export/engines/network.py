@@ -42,7 +42,7 @@ def build_plan(package: Package, order: Order, progress: Progress) -> tuple[memo
     Raises:
         ExportError: the package cannot build it.
     """
-    reader = LogReader()
+    reader = LogReader(package.timing_cache)
     trt = package.module
     builder = trt.Builder(_logger(trt, reader))
     strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -51,12 +51,16 @@ def build_plan(package: Package, order: Order, progress: Progress) -> tuple[memo
     _mark_attention(trt, network)
     _check_types(trt, network, order)
     config = _configure(package, builder, network, order)
+    if package.timing_cache:
+        _set_timing_cache(config, order.timing_cache, reader)
     config.progress_monitor = _monitor(trt, progress)
     plan = builder.build_serialized_network(network, config)
     if plan is None or reader.problems:
-        raise _refused(package, order, reader.problems)
+        raise _refused(package, order, reader.problems or reader.remarks)
     if package.timing_cache:
-        order.timing_cache.write_bytes(config.get_timing_cache().serialize())
+        unfinished = order.timing_cache.with_suffix(".partial")
+        unfinished.write_bytes(config.get_timing_cache().serialize())
+        unfinished.replace(order.timing_cache)
     return memoryview(plan), reader.result()
 
 
@@ -137,12 +141,18 @@ def _configure(package: Package, builder: Any, network: Any, order: Order) -> An
         config.num_compute_capabilities = len(order.targets)
         for i, capability in enumerate(capabilities(package, order.targets)):
             config.set_compute_capability(capability, i)
-    if package.timing_cache:
-        known = order.timing_cache.read_bytes() if order.timing_cache.exists() else b""
-        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
     for shapes in order.profiles:
         config.add_optimization_profile(_profile(builder, network, shapes))
     return config
+
+
+def _set_timing_cache(config: Any, file: Path, reader: LogReader) -> None:
+    """Go on from the timings in `file`, or from none if it is cut or of another GPU or version."""
+    before = len(reader.problems)
+    known = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
+    if known is None or not config.set_timing_cache(known, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+    del reader.problems[before:]  # what is said of such a file
 
 
 def _profile(builder: Any, network: Any, shapes: dict[str, tuple[Shape, Shape, Shape]]) -> Any:

@@ -103,6 +103,8 @@ def _no_target(text: str, target: str) -> str:
             f"--arch {text}: {target} is Hopper or data-centre Blackwell, which needs"
             f" --backend tensorrt on a machine with that GPU; {known}."
         )
+    if (meant := target.lower().replace("_", "")) in RTX_TARGETS:
+        return f"--arch {text}: {target} is not a target; it is spelled {meant}."
     return f"--arch {text or '(empty)'}: {target or '(empty)'} is not a target; {known}."
 
 

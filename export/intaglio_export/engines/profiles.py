@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from intaglio_export.engines.bundle import Component
-from intaglio_export.errors import usage_error
+from intaglio_export.errors import ExportError, usage_error
+from intaglio_export.folder import MANIFEST
 
 # Larger images are decoded in tiles of this many pixels: the runtime's default of --vae-tile.
 VAE_TILE = 1024
@@ -89,8 +90,13 @@ def parse_profiles(texts: Sequence[str], manifest: dict[str, Any]) -> tuple[Prof
     default. Without any: the default alone.
 
     Raises:
-        ExportError: the text cannot be read, or the model has no such images.
+        ExportError: the text cannot be read, or the model has no such images, or none of the size
+            that is its default.
     """
+    for side in _SIDES:
+        size = manifest["defaults"][side]
+        if wrong := _misfit(side, _one(size), manifest):
+            raise ExportError(f"{MANIFEST}: the default {wrong}; export again.")
     default = default_profile(manifest)
     profiles = [_parse(text, default) for text in texts]
     for text, profile in zip(texts, profiles, strict=True):
@@ -138,23 +144,24 @@ def _range(text: str, axis: str, ends: str) -> Range:
 def _check(text: str, profile: Profile, manifest: dict[str, Any]) -> None:
     if not 1 <= profile.batch.min <= profile.batch.max <= _MAX_IMAGES:
         raise usage_error(f"--profile {text}: batch is 1 to {_MAX_IMAGES} images.")
-    latent = manifest["latent"]
     for side in _SIDES:
-        ends, largest = getattr(profile, side), latent[f"max_{side}"]
+        if wrong := _misfit(side, getattr(profile, side), manifest):
+            raise usage_error(f"--profile {text}: {wrong}.")
+
+
+def _misfit(side: str, ends: Range, manifest: dict[str, Any]) -> str:
+    """Why the model has no images with such a height or width; empty if it has."""
+    name, latent, unit = manifest["name"], manifest["latent"], _unit(manifest)
+    largest = latent[f"max_{side}"]
+    for size in (ends.min, ends.opt, ends.max):
         if latent.get("fixed_size"):
-            if ends != _one(largest):
-                raise usage_error(
-                    f"--profile {text}: {manifest['name']} makes images of"
-                    f" {latent['max_width']}x{latent['max_height']} only; leave {side} out."
-                )
-            continue
-        unit = _unit(manifest)
-        for size in (ends.min, ends.opt, ends.max):
-            if size % unit or not unit <= size <= largest:
-                raise usage_error(
-                    f"--profile {text}: {side} {size} does not fit {manifest['name']}: a multiple"
-                    f" of {unit} from {unit} to {largest // unit * unit}."
-                )
+            if size != largest:
+                only = f"{latent['max_width']}x{latent['max_height']}"
+                return f"{side} {size} does not fit {name}, which makes images of {only} only"
+        elif size % unit or not unit <= size <= largest:
+            most = largest // unit * unit
+            return f"{side} {size} does not fit {name}: a multiple of {unit} from {unit} to {most}"
+    return ""
 
 
 _MAX_IMAGES = 1024  # a slip of the finger should not ask for terabytes
@@ -163,11 +170,20 @@ _MAX_IMAGES = 1024  # a slip of the finger should not ask for terabytes
 def input_shapes(
     component: Component, profile: Profile, manifest: dict[str, Any]
 ) -> dict[str, tuple[Shape, Shape, Shape]]:
-    """Smallest, likeliest and largest shape of each input of a graph."""
+    """Smallest, likeliest and largest shape of each input of a graph.
+
+    Raises:
+        ExportError: an axis has a name that says nothing of its size.
+    """
     sizes = _axes(component.kind, profile, manifest)
     shapes = {}
     for tensor in component.inputs:
-        # An axis of no known name is a bug: the runtime would not know it either.
+        for axis in tensor["axes"]:
+            if isinstance(axis, str) and axis not in sizes:
+                raise ExportError(
+                    f"{component.folder / MANIFEST}: the axis {axis} of {tensor['name']} in"
+                    f" {component.path} is none that this version knows; export again."
+                )
         ranges = [sizes[axis] if isinstance(axis, str) else _one(axis) for axis in tensor["axes"]]
         shapes[tensor["name"]] = (
             tuple(ends.min for ends in ranges),

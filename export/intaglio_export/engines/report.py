@@ -62,7 +62,7 @@ def _findings(jobs: list[Job]) -> Table:
     for job in jobs:
         entry = job.entry or {}
         if job.component.is_transformer:
-            types = _types(entry.get("residual", [])) or "not found in the graph"
+            types = _types(entry["residual"])
             table.add_row(job.component.kind, f"image stream after each block: {types}")
         if op := entry.get("ma_suppress"):
             place = "fused with its neighbours" if op["fused"] else "in layers of its own"

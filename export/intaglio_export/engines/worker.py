@@ -6,6 +6,7 @@ gives it back.
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,7 +25,16 @@ from intaglio_export.engines.packages import open_package
 from intaglio_export.errors import ExitCode, ExportError
 
 
-def build_apart(order: Order, plan: Path, progress: Progress) -> EngineLog:
+@dataclass(frozen=True)
+class Built:
+    """A plan that was written, and what the builder says of it."""
+
+    log: EngineLog
+    plan_bytes: int
+    plan_sha256: str
+
+
+def build_apart(order: Order, plan: Path, progress: Progress) -> Built:
     """Build `order` into the file `plan`, in another process. For the main thread only.
 
     Raises:
@@ -62,14 +73,14 @@ def _interrupts_after() -> Iterator[None]:
 
 def _listen(
     connection: Connection, process: BaseProcess, order: Order, progress: Progress
-) -> EngineLog:
+) -> Built:
     while True:
         try:
             message = connection.recv()
         except EOFError:
             process.join()
             raise _died(order, process.exitcode) from None
-        if isinstance(message, EngineLog):
+        if isinstance(message, Built):
             return message
         if isinstance(message, Exception):
             raise message
@@ -86,7 +97,7 @@ def _died(order: Order, code: int | None) -> ExportError:
 
 
 def _run(order: Order, plan: Path, connection: Connection) -> None:
-    """What the process does; its last message is the engine's log, or an exception."""
+    """What the process does; its last message is a `Built`, or an exception."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _silence()
     sent = 0.0
@@ -101,6 +112,7 @@ def _run(order: Order, plan: Path, connection: Connection) -> None:
         package = open_package(order.backend)
         data, log = build_plan(package, order, progress)
         plan.write_bytes(data)
+        built = Built(log, data.nbytes, hashlib.sha256(data).hexdigest())
     except MemoryError:
         connection.send(
             ExportError(f"There is not enough memory to build {order.graph}.", ExitCode.NO_MEMORY)
@@ -108,7 +120,7 @@ def _run(order: Order, plan: Path, connection: Connection) -> None:
     except Exception as error:
         connection.send(error)
     else:
-        connection.send(log)
+        connection.send(built)
 
 
 def _silence() -> None:
