@@ -137,6 +137,9 @@ def _configure(package: Package, builder: Any, network: Any, order: Order) -> An
     config.clear_flag(trt.BuilderFlag.TF32)
     for flag in order.flags:
         config.set_flag(getattr(trt.BuilderFlag, flag.upper()))
+    # Nothing is allocated while a graph runs, which a CUDA graph could not record.
+    if package.ahead_of_time and WEIGHT_STREAMING not in order.flags:
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if package.ahead_of_time:
         config.num_compute_capabilities = len(order.targets)
         for i, capability in enumerate(capabilities(package, order.targets)):
