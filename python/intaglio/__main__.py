@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
+import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NoReturn
 
 from intaglio import _core
 from intaglio.onnxruntime_library import onnxruntime_library
@@ -19,6 +23,8 @@ RUNNERS = {"generate", "embed", "bench"}
 
 def main() -> None:
     """Runs the command line of this process and exits with its code (see `intaglio.Error`)."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as by nohup
+        signal.signal(signal.SIGINT, end_at_once)
     args = sys.argv[1:]
     if args and not args[0].startswith("-") and args[0] not in RUNNERS:
         for command in entry_points(group=GROUP, name=args[0]):
@@ -29,6 +35,32 @@ def main() -> None:
     if args and args[0] in {"-h", "--help"}:
         print(python_commands())
     sys.exit(code)
+
+
+INTERRUPTED = "intaglio: interrupted"
+
+
+def end_at_once(*_: object) -> NoReturn:
+    """Handles Ctrl-C while a command is being imported, where an exception can end as any other."""
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{INTERRUPTED}\n".encode())
+    os._exit(_core.Interrupted.exit_code)
+
+
+def interruptible(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which gets KeyboardInterrupt while it runs, and `end_at_once` around it."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        before = signal.getsignal(signal.SIGINT)
+        if before is not end_at_once:
+            return function(*args, **options)
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            return function(*args, **options)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    return run
 
 
 def with_library(args: list[str]) -> list[str]:
@@ -45,7 +77,7 @@ def run_python(command: EntryPoint, args: list[str]) -> int:
 
     app = typer.Typer(add_completion=False)
     try:
-        app.command(command.name)(command.load())
+        app.command(command.name)(interruptible(command.load()))
         return int(app(args, prog_name=f"intaglio {command.name}", standalone_mode=False) or 0)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
@@ -57,6 +89,9 @@ def run_python(command: EntryPoint, args: list[str]) -> int:
             file=sys.stderr,
         )
         return _core.UnavailableError.exit_code
+    except typer.Abort:  # what becomes of a KeyboardInterrupt that the command does not handle
+        print(INTERRUPTED, file=sys.stderr)
+        return _core.Interrupted.exit_code
     except Exception as error:
         if not hasattr(error, "format_message"):  # what marks a wrong call, in every version
             raise

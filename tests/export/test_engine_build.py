@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -148,6 +149,29 @@ def test_dry_run_shows_what_there_is_to_do(run_build: Run, bundle: Path, built: 
     assert files(bundle) == before
 
 
+def test_a_pipe_gets_whole_lines(bundle: Path) -> None:
+    long = Path(shutil.move(bundle, bundle.with_name("b" * 200)))
+    for flags in ((), ("--dry-run",)):
+        line = [str(ENTRY_POINT), "build", str(long), *RTX, "--arch", "sm89,sm120", *flags]
+        done = subprocess.run(line, capture_output=True, text=True, check=True)
+        lines = done.stdout.splitlines()
+        (folder,) = long.glob("engines/*/")
+        assert lines[0] == f"engines   {folder}"
+        assert [text for text in lines if text != text.rstrip()] == []
+
+
+def test_a_report_that_cannot_be_written(bundle: Path) -> None:
+    (folder,) = bundle.glob("engines/*/")
+    line = [str(ENTRY_POINT), "build", str(bundle), *RTX, "--arch", "sm89,sm120"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr == (
+        "intaglio: The report cannot be written to standard output (No space left on device);"
+        f" the engines are in {folder}.\n"
+    )
+
+
 def test_dry_run_makes_no_folder(run_build: Run, forked_bundle: Path, tmp_path: Path) -> None:
     bundle = without_engines(forked_bundle, tmp_path / "bundle")
     assert run_build(bundle, *RTX, "--dry-run")[0] == 0
@@ -213,6 +237,17 @@ def test_ctrl_c_in_a_build(bundle: Path, moment: Callable[[int], Any]) -> None:
     )
     assert files(bundle) == before
     wait_for_end(started)
+
+
+@pytest.mark.parametrize("library", ["onnx_cpp2py", "rpds"])
+def test_ctrl_c_while_the_command_is_imported(bundle: Path, library: str) -> None:
+    """One sentence, whatever was being imported."""
+    with start(bundle) as process:
+        wait_for(process, lambda: library in text(process.pid, "maps"))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert re.fullmatch(r"intaglio: [Ii]nterrupted.*\n", err)
 
 
 def test_a_builder_that_is_killed(bundle: Path) -> None:

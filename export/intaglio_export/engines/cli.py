@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import enum
 import errno
+import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from intaglio_export.engines.builder import BuildRequest, build_engines, plan_work
 from intaglio_export.engines.bundle import Component
-from intaglio_export.engines.report import plan_table, report_table
+from intaglio_export.engines.report import as_text, plan_table, report_table
 from intaglio_export.errors import ExitCode, ExportError
 
 
@@ -90,7 +92,7 @@ def build(
     request = BuildRequest(bundle, backend, arch, precision, tuple(profile or ()), low_memory)
     try:
         if dry_run:
-            Console().print(plan_table(plan_work(request)))
+            _show(plan_table(plan_work(request)), "nothing was built")
         else:
             _build(request)
     except ExportError as error:
@@ -114,7 +116,22 @@ def _build(request: BuildRequest) -> None:
     # Started where it can be seen only: rich ends a bar elsewhere with an empty line.
     with bar if screen.is_interactive else nullcontext():
         work = build_engines(request, _Bars(bar))
-    Console().print(report_table(work))
+    _show(report_table(work), f"the engines are in {work.folder}")
+
+
+def _show(table: RenderableType, so_far: str) -> None:
+    console = Console()
+    try:
+        if console.is_terminal:
+            console.print(table)
+        else:
+            typer.echo(as_text(table))
+    except OSError as error:
+        # What is left of it would be tried again, and fail again, when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ExportError(
+            f"The report cannot be written to standard output ({error.strerror}); {so_far}."
+        ) from error
 
 
 class _Bars:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from intaglio_export.engines.builder import Job, Work, estimates
@@ -43,6 +44,16 @@ def report_table(work: Work) -> RenderableType:
             f"{entry['seconds']:.1f}" if job.component.path in work.built else "was there",
         )
     return Group(_head(work), table, _findings(work.jobs))
+
+
+_WIDEST = 10_000  # characters: no path on Linux is longer than 4096
+
+
+def as_text(table: RenderableType) -> str:
+    """What goes into a file or a pipe: nothing cut or wrapped, no blanks at the ends of lines."""
+    lines = io.StringIO()
+    Console(file=lines, width=_WIDEST, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
 
 
 def _head(work: Work) -> Table:
