@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 import pytest
 
-from intaglio_export.engines import builder
+from intaglio_export.engines import builder, engine_file
 from tests.export.engines import ENTRY_POINT, RTX, Run, assert_whole, build, read, without_engines
 
 
@@ -103,7 +103,7 @@ def test_a_kill_leaves_no_plan_under_another_entry(
     def killed(*_: Any) -> None:
         raise SystemExit
 
-    monkeypatch.setattr(builder.engine_file, "write", killed)
+    monkeypatch.setattr(engine_file, "write", killed)
     with pytest.raises(SystemExit):
         build(bundle)
     monkeypatch.undo()
