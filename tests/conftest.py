@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from diffusers import StableDiffusion3Pipeline
+from hypothesis import HealthCheck, settings
 
 import intaglio
 from intaglio_export.exporter import export_bundle
@@ -33,6 +34,10 @@ SETTINGS = {
 
 
 GPU_DEVICES = ("cuda", "ort-tensorrt", "tensorrt-rtx", "tensorrt")
+
+# A loaded machine is slow, and that is not what these tests are about.
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 
 _TABLE = pytest.StashKey[Table]()
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from intaglio import _core
-from intaglio.deploy.folder import Deployment, write_folder
+from intaglio.deploy.contents import Deployment
+from intaglio.deploy.folder import write_folder
 
 
 def known_target(target: str) -> str:

@@ -6,12 +6,10 @@ import platform
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from intaglio.deploy.contents import Deployment
 from intaglio.deploy.libraries import glibc_needed
-
-if TYPE_CHECKING:
-    from intaglio.deploy.folder import Deployment
 
 
 def readme(deployment: Deployment, folder: Path) -> str:

@@ -1,0 +1,161 @@
+"""What a deployment folder holds, and where each file of it comes from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from intaglio import _core
+from intaglio.deploy.engines import (
+    ENGINE_FILES,
+    Engines,
+    Runtime,
+    engines_of,
+    tensorrt_rtx_runtime,
+)
+from intaglio.deploy.libraries import copyright_of, linked, package_copyright
+from intaglio.onnxruntime_library import onnxruntime_library
+
+PACKAGE = Path(_core.__file__).parent
+
+
+@dataclass
+class Deployment:
+    """What goes into the folder.
+
+    Attributes:
+        sources: where each file comes from, by its path in the folder.
+        sha256: what bundle.json and engine.json say of their files, by the same path.
+        engines: those of the bundle's that it can run.
+        left_to_cuda: libraries that ONNX Runtime's providers for GPUs ask for.
+        remarks: what the caller should know.
+    """
+
+    manifest: dict[str, Any]
+    sources: dict[str, Path] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+    engines: list[Engines] = field(default_factory=list)
+    left_to_cuda: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.sources.values())
+
+
+def collect(bundle: Path, onnxruntime: Path | None) -> Deployment:
+    """Find everything that the folder holds."""
+    manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    deployment = Deployment(manifest)
+    sources = deployment.sources
+    sources["bundle/bundle.json"] = bundle / "bundle.json"
+    for name, listed in manifest["files"].items():
+        sources[f"bundle/{name}"] = bundle / name
+        deployment.sha256[f"bundle/{name}"] = listed["sha256"]
+    _add_engines(deployment, bundle)
+    _add_programs(deployment, onnxruntime)
+    _add_libraries(deployment)
+    return deployment
+
+
+def _add_engines(deployment: Deployment, bundle: Path) -> None:
+    if not _core.built_with_tensorrt():
+        if any(bundle.glob(ENGINE_FILES)):
+            deployment.remarks.append(
+                "The bundle's engines were left out, since this build of Intaglio cannot run them:"
+                " install one that can, from Intaglio's sources with `pip install ."
+                " -C cmake.define.INTAGLIO_TENSORRT=ON`, and deploy again"
+            )
+        return
+    deployment.engines = engines_of(bundle)
+    for engines in deployment.engines:
+        for file, sha256 in engines.sha256.items():
+            deployment.sources[f"bundle/{file.relative_to(bundle)}"] = file
+            deployment.sha256[f"bundle/{file.relative_to(bundle)}"] = sha256
+
+
+def _add_programs(deployment: Deployment, onnxruntime: Path | None) -> None:
+    sources = deployment.sources
+    command = PACKAGE / "bin" / "intaglio"
+    if not command.is_file():
+        raise _core.UnavailableError(f"{command} is missing: install the intaglio package again")
+    sources["bin/intaglio"] = command
+    for library in sorted((PACKAGE / "lib").glob("libintaglio*.so*")):
+        sources[f"lib/{library.name}"] = library
+    _add_license(deployment, "intaglio", _distribution_licenses("intaglio"))
+    # Compiled into libintaglio.
+    for package in ("libcli11-dev", "nlohmann-json3-dev"):
+        _add_license(deployment, package, [package_copyright(package)])
+
+    runtime = onnxruntime or onnxruntime_library()
+    if runtime is None or not runtime.is_file():
+        raise _core.UnavailableError(
+            f"ONNX Runtime's library {runtime or ''} is not there: pip install onnxruntime, or give"
+            " --onnxruntime LIBRARY"
+        )
+    if b"OrtGetApiBase" not in runtime.read_bytes():
+        raise _core.UnavailableError(
+            f"{runtime} is not ONNX Runtime's library: give another with --onnxruntime LIBRARY"
+        )
+    # Under the name that Intaglio looks for, whatever it is called here.
+    sources[f"lib/{runtime.name if '.so' in runtime.name else 'libonnxruntime.so'}"] = runtime
+    for provider in sorted(runtime.parent.glob("libonnxruntime_providers_*.so")):
+        sources[f"lib/{provider.name}"] = provider
+    notices = [runtime.parent.parent / name for name in ("LICENSE", "ThirdPartyNotices.txt")]
+    _add_license(deployment, "onnxruntime", notices)
+    if any(engines.backend == "tensorrt-rtx" for engines in deployment.engines):
+        _add_tensorrt_rtx(deployment, tensorrt_rtx_runtime())
+    for version in sorted({e.version for e in deployment.engines if e.backend == "tensorrt"}):
+        deployment.remarks.append(
+            f"TensorRT's own library is not put in: install TensorRT {version} where it is to run"
+        )
+
+
+def _add_tensorrt_rtx(deployment: Deployment, runtime: Runtime | None) -> None:
+    built = {e.version for e in deployment.engines if e.backend == "tensorrt-rtx"}
+    if runtime is None or runtime.version not in built:
+        found = f"is version {runtime.version}" if runtime else "is not installed here"
+        deployment.remarks.append(
+            f"TensorRT-RTX's library was left out: it {found}, and the engines need"
+            f" {' or '.join(sorted(built))}; put that version's libtensorrt_rtx.so.1 into lib/"
+        )
+        return
+    deployment.sources[f"lib/{runtime.library.name}"] = runtime.library
+    _add_license(deployment, "tensorrt-rtx", runtime.licenses)
+
+
+def _add_libraries(deployment: Deployment) -> None:
+    """Whatever the programs and libraries so far are linked with."""
+    sources = deployment.sources
+    programs = {name: path for name, path in sources.items() if name.startswith(("bin/", "lib/"))}
+    # Loaded only when asked for; what they need is CUDA's, gigabytes of one version.
+    optional = {name for name in programs if name.startswith("lib/libonnxruntime_providers_")}
+    libraries = linked(path for name, path in programs.items() if name not in optional)
+    for name, path in sorted(libraries.found.items()):
+        if sources.setdefault(f"lib/{name}", path) == path:
+            _add_license(deployment, name, [copyright_of(path)])
+    if libraries.missing:
+        raise _core.UnavailableError(
+            f"{', '.join(libraries.missing)} cannot be found here, which the folder needs: install"
+            " what it comes from"
+        )
+    needed = linked(programs[name] for name in optional)
+    names = sorted({*needed.found, *needed.missing})
+    deployment.left_to_cuda = [name for name in names if f"lib/{name}" not in sources]
+
+
+def _add_license(deployment: Deployment, name: str, files: list[Path | None] | list[Path]) -> None:
+    for file in files:
+        if file is not None and file.is_file():
+            deployment.sources[f"licenses/{name}/{file.name}"] = file
+
+
+def _distribution_licenses(name: str) -> list[Path]:
+    try:
+        files = distribution(name).files or ()
+    except PackageNotFoundError:
+        return []
+    return [Path(str(file.locate())) for file in files if "licenses" in file.parts]
