@@ -42,6 +42,19 @@ void describe_condition(const Bundle& bundle, Json& json) {
     json["text_encoders"][name] = encoder.max_length;
 }
 
+// As --profile of intaglio build takes it.
+std::string profile_text(const Json& profile) {
+  std::string text;
+  for (const auto& [axis, range] : profile.items()) {
+    text += (text.empty() ? "" : ",") + axis + "=";
+    for (std::size_t i = 0; i < range.size(); ++i) {
+      if (i > 0) text += ':';
+      text += std::to_string(range[i].get<std::int64_t>());
+    }
+  }
+  return text;
+}
+
 // What engine.json says that a person chooses engines by.
 Json describe_engine(const std::filesystem::path& path) {
   try {
@@ -50,7 +63,9 @@ Json describe_engine(const std::filesystem::path& path) {
     for (const char* key : {"backend", "version", "precision"})
       json[key] = report.at(key).get<std::string>();
     json["targets"] = report.at("targets").get<std::vector<std::string>>();
+    json["flags"] = report.value("flags", std::vector<std::string>());
     json["profiles"] = report.at("profiles");
+    for (const Json& profile : json["profiles"]) profile_text(profile);  // or it is none
     json["plans"] = Json::object();
     for (const auto& [graph, component] : report.at("components").items())
       json["plans"][graph] = component.at("plan_bytes").get<std::uint64_t>();
@@ -116,8 +131,12 @@ std::string one_line(const Json& engines) {
   const std::size_t count = engines["plans"].size();
   std::uint64_t bytes = 0;
   for (const auto& [graph, size] : engines["plans"].items()) bytes += size.get<std::uint64_t>();
-  return "version " + engines["version"].get<std::string>() + ", " + std::to_string(count) +
-         (count == 1 ? " plan, " : " plans, ") + std::to_string(bytes) + " bytes";
+  std::string line = "version " + engines["version"].get<std::string>() + ", " +
+                     std::to_string(count) + (count == 1 ? " plan, " : " plans, ") +
+                     std::to_string(bytes) + " bytes";
+  for (const Json& profile : engines["profiles"]) line += ", " + profile_text(profile);
+  for (const Json& flag : engines["flags"]) line += ", " + flag.get<std::string>();
+  return line;
 }
 
 void print_people(const Json& json) {

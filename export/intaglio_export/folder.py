@@ -14,6 +14,7 @@ from pathlib import Path
 from intaglio_export.errors import ExportError
 
 MANIFEST = "bundle.json"
+ENGINES = "engines"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -59,7 +60,8 @@ def check_space(path: Path, needed: int, who: str = "the bundle needs", advice: 
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary sibling folder, which takes `path`'s place when the block ends without error.
 
-    An existing bundle is exchanged with the new one in one step, and then removed. After an error
+    An existing bundle is exchanged with the new one in one step, and then removed but for its
+    engines, which stay. After an error
     `path` is as before and the temporary folder is gone. A symbolic link stays, and what it points
     to is replaced.
     """
@@ -71,6 +73,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield work
         if path.exists():
             _exchange(work, path)
+            if (work / ENGINES).is_dir():  # intaglio build sees which of them still fit
+                (work / ENGINES).rename(path / ENGINES)
         else:
             work.rename(path)
     finally:

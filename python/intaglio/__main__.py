@@ -96,6 +96,7 @@ def run_python(command: EntryPoint, args: list[str]) -> int:
         if not hasattr(error, "format_message"):  # what marks a wrong call, in every version
             raise
         wrong = " ".join(error.format_message().split()).rstrip(".")
+        wrong = wrong.replace("Value error, ", "")  # whose library it is says nothing to a person
         print(f"intaglio: {wrong} (see intaglio {command.name} --help)", file=sys.stderr)
         return _core.UsageError.exit_code
 

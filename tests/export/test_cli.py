@@ -239,6 +239,18 @@ def test_a_failed_replacement_leaves_the_old_bundle(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [old]
 
 
+def test_engines_stay_when_a_bundle_is_replaced(tmp_path: Path) -> None:
+    bundle = tmp_path / "out"
+    (bundle / "engines").mkdir(parents=True)
+    (bundle / "engines" / "forked.plan").write_text("plan")
+    (bundle / "bundle.json").write_text("old")
+    with replacing(bundle) as work:
+        (work / "bundle.json").write_text("new")
+    assert (bundle / "bundle.json").read_text() == "new"
+    assert (bundle / "engines" / "forked.plan").read_text() == "plan"
+    assert list(tmp_path.iterdir()) == [bundle]
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_what_a_link_points_to_is_replaced(tmp_path: Path, there: bool) -> None:
     (tmp_path / "elsewhere").mkdir()

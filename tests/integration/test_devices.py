@@ -169,9 +169,14 @@ def test_inspect_lists_engines(command: Command, forked_bundle: Path, tmp_path: 
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(report | {"components": {"transformer/forked.onnx": component}}))
     shown = json.loads(command("inspect", bundle, "--json").stdout)["engines"]
-    assert shown == {file.parent.name: report | {"plans": {"transformer/forked.onnx": 40954924}}}
+    assert shown == {
+        file.parent.name: report | {"flags": [], "plans": {"transformer/forked.onnx": 40954924}}
+    }
     people = command("inspect", bundle).stdout
-    line = f"{file.parent.name}: version 1.7.1.116, 1 plan, 40954924 bytes"
+    line = (
+        f"{file.parent.name}: version 1.7.1.116, 1 plan, 40954924 bytes,"
+        " batch=1:1:4,height=16:32:48,width=16:32:48"
+    )
     assert re.search(rf"^engines +{re.escape(line)}$", people, re.MULTILINE)
 
 

@@ -27,5 +27,7 @@ def test_the_stand_in_names_the_build_flag(
 ) -> None:
     """The Python package is built without it."""
     line = ["--prompt", PROMPT, "--device", device, "-o", "image.png"]
-    said = check(entry_point, 4, "-DINTAGLIO_TENSORRT=ON", "generate", forked_bundle, *line)
+    said = check(
+        entry_point, 4, "cmake.define.INTAGLIO_TENSORRT=ON", "generate", forked_bundle, *line
+    )
     assert f'device "{device}"' in said

@@ -178,6 +178,9 @@ Engines::Engines(const Bundle& bundle, const EngineTarget& target)
       reasons.emplace_back(error.what());
     }
   }
+  // Streaming is for GPUs that cannot hold the weights: an engine that needs none comes first.
+  std::ranges::stable_sort(folders_, {},
+                           [](const auto& folder) { return folder->weight_streaming(); });
   if (!folders_.empty()) return;
   throw UnavailableError(bundle_ + " has no engines that " + target.backend + " " + target.version +
                          " can run on this GPU (" + target.architecture + ")" +

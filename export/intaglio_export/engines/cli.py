@@ -43,7 +43,8 @@ def build(
         str | None,
         typer.Option(
             metavar="SM,SM,...",
-            help="GPUs that the engines are for, out of sm75, sm80, sm86, sm89, sm120, sm121."
+            help="GPUs that the engines are for, out of sm75 (not with version 1.7),"
+            " sm80, sm86, sm89, sm120, sm121."
             " Default: all from sm80 on; one engine holds them all and is no larger for it.",
         ),
     ] = None,

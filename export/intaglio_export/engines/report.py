@@ -19,7 +19,7 @@ def plan_table(work: Work) -> RenderableType:
             job.component.path,
             "is there" if job.entry else "to build",
             _size(job.component.weights_bytes),
-            " ".join(map(_size, estimates(work, job))),
+            _sizes(estimates(work, job)),
         )
     return Group(_head(work), table, _NOTE)
 
@@ -32,14 +32,14 @@ _NOTE = (
 
 def report_table(work: Work) -> RenderableType:
     """What each engine is."""
-    table = _table("graph", ">engine", ">weights", ">activations", ">layers", ">seconds")
+    table = _table("graph", ">plan", ">weights", ">activations", ">layers", ">seconds")
     for job in work.jobs:
         entry = job.entry or {}
         table.add_row(
             job.component.path,
             _size(entry["plan_bytes"]),
             _size(entry["weights_bytes"]),
-            " ".join(map(_size, entry["activation_bytes"])),
+            _sizes(entry["activation_bytes"]),
             str(entry["layers"]),
             f"{entry['seconds']:.1f}" if job.component.path in work.built else "was there",
         )
@@ -62,6 +62,8 @@ def _head(work: Work) -> Table:
     table.add_row("engines", str(work.folder))
     table.add_row("for", f"{', '.join(settings.targets)}, {settings.precision}")
     table.add_row("built by", work.package.title)
+    if settings.flags:
+        table.add_row("flags", ", ".join(settings.flags))
     for profile in settings.profiles:
         table.add_row("profile", str(profile))
     return table
@@ -104,6 +106,11 @@ def _table(*columns: str) -> Table:
         table.add_column()
         table.add_column(overflow="fold")
     return table
+
+
+def _sizes(counts: list[int]) -> str:
+    """One for each profile."""
+    return " / ".join(f"{count / 1e6:.1f}" for count in counts) + " MB"
 
 
 def _size(count: int) -> str:
