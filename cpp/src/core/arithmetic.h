@@ -44,7 +44,7 @@ struct ToDenoised {
 };
 
 // What a sampler keeps of one element between its evaluations; each gives the two its own meaning.
-struct Memory {
+struct SamplerMemory {
   float first = 0;
   float second = 0;
 };
@@ -53,7 +53,7 @@ struct Memory {
 struct EulerUpdate {
   float sigma = 1;
   float dt = 0;
-  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, Memory&) const {
+  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, SamplerMemory&) const {
     return x + dt * ((x - denoised) / sigma);
   }
 };
@@ -62,7 +62,7 @@ struct EulerUpdate {
 struct HeunPredict {
   float sigma = 1;
   float dt = 0;
-  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, Memory& memory) const {
+  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, SamplerMemory& memory) const {
     memory.first = (x - denoised) / sigma;
     memory.second = x;
     return x + dt * memory.first;
@@ -73,7 +73,7 @@ struct HeunPredict {
 struct HeunCorrect {
   float sigma = 1;  // at the end
   float dt = 0;
-  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, Memory& memory) const {
+  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, SamplerMemory& memory) const {
     return memory.second + dt * (0.5F * (memory.first + (x - denoised) / sigma));
   }
 };
@@ -83,7 +83,7 @@ struct Dpmpp2mUpdate {
   float decay = 1;
   float gain = 0;
   float bend = 0;
-  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, Memory& memory) const {
+  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, SamplerMemory& memory) const {
     const float change = bend * (denoised - memory.first);
     memory.first = denoised;
     return decay * x + gain * (denoised + change);
@@ -95,7 +95,7 @@ struct DdimUpdate {
   float alpha = 1;
   float next_sigma = 0;
   float next_alpha = 1;
-  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, Memory&) const {
+  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, SamplerMemory&) const {
     const float epsilon = (x - alpha * denoised) / sigma;
     return next_alpha * denoised + next_sigma * epsilon;
   }

@@ -17,7 +17,7 @@ struct GuidedStep {
   Tensor conditional, unconditional, degraded;  // raw predictions; without memory where not run
   Tensor x;                                     // what the model saw, and then where the step ends
   Tensor denoised;                              // the clean data that the predictions mean
-  Tensor first, second;                         // the sampler's Memory
+  Tensor first, second;                         // SamplerMemory's parts
 };
 
 // The same as plain pointers, as kernels take them.
@@ -39,7 +39,7 @@ INTAGLIO_HOST_DEVICE inline void guided_element(const StepElements& e, const Com
                                                 const AnyUpdate& update, std::size_t i) {
   const float prediction = combine(e.conditional, e.unconditional, e.degraded, i);
   const float denoised = to_denoised(e.x[i], prediction);
-  Memory memory{e.first[i], e.second[i]};
+  SamplerMemory memory{e.first[i], e.second[i]};
   e.x[i] = update(e.x[i], denoised, memory);
   e.denoised[i] = denoised;
   e.first[i] = memory.first;

@@ -103,7 +103,7 @@ Plan plan_ddim(const Schedule& schedule) {
 
 int run_plan(const Plan& plan, const Denoiser& denoise, std::span<float> x, const OnStep& on_step) {
   std::vector<float> denoised(x.size());
-  std::vector<Memory> memory(x.size());
+  std::vector<SamplerMemory> memory(x.size());
   int done = 0;
   for (const Evaluation& evaluation : plan) {
     denoise(x, evaluation.point, denoised);
