@@ -92,10 +92,7 @@ void forget_tensorrt_errors() {
   any_error.clear();
 }
 
-bool tensorrt_complains() {
-  const std::scoped_lock lock(any_mutex);
-  return !last_error.empty() || !any_error.empty();
-}
+bool tensorrt_complains() { return !last_error.empty(); }
 
 void refuse_tensorrt(const std::string& doing) {
   std::string said = std::exchange(last_error, {});

@@ -22,7 +22,7 @@ using TensorRtContext = std::unique_ptr<trt::Wrapper, std::function<void(trt::Wr
 
 // Before a call whose failure is to be told.
 void forget_tensorrt_errors();
-// Whether TensorRT has said something since then.
+// Whether TensorRT has said something on this thread since then.
 bool tensorrt_complains();
 // Throws what TensorRT has said on this thread since then: OutOfMemoryError, or UnavailableError.
 // `doing` as in "loading forked.plan".
