@@ -153,11 +153,13 @@ def build_engines(request: BuildRequest, watcher: Watcher) -> Work:
     with _locked(request.bundle / "engines"):
         work = plan_work(request)  # whoever had the lock may have built some
         built = frozenset(job.component.path for job in work.missing)
-        _build_missing(work, request.bundle, watcher)
-        return replace(work, jobs=plan_work(request).jobs, built=built)
+        entries = _build_missing(work, request.bundle, watcher)
+        jobs = [replace(job, entry=entries[job.component.path]) for job in work.jobs]
+        return replace(work, jobs=jobs, built=built)
 
 
-def _build_missing(work: Work, bundle: Path, watcher: Watcher) -> None:
+def _build_missing(work: Work, bundle: Path, watcher: Watcher) -> dict[str, dict[str, Any]]:
+    """Build what is missing. Returns the components of engine.json."""
     check_space(
         work.folder,
         sum(plan_bytes(work, job.component) for job in work.missing),
@@ -175,6 +177,7 @@ def _build_missing(work: Work, bundle: Path, watcher: Watcher) -> None:
         engine_file.write(work.folder, work.settings, in_order)
         _remove_unnamed(work.folder, in_order)
         watcher.finish()
+    return entries
 
 
 def plan_bytes(work: Work, component: Component) -> int:
