@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from intaglio_export.adapters import Adapter
-from intaglio_export.channels import RATIO, ChannelStatistics
 from intaglio_export.errors import ExitCode, ExportError, usage_error
 from intaglio_export.manifest import Suppression
+from intaglio_export.massive import RATIO, ChannelStatistics
 from intaglio_export.options import ChannelChoice, Settings
 
 

@@ -5,20 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from intaglio_export.adapters import SD3Adapter
-from intaglio_export.channels import (
-    CONDITIONS,
-    PROMPTS,
-    RATIO,
-    STEPS,
-    TOKENS,
-    ChannelStatistics,
-    observe,
-)
+from intaglio_export.channels import PROMPTS, STEPS, observe
 from intaglio_export.errors import ExitCode, ExportError
+from intaglio_export.massive import CONDITIONS, RATIO, TOKENS, ChannelStatistics
 from intaglio_export.options import parse_channels
 from intaglio_export.selection import choose_block, choose_channels, disagreement
 from intaglio_export.sources import open_source
@@ -76,10 +70,10 @@ def test_thresholds_stand_at_their_values() -> None:
 
 
 STATISTICS = ChannelStatistics(
-    ratio=torch.tensor([[1.0, 2.0, 3.0], [1.0, 20.0, 15.0]]),
-    agreement=torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.79]]),
+    ratio=np.array([[1.0, 2.0, 3.0], [1.0, 20.0, 15.0]]),
+    agreement=np.array([[0.0, 0.0, 0.0], [0.0, 1.0, 0.79]]),
     conditions=10,
-    max_abs=torch.tensor([3.0, 20.0]),
+    max_abs=np.array([3.0, 20.0]),
 )
 
 

@@ -168,6 +168,19 @@ class Adapter(ABC):
         """The inverse of `split`."""
         return (*others, hidden) if others else hidden
 
+    def attention(self, block: nn.Module) -> nn.Module:
+        """The block's attention over image tokens; its first input is AdaLN's output."""
+        return block.attn  # type: ignore[return-value]
+
+    def gating(self, block: nn.Module) -> nn.Module:
+        """The module of `block` whose call `gate` is read from."""
+        return block.norm1  # type: ignore[return-value]
+
+    def gate(self, block: nn.Module, kwargs: Mapping[str, Any], output: Any) -> torch.Tensor:
+        """alpha [B, C], AdaLN's residual gate of attention, of a call of `gating(block)`."""
+        alpha: torch.Tensor = output[1]
+        return alpha
+
     @property
     @abstractmethod
     def row_arguments(self) -> tuple[str, ...]:

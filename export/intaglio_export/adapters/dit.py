@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from intaglio_export.adapters.base import (
     Adapter,
@@ -20,6 +21,9 @@ class DiTAdapter(Adapter):
     family = "dit"
     pipeline_classes = ("DiTPipeline",)
     prediction_type = "epsilon"
+
+    def attention(self, block: nn.Module) -> nn.Module:
+        return block.attn1  # type: ignore[return-value]
 
     @property
     def row_arguments(self) -> tuple[str, ...]:

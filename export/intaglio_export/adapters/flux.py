@@ -34,6 +34,10 @@ class FluxAdapter(Adapter):
         """Double-stream blocks, then single-stream ones."""
         return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
 
+    def gating(self, block: nn.Module) -> nn.Module:
+        double = block in list(self.transformer.transformer_blocks)
+        return block.norm1 if double else block.norm  # type: ignore[return-value]
+
     @property
     def row_arguments(self) -> tuple[str, ...]:
         return ("temb",)

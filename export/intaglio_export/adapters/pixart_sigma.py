@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from intaglio_export.adapters.base import (
     LARGEST_SIDE,
@@ -41,6 +42,18 @@ class PixArtSigmaAdapter(Adapter):
         self.transformer.pos_embed.height = -1
         for block in self.transformer.transformer_blocks:
             block.attn2.prepare_attention_mask = _mask_for(block.attn2.heads)
+
+    def attention(self, block: nn.Module) -> nn.Module:
+        return block.attn1  # type: ignore[return-value]
+
+    def gating(self, block: nn.Module) -> nn.Module:
+        """AdaLN-single: a block adds a table of its own to modulations that are given to all."""
+        return block
+
+    def gate(self, block: nn.Module, kwargs: Mapping[str, Any], output: Any) -> torch.Tensor:
+        given: torch.Tensor = kwargs["timestep"]
+        table: torch.Tensor = block.scale_shift_table  # type: ignore[assignment]
+        return table[2] + given.reshape(len(given), 6, -1)[:, 2]
 
     @property
     def row_arguments(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,14 @@ class QwenImageAdapter(Adapter):
                 " use_layer3d_rope); this version exports the text-to-image model."
             )
         self.transformer.pos_embed = _Positions(self.transformer.pos_embed)
+
+    def gating(self, block: nn.Module) -> nn.Module:
+        return block.img_mod  # type: ignore[return-value]
+
+    def gate(self, block: nn.Module, kwargs: Mapping[str, Any], output: Any) -> torch.Tensor:
+        """Of the modulations of attention and MLP, shift, scale and gate each."""
+        alpha: torch.Tensor = output.chunk(6, dim=-1)[2]
+        return alpha
 
     @property
     def row_arguments(self) -> tuple[str, ...]:

@@ -1,0 +1,114 @@
+"""Every point of a block, for every family: the block's arithmetic, redone from what was told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from intaglio_export.adapters import adapter_for
+from intaglio_export.channels import calibration_grid, draw_noise, encode, fixed_inputs
+from intaglio_export.observing import POINTS, observing
+from tests.families import FAMILIES
+from tests.families.parts import MAX_LENGTH
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def adapter(request: pytest.FixtureRequest) -> Any:
+    pipeline = FAMILIES[request.param].make()
+    adapter = adapter_for(type(pipeline).__name__)
+    assert adapter is not None
+    return adapter(pipeline)
+
+
+def inputs(adapter: Any) -> dict[str, torch.Tensor]:
+    """Two rows."""
+    grid = calibration_grid(adapter)
+    latent = draw_noise(adapter, grid, 2, torch.Generator().manual_seed(0))
+    return (
+        encode(adapter, ["a dress", ""], MAX_LENGTH)
+        | fixed_inputs(adapter, 2, grid)
+        | {"latent": latent, "timestep": torch.full((2,), 500.0)}
+    )
+
+
+def told(adapter: Any, points: tuple[str, ...] = POINTS) -> dict[tuple[str, int], torch.Tensor]:
+    """What one forward pass tells."""
+    found: dict[tuple[str, int], torch.Tensor] = {}
+
+    def tell(point: str, block: int, tensor: torch.Tensor) -> None:
+        assert (point, block) not in found
+        found[point, block] = tensor
+
+    with torch.no_grad(), observing(adapter, tell, points):
+        adapter.run(inputs(adapter))
+    return found
+
+
+def test_a_block_continues_the_one_before(adapter: Any) -> None:
+    found = told(adapter)
+    for k in range(1, len(adapter.blocks())):
+        torch.testing.assert_close(found["before", k], found["after", k - 1], rtol=0, atol=0)
+
+
+def test_the_modulated_stream_is_the_normalised_one_scaled_and_shifted(adapter: Any) -> None:
+    """An affine function of torch's layer norm, with one scale and shift for all tokens."""
+    found = told(adapter)
+    for k in range(len(adapter.blocks())):
+        before, modulated = found["before", k], found["modulated", k]
+        assert modulated.shape == before.shape
+        normed = torch.nn.functional.layer_norm(before, (adapter.channels,), eps=1e-6)
+        near = [normed[:, i] - normed[:, 0] for i in (1, 2)]
+        far = [modulated[:, i] - modulated[:, 0] for i in (1, 2)]
+        torch.testing.assert_close(near[0] * far[1], near[1] * far[0], rtol=1e-3, atol=1e-4)
+
+
+def test_the_gate_is_a_factor_of_attention(adapter: Any) -> None:
+    """With attention's output set to one, its norm's input moves by the gate itself."""
+    block = adapter.blocks()[0]
+    if getattr(block, "use_dual_attention", False):
+        pytest.skip("two attentions add up")
+    attention = adapter.attention(block)
+    seen: list[torch.Tensor] = []
+
+    def ones(module: Any, args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (torch.ones_like(output[0]), *output[1:])
+        return torch.ones_like(output)
+
+    later = {"sd3": "norm2", "flux": "norm2", "qwen-image": "img_norm2"}.get(adapter.family)
+    module = getattr(block, later) if later else None
+    if module is None:  # DiT's next is norm3; PixArt's cross-attention reads the stream itself
+        module = block.norm3 if adapter.family == "dit" else block.attn2
+    handles = [
+        attention.register_forward_hook(ones),
+        module.register_forward_pre_hook(lambda m, args: seen.append(args[0])),
+    ]
+    try:
+        found = told(adapter, ("before", "gate"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    moved = seen[0] - found["before", 0]
+    expected = found["gate", 0].unsqueeze(1).expand_as(moved)
+    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_are_gone_after_an_error(adapter: Any) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise StopError
+
+    with pytest.raises(StopError), observing(adapter, stop):
+        adapter.run(inputs(adapter))
+    for module in adapter.transformer.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_an_unknown_point_is_named(adapter: Any) -> None:
+    with pytest.raises(ValueError, match="no point middle"), observing(adapter, print, ("middle",)):
+        pass
