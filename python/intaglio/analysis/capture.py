@@ -1,0 +1,200 @@
+"""Streaming statistics of hidden states: sums for each block, channel and step, and no activations.
+
+A `Recorder` is told rows of hidden states, from a diffusers model (`record_model` in observation.py)
+or from an observed bundle (`record_bundle`), and needs no torch. Its memory depends on the model and
+the number of steps, and on nothing else; its file can be gone on with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import intaglio
+from intaglio_export.errors import ExportError
+from intaglio_export.massive import ChannelStatistics, measure
+
+QUANTILES = (0.5, 0.9, 0.99)
+# Points with tokens, and the gate, which has none; see `intaglio_export.observing`.
+STREAMS = ("after", "text", "modulated", "before")
+GATE = "gate"
+_PACKAGES = ("intaglio", "numpy", "onnxruntime", "torch", "diffusers")
+
+Floats = NDArray[np.floating]
+
+
+class Recorder:
+    """Sums over conditions (a row at a step), by point: [L, S, C], but max_abs, which is a maximum.
+
+    Of streams: `mean` z, `mean_abs`, `max_abs`, `ratio` (mean |z| over the median channel's),
+    `agreement` (share of tokens from massive.RATIO on), `massive` (0 or 1), and `quantiles`
+    [L, S, C, 3] of |z| over tokens. `tokens` [L, S, T]: mean |z| of a token over the median token's.
+    Of the gate: `mean` and `mean_abs`.
+    """
+
+    def __init__(self, blocks: int, steps: int) -> None:
+        self.blocks, self.steps = blocks, steps
+        self.sums: dict[str, NDArray[np.float64]] = {}
+        self.done = 0  # batches of conditions that are in the sums
+        self.about: dict[str, Any] = {}
+
+    def add(self, point: str, block: int, step: int, rows: Floats) -> None:
+        """Count `rows`, z [B, T, C] of a stream or alpha [B, C] of the gate, at step `step`."""
+        for row in rows:
+            place = block, step
+            self._add(point, "count", place, np.float64(1))
+            self._add(point, "mean", place, row if point == GATE else row.mean(0))
+            size = np.abs(row)
+            if point == GATE:
+                self._add(point, "mean_abs", place, size)
+                continue
+            condition = measure(size)
+            mean = size.mean(0)
+            self._add(point, "mean_abs", place, mean)
+            self._add(point, "max_abs", place, size.max(0), np.maximum)
+            self._add(point, "ratio", place, condition.ratio)
+            self._add(point, "agreement", place, condition.agreement)
+            self._add(point, "massive", place, condition.massive)
+            self._add(point, "quantiles", place, np.quantile(size, QUANTILES, axis=0).T)
+            token = size.mean(1)
+            self._add(point, "tokens", place, token / max(float(np.median(token)), 1e-6))
+
+    def _add(
+        self,
+        point: str,
+        name: str,
+        place: tuple[int, int],
+        value: Any,
+        how: Callable[[Any, Any], Any] = np.add,
+    ) -> None:
+        key = f"{point}.{name}"
+        if key not in self.sums:
+            self.sums[key] = np.zeros((self.blocks, self.steps, *np.shape(value)))
+        self.sums[key][place] = how(self.sums[key][place], value)
+
+    def save(self, path: Path) -> None:
+        """Write the sums to `path` (.npz) and what they are of to its .json, whole or not at all."""
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, done=np.array(self.done), **self.sums)
+        temporary.rename(path)
+        versions = {}
+        for package in _PACKAGES:
+            try:
+                versions[package] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                continue  # torch and diffusers need not be there
+        text = json.dumps(self.about | {"versions": versions}, indent=1)
+        path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+
+    def resume(self, path: Path) -> None:
+        """Go on from the file that `save` wrote, if it is of the same conditions."""
+        about = path.with_suffix(".json")
+        if not path.exists() or not about.exists():
+            return
+        found = json.loads(about.read_text("utf-8"))
+        found.pop("versions")
+        if found != json.loads(json.dumps(self.about)):
+            return
+        arrays = dict(np.load(path))
+        self.done = int(arrays.pop("done"))
+        self.sums = arrays
+
+    def result(self) -> Statistics:
+        """The averages."""
+        averages = {}
+        for key, total in self.sums.items():
+            point, name = key.split(".")
+            count = self.sums[f"{point}.count"].clip(1)
+            count = count.reshape(*count.shape, *[1] * (total.ndim - 2))
+            averages[key] = total if name in ("count", "max_abs") else total / count
+        return Statistics(averages, self.about)
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Averages over conditions of what `Recorder` sums, by "point.name"."""
+
+    values: dict[str, NDArray[np.float64]]
+    about: dict[str, Any]
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        return self.values[name]
+
+    def has(self, point: str) -> bool:
+        """Whether `point` was recorded."""
+        return f"{point}.mean_abs" in self.values
+
+    @property
+    def sigmas(self) -> list[float]:
+        """Of each step."""
+        return list(self.about["sigmas"])
+
+    def channels(self, point: str = "after") -> ChannelStatistics:
+        """Of a stream, over all prompts, seeds and steps."""
+        max_abs = self[f"{point}.max_abs"].max((1, 2))
+        count = int(self[f"{point}.count"].sum(1).max())
+        return ChannelStatistics(
+            self[f"{point}.ratio"].mean(1), self[f"{point}.massive"].mean(1), count, max_abs
+        )
+
+
+def record_bundle(
+    pipeline: intaglio.Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    path: Path,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Statistics:
+    """Statistics of an observed bundle's conditional branch, with the runtime and without torch.
+
+    Each prompt is drawn from each of `seeds`, without guidance; prompts stand for classes where the
+    bundle has these. The sums are kept in `path`, and gone on with.
+
+    Raises:
+        ExportError: the bundle was not exported with --observe.
+    """
+    bundle = pipeline.bundle
+    if not bundle.observed:
+        raise ExportError(
+            f"The bundle {bundle.folder} does not tell its hidden states: export it again with"
+            " --observe, or probe the diffusers model."
+        )
+    recorder = Recorder(bundle.blocks, steps)
+    recorder.about = {
+        "source": bundle.name,
+        "prompts": list(prompts),
+        "seeds": list(seeds),
+        "steps": steps,
+    }
+    sigmas = [0.0] * steps
+
+    def on_step(step: intaglio.Step) -> None:
+        sigmas[step.step] = step.sigma
+        for block in range(bundle.blocks):
+            recorder.add("after", block, step.step, step.hidden_states(block))
+            recorder.add(GATE, block, step.step, step.gate(block))
+
+    recorder.resume(path)
+    for i, prompt in enumerate(prompts):
+        if i >= recorder.done:
+            what: dict[str, Any] = {"prompt": prompt}
+            if bundle.classes is not None:
+                what = {"class_label": i * bundle.classes.count // len(prompts)}
+            pipeline.generate(
+                **what, seeds=list(seeds), steps=steps, cfg_scale=1.0, dg_scale=0.0, on_step=on_step
+            )
+            recorder.done = i + 1
+            recorder.save(path)
+        progress((i + 1) / len(prompts))
+    statistics = recorder.result()
+    statistics.about["sigmas"] = sigmas if any(sigmas) else statistics.about.get("sigmas", sigmas)
+    return statistics

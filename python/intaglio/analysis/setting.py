@@ -1,0 +1,40 @@
+"""Settings of Detail Guidance as the method that they stand for."""
+
+from __future__ import annotations
+
+from intaglio.analysis.methods import Method, Suppressed
+from intaglio_export.adapters import Adapter
+from intaglio_export.errors import ExportError
+from intaglio_export.options import Settings
+
+
+def method_of(settings: Settings, adapter: Adapter) -> Method | None:
+    """CFG and DG as `settings` have them; None where they name no channels, or no weight.
+
+    Raises:
+        ExportError: the block or a channel is not one of the model's.
+    """
+    channels = settings.channel_choice()
+    if settings.block is None or not settings.dg_scale or channels is None or not channels.channels:
+        return None
+    if settings.block >= len(adapter.blocks()):
+        raise ExportError(
+            f"The settings say block {settings.block}; the model's are 0 to"
+            f" {len(adapter.blocks()) - 1}."
+        )
+    if wrong := [c for c in channels.channels if c >= adapter.channels]:
+        raise ExportError(
+            f"The settings say channel {wrong[0]}; the model's are 0 to {adapter.channels - 1}."
+        )
+    first, last = settings.keep_range()
+    suppressed = Suppressed(
+        settings.block,
+        tuple(channels.channels),
+        (first, last),
+        None if settings.ref is None else tuple(settings.ref),
+    )
+    start, end = settings.dg_window or (0.0, 1.0)
+    cfg_scale = settings.cfg_scale
+    if cfg_scale is None:
+        cfg_scale = adapter.defaults().cfg_scale
+    return Method(cfg_scale, settings.dg_scale, suppressed, (start, end))
