@@ -42,6 +42,7 @@ class Recorder:
     def __init__(self, blocks: int, steps: int) -> None:
         self.blocks, self.steps = blocks, steps
         self.sums: dict[str, NDArray[np.float64]] = {}
+        self.sigmas = np.zeros(steps)
         self.done = 0  # batches of conditions that are in the sums
         self.about: dict[str, Any] = {}
 
@@ -83,7 +84,7 @@ class Recorder:
         """Write the sums to `path` (.npz) and what they are of to its .json, whole or not at all."""
         temporary = path.with_suffix(".tmp")
         with temporary.open("wb") as file:
-            np.savez_compressed(file, done=np.array(self.done), **self.sums)
+            np.savez_compressed(file, done=self.done, sigmas=self.sigmas, **self.sums)
         temporary.rename(path)
         versions = {}
         for package in _PACKAGES:
@@ -105,6 +106,7 @@ class Recorder:
             return
         arrays = dict(np.load(path))
         self.done = int(arrays.pop("done"))
+        self.sigmas = arrays.pop("sigmas")
         self.sums = arrays
 
     def result(self) -> Statistics:
@@ -115,7 +117,7 @@ class Recorder:
             count = self.sums[f"{point}.count"].clip(1)
             count = count.reshape(*count.shape, *[1] * (total.ndim - 2))
             averages[key] = total if name in ("count", "max_abs") else total / count
-        return Statistics(averages, self.about)
+        return Statistics(averages, self.sigmas.tolist(), self.about)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +125,7 @@ class Statistics:
     """Averages over conditions of what `Recorder` sums, by "point.name"."""
 
     values: dict[str, NDArray[np.float64]]
+    sigmas: list[float]  # of each step
     about: dict[str, Any]
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
@@ -131,11 +134,6 @@ class Statistics:
     def has(self, point: str) -> bool:
         """Whether `point` was recorded."""
         return f"{point}.mean_abs" in self.values
-
-    @property
-    def sigmas(self) -> list[float]:
-        """Of each step."""
-        return list(self.about["sigmas"])
 
     def channels(self, point: str = "after") -> ChannelStatistics:
         """Of a stream, over all prompts, seeds and steps."""
@@ -175,10 +173,9 @@ def record_bundle(
         "seeds": list(seeds),
         "steps": steps,
     }
-    sigmas = [0.0] * steps
 
     def on_step(step: intaglio.Step) -> None:
-        sigmas[step.step] = step.sigma
+        recorder.sigmas[step.step] = step.sigma
         for block in range(bundle.blocks):
             recorder.add("after", block, step.step, step.hidden_states(block))
             recorder.add(GATE, block, step.step, step.gate(block))
@@ -195,6 +192,4 @@ def record_bundle(
             recorder.done = i + 1
             recorder.save(path)
         progress((i + 1) / len(prompts))
-    statistics = recorder.result()
-    statistics.about["sigmas"] = sigmas if any(sigmas) else statistics.about.get("sigmas", sigmas)
-    return statistics
+    return recorder.result()

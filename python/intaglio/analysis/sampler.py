@@ -132,6 +132,13 @@ class Model:
             latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         return latents
 
+    def clean(self, step: Step, prediction: torch.Tensor) -> torch.Tensor:
+        """The latents without noise that a step's prediction means."""
+        clean = step.latents - step.sigma * prediction
+        if self.adapter.prediction_type == "velocity":
+            return clean
+        return clean / (1 - step.sigma**2) ** 0.5
+
     @torch.no_grad()
     def images(self, latents: torch.Tensor) -> NDArray[np.float32]:
         """Decoded pictures [N, H, W, 3]; 0 to 1, not clipped, since clipping is measured."""

@@ -1,0 +1,100 @@
+"""Hidden states of a diffusers model, recorded while it samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from intaglio.analysis.capture import Recorder, Statistics
+from intaglio.analysis.methods import Method
+from intaglio.analysis.sampler import Model, Step
+from intaglio_export.adapters.base import Inputs
+from intaglio_export.observing import observing
+
+POINTS = ("after", "text", "modulated", "gate")
+# Rows that run through the model at once.
+BATCH = 8
+
+
+def record_model(
+    model: Model,
+    seeds: Sequence[int],
+    steps: int,
+    path: Path,
+    progress: Callable[[float], None] = lambda share: None,
+    points: Sequence[str] = POINTS,
+) -> Statistics:
+    """Statistics of the conditional branch along unguided runs, image by image of `seeds`.
+
+    Seed i draws prompt i modulo their number. The sums are kept in `path`, and gone on with.
+    """
+    recorder = Recorder(model.blocks, steps)
+    recorder.about = {
+        "points": list(points),
+        "prompts": model.prompts,
+        "seeds": list(seeds),
+        "steps": steps,
+        "grid": list(model.grid),
+    }
+    recorder.resume(path)
+    conditional = Method().predictor(model)
+    for batch, start in enumerate(range(0, len(seeds), BATCH)):
+        if batch >= recorder.done:
+            _record(model, recorder, conditional, seeds[start : start + BATCH], points)
+            recorder.done = batch + 1
+            recorder.save(path)
+        progress(min(1.0, (start + BATCH) / len(seeds)))
+    return recorder.result()
+
+
+def _record(
+    model: Model,
+    recorder: Recorder,
+    conditional: Callable[[Step, Inputs, Inputs], torch.Tensor],
+    seeds: Sequence[int],
+    points: Sequence[str],
+) -> None:
+    def predict(step: Step, given: Inputs, null: Inputs) -> torch.Tensor:
+        recorder.sigmas[step.index] = step.sigma
+
+        def tell(point: str, block: int, tensor: torch.Tensor) -> None:
+            recorder.add(point, block, step.index, tensor.float().numpy())
+
+        with observing(model.adapter, tell, points):
+            return conditional(step, given, null)
+
+    model.sample(predict, seeds, recorder.steps)
+
+
+def maps(
+    model: Model, block: int, channels: Sequence[int], seed: int, steps: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], list[float]]:
+    """Where channels are large along one unguided run.
+
+    Returns:
+        z [S, len(channels), rows, columns] after `block`, the clean image that each step means
+        [S, H, W, 3], and each step's sigma.
+    """
+    found: list[NDArray[np.float32]] = []
+    clean: list[torch.Tensor] = []
+    sigmas: list[float] = []
+    conditional = Method().predictor(model)
+
+    def predict(step: Step, given: Inputs, null: Inputs) -> torch.Tensor:
+        def tell(point: str, at: int, tensor: torch.Tensor) -> None:
+            if at == block:
+                columns = tensor[0][:, list(channels)].T.reshape(len(channels), *model.grid)
+                found.append(columns.float().numpy())
+
+        with observing(model.adapter, tell, ["after"]):
+            prediction = conditional(step, given, null)
+        clean.append(model.clean(step, prediction))
+        sigmas.append(step.sigma)
+        return prediction
+
+    model.sample(predict, [seed], steps)
+    return np.stack(found), model.images(torch.cat(clean)), sigmas

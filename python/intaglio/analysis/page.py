@@ -1,0 +1,107 @@
+"""A report: sections of sentences, tables and pictures, as one HTML page, Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+FIGURES = "figures"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a head; numbers are shown to three digits."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+    def text(self) -> list[list[str]]:
+        return [[_cell(cell) for cell in row] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A PNG with the sentence that says what it shows; `name` is its file's."""
+
+    name: str
+    png: bytes
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question. `claims` say what was seen; `numbers` are behind them, for JSON."""
+
+    title: str
+    claims: Sequence[str]
+    tables: Sequence[Table] = ()
+    figures: Sequence[Figure] = ()
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Of one model. `about` is what and how it was measured."""
+
+    title: str
+    about: dict[str, Any]
+    sections: Sequence[Section]
+
+    def write(self, folder: Path) -> None:
+        """Write index.html, report.md, report.json and the figures to `folder`."""
+        (folder / FIGURES).mkdir(exist_ok=True)
+        for section in self.sections:
+            for figure in section.figures:
+                (folder / FIGURES / figure.name).write_bytes(figure.png)
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("intaglio.analysis"),
+            autoescape=jinja2.select_autoescape(["html"]),
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        for name in ("index.html", "report.md"):
+            text = environment.get_template(name).render(report=self, figures=FIGURES)
+            _replace(folder / name, text)
+        numbers = {"title": self.title, "about": self.about} | {
+            section.title: {"claims": list(section.claims)} | section.numbers
+            for section in self.sections
+        }
+        text = json.dumps(plain(numbers), indent=1, allow_nan=False, ensure_ascii=False)
+        _replace(folder / "report.json", text + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)
+
+
+def _cell(cell: object) -> str:
+    if isinstance(cell, bool) or not isinstance(cell, float | np.floating):
+        return str(cell)
+    return "" if math.isnan(cell) else f"{cell:.3g}"
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: arrays as lists of four digits, NaN as null, intervals as objects."""
+    if hasattr(value, "to_json"):
+        value = value.to_json()
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple | range):
+        return [plain(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,157 @@
+"""Plots as PNG: curves, maps, values with intervals, and pictures in rows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+
+from intaglio.analysis.quality import Interval
+
+matplotlib.use("Agg")
+STYLE = {
+    "figure.dpi": 110,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9,
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[Any]:
+    """Axes of a new figure, and the buffer that its PNG is in afterwards."""
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False)
+        try:
+            yield axes, buffer
+            figure.savefig(buffer, format="png")
+        finally:
+            pyplot.close(figure)
+
+
+def curves(
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    x_label: str,
+    y_label: str,
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    level: tuple[float, str] | None = None,
+    falling: bool = False,
+) -> bytes:
+    """Lines by name over `x`, with a band where there is one; `level` is a line across.
+
+    `falling`: x goes from right to left, as sigma does over a run.
+    """
+    with _figure(7, 3.4) as (axes, buffer):
+        axis = axes[0, 0]
+        for name, values in lines.items():
+            (line,) = axis.plot(x, values, marker="o", markersize=3, label=name)
+            if bands and name in bands:
+                axis.fill_between(x, *bands[name], color=line.get_color(), alpha=0.15, linewidth=0)
+        if level:
+            axis.axhline(level[0], color="grey", linestyle="--", linewidth=1, label=level[1])
+        axis.set(xlabel=x_label, ylabel=y_label)
+        if falling:
+            axis.invert_xaxis()
+        axis.legend(frameon=False, fontsize=8, ncols=2 if len(lines) > 5 else 1)
+    return buffer.getvalue()
+
+
+def heatmap(
+    values: NDArray[Any], x: Sequence[object], y: Sequence[object], x_label: str, y_label: str
+) -> bytes:
+    """Values [rows, columns] as colours, written into the cells where there is room."""
+    rows, columns = values.shape
+    with _figure(min(9, 2 + 0.55 * columns), min(7, 1.2 + 0.4 * rows)) as (axes, buffer):
+        axis = axes[0, 0]
+        image = axis.imshow(values, aspect="auto", cmap="viridis")
+        axis.figure.colorbar(image, ax=axis)
+        axis.set_xticks(range(columns), [str(v) for v in x])
+        axis.set_yticks(range(rows), [str(v) for v in y])
+        axis.set(xlabel=x_label, ylabel=y_label)
+        if rows * columns <= 150:
+            middle = (np.nanmin(values) + np.nanmax(values)) / 2
+            for (i, j), value in np.ndenumerate(values):
+                color = "white" if value < middle else "black"
+                axis.text(j, i, f"{value:.2g}", ha="center", va="center", color=color, fontsize=7)
+    return buffer.getvalue()
+
+
+def intervals(values: Mapping[str, Mapping[str, Interval]], zero: bool = True) -> bytes:
+    """One panel a measure: of each name a point with its interval, and a line at zero."""
+    names = list(next(iter(values.values())))
+    with _figure(min(11, 1.4 + 2.4 * len(values)), 1.1 + 0.3 * len(names), 1, len(values)) as (
+        axes,
+        buffer,
+    ):
+        for axis, (measure, found) in zip(axes[0], values.items(), strict=True):
+            for i, name in enumerate(names):
+                if (one := found.get(name)) is None:
+                    continue
+                axis.plot([one.low, one.high], [i, i], color="tab:blue")
+                axis.plot(one.value, i, "o", color="tab:blue", markersize=4)
+            if zero:
+                axis.axvline(0, color="grey", linewidth=1, linestyle="--")
+            axis.set_ylim(len(names) - 0.5, -0.5)
+            axis.set_yticks(range(len(names)), names if axis is axes[0, 0] else [])
+            axis.set_title(measure.replace("_", " "), fontsize=9)
+            axis.tick_params(axis="x", labelsize=7)
+            axis.locator_params(axis="x", nbins=4)
+    return buffer.getvalue()
+
+
+def points(
+    found: Sequence[tuple[float, float, str]],
+    x_label: str,
+    y_label: str,
+    line: Sequence[tuple[float, float]] = (),
+    level: tuple[float, str] | None = None,
+) -> bytes:
+    """Named points, and a line through the best of them."""
+    with _figure(7, 4) as (axes, buffer):
+        axis = axes[0, 0]
+        axis.scatter([p[0] for p in found], [p[1] for p in found], s=18)
+        for x, y, name in found:
+            axis.annotate(name, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+        if line:
+            axis.plot(*zip(*line, strict=True), color="tab:orange", label="frontier")
+        if level:
+            axis.axhline(level[0], color="grey", linestyle="--", linewidth=1, label=level[1])
+        axis.set(xlabel=x_label, ylabel=y_label)
+        axis.legend(frameon=False, fontsize=8)
+    return buffer.getvalue()
+
+
+def gallery(
+    rows: Mapping[str, NDArray[Any]], heads: Sequence[str] = (), scale: float = 0.75
+) -> bytes:
+    """A row of pictures [n, H, W, 3] or maps [n, H, W] for each name."""
+    columns = max(len(images) for images in rows.values())
+    with _figure(1.4 + scale * columns, 0.4 + scale * len(rows), len(rows), columns) as (
+        axes,
+        buffer,
+    ):
+        for axis in axes.ravel():
+            axis.axis("off")
+        for line, (name, images) in zip(axes, rows.items(), strict=True):
+            for axis, image in zip(line, images, strict=False):
+                axis.imshow(
+                    image
+                    if image.ndim == 2
+                    else np.clip(image, 0, 255 if image.dtype == np.uint8 else 1)
+                )
+            line[0].text(
+                -0.1, 0.5, name, ha="right", va="center", transform=line[0].transAxes, fontsize=8
+            )
+        for axis, head in zip(axes[0], heads, strict=False):
+            axis.set_title(head, fontsize=7)
+    return buffer.getvalue()
