@@ -155,3 +155,20 @@ def gallery(
         for axis, head in zip(axes[0], heads, strict=False):
             axis.set_title(head, fontsize=7)
     return buffer.getvalue()
+
+
+def panels(
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+) -> bytes:
+    """A small plot for each line, with its band."""
+    with _figure(1.9 * len(lines), 2.2, 1, len(lines)) as (axes, buffer):
+        for axis, (name, values) in zip(axes[0], lines.items(), strict=True):
+            axis.plot(x, values, marker="o", markersize=3)
+            axis.fill_between(x, *bands[name], alpha=0.2, linewidth=0)
+            axis.set_title(name, fontsize=8)
+            axis.set_xlabel(x_label)
+            axis.tick_params(labelsize=7)
+    return buffer.getvalue()

@@ -1,0 +1,3 @@
+"""The first three questions, of an observed bundle: with the runtime, and without torch."""
+
+from __future__ import annotations

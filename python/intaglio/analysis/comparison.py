@@ -1,0 +1,165 @@
+"""Part 5's page: what was measured of each arm of `compare`, and its difference to CFG alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intaglio.analysis import compare, plots, quality
+from intaglio.analysis.gallery import Gallery, Pictures
+from intaglio.analysis.judge import Judge
+from intaglio.analysis.methods import Method, Weaker
+from intaglio.analysis.page import Figure, Section, Table
+
+SHOWN = 12
+RESAMPLES = 200
+
+
+def comparison(gallery: Gallery, setting: Method, weaker: Weaker | None, images: int) -> Section:
+    """Draw `images` pictures of each main arm on the same seeds, and compare."""
+    found = compare.pilot(gallery, setting, weaker)
+    methods = compare.arms(gallery, setting, found, weaker)
+    drawn = {
+        name: gallery.draw(method, compare.seeds(name, images), omega=method.guided)
+        for name, method in methods.items()
+    }
+    values = {name: measured(pictures, gallery.judge) for name, pictures in drawn.items()}
+    gaps = {
+        name: against(drawn["cfg"], pictures, gallery.judge)
+        for name, pictures in drawn.items()
+        if name != "cfg"
+    }
+    columns = list(values["cfg"])
+    table = Table(
+        ["arm", "cfg_scale", "w", "images", *columns],
+        [
+            [name, methods[name].cfg_scale, methods[name].weight, len(drawn[name])]
+            + [row.get(column, float("nan")) for column in columns]
+            for name, row in values.items()
+        ],
+    )
+    gap_columns = list(gaps["none"])
+    gap_table = Table(
+        ["minus CFG alone", *gap_columns],
+        [[name, *map(str, row.values())] for name, row in gaps.items()],
+    )
+    figures = [
+        Figure(
+            "arms.png",
+            plots.gallery({name: pictures.images[:SHOWN] for name, pictures in drawn.items()}),
+            "The same seeds and prompts with each way to guide.",
+        ),
+        Figure(
+            "arms-intervals.png",
+            plots.intervals({m: {n: row[m] for n, row in gaps.items()} for m in gap_columns}),
+            "Differences to CFG alone on the same seeds, with 95 % intervals.",
+        ),
+    ]
+    numbers: dict[str, Any] = {
+        "omega": found.omega,
+        "norms": found.norms,
+        "arms": {
+            name: {"method": str(methods[name]), "images": len(drawn[name])} | row
+            for name, row in values.items()
+        },
+        "minus_cfg": gaps,
+    }
+    claims = _claims(setting, found, values, gaps, gallery.judge is not None)
+    return Section(
+        "Detail Guidance against CFG alone", claims, [table, gap_table], figures, numbers
+    )
+
+
+def measured(pictures: Pictures, judge: Judge | None) -> dict[str, float]:
+    """Means over pictures, and distances of the set."""
+    values: dict[str, float] = {}
+    if judge is not None:
+        features = pictures["features"]
+        precision, recall = quality.precision_recall(judge.neighbours, features[:2000])
+        values = {
+            "frechet": quality.frechet(quality.moments(features), judge.moments),
+            "precision": precision,
+            "recall": recall,
+            "accuracy": float((pictures["class"] == _labels(pictures, judge)).mean()),
+        }
+    values |= {name: float(pictures[name].mean()) for name in quality.DETAIL}
+    values |= {name: float(pictures[name].mean()) for name in ("saturation", "clipped")}
+    if "omega" in pictures.values:
+        values["omega"] = float(pictures["omega"].mean())
+    return values
+
+
+def _labels(pictures: Pictures, judge: Judge) -> NDArray[np.int64]:
+    """Classes asked for: seeds of all parts begin at a multiple of the number of prompts."""
+    return judge.labels[np.arange(len(pictures)) % len(judge.labels)]
+
+
+def against(base: Pictures, other: Pictures, judge: Judge | None) -> dict[str, quality.Interval]:
+    """Paired differences other - base over the seeds that both have."""
+    n = min(len(base), len(other))
+    gaps: dict[str, quality.Interval] = {}
+    if judge is not None:
+        reference = judge.moments
+        gaps["frechet"] = quality.bootstrap_difference(
+            lambda features: quality.frechet(quality.moments(features), reference),
+            base["features"][:n],
+            other["features"][:n],
+            RESAMPLES,
+        )
+        labels = _labels(base, judge)[:n]
+        right = [(p["class"][:n] == labels).astype(np.float64) for p in (base, other)]
+        gaps["accuracy"] = quality.mean_interval(right[1] - right[0])
+    for name in (*quality.DETAIL, "saturation", "clipped"):
+        gaps[name] = quality.mean_interval(other[name][:n] - base[name][:n])
+    return gaps
+
+
+def verdict(gap: quality.Interval, better: Callable[[float], bool]) -> str:
+    """better, worse or not distinguishable, by whether the interval has zero inside."""
+    if gap.low <= 0 <= gap.high:
+        return "not distinguishable from"
+    return "better than" if better(gap.value) else "worse than"
+
+
+def _claims(
+    setting: Method,
+    found: compare.Pilot,
+    values: Mapping[str, Mapping[str, float]],
+    gaps: Mapping[str, Mapping[str, quality.Interval]],
+    judged: bool,
+) -> list[str]:
+    claims = [
+        f"Effective guidance of the setting (cfg_scale {setting.cfg_scale:g}, w {setting.weight:g}):"
+        f" omega {found.omega:.3f}, where CFG alone has {setting.cfg_scale:g}. The other negatives'"
+        " weights make their terms as long as DG's on runs of CFG alone.",
+    ]
+    if not judged:
+        return [
+            *claims,
+            "No judge was given, so only detail was compared, which rewards noise too.",
+        ]
+    for name in ("cfg+dg", "cfg at omega", "cfg+random"):
+        gap = gaps[name]["frechet"]
+        claims.append(
+            f"{name}: Fréchet distance {values[name]['frechet']:.2f} against"
+            f" {values['cfg']['frechet']:.2f} of CFG alone, difference {gap}:"
+            f" {verdict(gap, lambda value: value < 0)} CFG alone."
+        )
+    dg, random = gaps["cfg+dg"]["frechet"], gaps["cfg+random"]["frechet"]
+    if dg.high < 0 and random.high < 0:
+        claims.append("Random channels help too: the gain is not of these channels alone.")
+    accuracy = gaps["cfg+dg"]["accuracy"]
+    claims.append(
+        f"Class accuracy of cfg+dg: difference {accuracy},"
+        f" {verdict(accuracy, lambda value: value > 0)} CFG alone."
+    )
+    for name in gaps:
+        if name in ("cfg+blurred", "cfg+skip-layer", "cfg+autoguidance", "dg"):
+            gap = gaps[name]["frechet"]
+            claims.append(
+                f"{name}: difference {gap}, {verdict(gap, lambda value: value < 0)} CFG alone."
+            )
+    return claims

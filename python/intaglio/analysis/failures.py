@@ -1,0 +1,109 @@
+"""Part 6: what goes wrong as w grows: over-sharpening, clipping, colour shift."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from intaglio.analysis import plots, quality
+from intaglio.analysis.gallery import Gallery, Pictures
+from intaglio.analysis.methods import Method
+from intaglio.analysis.page import Figure, Section, Table
+
+SEED = 60_000
+# Of the setting's own w.
+FACTORS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+SHOWN = 12
+
+
+def failures(gallery: Gallery, setting: Method, images: int) -> Section:
+    """Draw the same seeds at growing w."""
+    seeds = range(SEED, SEED + images)
+    drawn = {}
+    for factor in FACTORS:
+        weight = round(setting.weight * factor, 6)
+        drawn[weight] = gallery.draw(replace(setting, weight=weight), seeds)
+    base = drawn[0.0]
+    curves = {weight: _measures(base, pictures) for weight, pictures in drawn.items()}
+    rows = [[w, *(str(value) for value in row.values())] for w, row in curves.items()]
+    weights = list(curves)
+    lines = {
+        name.replace("_", " "): [curves[w][name].value for w in weights] for name in curves[0.0]
+    }
+    bands = {
+        name.replace("_", " "): (
+            [curves[w][name].low for w in weights],
+            [curves[w][name].high for w in weights],
+        )
+        for name in curves[0.0]
+    }
+    figures = [
+        Figure(
+            "failures.png",
+            plots.gallery({f"w {w:g}": p.images[:SHOWN] for w, p in drawn.items()}),
+            f"The same seeds at growing w (cfg_scale {setting.cfg_scale:g}).",
+        ),
+        Figure(
+            "failures-curves.png",
+            plots.panels(weights, lines, bands, "w"),
+            "What changes as w grows, with 95 % intervals.",
+        ),
+    ]
+    return Section(
+        "Failure cases",
+        _claims(curves, setting),
+        [Table(["w", *(name.replace("_", " ") for name in curves[0.0])], rows)],
+        figures,
+        {"images": images, "by_w": {str(w): row for w, row in curves.items()}},
+    )
+
+
+def _measures(base: Pictures, pictures: Pictures) -> dict[str, quality.Interval]:
+    drift = np.linalg.norm(pictures["lab"] - base["lab"], axis=1)
+    found = {
+        "high_frequency_energy": quality.mean_interval(pictures["high_frequency_energy"]),
+        "laplacian_variance": quality.mean_interval(pictures["laplacian_variance"]),
+        "clipped": quality.mean_interval(pictures["clipped"]),
+        "saturation": quality.mean_interval(pictures["saturation"]),
+        "color_drift": quality.mean_interval(drift),
+    }
+    if "class" in pictures.values:
+        same = (pictures["class"] == base["class"]).astype(np.float64)
+        found["class_agreement"] = quality.mean_interval(same)
+    return found
+
+
+def _claims(curves: dict[float, dict[str, quality.Interval]], setting: Method) -> list[str]:
+    """At which w each measure leaves what CFG alone has."""
+    claims = []
+    names = {
+        "high_frequency_energy": "Over-sharpening: high-frequency energy",
+        "clipped": "Clipping: the share of pixels out of range",
+    }
+    for name, words in names.items():
+        start = curves[0.0][name]
+        left = [w for w, row in curves.items() if row[name].low > start.high]
+        last = max(curves)
+        claims.append(
+            f"{words} goes from {start.value:.3g} without DG to {curves[last][name].value:.3g} at w"
+            f" {last:g}; "
+            + (
+                f"it is measurably higher from w {min(left):g} on."
+                if left
+                else "no w is measurable."
+            )
+        )
+    last = max(curves)
+    claims.append(
+        f"Colour shift: the mean colour moves by delta E {curves[setting.weight]['color_drift'].value:.2f}"
+        f" at the setting's w {setting.weight:g} and {curves[last]['color_drift'].value:.2f} at w {last:g}"
+        " (about 2 can be seen)."
+    )
+    if "class_agreement" in curves[last]:
+        claims.append(
+            f"The judge's class stays that of CFG alone in"
+            f" {curves[setting.weight]['class_agreement'].value:.0%} at the setting's w and"
+            f" {curves[last]['class_agreement'].value:.0%} at w {last:g}."
+        )
+    return claims

@@ -1,0 +1,274 @@
+"""`intaglio probe` from end to end: seven questions about a model, answered by measurement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intaglio.analysis import effects, failures, observation, origins, presence
+from intaglio.analysis.capture import Statistics
+from intaglio.analysis.comparison import comparison
+from intaglio.analysis.gallery import PICTURES, Gallery
+from intaglio.analysis.judge import FOLDER as JUDGE
+from intaglio.analysis.judge import Judge
+from intaglio.analysis.methods import Method, Suppressed, Weaker
+from intaglio.analysis.page import Report, Section, plain
+from intaglio.analysis.sampler import Model, fingerprint
+from intaglio.analysis.search import LARGEST, search
+from intaglio.analysis.setting import method_of
+from intaglio_export.channels import PROMPTS
+from intaglio_export.errors import ExitCode, ExportError
+from intaglio_export.massive import ChannelStatistics
+from intaglio_export.options import Settings, read_settings
+from intaglio_export.sources import Source, open_source
+
+WEAKER = "weaker"
+STATISTICS = "statistics.npz"
+SETTINGS = "settings.json"
+# Images that statistics are taken of, that each setting of the search gets, and w to start from.
+OBSERVED = 40
+TRIED = 80
+FIRST_WEIGHT = 1.0
+
+# What is being done, and the share of it that is done.
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """What to probe and how; None stands for what lies beside the model, or for its defaults."""
+
+    source: str
+    output: Path
+    prompts: Path | None = None
+    judge: Path | None = None
+    weaker: Path | None = None
+    settings: Path | None = None
+    cfg_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    steps: int = 8
+    images: int = 200
+    seeds: int = 64
+
+
+def probe(request: ProbeRequest, progress: Progress) -> Report:
+    """Answer the seven questions, and write the report and settings to `request.output`.
+
+    What was measured is kept there too: a probe that was stopped goes on.
+
+    Raises:
+        ExportError: the model or what lies beside it cannot be used; nothing is written but what
+            was measured before.
+    """
+    check_output(request.output)
+    progress("Loading the model", 0.0)
+    source = open_source(request.source)
+    work = _Work(request, source, progress)
+    sections, settings = work.sections()
+    report = Report(f"Massive activations of {source.name}", work.about(), sections)
+    report.write(request.output)
+    if settings is not None:
+        text = json.dumps(plain(settings), indent=1, allow_nan=False)
+        (request.output / SETTINGS).write_text(text + "\n", encoding="utf-8")
+    return report
+
+
+def check_output(folder: Path) -> None:
+    """See that `folder` can be written to, before anything is measured.
+
+    Raises:
+        ExportError: it cannot.
+    """
+    try:
+        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
+        test = folder / ".writable"
+        test.touch()
+        test.unlink()
+    except OSError as error:
+        raise ExportError(
+            f"The report cannot be written to {folder}: {error.strerror}; give another folder with"
+            " -o."
+        ) from error
+
+
+class _Work:
+    """The parts in order, and what they share."""
+
+    def __init__(self, request: ProbeRequest, source: Source, progress: Progress) -> None:
+        self.request, self.source, self.progress = request, source, progress
+        adapter = source.adapter
+        if not adapter.blocks():
+            raise ExportError(
+                f"{source.name} has no transformer blocks, so there is nothing to probe."
+            )
+        folder = Path(request.source)
+        self.judge = _beside(request.judge, folder / JUDGE, Judge.open)
+        self.weaker = _beside(
+            request.weaker, folder / WEAKER, lambda path: Weaker.open(path, adapter)
+        )
+        known = Settings(cfg_scale=request.cfg_scale)
+        for path in (request.settings, source.settings):
+            if path is not None:
+                known = known.over(read_settings(path))
+        self.known = known
+        defaults = adapter.defaults()
+        length = known.max_sequence_length or defaults.max_sequence_length or 1
+        self.cfg_scale = defaults.cfg_scale if known.cfg_scale is None else known.cfg_scale
+        progress("Encoding prompts", 0.0)
+        self.model = Model(adapter, self._prompts(), length, self._grid())
+        self.gallery = Gallery(
+            self.model,
+            self.judge,
+            request.output / PICTURES,
+            request.steps,
+            fingerprint(adapter.transformer),
+            self._drawn,
+        )
+        self._what, self._images, self._total = "", 0, 1
+
+    def _prompts(self) -> list[str]:
+        path = self.request.prompts
+        if path is None:
+            return list(self.judge.prompts) if self.judge else [p for p in PROMPTS if p]
+        try:
+            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        except OSError as error:
+            raise ExportError(f"--prompts {path} cannot be read: {error.strerror}.") from error
+        if not any(lines):
+            raise ExportError(f"--prompts {path} has no prompt; write one a line.")
+        if self.judge:
+            raise ExportError(
+                f"--prompts {path}: the judge knows the classes of its own prompts only; leave one"
+                " of the two out."
+            )
+        return [line for line in lines if line]
+
+    def _grid(self) -> tuple[int, int] | None:
+        """Tokens of the size that was asked for."""
+        height, width = self.request.height, self.request.width
+        if height is None and width is None:
+            return None
+        adapter = self.source.adapter
+        unit = adapter.latent().vae_scale_factor * adapter.patch_size
+        sides = [side or adapter.default_side for side in (height, width)]
+        for flag, side in zip(("--height", "--width"), sides, strict=True):
+            if side < unit or side % unit:
+                raise ExportError(
+                    f"{flag} {side}: sizes of this model are multiples of {unit}.", ExitCode.USAGE
+                )
+        return sides[0] // unit, sides[1] // unit
+
+    def _drawn(self, images: int) -> None:
+        self._images += images
+        self.progress(self._what, min(1.0, self._images / self._total))
+
+    def _begin(self, what: str, images: int) -> None:
+        self._what, self._images, self._total = what, 0, images
+
+    def sections(self) -> tuple[list[Section], dict[str, Any] | None]:
+        """All seven, and the settings file's content where settings could be searched for."""
+        request = self.request
+        statistics = self._observe()
+        channels = statistics.channels()
+        setting, block, shown = self._setting(channels)
+        sections = [presence.presence(statistics)]
+        self.progress("Swapping timesteps and prompts", 0.0)
+        variance = origins.explained(self.model, block, shown, request.steps)
+        sections.append(origins.origins(statistics, block, shown, variance))
+        maps, clean, sigmas = observation.maps(self.model, block, shown, 1, request.steps)
+        prompt = self.model.prompts[1 % len(self.model.prompts)]
+        sections.append(presence.where(maps, clean, sigmas, block, shown, prompt))
+        self._begin("Taking channels away", 8 * request.seeds)
+        suppressed = setting.negative
+        assert isinstance(suppressed, Suppressed)
+        means = statistics["after.mean"][block].mean(0)
+        sections.append(
+            effects.effects(self.gallery, suppressed, self.cfg_scale, means, request.seeds)
+        )
+        found, settings = self._search(channels)
+        self._begin("Comparing ways to guide", 8 * request.images)
+        sections.append(comparison(self.gallery, setting, self.weaker, request.images))
+        self._begin("Raising w", len(failures.FACTORS) * request.seeds)
+        sections.append(failures.failures(self.gallery, setting, request.seeds))
+        return [*sections, found], settings
+
+    def _observe(self) -> Statistics:
+        def done(share: float) -> None:
+            self.progress("Recording hidden states", share)
+
+        return observation.record_model(
+            self.model,
+            range(OBSERVED),
+            self.request.steps,
+            self.request.output / STATISTICS,
+            done,
+        )
+
+    def _setting(self, found: ChannelStatistics) -> tuple[Method, int, list[int]]:
+        """The setting in force: a known one, else the massive channels (or the largest) after the
+        block where they stand out most, at w 1. Its block, and the channels to show."""
+        method = method_of(self.known, self.source.adapter)
+        if method is None:
+            with_massive = found.blocks_with_massive() or range(len(found.ratio) - 1)
+            block = max(with_massive, key=lambda k: float(found.ratio[k].max()))
+            channels = found.massive(block) or found.largest(block)[:LARGEST]
+            method = Method(
+                self.cfg_scale, FIRST_WEIGHT, Suppressed(block, tuple(sorted(channels)))
+            )
+        assert isinstance(method.negative, Suppressed)
+        block = method.negative.block
+        shown = sorted(method.negative.channels, key=lambda c: -float(found.ratio[block, c]))
+        return method, block, shown[:3]
+
+    def _search(self, found: ChannelStatistics) -> tuple[Section, dict[str, Any] | None]:
+        if self.judge is None:
+            claims = [
+                "No settings were searched for: without a judge nothing says which pictures are"
+                " better, and detail alone rewards noise. Give one with --judge (docs/probe.md)."
+            ]
+            return Section("Settings", claims), None
+        self._begin("Searching settings", 18 * TRIED + 3 * self.request.images)
+        given = method_of(self.known, self.source.adapter)
+        section, _, settings = search(
+            self.gallery, found, self.cfg_scale, given, TRIED, self.request.images
+        )
+        settings["max_sequence_length"] = self.known.max_sequence_length
+        if settings["max_sequence_length"] is None:
+            del settings["max_sequence_length"]
+        return section, settings
+
+    def about(self) -> dict[str, Any]:
+        """What was measured, and with what."""
+        packages = ("intaglio", "torch", "diffusers", "transformers", "onnxruntime", "numpy")
+        adapter = self.source.adapter
+        rows, columns = self.model.grid
+        return {
+            "model": f"{self.source.name} ({adapter.family}), {self.model.blocks} blocks of"
+            f" {adapter.channels} channels",
+            "weights": f"fingerprint {fingerprint(adapter.transformer)[:16]}",
+            "images": f"{rows} x {columns} tokens, {self.request.steps} steps of"
+            f" {type(adapter.pipeline.scheduler).__name__}, {len(self.model.prompts)} prompts",
+            "judge": f"{len(self.judge.classes)} classes, {len(self.judge.reference)} real images"
+            if self.judge
+            else "none",
+            "versions": ", ".join(f"{name} {metadata.version(name)}" for name in packages),
+        }
+
+
+def _beside(given: Path | None, beside: Path, open_it: Callable[[Path], Any]) -> Any:
+    """What was given, else what lies beside the model, opened; None where there is neither."""
+    path = given or (beside if beside.is_dir() else None)
+    return None if path is None else open_it(path)
+
+
+def massive_table(statistics: Statistics) -> list[tuple[int, list[int], float]]:
+    """For each block: its massive channels, and the ratio of the largest channel."""
+    found = statistics.channels()
+    return [(k, found.massive(k), float(np.max(found.ratio[k]))) for k in range(len(found.ratio))]
