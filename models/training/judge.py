@@ -17,7 +17,7 @@ from torch import nn
 
 from . import classifier, data
 
-# Of every class, as evaluate.py draws prompts: half without a tone, a quarter dark, a quarter light.
+# As evaluate.py draws prompts: half without a tone, a quarter dark, a quarter light.
 TONES = (0, 1, 0, 2)
 
 

@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from intaglio.analysis import compare
-from intaglio.analysis.gallery import PICTURES, Gallery
+from intaglio.analysis.folder import PICTURES
+from intaglio.analysis.gallery import Gallery
 from intaglio.analysis.judge import Judge
 from intaglio.analysis.methods import Weaker
 from intaglio.analysis.sampler import Model, fingerprint

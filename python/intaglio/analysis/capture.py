@@ -1,7 +1,7 @@
 """Streaming statistics of hidden states: sums for each block, channel and step, and no activations.
 
-A `Recorder` is told rows of hidden states, from a diffusers model (`record_model` in observation.py)
-or from an observed bundle (`record_bundle`), and needs no torch. Its memory depends on the model and
+A `Recorder` is told rows of hidden states, from a diffusers model (`observation.record_model`) or
+from an observed bundle (`record_bundle`), and needs no torch. Its memory depends on the model and
 the number of steps, and on nothing else; its file can be gone on with.
 """
 
@@ -35,7 +35,7 @@ class Recorder:
 
     Of streams: `mean` z, `mean_abs`, `max_abs`, `ratio` (mean |z| over the median channel's),
     `agreement` (share of tokens from massive.RATIO on), `massive` (0 or 1), and `quantiles`
-    [L, S, C, 3] of |z| over tokens. `tokens` [L, S, T]: mean |z| of a token over the median token's.
+    [L, S, C, 3] of |z| over tokens. `tokens` [L, S, T]: a token's mean |z| over the median token's.
     Of the gate: `mean` and `mean_abs`.
     """
 
@@ -81,10 +81,10 @@ class Recorder:
         self.sums[key][place] = how(self.sums[key][place], value)
 
     def save(self, path: Path) -> None:
-        """Write the sums to `path` (.npz) and what they are of to its .json, whole or not at all."""
+        """Write the sums to `path` (.npz), and what they are of to the .json beside it."""
         temporary = path.with_suffix(".tmp")
         with temporary.open("wb") as file:
-            np.savez_compressed(file, done=self.done, sigmas=self.sigmas, **self.sums)
+            np.savez_compressed(file, **self.sums, done=self.done, sigmas=self.sigmas)  # type: ignore[arg-type]
         temporary.rename(path)
         versions = {}
         for package in _PACKAGES:

@@ -94,7 +94,7 @@ def probe(
 
     Example: intaglio probe models/fashion-sd3 -o report
 
-    then open report/index.html, and: intaglio export SOURCE -o BUNDLE --settings report/settings.json
+    then open report/index.html; `intaglio export --settings report/settings.json` uses the answer.
     """
     screen = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

@@ -1,4 +1,4 @@
-"""Part 5: Detail Guidance against CFG alone and other ways to steer, at equal effective guidance."""
+"""Part 5: what Detail Guidance is compared with, set up so that comparing is fair."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def _claims(
     judged: bool,
 ) -> list[str]:
     claims = [
-        f"Effective guidance of the setting (cfg_scale {setting.cfg_scale:g}, w {setting.weight:g}):"
+        f"Effective guidance of cfg_scale {setting.cfg_scale:g} with w {setting.weight:g}:"
         f" omega {found.omega:.3f}, where CFG alone has {setting.cfg_scale:g}. The other negatives'"
         " weights make their terms as long as DG's on runs of CFG alone.",
     ]
@@ -144,8 +144,8 @@ def _claims(
     for name in ("cfg+dg", "cfg at omega", "cfg+random"):
         gap = gaps[name]["frechet"]
         claims.append(
-            f"{name}: Fréchet distance {values[name]['frechet']:.2f} against"
-            f" {values['cfg']['frechet']:.2f} of CFG alone, difference {gap}:"
+            f"{name}: Fréchet distance {values[name]['frechet']:.2f}, of CFG alone"
+            f" {values['cfg']['frechet']:.2f}; on the same seeds the difference is {gap}:"
             f" {verdict(gap, lambda value: value < 0)} CFG alone."
         )
     dg, random = gaps["cfg+dg"]["frechet"], gaps["cfg+random"]["frechet"]

@@ -17,7 +17,7 @@ from intaglio.analysis.gallery import KEPT, Gallery, Pictures
 from intaglio.analysis.methods import Method, Suppressed
 from intaglio.analysis.page import Figure, Section, Table
 from intaglio.analysis.sampler import changing
-from intaglio_export.errors import ExportError, ExitCode
+from intaglio_export.errors import ExitCode, ExportError
 
 SEED = 50_000
 LEAST = 64
@@ -154,7 +154,7 @@ def effects(
 
 
 def differences(base: Pictures, changed: Pictures, gallery: Gallery) -> dict[str, quality.Interval]:
-    """Paired differences: of detail as log ratios, of semantics, each the mean with its interval."""
+    """Paired differences, as means with intervals: of detail (log ratios) and of semantics."""
     found = {
         name: quality.mean_interval(_log_ratio(name, base[name], changed[name]))
         for name in quality.DETAIL

@@ -95,10 +95,11 @@ def _claims(curves: dict[float, dict[str, quality.Interval]], setting: Method) -
             )
         )
     last = max(curves)
+    drift = {w: curves[w]["color_drift"].value for w in (setting.weight, last)}
     claims.append(
-        f"Colour shift: the mean colour moves by delta E {curves[setting.weight]['color_drift'].value:.2f}"
-        f" at the setting's w {setting.weight:g} and {curves[last]['color_drift'].value:.2f} at w {last:g}"
-        " (about 2 can be seen)."
+        "Colour shift: the mean colour moves by delta E "
+        + " and ".join(f"{value:.2f} at w {w:g}" for w, value in drift.items())
+        + " (about 2 can be seen)."
     )
     if "class_agreement" in curves[last]:
         claims.append(

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,6 @@ from intaglio.analysis.sampler import Model, Predict
 BATCH = 40
 # Pictures of a set that are kept as such; of all others only what was measured.
 KEPT = 64
-
-# Folder of these files in a report's.
-PICTURES = "pictures"
 
 Scope = Callable[[], AbstractContextManager[None]]
 
@@ -104,7 +101,7 @@ class Gallery:
                 values = self._measure(predict, scope, chunk)
                 temporary = path.with_suffix(".tmp")
                 with temporary.open("wb") as file:
-                    np.savez_compressed(file, **values)
+                    np.savez_compressed(file, **values)  # type: ignore[arg-type]
                 temporary.rename(path)
             self._progress(len(chunk))
             kept.append(values.pop("images")[: max(0, KEPT - start)])
@@ -142,8 +139,8 @@ def _plain(method: Method) -> Any:
     negative = method.negative
     described = None
     if negative is not None:
-        described = [
-            type(negative).__name__,
-            {f.name: str(getattr(negative, f.name)) for f in fields(negative) if f.repr},
-        ]
+        values = {
+            name: str(value) for name, value in vars(negative).items() if name != "transformer"
+        }
+        described = [type(negative).__name__, values]
     return [method.cfg_scale, method.weight, method.window, described]

@@ -1,4 +1,4 @@
-"""Part 2: where massive channels come from: gates, the timestep, the prompt."""
+"""How much of a channel's size the timestep explains, how much the prompt: they are swapped."""
 
 from __future__ import annotations
 
@@ -8,103 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from intaglio.analysis import plots
-from intaglio.analysis.capture import Statistics
-from intaglio.analysis.page import Figure, Section, Table
-from intaglio.analysis.sampler import Model
+from intaglio.analysis.methods import Method
+from intaglio.analysis.sampler import Model, Step
 from intaglio_export.observing import observing
 
 # Of timesteps, prompts and images that are combined with each other.
 LEVELS = 4
 FACTORS = ("time embedding", "prompt vector", "image")
-
-
-def origins(
-    statistics: Statistics,
-    block: int,
-    channels: Sequence[int],
-    variance: dict[str, NDArray[np.float64]],
-) -> Section:
-    """`variance`: of the channels, what `explained` returns; empty where it could not be run."""
-    profile = gates(statistics)
-    claims = [
-        "The gate alpha and |z| agree on the channels: over blocks, the rank correlation of |alpha|"
-        f" with mean |z| after the block is {profile['correlation'].min():+.2f} to"
-        f" {profile['correlation'].max():+.2f}; of the 8 channels with the largest gates,"
-        f" {profile['shared'].mean():.1f} on average are among the 8 largest of z."
-    ]
-    sizes = {str(c): statistics["after.mean_abs"][block, :, c].tolist() for c in channels}
-    median = np.median(statistics["after.mean_abs"][block], axis=1)
-    for c in channels:
-        first, last = (statistics["after.mean_abs"][block, s, c] for s in (0, -1))
-        claims.append(
-            f"Channel {c} after block {block}: mean |z| goes from {first:.3g} at the first step to"
-            f" {last:.3g} at the last, while the median channel's goes from {median[0]:.3g} to"
-            f" {median[-1]:.3g}."
-        )
-    tables = []
-    if variance:
-        claims += [_variance_sentence(c, variance) for c in channels]
-        tables.append(_variance_table(channels, variance))
-    figures = [
-        Figure(
-            "timestep.png",
-            plots.curves(
-                statistics.sigmas,
-                sizes | {"median channel": median.tolist()},
-                "sigma",
-                f"mean |z| after block {block}",
-                falling=True,
-            ),
-            "How the magnitude follows the timestep, along unguided runs.",
-        ),
-        Figure(
-            "gates.png",
-            plots.curves(
-                range(len(profile["correlation"])),
-                {
-                    f"{name} of channel {c}": profile[name][:, c].tolist()
-                    for c in channels
-                    for name in ("gate", "ratio")
-                },
-                "block",
-                "over the median channel's",
-            ),
-            "The gate's profile over the blocks against that of z: both over the median channel's.",
-        ),
-    ]
-    numbers = {
-        "block": block,
-        "channels": list(channels),
-        "rank_correlation_of_gate_and_z": profile["correlation"],
-        "largest_8_in_common": profile["shared"],
-        "gate_over_median": {str(c): profile["gate"][:, c] for c in channels},
-        "z_over_median": {str(c): profile["ratio"][:, c] for c in channels},
-        "mean_abs_by_step": sizes | {"median channel": median},
-        "sigmas": statistics.sigmas,
-        "variance_explained": variance,
-    }
-    return Section("Where they come from", claims, tables, figures, numbers)
-
-
-def gates(statistics: Statistics) -> dict[str, NDArray[np.float64]]:
-    """Profiles over blocks: |alpha| and |z| over their median channel's [L, C], their rank
-    correlation [L], and how many of the 8 largest they share [L]."""
-    from scipy import stats
-
-    alpha = statistics["gate.mean_abs"].mean(1)
-    size = statistics["after.mean_abs"].mean(1)
-    correlation = [stats.spearmanr(a, z).statistic for a, z in zip(alpha, size, strict=True)]
-    shared = [
-        len(set(np.argsort(-a)[:8]) & set(np.argsort(-z)[:8]))
-        for a, z in zip(alpha, size, strict=True)
-    ]
-    return {
-        "gate": alpha / np.median(alpha, axis=1, keepdims=True).clip(1e-12),
-        "ratio": statistics["after.ratio"].mean(1),
-        "correlation": np.nan_to_num(np.array(correlation)),
-        "shared": np.array(shared, np.float64),
-    }
 
 
 @torch.no_grad()
@@ -121,14 +31,12 @@ def explained(
     picked = np.unique(np.linspace(0, steps - 1, LEVELS).round().astype(int))
     states: list[torch.Tensor] = []
     times: list[torch.Tensor] = []
-    from intaglio.analysis.methods import Method
 
-    model.sample(
-        Method().predictor(model),
-        range(seed, seed + LEVELS),
-        steps,
-        watch=lambda step, _: (states.append(step.latents), times.append(step.timestep)) and None,
-    )
+    def watch(step: Step, prediction: torch.Tensor) -> None:
+        states.append(step.latents)
+        times.append(step.timestep)
+
+    model.sample(Method().predictor(model), range(seed, seed + LEVELS), steps, watch=watch)
     # Image i is that of prompt i at the i-th picked step, so images differ in both.
     images = torch.stack([states[s][i % LEVELS] for i, s in enumerate(picked)])
     roles = [role for role in ("pooled", "class", "text") if role in model.conditions]
@@ -171,16 +79,3 @@ def _main_effects(found: NDArray[np.float64], prompt: str) -> dict[str, NDArray[
         for axis, name in enumerate((FACTORS[0], prompt, FACTORS[2]))
     }
     return shares | {"interactions": 1 - np.sum(list(shares.values()), axis=0)}
-
-
-def _variance_sentence(channel: int, variance: dict[str, NDArray[np.float64]]) -> str:
-    i = list(variance["channels"]).index(channel) if "channels" in variance else 0
-    parts = ", ".join(f"{name} {shares[i]:.0%}" for name, shares in variance.items())
-    return f"Of the variance of channel {channel}'s mean |z|: {parts}."
-
-
-def _variance_table(channels: Sequence[int], variance: dict[str, NDArray[np.float64]]) -> Table:
-    rows = [
-        [c, *(float(shares[i]) for shares in variance.values())] for i, c in enumerate(channels)
-    ]
-    return Table(["channel", *(f"variance by {name}" for name in variance)], rows)

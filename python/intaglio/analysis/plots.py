@@ -24,7 +24,9 @@ STYLE = {
 
 
 @contextmanager
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[Any]:
+def _figure(
+    width: float, height: float, rows: int = 1, columns: int = 1
+) -> Iterator[tuple[Any, io.BytesIO]]:
     """Axes of a new figure, and the buffer that its PNG is in afterwards."""
     from matplotlib import pyplot
 

@@ -64,23 +64,23 @@ def presence(statistics: Statistics) -> Section:
 def massive_sentence(statistics: Statistics, point: str, name: str) -> str:
     """The answer in words; "none" where there are none."""
     found = statistics.channels(point)
-    blocks = found.blocks_with_massive()
+    massive = found.blocks_with_massive()
     definition = (
         f"mean |z| at least {RATIO:g} times the median channel's on {TOKENS:.0%} of the tokens, in"
         f" {CONDITIONS:.0%} of {found.conditions} prompts, seeds and steps"
     )
-    if not blocks:
-        block, channel = np.unravel_index(found.ratio.argmax(), found.ratio.shape)
+    if not massive:
+        block, channel = divmod(int(found.ratio.argmax()), found.ratio.shape[1])
         return (
             f"Massive channels of the {name}: none ({definition}). The largest is channel"
             f" {channel} after block {block}, at {found.ratio[block, channel]:.1f} times."
         )
     sets: dict[tuple[int, ...], list[int]] = {}
-    for block in blocks:
+    for block in massive:
         sets.setdefault(tuple(sorted(found.massive(block))), []).append(block)
     parts = "; ".join(
-        f"{', '.join(map(str, channels))} after {_ranges(where)}"
-        for channels, where in sets.items()
+        f"{', '.join(map(str, channels))} after {_ranges(blocks)}"
+        for channels, blocks in sets.items()
     )
     return f"Massive channels of the {name} ({definition}): {parts}."
 
@@ -98,7 +98,7 @@ def _ranges(blocks: Sequence[int]) -> str:
 
 
 def _stability(statistics: Statistics) -> str:
-    """Of the largest channel: is it the same at every step, and on how many tokens does it stand."""
+    """Of the largest channel: is it the same at every step, and on how many tokens."""
     leaders = statistics["after.ratio"].argmax(2)  # [L, S]
     block = int(statistics["after.ratio"].mean(1).max(1).argmax())
     counts = np.bincount(leaders[block])
@@ -198,7 +198,7 @@ def where(
     channels: Sequence[int],
     prompt: str,
 ) -> Section:
-    """Part 3: maps [S, channels, rows, columns] over the steps, beside clean images [S, H, W, 3]."""
+    """Part 3: maps [S, channels, rows, columns] over the steps, and clean images [S, H, W, 3]."""
     shown = np.unique(np.linspace(0, len(sigmas) - 1, min(8, len(sigmas))).round().astype(int))
     rows = {"image": clean[shown]}
     for i, channel in enumerate(channels):
@@ -217,8 +217,8 @@ def where(
     ]
     claims = [
         f"Channel {c} after block {block}: its |z| varies over tokens by {variation[0, i]:.0%} of"
-        f" its mean at the first step and {variation[-1, i]:.0%} at the last; it correlates with the"
-        f" final image's brightness at {fits[i][0]:+.2f} and {fits[i][-1]:+.2f}."
+        f" its mean at the first step and {variation[-1, i]:.0%} at the last; its correlation with"
+        f" the final image's brightness is {fits[i][0]:+.2f} and {fits[i][-1]:+.2f}."
         for i, c in enumerate(channels)
     ]
     figure = Figure(

@@ -9,12 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from intaglio.analysis import effects, failures, observation, origins, presence
+from intaglio.analysis import effects, failures, gates, observation, origins, presence
 from intaglio.analysis.capture import Statistics
 from intaglio.analysis.comparison import comparison
-from intaglio.analysis.gallery import PICTURES, Gallery
+from intaglio.analysis.folder import PICTURES, STATISTICS, check_output, read_prompts
+from intaglio.analysis.gallery import Gallery
 from intaglio.analysis.judge import FOLDER as JUDGE
 from intaglio.analysis.judge import Judge
 from intaglio.analysis.methods import Method, Suppressed, Weaker
@@ -29,7 +28,6 @@ from intaglio_export.options import Settings, read_settings
 from intaglio_export.sources import Source, open_source
 
 WEAKER = "weaker"
-STATISTICS = "statistics.npz"
 SETTINGS = "settings.json"
 # Images that statistics are taken of, that each setting of the search gets, and w to start from.
 OBSERVED = 40
@@ -80,24 +78,6 @@ def probe(request: ProbeRequest, progress: Progress) -> Report:
     return report
 
 
-def check_output(folder: Path) -> None:
-    """See that `folder` can be written to, before anything is measured.
-
-    Raises:
-        ExportError: it cannot.
-    """
-    try:
-        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
-        test = folder / ".writable"
-        test.touch()
-        test.unlink()
-    except OSError as error:
-        raise ExportError(
-            f"The report cannot be written to {folder}: {error.strerror}; give another folder with"
-            " -o."
-        ) from error
-
-
 class _Work:
     """The parts in order, and what they share."""
 
@@ -137,18 +117,12 @@ class _Work:
         path = self.request.prompts
         if path is None:
             return list(self.judge.prompts) if self.judge else [p for p in PROMPTS if p]
-        try:
-            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-        except OSError as error:
-            raise ExportError(f"--prompts {path} cannot be read: {error.strerror}.") from error
-        if not any(lines):
-            raise ExportError(f"--prompts {path} has no prompt; write one a line.")
         if self.judge:
             raise ExportError(
                 f"--prompts {path}: the judge knows the classes of its own prompts only; leave one"
                 " of the two out."
             )
-        return [line for line in lines if line]
+        return read_prompts(path)
 
     def _grid(self) -> tuple[int, int] | None:
         """Tokens of the size that was asked for."""
@@ -181,7 +155,7 @@ class _Work:
         sections = [presence.presence(statistics)]
         self.progress("Swapping timesteps and prompts", 0.0)
         variance = origins.explained(self.model, block, shown, request.steps)
-        sections.append(origins.origins(statistics, block, shown, variance))
+        sections.append(gates.origins(statistics, block, shown, variance))
         maps, clean, sigmas = observation.maps(self.model, block, shown, 1, request.steps)
         prompt = self.model.prompts[1 % len(self.model.prompts)]
         sections.append(presence.where(maps, clean, sigmas, block, shown, prompt))
@@ -266,9 +240,3 @@ def _beside(given: Path | None, beside: Path, open_it: Callable[[Path], Any]) ->
     """What was given, else what lies beside the model, opened; None where there is neither."""
     path = given or (beside if beside.is_dir() else None)
     return None if path is None else open_it(path)
-
-
-def massive_table(statistics: Statistics) -> list[tuple[int, list[int], float]]:
-    """For each block: its massive channels, and the ratio of the largest channel."""
-    found = statistics.channels()
-    return [(k, found.massive(k), float(np.max(found.ratio[k]))) for k in range(len(found.ratio))]

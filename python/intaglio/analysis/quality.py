@@ -1,6 +1,6 @@
 """Measures of pictures and of sets of features, each with what says how sure they are.
 
-Pictures are float32 [N, H, W, 3], RGB from 0 to 1, not clipped. Detail is measured on Rec. 709 luma.
+Pictures are float32 [N, H, W, 3], RGB from 0 to 1, not clipped. Detail is that of Rec. 709 luma.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Interval:
 
 def luma(images: Array) -> NDArray[np.float64]:
     """[N, H, W]"""
-    return np.asarray(images, np.float64) @ LUMA
+    grey: NDArray[np.float64] = np.asarray(images, np.float64) @ LUMA
+    return grey
 
 
 def _power(images: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -138,7 +139,7 @@ def low_pass_similarity(a: Array, b: Array) -> NDArray[np.float64]:
 
 
 def mean_lab(images: Array) -> NDArray[np.float64]:
-    """Mean colour of sRGB pictures in CIELAB under D65, [N, 3]; their distance is delta E of 1976."""
+    """Mean colour of sRGB pictures in CIELAB (D65), [N, 3]; a distance is delta E of 1976."""
     rgb = np.clip(np.asarray(images, np.float64).mean((1, 2)), 0.0, 1.0)
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array(
@@ -242,7 +243,7 @@ def mean_interval(values: Array) -> Interval:
 def bootstrap_difference(
     statistic: Callable[[Array], float], a: Array, b: Array, resamples: int = 200, seed: int = 0
 ) -> Interval:
-    """Of statistic(b) - statistic(a), where rows i of `a` and `b` are a pair and are drawn together.
+    """Of statistic(b) - statistic(a), where rows i of both are a pair and are drawn together.
 
     Raises:
         TooFewSamples: there are fewer than two pairs.

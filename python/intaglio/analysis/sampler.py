@@ -137,7 +137,7 @@ class Model:
         clean = step.latents - step.sigma * prediction
         if self.adapter.prediction_type == "velocity":
             return clean
-        return clean / (1 - step.sigma**2) ** 0.5
+        return clean / float((1 - step.sigma**2) ** 0.5)
 
     @torch.no_grad()
     def images(self, latents: torch.Tensor) -> NDArray[np.float32]:
@@ -147,7 +147,8 @@ class Model:
             latents = unpack(latents, self.grid, self.adapter.patch_size)
         scaled = latents / layout.scaling_factor + layout.shift_factor
         pixels = self.adapter.decode(scaled)
-        return (pixels.float().permute(0, 2, 3, 1) / 2 + 0.5).numpy()
+        images: NDArray[np.float32] = (pixels.float().permute(0, 2, 3, 1) / 2 + 0.5).numpy()
+        return images
 
 
 def _sigma(scheduler: Any, evaluation: int) -> float:

@@ -180,10 +180,10 @@ def _section(
             frontier.append(row)
     gap, random = (evidence[f"{n}_minus_cfg"]["frechet"] for n in ("cfg_dg", "cfg_random"))
     claims = [
-        f"{len(found.rows)} settings were tried with {found.images} images each; the best by Fréchet"
-        f" distance: {chosen.name}, at {chosen.cost:.2f} times the cost of CFG alone.",
+        f"{len(found.rows)} settings were tried with {found.images} images each; the best by"
+        f" Fréchet distance: {chosen.name}, at {chosen.cost:.2f} times the cost of CFG alone.",
         f"On {evidence['images']} images of other seeds its difference to CFG alone is {gap}:"
-        f" {verdict(gap, lambda value: value < 0)} CFG alone; with as many random channels {random}:"
+        f" {verdict(gap, lambda value: value < 0)} CFG alone; as many random channels: {random},"
         f" {verdict(random, lambda value: value < 0)} CFG alone.",
         "On the frontier of quality against cost: " + "; ".join(row.name for row in frontier) + ".",
         "settings.json has it, for intaglio export --settings."

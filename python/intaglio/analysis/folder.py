@@ -1,0 +1,46 @@
+"""The folder of a report, and files that a probe is given; needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from intaglio_export.errors import ExportError
+
+STATISTICS = "statistics.npz"
+# Folder of what was measured of pictures.
+PICTURES = "pictures"
+
+
+def check_output(folder: Path) -> None:
+    """See that `folder` can be written to, before anything is measured.
+
+    Raises:
+        ExportError: it cannot.
+    """
+    try:
+        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
+        test = folder / ".writable"
+        test.touch()
+        test.unlink()
+    except OSError as error:
+        raise ExportError(
+            f"The report cannot be written to {folder}: {error.strerror}; give another folder with"
+            " -o."
+        ) from error
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of `path`, but empty ones.
+
+    Raises:
+        ExportError: it cannot be read, or has none.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except OSError as error:
+        raise ExportError(f"--prompts {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ExportError(f"--prompts {path} is not UTF-8: {error}.") from error
+    if not any(lines):
+        raise ExportError(f"--prompts {path} has no prompt; write one a line.")
+    return [line for line in lines if line]
