@@ -1,0 +1,1 @@
+"""What the researcher's commands measure; needs the extra `probe`."""
