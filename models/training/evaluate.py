@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
-from scipy import linalg
 from tqdm import tqdm
+
+from intaglio.analysis.quality import frechet, moments
 
 from . import classifier, data, flow, folder, sampling, text, vae
 
@@ -86,19 +87,6 @@ class Bench:
 def balanced_labels(n: int) -> torch.Tensor:
     """[n] int64: the ten classes in turn."""
     return torch.arange(n) % len(data.NAMES)
-
-
-def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [d] and covariance [d, d] of `features` [n, d]."""
-    return features.mean(0), np.cov(features, rowvar=False)
-
-
-def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
-    """Frechet distance of two Gaussians given by their moments (arXiv 1706.08500)."""
-    # The trace of the root of a product is the sum of the roots of its eigenvalues.
-    values = linalg.eigvals(a[1] @ b[1])
-    root = np.sqrt(np.maximum(values.real, 0.0)).sum()
-    return float(((a[0] - b[0]) ** 2).sum() + np.trace(a[1]) + np.trace(b[1]) - 2.0 * root)
 
 
 def quality(bench: Bench, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -208,6 +196,8 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("-o", "--out", type=Path, default=Path("build/training/evaluation.json"))
     args = p.parse_args(argv)
+    if args.images <= classifier.FEATURES:
+        p.error(f"--images: a Frechet distance needs more than {classifier.FEATURES}")
     torch.set_num_threads(args.threads)
     try:
         bench = Bench.open(args.model, args.work, args.data, args.bf16)

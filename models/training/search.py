@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
+
+from intaglio.analysis.quality import bootstrap_difference, frechet, moments, paired_difference
 
 from . import classifier, data, evaluate, sampling, text
 
@@ -65,7 +66,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("-o", "--out", type=Path, default=Path("build/training/search.json"))
     p.add_argument("--settings", type=Path, help="also write the chosen setting here")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if min(args.images, args.confirm_images) <= classifier.FEATURES:
+        needed = f"a Frechet distance needs more than {classifier.FEATURES}"
+        p.error(f"--images, --confirm-images: {needed}")
+    return args
 
 
 class Search:
@@ -172,24 +177,6 @@ def stages(search: Search) -> Setting:
     return chosen
 
 
-def bootstrap(
-    base: torch.Tensor, changed: torch.Tensor, real: torch.Tensor, resamples: int
-) -> dict[str, float]:
-    """95 % interval of FD(changed) - FD(base) over paired resamples of the features [n, d]."""
-    a, b = base.double().numpy(), changed.double().numpy()
-    target = evaluate.moments(real.double().numpy())
-    draw = np.random.default_rng(11)
-    differences = []
-    for _ in tqdm(range(resamples), "bootstrap", leave=False):
-        rows = draw.integers(len(a), size=len(a))
-        differences.append(
-            evaluate.frechet(evaluate.moments(b[rows]), target)
-            - evaluate.frechet(evaluate.moments(a[rows]), target)
-        )
-    low, high = np.quantile(differences, (0.025, 0.975))
-    return {"low": float(low), "high": float(high), "mean": float(np.mean(differences))}
-
-
 def confirm(search: Search, chosen: Setting) -> dict[str, Any]:
     """Stage 4: the chosen setting and random channels against CFG alone, other seeds, float32."""
     a, bench = search.args, search.bench
@@ -199,23 +186,29 @@ def confirm(search: Search, chosen: Setting) -> dict[str, Any]:
         chosen.cfg_scale, chosen.dg_scale, chosen.block, "random", chosen.count, chosen.keep
     )
     result: dict[str, Any] = {"images": a.confirm_images, "steps": a.steps, "seed": CONFIRM_SEED}
+    target = moments(bench.held.double().numpy())
     features, right = {}, {}
     runs = {"cfg": Setting(chosen.cfg_scale), "cfg_dg": chosen, "cfg_random": control}
     for name, setting in tqdm(runs.items(), "confirmation"):
         pixels = bench.generate(labels, CONFIRM_SEED, steps=a.steps, **search.how(setting))
-        features[name], predicted = classifier.describe(bench.judge, pixels)
-        right[name] = (predicted == labels).double()
+        described, predicted = classifier.describe(bench.judge, pixels)
+        features[name] = described.double().numpy()
+        right[name] = (predicted == labels).double().numpy()
         result[name] = asdict(setting) | evaluate.quality(bench, pixels, labels)
         tqdm.write(f"{name}: {result[name]}")
     for name in ("cfg_dg", "cfg_random"):
-        interval = bootstrap(features["cfg"], features[name], bench.held, a.bootstrap)
-        interval["measured"] = result[name]["frechet"] - result["cfg"]["frechet"]
-        gap = right[name] - right["cfg"]
-        # The paired difference of two means needs no resampling: its standard error is known.
-        error = 1.96 * gap.std().item() / len(gap) ** 0.5
-        interval["accuracy"] = gap.mean().item()
-        interval["accuracy_plus_minus"] = error
-        result[f"{name}_minus_cfg"] = interval
+        distance = bootstrap_difference(
+            lambda rows: frechet(moments(rows), target),
+            features["cfg"],
+            features[name],
+            a.bootstrap,
+            seed=11,
+        )
+        gap = paired_difference(right["cfg"], right[name])
+        result[f"{name}_minus_cfg"] = distance.to_json() | {
+            "accuracy": gap.measured,
+            "accuracy_plus_minus": gap.high - gap.measured,
+        }
     return result
 
 

@@ -78,7 +78,7 @@ def probe(
             help="Pictures of each way to guide, and of the settings' confirmation. With a judge of"
             " F features, more than F.",
         ),
-    ] = 200,
+    ] = 136,
     seeds: Annotated[
         int,
         typer.Option(

@@ -83,7 +83,7 @@ def measured(pictures: Pictures, judge: Judge | None) -> dict[str, float]:
             "frechet": quality.frechet(quality.moments(features), judge.moments),
             "precision": precision,
             "recall": recall,
-            "accuracy": float((pictures["class"] == _labels(pictures, judge)).mean()),
+            "accuracy": float(_right(pictures, judge).mean()),
         }
     values |= {name: float(pictures[name].mean()) for name in quality.DETAIL}
     values |= {name: float(pictures[name].mean()) for name in ("saturation", "clipped")}
@@ -92,9 +92,9 @@ def measured(pictures: Pictures, judge: Judge | None) -> dict[str, float]:
     return values
 
 
-def _labels(pictures: Pictures, judge: Judge) -> NDArray[np.int64]:
-    """Classes asked for: seeds of all parts begin at a multiple of the number of prompts."""
-    return judge.labels[np.arange(len(pictures)) % len(judge.labels)]
+def _right(pictures: Pictures, judge: Judge) -> NDArray[np.float64]:
+    """1 where the judge sees what the prompt says [N]."""
+    return np.asarray(pictures["class"] == judge.labels[pictures["prompt"]], np.float64)
 
 
 def against(base: Pictures, other: Pictures, judge: Judge | None) -> dict[str, quality.Interval]:
@@ -108,12 +108,12 @@ def against(base: Pictures, other: Pictures, judge: Judge | None) -> dict[str, q
             base["features"][:n],
             other["features"][:n],
             RESAMPLES,
+            seed=0,
         )
-        labels = _labels(base, judge)[:n]
-        right = [(p["class"][:n] == labels).astype(np.float64) for p in (base, other)]
-        gaps["accuracy"] = quality.mean_interval(right[1] - right[0])
+        right = [_right(pictures, judge)[:n] for pictures in (base, other)]
+        gaps["accuracy"] = quality.paired_difference(*right)
     for name in (*quality.DETAIL, "saturation", "clipped"):
-        gaps[name] = quality.mean_interval(other[name][:n] - base[name][:n])
+        gaps[name] = quality.paired_difference(base[name][:n], other[name][:n])
     return gaps
 
 
@@ -121,7 +121,7 @@ def verdict(gap: quality.Interval, better: Callable[[float], bool]) -> str:
     """better, worse or not distinguishable, by whether the interval has zero inside."""
     if gap.low <= 0 <= gap.high:
         return "not distinguishable from"
-    return "better than" if better(gap.value) else "worse than"
+    return "better than" if better(gap.measured) else "worse than"
 
 
 def _claims(

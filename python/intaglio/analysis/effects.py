@@ -17,7 +17,6 @@ from intaglio.analysis.gallery import KEPT, Gallery, Pictures
 from intaglio.analysis.methods import Method, Suppressed
 from intaglio.analysis.page import Figure, Section, Table
 from intaglio.analysis.sampler import changing
-from intaglio_export.errors import ExitCode, ExportError
 
 SEED = 50_000
 LEAST = 64
@@ -95,15 +94,7 @@ def effects(
 ) -> Section:
     """Generate with each intervention after block `suppressed.block`, in all branches, and compare
     with the same seeds untouched.
-
-    Raises:
-        ExportError: fewer than `LEAST` images were asked for.
     """
-    if images < LEAST:
-        raise ExportError(
-            f"--seeds {images}: intervals of what channels do need at least {LEAST} images.",
-            ExitCode.USAGE,
-        )
     model, method = gallery.model, Method(cfg_scale)
     seeds = range(SEED, SEED + images)
     base = gallery.draw(method, seeds)
@@ -160,7 +151,7 @@ def differences(base: Pictures, changed: Pictures, gallery: Gallery) -> dict[str
         for name in quality.DETAIL
     }
     similarity = quality.low_pass_similarity(base["low_pass"], changed["low_pass"])
-    drift = np.linalg.norm(base["lab"] - changed["lab"], axis=1)
+    drift = quality.color_drift(base["lab"], changed["lab"])
     found["low_pass_similarity"] = quality.mean_interval(similarity)
     found["color_drift"] = quality.mean_interval(drift)
     if gallery.judge is not None:
@@ -215,7 +206,7 @@ def _locality(base: Pictures, changed: Pictures, grid: tuple[int, int]) -> dict[
 
 
 def _locality_sentence(locality: dict[str, Any]) -> str:
-    ratio = locality["inside"].value / max(locality["outside"].value, 1e-12)
+    ratio = locality["inside"].measured / max(locality["outside"].measured, 1e-12)
     word = "mostly local" if ratio > 3 else "not local" if ratio < 1.5 else "partly local"
     return (
         f"Zeroed on the {locality['tokens']} middle tokens only, pixels there change {ratio:.1f}"
@@ -234,10 +225,10 @@ def _claims(
         values = found[name]
         words = [
             f"high-frequency energy changes by a factor {_factor(values['high_frequency_energy'])}",
-            f"large shapes correlate at {values['low_pass_similarity'].value:.3f}",
+            f"large shapes correlate at {values['low_pass_similarity'].measured:.3f}",
         ]
         if "class_agreement" in values:
-            words.append(f"the judge's class stays in {values['class_agreement'].value:.0%}")
+            words.append(f"the judge's class stays in {values['class_agreement'].measured:.0%}")
         claims.append(f"{name.capitalize()}: {', '.join(words)}.")
     loss, control = (
         found[name]["high_frequency_energy"] for name in ("zeroed", "random, as far moved")
@@ -259,5 +250,5 @@ def _claims(
 
 
 def _factor(interval: quality.Interval) -> str:
-    low, value, high = np.exp([interval.low, interval.value, interval.high])
+    low, value, high = np.exp([interval.low, interval.measured, interval.high])
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -29,7 +29,7 @@ def failures(gallery: Gallery, setting: Method, images: int) -> Section:
     rows = [[w, *(str(value) for value in row.values())] for w, row in curves.items()]
     weights = list(curves)
     lines = {
-        name.replace("_", " "): [curves[w][name].value for w in weights] for name in curves[0.0]
+        name.replace("_", " "): [curves[w][name].measured for w in weights] for name in curves[0.0]
     }
     bands = {
         name.replace("_", " "): (
@@ -60,7 +60,7 @@ def failures(gallery: Gallery, setting: Method, images: int) -> Section:
 
 
 def _measures(base: Pictures, pictures: Pictures) -> dict[str, quality.Interval]:
-    drift = np.linalg.norm(pictures["lab"] - base["lab"], axis=1)
+    drift = quality.color_drift(base["lab"], pictures["lab"])
     found = {
         "high_frequency_energy": quality.mean_interval(pictures["high_frequency_energy"]),
         "laplacian_variance": quality.mean_interval(pictures["laplacian_variance"]),
@@ -86,8 +86,8 @@ def _claims(curves: dict[float, dict[str, quality.Interval]], setting: Method) -
         left = [w for w, row in curves.items() if row[name].low > start.high]
         last = max(curves)
         claims.append(
-            f"{words} goes from {start.value:.3g} without DG to {curves[last][name].value:.3g} at w"
-            f" {last:g}; "
+            f"{words} goes from {start.measured:.3g} without DG to"
+            f" {curves[last][name].measured:.3g} at w {last:g}; "
             + (
                 f"it is measurably higher from w {min(left):g} on."
                 if left
@@ -95,7 +95,7 @@ def _claims(curves: dict[float, dict[str, quality.Interval]], setting: Method) -
             )
         )
     last = max(curves)
-    drift = {w: curves[w]["color_drift"].value for w in (setting.weight, last)}
+    drift = {w: curves[w]["color_drift"].measured for w in (setting.weight, last)}
     claims.append(
         "Colour shift: the mean colour moves by delta E "
         + " and ".join(f"{value:.2f} at w {w:g}" for w, value in drift.items())
@@ -104,7 +104,7 @@ def _claims(curves: dict[float, dict[str, quality.Interval]], setting: Method) -
     if "class_agreement" in curves[last]:
         claims.append(
             f"The judge's class stays that of CFG alone in"
-            f" {curves[setting.weight]['class_agreement'].value:.0%} at the setting's w and"
-            f" {curves[last]['class_agreement'].value:.0%} at w {last:g}."
+            f" {curves[setting.weight]['class_agreement'].measured:.0%} at the setting's w and"
+            f" {curves[last]['class_agreement'].measured:.0%} at w {last:g}."
         )
     return claims

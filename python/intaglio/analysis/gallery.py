@@ -32,8 +32,8 @@ class Pictures:
     """What was measured of N pictures, in the order of their seeds.
 
     `values` holds arrays [N, ...] by name: `quality.DETAIL`, saturation, clipped, low_pass, lab,
-    and features, class of the judge where there is one; omega and negative_norm [N], means over
-    the steps of what `methods.Omega` says. `images` uint8 [min(N, KEPT), H, W, 3].
+    prompt (index), and features, class of the judge where there is one; omega and negative_norm,
+    means over the steps of what `methods.Omega` says. `images` uint8 [min(N, KEPT), H, W, 3].
     """
 
     values: dict[str, NDArray[Any]]
@@ -104,6 +104,7 @@ class Gallery:
                     np.savez_compressed(file, **values)  # type: ignore[arg-type]
                 temporary.rename(path)
             self._progress(len(chunk))
+            values["prompt"] = np.array(chunk) % len(self.model.prompts)
             kept.append(values.pop("images")[: max(0, KEPT - start)])
             parts.append(values)
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -116,13 +117,15 @@ class Gallery:
         with scope():
             latents = self.model.sample(predict(told), seeds, self.steps)
         images = self.model.images(latents)
+        # As a file of eight bits holds them.
+        held = (np.clip(images, 0, 1) * 255).round().astype(np.uint8)
         values: dict[str, NDArray[Any]] = {
-            **quality.detail(np.clip(images, 0, 1)),
+            **quality.detail(held / np.float32(255)),
             "saturation": quality.saturation(images),
             "clipped": quality.clipped(images),
             "low_pass": quality.low_pass(images),
             "lab": quality.mean_lab(images),
-            "images": (np.clip(images, 0, 1) * 255).round().astype(np.uint8),
+            "images": held,
         }
         if self.judge is not None:
             values["features"], values["class"] = self.judge.describe(images)

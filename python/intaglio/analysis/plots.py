@@ -100,7 +100,7 @@ def intervals(values: Mapping[str, Mapping[str, Interval]], zero: bool = True) -
                 if (one := found.get(name)) is None:
                     continue
                 axis.plot([one.low, one.high], [i, i], color="tab:blue")
-                axis.plot(one.value, i, "o", color="tab:blue", markersize=4)
+                axis.plot(one.measured, i, "o", color="tab:blue", markersize=4)
             if zero:
                 axis.axvline(0, color="grey", linewidth=1, linestyle="--")
             axis.set_ylim(len(names) - 0.5, -0.5)

@@ -31,7 +31,7 @@ WEAKER = "weaker"
 SETTINGS = "settings.json"
 # Images that statistics are taken of, that each setting of the search gets, and w to start from.
 OBSERVED = 40
-TRIED = 80
+TRIED = 136
 FIRST_WEIGHT = 1.0
 
 # What is being done, and the share of it that is done.
@@ -52,7 +52,7 @@ class ProbeRequest:
     height: int | None = None
     width: int | None = None
     steps: int = 8
-    images: int = 200
+    images: int = 136
     seeds: int = 64
 
 
@@ -93,6 +93,18 @@ class _Work:
         self.weaker = _beside(
             request.weaker, folder / WEAKER, lambda path: Weaker.open(path, adapter)
         )
+        features = self.judge.reference.shape[1] if self.judge else 0
+        if request.images <= features:
+            raise ExportError(
+                f"--images {request.images}: the judge has {features} features, and a Fréchet distance needs more pictures than that.",
+                ExitCode.USAGE,
+            )
+        if request.seeds < effects.LEAST:
+            raise ExportError(
+                f"--seeds {request.seeds}: intervals of what channels do need at least"
+                f" {effects.LEAST} pictures.",
+                ExitCode.USAGE,
+            )
         known = Settings(cfg_scale=request.cfg_scale)
         for path in (request.settings, source.settings):
             if path is not None:
@@ -208,10 +220,12 @@ class _Work:
                 " better, and detail alone rewards noise. Give one with --judge (docs/probe.md)."
             ]
             return Section("Settings", claims), None
-        self._begin("Searching settings", 18 * TRIED + 3 * self.request.images)
+        # A Fréchet distance needs more pictures than features.
+        tried = max(TRIED, self.judge.reference.shape[1] + 8)
+        self._begin("Searching settings", 12 * tried + 3 * self.request.images)
         given = method_of(self.known, self.source.adapter)
         section, _, settings = search(
-            self.gallery, found, self.cfg_scale, given, TRIED, self.request.images
+            self.gallery, found, self.cfg_scale, given, tried, self.request.images
         )
         settings["max_sequence_length"] = self.known.max_sequence_length
         if settings["max_sequence_length"] is None:

@@ -1,6 +1,6 @@
 """Part 7: which settings to use: a search with a fixed budget, then a confirmation on other seeds.
 
-Stages: block and w on a grid; windows and keep schedules of the best two; the best of all against
+Stages: block and w on a grid; windows and keep schedules of the best; the best of all against
 CFG alone and random channels on seeds that the search has not seen.
 """
 
@@ -20,7 +20,7 @@ from intaglio.analysis.page import Figure, Section, Table
 from intaglio_export.massive import ChannelStatistics
 
 SEED, CONFIRM_SEED = 40_000, 70_000
-WEIGHTS = (0.5, 1.0, 2.0)
+WEIGHTS = (1.0, 2.0)
 WINDOWS = ((0.0, 0.5), (0.5, 1.0))
 KEEPS = ((0.5, 0.5), (1.0, 0.0))
 BLOCKS = 3
@@ -112,12 +112,10 @@ def search(
     if given is not None and given.cfg_scale == cfg_scale:
         grid.append(given)
     ranked = found.best(grid)
-    refined = [replace(row.method, window=window) for row in ranked[:2] for window in WINDOWS]
-    for row in ranked[:2]:
-        assert isinstance(row.method.negative, Suppressed)
-        refined += [
-            replace(row.method, negative=replace(row.method.negative, keep=keep)) for keep in KEEPS
-        ]
+    leader = ranked[0].method
+    assert isinstance(leader.negative, Suppressed)
+    refined = [replace(leader, window=window) for window in WINDOWS]
+    refined += [replace(leader, negative=replace(leader.negative, keep=keep)) for keep in KEEPS]
     chosen = found.best([*(row.method for row in ranked), *refined])[0]
     evidence = _confirm(gallery, chosen.method, confirm)
     settings = settings_of(chosen.method, gallery, evidence)
