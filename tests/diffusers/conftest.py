@@ -30,11 +30,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def runtime(tmp_path_factory: pytest.TempPathFactory) -> Open:
-    """The C++ runtime on the exported bundle of a family."""
+def runtime(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Open:
+    """The C++ runtime on the exported bundle of a family; that of sd3 other tests have too."""
 
     @cache
     def opened(name: str) -> intaglio.Pipeline:
+        if name == "sd3":
+            return intaglio.Pipeline.open(forked_bundle, threads=1)
         folder = tmp_path_factory.mktemp("guider") / name
         FAMILIES[name].make().save_pretrained(folder)
         settings: dict[str, Any] = {"block": BLOCK, "height": HEIGHT, "width": WIDTH}

@@ -55,7 +55,14 @@ def draw(pipe: Any, family_cfg: str, cfg_scale: float, **changes: Any) -> torch.
 def expected(runtime: intaglio.Pipeline, **options: Any) -> torch.Tensor:
     """Final latents of the C++ runtime."""
     got = runtime.generate(
-        PROMPT, negative_prompt=NEGATIVE, seeds=SEED, batch=IMAGES, steps=STEPS, **options
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        seeds=SEED,
+        batch=IMAGES,
+        steps=STEPS,
+        height=HEIGHT,
+        width=WIDTH,
+        **options,
     )
     return torch.from_numpy(got.latents)
 
