@@ -96,7 +96,8 @@ class _Work:
         features = self.judge.reference.shape[1] if self.judge else 0
         if request.images <= features:
             raise ExportError(
-                f"--images {request.images}: the judge has {features} features, and a Fréchet distance needs more pictures than that.",
+                f"--images {request.images}: the judge has {features} features, and a Fréchet"
+                " distance needs more pictures than that.",
                 ExitCode.USAGE,
             )
         if request.seeds < effects.LEAST:

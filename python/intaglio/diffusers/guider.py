@@ -1,0 +1,210 @@
+"""A guider for diffusers' modular pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders import BaseGuidance
+from diffusers.guiders.guider_utils import GuiderOutput
+from diffusers.hooks import HookRegistry, ModelHook
+from torch import nn
+
+from intaglio import _core
+from intaglio.diffusers.prefix import HOOK, SharedPrefix, remove_hook
+from intaglio.diffusers.schedule import make_schedule
+
+Pair = tuple[float, float]
+CONDITIONAL, UNCONDITIONAL, DEGRADED = "pred_cond", "pred_uncond", "pred_degraded"
+
+
+class DetailGuidance(BaseGuidance):  # type: ignore[misc]
+    """D = D_c + (cfg_scale - 1) (D_c - D_0) + dg_scale (D_c - D_m), arXiv 2510.11538.
+
+    D_m is D_c with `channels` of the image stream after block `block` scaled by `ma_keep` towards
+    `ref`. It continues D_c's own pass of the step, so blocks 0..`block` are run once for both. A
+    branch whose weight is zero at a step is not run.
+    """
+
+    _input_predictions = [CONDITIONAL, UNCONDITIONAL, DEGRADED]  # noqa: RUF012
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        channels: Sequence[int],
+        block: int,
+        dg_scale: float | Pair = 1.0,
+        cfg_scale: float | Pair = 1.0,
+        dg_window: Pair = (0.0, 1.0),
+        cfg_window: Pair = (0.0, 1.0),
+        ma_keep: float | Pair = 0.0,
+        ref: Sequence[float] | None = None,
+        enabled: bool = True,
+    ) -> None:
+        """Scales and keep are numbers, or pairs that go linearly from the first step to the last.
+
+        Args:
+            channels: massive channels, as `intaglio export` finds them.
+            block: m, counted from 0 through all blocks in order of execution.
+            dg_scale: w; 0 is no Detail Guidance.
+            cfg_scale: 1 + lambda; 1 is no classifier-free guidance.
+            dg_window: step i of N has it when start <= i/N < end.
+            cfg_window: the same for classifier-free guidance.
+            ma_keep: 1 leaves the channels alone, 0 suppresses them.
+            ref: what each suppressed channel goes to; zeros unless given.
+            enabled: False gives D_c alone.
+
+        Raises:
+            TypeError: an argument of another kind.
+            ValueError: a value outside its range.
+        """
+        super().__init__(enabled=enabled)
+        self._schedule = make_schedule(
+            cfg_scale=cfg_scale,
+            cfg_window=cfg_window,
+            dg_scale=dg_scale,
+            dg_window=dg_window,
+            ma_keep=ma_keep,
+        )
+        self._prefix = SharedPrefix(block, channels, ref)
+        self._batches: list[Any] = []
+        self._guarded: nn.Module | None = None
+
+    def set_state(self, step: int, num_inference_steps: int, timestep: torch.Tensor) -> None:
+        """Begin a step; whatever a step that failed has left is dropped.
+
+        Raises:
+            ValueError: the pipeline counts more steps than it takes, as with Heun's scheduler.
+        """
+        if step >= num_inference_steps:
+            raise ValueError(
+                f"step {step} of {num_inference_steps}: the scheduler runs the model several times"
+                " a step, which modular pipelines count as steps; use apply_detail_guidance"
+            )
+        super().set_state(step, num_inference_steps, timestep)
+        self._release()
+        self._forget()
+
+    def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
+        """One batch for each branch of this step."""
+        with_negative = any(isinstance(x, tuple) and x[1] is not None for x in data.values())
+        return self._prepare(with_negative, lambda i, name: self._prepare_batch(data, i, name))
+
+    def prepare_inputs_from_block_state(
+        self, data: Any, input_fields: dict[str, str | tuple[str, str]]
+    ) -> list[Any]:
+        """One batch for each branch of this step."""
+        with_negative = any(
+            isinstance(names, tuple) and getattr(data, names[1], None) is not None
+            for names in input_fields.values()
+        )
+        return self._prepare(
+            with_negative,
+            lambda i, name: self._prepare_batch_from_block_state(input_fields, data, i, name),
+        )
+
+    def _prepare(self, with_negative: bool, batch: Callable[[int, str], Any]) -> list[Any]:
+        weights = self._weights
+        if weights.unconditional and not with_negative:
+            raise ValueError("cfg_scale needs a negative prompt, and the pipeline gave none")
+        # D_m comes right after D_c, whose streams it continues.
+        self._batches = [batch(0, CONDITIONAL)]
+        if weights.degraded:
+            self._batches.append(batch(0, DEGRADED))
+        if weights.unconditional:
+            self._batches.append(batch(1, UNCONDITIONAL))
+        return self._batches
+
+    def prepare_models(self, denoiser: nn.Module) -> None:
+        """Hook `denoiser` for the batch that comes next; raises what `SharedPrefix.check` does."""
+        super().prepare_models(denoiser)
+        self._release()
+        branch, weights = self._branch, self._weights
+        if branch == UNCONDITIONAL or not weights.degraded:
+            return
+        self._prefix.attach(denoiser)
+        self._guarded = denoiser
+        registry = HookRegistry.check_if_exists_or_initialize(denoiser)
+        registry.register_hook(_Guard(self), HOOK)
+        if branch == DEGRADED:
+            self._prefix.resume(weights.keep)
+
+    def cleanup_models(self, denoiser: nn.Module) -> None:
+        """Remove the hooks; the pass has done so itself, if there was one."""
+        self._release()
+
+    def __call__(self, data: list[Any]) -> GuiderOutput:
+        """Combine the batches' `noise_pred`."""
+        predictions = {getattr(batch, self._identifier_key): batch.noise_pred for batch in data}
+        self._forget()
+        return self.forward(**predictions)
+
+    def forward(
+        self,
+        pred_cond: torch.Tensor,
+        pred_uncond: torch.Tensor | None = None,
+        pred_degraded: torch.Tensor | None = None,
+    ) -> GuiderOutput:
+        """D in float32, of raw predictions of any one shape."""
+        weights, conditional = self._weights, pred_cond.float()
+        pred = conditional
+        if pred_uncond is not None:
+            pred = pred + weights.lambda_ * (conditional - pred_uncond.float())
+        if pred_degraded is not None:
+            pred = pred + weights.w * (conditional - pred_degraded.float())
+        return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the running batch is one of the prompt, not of the negative prompt."""
+        return self._branch != UNCONDITIONAL
+
+    @property
+    def num_conditions(self) -> int:
+        """Prompts of a run: 2 with a negative one. Pipelines ask before the first step."""
+        scale = self._schedule.cfg_scale
+        return 1 if scale.first == scale.last == 1.0 else 2
+
+    @property
+    def _weights(self) -> _core.StepWeights:
+        if not self._enabled:
+            return _core.StepWeights()
+        return _core.weights_at(self._schedule, self._step, self._num_inference_steps)
+
+    @property
+    def _branch(self) -> str:
+        """Of the running batch, which is the first that has no prediction yet."""
+        batch = next(b for b in self._batches if not hasattr(b, "noise_pred"))
+        branch: str = getattr(batch, self._identifier_key)
+        return branch
+
+    def _release(self) -> None:
+        """Take all hooks off."""
+        self._prefix.detach()
+        if self._guarded is not None:
+            remove_hook(self._guarded)
+        self._guarded = None
+
+    def _forget(self) -> None:
+        """Drop the tensors of a step."""
+        self._prefix.forget()
+        self._batches = []
+
+
+class _Guard(ModelHook):  # type: ignore[misc]
+    """Around one pass of the transformer: the pipelines do not clean up after one that raises."""
+
+    def __init__(self, guider: DetailGuidance) -> None:
+        super().__init__()
+        self._guider = guider
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        except BaseException:
+            self._guider._forget()
+            raise
+        finally:
+            self._guider._release()
