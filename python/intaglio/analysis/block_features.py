@@ -1,0 +1,165 @@
+"""Features of images from inside a DiT, for correspondence and probing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from intaglio_export.adapters import adapter_for
+from intaglio_export.adapters.base import Adapter
+from intaglio_export.channels import encode, fixed_inputs
+from intaglio_export.massive import CONDITIONS, measure
+from intaglio_export.observing import observing
+from intaglio_export.packing import pack
+from intaglio_export.quiet import quiet
+
+RECIPES = ("raw", "discarded", "modulated", "normalised")
+
+
+@torch.no_grad()
+def features(
+    pipeline: Any,
+    images: NDArray[np.floating],
+    *,
+    blocks: Sequence[int],
+    sigma: float = 0.25,
+    recipe: str = "modulated",
+    channels: Sequence[int] | None = None,
+    prompt: str = "",
+    seed: int = 0,
+) -> NDArray[np.float32]:
+    """Spatial maps of what `blocks` compute of noised images.
+
+    A few massive channels dominate every distance between raw tokens, so the recipes deal with
+    them: they are set to zero in all but "raw".
+
+    Args:
+        pipeline: a diffusers pipeline of a family that `intaglio export` knows.
+        images: [N, H, W, 3] from 0 to 1; sides are multiples of a token's pixels.
+        blocks: which; their maps are joined along the channels.
+        sigma: share of noise that is laid over, from 0 to 1.
+        recipe: "raw", the image stream after the block; "discarded", the same without massive
+            channels; "modulated", AdaLN's output in the block, which scales and shifts every
+            channel by what the timestep says of it, without them (DiTF, arXiv 2505.18584);
+            "normalised", the stream without them, each token brought to length 1, so that blocks
+            of any magnitude join.
+        channels: those to discard; None: the ones that are massive on these very images.
+        prompt: what the model is told of them.
+        seed: of the noise; image i has seed + i.
+
+    Returns:
+        [N, rows, columns, len(blocks) * C] float32.
+
+    Raises:
+        ValueError: an argument makes no sense.
+    """
+    adapter = _adapter(pipeline, blocks, recipe, channels)
+    found = _run(adapter, images, sigma, prompt, seed, blocks, recipe)
+    maps = [_treated(found[block], recipe, channels) for block in blocks]
+    rows, columns = _grid(adapter, images)
+    return np.concatenate(maps, axis=-1).reshape(len(images), rows, columns, -1)
+
+
+def massive_channels(hidden_states: NDArray[np.floating]) -> list[int]:
+    """Channels that are massive in rows [N, T, C] of one block."""
+    found = np.mean([measure(np.abs(row)).massive for row in hidden_states], axis=0)
+    return np.flatnonzero(found >= CONDITIONS).tolist()  # type: ignore[no-any-return]
+
+
+def _adapter(
+    pipeline: Any, blocks: Sequence[int], recipe: str, channels: Sequence[int] | None
+) -> Adapter:
+    family = adapter_for(type(pipeline).__name__)
+    if family is None:
+        raise ValueError(f"A {type(pipeline).__name__} is of no family that is known here.")
+    adapter = family(pipeline)
+    if recipe not in RECIPES:
+        raise ValueError(f"There is no recipe {recipe}: recipes are {', '.join(RECIPES)}.")
+    count = len(adapter.blocks())
+    if not blocks or any(not 0 <= block < count for block in blocks):
+        raise ValueError(f"blocks {list(blocks)}: give some of 0 to {count - 1}.")
+    if channels and any(not 0 <= channel < adapter.channels for channel in channels):
+        raise ValueError(f"channels {list(channels)}: they are 0 to {adapter.channels - 1}.")
+    return adapter
+
+
+def _grid(adapter: Adapter, images: NDArray[np.floating]) -> tuple[int, int]:
+    unit = adapter.latent().vae_scale_factor * adapter.patch_size
+    height, width = images.shape[1:3]
+    if height % unit or width % unit:
+        raise ValueError(f"Images of {height} x {width}: sides are multiples of {unit}.")
+    return height // unit, width // unit
+
+
+def _run(
+    adapter: Adapter,
+    images: NDArray[np.floating],
+    sigma: float,
+    prompt: str,
+    seed: int,
+    blocks: Sequence[int],
+    recipe: str,
+) -> dict[int, NDArray[np.float32]]:
+    """What is told of each block at the recipe's point, [N, T, C]."""
+    n = len(images)
+    pixels = torch.from_numpy(np.asarray(images, np.float32)).permute(0, 3, 1, 2) * 2 - 1
+    layout = adapter.latent()
+    clean = (adapter.encode(pixels) - layout.shift_factor) * layout.scaling_factor
+    noise = torch.stack(
+        [
+            torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(seed + i))
+            for i in range(n)
+        ]
+    )
+    grid = _grid(adapter, images)
+    timestep, alpha, sigma = _level(adapter, sigma, grid[0] * grid[1])
+    latent = alpha * clean + sigma * noise
+    latent = pack(latent, adapter.patch_size) if layout.packed else latent
+    with quiet():
+        length = adapter.defaults().max_sequence_length or 1
+        text = encode(adapter, [prompt], length)
+    text = {role: value.expand(n, *value.shape[1:]) for role, value in text.items()}
+    found: dict[int, NDArray[np.float32]] = {}
+
+    def tell(point: str, block: int, tensor: torch.Tensor) -> None:
+        if block in blocks:
+            found[block] = tensor.float().numpy().copy()
+
+    with observing(adapter, tell, ["modulated" if recipe == "modulated" else "after"]):
+        adapter.run(
+            text
+            | fixed_inputs(adapter, n, grid)
+            | {"latent": latent, "timestep": torch.full((n,), timestep)}
+        )
+    return found
+
+
+def _level(adapter: Adapter, sigma: float, tokens: int) -> tuple[float, float, float]:
+    """Timestep of the scheduler nearest to `sigma`, and its shares of image and noise."""
+    if not 0.0 <= sigma <= 1.0:
+        raise ValueError(f"sigma {sigma}: it is a share of noise, from 0 to 1.")
+    scheduler = adapter.scheduler(100, tokens)
+    if hasattr(scheduler, "alphas_cumprod"):  # variance preserving
+        kept = scheduler.alphas_cumprod
+        at = int(((1 - kept).sqrt() - sigma).abs().argmin())
+        return float(at), float(kept[at] ** 0.5), float((1 - kept[at]) ** 0.5)
+    sigmas = scheduler.sigmas[: len(scheduler.timesteps)]
+    at = int((sigmas - sigma).abs().argmin())
+    return float(scheduler.timesteps[at]), 1 - float(sigmas[at]), float(sigmas[at])
+
+
+def _treated(
+    hidden_states: NDArray[np.float32], recipe: str, channels: Sequence[int] | None
+) -> NDArray[np.float32]:
+    if recipe == "raw":
+        return hidden_states
+    gone = massive_channels(hidden_states) if channels is None else list(channels)
+    kept = hidden_states.copy()
+    kept[..., gone] = 0.0
+    if recipe == "normalised":
+        kept /= np.linalg.norm(kept, axis=-1, keepdims=True).clip(1e-6)
+    return kept
