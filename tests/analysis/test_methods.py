@@ -1,0 +1,148 @@
+"""Sampling and guidance against the reference loop, diffusers' scheduler and known cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from intaglio.analysis.methods import (
+    Blurred,
+    Method,
+    Omega,
+    Skipped,
+    Suppressed,
+    Weaker,
+    last_rows,
+)
+from intaglio.analysis.sampler import Model, Step
+from models.training import sampling
+from tests.analysis.conftest import STEPS, make_model
+from tests.families.sd3 import PLANTED
+
+SUPPRESSED = Suppressed(1, (PLANTED, 3))
+METHODS = {
+    "none": (Method(), {}),
+    "cfg": (Method(2.5), {"cfg_scale": 2.5}),
+    "dg": (Method(1.0, 0.7, SUPPRESSED), {"dg_scale": 0.7}),
+    "both": (Method(2.5, 0.7, SUPPRESSED), {"cfg_scale": 2.5, "dg_scale": 0.7}),
+    "window": (
+        Method(2.5, 0.7, SUPPRESSED, (0.3, 0.9)),
+        {"cfg_scale": 2.5, "dg_scale": 0.7, "dg_window": (0.3, 0.9)},
+    ),
+    "keep": (
+        Method(2.5, 0.7, replace(SUPPRESSED, keep=(0.8, 0.2))),
+        {
+            "cfg_scale": 2.5,
+            "dg_scale": 0.7,
+            "keep": lambda step, steps: 0.8 + (0.2 - 0.8) * step / (steps - 1),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_runs_equal_the_reference_loop(model: Model, name: str) -> None:
+    method, how = METHODS[name]
+    keep = how.pop("keep", 0.0) if "keep" in how else 0.0
+    conditional, null = model.inputs([0, 1])
+    prompts = [sampling.Prompt(x["text"], x["pooled"]) for x in (conditional, null)]
+    expected = sampling.sample(
+        model.adapter.transformer,
+        model.adapter.scheduler(STEPS, model.tokens),
+        model.noise([0, 1]),
+        *prompts,
+        steps=STEPS,
+        how=sampling.Suppression.of(1, [PLANTED, 3], 64, keep),
+        **how,
+    )
+    found = model.sample(method.predictor(model), [0, 1], STEPS)
+    assert (found - expected).norm() <= 1e-4 * expected.norm()
+
+
+def test_noise_is_that_of_each_seed_alone(model: Model) -> None:
+    both = model.noise([5, 9])
+    shape = both.shape[1:]
+    for row, seed in zip(both, (5, 9), strict=True):
+        expected = torch.randn(1, *shape, generator=torch.Generator("cpu").manual_seed(seed))[0]
+        torch.testing.assert_close(row, expected, rtol=0, atol=0)
+
+
+def step_of(model: Model, seed: int = 0) -> tuple[Step, dict[str, torch.Tensor]]:
+    """A step in the middle, and its conditional rows."""
+    conditional, _ = model.inputs([0])
+    step = Step(model.noise([seed]), torch.tensor(500.0), 1, 4, 0.5)
+    return step, conditional | {"latent": step.latents, "timestep": torch.tensor([500.0])}
+
+
+@torch.no_grad()
+def test_a_skipped_block_is_a_model_without_it(model: Model) -> None:
+    other = make_model()
+    blocks = other.adapter.transformer.transformer_blocks
+    del blocks[2]
+    step, base = step_of(model)
+    _, skipped = Skipped(2).predict(model, step, base)
+    torch.testing.assert_close(skipped, other.adapter.run(base), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_blurred_prediction_means_the_blurred_image(model: Model) -> None:
+    step, base = step_of(model)
+    out, blurred = Blurred(1.5).predict(model, step, base)
+    clean, meant = (model.clean(step, prediction) for prediction in (out, blurred))
+    expected = ndimage.gaussian_filter(clean[0].numpy(), (0, 1.5, 1.5), mode="reflect")
+    np.testing.assert_allclose(meant[0].numpy(), expected, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_model_as_strong_steers_nowhere(model: Model) -> None:
+    same = Weaker(model.adapter.transformer, "same")
+    guided, plain = (
+        model.sample(method.predictor(model), [0], STEPS)
+        for method in (Method(2.0, 3.0, same), Method(2.0))
+    )
+    torch.testing.assert_close(guided, plain, rtol=1e-4, atol=1e-4)
+    assert model.adapter.transformer is not None
+
+
+@dataclass(frozen=True)
+class Null:
+    """The unconditional prediction as the negative one: its guidance is all CFG."""
+
+    def predict(self, model: Model, step: Step, base: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        out = model.adapter.run(base)
+        return out, out[: len(step.latents)]
+
+
+@given(cfg_scale=st.floats(1.5, 4.0), weight=st.floats(-2.0, 2.0).filter(bool))
+def test_omega_of_guidance_along_cfg_is_the_sum(cfg_scale: float, weight: float) -> None:
+    model = make_model()
+    omega = Omega()
+    method = Method(cfg_scale, weight, Null())
+    found = model.sample(method.predictor(model, omega), [0], 2)
+    np.testing.assert_allclose(np.concatenate(omega.values), cfg_scale + weight, rtol=1e-5)
+    expected = model.sample(Method(cfg_scale + weight).predictor(model), [0], 2)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_omega_outside_the_window_is_cfgs(model: Model) -> None:
+    omega = Omega()
+    method = Method(2.0, 1.0, SUPPRESSED, (0.0, 0.4))
+    model.sample(method.predictor(model, omega), [0, 1], STEPS)
+    assert len(omega.values) == STEPS
+    assert len(omega.negative) == 2
+    np.testing.assert_array_equal(omega.values[-1], 2.0)
+
+
+def test_last_rows_leave_what_has_none() -> None:
+    inputs = {"latent": torch.zeros(4, 2), "position": torch.zeros(4, 3), "text": torch.ones(4, 1)}
+    found = last_rows(inputs, 1)
+    assert {role: len(value) for role, value in found.items()} == {
+        "latent": 1, "position": 4, "text": 1,
+    }  # fmt: skip
