@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -120,6 +120,7 @@ class Null:
         return out, out[: len(step.latents)]
 
 
+@settings(max_examples=8)
 @given(cfg_scale=st.floats(1.5, 4.0), weight=st.floats(-2.0, 2.0).filter(bool))
 def test_omega_of_guidance_along_cfg_is_the_sum(cfg_scale: float, weight: float) -> None:
     model = make_model()

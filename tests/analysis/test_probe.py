@@ -1,0 +1,223 @@
+"""The command from end to end on a tiny model: the page, its files, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from intaglio.analysis import compare, effects, failures, probe
+from intaglio.analysis.methods import Suppressed
+from intaglio_export.errors import ExportError
+from intaglio_export.options import read_settings
+from tests.families.sd3 import PLANTED, make_pipeline
+
+COMMAND = Path(sysconfig.get_path("scripts")) / "intaglio"
+PARTS = [
+    "Which channels are massive",
+    "Where they come from",
+    "Where in the image they are",
+    "What they do",
+    "Detail Guidance against CFG alone",
+    "Failure cases",
+    "Settings",
+]
+
+
+@pytest.fixture(scope="module")
+def source(sd3_folder: Path, judge_folder: Path, tmp_path_factory: Any) -> Path:
+    """The tiny model with its settings, a judge and a weaker model beside it."""
+    folder = tmp_path_factory.mktemp("probed") / "tiny"
+    shutil.copytree(sd3_folder, folder)
+    shutil.copytree(judge_folder, folder / "judge")
+    make_pipeline(seed=5).transformer.save_pretrained(folder / "weaker")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    """Fewer pictures than make sense."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "OBSERVED", 8)
+        patch.setattr(probe, "TRIED", 8)
+        patch.setattr(effects, "LEAST", 4)
+        patch.setattr(compare, "PILOT", 4)
+        patch.setattr(failures, "FACTORS", (0.0, 1.0, 4.0))
+        yield
+
+
+def request(source: Path, output: Path, **how: Any) -> probe.ProbeRequest:
+    return probe.ProbeRequest(str(source), output, steps=2, images=8, seeds=4, **how)
+
+
+@pytest.fixture(scope="module")
+def report(source: Path, small: Any, tmp_path_factory: Any) -> Path:
+    output: Path = tmp_path_factory.mktemp("report")
+    torch.set_num_threads(1)
+    probe.probe(request(source, output), lambda what, share: None)
+    return output
+
+
+class Page(HTMLParser):
+    """Headings and references of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.references += [value for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_page_has_all_parts_and_opens_offline(report: Path) -> None:
+    html = (report / "index.html").read_text("utf-8")
+    headings = re.findall(r"<h2>\d\. (.*)</h2>", html)
+    assert headings == PARTS
+    page = Page()
+    page.feed(html)
+    files = [r for r in page.references if not r.startswith("#")]
+    assert len(files) > 10
+    for name in files:
+        assert (report / name).is_file(), name
+        if name.endswith(".png"):
+            with Image.open(report / name) as picture:
+                picture.load()
+                assert np.asarray(picture.convert("L")).std() > 1
+
+
+def test_numbers_are_behind_every_part(report: Path) -> None:
+    numbers = json.loads((report / "report.json").read_text("utf-8"))
+    markdown = (report / "report.md").read_text("utf-8")
+    for part in PARTS:
+        assert numbers[part]["claims"]
+        assert f". {part}\n" in markdown
+    assert numbers[PARTS[0]]["massive"]["1"] == [PLANTED]
+    shares = numbers[PARTS[1]]["variance_explained"]
+    assert sum(values[0] for values in shares.values()) == pytest.approx(1, abs=1e-3)
+    assert set(numbers[PARTS[4]]["arms"]) == {
+        "none", "cfg", "cfg+dg", "cfg at omega", "cfg+random", "dg", "cfg+blurred",
+        "cfg+skip-layer", "cfg+autoguidance",
+    }  # fmt: skip
+    gap = numbers[PARTS[4]]["minus_cfg"]["cfg+dg"]["frechet"]
+    assert gap["low"] <= gap["high"]
+
+
+def test_export_reads_the_settings(report: Path) -> None:
+    settings = read_settings(report / "settings.json")
+    assert settings.block is not None
+    assert settings.channels
+
+
+def test_a_second_probe_draws_nothing_anew(report: Path, source: Path, small: Any) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (report / "pictures").iterdir()}
+    numbers = (report / "report.json").read_text("utf-8")
+    probe.probe(request(source, report), lambda what, share: None)
+    after = {path: path.stat().st_mtime_ns for path in (report / "pictures").iterdir()}
+    assert after == before
+    assert (report / "report.json").read_text("utf-8") == numbers
+
+
+def test_without_a_judge_no_settings_are_recommended(
+    sd3_folder: Path, small: Any, tmp_path: Path
+) -> None:
+    found = probe.probe(request(sd3_folder, tmp_path), lambda what, share: None)
+    assert [section.title for section in found.sections] == PARTS
+    assert "without a judge" in found.sections[-1].claims[0]
+    assert not (tmp_path / "settings.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"judge": Path("nowhere")}, "judge nowhere cannot be read"),
+        ({"weaker": Path("nowhere")}, "weaker model nowhere cannot be loaded"),
+        ({"settings": Path("nowhere.json")}, "nowhere.json"),
+        ({"prompts": Path("nowhere.txt")}, "leave one of the two out"),
+        ({"height": 33}, "--height 33: sizes of this model are multiples of 4"),
+    ],
+)
+def test_mistakes_are_named(
+    source: Path, small: Any, tmp_path: Path, how: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ExportError, match=re.escape(says)):
+        probe.probe(request(source, tmp_path, **how), lambda what, share: None)
+
+
+def test_a_model_without_blocks_is_refused(source: Path, small: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    shutil.copytree(source, folder)
+    pipeline = make_pipeline()
+    pipeline.transformer.transformer_blocks = torch.nn.ModuleList()
+    pipeline.transformer.register_to_config(num_layers=0)
+    pipeline.transformer.save_pretrained(folder / "transformer")
+    with pytest.raises(ExportError, match="no transformer blocks"):
+        probe.probe(request(folder, tmp_path / "out"), lambda what, share: None)
+
+
+def run(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, "probe", *map(str, args)], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_says_what_is_wrong_in_one_line(source: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    cases = [
+        ((source, "-o", blocked / "report"), 3, "cannot be written to"),
+        ((source, "-o", tmp_path / "a", "--seeds", 10), 2, "--seeds 10"),
+        ((source, "-o", tmp_path / "b", "--images", 3), 2, "needs more pictures"),
+        ((tmp_path / "nowhere", "-o", tmp_path / "c"), 3, "does not exist"),
+        ((source,), 2, "--output"),
+    ]
+    for args, code, says in cases:
+        done = run(*args)
+        assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert not done.stdout
+
+
+def test_interventions_move_the_stream_as_they_say() -> None:
+    stream = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(0))
+    stream[..., PLANTED] += 30
+    suppressed = Suppressed(1, (PLANTED,))
+    means = np.arange(64, dtype=np.float32)
+    done = effects.interventions(suppressed, 64, (4, 4), means)
+    moved = {n: i.hidden(stream) - stream for n, i in done.items() if i.hidden is not None}
+    far = moved["zeroed"].norm(dim=-1)
+    torch.testing.assert_close(far, stream[..., PLANTED].abs())
+    torch.testing.assert_close(moved["random, as far moved"].norm(dim=-1), far)
+    assert (moved["random, as far moved"][..., PLANTED] == 0).all()
+    assert (moved["random zeroed"].norm(dim=-1) < far).all()
+    replaced = stream + moved["replaced by means"]
+    torch.testing.assert_close(replaced[..., PLANTED], torch.full((2, 16), float(PLANTED)))
+    middle = moved["zeroed on middle tokens"].norm(dim=-1).reshape(2, 4, 4) > 0
+    assert middle.sum() == 2 * 4
+    assert middle[:, 1:3, 1:3].all()
+    assert done["zeroed in text only"].text is not None
+    assert done["zeroed in text only"].hidden is None
+
+
+def test_random_channels_are_others_and_repeatable() -> None:
+    suppressed = Suppressed(1, (3, 5, 9), ref=(0.0, 1.0, 2.0))
+    one, again, other = (compare.random_channels(suppressed, 64, draw) for draw in (0, 0, 1))
+    assert one == again != other
+    assert len(one.channels) == 3
+    assert not set(one.channels) & {3, 5, 9}
+
+
+def test_importing_intaglio_needs_neither_torch_nor_scipy() -> None:
+    code = "import sys, intaglio; print([m for m in ('torch', 'scipy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
