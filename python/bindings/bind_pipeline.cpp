@@ -71,6 +71,8 @@ void bind_step(py::module_& module) {
       .def_readonly("step", &Step::step, "just done, from 0")
       .def_readonly("steps", &Step::steps)
       .def_readonly("sigma", &Step::sigma, "the step started from")
+      .def_readonly("timestep", &Step::timestep,
+                    "of the step's last evaluation of the model, in the scheduler's unit")
       .def_property_readonly(
           "latents", &latents,
           "After the step: float32, as Generation.latents. On the processor this is the run's own "

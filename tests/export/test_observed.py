@@ -17,6 +17,7 @@ from intaglio_export.options import LAYOUTS
 from intaglio_export.transformer_graphs import transformer_units
 from intaglio_export.verify import open_session
 from intaglio_export.writing import make_graph, save_graph
+from tests.export.engines import assert_whole, build, without_engines
 from tests.export.test_bundle import manifest_of, relative
 from tests.families import FAMILIES
 
@@ -171,3 +172,9 @@ def test_the_schema_knows_no_other_role(forked_bundle: Path, role: str) -> None:
     output["role"] = role
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(manifest, resources.bundle_schema())
+
+
+def test_its_engines_have_all_outputs(observed_bundle: Path, tmp_path: Path) -> None:
+    bundle = without_engines(observed_bundle, tmp_path / "bundle")
+    work, _ = build(bundle, arch="sm89")
+    assert_whole(bundle, work.folder)

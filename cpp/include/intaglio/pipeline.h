@@ -71,7 +71,8 @@ class Step {
  public:
   int step = 0;  // just done, from 0
   int steps = 0;
-  float sigma = 0;  // the step started from
+  float sigma = 0;     // the step started from
+  float timestep = 0;  // of the step's last evaluation of the model, in the scheduler's unit
   // After the step: what is written into it is what the next step starts from.
   std::function<Tensor()> latents;
   std::function<std::vector<Image>()> preview;  // decodes the current estimate of the clean image

@@ -89,8 +89,8 @@ void Branches::observe() {
 
 Tensor Branches::told(const std::string& output, int block) const {
   if (told_.empty()) {
-    throw UsageError("the bundle's transformer does not output " + output +
-                     ": export it again with --observe");
+    throw UsageError(bundle_.name + " is not observed and has no " + output +
+                     " to read: export it again with --observe");
   }
   if (block < 0 || block >= bundle_.blocks) {
     throw UsageError("the transformer has no block " + std::to_string(block) +
