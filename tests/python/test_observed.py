@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from intaglio import _core
 from tests.families.parts import MAX_LENGTH
 from tests.families.sd3 import BLOCKS
 from tests.python.conftest import PROMPT
+from tests.python.test_command import command
 
 NEGATIVE = "a shoe"
 IMAGES = 2
@@ -165,8 +167,9 @@ def test_the_timestep_is_the_schedulers(
 def test_the_bundle_says_that_it_is_observed(
     observed: intaglio.Pipeline, forked: intaglio.Pipeline
 ) -> None:
-    assert observed.bundle.observed
-    assert not forked.bundle.observed
+    for pipeline in (observed, forked):
+        shown = json.loads(command("inspect", str(pipeline.bundle.folder), "--json").stdout)
+        assert shown["observed"] == pipeline.bundle.observed == (pipeline is observed)
 
 
 def test_it_draws_what_an_ordinary_bundle_draws(
