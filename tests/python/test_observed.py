@@ -187,7 +187,9 @@ def test_a_block_that_is_not_there(observed: intaglio.Pipeline, block: int) -> N
 
 @pytest.mark.parametrize("output", ["hidden_states", "gate"])
 def test_an_ordinary_bundle_says_what_to_do(pipeline: intaglio.Pipeline, output: str) -> None:
-    with pytest.raises(intaglio.UsageError, match=f"{output}: export it again with --observe"):
+    with pytest.raises(
+        intaglio.UsageError, match=f"no {output} to read: export it again with --observe"
+    ):
         pipeline.generate(PROMPT, on_step=lambda s: getattr(s, output)(0) is not None)
 
 
