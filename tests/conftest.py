@@ -136,10 +136,10 @@ def sd3_pipeline(sd3_folder: Path) -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline.from_pretrained(sd3_folder, **dict.fromkeys(absent))
 
 
-def export(source: Path, layout: str) -> Path:
+def export(source: Path, layout: str, observe: bool = False) -> Path:
     """`source` exported into a folder beside it."""
-    output = source.parent / layout
-    export_bundle(ExportRequest(source, output, layout=layout))
+    output = source.parent / (f"{layout}-observed" if observe else layout)
+    export_bundle(ExportRequest(source, output, layout=layout, observe=observe))
     return output
 
 
@@ -158,6 +158,12 @@ def bundle(request: pytest.FixtureRequest) -> Path:
     """The tiny pipeline's bundle, in each layout."""
     path: Path = request.getfixturevalue(f"{request.param}_bundle")
     return path
+
+
+@pytest.fixture(scope="session", params=["forked", "dual"])
+def observed_bundle(request: pytest.FixtureRequest, sd3_folder: Path) -> Path:
+    """The same, exported with --observe."""
+    return export(sd3_folder, request.param, observe=True)
 
 
 def onnxruntime_library() -> Path:

@@ -100,6 +100,7 @@ Json describe(const Bundle& bundle) {
                {"dtype", bundle.dtype},
                {"blocks", bundle.blocks},
                {"channels", bundle.channels},
+               {"observed", bundle.observed()},
                {"massive_activations",
                 {{"block", ma.block},
                  {"channels", ma.channels},

@@ -126,6 +126,14 @@ def export(
             " and flags win over it.",
         ),
     ] = None,
+    observe: Annotated[
+        bool,
+        typer.Option(
+            "--observe",
+            help="Let the transformer also output its image stream after every block, and every"
+            " block's gate, for a step callback to read. Takes memory on every run.",
+        ),
+    ] = False,
 ) -> None:
     """Turn a diffusers pipeline into a bundle that `intaglio generate` runs.
 
@@ -153,6 +161,7 @@ def export(
             text_encoders,
             config,
             tuple(lora or ()),
+            observe,
         )
         _export(screen, request)
     except ExportError as error:
@@ -201,11 +210,13 @@ def _summary(output: Path, manifest: dict[str, Any], errors: dict[str, float]) -
     chosen = ", ".join(map(str, found["channels"][:8]))
     more = f" and {len(found['channels']) - 8} more" if len(found["channels"]) > 8 else ""
     defaults = manifest["defaults"]
+    graphs = manifest["transformer"]["graphs"]
+    observed = any(len(graph["outputs"]) > 1 for graph in graphs.values())
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in (
         ("bundle", f"{output} ({size / 1e6:.1f} MB, {len(manifest['files'])} files)"),
         ("model", f"{manifest['name']} ({manifest['family']}, licence {manifest['license']})"),
-        ("layout", f"{manifest['layout']}, {manifest['dtype']}"),
+        ("layout", f"{manifest['layout']}, {manifest['dtype']}{', observed' if observed else ''}"),
         ("channels", f"{chosen}{more} after block {found['block']} ({found['found_by']}; {kind})"),
         ("", f"{ratios} times the median channel's mean |z|"),
         (

@@ -131,7 +131,7 @@ def _write(
     pipeline = adapter.pipeline
     assert settings.max_sequence_length is not None
     prompt = adapter.prompt(settings.max_sequence_length)
-    graphs = transformer_units(adapter, request.layout, suppression.block)
+    graphs = transformer_units(adapter, request.layout, suppression.block, request.observe)
     encoders = prompt.encoders if prompt and request.text_encoders != "none" else {}
     texts = {
         name: text_encoder_unit(getattr(pipeline, name), name, layout, adapter.dtype)

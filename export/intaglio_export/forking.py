@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from intaglio_export.adapters.base import Adapter
+from intaglio_export.observing import observing
 from intaglio_export.suppress import ma_suppress
 
 
@@ -93,6 +94,35 @@ class BaseTransformer(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         return self._adapter.run(named(self._adapter, tensors))
+
+
+# What an observed graph gives of every block: the role's stem, and the point where it is told.
+OBSERVED = {"hidden_states": "after", "gate": "gate"}
+
+
+class ObservedTransformer(nn.Module):
+    """One of the above that also returns what its blocks compute.
+
+    The prediction; z after each block [B, T, C], after block m before the op; and alpha of each
+    block [B, C]. B is the rows that the block runs on.
+    """
+
+    def __init__(self, adapter: Adapter, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._adapter = adapter
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        told: dict[tuple[str, int], torch.Tensor] = {}
+
+        def tell(point: str, block: int, tensor: torch.Tensor) -> None:
+            told[point, block] = tensor
+
+        # Outside of the module, whose hook after block m comes later then.
+        with observing(self._adapter, tell, tuple(OBSERVED.values())):
+            prediction = self.module(*tensors)
+        blocks = range(len(self._adapter.blocks()))
+        return (prediction, *(told[point, k] for point in OBSERVED.values() for k in blocks))
 
 
 def named(adapter: Adapter, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -21,7 +21,8 @@ class ExportRequest:
 
     `source` and `config` are as in `sources.open_source`, `loras` as in `parse_lora`.
     `block` and `channels` (as in `parse_channels`) win over the file `settings`, it over the
-    source's own settings.json, and that over a recipe.
+    source's own settings.json, and that over a recipe. With `observe` the transformer also outputs
+    what its blocks compute, as in `transformer_units`.
     """
 
     source: str | Path
@@ -34,6 +35,7 @@ class ExportRequest:
     text_encoders: str = "all"
     config: str | None = None
     loras: tuple[str, ...] = ()
+    observe: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,24 @@ from dataclasses import replace
 import torch
 
 from intaglio_export.adapters.base import Adapter
-from intaglio_export.forking import BaseTransformer, DegradedTransformer, ForkedTransformer
+from intaglio_export.forking import (
+    OBSERVED,
+    BaseTransformer,
+    DegradedTransformer,
+    ForkedTransformer,
+    ObservedTransformer,
+)
 from intaglio_export.graphs import Axis, ExportUnit, GraphSpec, TensorSpec
 
 
-def transformer_units(adapter: Adapter, layout: str, block: int) -> dict[str, ExportUnit]:
+def transformer_units(
+    adapter: Adapter, layout: str, block: int, observe: bool = False
+) -> dict[str, ExportUnit]:
     """The graphs of `layout` ("forked" or "dual") by the name they have in the manifest.
 
     The op stands after block `block`. Dual's graphs have one kind of row, so it is named `rows`.
+    With `observe`, the graph that every step runs (forked, base) also outputs `hidden_states_k`
+    and `gate_k` of every block k.
     """
     channels = adapter.channels
     base = list(adapter.inputs())
@@ -31,10 +41,29 @@ def transformer_units(adapter: Adapter, layout: str, block: int) -> dict[str, Ex
             "base": BaseTransformer(adapter),
             "degraded": DegradedTransformer(adapter, block),
         }
-    output = TensorSpec("prediction", adapter.output_axes())
+    prediction: tuple[TensorSpec, ...] = (TensorSpec("prediction", adapter.output_axes()),)
+    outputs = dict.fromkeys(modules, prediction)
+    if observe:
+        name = next(iter(modules))
+        modules[name] = ObservedTransformer(adapter, modules[name])
+        outputs[name] += _observed(adapter, block if layout == "forked" else -1)
     return {
-        name: _unit(adapter, modules[name], name, tuple(inputs[name]), output) for name in modules
+        name: _unit(adapter, modules[name], name, tuple(inputs[name]), outputs[name])
+        for name in modules
     }
+
+
+def _observed(adapter: Adapter, block: int) -> tuple[TensorSpec, ...]:
+    """What an observed graph outputs beside the prediction; it has base rows up to `block`."""
+    axes: dict[str, tuple[Axis, ...]] = {
+        "hidden_states": (_tokens(adapter), adapter.channels),
+        "gate": (adapter.channels,),
+    }
+    return tuple(
+        TensorSpec(f"{role}_{k}", ("base_rows" if k <= block else "rows", *axes[role]))
+        for role in OBSERVED
+        for k in range(len(adapter.blocks()))
+    )
 
 
 def _rows(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
@@ -46,7 +75,7 @@ def _unit(
     module: torch.nn.Module,
     name: str,
     inputs: tuple[TensorSpec, ...],
-    output: TensorSpec,
+    outputs: tuple[TensorSpec, ...],
 ) -> ExportUnit:
     patch = adapter.patch_size
     latent = adapter.latent()
@@ -57,7 +86,7 @@ def _unit(
     classes = adapter.classes()
     return ExportUnit(
         module,
-        GraphSpec(f"transformer/{name}.onnx", inputs, (output,), adapter.dtype),
+        GraphSpec(f"transformer/{name}.onnx", inputs, outputs, adapter.dtype),
         sizes,
         {"latent_height": patch, "latent_width": patch},
         {

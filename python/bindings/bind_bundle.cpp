@@ -106,6 +106,9 @@ void bind_bundle(py::module_& module) {
       .def_readonly("source", &Bundle::source)
       .def_readonly("license", &Bundle::license)
       .def_readonly("layout", &Bundle::layout, "forked or dual")
+      .def_property_readonly("observed", &Bundle::observed,
+                             "whether it was exported with --observe: a step callback can read "
+                             "hidden_states() and gate()")
       .def_readonly("dtype", &Bundle::dtype, "of matrix products and attention")
       .def_readonly("prediction_type", &Bundle::prediction_type)
       .def_readonly("producer", &Bundle::producer, "versions of what wrote the bundle")

@@ -18,6 +18,8 @@ class StepGuard {
   ~StepGuard() {
     step_.latents = nullptr;
     step_.preview = nullptr;
+    step_.hidden_states = nullptr;
+    step_.gate = nullptr;
   }
 
  private:
@@ -35,6 +37,15 @@ Tensor latents(const Step& step) {
   if (!step.latents)
     throw UsageError("latents are there only inside the step callback that got this step");
   return step.latents();
+}
+
+Tensor told(const Step& step, std::function<Tensor(int)> Step::* output, int block) {
+  if (!(step.*output)) {
+    throw UsageError(
+        "hidden_states() and gate() work only inside the step callback that got this step");
+  }
+  const py::gil_scoped_release release;
+  return (step.*output)(block);
 }
 
 bool call(const py::object& on_step, const Step& step) {
@@ -60,6 +71,8 @@ void bind_step(py::module_& module) {
       .def_readonly("step", &Step::step, "just done, from 0")
       .def_readonly("steps", &Step::steps)
       .def_readonly("sigma", &Step::sigma, "the step started from")
+      .def_readonly("timestep", &Step::timestep,
+                    "of the step's last evaluation of the model, in the scheduler's unit")
       .def_property_readonly(
           "latents", &latents,
           "After the step: float32, as Generation.latents. On the processor this is the run's own "
@@ -69,6 +82,22 @@ void bind_step(py::module_& module) {
           "callback only.")
       .def("preview", &preview,
            "The current estimate of the clean images, decoded. Works during the callback only.")
+      .def(
+          "hidden_states",
+          [](const Step& step, int block) { return told(step, &Step::hidden_states, block); },
+          py::arg("block"),
+          "The image stream after a block at the step's last evaluation of the model: a copy,\n"
+          "[rows, tokens, channels] float32. After block m it is what channels are suppressed in\n"
+          "next. Rows stand in the order D_0, D_c and, after block m in layout forked, D_m,\n"
+          "without those of branches that did not run; images in order within each. Works during\n"
+          "the callback only.\n\n"
+          "Raises UsageError for a bundle that was not exported with --observe, and for a block\n"
+          "that is not there.")
+      .def(
+          "gate", [](const Step& step, int block) { return told(step, &Step::gate, block); },
+          py::arg("block"),
+          "The factor that a block's attention is added to the image stream with: AdaLN's gate,\n"
+          "[rows, channels] float32. Otherwise as hidden_states().")
       .def("__repr__", [](const py::object& self) {
         return py::str("<Step {} of {}, sigma {:.4f}>")
             .format(self.attr("step"), self.attr("steps"), self.attr("sigma"));

@@ -636,6 +636,11 @@ class Bundle:
     @property
     def name(self) -> str: ...
     @property
+    def observed(self) -> bool:
+        """
+        whether it was exported with --observe: a step callback can read hidden_states() and gate()
+        """
+    @property
     def patch_size(self) -> int:
         """
         latent cells
@@ -800,6 +805,26 @@ class Step:
     What a step callback sees.
     """
     def __repr__(self) -> str: ...
+    def gate(
+        self, block: typing.SupportsInt | typing.SupportsIndex
+    ) -> numpy.typing.NDArray[typing.Any]:
+        """
+        The factor that a block's attention is added to the image stream with: AdaLN's gate,
+        [rows, channels] float32. Otherwise as hidden_states().
+        """
+    def hidden_states(
+        self, block: typing.SupportsInt | typing.SupportsIndex
+    ) -> numpy.typing.NDArray[typing.Any]:
+        """
+        The image stream after a block at the step's last evaluation of the model: a copy,
+        [rows, tokens, channels] float32. After block m it is what channels are suppressed in
+        next. Rows stand in the order D_0, D_c and, after block m in layout forked, D_m,
+        without those of branches that did not run; images in order within each. Works during
+        the callback only.
+
+        Raises UsageError for a bundle that was not exported with --observe, and for a block
+        that is not there.
+        """
     def preview(self) -> list[PIL.Image.Image]:
         """
         The current estimate of the clean images, decoded. Works during the callback only.
@@ -823,6 +848,11 @@ class Step:
         """
     @property
     def steps(self) -> int: ...
+    @property
+    def timestep(self) -> float:
+        """
+        of the step's last evaluation of the model, in the scheduler's unit
+        """
 
 class Timings:
     """

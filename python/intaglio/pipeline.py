@@ -229,6 +229,8 @@ class Pipeline:
             prompt_embeds: what `embed` returned or its file, in place of texts.
             on_step: called after each step with a `Step`; returning False stops the run. What it
                 raises is raised here. `step.latents` is the run's own memory: copy what you keep.
+                Of a bundle exported with --observe, `step.hidden_states(k)` is the image stream
+                after block k and `step.gate(k)` the block's gate, both copies.
             progress: show a progress bar.
 
         Raises:

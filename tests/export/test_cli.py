@@ -210,7 +210,8 @@ def test_a_bundle_is_replaced_and_the_summary_says_what_was_made(
     (tmp_path / "out" / "bundle.json").write_text("{}")
     (tmp_path / "out" / "old.plan").write_text("stale")
     (tmp_path / "s.json").write_text('{"name": "mine", "license": "MIT", "keep": [1, 0]}')
-    result = run(sd3_folder, "-o", "out", "--settings", "s.json", "--channels", "3,5")
+    flags = ("--settings", "s.json", "--channels", "3,5", "--observe")
+    result = run(sd3_folder, "-o", "out", *flags)
     assert result.exit_code == 0, result.stderr
     manifest = json.loads((tmp_path / "out" / "bundle.json").read_text())
     assert (manifest["name"], manifest["license"]) == ("mine", "MIT")
@@ -220,7 +221,11 @@ def test_a_bundle_is_replaced_and_the_summary_says_what_was_made(
     assert manifest["defaults"]["ma_keep"] == [1, 0]
     assert not (tmp_path / "out" / "old.plan").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "s.json"]
-    assert "3, 5 after block 1" in " ".join(result.stdout.split())
+    said = " ".join(result.stdout.split())
+    assert "forked, float32, observed" in said
+    assert "3, 5 after block 1" in said
+    (graph,) = manifest["transformer"]["graphs"].values()
+    assert len(graph["outputs"]) == 1 + 2 * manifest["transformer"]["blocks"]
 
 
 def test_a_failed_replacement_leaves_the_old_bundle(tmp_path: Path) -> None:
@@ -277,6 +282,7 @@ def test_help_teaches(run: Run) -> None:
         "--block",
         "--channels",
         "--settings",
+        "--observe",
         "top:K",
         "Example",
     ):

@@ -119,6 +119,9 @@ class Bundle {
 
   // The graph that every step runs: forked, or base.
   const Graph& transformer() const;
+  // Whether it also outputs hidden_states_K and gate_K of every block K: `intaglio export
+  // --observe`.
+  bool observed() const;
 };
 
 }  // namespace intaglio

@@ -71,10 +71,17 @@ class Step {
  public:
   int step = 0;  // just done, from 0
   int steps = 0;
-  float sigma = 0;  // the step started from
+  float sigma = 0;     // the step started from
+  float timestep = 0;  // of the step's last evaluation of the model, in the scheduler's unit
   // After the step: what is written into it is what the next step starts from.
   std::function<Tensor()> latents;
   std::function<std::vector<Image>()> preview;  // decodes the current estimate of the clean image
+  // Copies, on the host, of what the step's last evaluation computed in a block: the image stream
+  // after it [rows, T, C], after block m before channels are suppressed; and AdaLN's residual gate
+  // of its attention [rows, C]. Rows stand in the order D_0, D_c and, after block m in layout
+  // forked, D_m, without those of branches that did not run, images in order within each. Throw
+  // UsageError for a bundle that is not observed, and for a block that is not there.
+  std::function<Tensor(int block)> hidden_states, gate;
 };
 // Returning false stops the run; generate() then throws Interrupted.
 using StepCallback = std::function<bool(const Step&)>;

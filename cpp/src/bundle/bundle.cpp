@@ -61,6 +61,8 @@ const Graph& Bundle::transformer() const {
   return transformer_graphs.at(layout == "forked" ? "forked" : "base");
 }
 
+bool Bundle::observed() const { return transformer().outputs.size() > 1; }
+
 Bundle Bundle::open(const fs::path& folder) {
   const fs::path path = folder / "bundle.json";
   std::error_code error;

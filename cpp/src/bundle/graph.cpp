@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <utility>
 
 namespace intaglio {
 
@@ -73,9 +74,43 @@ Graph read_transformer_graph(const Node& node, const std::vector<std::string>& o
     if (!roles.contains(role)) node.at("inputs").refuse("have none of role " + role);
   }
   for (const Node& input : node.at("inputs").items()) check_axes(input, packed);
-  if (graph.outputs.size() != 1) node.at("outputs").refuse("must be one");
-  check_one_of(node.at("outputs").items().front().at("role"), {"prediction"});
   return graph;
+}
+
+void check_outputs(const Node& node, const Graph& graph, const Bundle& bundle) {
+  const Node list = node.at("outputs");
+  const auto outputs = list.items();
+  std::map<std::string, std::size_t> places;  // of roles not yet asked for
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    if (!places.emplace(graph.outputs[i].role, i).second)
+      outputs[i].at("role").refuse("is that of two outputs");
+  }
+  const auto take = [&](const std::string& role) {
+    const auto found = places.extract(role);
+    if (found.empty()) list.refuse("have none of role " + role);
+    return found.mapped();
+  };
+  const GraphTensor& prediction = graph.outputs[take("prediction")];
+  const bool observed = !places.empty() && &graph == &bundle.transformer();
+  for (int block = 0; observed && block < bundle.blocks; ++block) {
+    const bool forks = block > bundle.massive_activations.block;
+    const auto& rows = (forks ? prediction : graph.input("latent")).axes;
+    for (const auto& [role, axes] : {std::pair{"hidden_states_", 3U}, std::pair{"gate_", 2U}}) {
+      const std::size_t place = take(role + std::to_string(block));
+      const GraphTensor& output = graph.outputs[place];
+      check_one_of(outputs[place].at("dtype"), {"float32"});
+      if (rows.empty() || output.axes.size() != axes || output.axes.front() != rows.front() ||
+          output.axes.back() != decltype(output.axes)::value_type{std::int64_t{bundle.channels}}) {
+        outputs[place].at("axes").refuse(
+            "must be " + std::to_string(axes) + ", first the rows of the " +
+            (forks ? "prediction" : "latent") + " and last the transformer's channels");
+      }
+    }
+  }
+  if (!places.empty()) {
+    outputs[places.begin()->second].at("role").refuse(
+        "is neither the prediction nor, of a graph that every step runs, of one of its blocks");
+  }
 }
 
 }  // namespace intaglio

@@ -20,4 +20,9 @@ Graph read_graph(const Node& node);
 Graph read_transformer_graph(const Node& node, const std::vector<std::string>& op_roles,
                              bool packed);
 
+// Of the transformer's graph `node`: refuses outputs that are neither the prediction alone nor, in
+// the graph that every step runs, the prediction and hidden_states_k and gate_k of every block k,
+// on the rows that the block has.
+void check_outputs(const Node& node, const Graph& graph, const Bundle& bundle);
+
 }  // namespace intaglio

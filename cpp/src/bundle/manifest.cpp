@@ -188,6 +188,8 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   bundle.latent = read_latent(root.at("latent"));
   read_transformer(root.at("transformer"), bundle);
   read_massive_activations(root.at("massive_activations"), bundle);
+  for (const auto& [graph, read] : bundle.transformer_graphs)
+    check_outputs(root.at("transformer").at("graphs").at(graph.c_str()), read, bundle);
   bundle.scheduler = read_scheduler(root, bundle.prediction_type);
   read_condition(root, bundle);
   if (root.has("vae_decoder")) bundle.vae_decoder = read_graph(root.at("vae_decoder"));

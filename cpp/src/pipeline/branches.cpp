@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 
+#include "intaglio/error.h"
 #include "pipeline/packing.h"
 
 namespace intaglio {
@@ -27,6 +28,7 @@ Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions,
   keep_ = stream.allocate({3 * n_, suppression_.size()}, DType::float32);
   stream.fill(keep_, 1.0F);
   fill_rows(embeds);
+  if (bundle.observed()) observe();
   const int steps = request.schedule.steps();
   for (int step = 0; step < steps; ++step) {
     const StepWeights weights = weights_at(request.guidance, step, steps);
@@ -74,6 +76,30 @@ void Branches::add_text(const char* role, Tensor PromptEmbedding::* part,
   }
 }
 
+void Branches::observe() {
+  const std::int64_t tokens = suppression_.size(), channels = bundle_.channels;
+  for (int block = 0; block < bundle_.blocks; ++block) {
+    const bool forks = bundle_.layout == "forked" && block > bundle_.massive_activations.block;
+    const std::int64_t rows = (forks ? 3 : 2) * n_;
+    const std::string k = std::to_string(block);
+    told_["hidden_states_" + k] = stream_.allocate({rows, tokens, channels}, DType::float32);
+    told_["gate_" + k] = stream_.allocate({rows, channels}, DType::float32);
+  }
+}
+
+Tensor Branches::told(const std::string& output, int block) const {
+  if (told_.empty()) {
+    throw UsageError(bundle_.name + " is not observed and has no " + output +
+                     " to read: export it again with --observe");
+  }
+  if (block < 0 || block >= bundle_.blocks) {
+    throw UsageError("the transformer has no block " + std::to_string(block) +
+                     ": its blocks are 0 to " + std::to_string(bundle_.blocks - 1));
+  }
+  const Tensor& tensor = told_.at(output + "_" + std::to_string(block));
+  return tensor.rows(first_, std::min(last_, tensor.dim(0)));
+}
+
 void Branches::set_keep(float keep) {
   if (keep == keep_value_) return;
   keep_value_ = keep;
@@ -93,6 +119,14 @@ std::vector<Binding> Branches::inputs(const std::string& graph, std::int64_t fir
   return bindings;
 }
 
+// Of the graph that every step runs.
+std::vector<Binding> Branches::outputs(std::int64_t first, std::int64_t last) const {
+  std::vector<Binding> bindings{{"prediction", prediction_.rows(first, last)}};
+  for (const auto& [role, tensor] : told_)
+    bindings.push_back({role, tensor.rows(first, std::min(last, tensor.dim(0)))});
+  return bindings;
+}
+
 std::unique_ptr<BoundGraph> Branches::bind_forked(bool unconditional, bool degraded) {
   const std::int64_t first = unconditional ? 0 : n_;
   const std::int64_t last = degraded ? 3 * n_ : 2 * n_;
@@ -105,14 +139,12 @@ std::unique_ptr<BoundGraph> Branches::bind_forked(bool unconditional, bool degra
   auto bindings = inputs("forked", first);
   bindings.push_back({"branch", on_stream(branch)});
   bindings.push_back({"keep", keep_.rows(first, last)});
-  return sessions_.at("forked")->bind(stream_, bindings,
-                                      {{"prediction", prediction_.rows(first, last)}});
+  return sessions_.at("forked")->bind(stream_, bindings, outputs(first, last));
 }
 
 std::unique_ptr<BoundGraph> Branches::bind_base(bool unconditional) const {
   const std::int64_t first = unconditional ? 0 : n_;
-  return sessions_.at("base")->bind(stream_, inputs("base", first),
-                                    {{"prediction", prediction_.rows(first, 2 * n_)}});
+  return sessions_.at("base")->bind(stream_, inputs("base", first), outputs(first, 2 * n_));
 }
 
 std::unique_ptr<BoundGraph> Branches::bind_degraded() const {
@@ -143,11 +175,14 @@ void Branches::run(float timestep, const StepWeights& weights) {
   if (degraded) set_keep(weights.keep);
 
   bound_.at(index(unconditional, degraded))->run();
-  if (degraded && bundle_.layout == "dual") bound_degraded_->run();
+  const bool dual = bundle_.layout == "dual";
+  if (degraded && dual) bound_degraded_->run();
+  first_ = unconditional ? 0 : n_;
+  last_ = degraded && !dual ? 3 * n_ : 2 * n_;
 
   const std::int64_t base = n_ * (unconditional ? 2 : 1);
   forked_rows += base + (degraded ? n_ : 0);
-  base_rows += base + (degraded && bundle_.layout == "dual" ? n_ : 0);
+  base_rows += base + (degraded && dual ? n_ : 0);
 }
 
 }  // namespace intaglio

@@ -37,6 +37,11 @@ class Branches {
   Tensor unconditional() const { return prediction_.rows(0, n_); }
   Tensor degraded() const { return prediction_.rows(2 * n_, 3 * n_); }
 
+  // Of an observed bundle, in the stream's memory: the output hidden_states [rows, T, C] or gate
+  // [rows, C] of a block, of the rows that the last run() ran through it. Throws UsageError for
+  // another bundle or block.
+  Tensor told(const std::string& output, int block) const;
+
   // With the weights of one of the request's steps.
   void run(float timestep, const StepWeights& weights);
 
@@ -45,6 +50,7 @@ class Branches {
 
  private:
   void fill_rows(const PromptEmbeds& embeds);
+  void observe();
   void add_text(const char* role, Tensor PromptEmbedding::* part, const PromptEmbeds& embeds);
   Tensor on_stream(const Tensor& host);
   void set_keep(float keep);
@@ -54,6 +60,7 @@ class Branches {
   std::unique_ptr<BoundGraph> bind_degraded() const;
   std::unique_ptr<BoundGraph> bind_forked(bool unconditional, bool degraded);
   std::vector<Binding> inputs(const std::string& graph, std::int64_t first) const;
+  std::vector<Binding> outputs(std::int64_t first, std::int64_t last) const;
 
   const Bundle& bundle_;
   const TransformerSessions& sessions_;
@@ -66,6 +73,8 @@ class Branches {
   Tensor suppression_;                    // [T]
   std::map<std::string, Tensor> rows_;    // by role, [2n, ...]: D_0, D_c
   std::map<std::string, Tensor> shared_;  // by role, the same for every row
+  std::map<std::string, Tensor> told_;    // by role, [2n, ...] or, after the fork, [3n, ...]
+  std::int64_t first_ = 0, last_ = 0;     // rows of the last run() of the graph told_ is of
   float keep_value_ = -1;
   std::array<std::unique_ptr<BoundGraph>, 4> bound_;  // by index()
   std::unique_ptr<BoundGraph> bound_degraded_;        // layout dual

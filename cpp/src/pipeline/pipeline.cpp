@@ -68,19 +68,25 @@ GuidedStep buffers(Stream& stream, const Branches& branches) {
 
 using Preview = std::function<std::vector<Image>()>;
 
-// Calls back after the step at `point`, and takes back what was written into the latents.
-bool report(Stream& stream, const StepCallback& on_step, const StepPoint& point, const Tensor& x,
-            const Preview& preview) {
+// Calls back after the step that `last` ended, and takes back what was written into the latents.
+bool report(Stream& stream, const StepCallback& on_step, const Evaluation& last,
+            const Branches& branches, const Preview& preview) {
+  const Tensor x = branches.latents();
   Tensor shown;
   Step step;
-  step.step = point.step;
-  step.steps = point.steps;
-  step.sigma = point.sigma;
+  step.step = last.ended->step;
+  step.steps = last.ended->steps;
+  step.sigma = last.ended->sigma;
+  step.timestep = last.point.timestep;
   step.latents = [&] {
     if (!shown.defined()) shown = x.device() == Device::cpu ? x : on_host(stream, x);
     return shown;
   };
   step.preview = preview;
+  step.hidden_states = [&](int block) {
+    return on_host(stream, branches.told("hidden_states", block));
+  };
+  step.gate = [&](int block) { return on_host(stream, branches.told("gate", block)); };
   const bool go_on = on_step(step);
   if (shown.defined()) stream.copy(shown, x);
   return go_on;
@@ -179,7 +185,7 @@ void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& b
     if (!evaluation.ended) continue;
     stream.wait();
     generation.step_seconds.push_back(watch.lap());
-    if (on_step && !report(stream, on_step, *evaluation.ended, guided.x, preview)) {
+    if (on_step && !report(stream, on_step, evaluation, branches, preview)) {
       throw Interrupted("stopped after step " + std::to_string(point.step + 1) + " of " +
                         std::to_string(steps));
     }

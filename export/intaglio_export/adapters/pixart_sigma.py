@@ -53,7 +53,7 @@ class PixArtSigmaAdapter(Adapter):
     def gate(self, block: nn.Module, kwargs: Mapping[str, Any], output: Any) -> torch.Tensor:
         given: torch.Tensor = kwargs["timestep"]
         table: torch.Tensor = block.scale_shift_table  # type: ignore[assignment]
-        return table[2] + given.reshape(len(given), 6, -1)[:, 2]
+        return table[2] + given.reshape(given.shape[0], 6, -1)[:, 2]
 
     @property
     def row_arguments(self) -> tuple[str, ...]:

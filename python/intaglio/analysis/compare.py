@@ -19,7 +19,7 @@ from intaglio.analysis.methods import (
 SEED = 100_000
 PILOT_SEED, PILOT = 90_000, 40
 # The arms that the question is about; of the others no more than OTHERS pictures are drawn.
-MAIN = ("cfg", "cfg+dg", "cfg+random")
+MAIN = ("cfg", "cfg+dg")
 OTHERS = 1000
 RADIUS = 1.0  # latent cells of the blur
 # So little that the run is that of CFG alone, while the negative branch is run and measured.
