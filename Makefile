@@ -13,13 +13,15 @@ MODEL := models/fashion-sd3
 BUNDLE := build/bundles/fashion-sd3
 DUAL := build/bundles/fashion-sd3-dual
 DEMO := build/demo
+REPORT_IMAGES := 2520
+REPORT_STEPS := 8
 
 CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
 # Without engines/, which makes nothing of a bundle's own.
 EXPORT_SOURCES := $(shell find export -name engines -prune -o -name '*.py' -print) models/bundle.schema.json $(wildcard models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
 
-.PHONY: help setup demo test test-python test-cpp test-sanitize lint format parity bench scale clean
+.PHONY: help setup demo test test-python test-cpp test-sanitize lint format parity bench report scale clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
 
@@ -119,6 +121,13 @@ parity: .venv/ready  ## measure every family against diffusers and write docs/pa
 
 bench: $(BUNDLE)/bundle.json  ## time the guidance modes against each other
 	$(BIN)/intaglio bench $(BUNDLE)
+
+# Pictures first, in a shorter form of the same function (models/training/report.py); hours. Kept in build/report, so it goes on.
+report: .venv/ready  ## probe the shipped model and write docs/reports/fashion-sd3
+	$(BIN)/python -m models.training.report --images $(REPORT_IMAGES) --steps $(REPORT_STEPS) -o build/report
+	$(BIN)/intaglio probe $(MODEL) -o build/report --images $(REPORT_IMAGES) --steps $(REPORT_STEPS)
+	mkdir -p docs/reports/fashion-sd3
+	cp -r build/report/{index.html,report.md,report.json,settings.json,figures} docs/reports/fashion-sd3/
 
 scale: .venv/ready  ## export full-size models with random weights and write docs/scale.md (15 GB of disk)
 	$(BIN)/python -m tests.scale.sd3_medium build/scale

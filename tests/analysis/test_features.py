@@ -1,0 +1,121 @@
+"""Features against torch's own hooks, for every recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from intaglio.analysis import features
+from intaglio.analysis.block_features import massive_channels
+from tests.families import FAMILIES
+from tests.families.sd3 import PLANTED, make_pipeline
+
+BLOCK = 2
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def images() -> NDArray[np.float32]:
+    return np.random.default_rng(0).uniform(size=(2, 32, 48, 3)).astype(np.float32)
+
+
+def hooked(pipeline: Any, images: NDArray[np.float32], module: Any, **how: Any) -> torch.Tensor:
+    """What `module` gives while features are taken."""
+    seen: list[Any] = []
+    handle = module.register_forward_hook(lambda m, args, out: seen.append(out))
+    features(pipeline, images, blocks=[BLOCK], **how)
+    handle.remove()
+    (output,) = seen
+    return output
+
+
+def test_raw_features_are_the_stream(pipeline: Any, images: NDArray[np.float32]) -> None:
+    found = features(pipeline, images, blocks=[BLOCK], recipe="raw")
+    block = pipeline.transformer.transformer_blocks[BLOCK]
+    stream = hooked(pipeline, images, block, recipe="raw")[1]
+    assert found.shape == (2, 8, 12, 64)
+    np.testing.assert_array_equal(found.reshape(2, 96, 64), stream.numpy())
+
+
+def test_what_is_massive_is_discarded_and_nothing_else(
+    pipeline: Any, images: NDArray[np.float32]
+) -> None:
+    raw = features(pipeline, images, blocks=[BLOCK], recipe="raw")
+    assert massive_channels(raw.reshape(2, 96, 64)) == [PLANTED]
+    found = features(pipeline, images, blocks=[BLOCK], recipe="discarded")
+    expected = raw.copy()
+    expected[..., PLANTED] = 0
+    np.testing.assert_array_equal(found, expected)
+    chosen = features(pipeline, images, blocks=[BLOCK], recipe="discarded", channels=[1, 2])
+    expected = raw.copy()
+    expected[..., [1, 2]] = 0
+    np.testing.assert_array_equal(chosen, expected)
+
+
+def test_modulated_features_are_adalns_output(pipeline: Any, images: NDArray[np.float32]) -> None:
+    norm = pipeline.transformer.transformer_blocks[BLOCK].norm1
+    expected = hooked(pipeline, images, norm)[0].numpy().copy()
+    expected[..., PLANTED] = 0
+    found = features(pipeline, images, blocks=[BLOCK], channels=[PLANTED])
+    np.testing.assert_array_equal(found.reshape(2, 96, 64), expected)
+
+
+def test_normalised_blocks_are_joined(pipeline: Any, images: NDArray[np.float32]) -> None:
+    found = features(pipeline, images, blocks=[1, BLOCK], recipe="normalised")
+    assert found.shape == (2, 8, 12, 128)
+    for half in np.split(found, 2, axis=-1):
+        tokens = torch.from_numpy(half).flatten(0, 2)
+        torch.testing.assert_close(tokens, torch.nn.functional.normalize(tokens, dim=1))
+
+
+def test_no_noise_is_the_image_and_all_noise_is_none_of_it(
+    pipeline: Any, images: NDArray[np.float32]
+) -> None:
+    other = images[::-1].copy()
+    how: dict[str, Any] = {"blocks": [0], "recipe": "raw", "seed": 3}
+    first, second = (features(pipeline, x, sigma=1.0, **how) for x in (images, other))
+    np.testing.assert_allclose(first, second, atol=1e-4)
+    one, two = (features(pipeline, images, sigma=0.0, blocks=[0], seed=s) for s in (3, 4))
+    # The lowest sigma of a hundred steps is not quite zero.
+    assert np.abs(one - two).max() < 0.5 < np.abs(first).max()
+
+
+@pytest.mark.parametrize("family", ["flux-dev", "dit", "pixart-sigma", "qwen-image"])
+def test_every_family_gives_maps(family: str) -> None:
+    side = 32
+    images = np.random.default_rng(0).uniform(size=(1, side, side, 3))
+    found = features(FAMILIES[family].make(), images, blocks=[0, 1], recipe="normalised")
+    assert found.ndim == 4
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"recipe": "best"}, "no recipe best"),
+        ({"blocks": [9]}, "give some of 0 to 3"),
+        ({"blocks": []}, "give some of 0 to 3"),
+        ({"channels": [64]}, "0 to 63"),
+        ({"sigma": 2.0}, "share of noise"),
+    ],
+)
+def test_mistakes_are_named(
+    pipeline: Any, images: NDArray[np.float32], how: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        features(pipeline, images, **({"blocks": [0]} | how))
+
+
+def test_sizes_have_to_fit(pipeline: Any) -> None:
+    with pytest.raises(ValueError, match="multiples of 4"):
+        features(pipeline, np.zeros((1, 30, 32, 3)), blocks=[0])
+    with pytest.raises(ValueError, match="no family"):
+        features(object(), np.zeros((1, 32, 32, 3)), blocks=[0])
