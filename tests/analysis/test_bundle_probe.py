@@ -45,12 +45,19 @@ def test_a_bundle_tells_what_its_model_does(
 
 
 def test_the_command_needs_no_torch(observed: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None; sys.modules['diffusers'] = None;"
-        "from intaglio.__main__ import main;"
-        f"sys.argv = ['intaglio', 'probe', {str(observed)!r}, '-o', {str(tmp_path)!r},"
-        " '--steps', '2']; main()"
-    )
+    code = f"""
+import importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "diffusers", "transformers"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+from intaglio.__main__ import main
+sys.argv = ["intaglio", "probe", {str(observed)!r}, "-o", {str(tmp_path)!r}, "--steps", "2"]
+main()
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f": {PLANTED} after blocks 0-3." in done.stdout.replace("\n", " ").replace("  ", " ")

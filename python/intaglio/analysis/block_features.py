@@ -67,7 +67,7 @@ def features(
 def massive_channels(hidden_states: NDArray[np.floating]) -> list[int]:
     """Channels that are massive in rows [N, T, C] of one block."""
     found = np.mean([measure(np.abs(row)).massive for row in hidden_states], axis=0)
-    return np.flatnonzero(found >= CONDITIONS).tolist()  # type: ignore[no-any-return]
+    return np.flatnonzero(found >= CONDITIONS).tolist()
 
 
 def _adapter(

@@ -87,7 +87,7 @@ def _maps(
 
     what = {"class_label": 0} if bundle.classes is not None else {"prompt": prompt}
     pipeline.generate(
-        **what,  # type: ignore[arg-type]
+        **what,
         steps=steps,
         cfg_scale=1.0,
         dg_scale=0.0,
