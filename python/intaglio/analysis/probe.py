@@ -51,7 +51,7 @@ class ProbeRequest:
     cfg_scale: float | None = None
     height: int | None = None
     width: int | None = None
-    steps: int = 8
+    steps: int = 6
     images: int = 136
     seeds: int = 64
 

@@ -20,6 +20,8 @@ from intaglio.analysis.page import Figure, Section, Table
 from intaglio_export.massive import ChannelStatistics
 
 SEED, CONFIRM_SEED = 40_000, 70_000
+# Pictures of the confirmation, at the most.
+CONFIRMED = 520
 WEIGHTS = (1.0, 2.0)
 WINDOWS = ((0.0, 0.5), (0.5, 1.0))
 KEEPS = ((0.5, 0.5), (1.0, 0.0))
@@ -117,7 +119,7 @@ def search(
     refined = [replace(leader, window=window) for window in WINDOWS]
     refined += [replace(leader, negative=replace(leader.negative, keep=keep)) for keep in KEEPS]
     chosen = found.best([*(row.method for row in ranked), *refined])[0]
-    evidence = _confirm(gallery, chosen.method, confirm)
+    evidence = _confirm(gallery, chosen.method, min(confirm, CONFIRMED))
     settings = settings_of(chosen.method, gallery, evidence)
     if not recommended(evidence):
         settings["evidence"]["dg_scale_tried"] = settings["dg_scale"]
