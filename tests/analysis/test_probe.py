@@ -217,7 +217,8 @@ def test_random_channels_are_others_and_repeatable() -> None:
     assert not set(one.channels) & {3, 5, 9}
 
 
-def test_importing_intaglio_needs_neither_torch_nor_scipy() -> None:
-    code = "import sys, intaglio; print([m for m in ('torch', 'scipy') if m in sys.modules])"
+def test_importing_intaglio_stays_light() -> None:
+    heavy = ("torch", "diffusers", "scipy", "matplotlib")
+    code = f"import sys, intaglio; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -119,12 +119,13 @@ class Gallery:
         images = self.model.images(latents)
         # As a file of eight bits holds them.
         held = (np.clip(images, 0, 1) * 255).round().astype(np.uint8)
+        shown = held / np.float32(255)
         values: dict[str, NDArray[Any]] = {
-            **quality.detail(held / np.float32(255)),
+            **quality.detail(shown),
             "saturation": quality.saturation(images),
             "clipped": quality.clipped(images),
-            "low_pass": quality.low_pass(images),
-            "lab": quality.mean_lab(images),
+            "low_pass": quality.low_pass(shown),
+            "lab": quality.mean_lab(shown),
             "images": held,
         }
         if self.judge is not None:
