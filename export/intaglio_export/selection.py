@@ -115,8 +115,8 @@ def disagreement(name: str, suppression: Suppression, statistics: ChannelStatist
 
 
 def _none_massive(block: int, statistics: ChannelStatistics) -> str:
-    top = statistics.largest(block)[0]
-    ratio = float(statistics.ratio[block, top])
+    best = statistics.largest(block)[:4]
+    candidates = ", ".join(f"{c} ({float(statistics.ratio[block, c]):.1f})" for c in best)
     elsewhere = statistics.blocks_with_massive()
     hint = (
         f" Blocks {', '.join(map(str, elsewhere))} have some: try --block {elsewhere[0]}."
@@ -124,7 +124,7 @@ def _none_massive(block: int, statistics: ChannelStatistics) -> str:
         else ""
     )
     return (
-        f"No channel is massive after block {block}: the largest, {top}, has {ratio:.1f} times the"
-        f" median channel's mean |z|, and {RATIO:g} are needed.{hint} To suppress the K largest"
-        " anyway, give --channels top:K, for example --channels top:4."
+        f"No channel is massive after block {block}: the largest are {candidates}, in times the"
+        f" median channel's mean |z|, and {RATIO:g} are needed.{hint} To suppress some of them"
+        f" anyway, give --channels {best[0]} or, for the K largest, --channels top:K."
     )

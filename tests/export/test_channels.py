@@ -54,6 +54,8 @@ def test_without_a_planted_channel_auto_stops_and_says_what_to_do(adapter: SD3Ad
     with pytest.raises(ExportError, match="top:K") as caught:
         choose_channels(parse_channels("auto"), 1, statistics)
     assert caught.value.exit_code == ExitCode.BAD_INPUT
+    for channel in statistics.largest(1)[:4]:
+        assert f"{channel} ({statistics.ratio[1, channel]:.1f})" in caught.value.message
     chosen = choose_channels(parse_channels("top:3"), 1, statistics)
     assert (len(chosen.channels), chosen.massive) == (3, False)
     assert chosen.ratio == sorted(chosen.ratio, reverse=True)
