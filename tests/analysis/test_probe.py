@@ -21,6 +21,7 @@ from intaglio.analysis import compare, effects, failures, probe
 from intaglio.analysis.methods import Suppressed
 from intaglio_export.errors import ExportError
 from intaglio_export.options import read_settings
+from tests.families import FAMILIES
 from tests.families.sd3 import PLANTED, make_pipeline
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "intaglio"
@@ -135,6 +136,13 @@ def test_without_a_judge_no_settings_are_recommended(
     assert [section.title for section in found.sections] == PARTS
     assert "without a judge" in found.sections[-1].claims[0]
     assert not (tmp_path / "settings.json").exists()
+
+
+@pytest.mark.parametrize("family", ["flux-dev", "dit", "pixart-sigma"])
+def test_other_families_are_probed(family: str, small: Any, tmp_path: Path) -> None:
+    FAMILIES[family].make().save_pretrained(tmp_path / "model")
+    found = probe.probe(request(tmp_path / "model", tmp_path / "out"), lambda what, share: None)
+    assert [section.title for section in found.sections] == PARTS
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from intaglio.analysis.methods import (
 )
 
 SEED = 100_000
-PILOT_SEED, PILOT = 90_000, 40
+PILOT_SEED, PILOT = 90_000, 80
 # The arms that the question is about; of the others no more than OTHERS pictures are drawn.
 MAIN = ("cfg", "cfg+dg")
 OTHERS = 1000
