@@ -91,7 +91,7 @@ def heatmap(
 def intervals(values: Mapping[str, Mapping[str, Interval]], zero: bool = True) -> bytes:
     """One panel a measure: of each name a point with its interval, and a line at zero."""
     names = list(next(iter(values.values())))
-    with _figure(min(11, 1.4 + 2.4 * len(values)), 1.1 + 0.3 * len(names), 1, len(values)) as (
+    with _figure(min(11, 1.4 + 2.4 * len(values)), 1.4 + 0.3 * len(names), 1, len(values)) as (
         axes,
         buffer,
     ):
@@ -105,9 +105,9 @@ def intervals(values: Mapping[str, Mapping[str, Interval]], zero: bool = True) -
                 axis.axvline(0, color="grey", linewidth=1, linestyle="--")
             axis.set_ylim(len(names) - 0.5, -0.5)
             axis.set_yticks(range(len(names)), names if axis is axes[0, 0] else [])
-            axis.set_title(measure.replace("_", " "), fontsize=9)
+            axis.set_title(measure.replace("_", "\n"), fontsize=8)
             axis.tick_params(axis="x", labelsize=7)
-            axis.locator_params(axis="x", nbins=4)
+            axis.locator_params(axis="x", nbins=3)
     return buffer.getvalue()
 
 
