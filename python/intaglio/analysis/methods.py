@@ -77,10 +77,10 @@ class Skipped:
         out = adapter.run(base)
 
         def skip(
-            module: object, args: object, kwargs: dict[str, torch.Tensor], _: object
+            module: object, args: object, kwargs: dict[str, torch.Tensor], output: object
         ) -> object:
             hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]  # type: ignore[index]
-            _, others = adapter.split(_)
+            _, others = adapter.split(output)
             passed = tuple(
                 None if other is None else kwargs["encoder_hidden_states"] for other in others
             )

@@ -225,7 +225,7 @@ class _Work:
         tried = max(TRIED, self.judge.reference.shape[1] + 8)
         self._begin("Searching settings", 12 * tried + 3 * self.request.images)
         given = method_of(self.known, self.source.adapter)
-        section, _, settings = search(
+        section, settings = search(
             self.gallery, found, self.cfg_scale, given, tried, self.request.images
         )
         settings["max_sequence_length"] = self.known.max_sequence_length

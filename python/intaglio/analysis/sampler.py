@@ -106,16 +106,13 @@ class Model:
         predict: Predict,
         seeds: Sequence[int],
         steps: int,
-        *,
-        prompts: Sequence[int] | None = None,
         watch: Watch | None = None,
     ) -> torch.Tensor:
         """Final latents [N, ...] of image `seed % len(prompts)` for each of `seeds`.
 
-        `prompts` are other indices into `self.prompts`. `watch` is told each step's prediction.
+        `watch` is told each step's prediction.
         """
-        chosen = [seed % len(self.prompts) for seed in seeds] if prompts is None else list(prompts)
-        conditional, null = self.inputs(chosen)
+        conditional, null = self.inputs([seed % len(self.prompts) for seed in seeds])
         scheduler = self.adapter.scheduler(steps, self.tokens)
         latents = self.noise(seeds) * float(getattr(scheduler, "init_noise_sigma", 1.0))
         for index, timestep in enumerate(scheduler.timesteps):

@@ -103,8 +103,8 @@ def search(
     given: Method | None,
     images: int,
     confirm: int,
-) -> tuple[Section, Method, dict[str, Any]]:
-    """The section, the recommended method, and the settings file's content.
+) -> tuple[Section, dict[str, Any]]:
+    """The section, and the settings file's content.
 
     `given` is a known setting, tried with the rest. Needs a judge.
     """
@@ -125,7 +125,7 @@ def search(
         settings["evidence"]["dg_scale_tried"] = settings["dg_scale"]
         settings["dg_scale"] = 0.0
     section = _section(found, baseline, chosen, evidence, settings)
-    return section, chosen.method, settings
+    return section, settings
 
 
 def _confirm(gallery: Gallery, chosen: Method, images: int) -> dict[str, Any]:
