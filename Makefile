@@ -127,7 +127,7 @@ report: .venv/ready  ## probe the shipped model and write docs/reports/fashion-s
 	$(BIN)/python -m models.training.report --images $(REPORT_IMAGES) --steps $(REPORT_STEPS) -o build/report
 	$(BIN)/intaglio probe $(MODEL) -o build/report --images $(REPORT_IMAGES) --steps $(REPORT_STEPS)
 	mkdir -p docs/reports/fashion-sd3
-	cp -r build/report/{index.html,report.md,report.json,settings.json,figures} docs/reports/fashion-sd3/
+	cp -r build/report/{report.md,report.json,settings.json,figures} docs/reports/fashion-sd3/
 
 scale: .venv/ready  ## export full-size models with random weights and write docs/scale.md (15 GB of disk)
 	$(BIN)/python -m tests.scale.sd3_medium build/scale
