@@ -112,9 +112,10 @@ build/deps/onnxruntime-gpu/ready: cmake/onnxruntime_gpu.sh | .venv/dependencies
 	cmake/onnxruntime_gpu.sh $(@D) $(BIN)/python
 	touch $@
 
+# A process a core: more threads would only wait for each other.
 test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/tensorrt/build.ninja build/deps/onnxruntime-gpu/ready  ## Python, parity, integration and structure tests
 	cmake --build --preset tensorrt
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 parity: .venv/ready  ## measure every family against diffusers and write docs/parity.md
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity/families --parity-table docs/parity.md

@@ -6,12 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from intaglio_export.engines.bundle import components, read_manifest
+from intaglio_export.adapters.base import EncoderLayout
+from intaglio_export.encoders import text_encoder_unit
+from intaglio_export.engines.bundle import Component, components, read_manifest
+from intaglio_export.engines.checks import check_engine
 from intaglio_export.engines.log import LogReader
 from intaglio_export.engines.network import Order, build_plan
 from intaglio_export.engines.packages import Package, open_package
 from intaglio_export.engines.profiles import default_profile, input_shapes
+from intaglio_export.writing import Stage, write_stages
+from tests.families.parts import make_t5, make_t5_tokenizer
 
 # As TensorRT 8 and 10 have said them in builds that succeeded.
 PASSING = [
@@ -69,3 +75,21 @@ def test_a_profile_that_contradicts_the_graph_fails_any() -> None:
     reader = LogReader(True)
     reader.add(message, True)
     assert reader.problems == [message]
+
+
+def test_tables_of_positions_are_no_weights(tmp_path: Path) -> None:
+    """A T5 at its pipeline's length has more bytes of them than a small one has weights."""
+    t5 = make_t5(make_t5_tokenizer(), 48)
+    weights = sum(parameter.nbytes for parameter in set(t5.parameters()))
+    layout = EncoderLayout("tokenizer_3", 256, ("hidden",))
+    unit = text_encoder_unit(t5, "text_encoder_3", layout, torch.float32)
+    write_stages([Stage(t5, [unit])], tmp_path, lambda what, done: None)
+    inputs, outputs = ([t.to_json() for t in ts] for ts in (unit.spec.inputs, unit.spec.outputs))
+    path = unit.spec.path
+    part = Component("text_encoder", tmp_path, path, "text_encoder_3", inputs, outputs)
+    assert abs(part.weights_bytes - weights) < 0.05 * weights
+    assert part.table_bytes > 256 * 256 * 8
+    shapes = {"token_ids": ((1, 256), (1, 256), (2, 256))}
+    order = Order("tensorrt-rtx", tmp_path / path, ("sm89",), (), (shapes,), (), Path())
+    _, log = build_plan(open_package("tensorrt-rtx"), order, lambda what, done: None)
+    check_engine(part, order, log)

@@ -57,12 +57,26 @@ class Component:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of all initializers in an engine, which keeps what a weight is cast to."""
+        """Bytes of the weights in an engine, which keeps what a weight is cast to."""
         casts = {n.input[0]: n.attribute[0].i for n in self.graph.graph.node if n.op_type == "Cast"}
         return sum(
             math.prod(tensor.dims) * _item_bytes(casts.get(tensor.name, tensor.data_type))
-            for tensor in self.graph.graph.initializer
+            for tensor in self._initializers(integer=False)
         )
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of integer tables, as of T5's relative positions: an engine may fold them."""
+        return sum(
+            math.prod(tensor.dims) * _item_bytes(tensor.data_type)
+            for tensor in self._initializers(integer=True)
+        )
+
+    def _initializers(self, integer: bool) -> Iterator[onnx.TensorProto]:
+        for tensor in self.graph.graph.initializer:
+            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).kind
+            if (kind in "iub") == integer:
+                yield tensor
 
     @cached_property
     def files(self) -> list[str]:

@@ -43,6 +43,7 @@ def check_engine(component: Component, order: Order, log: EngineLog) -> None:
             component, f"has {len(log.activation_bytes)} profiles and not {len(order.profiles)}"
         )
     low, high = (ratio * component.weights_bytes for ratio in WEIGHTS_RATIO)
+    high += component.table_bytes
     if not low - WEIGHTS_SLACK <= log.weights_bytes <= high + WEIGHTS_SLACK:
         raise _wrong(
             component,

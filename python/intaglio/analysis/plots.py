@@ -108,6 +108,8 @@ def intervals(values: Mapping[str, Mapping[str, Interval]], zero: bool = True) -
             axis.set_title(measure.replace("_", "\n"), fontsize=8)
             axis.tick_params(axis="x", labelsize=7)
             axis.locator_params(axis="x", nbins=3)
+            axis.ticklabel_format(axis="x", scilimits=(-2, 3))  # long numbers touch each other
+            axis.xaxis.get_offset_text().set_fontsize(7)
     return buffer.getvalue()
 
 
@@ -123,7 +125,8 @@ def points(
         axis = axes[0, 0]
         axis.scatter([p[0] for p in found], [p[1] for p in found], s=18)
         for x, y, name in found:
-            axis.annotate(name, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+            place = (3, -8) if (x, y) in line else (3, 3)  # the line's below, clear of the others
+            axis.annotate(name, (x, y), fontsize=6, xytext=place, textcoords="offset points")
         if line:
             axis.plot(*zip(*line, strict=True), color="tab:orange", label="frontier")
         if level:
