@@ -19,7 +19,7 @@ from intaglio.analysis.folder import PICTURES
 from intaglio.analysis.gallery import Gallery
 from intaglio.analysis.judge import Judge
 from intaglio.analysis.methods import Weaker
-from intaglio.analysis.sampler import Model, fingerprint
+from intaglio.analysis.sampler import Model, identity
 from intaglio.analysis.setting import method_of
 from intaglio_export.options import read_settings
 from intaglio_export.sources import open_source
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     adapter = open_source(args.model).adapter
     judge = Judge.open(args.model / "judge")
     model = Model(adapter, judge.prompts, text.MAX_SEQUENCE_LENGTH)
-    identity = fingerprint(adapter.transformer)
+    known = identity(model)
     weaker = Weaker.open(args.model / "weaker", adapter)
     for transformer in (adapter.transformer, weaker.transformer):
         transformer.set_attn_processor(flow.RepeatedRowAttention(text.MAX_SEQUENCE_LENGTH))
@@ -57,9 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     folder = args.out / PICTURES
     folder.mkdir(parents=True, exist_ok=True)
     setting = method_of(read_settings(args.model / "settings.json"), adapter)
-    gallery = Gallery(model, judge, folder, args.steps, identity)
+    gallery = Gallery(model, judge, folder, args.steps, known)
     arms = compare.arms(gallery, setting, compare.pilot(gallery, setting, weaker), weaker)
-    gallery = Gallery(model, judge, folder, args.steps, identity, (bar := tqdm()).update)
+    gallery = Gallery(model, judge, folder, args.steps, known, (bar := tqdm()).update)
     for name, method in arms.items():
         if not args.arms or name in args.arms:
             bar.set_description(name)

@@ -7,7 +7,9 @@ the number of steps, and on nothing else; its file can be gone on with.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,9 +24,7 @@ from intaglio_export.errors import ExportError
 from intaglio_export.massive import ChannelStatistics, measure
 
 QUANTILES = (0.5, 0.9, 0.99)
-# Points with tokens, and the gate, which has none; see `intaglio_export.observing`.
-STREAMS = ("after", "text", "modulated", "before")
-GATE = "gate"
+GATE = "gate"  # the point without tokens; see `intaglio_export.observing`
 _PACKAGES = ("intaglio", "numpy", "onnxruntime", "torch", "diffusers")
 
 Floats = NDArray[np.floating]
@@ -46,26 +46,45 @@ class Recorder:
         self.done = 0  # batches of conditions that are in the sums
         self.about: dict[str, Any] = {}
 
-    def add(self, point: str, block: int, step: int, rows: Floats) -> None:
-        """Count `rows`, z [B, T, C] of a stream or alpha [B, C] of the gate, at step `step`."""
-        for row in rows:
-            place = block, step
+    def add(
+        self,
+        point: str,
+        block: int,
+        step: int,
+        rows: Floats,
+        tokens: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Count `rows`, z [B, T, C] of a stream or alpha [B, C] of the gate, at step `step`.
+
+        `tokens` [B, T] says which tokens count; None stands for all.
+        """
+        place = block, step
+        for i, row in enumerate(rows):
             self._add(point, "count", place, np.float64(1))
-            self._add(point, "mean", place, row if point == GATE else row.mean(0))
-            size = np.abs(row)
             if point == GATE:
-                self._add(point, "mean_abs", place, size)
+                self._add(point, "mean", place, row)
+                self._add(point, "mean_abs", place, np.abs(row))
                 continue
-            condition = measure(size)
-            mean = size.mean(0)
-            self._add(point, "mean_abs", place, mean)
-            self._add(point, "max_abs", place, size.max(0), np.maximum)
-            self._add(point, "ratio", place, condition.ratio)
-            self._add(point, "agreement", place, condition.agreement)
-            self._add(point, "massive", place, condition.massive)
-            self._add(point, "quantiles", place, np.quantile(size, QUANTILES, axis=0).T)
-            token = size.mean(1)
-            self._add(point, "tokens", place, token / max(float(np.median(token)), 1e-6))
+            counted = np.ones(len(row), bool) if tokens is None else tokens[i]
+            self._add_tokens(point, place, row[counted], counted)
+
+    def _add_tokens(
+        self, point: str, place: tuple[int, int], row: Floats, counted: NDArray[np.bool_]
+    ) -> None:
+        """Of z [T', C] of the tokens that count among all."""
+        size = np.abs(row)
+        condition = measure(size)
+        self._add(point, "mean", place, row.mean(0))
+        self._add(point, "mean_abs", place, size.mean(0))
+        self._add(point, "max_abs", place, size.max(0), np.maximum)
+        self._add(point, "ratio", place, condition.ratio)
+        self._add(point, "agreement", place, condition.agreement)
+        self._add(point, "massive", place, condition.massive)
+        self._add(point, "quantiles", place, np.quantile(size, QUANTILES, axis=0).T)
+        token = size.mean(1)
+        tokens = np.ones(len(counted))  # one that does not count passes for the median
+        tokens[counted] = token / max(float(np.median(token)), 1e-6)
+        self._add(point, "tokens", place, tokens)
 
     def _add(
         self,
@@ -81,11 +100,15 @@ class Recorder:
         self.sums[key][place] = how(self.sums[key][place], value)
 
     def save(self, path: Path) -> None:
-        """Write the sums to `path` (.npz), and what they are of to the .json beside it."""
+        """Write the sums, and what they are of, to `path` (.npz)."""
+        about = json.dumps(self.about)
         temporary = path.with_suffix(".tmp")
         with temporary.open("wb") as file:
-            np.savez_compressed(file, **self.sums, done=self.done, sigmas=self.sigmas)  # type: ignore[arg-type]
+            np.savez_compressed(file, **self.sums, done=self.done, sigmas=self.sigmas, about=about)  # type: ignore[arg-type]
         temporary.rename(path)
+
+    def describe(self, path: Path) -> None:
+        """Write what the sums are of, with versions, to `path` (.json), for people."""
         versions = {}
         for package in _PACKAGES:
             try:
@@ -93,18 +116,17 @@ class Recorder:
             except metadata.PackageNotFoundError:
                 continue  # torch and diffusers need not be there
         text = json.dumps(self.about | {"versions": versions}, indent=1)
-        path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+        path.write_text(text + "\n", encoding="utf-8")
 
     def resume(self, path: Path) -> None:
-        """Go on from the file that `save` wrote, if it is of the same conditions."""
-        about = path.with_suffix(".json")
-        if not path.exists() or not about.exists():
+        """Go on from the file that `save` wrote, if it can be read and is of the same conditions."""
+        try:
+            arrays = dict(np.load(path))
+            about = json.loads(str(arrays.pop("about")))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return
-        found = json.loads(about.read_text("utf-8"))
-        found.pop("versions")
-        if found != json.loads(json.dumps(self.about)):
+        if about != json.loads(json.dumps(self.about)):
             return
-        arrays = dict(np.load(path))
         self.done = int(arrays.pop("done"))
         self.sigmas = arrays.pop("sigmas")
         self.sums = arrays
@@ -167,8 +189,10 @@ def record_bundle(
             " --observe, or probe the diffusers model."
         )
     recorder = Recorder(bundle.blocks, steps)
+    manifest = Path(bundle.folder) / "bundle.json"  # has the hashes of all its files
     recorder.about = {
         "source": bundle.name,
+        "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(),
         "prompts": list(prompts),
         "seeds": list(seeds),
         "steps": steps,
@@ -181,6 +205,7 @@ def record_bundle(
             recorder.add(GATE, block, step.step, step.gate(block))
 
     recorder.resume(path)
+    recorder.describe(path.with_suffix(".json"))
     for i, prompt in enumerate(prompts):
         if i >= recorder.done:
             what: dict[str, Any] = {"prompt": prompt}

@@ -16,6 +16,8 @@ from intaglio.analysis.page import Figure, Section, Table
 
 SHOWN = 12
 RESAMPLES = 200
+# Pictures that precision and recall are measured with, at the most.
+COVERED = 2000
 
 
 def comparison(gallery: Gallery, setting: Method, weaker: Weaker | None, images: int) -> Section:
@@ -78,11 +80,11 @@ def measured(pictures: Pictures, judge: Judge | None) -> dict[str, float]:
     values: dict[str, float] = {}
     if judge is not None:
         features = pictures["features"]
-        precision, recall = quality.precision_recall(judge.neighbours, features[:2000])
+        precision, recall = quality.precision_recall(judge.neighbours, features[:COVERED])
         values = {
             "frechet": quality.frechet(quality.moments(features), judge.moments),
-            "precision": precision,
-            "recall": recall,
+            "precision": float(precision.mean()),
+            "recall": float(recall.mean()),
             "accuracy": float(_right(pictures, judge).mean()),
         }
     values |= {name: float(pictures[name].mean()) for name in quality.DETAIL}
@@ -110,8 +112,14 @@ def against(base: Pictures, other: Pictures, judge: Judge | None) -> dict[str, q
             RESAMPLES,
             seed=0,
         )
+        covered = [
+            quality.precision_recall(judge.neighbours, pictures["features"][: min(n, COVERED)])
+            for pictures in (base, other)
+        ]
+        for name, pair in zip(("precision", "recall"), zip(*covered, strict=True), strict=True):
+            gaps[name] = quality.paired_share_difference(*pair)
         right = [_right(pictures, judge)[:n] for pictures in (base, other)]
-        gaps["accuracy"] = quality.paired_difference(*right)
+        gaps["accuracy"] = quality.paired_share_difference(*right)
     for name in (*quality.DETAIL, "saturation", "clipped"):
         gaps[name] = quality.paired_difference(base[name][:n], other[name][:n])
     return gaps

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -58,13 +59,13 @@ class Gallery:
         identity: str,
         progress: Callable[[int], None] = lambda images: None,
     ) -> None:
-        """`identity` names the model's weights. `progress` is told how many images were drawn."""
+        """`identity` is `sampler.identity` of the model, which another way to run it may share.
+        `progress` is told how many images were drawn."""
         self.model = model
         self.judge = judge
         self.steps = steps
         self.folder = folder
-        precision = str(model.adapter.dtype)
-        self._identity = [identity, precision, model.prompts, model.grid, steps, judge is not None]
+        self._identity = [identity, model.grid, steps, judge and judge.identity]
         self._progress = progress
 
     def draw(self, method: Method, seeds: Sequence[int], omega: bool = False) -> Pictures:
@@ -77,7 +78,8 @@ class Gallery:
         return self._draw([_plain(method), omega], predict, nullcontext, seeds)
 
     def changed(self, name: str, method: Method, scope: Scope, seeds: Sequence[int]) -> Pictures:
-        """Pictures of `method` drawn inside `scope`, an intervention called `name`."""
+        """Pictures of `method` drawn inside `scope`, an intervention that `name` tells from all
+        others."""
         return self._draw(
             [name, _plain(method)], lambda told: method.predictor(self.model), scope, seeds
         )
@@ -95,17 +97,18 @@ class Gallery:
             chunk = list(seeds[start : start + BATCH])
             key = json.dumps([*self._identity, *what, chunk], sort_keys=True)
             path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz"
-            if path.exists():
-                values = dict(np.load(path))
-            else:
+            shown = max(0, min(KEPT - start, len(chunk)))
+            values = _read(path)
+            if values is None or len(values["images"]) < shown:
                 values = self._measure(predict, scope, chunk)
+                values["images"] = values["images"][:shown]
                 temporary = path.with_suffix(".tmp")
                 with temporary.open("wb") as file:
                     np.savez_compressed(file, **values)  # type: ignore[arg-type]
                 temporary.rename(path)
             self._progress(len(chunk))
             values["prompt"] = np.array(chunk) % len(self.model.prompts)
-            kept.append(values.pop("images")[: max(0, KEPT - start)])
+            kept.append(values.pop("images")[:shown])
             parts.append(values)
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return Pictures(joined, np.concatenate(kept))
@@ -136,6 +139,14 @@ class Gallery:
             if omega.negative:
                 values["negative_norm"] = np.mean(omega.negative, axis=0)
         return values
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]] | None:
+    """What a file of pictures holds; None where there is none that can be read."""
+    try:
+        return dict(np.load(path))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def _plain(method: Method) -> Any:

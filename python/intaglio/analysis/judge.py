@@ -11,6 +11,7 @@ A model's own judge lies beside it as MODEL/judge.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ NEIGHBOURS = 2000
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """An opened judge. `prompts` and `labels` go together; `reference` is float32 [M, F]."""
+    """An opened judge. `prompts` and `labels` go together; `reference` is float32 [M, F];
+    `identity` tells its network from others."""
 
     session: Any
     classes: list[str]
@@ -39,6 +41,7 @@ class Judge:
     labels: NDArray[np.int64]
     reference: NDArray[np.float32]
     moments: Moments
+    identity: str
 
     @classmethod
     def open(cls, folder: Path) -> Judge:
@@ -73,7 +76,16 @@ class Judge:
                 f"{folder / 'judge.onnx'} gives {', '.join(sorted(names))}; it has to give features"
                 " and logits."
             )
-        return cls(session, classes, list(prompts), np.array(labels), reference, moments(reference))
+        identity = hashlib.sha256(network).hexdigest()
+        return cls(
+            session,
+            classes,
+            list(prompts),
+            np.array(labels),
+            reference,
+            moments(reference),
+            identity,
+        )
 
     def describe(self, images: Array) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Features [N, F] and classes [N] of pictures [N, H, W, 3]."""

@@ -181,7 +181,8 @@ class Omega:
     """The effective guidance of each step and image: [N] a step.
 
     `values`: omega = 1 + lambda + w <D_c - D_n, D_c - D_0> / |D_c - D_0|^2, w being 0 outside the
-    window. `negative`: |D_c - D_n| of the steps with a negative branch.
+    window. `negative`: sigma |D_c - D_n| of the steps with a negative branch, the length of the
+    term on the clean image: predictions of different steps are not of one scale there.
     """
 
     values: list[NDArray[np.float64]] = field(default_factory=list)
@@ -239,7 +240,7 @@ class _Predictor:
         d_c, d_0 = parts[-1], parts[0]
         negative = None if negative is None else negative.float()
         if self.omega is not None:
-            self._tell(d_c, d_0, negative)
+            self._tell(step, d_c, d_0, negative)
         guided = d_c
         if method.cfg_scale != 1.0:
             guided = guided + (method.cfg_scale - 1.0) * (d_c - d_0)
@@ -247,14 +248,16 @@ class _Predictor:
             guided = guided + method.weight * (d_c - negative)
         return guided
 
-    def _tell(self, d_c: torch.Tensor, d_0: torch.Tensor, negative: torch.Tensor | None) -> None:
+    def _tell(
+        self, step: Step, d_c: torch.Tensor, d_0: torch.Tensor, negative: torch.Tensor | None
+    ) -> None:
         assert self.omega is not None
         towards = (d_c - d_0).flatten(1).double()
         share = torch.zeros(len(d_c), dtype=torch.float64)
         if negative is not None:
             away = (d_c - negative).flatten(1).double()
             share = (away * towards).sum(1) / towards.square().sum(1).clamp_min(1e-12)
-            self.omega.negative.append(away.norm(dim=1).numpy())
+            self.omega.negative.append(step.sigma * away.norm(dim=1).numpy())
         self.omega.values.append((self.method.cfg_scale + self.method.weight * share).numpy())
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from intaglio.analysis.capture import Recorder, Statistics
 from intaglio.analysis.methods import Method
-from intaglio.analysis.sampler import Model, Step
+from intaglio.analysis.sampler import Model, Step, identity
 from intaglio_export.adapters.base import Inputs
 from intaglio_export.observing import observing
 
@@ -35,12 +35,14 @@ def record_model(
     recorder = Recorder(model.blocks, steps)
     recorder.about = {
         "points": list(points),
+        "model": identity(model),
         "prompts": model.prompts,
         "seeds": list(seeds),
         "steps": steps,
         "grid": list(model.grid),
     }
     recorder.resume(path)
+    recorder.describe(path.with_suffix(".json"))
     conditional = Method().predictor(model)
     for batch, start in enumerate(range(0, len(seeds), BATCH)):
         if batch >= recorder.done:
@@ -60,14 +62,28 @@ def _record(
 ) -> None:
     def predict(step: Step, given: Inputs, null: Inputs) -> torch.Tensor:
         recorder.sigmas[step.index] = step.sigma
+        prompted = prompt_tokens(given)
 
         def tell(point: str, block: int, tensor: torch.Tensor) -> None:
-            recorder.add(point, block, step.index, tensor.float().numpy())
+            tokens = prompted if point == "text" else None
+            recorder.add(point, block, step.index, tensor.float().numpy(), tokens)
 
         with observing(model.adapter, tell, points):
             return conditional(step, given, null)
 
     model.sample(predict, seeds, recorder.steps)
+
+
+def prompt_tokens(inputs: Inputs) -> NDArray[np.bool_] | None:
+    """Which tokens [B, S] of the text are an encoder's, and neither masked nor the zeros that stand
+    for an encoder that is not there; None without a text."""
+    if "text" not in inputs:
+        return None
+    tokens = (inputs["text"] != 0).any(2)
+    if "text_mask" in inputs:
+        tokens &= inputs["text_mask"] > 0
+    found: NDArray[np.bool_] = tokens.numpy()
+    return found
 
 
 def maps(

@@ -39,19 +39,22 @@ def explained(
     model.sample(Method().predictor(model), range(seed, seed + LEVELS), steps, watch=watch)
     # Image i is that of prompt i at the i-th picked step, so images differ in both.
     images = torch.stack([states[s][i % LEVELS] for i, s in enumerate(picked)])
-    roles = [role for role in ("pooled", "class", "text") if role in model.conditions]
-    swapped = roles[0]
+    swapped = next(role for role in ("pooled", "class", "text") if role in model.conditions)
+    # A text comes with its mask.
+    roles = [swapped, *({"text_mask"} & set(model.conditions) if swapped == "text" else ())]
     prompts = [i % len(model.prompts) for i in range(LEVELS)]
     conditional, _ = model.inputs([i % len(model.prompts) for i in range(len(images))])
-    vectors = model.inputs(prompts)[0][swapped]
+    vectors = model.inputs(prompts)[0]
     found = np.zeros((len(picked), LEVELS, len(images), len(channels)))
     for t, at in enumerate(picked):
         for p in range(LEVELS):
             given = conditional | {
                 "latent": images,
                 "timestep": times[at].expand(len(images)),
-                swapped: vectors[p : p + 1].expand(len(images), *vectors.shape[1:]),
             }
+            for role in roles:
+                vector = vectors[role][p : p + 1]
+                given[role] = vector.expand(len(images), *vector.shape[1:])
             found[t, p] = _sizes(model, block, channels, given)
     return _main_effects(found, f"prompt vector ({swapped})")
 

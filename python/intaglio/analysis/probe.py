@@ -18,7 +18,7 @@ from intaglio.analysis.judge import FOLDER as JUDGE
 from intaglio.analysis.judge import Judge
 from intaglio.analysis.methods import Method, Suppressed, Weaker
 from intaglio.analysis.page import Report, Section, plain
-from intaglio.analysis.sampler import Model, fingerprint
+from intaglio.analysis.sampler import Model, fingerprint, identity
 from intaglio.analysis.search import LARGEST, search
 from intaglio.analysis.setting import method_of
 from intaglio_export.channels import PROMPTS
@@ -121,7 +121,7 @@ class _Work:
             self.judge,
             request.output / PICTURES,
             request.steps,
-            fingerprint(adapter.transformer),
+            identity(self.model),
             self._drawn,
         )
         self._what, self._images, self._total = "", 0, 1

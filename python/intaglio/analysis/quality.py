@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, linalg, ndimage, special
+from scipy import fft, linalg, ndimage, special, stats
 from scipy.spatial.distance import cdist
 
 Array = NDArray[np.floating[Any]]
@@ -210,11 +210,12 @@ def frechet(a: Moments, b: Moments) -> float:
     return float(((mean_a - mean_b) ** 2).sum() + traces - 2.0 * root)
 
 
-def precision_recall(real: Array, fake: Array, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: Array, fake: Array, k: int = 3) -> tuple[Doubles, Doubles]:
     """Improved precision and recall (arXiv 1904.06991) of `fake` [M, F] against `real` [N, F].
 
-    Precision is the share of `fake` within the distance of some real row to its k-th neighbour
-    among the real; recall is the same with the sets exchanged. Memory does not grow with M x N.
+    Precision is the mean of the first [M]: 1 where a row of `fake` lies within the distance of some
+    real row to its k-th neighbour among the real. Recall is that of the second [N], with the sets
+    exchanged. Memory does not grow with M x N.
 
     Raises:
         TooFewSamples: a set has no k neighbours for each row.
@@ -225,10 +226,11 @@ def precision_recall(real: Array, fake: Array, k: int = 3) -> tuple[float, float
     return _covered(fake, real, k), _covered(real, fake, k)
 
 
-def _covered(points: Array, centres: Array, k: int) -> float:
+def _covered(points: Array, centres: Array, k: int) -> Doubles:
     # Each row's nearest is itself, so its k-th neighbour has index k.
     radii = np.concatenate([np.partition(d, k, axis=1)[:, k] for d in _distances(centres, centres)])
-    return float(np.concatenate([(d <= radii).any(1) for d in _distances(points, centres)]).mean())
+    inside = [(d <= radii).any(1) for d in _distances(points, centres)]
+    return np.concatenate(inside).astype(np.float64)
 
 
 def _distances(a: Array, b: Array) -> Iterator[Doubles]:
@@ -264,6 +266,38 @@ def paired_difference(a: Array, b: Array) -> Interval:
     """
     _need_pairs(a, b)
     return mean_interval(np.asarray(b, np.float64) - np.asarray(a, np.float64))
+
+
+def share_interval(hits: Array) -> Interval:
+    """The share of ones among `hits` [N] of 0 and 1, by Wilson's score: it stays within 0 to 1.
+
+    Raises:
+        TooFewSamples: there are fewer than two.
+    """
+    _need_two(hits)
+    ones = int(np.asarray(hits).sum())
+    found = stats.binomtest(ones, len(hits)).proportion_ci(0.95, method="wilson")
+    return Interval(ones / len(hits), float(found.low), float(found.high))
+
+
+def paired_share_difference(a: Array, b: Array) -> Interval:
+    """The difference of two shares, of ones in b minus of ones in a, [N] each, whose rows are pairs.
+
+    Adjusted Wald interval of Bonett and Price (2012), which does not vanish where few pairs differ.
+
+    Raises:
+        ValueError: the rows are not as many.
+        TooFewSamples: there are fewer than two pairs.
+    """
+    _need_pairs(a, b)
+    _need_two(a)
+    n, a, b = len(a), np.asarray(a, bool), np.asarray(b, bool)
+    gained, lost = (((x & ~y).sum() + 1) / (n + 2) for x, y in ((b, a), (a, b)))
+    middle = gained - lost
+    error = special.ndtri(0.975) * np.sqrt((gained + lost - middle**2) / (n + 2))
+    measured = (b.sum() - a.sum()) / n
+    low, high = max(-1.0, middle - error), min(1.0, middle + error)
+    return Interval(float(measured), float(min(low, measured)), float(max(high, measured)))
 
 
 def bootstrap_difference(

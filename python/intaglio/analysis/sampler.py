@@ -7,6 +7,7 @@ The loop is diffusers' own scheduler around a function that gives the guided pre
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Model:
     ) -> None:
         self.adapter = adapter
         self.prompts = list(prompts)
+        self.max_sequence_length = max_sequence_length
         self.grid = grid or calibration_grid(adapter)
         self.blocks = len(adapter.blocks())
         self.conditions = encode(adapter, self.prompts, max_sequence_length)
@@ -178,10 +180,25 @@ def changing(
         handle.remove()
 
 
-def fingerprint(transformer: nn.Module) -> str:
+def fingerprint(network: nn.Module) -> str:
     """Tells one set of weights from another by the beginning of each."""
     digest = hashlib.sha256()
-    for name, value in sorted(transformer.state_dict().items()):
+    for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
         digest.update(value.flatten()[:1024].double().numpy().tobytes())
     return digest.hexdigest()
+
+
+def identity(model: Model) -> str:
+    """Tells a model from others that draw other pictures of the same seeds: by the weights of its
+    networks, its scheduler, precision, and prompts."""
+    adapter = model.adapter
+    names = ("transformer", "vae", *adapter.text_encoders)
+    networks = {name: getattr(adapter.pipeline, name) for name in names}
+    scheduler = adapter.pipeline.scheduler
+    what = [
+        {name: network and fingerprint(network) for name, network in networks.items()},
+        [str(adapter.dtype), str(adapter.latent()), model.prompts, model.max_sequence_length],
+        [type(scheduler).__name__, dict(scheduler.config)],
+    ]
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
