@@ -13,7 +13,7 @@ MODEL := models/fashion-sd3
 BUNDLE := build/bundles/fashion-sd3
 DUAL := build/bundles/fashion-sd3-dual
 DEMO := build/demo
-REPORT_IMAGES := 2480
+REPORT_IMAGES := 5000
 REPORT_STEPS := 8
 
 CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt

@@ -108,7 +108,8 @@ def test_numbers_are_behind_every_part(report: Path) -> None:
     assert sum(values[0] for values in shares.values()) == pytest.approx(1, abs=1e-3)
     assert set(numbers[PARTS[4]]["arms"]) == {
         "none", "cfg", "cfg+dg", "cfg at omega", "cfg+random", "dg", "cfg+blurred",
-        "cfg+skip-layer", "cfg+autoguidance",
+        "cfg+skip-layer", "cfg+autoguidance", "cfg+random as far 1", "cfg+random as far 2",
+        "cfg+random as far 3",
     }  # fmt: skip
     gap = numbers[PARTS[4]]["minus_cfg"]["cfg+dg"]["frechet"]
     assert gap["low"] <= gap["high"]
@@ -201,7 +202,7 @@ def test_interventions_move_the_stream_as_they_say() -> None:
     stream[..., PLANTED] += 30
     suppressed = Suppressed(1, (PLANTED,))
     means = np.arange(64, dtype=np.float32)
-    done = effects.interventions(suppressed, 64, (4, 4), means)
+    done = effects.interventions(suppressed, 64, (4, 4), means, [5])
     moved = {n: i.hidden(stream) - stream for n, i in done.items() if i.hidden is not None}
     far = moved["zeroed"].norm(dim=-1)
     torch.testing.assert_close(far, stream[..., PLANTED].abs())
@@ -213,8 +214,10 @@ def test_interventions_move_the_stream_as_they_say() -> None:
     middle = moved["zeroed on middle tokens"].norm(dim=-1).reshape(2, 4, 4) > 0
     assert middle.sum() == 2 * 4
     assert middle[:, 1:3, 1:3].all()
-    assert done["zeroed in text only"].text is not None
-    assert done["zeroed in text only"].hidden is None
+    assert done["text's zeroed"].hidden is None
+    zeroed = done["text's zeroed"].text(stream)
+    torch.testing.assert_close(zeroed, stream * (torch.arange(64) != 5))
+    assert "text's zeroed" not in effects.interventions(suppressed, 64, (4, 4), means, [])
 
 
 def test_random_channels_are_others_and_repeatable() -> None:

@@ -119,7 +119,7 @@ class Recorder:
         path.write_text(text + "\n", encoding="utf-8")
 
     def resume(self, path: Path) -> None:
-        """Go on from the file that `save` wrote, if it can be read and is of the same conditions."""
+        """Go on from the file that `save` wrote, where it is of the same conditions."""
         try:
             arrays = dict(np.load(path))
             about = json.loads(str(arrays.pop("about")))

@@ -18,6 +18,8 @@ from intaglio.analysis.methods import (
 
 SEED = 100_000
 PILOT_SEED, PILOT = 90_000, 80
+# Draws of random channels that are moved as far as DG's.
+RANDOM = 3
 # The arms that the question is about; of the others no more than OTHERS pictures are drawn.
 MAIN = ("cfg", "cfg+dg", "cfg at omega", "cfg+random")
 OTHERS = 2000
@@ -28,7 +30,7 @@ UNFELT = 1e-9
 
 @dataclass(frozen=True)
 class Pilot:
-    """What the arms are set up by: omega of the setting, the norms of |D_c - D_n| by name."""
+    """What the arms are set up by: omega of the setting, and norms of sigma (D_c - D_n) by name."""
 
     omega: float
     norms: dict[str, float]
@@ -54,6 +56,9 @@ def negatives(gallery: Gallery, setting: Method, weaker: Weaker | None) -> dict[
         "blurred": Blurred(RADIUS),
         "skip-layer": Skipped(gallery.model.blocks // 2),
     }
+    width = gallery.model.adapter.channels
+    for draw in range(RANDOM):
+        found[f"random as far {draw + 1}"] = random_channels(setting.negative, width, draw)
     if weaker is not None:
         found["autoguidance"] = weaker
     return found
@@ -61,12 +66,12 @@ def negatives(gallery: Gallery, setting: Method, weaker: Weaker | None) -> dict[
 
 def pilot(gallery: Gallery, setting: Method, weaker: Weaker | None) -> Pilot:
     """Measure on seeds of its own what `arms` needs: omega on runs of the setting, and norms along
-    runs of CFG alone."""
+    runs of CFG alone, on the clean image that each step means, within the setting's window."""
     seeds = range(PILOT_SEED, PILOT_SEED + PILOT)
     omega = float(gallery.draw(setting, seeds, omega=True)["omega"].mean())
     norms = {}
     for name, negative in negatives(gallery, setting, weaker).items():
-        method = replace(setting, weight=UNFELT, negative=negative, window=(0.0, 1.0))
+        method = replace(setting, weight=UNFELT, negative=negative)
         norms[name] = float(gallery.draw(method, seeds, omega=True)["negative_norm"].mean())
     return Pilot(omega, norms)
 

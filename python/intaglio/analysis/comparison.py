@@ -142,7 +142,9 @@ def _claims(
     claims = [
         f"Effective guidance of cfg_scale {setting.cfg_scale:g} with w {setting.weight:g}:"
         f" omega {found.omega:.3f}, where CFG alone has {setting.cfg_scale:g}. The other negatives'"
-        " weights make their terms as long as DG's on runs of CFG alone.",
+        " weights make their terms as long as DG's on the clean image, along runs of CFG alone;"
+        " their omega is in the table and is not DG's. DG's setting may have been searched for on"
+        " this model; of the others nothing was.",
     ]
     if not judged:
         return [
@@ -161,9 +163,16 @@ def _claims(
         "Fréchet distances of fewer images come out larger: compare them between arms of as many"
         " images only. The differences are over the seeds that both have."
     )
-    dg, random = gaps["cfg+dg"]["frechet"], gaps["cfg+random"]["frechet"]
-    if dg.high < 0 and random.high < 0:
-        claims.append("Random channels help too: the gain is not of these channels alone.")
+    dg = gaps["cfg+dg"]["frechet"]
+    draws = [gaps[name]["frechet"] for name in gaps if name.startswith("cfg+random as far")]
+    claims.append(
+        "Random channels at the w that moves them as far, a draw each: "
+        + "; ".join(f"{gap}, {verdict(gap, lambda value: value < 0)} CFG alone" for gap in draws)
+        + "."
+    )
+    random = [gaps["cfg+random"]["frechet"], *draws]
+    if dg.high < 0 and any(gap.high < 0 for gap in random):
+        claims.append("Random channels can help too: the gain is not of these channels alone.")
     accuracy = gaps["cfg+dg"]["accuracy"]
     claims.append(
         f"Class accuracy of cfg+dg: difference {accuracy},"

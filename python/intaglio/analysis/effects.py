@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -34,9 +35,14 @@ class Intervention:
 
 
 def interventions(
-    suppressed: Suppressed, width: int, grid: tuple[int, int], means: NDArray[np.floating]
+    suppressed: Suppressed,
+    width: int,
+    grid: tuple[int, int],
+    means: NDArray[np.floating],
+    text_channels: Sequence[int],
 ) -> dict[str, Intervention]:
-    """By name. `means` [C] are each channel's calibrated mean z after the block."""
+    """By name. `means` [C] are each channel's calibrated mean z after the block; `text_channels`
+    those to zero in the text stream, none where there is no such stream."""
     channels = list(suppressed.channels)
     others = [list(random_channels(suppressed, width, draw).channels) for draw in range(2)]
     middle = centre(grid)
@@ -66,15 +72,17 @@ def interventions(
         changed[..., others[0]] -= direction * far / direction.norm(dim=-1, keepdim=True).clip(1e-6)
         return changed
 
-    return {
+    found = {
         "zeroed": Intervention(zero(channels)),
         "random zeroed": Intervention(zero(others[0])),
         "random zeroed, second draw": Intervention(zero(others[1])),
         "random, as far moved": Intervention(as_strong),
         "replaced by means": Intervention(replaced),
         "zeroed on middle tokens": Intervention(zero(channels, middle)),
-        "zeroed in text only": Intervention(text=zero(channels)),
     }
+    if text_channels:
+        found["text's zeroed"] = Intervention(text=zero(text_channels))
+    return found
 
 
 def centre(grid: tuple[int, int]) -> torch.Tensor:
@@ -90,6 +98,7 @@ def effects(
     suppressed: Suppressed,
     cfg_scale: float,
     means: NDArray[np.floating],
+    text_channels: Sequence[int],
     images: int,
 ) -> Section:
     """Generate with each intervention after block `suppressed.block`, in all branches, and compare
@@ -99,16 +108,17 @@ def effects(
     seeds = range(SEED, SEED + images)
     base = gallery.draw(method, seeds)
     drawn: dict[str, Pictures] = {}
-    for name, done in interventions(suppressed, model.adapter.channels, model.grid, means).items():
+    width = model.adapter.channels
+    known = json.dumps([suppressed.block, suppressed.channels, list(text_channels), means.tolist()])
+    for name, done in interventions(suppressed, width, model.grid, means, text_channels).items():
 
         def scope(done: Intervention = done) -> AbstractContextManager[None]:
             return changing(model.adapter, suppressed.block, done.hidden, done.text)
 
-        what = f"{name} {suppressed.block} {suppressed.channels}"
-        drawn[name] = gallery.changed(what, method, scope, seeds)
+        drawn[name] = gallery.changed(f"{name} {known}", method, scope, seeds)
     found = {name: differences(base, pictures, gallery) for name, pictures in drawn.items()}
     found["blurred picture"] = _blur_control(base)
-    locality = _locality(base, drawn["zeroed on middle tokens"], model.grid)
+    locality = _locality(base, drawn["zeroed on middle tokens"], drawn["zeroed"], model.grid)
     rows = {"untouched": base.images[:SHOWN]} | {
         name: pictures.images[:SHOWN] for name, pictures in drawn.items()
     }
@@ -136,6 +146,7 @@ def effects(
     numbers: dict[str, Any] = {
         "block": suppressed.block,
         "channels": list(suppressed.channels),
+        "text_channels": list(text_channels),
         "images": images,
         "differences": found,
         "locality": locality,
@@ -158,7 +169,7 @@ def differences(base: Pictures, changed: Pictures, gallery: Gallery) -> dict[str
         same = (base["class"] == changed["class"]).astype(np.float64)
         apart = np.linalg.norm(base["features"] - changed["features"], axis=1)
         scale = np.linalg.norm(base["features"], axis=1).mean()
-        found["class_agreement"] = quality.mean_interval(same)
+        found["class_agreement"] = quality.share_interval(same)
         found["feature_distance"] = quality.mean_interval(apart / scale)
     return found
 
@@ -187,30 +198,38 @@ def _blur_control(base: Pictures) -> dict[str, quality.Interval]:
     return found | {"low_pass_similarity": quality.mean_interval(similarity)}
 
 
-def _locality(base: Pictures, changed: Pictures, grid: tuple[int, int]) -> dict[str, Any]:
-    """Mean squared change of pixels inside and outside the tokens that were changed."""
-    change = ((base.images.astype(np.float64) - changed.images) / 255) ** 2
+def _locality(
+    base: Pictures, middle: Pictures, everywhere: Pictures, grid: tuple[int, int]
+) -> dict[str, Any]:
+    """How many times as much pixels change (mean squared) on the middle tokens as elsewhere: when
+    these alone are changed, and when all are, since pictures have more in their middle anyway."""
     rows, columns = grid
     mask = np.zeros(rows * columns, bool)
     mask[centre(grid).numpy()] = True
-    height, width = change.shape[1:3]
+    height, width = base.images.shape[1:3]
     pixels = np.kron(mask.reshape(grid), np.ones((height // rows, width // columns))) > 0
-    per_pixel = change.mean(3)
-    inside, outside = per_pixel[:, pixels].mean(1), per_pixel[:, ~pixels].mean(1)
+
+    def ratio(changed: Pictures) -> float:
+        change = ((base.images.astype(np.float64) - changed.images) / 255) ** 2
+        per_pixel = change.mean((0, 3))
+        return float(per_pixel[pixels].mean() / max(per_pixel[~pixels].mean(), 1e-12))
+
     return {
-        "inside": quality.mean_interval(inside),
-        "outside": quality.mean_interval(outside),
+        "middle": ratio(middle),
+        "everywhere": ratio(everywhere),
         "images": min(KEPT, len(base)),
         "tokens": int(mask.sum()),
     }
 
 
 def _locality_sentence(locality: dict[str, Any]) -> str:
-    ratio = locality["inside"].measured / max(locality["outside"].measured, 1e-12)
-    word = "mostly local" if ratio > 3 else "not local" if ratio < 1.5 else "partly local"
+    middle, everywhere = locality["middle"], locality["everywhere"]
+    times = middle / max(everywhere, 1e-12)
+    word = "mostly local" if times > 3 else "not local" if times < 1.5 else "partly local"
     return (
-        f"Zeroed on the {locality['tokens']} middle tokens only, pixels there change {ratio:.1f}"
-        f" times as much as the others (mean squared): the effect is {word}."
+        f"Zeroed on the {locality['tokens']} middle tokens only, pixels there change {middle:.1f}"
+        f" times as much as the others (mean squared); zeroed everywhere, {everywhere:.1f} times:"
+        f" the effect is {word}."
     )
 
 
@@ -221,7 +240,8 @@ def _claims(
     claims = [
         f"Channels {channels} after block {suppressed.block}, {images} images each, 95 % intervals."
     ]
-    for name in ("zeroed", "random zeroed", "random, as far moved", "replaced by means"):
+    names = ["zeroed", "random zeroed", "random, as far moved", "replaced by means"]
+    for name in [*names, *(["text's zeroed"] if "text's zeroed" in found else [])]:
         values = found[name]
         words = [
             f"high-frequency energy changes by a factor {_factor(values['high_frequency_energy'])}",

@@ -22,10 +22,14 @@ def failures(gallery: Gallery, setting: Method, images: int) -> Section:
     seeds = range(SEED, SEED + images)
     drawn = {}
     for factor in FACTORS:
-        weight = round(setting.weight * factor, 6)
+        weight = setting.weight * factor
         drawn[weight] = gallery.draw(replace(setting, weight=weight), seeds)
     base = drawn[0.0]
     curves = {weight: _measures(base, pictures) for weight, pictures in drawn.items()}
+    gaps = {
+        name: {w: quality.paired_difference(base[name], p[name]) for w, p in drawn.items() if w}
+        for name in ("high_frequency_energy", "clipped")
+    }
     rows = [[w, *(str(value) for value in row.values())] for w, row in curves.items()]
     weights = list(curves)
     lines = {
@@ -52,10 +56,16 @@ def failures(gallery: Gallery, setting: Method, images: int) -> Section:
     ]
     return Section(
         "Failure cases",
-        _claims(curves, setting),
+        _claims(curves, gaps, setting),
         [Table(["w", *(name.replace("_", " ") for name in curves[0.0])], rows)],
         figures,
-        {"images": images, "by_w": {str(w): row for w, row in curves.items()}},
+        {
+            "images": images,
+            "by_w": {str(w): row for w, row in curves.items()},
+            "minus_w_0": {
+                name: {str(w): gap for w, gap in of.items()} for name, of in gaps.items()
+            },
+        },
     )
 
 
@@ -70,31 +80,34 @@ def _measures(base: Pictures, pictures: Pictures) -> dict[str, quality.Interval]
     }
     if "class" in pictures.values:
         same = (pictures["class"] == base["class"]).astype(np.float64)
-        found["class_agreement"] = quality.mean_interval(same)
+        found["class_agreement"] = quality.share_interval(same)
     return found
 
 
-def _claims(curves: dict[float, dict[str, quality.Interval]], setting: Method) -> list[str]:
-    """At which w each measure leaves what CFG alone has."""
+def _claims(
+    curves: dict[float, dict[str, quality.Interval]],
+    gaps: dict[str, dict[float, quality.Interval]],
+    setting: Method,
+) -> list[str]:
+    """At which w each measure leaves what CFG alone has, on the same seeds."""
     claims = []
+    last = setting.weight * FACTORS[-1]
     names = {
         "high_frequency_energy": "Over-sharpening: high-frequency energy",
         "clipped": "Clipping: the share of pixels out of range",
     }
     for name, words in names.items():
         start = curves[0.0][name]
-        left = [w for w, row in curves.items() if row[name].low > start.high]
-        last = max(curves)
+        left = [w for w, gap in gaps[name].items() if gap.low > 0]
         claims.append(
             f"{words} goes from {start.measured:.3g} without DG to"
             f" {curves[last][name].measured:.3g} at w {last:g}; "
             + (
-                f"it is measurably higher from w {min(left):g} on."
+                f"it is measurably higher from w {min(left, key=abs):g} on."
                 if left
                 else "no w is measurable."
             )
         )
-    last = max(curves)
     drift = {w: curves[w]["color_drift"].measured for w in (setting.weight, last)}
     claims.append(
         "Colour shift: the mean colour moves by delta E "

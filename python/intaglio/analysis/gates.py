@@ -21,12 +21,7 @@ def origins(
 ) -> Section:
     """`variance`: of the channels, what `explained` returns; empty where it could not be run."""
     profile = gates(statistics)
-    claims = [
-        "The gate alpha and |z| agree on the channels: over blocks, the rank correlation of |alpha|"
-        f" with mean |z| after the block is {profile['correlation'].min():+.2f} to"
-        f" {profile['correlation'].max():+.2f}; of the 8 channels with the largest gates,"
-        f" {profile['shared'].mean():.1f} on average are among the 8 largest of z."
-    ]
+    claims = [_gate_sentence(profile)]
     sizes = {str(c): statistics["after.mean_abs"][block, :, c].tolist() for c in channels}
     median = np.median(statistics["after.mean_abs"][block], axis=1)
     for c in channels:
@@ -36,6 +31,7 @@ def origins(
             f" {last:.3g} at the last, while the median channel's goes from {median[0]:.3g} to"
             f" {median[-1]:.3g}."
         )
+    claims.append(_papers_sentence(statistics, block, channels, variance))
     tables = []
     if variance:
         claims += [_variance_sentence(c, i, variance) for i, c in enumerate(channels)]
@@ -97,6 +93,44 @@ def gates(statistics: Statistics) -> dict[str, NDArray[np.float64]]:
         "correlation": np.nan_to_num(np.array(correlation)),
         "shared": np.array(shared, np.float64),
     }
+
+
+def _gate_sentence(profile: dict[str, NDArray[np.float64]]) -> str:
+    correlation = profile["correlation"]
+    typical = float(np.median(correlation))
+    word = "agree" if typical >= 0.7 else "agree in part" if typical >= 0.3 else "do not agree"
+    return (
+        f"The gate alpha and |z| {word} on the channels: over blocks, the rank correlation of"
+        f" |alpha| with mean |z| after the block is {correlation.min():+.2f} to"
+        f" {correlation.max():+.2f} (median {typical:+.2f}); of the 8 channels with the largest"
+        f" gates, {profile['shared'].mean():.1f} on average are among the 8 largest of z."
+    )
+
+
+def _papers_sentence(
+    statistics: Statistics,
+    block: int,
+    channels: Sequence[int],
+    variance: dict[str, NDArray[np.float64]],
+) -> str:
+    """Whether what the papers report of large models holds: |z| grows as t goes to 0, and hardly
+    depends on the prompt (arXiv 2510.11538)."""
+    sizes = statistics["after.mean_abs"][block][:, list(channels)]
+    grows = bool((sizes[-1] > sizes[0]).all())
+    falls = bool((sizes[-1] < sizes[0]).all())
+    word = "grows" if grows else "falls" if falls else "grows in some channels and falls in others"
+    sentence = (
+        "The papers report of large models that |z| grows as t goes to 0. Here it"
+        f" {word}: {'the same' if grows else 'it differs'}."
+    )
+    prompt = next((shares for name, shares in variance.items() if "prompt" in name), None)
+    if prompt is None:
+        return sentence
+    little = float(prompt.max()) < 0.1
+    return sentence + (
+        " They report that it hardly depends on the prompt; here the prompt explains at most"
+        f" {prompt.max():.0%} of the variance: {'the same' if little else 'it differs'}."
+    )
 
 
 def _variance_sentence(channel: int, i: int, variance: dict[str, NDArray[np.float64]]) -> str:

@@ -23,10 +23,12 @@ def presence(statistics: Statistics) -> Section:
     found = statistics.channels()
     claims = [massive_sentence(statistics, "after", "image stream")]
     claims += [_stability(statistics), _same_set(statistics), _tokens(statistics, "after", "image")]
+    if statistics.has("modulated"):
+        claims.append(massive_sentence(statistics, "modulated", "AdaLN output, which blocks read"))
     tables = [_table(statistics, "after")]
     if statistics.has("text"):
         claims += [
-            massive_sentence(statistics, "text", "text stream"),
+            massive_sentence(statistics, "text", "text stream, padding left out"),
             _tokens(statistics, "text", "text"),
         ]
         tables.append(_table(statistics, "text"))
@@ -71,9 +73,10 @@ def massive_sentence(statistics: Statistics, point: str, name: str) -> str:
     )
     if not massive:
         block, channel = divmod(int(found.ratio.argmax()), found.ratio.shape[1])
+        differs = " The papers' large models have one or two." if point == "after" else ""
         return (
             f"Massive channels of the {name}: none ({definition}). The largest is channel"
-            f" {channel} after block {block}, at {found.ratio[block, channel]:.1f} times."
+            f" {channel} after block {block}, at {found.ratio[block, channel]:.1f} times.{differs}"
         )
     sets: dict[tuple[int, ...], list[int]] = {}
     for block in massive:

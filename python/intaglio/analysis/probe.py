@@ -9,7 +9,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from intaglio.analysis import effects, failures, gates, observation, origins, presence
+from intaglio.analysis import (
+    compare,
+    effects,
+    failures,
+    gates,
+    observation,
+    origins,
+    presence,
+    search,
+)
 from intaglio.analysis.capture import Statistics
 from intaglio.analysis.comparison import comparison
 from intaglio.analysis.folder import PICTURES, STATISTICS, check_output, read_prompts
@@ -19,7 +28,7 @@ from intaglio.analysis.judge import Judge
 from intaglio.analysis.methods import Method, Suppressed, Weaker
 from intaglio.analysis.page import Report, Section, plain
 from intaglio.analysis.sampler import Model, fingerprint, identity
-from intaglio.analysis.search import LARGEST, search
+from intaglio.analysis.search import LARGEST
 from intaglio.analysis.setting import method_of
 from intaglio_export.channels import PROMPTS
 from intaglio_export.errors import ExitCode, ExportError
@@ -176,12 +185,17 @@ class _Work:
         suppressed = setting.negative
         assert isinstance(suppressed, Suppressed)
         means = statistics["after.mean"][block].mean(0)
+        text: list[int] = []
+        if statistics.has("text"):
+            of_text = statistics.channels("text")
+            text = of_text.massive(block) or of_text.largest(block)[:LARGEST]
         sections.append(
-            effects.effects(self.gallery, suppressed, self.cfg_scale, means, request.seeds)
+            effects.effects(self.gallery, suppressed, self.cfg_scale, means, text, request.seeds)
         )
         found, settings = self._search(channels)
-        self._begin("Comparing ways to guide", 8 * request.images)
+        self._begin("Comparing ways to guide", 12 * request.images)
         sections.append(comparison(self.gallery, setting, self.weaker, request.images))
+        self.setting = setting
         self._begin("Raising w", len(failures.FACTORS) * request.seeds)
         sections.append(failures.failures(self.gallery, setting, request.seeds))
         return [*sections, found], settings
@@ -225,7 +239,7 @@ class _Work:
         tried = max(TRIED, self.judge.reference.shape[1] + 8)
         self._begin("Searching settings", 12 * tried + 3 * self.request.images)
         given = method_of(self.known, self.source.adapter)
-        section, settings = search(
+        section, settings = search.search(
             self.gallery, found, self.cfg_scale, given, tried, self.request.images
         )
         settings["max_sequence_length"] = self.known.max_sequence_length
@@ -247,8 +261,32 @@ class _Work:
             "judge": f"{len(self.judge.classes)} classes, {len(self.judge.reference)} real images"
             if self.judge
             else "none",
+            "setting": self._in_words(),
+            "command": self._command(),
             "versions": ", ".join(f"{name} {metadata.version(name)}" for name in packages),
         }
+
+    def _in_words(self) -> str:
+        """The setting that parts 2 to 6 are about, and how many pictures they draw of it."""
+        how = self.setting.negative
+        assert isinstance(how, Suppressed)
+        channels = ", ".join(map(str, how.channels))
+        words = (
+            f"cfg_scale {self.setting.cfg_scale:g}, w {self.setting.weight:g}, channels {channels}"
+            f" after block {how.block}; seeds from {compare.SEED} on for part 5, {effects.SEED} for"
+            f" part 4, {failures.SEED} for 6, {search.SEED} and {search.CONFIRM_SEED} for 7"
+        )
+        known = self.known.steps
+        if known not in (None, self.request.steps):
+            words += f"; the setting is one for {known} steps"
+        return words
+
+    def _command(self) -> str:
+        request = self.request
+        return (
+            f"intaglio probe {self.source.name} --images {request.images} --seeds {request.seeds}"
+            f" --steps {request.steps}"
+        )
 
 
 def _beside(given: Path | None, beside: Path, open_it: Callable[[Path], Any]) -> Any:

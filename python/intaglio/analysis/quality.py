@@ -281,7 +281,7 @@ def share_interval(hits: Array) -> Interval:
 
 
 def paired_share_difference(a: Array, b: Array) -> Interval:
-    """The difference of two shares, of ones in b minus of ones in a, [N] each, whose rows are pairs.
+    """The share of ones in b minus that in a, [N] each, whose rows are pairs.
 
     Adjusted Wald interval of Bonett and Price (2012), which does not vanish where few pairs differ.
 
@@ -291,11 +291,12 @@ def paired_share_difference(a: Array, b: Array) -> Interval:
     """
     _need_pairs(a, b)
     _need_two(a)
-    n, a, b = len(a), np.asarray(a, bool), np.asarray(b, bool)
-    gained, lost = (((x & ~y).sum() + 1) / (n + 2) for x, y in ((b, a), (a, b)))
+    n = len(a)
+    change = np.asarray(b, np.float64) - np.asarray(a, np.float64)
+    gained, lost = ((int((change == sign).sum()) + 1) / (n + 2) for sign in (1, -1))
     middle = gained - lost
     error = special.ndtri(0.975) * np.sqrt((gained + lost - middle**2) / (n + 2))
-    measured = (b.sum() - a.sum()) / n
+    measured = change.mean()
     low, high = max(-1.0, middle - error), min(1.0, middle + error)
     return Interval(float(measured), float(min(low, measured)), float(max(high, measured)))
 
