@@ -35,7 +35,7 @@ def conditioning_inputs(adapter: Adapter) -> tuple[TensorSpec, ...]:
 
 
 def conditioning_outputs(adapter: Adapter) -> tuple[TensorSpec, ...]:
-    """`modulation`, of every block and of the output in one row, and `context` where there is text."""
+    """`modulation`, of all blocks and the output in one row, and `context` where there is text."""
     width = sum(modulation.width for modulation in adapter.modulations())
     outputs = [TensorSpec("modulation", ("conditions", width))]
     for text in _of(adapter, ("text",)):
@@ -118,7 +118,7 @@ def _width(module: nn.Module) -> int:
 
 
 def _completed(adapter: Adapter, inputs: Inputs, sizes: Mapping[str, int]) -> Inputs:
-    """`inputs`, and zeros for all others of the transformer: nothing that is used depends on them."""
+    """`inputs`, and zeros for the transformer's others: nothing that is used depends on them."""
     some = next(iter(inputs.values()))
     zeros = {
         spec.role: some.new_zeros(

@@ -106,7 +106,8 @@ Graph read_conditioning_graph(const Node& node) {
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     const GraphTensor& output = graph.outputs[i];
     const auto wanted = axes.extract(output.role);
-    if (wanted.empty()) outputs[i].at("role").refuse("is nothing that conditioning makes, or twice");
+    if (wanted.empty())
+      outputs[i].at("role").refuse("is nothing that conditioning makes, or twice");
     if (output.axes.size() != wanted.mapped() ||
         !std::holds_alternative<std::int64_t>(output.axes.back()))
       outputs[i].at("axes").refuse("must be " + std::to_string(wanted.mapped()) +

@@ -19,8 +19,8 @@ void read_transformer(const Node& node, Bundle& bundle) {
   if (graphs.has("conditioning"))
     read["conditioning"] = read_conditioning_graph(graphs.at("conditioning"));
   const auto read_as = [&](const char* name, std::vector<std::string> op) {
-    read[name] = read_transformer_graph(graphs.at(name),
-                                        {std::move(op), bundle.latent.packed, bundle.conditioning()});
+    read[name] = read_transformer_graph(
+        graphs.at(name), {std::move(op), bundle.latent.packed, bundle.conditioning()});
   };
   if (bundle.layout == "forked") {
     read_as("forked", {"mask", "ref", "branch", "keep"});

@@ -21,8 +21,8 @@ from scipy import ndimage
 from intaglio.analysis.sampler import Model, Step, fingerprint
 from intaglio_export.adapters import Adapter
 from intaglio_export.adapters.base import Inputs
-from intaglio_export.errors import ExportError
 from intaglio_export.conditioning import condition
+from intaglio_export.errors import ExportError
 from intaglio_export.forking import ForkedTransformer
 from intaglio_export.packing import pack, unpack
 from intaglio_export.quiet import no_progress_bars, quiet
