@@ -140,9 +140,9 @@ def _parts(
     before = [m.width for m in found if block is None or m.block <= block]
     after = [m.width for m in found[len(before) :]]
     if not after:
-        return list(modulation.split(before, dim=1))
-    first, rest = modulation.split([sum(before), sum(after)], dim=1)
-    return [*first.split(before, dim=1), *rows(rest).split(after, dim=1)]
+        return list(torch.split(modulation, before, dim=1))
+    first, rest = torch.split(modulation, [sum(before), sum(after)], dim=1)
+    return [*torch.split(first, before, dim=1), *torch.split(rows(rest), after, dim=1)]
 
 
 @contextmanager

@@ -40,8 +40,8 @@ class FluxAdapter(Adapter):
 
     def modulations(self) -> tuple[Modulation, ...]:
         double = self.transformer.transformer_blocks
-        blocks = [(block.norm1, block.norm1_context) for block in double]
-        blocks += [(block.norm,) for block in self.transformer.single_transformer_blocks]
+        blocks = [[block.norm1, block.norm1_context] for block in double]
+        blocks += [[block.norm] for block in self.transformer.single_transformer_blocks]
         norms = [Modulation(norm.linear, k) for k, norms in enumerate(blocks) for norm in norms]
         return (*norms, Modulation(self.transformer.norm_out.linear, len(blocks)))
 
