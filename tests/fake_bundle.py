@@ -31,6 +31,7 @@ AXES: dict[str, Axes] = {
     "position": ["tokens", 3], "mask": [STREAM], "ref": [STREAM], "branch": ["rows"],
     "keep": ["rows", "tokens"],
 }  # fmt: skip
+VECTORS = ("timestep", "pooled", "guidance", "class")
 CONSTANTS = [
     "zero = Constant <value_float=0.0> ()", "half = Constant <value_float=0.5> ()",
     "tenth = Constant <value_float=0.1> ()", "thousandth = Constant <value_float=0.001> ()",
@@ -48,6 +49,7 @@ TERMS = {
     "pooled": ["n_pooled = ReduceMean <keepdims=0> (pooled, one)"],
     "guidance": ["n_guidance = Mul(guidance, tenth)"],
     "class": ["label = Cast <to=1> (class)", "n_class = Mul(label, tenth)"],
+    "modulation": ["n_modulation = Squeeze(modulation, one)"],
 }  # fmt: skip
 
 
@@ -105,12 +107,24 @@ class Graphs:
         path.write_bytes(model(*ends, body))
         return described(f"{name}/model.onnx", inputs, outputs)
 
-    def transformer(self, roles: Sequence[str], packed: bool) -> dict[str, Any]:
-        """Forked; keep 0 halves what the row's number adds. `position` needs packed latents."""
+    def transformer(self, roles: Sequence[str], packed: bool, hoisted: bool) -> dict[str, Any]:
+        """Forked; keep 0 halves what the row's number adds. `position` needs packed latents.
+
+        `hoisted`: its part of timestep, pooled, guidance and class is `modulation` from a graph of
+        its own, whose `context` is the text as it is.
+        """
         latent: Axes = ["tokens", CHANNELS * PATCH**2] if packed else [CHANNELS, "h", "w"]
         rows = ["timestep", *roles]
+        graphs = {}
+        taken = AXES
+        if hoisted:
+            graphs["conditioning"] = self.conditioning(rows)
+            rows = ["modulation", *(role for role in roles if role not in VECTORS)]
+            taken = AXES | {"modulation": ["base", 1], "context": AXES["text"]}
         numbers = [f"n_{role}" for role in rows if role in TERMS]
-        body = [line for role in rows for line in TERMS.get(role, [])]
+        body = ["text = Identity(context)"] if hoisted and "text" in roles else []
+        rows.sort(key="text_mask".__eq__)  # its term is of the text
+        body += [line for role in rows for line in TERMS.get(role, [])]
         body += [
             f"number = Sum({', '.join(numbers)})", "forked = Gather(number, branch)",
             "kept = ReduceMean <keepdims=0> (keep, one)", "part = Mul(kept, half)",
@@ -125,8 +139,23 @@ class Graphs:
         body.append("prediction = Sum(halved, added, nothing, places)")
         op = ("mask", "ref", "branch", "keep")
         inputs: dict[str, Axes] = {"latent": ["base", *latent]}
-        inputs |= {role: AXES[role] for role in (*rows, *op)}
-        return self.write("transformer", inputs, {"prediction": ["rows", *latent]}, body)
+        named = ["context" if hoisted and role == "text" else role for role in rows]
+        inputs |= {role: taken[role] for role in (*named, *op)}
+        forked = self.write("transformer", inputs, {"prediction": ["rows", *latent]}, body)
+        return graphs | {"forked": forked}
+
+    def conditioning(self, roles: Sequence[str]) -> dict[str, Any]:
+        """The sum of what vectors add, and the text as it is."""
+        vectors = [role for role in roles if role in VECTORS]
+        inputs = {role: ["conditions", *AXES[role][1:]] for role in vectors}
+        outputs: dict[str, Axes] = {"modulation": ["conditions", 1]}
+        body = [line for role in vectors for line in TERMS[role]]
+        body.append(f"number = Sum({', '.join(f'n_{role}' for role in vectors)})")
+        body.append("modulation = Unsqueeze(number, one)")
+        if "text" in roles:
+            inputs["text"] = outputs["context"] = ["prompts", "length", TEXT_WIDTH]
+            body.append("context = Identity(text)")
+        return self.write("conditioning", inputs, outputs, body)
 
     def vae_decoder(self) -> dict[str, Any]:
         """The first three channels, every cell FACTOR x FACTOR pixels."""
@@ -167,8 +196,10 @@ def make_bundle(
     packed: bool = False,
     fixed_size: bool = False,
     tokenizer: Path | None = None,
+    hoisted: bool = False,
 ) -> Path:
-    """Writes a bundle whose transformer takes `roles` beside the latent, the timestep and the op's.
+    """Writes a bundle whose transformer takes `roles` beside the latent, the timestep and the op's;
+    `hoisted`: what depends on them alone is computed ahead of the loop.
 
     With `tokenizer` (tables of a bundle) it has a text encoder; else embeddings must be given.
     """
@@ -178,7 +209,7 @@ def make_bundle(
         "schema_version": 1, "producer": {"intaglio": "0.1.0"}, "name": "fake", "family": "fake",
         "source": "tests", "license": "none", "layout": "forked", "dtype": "float32",
         "transformer": {
-            "graphs": {"forked": graphs.transformer(roles, packed)}, "blocks": 4,
+            "graphs": graphs.transformer(roles, packed, hoisted), "blocks": 4,
             "patch_size": PATCH, "channels": STREAM, "max_abs": [1.0, 2.0, 300.0, 4.0],
         },
         "massive_activations": {"block": 1, "channels": [3], "found_by": "list", "massive": True},

@@ -50,10 +50,10 @@ PromptEmbedding random_embedding(const Bundle& bundle) {
   PromptEmbedding embedding;
   Generator generator(0);
   const auto fill = [&](const char* role, Tensor& tensor, std::int64_t tokens) {
-    const Graph& graph = bundle.transformer();
-    if (!graph.takes(role)) return;
+    const GraphTensor* input = bundle.input(role);
+    if (!input) return;
     Shape shape{1};
-    const auto& axes = graph.input(role).axes;
+    const auto& axes = input->axes;
     for (std::size_t i = 1; i < axes.size(); ++i) {
       const auto* size = std::get_if<std::int64_t>(&axes[i]);
       shape.push_back(size ? *size : tokens);

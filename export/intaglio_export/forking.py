@@ -3,12 +3,13 @@
 Detail Guidance needs D_c and D_m, which are one function up to block m (arXiv 2510.11538). In the
 forked module blocks 0..m run on the base rows, and a hook after block m applies the op, which also
 gathers the rows that each branch continues; everything else that carries a batch row is gathered
-with the same indices. The model's own code runs unchanged.
+with the same indices. The model's own code runs unchanged. Prompt and timestep come as what
+`conditioning.py` makes of them ahead of the loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from intaglio_export.adapters.base import Adapter
+from intaglio_export.conditioning import denoise
 from intaglio_export.observing import observing
 from intaglio_export.suppress import ma_suppress
 
@@ -61,9 +63,13 @@ class _Suppressing(nn.Module):
         self._adapter = adapter
         self._block = block
 
-    def _predict(self, inputs: dict[str, torch.Tensor], branching: _Branching) -> torch.Tensor:
+    def _predict(self, base: Sequence[torch.Tensor], branching: _Branching) -> torch.Tensor:
         with _hooks(self._adapter, self._block, branching):
-            return self._adapter.run(inputs)
+            branch = branching.branch
+            if branch is None:
+                return denoise(self._adapter, base)
+            gather = lambda value: value.index_select(0, branch)  # noqa: E731
+            return denoise(self._adapter, base, self._block, gather)
 
 
 class ForkedTransformer(_Suppressing):
@@ -71,8 +77,7 @@ class ForkedTransformer(_Suppressing):
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         *base, mask, ref, branch, keep = tensors
-        inputs = named(self._adapter, base)
-        return self._predict(inputs, _Branching(mask, ref, branch, keep))
+        return self._predict(base, _Branching(mask, ref, branch, keep))
 
 
 class DegradedTransformer(_Suppressing):
@@ -80,12 +85,11 @@ class DegradedTransformer(_Suppressing):
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         *base, mask, ref, keep = tensors
-        inputs = named(self._adapter, base)
-        return self._predict(inputs, _Branching(mask, ref, None, keep))
+        return self._predict(base, _Branching(mask, ref, None, keep))
 
 
 class BaseTransformer(nn.Module):
-    """Layout dual, the base graph: the transformer as it is."""
+    """Layout dual, the base graph: the transformer without the op."""
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
@@ -93,7 +97,7 @@ class BaseTransformer(nn.Module):
         self._adapter = adapter
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        return self._adapter.run(named(self._adapter, tensors))
+        return denoise(self._adapter, tensors)
 
 
 # What an observed graph gives of every block: the role's stem, and the point where it is told.
@@ -125,11 +129,6 @@ class ObservedTransformer(nn.Module):
         return (prediction, *(told[point, k] for point in OBSERVED.values() for k in blocks))
 
 
-def named(adapter: Adapter, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`tensors`, in the order of the adapter's inputs, by role."""
-    return {spec.role: x for spec, x in zip(adapter.inputs(), tensors, strict=True)}
-
-
 @contextmanager
 def _hooks(adapter: Adapter, block: int, branching: _Branching) -> Iterator[None]:
     """Hooks that apply `branching` after block `block`, for the duration of one forward."""
@@ -147,28 +146,10 @@ def _hooks(adapter: Adapter, block: int, branching: _Branching) -> Iterator[None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs | branching.gathered
 
-    def gathering(places: tuple[int, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-        return lambda values: tuple(
-            branching.rows(value) if place in places else value
-            for place, value in enumerate(values)
-        )
-
     blocks = adapter.blocks()
     handles = [blocks[block].register_forward_hook(after_fork, with_kwargs=True)]
     for later in blocks[block + 1 :]:
         handles.append(later.register_forward_pre_hook(before_block, with_kwargs=True))
-    for call in adapter.tail():
-        gather = gathering(call.places)
-        handles.append(
-            call.module.register_forward_pre_hook(lambda module, args, gather=gather: gather(args))
-        )
-    for early in adapter.late_outputs():
-        gather = gathering(early.places)
-        handles.append(
-            early.module.register_forward_hook(
-                lambda module, args, output, gather=gather: gather(output)
-            )
-        )
     try:
         yield
     finally:

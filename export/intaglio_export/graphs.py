@@ -63,7 +63,7 @@ class ExportUnit:
 
     `multiples` gives the axes that may only be a multiple of a number (image sides), `maxima` the
     largest size of an axis, `vocabulary` the number of token ids or classes. Traced sizes are at
-    least 2: torch.export takes 0 and 1 for constants.
+    least 2: torch.export takes 0 and 1 for constants. `fed_by` makes inputs of this one.
     """
 
     module: torch.nn.Module
@@ -72,6 +72,7 @@ class ExportUnit:
     multiples: dict[str, int]
     maxima: dict[str, int]
     vocabulary: int = 1
+    fed_by: ExportUnit | None = None
 
     def example_inputs(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Random inputs of the traced sizes, in order."""

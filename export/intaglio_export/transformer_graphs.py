@@ -7,6 +7,12 @@ from dataclasses import replace
 import torch
 
 from intaglio_export.adapters.base import Adapter
+from intaglio_export.conditioning import (
+    ConditioningTransformer,
+    conditioning_inputs,
+    conditioning_outputs,
+    loop_inputs,
+)
 from intaglio_export.forking import (
     OBSERVED,
     BaseTransformer,
@@ -22,12 +28,13 @@ def transformer_units(
 ) -> dict[str, ExportUnit]:
     """The graphs of `layout` ("forked" or "dual") by the name they have in the manifest.
 
-    The op stands after block `block`. Dual's graphs have one kind of row, so it is named `rows`.
+    Beside the layout's own there is `conditioning`, which feeds them. The op stands after block
+    `block`. Dual's graphs have one kind of row, so it is named `rows`.
     With `observe`, the graph that every step runs (forked, base) also outputs `hidden_states_k`
     and `gate_k` of every block k.
     """
     channels = adapter.channels
-    base = list(adapter.inputs())
+    base = list(loop_inputs(adapter))
     to_channels = [TensorSpec("mask", (channels,)), TensorSpec("ref", (channels,))]
     branch = TensorSpec("branch", ("rows",), torch.int64)
     keep = TensorSpec("keep", ("rows", _tokens(adapter)))
@@ -47,10 +54,18 @@ def transformer_units(
         name = next(iter(modules))
         modules[name] = ObservedTransformer(adapter, modules[name])
         outputs[name] += _observed(adapter, block if layout == "forked" else -1)
-    return {
-        name: _unit(adapter, modules[name], name, tuple(inputs[name]), outputs[name])
+    conditioning = _unit(
+        adapter,
+        ConditioningTransformer(adapter),
+        "conditioning",
+        conditioning_inputs(adapter),
+        conditioning_outputs(adapter),
+    )
+    units = {
+        name: _unit(adapter, modules[name], name, tuple(inputs[name]), outputs[name], conditioning)
         for name in modules
     }
+    return units | {"conditioning": conditioning}
 
 
 def _observed(adapter: Adapter, block: int) -> tuple[TensorSpec, ...]:
@@ -76,12 +91,14 @@ def _unit(
     name: str,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
+    fed_by: ExportUnit | None = None,
 ) -> ExportUnit:
     patch = adapter.patch_size
     latent = adapter.latent()
     height, width = 6 * patch, 8 * patch
-    # Rows differ from base rows, or torch.export would take the two for one size.
+    # Rows of one kind differ from others, or torch.export would take the two for one size.
     sizes = {"base_rows": 2, "rows": 3, "text_length": 5, "tokens": 48}
+    sizes |= {"conditions": 3, "prompts": 2}
     sizes |= {"latent_height": height, "latent_width": width}
     classes = adapter.classes()
     return ExportUnit(
@@ -94,6 +111,7 @@ def _unit(
             "latent_width": latent.max_width // latent.vae_scale_factor,
         },
         vocabulary=classes.count if classes else 1,
+        fed_by=fed_by,
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnxruntime as ort
 import torch
 
 from intaglio_export.errors import ExportError
-from intaglio_export.graphs import ExportUnit, GraphSpec
+from intaglio_export.graphs import ExportUnit, GraphSpec, TensorSpec
 from intaglio_export.packing import positions
 
 # Largest relative error. Narrow products round in other places than torch's, now and then.
@@ -118,30 +118,53 @@ def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
 def _inputs(unit: ExportUnit, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
     """Fresh inputs for each case."""
     for case in CASES:
-        sizes = _sizes(unit, case)
-        values = []
-        for spec in unit.spec.inputs:
-            value = ExportUnit.random_input(spec, sizes, generator)
-            if spec.role == "timestep":
-                value = torch.rand(value.shape, generator=generator) * 1000
-            elif spec.role == "mask":
-                value = (torch.rand(value.shape, generator=generator) < 0.1).float()
-            elif spec.role == "branch":
-                value = torch.arange(case.rows) % case.base_rows
-            elif spec.role == "keep":
-                levels = torch.tensor(KEEP_LEVELS)
-                value = levels[torch.randint(len(levels), value.shape, generator=generator)]
-            elif spec.role in ("token_ids", "class"):
-                value = torch.randint(unit.vocabulary, value.shape, generator=generator)
-            elif spec.role == "text_mask":
-                value = (torch.rand(value.shape, generator=generator) < 0.7).float()
-                value[:, 0] = 1.0  # a prompt has a token at least
-            elif spec.role == "position":
-                value = positions(case.height, case.width)
-            elif spec.role == "guidance":
-                value = 1 + 4 * torch.rand(value.shape, generator=generator)
-            values.append(value)
-        yield values
+        yield _case_inputs(unit, case, generator)
+
+
+def _case_inputs(unit: ExportUnit, case: Case, generator: torch.Generator) -> list[torch.Tensor]:
+    """Fresh inputs for `case`; those that another unit makes are what it makes of fresh inputs."""
+    made: dict[str, torch.Tensor] = {}
+    if unit.fed_by is not None:
+        rows = _sizes(unit, case)[str(unit.spec.inputs[0].axes[0])]
+        feeding = replace(case, rows=rows, base_rows=rows)
+        outputs = unit.fed_by.module(*_case_inputs(unit.fed_by, feeding, generator))
+        roles = [spec.role for spec in unit.fed_by.spec.outputs]
+        made = dict(zip(roles, outputs, strict=True))
+    sizes = _sizes(unit, case)
+    return [
+        made[spec.role] if spec.role in made else _input(unit, spec, sizes, case, generator)
+        for spec in unit.spec.inputs
+    ]
+
+
+def _input(
+    unit: ExportUnit,
+    spec: TensorSpec,
+    sizes: dict[str, int],
+    case: Case,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Random numbers such as the input can have."""
+    value = ExportUnit.random_input(spec, sizes, generator)
+    if spec.role == "timestep":
+        value = torch.rand(value.shape, generator=generator) * 1000
+    elif spec.role == "mask":
+        value = (torch.rand(value.shape, generator=generator) < 0.1).float()
+    elif spec.role == "branch":
+        value = torch.arange(case.rows) % case.base_rows
+    elif spec.role == "keep":
+        levels = torch.tensor(KEEP_LEVELS)
+        value = levels[torch.randint(len(levels), value.shape, generator=generator)]
+    elif spec.role in ("token_ids", "class"):
+        value = torch.randint(unit.vocabulary, value.shape, generator=generator)
+    elif spec.role == "text_mask":
+        value = (torch.rand(value.shape, generator=generator) < 0.7).float()
+        value[:, 0] = 1.0  # a prompt has a token at least
+    elif spec.role == "position":
+        value = positions(case.height, case.width)
+    elif spec.role == "guidance":
+        value = 1 + 4 * torch.rand(value.shape, generator=generator)
+    return value
 
 
 def _sizes(unit: ExportUnit, case: Case) -> dict[str, int]:
@@ -154,6 +177,7 @@ def _sizes(unit: ExportUnit, case: Case) -> dict[str, int]:
     return {
         "rows": case.rows,
         "base_rows": case.base_rows,
+        "conditions": case.rows,
         "prompts": case.base_rows,
         "images": case.base_rows if case.base_rows < 3 else 2,
         "text_length": case.text_length,

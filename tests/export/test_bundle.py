@@ -32,6 +32,15 @@ def run(path: Path, **feeds: torch.Tensor) -> list[torch.Tensor]:
     return [torch.from_numpy(output) for output in outputs]
 
 
+def conditioned(bundle: Path, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the graphs of the loop take for inputs of the transformer: conditioning has run."""
+    session = open_session(bundle / "transformer" / "conditioning.onnx")
+    feeds = {value.name: inputs.pop(value.name).numpy() for value in session.get_inputs()}
+    names = [value.name for value in session.get_outputs()]
+    made = zip(names, map(torch.from_numpy, session.run(names, feeds)), strict=True)
+    return inputs | dict(made)
+
+
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
     assert got.shape == expected.shape
     return float((got - expected).norm() / expected.norm())
@@ -108,7 +117,7 @@ def test_branches_equal_the_hooked_diffusers_model(
     rows = torch.tensor(branch)
     (forked,) = run(
         forked_bundle / "transformer" / "forked.onnx",
-        **inputs, mask=mask, ref=ref, branch=rows, keep=keep,
+        **conditioned(forked_bundle, **inputs), mask=mask, ref=ref, branch=rows, keep=keep,
     )  # fmt: skip
     expected = torch.cat(
         [
@@ -117,11 +126,12 @@ def test_branches_equal_the_hooked_diffusers_model(
         ]
     )
     assert relative(forked, expected) < 1e-5
-    (base,) = run(dual_bundle / "transformer" / "base.onnx", **inputs)
+    made = conditioned(dual_bundle, **inputs)
+    (base,) = run(dual_bundle / "transformer" / "base.onnx", **made)
     assert relative(base, expected[:base_rows]) < 1e-5
     (degraded,) = run(
         dual_bundle / "transformer" / "degraded.onnx",
-        **{role: tensor[rows] for role, tensor in inputs.items()}, mask=mask, ref=ref, keep=keep,
+        **{role: tensor[rows] for role, tensor in made.items()}, mask=mask, ref=ref, keep=keep,
     )  # fmt: skip
     assert relative(degraded, forked) < 1e-5
 

@@ -224,7 +224,7 @@ def test_a_bundle_is_replaced_and_the_summary_says_what_was_made(
     said = " ".join(result.stdout.split())
     assert "forked, float32, observed" in said
     assert "3, 5 after block 1" in said
-    (graph,) = manifest["transformer"]["graphs"].values()
+    graph = manifest["transformer"]["graphs"]["forked"]
     assert len(graph["outputs"]) == 1 + 2 * manifest["transformer"]["blocks"]
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from intaglio_export.engines.bundle import Component
 from intaglio_export.engines.key import Settings, component_key
 from intaglio_export.engines.profiles import (
+    CONDITIONS,
     Profile,
     Range,
     default_profile,
@@ -119,6 +120,19 @@ def test_the_decoder_takes_tiles_of_large_images(
         (1, 4, cells[0], cells[0]),
         (1, 4, cells[1], cells[1]),
     )
+
+
+def test_conditioning_is_made_for_whole_schedules() -> None:
+    """A row for each step and branch, in parts of what the runtime makes at once; two prompts."""
+    axes = {"timestep": ["conditions"], "text": ["prompts", "text_length", 8]}
+    model = manifest(8, 2, 64, 64)
+    for steps, likely in ((20, 40), (50, 64)):
+        model["defaults"]["steps"] = steps
+        shapes = input_shapes(component("conditioning", **axes), default_profile(model), model)
+        assert shapes["timestep"] == ((1,), (likely,), (64,))
+        assert shapes["text"] == ((1, 21, 8), (2, 21, 8), (2, 21, 8))
+    runtime = Path(__file__).parents[2] / "cpp/src/pipeline/conditioning.cpp"
+    assert f"kRows = {CONDITIONS};" in runtime.read_text("utf-8")
 
 
 def test_an_axis_of_no_known_name_is_refused() -> None:

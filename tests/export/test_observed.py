@@ -12,6 +12,7 @@ import torch
 
 from intaglio_export import resources
 from intaglio_export.adapters import Adapter, adapter_for
+from intaglio_export.conditioning import condition, loop_inputs
 from intaglio_export.graphs import ExportUnit
 from intaglio_export.options import LAYOUTS
 from intaglio_export.transformer_graphs import transformer_units
@@ -85,14 +86,12 @@ def session(unit: ExportUnit, path: Path) -> Any:
     return open_session(path)
 
 
-def random_inputs(unit: ExportUnit, rows: int) -> Told:
+def random_inputs(adapter: Adapter, unit: ExportUnit, rows: int) -> Told:
     """Of the adapter's own inputs, rows that have nothing in common."""
     generator = torch.Generator().manual_seed(3)
-    sizes = unit.sizes | {"base_rows": rows, "rows": rows}
+    sizes = unit.sizes | {"base_rows": rows}
     inputs = {
-        spec.role: ExportUnit.random_input(spec, sizes, generator)
-        for spec in unit.spec.inputs
-        if spec.role not in ("mask", "ref", "branch", "keep")
+        spec.role: ExportUnit.random_input(spec, sizes, generator) for spec in adapter.inputs()
     }
     inputs["timestep"] = 1000 * torch.rand(rows, generator=generator)
     if "class" in inputs:
@@ -115,10 +114,12 @@ def row(inputs: Told, index: int) -> Told:
 def test_outputs_equal_what_hooks_see(adapter: Adapter, layout: str, tmp_path: Path) -> None:
     units = transformer_units(adapter, layout, BLOCK, observe=True)
     unit = units["forked" if layout == "forked" else "base"]
-    inputs = random_inputs(unit, 4)
+    inputs = random_inputs(adapter, unit, 4)
     mask = torch.zeros(adapter.channels)
     mask[[7, 3]] = 1
-    feeds = dict(inputs)
+    feeds = dict(
+        zip([spec.role for spec in loop_inputs(adapter)], condition(adapter, inputs), strict=True)
+    )
     branch = BRANCH if layout == "forked" else BRANCH[:4]
     if layout == "forked":
         tokens = dict(zip(("rows", "tokens"), unit.spec.inputs[-1].axes, strict=True))["tokens"]
@@ -157,7 +158,9 @@ def test_the_degraded_graph_has_no_more_outputs(adapter: Adapter) -> None:
 
 
 def test_an_ordinary_bundle_has_the_prediction_only(bundle: Path) -> None:
-    for graph in manifest_of(bundle)["transformer"]["graphs"].values():
+    for name, graph in manifest_of(bundle)["transformer"]["graphs"].items():
+        if name == "conditioning":
+            continue
         assert [output["role"] for output in graph["outputs"]] == ["prediction"]
         model = onnx.load(bundle / graph["path"], load_external_data=False)
         assert [output.name for output in model.graph.output] == ["prediction"]

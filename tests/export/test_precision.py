@@ -122,15 +122,19 @@ def inferred(path: Path) -> dict[str, int]:
 
 def test_products_are_narrow_and_the_rest_is_not(narrow_bundle: tuple[Path, torch.dtype]) -> None:
     folder, dtype = narrow_bundle
-    path = folder / "transformer" / "forked.onnx"
-    types = inferred(path)
-    seen: dict[str, set[int]] = {}
-    for node in onnx.load(str(path), load_external_data=False).graph.node:
-        seen.setdefault(node.op_type, set()).add(types[node.input[0]])
-    assert seen["MatMul"] == seen["Attention"] == {TYPES[dtype]}
-    # Modulation, gates, norms, the residual stream and the op.
-    for op in ("Gemm", "Mul", "Add", "LayerNormalization", "MASuppress"):
-        assert seen[op] - {onnx.TensorProto.INT64} == {onnx.TensorProto.FLOAT}, op
+    seen: dict[str, dict[str, set[int]]] = {"forked": {}, "conditioning": {}}
+    for name, by_op in seen.items():
+        path = folder / "transformer" / f"{name}.onnx"
+        types = inferred(path)
+        for node in onnx.load(str(path), load_external_data=False).graph.node:
+            by_op.setdefault(node.op_type, set()).add(types[node.input[0]])
+    forked, conditioning = seen["forked"], seen["conditioning"]
+    assert forked["MatMul"] == forked["Attention"] == {TYPES[dtype]}
+    assert conditioning["MatMul"] == {TYPES[dtype]}  # the prompt's projection
+    # Gates, norms, the residual stream and the op; modulation.
+    for op in ("Mul", "Add", "LayerNormalization", "MASuppress"):
+        assert forked[op] - {onnx.TensorProto.INT64} == {onnx.TensorProto.FLOAT}, op
+    assert conditioning["Gemm"] == {onnx.TensorProto.FLOAT}
 
 
 def test_the_graph_for_cpus_computes_in_float32(narrow_bundle: tuple[Path, torch.dtype]) -> None:

@@ -35,7 +35,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, forked_bundle: Path) -> di
     return {
         "class": make_bundle(folder / "class", "class", fixed_size=True),
         "mask": make_bundle(folder / "mask", "text", "text_mask"),
-        "embeds": make_bundle(folder / "embeds", "text", "pooled", "guidance", packed=True),
+        "embeds": make_bundle(
+            folder / "embeds", "text", "pooled", "guidance", packed=True, hoisted=True
+        ),
         "prompt": forked_bundle,
     }
 

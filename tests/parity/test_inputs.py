@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +88,14 @@ def by_role(given: dict[str, Array], prefix: str, **more: Any) -> dict[str, Any]
     return found | more
 
 
-def test_classes(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "b", "class", fixed_size=True)
+@pytest.fixture(params=[False, True])
+def make(request: pytest.FixtureRequest) -> Callable[..., Path]:
+    """Writes bundles whose graph has all in it, or a part ahead of the loop."""
+    return partial(make_bundle, hoisted=request.param)
+
+
+def test_classes(make: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make(tmp_path / "b", "class", fixed_size=True)
     got = intaglio.Pipeline.open(bundle).generate(class_label=7, batch=2)
     close(got.latents, run(noise(2), {"class": 7}, {"class": CLASSES["null"]}))
     assert got.forked_rows == STEPS * 2 * 3
@@ -95,11 +103,11 @@ def test_classes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("guidance", [None, 1.25])
 def test_packed_latents_positions_and_distilled_guidance(
-    tmp_path: Path, guidance: float | None
+    make: Callable[..., Path], tmp_path: Path, guidance: float | None
 ) -> None:
     """FLUX's inputs."""
     roles = ("text", "pooled", "guidance", "position")
-    pipeline = intaglio.Pipeline.open(make_bundle(tmp_path / "b", *roles, packed=True))
+    pipeline = intaglio.Pipeline.open(make(tmp_path / "b", *roles, packed=True))
     given = embeddings(7)
     result = pipeline.generate(
         prompt_embeds=intaglio.PromptEmbeds(**given), distilled_guidance=guidance, batch=2, seeds=3
@@ -143,8 +151,10 @@ def test_previews_of_packed_latents(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
-def test_each_image_from_a_picture_has_its_own_noise(tmp_path: Path, is_packed: bool) -> None:
-    bundle = make_bundle(tmp_path / "b", "text", packed=is_packed)
+def test_each_image_from_a_picture_has_its_own_noise(
+    make: Callable[..., Path], tmp_path: Path, is_packed: bool
+) -> None:
+    bundle = make(tmp_path / "b", "text", packed=is_packed)
     given = embeddings(4, pooled=False)
     pixels = np.random.default_rng(5).integers(0, 256, (SIZE, 2 * SIZE, 3), np.uint8)
     got = intaglio.Pipeline.open(bundle).generate(
@@ -164,10 +174,12 @@ def test_each_image_from_a_picture_has_its_own_noise(tmp_path: Path, is_packed: 
         close(got.latents[i : i + 1], expected)
 
 
-def test_text_masks_by_the_tokenizer(tmp_path: Path, forked_bundle: Path) -> None:
+def test_text_masks_by_the_tokenizer(
+    make: Callable[..., Path], tmp_path: Path, forked_bundle: Path
+) -> None:
     """The encoder and the transformer get transformers' attention mask."""
     tables = forked_bundle / "tokenizer" / "tables.json"
-    bundle = make_bundle(tmp_path / "b", "text", "text_mask", tokenizer=tables)
+    bundle = make(tmp_path / "b", "text", "text_mask", tokenizer=tables)
     tokenizer = make_clip_tokenizer("<|endoftext|>")
     prompts = []
     for text in ("the dark boot", "a co"):
@@ -191,7 +203,7 @@ def test_text_masks_by_the_tokenizer(tmp_path: Path, forked_bundle: Path) -> Non
 def test_embeddings_that_safetensors_wrote(tmp_path: Path, dtype: torch.dtype) -> None:
     from safetensors.torch import save_file
 
-    bundle = make_bundle(tmp_path / "b", "text", "text_mask", "pooled")
+    bundle = make(tmp_path / "b", "text", "text_mask", "pooled")
     given = {k: torch.from_numpy(v).to(dtype) for k, v in embeddings(5, mask=True).items()}
     stored = {k: v.long() if "mask" in k else v for k, v in given.items()}
     save_file(stored, tmp_path / "e.safetensors", metadata={"who": "diffusers"})

@@ -45,27 +45,30 @@ def main(folder: str) -> None:
     recipe = find_recipe("flux", adapter.config, adapter.pipeline.scheduler.config)
     assert recipe is not None
     block = len(adapter.blocks()) // 2
-    [unit] = transformer_units(adapter, "forked", block).values()
+    units = transformer_units(adapter, "forked", block)
     print(MARK + "tracing")
-    model = make_graph(unit)
+    models = {name: make_graph(unit) for name, unit in units.items()}
     print(MARK + "writing and checking graphs")
-    leave_weights(model, source)
-    share_weights([model], source.parent)
-    save_graph(model, work / unit.spec.path)
-    assert unit.spec.cpu is not None
-    widened = ir.from_proto(ir.to_proto(model))
-    widen_products(widened)
-    save_graph(widened, work / unit.spec.cpu)
+    for model in models.values():
+        leave_weights(model, source)
+    share_weights(list(models.values()), source.parent)
+    for name, model in models.items():
+        spec = units[name].spec
+        save_graph(model, work / spec.path)
+        assert spec.cpu is not None
+        widened = ir.from_proto(ir.to_proto(model))
+        widen_products(widened)
+        save_graph(widened, work / spec.cpu)
     print(MARK + "writing the manifest")
     channels = list(recipe.settings.channels or ())
     assert all(isinstance(channel, int) for channel in channels)
     suppression = Suppression(block, [int(c) for c in channels], "settings", False, [])
-    manifest_of(adapter, unit, suppression, work, source)
+    manifest_of(adapter, units, suppression, work, source)
     parameters = list(adapter.transformer.parameters())
     said = {
         "parameters": sum(p.numel() for p in parameters),
         "in_matrices": sum(p.numel() for p in parameters if p.ndim > 1),
-        "nodes": len(model.graph),
+        "nodes": len(models["forked"].graph),
     }
     print(json.dumps(said))
 
@@ -133,7 +136,11 @@ def leave_weights(model: ir.Model, source: Path) -> None:
 
 
 def manifest_of(
-    adapter: FluxAdapter, unit: ExportUnit, suppression: Suppression, work: Path, source: Path
+    adapter: FluxAdapter,
+    units: dict[str, ExportUnit],
+    suppression: Suppression,
+    work: Path,
+    source: Path,
 ) -> None:
     """Write the manifest; the digest of the hole is left out."""
     hidden = source.rename(work.parent / source.name)
@@ -141,7 +148,7 @@ def manifest_of(
         layout="forked",
         dtype="bfloat16",
         source="FLUX.1-dev",
-        graphs={"forked": unit.spec},
+        graphs={name: unit.spec for name, unit in units.items()},
         encoders={},
         vae_decoder=vae_decoder_unit(adapter.pipeline.vae).spec,
         vae_encoder=vae_encoder_unit(adapter.pipeline.vae, adapter.latent().vae_scale_factor).spec,

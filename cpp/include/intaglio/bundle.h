@@ -100,7 +100,8 @@ class Bundle {
   std::filesystem::path folder;
   std::string name, family, source, license, layout, dtype, prediction_type;
   std::map<std::string, std::string> producer;
-  std::map<std::string, Graph> transformer_graphs;  // forked, or base and degraded
+  // forked, or base and degraded; and conditioning, where that is computed ahead of the loop
+  std::map<std::string, Graph> transformer_graphs;
   int blocks = 0;
   int patch_size = 0;
   int channels = 0;
@@ -119,6 +120,11 @@ class Bundle {
 
   // The graph that every step runs: forked, or base.
   const Graph& transformer() const;
+  // The graph that makes the modulations of a whole schedule and the prompt's projection ahead of
+  // it; null where every step makes its own.
+  const Graph* conditioning() const;
+  // What the transformer takes as that role, in the loop or ahead of it; null if it does not.
+  const GraphTensor* input(const std::string& role) const;
   // Whether it also outputs hidden_states_K and gate_K of every block K: `intaglio export
   // --observe`.
   bool observed() const;

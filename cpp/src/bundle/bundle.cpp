@@ -61,6 +61,17 @@ const Graph& Bundle::transformer() const {
   return transformer_graphs.at(layout == "forked" ? "forked" : "base");
 }
 
+const Graph* Bundle::conditioning() const {
+  const auto found = transformer_graphs.find("conditioning");
+  return found == transformer_graphs.end() ? nullptr : &found->second;
+}
+
+const GraphTensor* Bundle::input(const std::string& role) const {
+  const Graph* ahead = conditioning();
+  if (ahead && ahead->takes(role)) return &ahead->input(role);
+  return transformer().takes(role) ? &transformer().input(role) : nullptr;
+}
+
 bool Bundle::observed() const { return transformer().outputs.size() > 1; }
 
 Bundle Bundle::open(const fs::path& folder) {

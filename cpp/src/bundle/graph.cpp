@@ -27,13 +27,36 @@ GraphTensor read_tensor(const Node& node) {
 // The pipeline counts on what the axes of a role are.
 void check_axes(const Node& input, bool packed) {
   static const std::map<std::string, std::size_t> more{
-      {"text", 3}, {"text_mask", 2}, {"pooled", 2}, {"position", 2}, {"keep", 2}};
+      {"text", 3},     {"text_mask", 2}, {"pooled", 2}, {"modulation", 2},
+      {"position", 2}, {"context", 3},   {"keep", 2}};
   const auto role = input.get<std::string>("role");
   std::size_t needed = 1;
   if (role == "latent") needed = packed ? 3 : 4;
   if (const auto found = more.find(role); found != more.end()) needed = found->second;
   if (input.at("axes").items().size() == needed) return;
   input.at("axes").refuse("must be " + std::to_string(needed) + " for an input of role " + role);
+}
+
+void check_inputs(const Node& node, std::vector<std::string> optional,
+                  const std::vector<std::string>& needed, bool packed) {
+  optional.insert(optional.end(), needed.begin(), needed.end());
+  std::set<std::string> roles;
+  for (const Node& input : node.at("inputs").items()) {
+    check_one_of(input.at("role"), optional);
+    if (!roles.insert(input.get<std::string>("role")).second)
+      input.at("role").refuse("is that of two inputs");
+  }
+  for (const std::string& role : needed) {
+    if (!roles.contains(role)) node.at("inputs").refuse("have none of role " + role);
+  }
+  for (const Node& input : node.at("inputs").items()) check_axes(input, packed);
+}
+
+// What one graph makes and the other takes.
+void check_made(const Node& node, const Graph& graph, const GraphTensor& made) {
+  const GraphTensor& taken = graph.input(made.role);
+  if (taken.axes.back() != made.axes.back() || taken.dtype != made.dtype)
+    node.at("inputs").refuse("take another " + made.role + " than the graph conditioning makes");
 }
 
 }  // namespace
@@ -55,25 +78,42 @@ Graph read_graph(const Node& node) {
   return graph;
 }
 
-Graph read_transformer_graph(const Node& node, const std::vector<std::string>& op_roles,
-                             bool packed) {
+Graph read_transformer_graph(const Node& node, const TransformerRole& role) {
   Graph graph = read_graph(node);
   // What cpp/src/pipeline/branches.cpp can fill.
-  std::vector<std::string> allowed{"latent", "timestep", "text",     "text_mask",
-                                   "pooled", "guidance", "position", "class"};
-  std::vector<std::string> needed{"latent", "timestep"};
-  allowed.insert(allowed.end(), op_roles.begin(), op_roles.end());
-  needed.insert(needed.end(), op_roles.begin(), op_roles.end());
-  std::set<std::string> roles;
-  for (const Node& input : node.at("inputs").items()) {
-    check_one_of(input.at("role"), allowed);
-    if (!roles.insert(input.get<std::string>("role")).second)
-      input.at("role").refuse("is that of two inputs");
+  std::vector<std::string> optional{"text_mask", "position"};
+  std::vector<std::string> needed{"latent"};
+  needed.insert(needed.end(), role.op.begin(), role.op.end());
+  if (role.conditioning) {
+    for (const GraphTensor& made : role.conditioning->outputs) needed.push_back(made.role);
+  } else {
+    needed.emplace_back("timestep");
+    optional.insert(optional.end(), {"text", "pooled", "guidance", "class"});
   }
-  for (const std::string& role : needed) {
-    if (!roles.contains(role)) node.at("inputs").refuse("have none of role " + role);
+  check_inputs(node, optional, needed, role.packed);
+  if (role.conditioning)
+    for (const GraphTensor& made : role.conditioning->outputs) check_made(node, graph, made);
+  return graph;
+}
+
+Graph read_conditioning_graph(const Node& node) {
+  Graph graph = read_graph(node);
+  // What cpp/src/pipeline/conditioning.cpp can fill.
+  check_inputs(node, {"text", "pooled", "guidance", "class"}, {"timestep"}, false);
+  std::map<std::string, std::size_t> axes{{"modulation", 2}};
+  if (graph.takes("text")) axes["context"] = 3;
+  const auto outputs = node.at("outputs").items();
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const GraphTensor& output = graph.outputs[i];
+    const auto wanted = axes.extract(output.role);
+    if (wanted.empty())
+      outputs[i].at("role").refuse("is nothing that conditioning makes, or twice");
+    if (output.axes.size() != wanted.mapped() ||
+        !std::holds_alternative<std::int64_t>(output.axes.back()))
+      outputs[i].at("axes").refuse("must be " + std::to_string(wanted.mapped()) +
+                                   ", the last of a fixed size");
   }
-  for (const Node& input : node.at("inputs").items()) check_axes(input, packed);
+  if (!axes.empty()) node.at("outputs").refuse("have none of role " + axes.begin()->first);
   return graph;
 }
 

@@ -14,11 +14,20 @@ void check_one_of(const Node& node, const std::vector<std::string>& allowed);
 
 Graph read_graph(const Node& node);
 
-// A graph of the transformer with the inputs `op_roles` of the op. Refuses one that lacks the
-// latent, the timestep or one of these, that takes a role the pipeline cannot fill, one twice, or
-// one with another number of axes.
-Graph read_transformer_graph(const Node& node, const std::vector<std::string>& op_roles,
-                             bool packed);
+// What a graph of the transformer is for.
+struct TransformerRole {
+  std::vector<std::string> op;  // the op's inputs that it takes
+  bool packed = false;
+  const Graph* conditioning = nullptr;  // what makes its modulation and context
+};
+
+// Refuses a graph that lacks the latent, the timestep (where conditioning is made ahead: what that
+// makes) or an input of the op, that takes a role the pipeline cannot fill, one twice, or one with
+// another number of axes.
+Graph read_transformer_graph(const Node& node, const TransformerRole& role);
+
+// Refuses likewise, and outputs other than the modulation, and the context of a text.
+Graph read_conditioning_graph(const Node& node);
 
 // Of the transformer's graph `node`: refuses outputs that are neither the prediction alone nor, in
 // the graph that every step runs, the prediction and hidden_states_k and gate_k of every block k,

@@ -16,14 +16,17 @@ namespace {
 void read_transformer(const Node& node, Bundle& bundle) {
   const Node graphs = node.at("graphs");
   auto& read = bundle.transformer_graphs;
-  const bool packed = bundle.latent.packed;
+  if (graphs.has("conditioning"))
+    read["conditioning"] = read_conditioning_graph(graphs.at("conditioning"));
+  const auto read_as = [&](const char* name, std::vector<std::string> op) {
+    read[name] = read_transformer_graph(
+        graphs.at(name), {std::move(op), bundle.latent.packed, bundle.conditioning()});
+  };
   if (bundle.layout == "forked") {
-    read["forked"] =
-        read_transformer_graph(graphs.at("forked"), {"mask", "ref", "branch", "keep"}, packed);
+    read_as("forked", {"mask", "ref", "branch", "keep"});
   } else {
-    read["base"] = read_transformer_graph(graphs.at("base"), {}, packed);
-    read["degraded"] =
-        read_transformer_graph(graphs.at("degraded"), {"mask", "ref", "keep"}, packed);
+    read_as("base", {});
+    read_as("degraded", {"mask", "ref", "keep"});
     if (read["degraded"].inputs.size() != read["base"].inputs.size() + 3)
       graphs.at("degraded").refuse("must take what base takes, and mask, ref and keep");
     for (const GraphTensor& input : read["base"].inputs) {
@@ -100,7 +103,7 @@ Defaults read_defaults(const Node& node, const Bundle& bundle) {
     node.refuse("has another size than the one that latent.fixed_size leaves");
   if (node.has("distilled_guidance")) {
     defaults.distilled_guidance = node.get<double>("distilled_guidance");
-    if (!bundle.transformer().takes("guidance"))
+    if (!bundle.input("guidance"))
       node.at("distilled_guidance").refuse("is for a transformer with an input of role guidance");
   }
   return defaults;
@@ -188,8 +191,10 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   bundle.latent = read_latent(root.at("latent"));
   read_transformer(root.at("transformer"), bundle);
   read_massive_activations(root.at("massive_activations"), bundle);
-  for (const auto& [graph, read] : bundle.transformer_graphs)
-    check_outputs(root.at("transformer").at("graphs").at(graph.c_str()), read, bundle);
+  for (const auto& [graph, read] : bundle.transformer_graphs) {
+    if (&read != bundle.conditioning())
+      check_outputs(root.at("transformer").at("graphs").at(graph.c_str()), read, bundle);
+  }
   bundle.scheduler = read_scheduler(root, bundle.prediction_type);
   read_condition(root, bundle);
   if (root.has("vae_decoder")) bundle.vae_decoder = read_graph(root.at("vae_decoder"));

@@ -84,32 +84,31 @@ Classes read_classes(const Node& node) {
 }
 
 // What the transformer takes has to be what the manifest says how to make.
-void check_prompt(const Node& node, const Prompt& prompt, const Graph& graph) {
-  if (!graph.takes("text")) node.refuse("is for a transformer that has no input of role text");
+void check_prompt(const Node& node, const Prompt& prompt, const Bundle& bundle) {
+  if (!bundle.input("text")) node.refuse("is for a transformer that has no input of role text");
   if (prompt.encoders.empty()) return;  // the embeddings that are given are checked instead
-  if (graph.takes("pooled") == prompt.pooled.empty())
+  if (!bundle.input("pooled") != prompt.pooled.empty())
     node.at("pooled").refuse("contradicts the transformer's inputs");
-  if (graph.takes("text_mask") == prompt.text_mask.empty())
+  if (!bundle.input("text_mask") != prompt.text_mask.empty())
     node.refuse("and the transformer's inputs disagree about text_mask");
 }
 
 }  // namespace
 
 void read_condition(const Node& root, Bundle& bundle) {
-  const Graph& graph = bundle.transformer();
   if (!root.has("classes")) {
     bundle.prompt = read_prompt(root.at("prompt"));
-    check_prompt(root.at("prompt"), *bundle.prompt, graph);
-    if (graph.takes("class")) root.at("prompt").refuse("is for a transformer drawn by class");
+    check_prompt(root.at("prompt"), *bundle.prompt, bundle);
+    if (bundle.input("class")) root.at("prompt").refuse("is for a transformer drawn by class");
     return;
   }
   if (root.has("prompt")) root.at("classes").refuse("excludes prompt");
   bundle.classes = read_classes(root.at("classes"));
   for (const char* role : {"text", "text_mask", "pooled"}) {
-    if (graph.takes(role))
+    if (bundle.input(role))
       root.at("classes").refuse(std::string("is for a transformer that takes ") + role);
   }
-  if (!graph.takes("class"))
+  if (!bundle.input("class"))
     root.at("classes").refuse("is for a transformer that has no input of role class");
 }
 

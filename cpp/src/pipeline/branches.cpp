@@ -23,7 +23,6 @@ Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions,
   latent_ = stream.allocate(shape, DType::float32);
   shape.front() = 3 * n_;
   prediction_ = stream.allocate(shape, DType::float32);
-  timestep_ = stream.allocate({2 * n_}, DType::float32);
   suppression_ = on_stream(request.suppression);
   keep_ = stream.allocate({3 * n_, suppression_.size()}, DType::float32);
   stream.fill(keep_, 1.0F);
@@ -44,13 +43,19 @@ Tensor Branches::on_stream(const Tensor& host) {
 
 void Branches::fill_rows(const PromptEmbeds& embeds) {
   const Graph& graph = bundle_.transformer();
-  rows_ = {{"latent", latent_}, {"timestep", timestep_}};
+  rows_ = {{"latent", latent_}};
   shared_ = {{"mask", on_stream(request_.mask)}, {"ref", on_stream(request_.ref)}};
-  add_text("text", &PromptEmbedding::text, embeds);
   add_text("text_mask", &PromptEmbedding::text_mask, embeds);
-  add_text("pooled", &PromptEmbedding::pooled, embeds);
   if (graph.takes("position"))
     shared_["position"] = on_stream(token_positions(request_.token_rows, request_.token_columns));
+  if (bundle_.conditioning()) {
+    conditioning_.emplace(bundle_, *sessions_.at("conditioning"), request_, embeds, stream_);
+    fill_conditioned();
+    return;
+  }
+  timestep_ = rows_["timestep"] = stream_.allocate({2 * n_}, DType::float32);
+  add_text("text", &PromptEmbedding::text, embeds);
+  add_text("pooled", &PromptEmbedding::pooled, embeds);
   if (graph.takes("guidance")) {
     rows_["guidance"] = stream_.allocate({2 * n_}, DType::float32);
     stream_.fill(rows_["guidance"], request_.distilled_guidance);
@@ -61,6 +66,26 @@ void Branches::fill_rows(const PromptEmbeds& embeds) {
     std::ranges::fill(label.rows(n_, 2 * n_).int64s(), request_.class_label);
     rows_["class"] = on_stream(label);
   }
+}
+
+void Branches::fill_conditioned() {
+  const Tensor row = conditioning_->modulation(request_.plan.front().point.timestep, false);
+  modulation_ = rows_["modulation"] = stream_.allocate({2 * n_, row.dim(1)}, DType::float32);
+  if (!bundle_.transformer().takes("context")) return;
+  Shape shape = conditioning_->context(false).shape();
+  shape.front() = 2 * n_;
+  const Tensor rows = rows_["context"] = stream_.allocate(shape, DType::float32);
+  for (std::int64_t i = request_.unconditional ? 0 : n_; i < 2 * n_; ++i)
+    stream_.copy(conditioning_->context(i < n_), rows.rows(i, i + 1));
+}
+
+void Branches::set_timestep(float timestep, bool unconditional) {
+  if (!conditioning_) {
+    stream_.fill(timestep_, timestep);
+    return;
+  }
+  for (std::int64_t i = unconditional ? 0 : n_; i < 2 * n_; ++i)
+    stream_.copy(conditioning_->modulation(timestep, i < n_), modulation_.rows(i, i + 1));
 }
 
 void Branches::add_text(const char* role, Tensor PromptEmbedding::* part,
@@ -170,7 +195,7 @@ void Branches::run(float timestep, const StepWeights& weights) {
   const bool unconditional = weights.unconditional();
   // Here and not where a step ends, since a callback may write into the latents.
   if (unconditional) stream_.copy(latents(), latent_.rows(0, n_));
-  stream_.fill(timestep_, timestep);
+  set_timestep(timestep, unconditional);
   const bool degraded = weights.degraded();
   if (degraded) set_keep(weights.keep);
 

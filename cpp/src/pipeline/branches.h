@@ -5,17 +5,19 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "intaglio/backend.h"
 #include "intaglio/bundle.h"
 #include "intaglio/embedding.h"
 #include "intaglio/guidance.h"
+#include "pipeline/conditioning.h"
 #include "pipeline/request.h"
 
 namespace intaglio {
 
-// The transformer's graphs, loaded: forked, or base and degraded.
+// The transformer's graphs, loaded: forked, or base and degraded; conditioning, if there is one.
 using TransformerSessions = std::map<std::string, std::unique_ptr<Session>>;
 TransformerSessions load_transformer(const Bundle& bundle, const Backend& backend);
 
@@ -50,6 +52,8 @@ class Branches {
 
  private:
   void fill_rows(const PromptEmbeds& embeds);
+  void fill_conditioned();
+  void set_timestep(float timestep, bool unconditional);
   void observe();
   void add_text(const char* role, Tensor PromptEmbedding::* part, const PromptEmbeds& embeds);
   Tensor on_stream(const Tensor& host);
@@ -67,7 +71,9 @@ class Branches {
   const Request& request_;
   Stream& stream_;
   std::int64_t n_;
-  Tensor latent_, timestep_;              // [2n, ...]: D_0, D_c
+  std::optional<Conditioning> conditioning_;
+  Tensor latent_;                         // [2n, ...]: D_0, D_c
+  Tensor timestep_, modulation_;          // likewise, one of the two
   Tensor prediction_;                     // [3n, ...]: D_0, D_c, D_m
   Tensor keep_;                           // [3n, T]
   Tensor suppression_;                    // [T]

@@ -80,20 +80,19 @@ void check_mask(const std::string& name, const Tensor& mask) {
 
 void check_part(const Bundle& bundle, const std::string& name, const Tensor& tensor,
                 const char* role, std::int64_t tokens) {
-  const Graph& graph = bundle.transformer();
-  if (!graph.takes(role)) {
+  const GraphTensor* input = bundle.input(role);
+  if (!input) {
     if (tensor.defined())
       throw InputError(name + " is none of the inputs of " + bundle.name + ": leave it out");
     return;
   }
-  const GraphTensor& input = graph.input(role);
   if (!tensor.defined())
     throw InputError("the prompt embeddings lack " + name + ", which " + bundle.name +
-                     " takes as " + shape_for(input) + ": add it");
-  if (!fits(tensor, input, tokens)) {
+                     " takes as " + shape_for(*input) + ": add it");
+  if (!fits(tensor, *input, tokens)) {
     throw InputError(name + " has shape " + to_string(tensor.shape()) + " " +
                      name_of(tensor.dtype()) + " where " + bundle.name + " takes " +
-                     shape_for(input) + " of S >= 1 tokens: make it with this model's encoders");
+                     shape_for(*input) + " of S >= 1 tokens: make it with this model's encoders");
   }
   if (!std::ranges::all_of(tensor.floats(), [](float x) { return std::isfinite(x); }))
     throw InputError(name + " holds NaN or infinity: give finite numbers");
@@ -115,7 +114,7 @@ void check_condition(const Bundle& bundle, const GenerateOptions& options) {
   } else {
     check_text(bundle, options);
   }
-  const bool takes_guidance = bundle.transformer().takes("guidance");
+  const bool takes_guidance = bundle.input("guidance") != nullptr;
   if (!takes_guidance && options.distilled_guidance) {
     throw UsageError("--distilled-guidance does not fit: the transformer of " + bundle.name +
                      " has no input for it, leave it out");

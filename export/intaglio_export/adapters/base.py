@@ -27,19 +27,19 @@ LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)
-class RowArguments:
-    """A module after the fork, and which of its positional arguments carry batch rows."""
+class Modulation:
+    """A product over conditioning vectors whose result [B, W] modulates the image or text stream.
 
-    module: nn.Module
-    places: tuple[int, ...]
+    `block` is the first that it modulates; what follows the last of L blocks is block L.
+    """
 
+    linear: nn.Linear
+    block: int
 
-@dataclass(frozen=True)
-class RowOutputs:
-    """A module before the fork, and which of its outputs carry batch rows used only after it."""
-
-    module: nn.Module
-    places: tuple[int, ...]
+    @property
+    def width(self) -> int:
+        """W."""
+        return self.linear.out_features
 
 
 @dataclass(frozen=True)
@@ -182,16 +182,18 @@ class Adapter(ABC):
         return alpha
 
     @property
-    @abstractmethod
     def row_arguments(self) -> tuple[str, ...]:
-        """Keyword arguments of a block, besides the streams, that carry a batch row."""
-
-    def tail(self) -> tuple[RowArguments, ...]:
-        """Modules after the blocks that are given tensors with a batch row from before them."""
+        """Keyword arguments of a block, besides streams and `temb`, that carry a batch row."""
         return ()
 
-    def late_outputs(self) -> tuple[RowOutputs, ...]:
-        """Modules before the blocks with outputs that only what follows the blocks uses."""
+    # What depends on prompt and timestep alone, and is computed ahead of the loop.
+
+    @abstractmethod
+    def modulations(self) -> tuple[Modulation, ...]:
+        """Where conditioning vectors end, in the order of the blocks that they are for."""
+
+    def projection(self) -> tuple[nn.Module, ...]:
+        """What `text` passes before the blocks, one after the other; empty for no text."""
         return ()
 
     # The transformer's inputs.
@@ -212,6 +214,13 @@ class Adapter(ABC):
         """`predict` in the adapter's precision; `where` names the place of an overflow."""
         with Products(self.dtype, where or (lambda: "the transformer")):
             return self.predict(inputs)
+
+    def project(self, text: torch.Tensor) -> torch.Tensor:
+        """The context [P, T, D] that blocks are given for `text` [P, T, text_width]."""
+        with Products(self.dtype, lambda: "the prompt's projection"):
+            for module in self.projection():
+                text = module(text)
+        return text
 
     @property
     def patch_size(self) -> int:

@@ -10,7 +10,7 @@ from intaglio_export.adapters.base import (
     ClassLayout,
     Inputs,
     LatentLayout,
-    RowArguments,
+    Modulation,
 )
 from intaglio_export.graphs import TensorSpec
 
@@ -25,12 +25,10 @@ class DiTAdapter(Adapter):
     def attention(self, block: nn.Module) -> nn.Module:
         return block.attn1  # type: ignore[return-value]
 
-    @property
-    def row_arguments(self) -> tuple[str, ...]:
-        return ("timestep", "class_labels")
-
-    def tail(self) -> tuple[RowArguments, ...]:
-        return (RowArguments(self.transformer.proj_out_1, (0,)),)
+    def modulations(self) -> tuple[Modulation, ...]:
+        blocks = self.transformer.transformer_blocks
+        norms = [Modulation(block.norm1.linear, k) for k, block in enumerate(blocks)]
+        return (*norms, Modulation(self.transformer.proj_out_1, len(blocks)))
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         config = self.transformer.config

@@ -13,8 +13,8 @@ from intaglio_export.adapters.base import (
     EncoderLayout,
     Inputs,
     LatentLayout,
+    Modulation,
     PromptLayout,
-    RowArguments,
     TextSegment,
 )
 from intaglio_export.graphs import TensorSpec
@@ -38,12 +38,15 @@ class FluxAdapter(Adapter):
         double = block in list(self.transformer.transformer_blocks)
         return block.norm1 if double else block.norm  # type: ignore[return-value]
 
-    @property
-    def row_arguments(self) -> tuple[str, ...]:
-        return ("temb",)
+    def modulations(self) -> tuple[Modulation, ...]:
+        double = self.transformer.transformer_blocks
+        blocks = [[block.norm1, block.norm1_context] for block in double]
+        blocks += [[block.norm] for block in self.transformer.single_transformer_blocks]
+        norms = [Modulation(norm.linear, k) for k, norms in enumerate(blocks) for norm in norms]
+        return (*norms, Modulation(self.transformer.norm_out.linear, len(blocks)))
 
-    def tail(self) -> tuple[RowArguments, ...]:
-        return (RowArguments(self.transformer.norm_out, (1,)),)
+    def projection(self) -> tuple[nn.Module, ...]:
+        return (self.transformer.context_embedder,)
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         config = self.transformer.config

@@ -14,8 +14,8 @@ from intaglio_export.adapters.base import (
     EncoderLayout,
     Inputs,
     LatentLayout,
+    Modulation,
     PromptLayout,
-    RowOutputs,
     TextSegment,
 )
 from intaglio_export.errors import ExportError
@@ -59,8 +59,14 @@ class PixArtSigmaAdapter(Adapter):
     def row_arguments(self) -> tuple[str, ...]:
         return ("encoder_hidden_states", "encoder_attention_mask", "timestep")
 
-    def late_outputs(self) -> tuple[RowOutputs, ...]:
-        return (RowOutputs(self.transformer.adaln_single, (1,)),)
+    def modulations(self) -> tuple[Modulation, ...]:
+        """One for all blocks, and the embedded timestep itself for what follows them."""
+        single = self.transformer.adaln_single
+        embedded = single.emb.timestep_embedder.linear_2
+        return (Modulation(single.linear, 0), Modulation(embedded, len(self.blocks())))
+
+    def projection(self) -> tuple[nn.Module, ...]:
+        return (self.transformer.caption_projection,)
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         config = self.transformer.config

@@ -15,8 +15,8 @@ from intaglio_export.adapters.base import (
     Adapter,
     Inputs,
     LatentLayout,
+    Modulation,
     PromptLayout,
-    RowArguments,
     TextSegment,
 )
 from intaglio_export.errors import ExportError
@@ -51,10 +51,18 @@ class QwenImageAdapter(Adapter):
 
     @property
     def row_arguments(self) -> tuple[str, ...]:
-        return ("temb", "encoder_hidden_states_mask")
+        return ("encoder_hidden_states_mask",)
 
-    def tail(self) -> tuple[RowArguments, ...]:
-        return (RowArguments(self.transformer.norm_out, (1,)),)
+    def modulations(self) -> tuple[Modulation, ...]:
+        products = [
+            Modulation(modulate[1], k)
+            for k, block in enumerate(self.transformer.transformer_blocks)
+            for modulate in (block.img_mod, block.txt_mod)
+        ]
+        return (*products, Modulation(self.transformer.norm_out.linear, len(self.blocks())))
+
+    def projection(self) -> tuple[nn.Module, ...]:
+        return (self.transformer.txt_norm, self.transformer.txt_in)
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         config = self.transformer.config

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from intaglio_export.adapters.base import (
     Adapter,
     EncoderLayout,
     Inputs,
     LatentLayout,
+    Modulation,
     PromptLayout,
-    RowArguments,
     TextSegment,
 )
 from intaglio_export.graphs import TensorSpec
@@ -29,12 +30,16 @@ class SD3Adapter(Adapter):
     optional_encoders = (T5,)
     max_shift = 1.16
 
-    @property
-    def row_arguments(self) -> tuple[str, ...]:
-        return ("temb",)
+    def modulations(self) -> tuple[Modulation, ...]:
+        norms = [
+            Modulation(norm.linear, k)
+            for k, block in enumerate(self.transformer.transformer_blocks)
+            for norm in (block.norm1, block.norm1_context)
+        ]
+        return (*norms, Modulation(self.transformer.norm_out.linear, len(self.blocks())))
 
-    def tail(self) -> tuple[RowArguments, ...]:
-        return (RowArguments(self.transformer.norm_out, (1,)),)
+    def projection(self) -> tuple[nn.Module, ...]:
+        return (self.transformer.context_embedder,)
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         config = self.transformer.config

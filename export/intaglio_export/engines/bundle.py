@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 class Component:
     """One graph of the bundle, which becomes one engine.
 
-    `kind` is forked, base, degraded, text_encoder, vae_decoder or vae_encoder;
+    `kind` is forked, base, degraded, conditioning, text_encoder, vae_decoder or vae_encoder;
     `name` the same, or an encoder's own; `inputs` and `outputs` are as in the manifest.
     """
 

@@ -14,6 +14,9 @@ from intaglio_export.folder import MANIFEST
 # Larger images are decoded in tiles of this many pixels: the runtime's default of --vae-tile.
 VAE_TILE = 1024
 DEFAULT_BATCH = (1, 1, 4)
+# What `conditioning` makes at once: a row for each step and branch, longer schedules in parts
+# (cpp/src/pipeline/conditioning.cpp).
+CONDITIONS = 64
 Shape = tuple[int, ...]
 
 
@@ -195,7 +198,8 @@ def input_shapes(
 
 def _axes(kind: str, profile: Profile, manifest: dict[str, Any]) -> dict[str, Range]:
     """Sizes of the named axes of a graph. What runs at once is the C++ pipeline's: one prompt, one
-    image of the VAE, and a row for each branch of each image in the transformer."""
+    image of the VAE, a row for each branch of each image in the transformer, and of each step ahead
+    of it."""
     scale, unit = manifest["latent"]["vae_scale_factor"], _unit(manifest)
     if kind == "text_encoder":
         return {"prompts": _one(1)}
@@ -204,15 +208,19 @@ def _axes(kind: str, profile: Profile, manifest: dict[str, Any]) -> dict[str, Ra
     if kind == "vae_decoder":
         height, width = (_decoded(side, scale) for side in (profile.height, profile.width))
         return {"images": _one(1), "latent_height": height, "latent_width": width}
-    branches = {"forked": 3, "base": 2, "degraded": 1}[kind]
     prompt = manifest.get("prompt", {}).get("text", ())
+    text_length = _one(sum(segment["length"] for segment in prompt))
+    if kind == "conditioning":
+        rows = Range(1, min(2 * manifest["defaults"]["steps"], CONDITIONS), CONDITIONS)
+        return {"conditions": rows, "prompts": Range(1, 2, 2), "text_length": text_length}
+    branches = {"forked": 3, "base": 2, "degraded": 1}[kind]
     return {
         "base_rows": _rows(profile.batch, 2),
         "rows": _rows(profile.batch, branches),
         "latent_height": profile.height.of(scale),
         "latent_width": profile.width.of(scale),
         "tokens": profile.height.of(unit).times(profile.width.of(unit)),
-        "text_length": _one(sum(segment["length"] for segment in prompt)),
+        "text_length": text_length,
     }
 
 

@@ -21,6 +21,7 @@ from scipy import ndimage
 from intaglio.analysis.sampler import Model, Step, fingerprint
 from intaglio_export.adapters import Adapter
 from intaglio_export.adapters.base import Inputs
+from intaglio_export.conditioning import condition
 from intaglio_export.errors import ExportError
 from intaglio_export.forking import ForkedTransformer
 from intaglio_export.packing import pack, unpack
@@ -61,8 +62,7 @@ class Suppressed:
         keep = torch.ones(rows + n, model.tokens)
         keep[rows:] = ramp(self.keep, step)
         forked = ForkedTransformer(model.adapter, self.block)
-        inputs = [base[spec.role] for spec in model.adapter.inputs()]
-        out = forked(*inputs, mask, ref, branch, keep)
+        out = forked(*condition(model.adapter, base), mask, ref, branch, keep)
         return out[:rows], out[rows:]
 
 

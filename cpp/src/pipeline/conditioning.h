@@ -1,0 +1,41 @@
+// What prompt and timestep alone decide: the graph `conditioning`, run ahead of the loop.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "intaglio/backend.h"
+#include "intaglio/bundle.h"
+#include "intaglio/embedding.h"
+#include "pipeline/request.h"
+
+namespace intaglio {
+
+// Its outputs for every timestep of a request's plan and for the branches D_0, where a step runs
+// it, and D_c, which all images of the request share. In the stream's memory.
+class Conditioning {
+ public:
+  // `embeds` has what the graph takes of it, and a negative prompt where a step runs D_0.
+  Conditioning(const Bundle& bundle, const Session& session, const Request& request,
+               const PromptEmbeds& embeds, Stream& stream);
+
+  // [1, W], of a timestep of the plan.
+  Tensor modulation(float timestep, bool unconditional) const;
+  // [1, T, D]; only where the transformer is drawn by prompt.
+  Tensor context(bool unconditional) const;
+
+ private:
+  // First D_0, where there is one.
+  std::int64_t place(bool unconditional) const { return unconditional ? 0 : branches_ - 1; }
+  std::vector<Binding> vectors(const Bundle& bundle, const Request& request,
+                               const std::vector<float>& timesteps, Stream& stream) const;
+
+  std::int64_t branches_;
+  std::vector<const PromptEmbedding*> prompts_;  // of each branch
+  std::map<float, std::int64_t> places_;         // of timesteps
+  Tensor modulation_;                            // [timesteps * branches, W]
+  Tensor context_;                               // [branches, T, D]
+};
+
+}  // namespace intaglio
