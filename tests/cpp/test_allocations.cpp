@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -21,7 +22,7 @@ void* counted(std::size_t size, std::size_t alignment) {
 }
 }  // namespace
 
-// The other forms call these.
+// The other forms call these. Not inlined, or GCC sees free() meet operator new and warns.
 void* operator new(std::size_t size) {
   if (void* memory = counted(size, alignof(std::max_align_t))) return memory;
   throw std::bad_alloc();
@@ -29,9 +30,11 @@ void* operator new(std::size_t size) {
 void* operator new(std::size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
   return counted(size, static_cast<std::size_t>(alignment));
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept {
+  std::free(memory);
+}
 
 namespace intaglio {
 namespace {
@@ -97,7 +100,7 @@ TEST_P(Loop, AllocatesNothingAfterItsFirstStep) {
   GenerateOptions options;
   options.prompt_embeds.emplace();
   for (auto* part : {&options.prompt_embeds->positive, &options.prompt_embeds->negative.emplace()})
-    *part = {Tensor({1, 11, 16}, DType::float32), Tensor({1, 5}, DType::float32), {}};
+    *part = {Tensor({1, 11, 16}, DType::float32), {}, Tensor({1, 5}, DType::float32)};
   options.scheduler = GetParam().scheduler;
   options.steps = 12;
   options.cfg_window = Window{0, 0.6};  // branches come and go

@@ -34,6 +34,8 @@ def _heads(node: ir.Node) -> tuple[int, int] | None:
     """Number and width of the heads of an Attention that can be replaced, else None."""
     if node.op_type != "Attention" or node.domain or node.outputs[0].dtype != ir.DataType.FLOAT:
         return None
+    if len(node.outputs) > 1 or node.outputs[0].is_graph_output():
+        return None
     query, *others = (value for value in node.inputs if value is not None)
     shapes = [value.shape for value in (query, *others)]
     if len(shapes) != 3 or any(shape is None or len(shape) != 4 for shape in shapes):
@@ -41,8 +43,8 @@ def _heads(node: ir.Node) -> tuple[int, int] | None:
     sizes = {(shape[1], shape[3]) for shape in shapes if shape is not None}
     heads, width = next(iter(sizes))
     known = len(sizes) == 1 and isinstance(heads, int) and isinstance(width, int)
-    plain = set(node.attributes) <= {"scale", "is_causal"} and not _attribute(node, "is_causal", 0)
-    return (heads, width) if known and plain and len(node.outputs) == 1 else None  # type: ignore[return-value]
+    plain = not any(node.attributes[name].value for name in set(node.attributes) - {"scale"})
+    return (heads, width) if known and plain else None  # type: ignore[return-value]
 
 
 def _attribute(node: ir.Node, name: str, default: float) -> float:
@@ -67,7 +69,7 @@ def _replace(model: ir.Model, node: ir.Node, heads: int, width: int) -> None:
     result = tape.op("Reshape", [attended, apart])
     result.dtype, result.shape = ir.DataType.FLOAT, _swapped(node.outputs[0].shape)
     for user, _ in list(node.outputs[0].uses()):
-        if _swaps(user):
+        if _swaps(user) and not user.outputs[0].is_graph_output():
             ir.convenience.replace_all_uses_with(user.outputs[0], result)
     if node.outputs[0].uses():
         back = tape.op("Transpose", [result], {"perm": _SWAP})
