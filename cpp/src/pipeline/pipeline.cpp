@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <functional>
+#include <future>
 #include <mutex>
 
 #include "core/guided_step.h"
@@ -260,6 +261,8 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
   const auto stream = backend().make_stream();
   Generation generation;
   Stopwatch watch;
+  // At the first call, while the prompt is read. An error is thrown where the sessions are used.
+  const auto loading = std::async(std::launch::async, [this] { impl_->transformer(); });
   const PromptEmbeds embeds = impl_->embeddings(*stream, request, options);
   generation.notes = embeds.notes;
   generation.timings.text = watch.lap();
