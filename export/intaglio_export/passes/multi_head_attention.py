@@ -105,7 +105,7 @@ def _tokens_first(value: ir.Value, tape: Tape) -> ir.Value:
         result = tape.op(node.op_type, [*follow, *kept], attributes)
     else:
         result = tape.op("Transpose", [value], {"perm": _SWAP})
-    result.dtype, result.shape = value.dtype, _swapped(value.shape)
+    result.type, result.shape = value.type, _swapped(value.shape)
     return result
 
 
