@@ -32,18 +32,20 @@ class TensorSpec:
 class GraphSpec:
     """One ONNX file of the bundle: its path there, and its inputs and outputs in order.
 
-    `dtype` is that of matrix products.
+    `dtype` is that of matrix products. `attends` says that the graph has attention without a mask,
+    for which ONNX Runtime has a better operator than the standard one.
     """
 
     path: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dtype: torch.dtype = torch.float32
+    attends: bool = False
 
     @property
     def cpu(self) -> str | None:
-        """Path of the same graph for runtimes that do not compute in `dtype`."""
-        if self.dtype == torch.float32:
+        """Path of the same graph for ONNX Runtime on the CPU, where it runs another one there."""
+        if self.dtype == torch.float32 and not self.attends:
             return None
         return f"{self.path.removesuffix('.onnx')}.cpu.onnx"
 

@@ -103,7 +103,7 @@ def _unit(
     classes = adapter.classes()
     return ExportUnit(
         module,
-        GraphSpec(f"transformer/{name}.onnx", inputs, outputs, adapter.dtype),
+        GraphSpec(f"transformer/{name}.onnx", inputs, outputs, adapter.dtype, attends=True),
         sizes,
         {"latent_height": patch, "latent_width": patch},
         {

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+import torch
 from torch import nn
 
 from intaglio_export.graphs import ExportUnit
@@ -20,6 +21,7 @@ from intaglio_export.memory import collect
 from intaglio_export.passes.add_op_function import add_op_function
 from intaglio_export.passes.floor_division import floor_division
 from intaglio_export.passes.idle_squeeze import idle_squeeze
+from intaglio_export.passes.multi_head_attention import multi_head_attention
 from intaglio_export.passes.name_axes import name_axes
 from intaglio_export.passes.share_weights import share_weights
 from intaglio_export.passes.strip_metadata import strip_metadata
@@ -89,7 +91,9 @@ def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[s
     for unit, model in zip(units, models, strict=True):
         save_graph(model, work / unit.spec.path)
         if unit.spec.cpu:
-            widen_products(model)
+            if unit.spec.dtype != torch.float32:
+                widen_products(model)
+            multi_head_attention(model)
             save_graph(model, work / unit.spec.cpu)
 
 

@@ -14,7 +14,7 @@ void bind_graph(py::module_& module) {
       .def_readonly("axes", &GraphTensor::axes, "sizes, and the names of dynamic axes");
   py::class_<Graph>(module, "Graph", "An ONNX graph of the bundle.")
       .def_readonly("path", &Graph::path, "relative to the bundle's folder")
-      .def_readonly("cpu", &Graph::cpu, "the same for runtimes without bfloat16 kernels, or None")
+      .def_readonly("cpu", &Graph::cpu, "the same for ONNX Runtime on the CPU, or None")
       .def_readonly("inputs", &Graph::inputs)
       .def_readonly("outputs", &Graph::outputs);
 }

@@ -24,7 +24,7 @@ struct GraphTensor {
 
 struct Graph {
   std::string path;
-  std::optional<std::string> cpu;  // the same graph, narrow weights widened by casts
+  std::optional<std::string> cpu;  // the same graph for ONNX Runtime on the CPU
   std::vector<GraphTensor> inputs;
   std::vector<GraphTensor> outputs;
   // Throws InputError when the graph has no tensor of that role.

@@ -90,6 +90,8 @@ class Pipeline {
  public:
   // Throws InputError for the bundle, UnavailableError for the device.
   static Pipeline open(const std::filesystem::path& bundle, const BackendOptions& backend = {});
+  // On a backend of the caller's own; its graphs have to be the bundle's.
+  Pipeline(Bundle bundle, std::shared_ptr<Backend> backend);
   Pipeline(Pipeline&&) noexcept;
   Pipeline& operator=(Pipeline&&) noexcept;
   ~Pipeline();

@@ -35,11 +35,11 @@ class Tensor {
 
   // False for a default-constructed one, which stands for no tensor.
   bool defined() const { return data_ != nullptr; }
-  const Shape& shape() const { return shape_; }
-  std::int64_t dim(std::size_t axis) const { return shape_.at(axis); }
+  const Shape& shape() const;
+  std::int64_t dim(std::size_t axis) const { return shape().at(axis); }
   DType dtype() const { return dtype_; }
   Device device() const { return device_; }
-  std::int64_t size() const { return element_count(shape_); }
+  std::int64_t size() const { return element_count(shape()); }
   std::size_t bytes() const { return static_cast<std::size_t>(size()) * size_of(dtype_); }
   void* data() { return data_; }
   const void* data() const { return data_; }
@@ -57,7 +57,7 @@ class Tensor {
   Tensor clone() const;
 
  private:
-  Shape shape_;
+  std::shared_ptr<const Shape> shape_;  // shared, so that copies allocate nothing
   DType dtype_ = DType::float32;
   Device device_ = Device::cpu;
   void* data_ = nullptr;

@@ -17,8 +17,9 @@ void HostStream::fill(Tensor to, float value) { std::ranges::fill(to.floats(), v
 
 void HostStream::fill_keep(Tensor rows, const Tensor& suppression, float keep) {
   assert(rows.dim(1) == suppression.size());
-  for (std::int64_t row = 0; row < rows.dim(0); ++row) {
-    std::ranges::transform(suppression.floats(), rows.rows(row, row + 1).floats().begin(),
+  const auto values = suppression.floats();
+  for (auto row = rows.floats(); !row.empty(); row = row.subspan(values.size())) {
+    std::ranges::transform(values, row.begin(),
                            [keep](float value) { return keep_value(keep, value); });
   }
 }

@@ -17,26 +17,30 @@ namespace intaglio {
 
 namespace {
 
-// Runs `body`, turning ONNX Runtime's exceptions into ours.
+[[noreturn]] void fail(const std::string& doing, const Ort::Exception& error) {
+  const std::string what = error.what();
+  const bool memory = what.find("allocate memory") != std::string::npos ||
+                      what.find("bad_alloc") != std::string::npos ||
+                      what.find("out of memory") != std::string::npos;  // CUDA's
+  if (memory)
+    throw OutOfMemoryError(doing + " needs more memory than there is: use a smaller size or batch");
+  for (const char* gpu : {"CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure"}) {
+    if (what.find(gpu) != std::string::npos)
+      throw UnavailableError(doing + " failed on the GPU: " + what + "; --device cpu needs none");
+  }
+  throw InputError(doing + " failed in ONNX Runtime: " + what);
+}
+
+// Runs `body`, turning ONNX Runtime's exceptions into ours. Allocates nothing where all goes well.
 template <typename Body>
-auto translate(const std::string& doing, Body&& body) {
+auto translate(const char* doing, const std::string& graph, Body&& body) {
   try {
     return body();
   } catch (const Ort::Exception& error) {
-    const std::string what = error.what();
-    const bool memory = what.find("allocate memory") != std::string::npos ||
-                        what.find("bad_alloc") != std::string::npos ||
-                        what.find("out of memory") != std::string::npos;  // CUDA's
-    if (memory)
-      throw OutOfMemoryError(doing +
-                             " needs more memory than there is: use a smaller size or batch");
-    for (const char* gpu : {"CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure"}) {
-      if (what.find(gpu) != std::string::npos)
-        throw UnavailableError(doing + " failed on the GPU: " + what + "; --device cpu needs none");
-    }
-    throw InputError(doing + " failed in ONNX Runtime: " + what);
+    fail(doing + graph, error);
   } catch (const std::bad_alloc&) {
-    throw OutOfMemoryError(doing + " needs more memory than there is: use a smaller size or batch");
+    throw OutOfMemoryError(doing + graph +
+                           " needs more memory than there is: use a smaller size or batch");
   }
 }
 
@@ -89,7 +93,7 @@ class OrtBoundGraph final : public BoundGraph {
   }
 
   void run() override {
-    translate("running " + name_, [&] { session_->Run(run_options_, binding_); });
+    translate("running ", name_, [&] { session_->Run(run_options_, binding_); });
   }
 
  private:
@@ -113,7 +117,7 @@ class OrtSession final : public Session {
 
   std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>& inputs,
                                    const std::vector<Binding>& outputs) const override {
-    return translate("binding " + graph_.path, [&] {
+    return translate("binding ", graph_.path, [&] {
       return std::make_unique<OrtBoundGraph>(session_, graph_, inputs, outputs);
     });
   }
@@ -136,14 +140,16 @@ std::unique_ptr<Session> open(const std::filesystem::path& path, const Graph& gr
 
 class OrtBackend final : public Backend {
  public:
-  OrtBackend(const BackendOptions& options, std::string version)
-      : version_(std::move(version)), threads_(thread_count(options)) {}
+  OrtBackend(const BackendOptions& options, std::string version, const Bundle& bundle)
+      : version_(std::move(version)),
+        threads_(thread_count(options)),
+        narrow_(bundle.dtype != "float32") {}
 
   std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
                                 const Graph& graph) const override {
-    // The processor has no kernels for what graph.path may hold.
+    // What graph.path holds has no kernels for the processor, or slower ones.
     const auto path = bundle_root / graph.cpu.value_or(graph.path);
-    return translate("loading " + path.string(), [&] {
+    return translate("loading ", path.string(), [&] {
       Ort::SessionOptions options;
       options.SetIntraOpNumThreads(threads_);
       options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
@@ -152,7 +158,7 @@ class OrtBackend final : public Backend {
       options.AddConfigEntry("session.disable_prepacking", "1");
       // Either of them would hold a float32 copy of every narrow weight; cast as it is used, what
       // stays is the mapped file. ONNX Runtime has no constants for these names.
-      if (graph.cpu)
+      if (narrow_)
         options.AddConfigEntry("optimization.disable_specified_optimizers",
                                "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer");
       // Threads that go on spinning after a run would take the cores from the next graph's.
@@ -174,6 +180,7 @@ class OrtBackend final : public Backend {
  private:
   std::string version_;
   int threads_;
+  bool narrow_;  // weights
   std::filesystem::path ops_library_ = ops_library();
 };
 
@@ -188,7 +195,7 @@ class OrtGpuBackend final : public Backend {
   std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
                                 const Graph& graph) const override {
     const auto path = bundle_root / graph.path;
-    return translate("loading " + path.string(), [&] {
+    return translate("loading ", path.string(), [&] {
       Ort::SessionOptions options;
       options.SetIntraOpNumThreads(threads_);  // of what the provider leaves to the processor
       options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
@@ -221,7 +228,7 @@ std::shared_ptr<Backend> make_onnxruntime_backend(const std::string& device,
                                                   const BackendOptions& options,
                                                   const Bundle& bundle) {
   const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
-  if (device == "cpu") return std::make_shared<OrtBackend>(options, library.version);
+  if (device == "cpu") return std::make_shared<OrtBackend>(options, library.version, bundle);
   check_provider(device, library);
   return std::make_shared<OrtGpuBackend>(device, options, library.version, bundle);
 }

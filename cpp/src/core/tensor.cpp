@@ -62,13 +62,14 @@ std::string to_string(const Shape& shape) {
   return text + "]";
 }
 
-Tensor::Tensor(Shape shape, DType dtype) : shape_(std::move(shape)), dtype_(dtype) {
+Tensor::Tensor(Shape shape, DType dtype)
+    : shape_(std::make_shared<const Shape>(std::move(shape))), dtype_(dtype) {
   const std::size_t count = bytes();
   // 64-byte lines: what vector loads and ONNX Runtime's kernels like best.
   constexpr std::align_val_t alignment{64};
   void* memory = ::operator new(count ? count : 1, alignment, std::nothrow);
   if (!memory) {
-    throw OutOfMemoryError("a tensor of shape " + to_string(shape_) + " needs " +
+    throw OutOfMemoryError("a tensor of shape " + to_string(*shape_) + " needs " +
                            std::to_string(count >> 20) +
                            " MiB, more than there is: use a smaller size or batch");
   }
@@ -78,11 +79,16 @@ Tensor::Tensor(Shape shape, DType dtype) : shape_(std::move(shape)), dtype_(dtyp
 }
 
 Tensor::Tensor(Shape shape, DType dtype, void* data, std::shared_ptr<void> owner, Device device)
-    : shape_(std::move(shape)),
+    : shape_(std::make_shared<const Shape>(std::move(shape))),
       dtype_(dtype),
       device_(device),
       data_(data),
       owner_(std::move(owner)) {}
+
+const Shape& Tensor::shape() const {
+  static const Shape none;
+  return shape_ ? *shape_ : none;
+}
 
 std::span<float> Tensor::floats() {
   assert(dtype_ == DType::float32 && device_ == Device::cpu);
@@ -105,12 +111,12 @@ std::span<const std::int64_t> Tensor::int64s() const {
 }
 
 Tensor Tensor::rows(std::int64_t begin, std::int64_t end) const {
-  assert(!shape_.empty() && 0 <= begin && begin <= end && end <= shape_[0]);
-  Shape shape = shape_;
-  shape[0] = end - begin;
-  const std::size_t row = shape_[0] ? bytes() / static_cast<std::size_t>(shape_[0]) : 0;
+  assert(!shape().empty() && 0 <= begin && begin <= end && end <= dim(0));
+  Shape part = shape();
+  part[0] = end - begin;
+  const std::size_t row = dim(0) ? bytes() / static_cast<std::size_t>(dim(0)) : 0;
   auto* start = static_cast<std::byte*>(data_) + row * static_cast<std::size_t>(begin);
-  return Tensor(std::move(shape), dtype_, start, owner_, device_);
+  return Tensor(std::move(part), dtype_, start, owner_, device_);
 }
 
 Tensor Tensor::reshaped(Shape shape) const {
@@ -120,7 +126,7 @@ Tensor Tensor::reshaped(Shape shape) const {
 
 Tensor Tensor::clone() const {
   assert(device_ == Device::cpu);
-  Tensor copy(shape_, dtype_);
+  Tensor copy(shape(), dtype_);
   if (const std::size_t count = bytes()) std::memcpy(copy.data_, data_, count);
   return copy;
 }

@@ -21,10 +21,13 @@ Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions,
   Shape shape = request.latent_shape;
   shape.front() = 2 * n_;
   latent_ = stream.allocate(shape, DType::float32);
+  unconditional_latent_ = latent_.rows(0, n_);
+  conditional_latent_ = latent_.rows(n_, 2 * n_);
   shape.front() = 3 * n_;
   prediction_ = stream.allocate(shape, DType::float32);
   suppression_ = on_stream(request.suppression);
   keep_ = stream.allocate({3 * n_, suppression_.size()}, DType::float32);
+  degraded_keep_ = keep_.rows(2 * n_, 3 * n_);
   stream.fill(keep_, 1.0F);
   fill_rows(embeds);
   if (bundle.observed()) observe();
@@ -70,7 +73,9 @@ void Branches::fill_rows(const PromptEmbeds& embeds) {
 
 void Branches::fill_conditioned() {
   const Tensor row = conditioning_->modulation(request_.plan.front().point.timestep, false);
-  modulation_ = rows_["modulation"] = stream_.allocate({2 * n_, row.dim(1)}, DType::float32);
+  const Tensor modulation = rows_["modulation"] =
+      stream_.allocate({2 * n_, row.dim(1)}, DType::float32);
+  for (std::int64_t i = 0; i < 2 * n_; ++i) modulation_.push_back(modulation.rows(i, i + 1));
   if (!bundle_.transformer().takes("context")) return;
   Shape shape = conditioning_->context(false).shape();
   shape.front() = 2 * n_;
@@ -85,7 +90,8 @@ void Branches::set_timestep(float timestep, bool unconditional) {
     return;
   }
   for (std::int64_t i = unconditional ? 0 : n_; i < 2 * n_; ++i)
-    stream_.copy(conditioning_->modulation(timestep, i < n_), modulation_.rows(i, i + 1));
+    stream_.copy(conditioning_->modulation(timestep, i < n_),
+                 modulation_[static_cast<std::size_t>(i)]);
 }
 
 void Branches::add_text(const char* role, Tensor PromptEmbedding::* part,
@@ -128,7 +134,7 @@ Tensor Branches::told(const std::string& output, int block) const {
 void Branches::set_keep(float keep) {
   if (keep == keep_value_) return;
   keep_value_ = keep;
-  stream_.fill_keep(keep_.rows(2 * n_, 3 * n_), suppression_, keep);
+  stream_.fill_keep(degraded_keep_, suppression_, keep);
 }
 
 // Without keep and branch, whose rows the caller knows.
@@ -174,7 +180,7 @@ std::unique_ptr<BoundGraph> Branches::bind_base(bool unconditional) const {
 
 std::unique_ptr<BoundGraph> Branches::bind_degraded() const {
   auto bindings = inputs("degraded", n_);
-  bindings.push_back({"keep", keep_.rows(2 * n_, 3 * n_)});
+  bindings.push_back({"keep", degraded_keep_});
   return sessions_.at("degraded")
       ->bind(stream_, bindings, {{"prediction", prediction_.rows(2 * n_, 3 * n_)}});
 }
@@ -194,7 +200,7 @@ void Branches::bind(bool unconditional, bool degraded) {
 void Branches::run(float timestep, const StepWeights& weights) {
   const bool unconditional = weights.unconditional();
   // Here and not where a step ends, since a callback may write into the latents.
-  if (unconditional) stream_.copy(latents(), latent_.rows(0, n_));
+  if (unconditional) stream_.copy(conditional_latent_, unconditional_latent_);
   set_timestep(timestep, unconditional);
   const bool degraded = weights.degraded();
   if (degraded) set_keep(weights.keep);

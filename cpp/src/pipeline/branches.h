@@ -33,7 +33,7 @@ class Branches {
            const PromptEmbeds& embeds, Stream& stream);
 
   // In the stream's memory, of the request's latent shape: what the next run() sees.
-  Tensor latents() const { return latent_.rows(n_, 2 * n_); }
+  Tensor latents() const { return conditional_latent_; }
   // Likewise, the raw predictions of the branches that the last run() ran.
   Tensor conditional() const { return prediction_.rows(n_, 2 * n_); }
   Tensor unconditional() const { return prediction_.rows(0, n_); }
@@ -72,15 +72,17 @@ class Branches {
   Stream& stream_;
   std::int64_t n_;
   std::optional<Conditioning> conditioning_;
-  Tensor latent_;                         // [2n, ...]: D_0, D_c
-  Tensor timestep_, modulation_;          // likewise, one of the two
-  Tensor prediction_;                     // [3n, ...]: D_0, D_c, D_m
-  Tensor keep_;                           // [3n, T]
-  Tensor suppression_;                    // [T]
-  std::map<std::string, Tensor> rows_;    // by role, [2n, ...]: D_0, D_c
-  std::map<std::string, Tensor> shared_;  // by role, the same for every row
-  std::map<std::string, Tensor> told_;    // by role, [2n, ...] or, after the fork, [3n, ...]
-  std::int64_t first_ = 0, last_ = 0;     // rows of the last run() of the graph told_ is of
+  Tensor latent_;                                     // [2n, ...]: D_0, D_c
+  Tensor timestep_;                                   // likewise, where nothing is conditioned
+  std::vector<Tensor> modulation_;                    // else, a row for each of them
+  Tensor unconditional_latent_, conditional_latent_;  // latent_'s halves
+  Tensor prediction_;                                 // [3n, ...]: D_0, D_c, D_m
+  Tensor keep_, degraded_keep_;                       // [3n, T], and its rows of D_m
+  Tensor suppression_;                                // [T]
+  std::map<std::string, Tensor> rows_;                // by role, [2n, ...]: D_0, D_c
+  std::map<std::string, Tensor> shared_;              // by role, the same for every row
+  std::map<std::string, Tensor> told_;  // by role, [2n, ...] or, after the fork, [3n, ...]
+  std::int64_t first_ = 0, last_ = 0;   // rows of the last run() of the graph told_ is of
   float keep_value_ = -1;
   std::array<std::unique_ptr<BoundGraph>, 4> bound_;  // by index()
   std::unique_ptr<BoundGraph> bound_degraded_;        // layout dual

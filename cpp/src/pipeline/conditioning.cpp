@@ -31,7 +31,8 @@ Conditioning::Conditioning(const Bundle& bundle, const Session& session, const R
   const Graph& graph = *bundle.conditioning();
   const auto rows = static_cast<std::int64_t>(timesteps.size()) * branches_;
   const std::vector<Binding> given = vectors(bundle, request, timesteps, stream);
-  modulation_ = stream.allocate({rows, last_axis(graph.output("modulation"))}, DType::float32);
+  const Tensor modulation =
+      stream.allocate({rows, last_axis(graph.output("modulation"))}, DType::float32);
   std::vector<Binding> text, context;
   if (graph.takes("text")) {
     Shape shape = prompts_.back()->text.shape();
@@ -49,9 +50,10 @@ Conditioning::Conditioning(const Bundle& bundle, const Session& session, const R
     std::vector<Binding> inputs = text, outputs = context;
     for (const Binding& vector : given)
       inputs.push_back({vector.role, vector.tensor.rows(first, last)});
-    outputs.push_back({"modulation", modulation_.rows(first, last)});
+    outputs.push_back({"modulation", modulation.rows(first, last)});
     session.bind(stream, inputs, outputs)->run();
   }
+  for (std::int64_t row = 0; row < rows; ++row) rows_.push_back(modulation.rows(row, row + 1));
 }
 
 // Each timestep's branches one after the other.
@@ -87,9 +89,8 @@ std::vector<Binding> Conditioning::vectors(const Bundle& bundle, const Request& 
   return made;
 }
 
-Tensor Conditioning::modulation(float timestep, bool unconditional) const {
-  const std::int64_t row = places_.at(timestep) * branches_ + place(unconditional);
-  return modulation_.rows(row, row + 1);
+const Tensor& Conditioning::modulation(float timestep, bool unconditional) const {
+  return rows_[static_cast<std::size_t>(places_.at(timestep) * branches_ + place(unconditional))];
 }
 
 Tensor Conditioning::context(bool unconditional) const {

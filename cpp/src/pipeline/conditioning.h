@@ -21,7 +21,7 @@ class Conditioning {
                const PromptEmbeds& embeds, Stream& stream);
 
   // [1, W], of a timestep of the plan.
-  Tensor modulation(float timestep, bool unconditional) const;
+  const Tensor& modulation(float timestep, bool unconditional) const;
   // [1, T, D]; only where the transformer is drawn by prompt.
   Tensor context(bool unconditional) const;
 
@@ -34,7 +34,7 @@ class Conditioning {
   std::int64_t branches_;
   std::vector<const PromptEmbedding*> prompts_;  // of each branch
   std::map<float, std::int64_t> places_;         // of timesteps
-  Tensor modulation_;                            // [timesteps * branches, W]
+  std::vector<Tensor> rows_;                     // [1, W] of each timestep's branches
   Tensor context_;                               // [branches, T, D]
 };
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <functional>
+#include <future>
 #include <mutex>
 
 #include "core/guided_step.h"
@@ -66,31 +67,45 @@ GuidedStep buffers(Stream& stream, const Branches& branches) {
   return step;
 }
 
-using Preview = std::function<std::vector<Image>()>;
+// Calls back where a step ends. One for a run: what a callback sees is made once.
+class Reporter {
+ public:
+  Reporter(Stream& stream, const StepCallback& on_step, const Branches& branches,
+           std::function<std::vector<Image>()> preview)
+      : stream_(stream), on_step_(on_step), x_(branches.latents()) {
+    step_.latents = [this] {
+      if (!shown_.defined()) shown_ = x_.device() == Device::cpu ? x_ : on_host(stream_, x_);
+      return shown_;
+    };
+    step_.preview = std::move(preview);
+    step_.hidden_states = [this, &branches](int block) {
+      return on_host(stream_, branches.told("hidden_states", block));
+    };
+    step_.gate = [this, &branches](int block) {
+      return on_host(stream_, branches.told("gate", block));
+    };
+  }
+  Reporter(const Reporter&) = delete;  // the functions point here
 
-// Calls back after the step that `last` ended, and takes back what was written into the latents.
-bool report(Stream& stream, const StepCallback& on_step, const Evaluation& last,
-            const Branches& branches, const Preview& preview) {
-  const Tensor x = branches.latents();
-  Tensor shown;
-  Step step;
-  step.step = last.ended->step;
-  step.steps = last.ended->steps;
-  step.sigma = last.ended->sigma;
-  step.timestep = last.point.timestep;
-  step.latents = [&] {
-    if (!shown.defined()) shown = x.device() == Device::cpu ? x : on_host(stream, x);
-    return shown;
-  };
-  step.preview = preview;
-  step.hidden_states = [&](int block) {
-    return on_host(stream, branches.told("hidden_states", block));
-  };
-  step.gate = [&](int block) { return on_host(stream, branches.told("gate", block)); };
-  const bool go_on = on_step(step);
-  if (shown.defined()) stream.copy(shown, x);
-  return go_on;
-}
+  // After the step that `last` ended; takes back what was written into the latents. False: stop.
+  bool report(const Evaluation& last) {
+    if (!on_step_) return true;
+    step_.step = last.ended->step;
+    step_.steps = last.ended->steps;
+    step_.sigma = last.ended->sigma;
+    step_.timestep = last.point.timestep;
+    shown_ = {};
+    const bool go_on = on_step_(step_);
+    if (shown_.defined()) stream_.copy(shown_, x_);
+    return go_on;
+  }
+
+ private:
+  Stream& stream_;
+  const StepCallback& on_step_;
+  Tensor x_, shown_;
+  Step step_;
+};
 
 }  // namespace
 
@@ -170,9 +185,9 @@ void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& b
   const int steps = request.schedule.steps();
   generation.step_seconds.reserve(static_cast<std::size_t>(steps));
   GuidedStep guided = buffers(stream, branches);
-  const Preview preview = [&] {
+  Reporter reporter(stream, on_step, branches, [&] {
     return decode(stream, request, on_host(stream, guided.denoised), options.vae_tile);
-  };
+  });
   const bool velocity = predicts_velocity(bundle.prediction_type);
   for (const Evaluation& evaluation : request.plan) {
     const StepPoint& point = evaluation.point;
@@ -185,7 +200,7 @@ void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& b
     if (!evaluation.ended) continue;
     stream.wait();
     generation.step_seconds.push_back(watch.lap());
-    if (on_step && !report(stream, on_step, evaluation, branches, preview)) {
+    if (!reporter.report(evaluation)) {
       throw Interrupted("stopped after step " + std::to_string(point.step + 1) + " of " +
                         std::to_string(steps));
     }
@@ -215,10 +230,13 @@ Pipeline::Pipeline(Pipeline&&) noexcept = default;
 Pipeline& Pipeline::operator=(Pipeline&&) noexcept = default;
 Pipeline::~Pipeline() = default;
 
+Pipeline::Pipeline(Bundle bundle, std::shared_ptr<Backend> backend)
+    : Pipeline(std::make_unique<Impl>(std::move(bundle), std::move(backend))) {}
+
 Pipeline Pipeline::open(const std::filesystem::path& bundle, const BackendOptions& backend) {
   Bundle opened = Bundle::open(bundle);
   auto used = make_backend(backend, opened);
-  return Pipeline(std::make_unique<Impl>(std::move(opened), std::move(used)));
+  return {std::move(opened), std::move(used)};
 }
 
 const Bundle& Pipeline::bundle() const { return impl_->bundle; }
@@ -243,6 +261,8 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
   const auto stream = backend().make_stream();
   Generation generation;
   Stopwatch watch;
+  // At the first call, while the prompt is read. An error is thrown where the sessions are used.
+  const auto loading = std::async(std::launch::async, [this] { impl_->transformer(); });
   const PromptEmbeds embeds = impl_->embeddings(*stream, request, options);
   generation.notes = embeds.notes;
   generation.timings.text = watch.lap();
