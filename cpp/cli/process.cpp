@@ -1,5 +1,6 @@
 #include "cli/process.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <ctime>
@@ -23,6 +24,12 @@ std::optional<double> seconds_since_process_start() {
   if (!fields) return {};  // no /proc: a bare chroot
   const double start = std::stod(field) / static_cast<double>(sysconf(_SC_CLK_TCK));
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9 - start;
+}
+
+std::int64_t peak_memory_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return std::int64_t{usage.ru_maxrss} * 1024;
 }
 
 }  // namespace intaglio::cli
