@@ -165,7 +165,7 @@ Json summarize(const Pipeline& pipeline, const Flags& flags, const std::vector<M
           {"backend", pipeline.backend().description()},
           {"device", pipeline.backend().choice.device},
           {"weights_bytes", weights_bytes(bundle)},
-          {"peak_memory_bytes", peak_memory_bytes()},
+          {"peak_memory_bytes", peak_memory_bytes().value_or(0)},
           {"modes", rows}};
 }
 

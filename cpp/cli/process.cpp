@@ -1,6 +1,5 @@
 #include "cli/process.h"
 
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <ctime>
@@ -26,10 +25,14 @@ std::optional<double> seconds_since_process_start() {
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9 - start;
 }
 
-std::int64_t peak_memory_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return std::int64_t{usage.ru_maxrss} * 1024;
+std::optional<std::int64_t> peak_memory_bytes() {
+  // Not getrusage: its maximum starts from that of the process that called exec.
+  std::ifstream stream("/proc/self/status");
+  for (std::string word; stream >> word;) {
+    std::int64_t kilobytes = 0;
+    if (word == "VmHWM:" && stream >> kilobytes) return kilobytes * 1024;
+  }
+  return {};
 }
 
 }  // namespace intaglio::cli

@@ -9,7 +9,8 @@ namespace intaglio::cli {
 // nothing without it.
 std::optional<double> seconds_since_process_start();
 
-// The most memory that this process has had resident so far, mapped files included.
-std::int64_t peak_memory_bytes();
+// The most memory that this process has had resident so far, mapped files included; nothing without
+// /proc.
+std::optional<std::int64_t> peak_memory_bytes();
 
 }  // namespace intaglio::cli

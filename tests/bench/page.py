@@ -19,8 +19,8 @@ Every round runs each runtime once, one after the other, with {threads} threads,
 prompt embeddings and diffusers' schedule, in float32; all end in the same latents (relative L2 is
 in the tables; 1e-3 is the limit). Ratios are of times in one round, since a machine drifts between
 rounds: the median, and the extremes in brackets. A time is that of the whole call from noise to
-final latents, without text encoders and VAE. The shipped model is trained; the others have random
-weights, {parameters}. {remark}
+final latents, without text encoders and VAE. The shipped model, fashion-sd3, is trained; others
+have random weights. Parameters: {parameters}. {remark}
 """
 _PEERS = """\
 ## What is compared
@@ -30,16 +30,16 @@ channel on the rows of D_m. diffusers runs its own modules, eager or by `torch.c
 Runtime (its Python package as it comes) and OpenVINO run the graph that torch's exporter makes of
 that, opset {opset}. *Branch by branch* is three calls of one row.
 
-Not in the tables: openvino-genai and stable-diffusion.cpp, which sample by themselves, have no third
-branch, and have not been tried on these models.
+Not in the tables: openvino-genai and stable-diffusion.cpp, which sample by themselves and have no
+third branch; they have not been tried on these models.
 """
 
 
 def page(data: Data, figures: Iterable[str], opset: int) -> str:
     """The whole page."""
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-    parameters = " and ".join(
-        f"{name} {model['counts']['parameter_bytes'] / 4e6:.0f} M parameters"
+    parameters = ", ".join(
+        f"{name} {model['counts']['parameter_bytes'] / 4e6:.0f} M"
         for name, model in data["models"].items()
     )
     head = _HEAD.format(

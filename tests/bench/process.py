@@ -12,11 +12,13 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from intaglio.onnxruntime_library import onnxruntime_library
 from tests.bench.measuring import spread
 from tests.bench.models import Model
 from tests.bench.sections import Effort, counts, middle, workload_of
 
-COMMAND = Path(sysconfig.get_path("scripts")) / "intaglio"
+# The C++ program itself, so that nothing of Python is measured.
+EXECUTABLE = Path(sysconfig.get_path("platlib")) / "intaglio/bin/intaglio"
 
 
 def start(model: Model, effort: Effort) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def start(model: Model, effort: Effort) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         prompt, report = Path(folder) / "prompt.safetensors", Path(folder) / "report.json"
         save_file(embeds, prompt)
-        line = [COMMAND, "generate", bundle, "--prompt-embeds", prompt, "--steps", "1"]
+        line = [*_command("generate"), bundle, "--prompt-embeds", prompt, "--steps", "1"]
         line += ["--cfg-scale", "3", "--dg-scale", "1", "--threads", str(effort.threads)]
         line += ["--device", "cpu", "--report", report, "-o", Path(folder) / "image.png"]
         for _ in range(effort.rounds):
@@ -49,6 +51,10 @@ def start(model: Model, effort: Effort) -> dict[str, Any]:
         "reading_weights": spread(reads),
         "weights_bytes": weights.stat().st_size,
     }
+
+
+def _command(subcommand: str) -> list[str | Path]:
+    return [EXECUTABLE, subcommand, "--onnxruntime", onnxruntime_library() or ""]
 
 
 def _read(path: Path) -> float:
@@ -67,7 +73,7 @@ def memory(model: Model, effort: Effort, sides: tuple[int, ...]) -> list[dict[st
     rows = []
     for side in sides:
         size = str(side * pixels)
-        line = [COMMAND, "bench", bundle, "--steps", "1", "--repeats", "1", "--json"]
+        line = [*_command("bench"), bundle, "--steps", "1", "--repeats", "1", "--json"]
         line += ["--height", size, "--width", size, "--threads", str(effort.threads)]
         done = subprocess.run(line, check=True, capture_output=True, text=True)
         told = json.loads(done.stdout)
