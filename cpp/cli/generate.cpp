@@ -61,6 +61,7 @@ Json report(const Flags& flags, const Pipeline& pipeline, const Generation& gene
   if (first_step_at) seconds["start_to_first_step"] = *first_step_at;
   seconds["text"] = generation.timings.text;
   seconds["denoise"] = generation.timings.denoise;
+  seconds["network"] = generation.timings.network;
   seconds["vae"] = generation.timings.vae;
   seconds["total"] = generation.timings.total;
   return {
@@ -73,6 +74,10 @@ Json report(const Flags& flags, const Pipeline& pipeline, const Generation& gene
       {"step_seconds", generation.step_seconds},
       {"base_rows", generation.base_rows},
       {"forked_rows", generation.forked_rows},
+      {"loop",
+       {{"allocations", generation.loop.allocations},
+        {"copies", generation.loop.copies},
+        {"copied_bytes", generation.loop.copied_bytes}}},
   };
 }
 

@@ -25,4 +25,14 @@ std::optional<double> seconds_since_process_start() {
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9 - start;
 }
 
+std::optional<std::int64_t> peak_memory_bytes() {
+  // Not getrusage: its maximum starts from that of the process that called exec.
+  std::ifstream stream("/proc/self/status");
+  for (std::string word; stream >> word;) {
+    std::int64_t kilobytes = 0;
+    if (word == "VmHWM:" && stream >> kilobytes) return kilobytes * 1024;
+  }
+  return {};
+}
+
 }  // namespace intaglio::cli

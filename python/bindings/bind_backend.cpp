@@ -31,6 +31,17 @@ void bind_backend(py::module_& module) {
       .def_readonly("choice", &Backend::choice)
       .def("__repr__",
            [](const Backend& backend) { return "<Backend: " + backend.description() + ">"; });
+  py::class_<StreamCounts>(module, "StreamCounts",
+                           "What a run asked of the memory that it works on.")
+      .def_readonly("allocations", &StreamCounts::allocations)
+      .def_readonly("copies", &StreamCounts::copies)
+      .def_readonly("copied_bytes", &StreamCounts::copied_bytes)
+      .def("__repr__", [](const py::object& self) {
+        return py::str(
+                   "StreamCounts(allocations={0.allocations}, copies={0.copies}, "
+                   "copied_bytes={0.copied_bytes})")
+            .format(self);
+      });
   module.def("built_with_tensorrt", &built_with_tensorrt,
              "Whether this libintaglio runs TensorRT engines: the option INTAGLIO_TENSORRT of its "
              "build.");

@@ -108,12 +108,15 @@ void bind_generation(py::module_& module) {
   py::class_<Timings>(module, "Timings", "Seconds spent on each stage.")
       .def_readonly("text", &Timings::text)
       .def_readonly("denoise", &Timings::denoise)
+      .def_readonly("network", &Timings::network,
+                    "of denoise, in the transformer's graphs; on a GPU only until they have been "
+                    "given to it")
       .def_readonly("vae", &Timings::vae)
       .def_readonly("total", &Timings::total)
       .def("__repr__", [](const py::object& self) {
         return py::str(
-                   "Timings(text={0.text:.3f}, denoise={0.denoise:.3f}, vae={0.vae:.3f}, "
-                   "total={0.total:.3f})")
+                   "Timings(text={0.text:.3f}, denoise={0.denoise:.3f}, "
+                   "network={0.network:.3f}, vae={0.vae:.3f}, total={0.total:.3f})")
             .format(self);
       });
   py::class_<Generation>(module, "Generation", "What Pipeline.generate() returns.")
@@ -126,6 +129,7 @@ void bind_generation(py::module_& module) {
       .def_readonly("step_seconds", &Generation::step_seconds)
       .def_readonly("base_rows", &Generation::base_rows)
       .def_readonly("forked_rows", &Generation::forked_rows)
+      .def_readonly("loop", &Generation::loop, "what the denoising loop asked its stream for")
       .def_readonly("notes", &Generation::notes);
 }
 

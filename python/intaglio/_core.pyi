@@ -41,6 +41,7 @@ __all__: list[str] = [
     "Step",
     "StepPoint",
     "StepWeights",
+    "StreamCounts",
     "TextEncoder",
     "TextSegment",
     "Timings",
@@ -734,6 +735,18 @@ class Backend:
     @property
     def description(self) -> str: ...
 
+class StreamCounts:
+    """
+    What a run asked of the memory that it works on.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def allocations(self) -> int: ...
+    @property
+    def copied_bytes(self) -> int: ...
+    @property
+    def copies(self) -> int: ...
+
 class PromptEmbeds:
     """
     What the text encoders make of a prompt, under the names of diffusers' arguments.
@@ -862,6 +875,11 @@ class Timings:
     @property
     def denoise(self) -> float: ...
     @property
+    def network(self) -> float:
+        """
+        of denoise, in the transformer's graphs; on a GPU only until they have been given to it
+        """
+    @property
     def text(self) -> float: ...
     @property
     def total(self) -> float: ...
@@ -880,6 +898,11 @@ class Generation:
     def images(self) -> list[PIL.Image.Image]: ...
     @property
     def latents(self) -> numpy.typing.NDArray[typing.Any]: ...
+    @property
+    def loop(self) -> StreamCounts:
+        """
+        what the denoising loop asked its stream for
+        """
     @property
     def notes(self) -> list[str]: ...
     @property

@@ -37,10 +37,12 @@ class Generation:
         latents: float32 as the scheduler leaves them, before the VAE's scaling is undone:
             [N, C, h, w], or [N, tokens, C * patch_size^2] where the bundle packs them as FLUX
             does. `generate(latents=...)` takes the same layout.
-        timings: seconds of each stage: text, denoise, vae, total.
+        timings: seconds of each stage: text, denoise, vae, total; and network, the part of
+            denoise that the transformer's graphs took.
         step_seconds: seconds of each step, without the step callback.
         base_rows: batch rows that ran through blocks 0..m, summed over the run.
         forked_rows: batch rows that ran through the blocks after m, likewise.
+        loop: allocations and copies that the denoising loop asked its device's memory for.
         texts: for each image, what its PNG says about it (`save` writes this).
     """
 
@@ -50,6 +52,7 @@ class Generation:
     step_seconds: list[float]
     base_rows: int
     forked_rows: int
+    loop: _core.StreamCounts
     texts: list[dict[str, str]]
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
@@ -254,6 +257,7 @@ class Pipeline:
             step_seconds=result.step_seconds,
             base_rows=result.base_rows,
             forked_rows=result.forked_rows,
+            loop=result.loop,
             texts=[dict(_core.png_text(self.bundle, options, i)) for i in range(len(images))],
         )
 

@@ -237,7 +237,7 @@ def test_inspect_shows_the_manifest(command: Command, bundle: Path) -> None:
 
 
 def test_bench_compares_the_modes(command: Command, bundle: Path) -> None:
-    flags = ("--steps", 2, "--batch", 2, "--repeats", 2, "--json")
+    flags = ("--steps", 2, "--batch", 2, "--repeats", 2, "--width", 48, "--json")
     done = json.loads(command("bench", bundle, *flags).stdout)
     assert (done["steps"], done["batch"], done["repeats"]) == (2, 2, 2)
     modes = {row["mode"]: row for row in done["modes"]}
@@ -251,7 +251,18 @@ def test_bench_compares_the_modes(command: Command, bundle: Path) -> None:
     assert math.isclose(modes["cfg+dg"]["predicted_ratio_to_cfg"], predicted)
     for row in modes.values():
         assert 0 < row["fastest"] <= row["seconds"] <= row["slowest"]
+        assert 0 < row["outside_network"] < 1
+        assert row["allocations_per_step"] == 0
+        assert row["ratio_to_predicted"] > 0
     assert modes["cfg"]["ratio_to_cfg"] == 1.0
+    assert modes["cfg+dg"]["forwards_per_step"] == base / 4 * before + 3 * (1 - before)
+    assert {name: row["copies_per_step"] for name, row in modes.items()} == {
+        "baseline": 0, "cfg": 1, "dg": 0, "cfg+dg": 1,
+    }  # fmt: skip
+    weights = [f for f in (bundle / "transformer").iterdir() if f.suffix == ".data"]
+    assert done["weights_bytes"] == sum(f.stat().st_size for f in weights)
+    assert done["peak_memory_bytes"] > done["weights_bytes"]
+    assert (done["height"], done["width"]) == (32, 48)
 
 
 def test_help_names_every_option(command: Command) -> None:

@@ -25,10 +25,24 @@ def test_what_comes_back(pipeline: intaglio.Pipeline) -> None:
     t = result.timings
     assert min(t.text, t.denoise, t.vae) >= 0
     assert t.total >= t.text + t.denoise + t.vae
+    assert 0 < t.network < t.denoise
     images, steps = 2, 4
     shared = pipeline.bundle.layout == "forked"  # blocks 0..m run once for D_c and D_m
     assert result.base_rows == images * (2 if shared else 3) * steps
     assert result.forked_rows == images * 3 * steps
+
+
+@pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
+def test_the_loop_allocates_nothing_and_copies_as_much_in_every_step(
+    pipeline: intaglio.Pipeline, cfg_scale: float
+) -> None:
+    for steps in (1, 5):
+        run = pipeline.generate(PROMPT, steps=steps, batch=2, cfg_scale=cfg_scale)
+        # What D_c and D_0 both start from lies in the rows of each.
+        copies = steps if cfg_scale != 1.0 else 0
+        assert run.loop.allocations == 0
+        assert run.loop.copies == copies
+        assert run.loop.copied_bytes == copies * run.latents.nbytes
 
 
 def test_seeds_and_batches_agree_with_single_images(pipeline: intaglio.Pipeline) -> None:

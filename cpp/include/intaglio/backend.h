@@ -2,6 +2,7 @@
 // and CUDA.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -21,6 +22,17 @@ struct Binding {
   Tensor tensor;
 };
 
+// What a stream was asked for since it was made.
+struct StreamCounts {
+  std::int64_t allocations = 0;
+  std::int64_t copies = 0;
+  std::int64_t copied_bytes = 0;
+  StreamCounts operator-(const StreamCounts& other) const {
+    return {allocations - other.allocations, copies - other.copies,
+            copied_bytes - other.copied_bytes};
+  }
+};
+
 // The work of one run in order, and the memory that it works on: a CUDA stream, or host memory and
 // calls that have done their work when they return. One thread's own.
 class Stream {
@@ -38,6 +50,11 @@ class Stream {
   virtual void step(const GuidedStep& step) = 0;
   // Until everything above has been done.
   virtual void wait() = 0;
+
+  const StreamCounts& counts() const { return counts_; }
+
+ protected:
+  StreamCounts counts_;
 };
 
 // One graph with its tensors bound: run() reads and writes their memory in place, again and again.

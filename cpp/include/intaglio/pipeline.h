@@ -50,6 +50,8 @@ struct GenerateOptions {
 struct Timings {  // seconds
   double text = 0;
   double denoise = 0;
+  // Of denoise, in the transformer's graphs; on a GPU only until they have been given to it.
+  double network = 0;
   double vae = 0;
   double total = 0;
 };
@@ -63,6 +65,7 @@ struct Generation {
   std::vector<double> step_seconds;
   std::int64_t base_rows = 0;      // rows through blocks 0..m, summed over the evaluations
   std::int64_t forked_rows = 0;    // rows through the blocks after m, likewise
+  StreamCounts loop;               // what the denoising loop asked its stream for
   std::vector<std::string> notes;  // what the caller should know: a prompt that was cut
 };
 

@@ -65,6 +65,7 @@ std::shared_ptr<void> CudaStream::scratch(std::size_t bytes, const std::string& 
 }
 
 Tensor CudaStream::allocate(const Shape& shape, DType dtype) {
+  ++counts_.allocations;
   const UseDevice device;
   const auto bytes = static_cast<std::size_t>(element_count(shape)) * size_of(dtype);
   // A tensor of no elements has an address, too.
@@ -77,6 +78,8 @@ Tensor CudaStream::allocate(const Shape& shape, DType dtype) {
 void CudaStream::copy(const Tensor& from, Tensor to) {
   assert(from.size() == to.size() && from.dtype() == to.dtype());
   if (from.data() == to.data() || from.bytes() == 0) return;
+  ++counts_.copies;
+  counts_.copied_bytes += static_cast<std::int64_t>(from.bytes());
   if (from.device() == Device::cpu && to.device() == Device::cpu) {
     std::memmove(to.data(), from.data(), from.bytes());
     return;

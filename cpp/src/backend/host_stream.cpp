@@ -8,9 +8,17 @@
 
 namespace intaglio {
 
+Tensor HostStream::allocate(const Shape& shape, DType dtype) {
+  ++counts_.allocations;
+  return Tensor(shape, dtype);
+}
+
 void HostStream::copy(const Tensor& from, Tensor to) {
   assert(from.size() == to.size() && from.dtype() == to.dtype());
-  if (from.data() != to.data()) std::memmove(to.data(), from.data(), from.bytes());
+  if (from.data() == to.data()) return;
+  ++counts_.copies;
+  counts_.copied_bytes += static_cast<std::int64_t>(from.bytes());
+  std::memmove(to.data(), from.data(), from.bytes());
 }
 
 void HostStream::fill(Tensor to, float value) { std::ranges::fill(to.floats(), value); }

@@ -7,7 +7,7 @@ namespace intaglio {
 
 class HostStream final : public Stream {
  public:
-  Tensor allocate(const Shape& shape, DType dtype) override { return Tensor(shape, dtype); }
+  Tensor allocate(const Shape& shape, DType dtype) override;
   void copy(const Tensor& from, Tensor to) override;
   void fill(Tensor to, float value) override;
   void fill_keep(Tensor rows, const Tensor& suppression, float keep) override;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 
+#include "core/stopwatch.h"
 #include "intaglio/error.h"
 #include "pipeline/packing.h"
 
@@ -205,9 +206,11 @@ void Branches::run(float timestep, const StepWeights& weights) {
   const bool degraded = weights.degraded();
   if (degraded) set_keep(weights.keep);
 
+  Stopwatch watch;
   bound_.at(index(unconditional, degraded))->run();
   const bool dual = bundle_.layout == "dual";
   if (degraded && dual) bound_degraded_->run();
+  network_seconds += watch.lap();
   first_ = unconditional ? 0 : n_;
   last_ = degraded && !dual ? 3 * n_ : 2 * n_;
 

@@ -49,6 +49,7 @@ class Branches {
 
   std::int64_t base_rows = 0;  // counted over the calls
   std::int64_t forked_rows = 0;
+  double network_seconds = 0;  // in the graphs
 
  private:
   void fill_rows(const PromptEmbeds& embeds);

@@ -1,13 +1,13 @@
 #include "intaglio/pipeline.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <functional>
 #include <future>
 #include <mutex>
 
 #include "core/guided_step.h"
+#include "core/stopwatch.h"
 #include "intaglio/error.h"
 #include "intaglio/rng.h"
 #include "pipeline/branches.h"
@@ -20,18 +20,6 @@
 namespace intaglio {
 
 namespace {
-
-class Stopwatch {
- public:
-  // Seconds since the last lap.
-  double lap() {
-    const auto now = std::chrono::steady_clock::now();
-    return std::chrono::duration<double>(now - std::exchange(start_, now)).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 // Loaded at first use: a run waits for no graph that it does not need.
 template <typename T>
@@ -188,6 +176,7 @@ void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& b
   Reporter reporter(stream, on_step, branches, [&] {
     return decode(stream, request, on_host(stream, guided.denoised), options.vae_tile);
   });
+  const StreamCounts before = stream.counts();
   const bool velocity = predicts_velocity(bundle.prediction_type);
   for (const Evaluation& evaluation : request.plan) {
     const StepPoint& point = evaluation.point;
@@ -208,6 +197,8 @@ void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& b
   }
   generation.base_rows = branches.base_rows;
   generation.forked_rows = branches.forked_rows;
+  generation.timings.network = branches.network_seconds;
+  generation.loop = stream.counts() - before;
   generation.latents = on_host(stream, guided.x);
   if (!std::ranges::all_of(generation.latents.floats(), [](float v) { return std::isfinite(v); })) {
     throw InputError(

@@ -1,0 +1,1 @@
+"""Speed of this runtime beside others: `python -m tests.bench`, which `make bench` runs."""

@@ -1,0 +1,102 @@
+"""Measures and writes docs/performance.md: `python -m tests.bench -o docs`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.bench import process, sections
+from tests.bench.models import Model, models
+from tests.bench.page import page
+from tests.bench.plain import OPSET
+from tests.bench.plots import plot
+from tests.bench.sections import Effort
+
+PACKAGES = ("torch", "diffusers", "onnxruntime", "openvino", "onnx")
+CURVE = "mid-sd3"  # its blocks all cost the same
+
+
+def main() -> None:
+    """Parse, measure, write."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs"), help="folder [docs]")
+    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="kept models")
+    parser.add_argument("--models", nargs="*", help="some only, by name")
+    parser.add_argument("--rounds", type=int, default=Effort.rounds, help="of each measurement")
+    parser.add_argument("--threads", type=int, default=Effort.threads, help="for every runtime")
+    parser.add_argument("--remark", default="", help="what a reader should know of this run")
+    args = parser.parse_args()
+    effort = Effort(threads=args.threads, rounds=args.rounds)
+    known = models(args.work)
+    chosen = args.models or list(known)
+    data = describe(effort, args.remark)
+    for name in chosen:
+        data["models"][name] = measure(known[name], effort)
+        write(data, args.output)  # after each: an interrupted run has what it measured
+
+
+def describe(effort: Effort, remark: str) -> dict[str, Any]:
+    """Where and with what this runs."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "command": f"python -m tests.bench --rounds {effort.rounds} --threads {effort.threads}",
+        "date": date.today().isoformat(),
+        "machine": f"{_processor()}, {cores} cores, {memory / 1e9:.0f} GB of memory",
+        "versions": {"Python": platform.python_version()} | _versions(),
+        "threads": effort.threads,
+        "remark": remark,
+        "models": {},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{names[0] if names else platform.machine()} ({capability})"
+
+
+def measure(model: Model, effort: Effort) -> dict[str, Any]:
+    """All sections of a model."""
+    measured = {
+        "counts": sections.arithmetic(model),
+        "compare": sections.compare(model, effort),
+        "start": process.start(model, effort),
+        "memory": process.memory(model, effort, effort.sides),
+    }
+    if model.name == CURVE:
+        last = model.blocks
+        blocks = [0, last // 4, last // 2, 3 * last // 4, last - 2]
+        measured["curve"] = sections.curve(model, effort, blocks)
+    return measured
+
+
+def write(data: dict[str, Any], folder: Path) -> None:
+    """performance.json, the figures, and the page over them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "performance.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    figures = plot(data, folder / "performance")
+    (folder / "performance.md").write_text(page(data, figures, OPSET), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Interleaved runs, and what is said of their times."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tests.bench.runtimes import Runtime
+from tests.bench.workload import Array, Sample, Workload
+
+TOLERANCE = 1e-3  # relative L2 of final latents
+_REST = 0.05  # seconds for threads of the runtime before to go to sleep
+
+
+class DisagreementError(Exception):
+    """Two runtimes do not draw the same picture."""
+
+
+def relative(got: Array, expected: Array) -> float:
+    """L2 of the difference over that of `expected`."""
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def interleave(
+    runs: Mapping[str, tuple[Runtime, Workload]], rounds: int
+) -> dict[str, list[Sample]]:
+    """Samples of each run, one a round, after a round that warms up."""
+    samples: dict[str, list[Sample]] = {name: [] for name in runs}
+    for turn in range(-1, rounds):
+        for name, (runtime, workload) in runs.items():
+            time.sleep(_REST)
+            sample = runtime(workload)
+            if turn >= 0:
+                samples[name].append(sample)
+    return samples
+
+
+def check_same(samples: Mapping[str, list[Sample]], reference: str) -> dict[str, float]:
+    """Each run's relative L2 from the reference's final latents.
+
+    Raises:
+        DisagreementError: one is above TOLERANCE, or not finite.
+    """
+    expected = samples[reference][-1].latents
+    errors = {name: relative(of[-1].latents, expected) for name, of in samples.items()}
+    for name, error in errors.items():
+        if not error <= TOLERANCE:
+            raise DisagreementError(f"{name} differs from {reference} by {error:.1e}")
+    return errors
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Median, extremes, and all of them."""
+    return {
+        "median": statistics.median(values),
+        "low": min(values),
+        "high": max(values),
+        "rounds": [float(f"{value:.6g}") for value in values],
+    }
+
+
+def seconds(samples: list[Sample]) -> list[float]:
+    """Of each round."""
+    return [sample.seconds for sample in samples]
+
+
+def ratio(samples: list[Sample], to: list[Sample]) -> dict[str, Any]:
+    """Times beside those of `to` in the same round, since a machine drifts between rounds."""
+    pairs = zip(seconds(samples), seconds(to), strict=True)
+    return spread([mine / theirs for mine, theirs in pairs])
