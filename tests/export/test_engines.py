@@ -95,15 +95,17 @@ def test_rows_of_all_branches(shipped: Shipped) -> None:
 
 
 def test_memory_is_as_estimated(shipped: Shipped) -> None:
-    """Activations within a third, weights within two hundredths, of what the builder says; plans
-    are not much larger than thought, nor smaller by half a megabyte for each."""
+    """Activations within a third (10 MB where that is less), weights within two hundredths, of what
+    the builder says; plans are not much larger than thought, nor smaller by half a megabyte for
+    each."""
     for layout in ("forked", "dual"):
         bundle = shipped(layout, "float32")
         work = plan_work(BuildRequest(bundle, "tensorrt-rtx", arch=ARCH))
         for job in work.jobs:
             assert job.entry is not None
             (estimate,), (measured,) = estimates(work, job), job.entry["activation_bytes"]
-            assert 0.7 < estimate / measured < 1.4, job.component.path
+            near = 0.7 < estimate / measured < 1.4 or abs(estimate - measured) < 10e6
+            assert near, job.component.path
             weights = job.component.weights_bytes
             assert abs(weights - job.entry["weights_bytes"]) < 0.02 * weights + (64 << 10)
             plan = job.entry["plan_bytes"]
