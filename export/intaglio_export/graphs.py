@@ -32,13 +32,16 @@ class TensorSpec:
 class GraphSpec:
     """One ONNX file of the bundle: its path there, and its inputs and outputs in order.
 
-    `dtype` is that of matrix products.
+    `dtype` is that of matrix products; `quantize` a scheme of `passes/quantize_weights.py` for
+    their weights, which keeps those of the stream's channels `exact` in float32.
     """
 
     path: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dtype: torch.dtype = torch.float32
+    quantize: str | None = None
+    exact: tuple[int, ...] = ()
 
     @property
     def cpu(self) -> str | None:
