@@ -54,8 +54,8 @@ def check_quantize(request: ExportRequest) -> None:
         raise usage_error(f"--quantize {request.quantize}: expected {' or '.join(QUANTIZE)}.")
     if request.dtype != "float32":
         raise usage_error(
-            f"--quantize {request.quantize} is for --dtype float32, which everything but the weights"
-            f" stays in; leave out --quantize or --dtype {request.dtype}."
+            f"--quantize {request.quantize} is for --dtype float32, which everything but the"
+            f" weights stays in; leave out --quantize or --dtype {request.dtype}."
         )
 
 

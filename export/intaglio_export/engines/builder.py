@@ -93,8 +93,8 @@ def plan_work(request: BuildRequest) -> Work:
     manifest = read_manifest(request.bundle)
     if quantized := manifest["transformer"].get("quantized"):
         raise ExportError(
-            f"The transformer of {request.bundle} has {quantized['scheme']} weights for ONNX Runtime,"
-            " and engines are built of float weights; export again without --quantize."
+            f"The transformer of {request.bundle} has {quantized['scheme']} weights for ONNX"
+            " Runtime, and engines are built of float weights; export again without --quantize."
         )
     if request.precision not in (None, manifest["dtype"]):
         raise usage_error(

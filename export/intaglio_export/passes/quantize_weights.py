@@ -1,9 +1,9 @@
 """Weights of matrix products in 8 or 4 bits; everything between the products stays float32.
 
 The columns of massive channels stay float32 too, as LLM.int8's outliers do (arXiv 2208.07339): a
-product that reads the stream through a LayerNorm becomes the quantised product of the other channels
-plus a small float32 one. An error of a massive channel's weights would be multiplied by its
-activation, and in one scale for a whole tensor a massive channel leaves the others few steps.
+product that reads the stream through a LayerNorm becomes the quantised product of the other
+channels plus a small float32 one. An error of a massive channel's weights would be multiplied by
+its activation, and in one scale for a whole tensor a massive channel leaves the others few steps.
 
 `int8` and `int4` quantise weights alone, in blocks of `BLOCK` input channels: com.microsoft's
 MatMulNBits. `int8-dynamic` also quantises activations as they come, by one scale a tensor, in
