@@ -78,26 +78,27 @@ def run(made: ir.Model, x: np.ndarray, folder: Path) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize(("scheme", "levels"), [("int8", 127), ("int8-dynamic", 127), ("int4", 7)])
-def test_weights_are_within_half_a_step(scheme: str, levels: int) -> None:
-    """Of the weights, a block's largest over the levels on one side of zero."""
+@pytest.mark.parametrize("scheme", QUANTIZE)
+def test_weights_are_within_half_a_step(scheme: str) -> None:
+    """Within a whole one at the end of n bits: they hold one level more below zero than above."""
     weight = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
     made = model(weight, 64)
     quantize_weights(made, scheme)
     held = {n: v.const_value.numpy() for n, v in made.graph.initializers.items() if v.const_value}
     if scheme == "int8-dynamic":
-        got = held["w_int8"] * held["w_scale"]
-        step = np.abs(weight).max(0) / levels
+        integers, step, last = held["w_int8"].astype(np.float32), held["w_scale"], 128
+        largest = np.abs(weight).max(0) / 127
     else:
+        last = 127 if scheme == "int8" else 7
         packed = held[f"w_int{8 if scheme == 'int8' else 4}"].reshape(48, -1)
         if scheme == "int4":
             packed = np.stack([packed & 15, packed >> 4], -1).reshape(48, -1)
-        scale = held["w_scale"].reshape(48, -1).repeat(BLOCK, 1)
-        got = ((packed.astype(np.float32) - (128 if scheme == "int8" else 8)) * scale).T
-        blocks = np.abs(weight.reshape(-1, BLOCK, 48)).max(1) / levels
-        step = blocks.repeat(BLOCK, 0)
-    # Symmetric n bits end at levels + 1 below zero: the largest weight may be that much.
-    assert (np.abs(got - weight) <= 0.5 * step * 1.001).all()
+        integers = packed.T.astype(np.float32) - (last + 1)
+        step = held["w_scale"].reshape(48, -1).repeat(BLOCK, 1).T
+        largest = np.abs(weight.reshape(-1, BLOCK, 48)).max(1).repeat(BLOCK, 0) / (last + 1)
+    np.testing.assert_allclose(np.abs(step), largest, rtol=1e-5)
+    allowed = np.where(integers == last, 1.0, 0.5) * np.abs(step)
+    assert (np.abs(integers * step - weight) <= allowed * 1.001).all()
 
 
 @pytest.mark.parametrize("scheme", QUANTIZE)
