@@ -39,7 +39,7 @@ def test_the_manifest_says_scheme_channels_and_error(quantized: tuple[str, Path]
     scheme, bundle = quantized
     said = manifest(bundle)["transformer"]["quantized"]
     assert (said["scheme"], said["exact_channels"]) == (scheme, [PLANTED])
-    assert 1e-4 < said["error"] < QUANTIZED_TOLERANCE[scheme]
+    assert 1e-5 < said["error"] < QUANTIZED_TOLERANCE[scheme]
 
 
 def test_only_products_are_quantized(quantized: tuple[str, Path]) -> None:
