@@ -17,6 +17,7 @@ from intaglio_export.options import (
     ChannelChoice,
     ExportRequest,
     Settings,
+    check_quantize,
     parse_lora,
     read_settings,
 )
@@ -59,6 +60,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
             torch model; nothing is left at the output but what was there.
     """
     folder.check_output(request.output)
+    check_quantize(request)
     progress("Loading the model", 0.0)
     source = open_source(
         request.source,
@@ -94,8 +96,11 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     if recipe is not None and recipe.settings.channels is not None:
         remarks += disagreement(recipe.name, suppression, statistics)
     max_abs = [round(float(value), 4) for value in statistics.max_abs]
+    exact = tuple(sorted({c for k in range(len(max_abs)) for c in statistics.massive(k)}))
     with folder.replacing(request.output) as work:
-        manifest, errors = _write(request, source, settings, suppression, max_abs, work, progress)
+        manifest, errors = _write(
+            request, source, settings, suppression, max_abs, exact, work, progress
+        )
     return ExportResult(manifest, errors, remarks)
 
 
@@ -123,6 +128,7 @@ def _write(
     settings: Settings,
     suppression: Suppression,
     max_abs: list[float],
+    exact: tuple[int, ...],
     work: Path,
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, float]]:
@@ -132,6 +138,11 @@ def _write(
     assert settings.max_sequence_length is not None
     prompt = adapter.prompt(settings.max_sequence_length)
     graphs = transformer_units(adapter, request.layout, suppression.block, request.observe)
+    if request.quantize:
+        graphs = {
+            name: replace(unit, spec=replace(unit.spec, quantize=request.quantize, exact=exact))
+            for name, unit in graphs.items()
+        }
     encoders = prompt.encoders if prompt and request.text_encoders != "none" else {}
     texts = {
         name: text_encoder_unit(getattr(pipeline, name), name, layout, adapter.dtype)
@@ -165,6 +176,7 @@ def _write(
         prompt=prompt,
         max_abs=max_abs,
         settings=settings,
+        errors=errors,
     )
     manifest = build_manifest(adapter, parts, work)
     write_manifest(manifest, work)

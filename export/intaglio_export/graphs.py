@@ -33,7 +33,8 @@ class GraphSpec:
     """One ONNX file of the bundle: its path there, and its inputs and outputs in order.
 
     `dtype` is that of matrix products. `attends` says that the graph has attention without a mask,
-    for which ONNX Runtime has a better operator than the standard one.
+    for which ONNX Runtime has a better operator than the standard one. `quantize` is a scheme of
+    `passes/quantize_weights.py`, which keeps the stream's channels `exact` in float32.
     """
 
     path: str
@@ -41,6 +42,8 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     dtype: torch.dtype = torch.float32
     attends: bool = False
+    quantize: str | None = None
+    exact: tuple[int, ...] = ()
 
     @property
     def cpu(self) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,14 @@ class BundleParts:
     prompt: PromptLayout | None
     max_abs: list[float]
     settings: Settings
+    errors: dict[str, float] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
 
 
 def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[str, Any]:
     """The manifest of the files in `folder`."""
     name = parts.settings.name or parts.source
-    manifest = {
+    manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "producer": _producer(),
         "name": name,
@@ -87,6 +88,8 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
         "defaults": _defaults(adapter, parts.settings),
         "files": _files(folder),
     }
+    if quantized := _quantized(parts):
+        manifest["transformer"]["quantized"] = quantized
     if parts.loras:
         fused = [{"file": lora.file.name, "scale": lora.scale} for lora in parts.loras]
         manifest["loras"] = fused
@@ -142,6 +145,18 @@ def _prompt(layout: PromptLayout, graphs: dict[str, GraphSpec]) -> dict[str, Any
     if layout.text_mask in graphs:
         prompt["text_mask"] = layout.text_mask
     return prompt
+
+
+def _quantized(parts: BundleParts) -> dict[str, Any] | None:
+    """The manifest's `transformer.quantized`: what the graphs share, and their largest error."""
+    specs = [spec for spec in parts.graphs.values() if spec.quantize]
+    if not specs:
+        return None
+    return {
+        "scheme": specs[0].quantize,
+        "exact_channels": list(specs[0].exact),
+        "error": max(parts.errors[spec.path] for spec in specs),
+    }
 
 
 def _without_false(data: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from intaglio_export.errors import ExportError, usage_error
 LAYOUTS = ("forked", "dual")
 # Which text encoders go into the bundle; without any it is driven by prompt embeddings.
 TEXT_ENCODERS = ("all", "no-t5", "none")
+# Schemes of quantisation of the transformer's weights.
+QUANTIZE = ("int8", "int4", "int8-dynamic")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class ExportRequest:
     `source` and `config` are as in `sources.open_source`, `loras` as in `parse_lora`.
     `block` and `channels` (as in `parse_channels`) win over the file `settings`, it over the
     source's own settings.json, and that over a recipe. With `observe` the transformer also outputs
-    what its blocks compute, as in `transformer_units`.
+    what its blocks compute, as in `transformer_units`. `quantize` is one of `QUANTIZE`, for float32
+    only.
     """
 
     source: str | Path
@@ -36,6 +39,24 @@ class ExportRequest:
     config: str | None = None
     loras: tuple[str, ...] = ()
     observe: bool = False
+    quantize: str | None = None
+
+
+def check_quantize(request: ExportRequest) -> None:
+    """Whether `request` says a known scheme, and float32 with it.
+
+    Raises:
+        ExportError: it does not.
+    """
+    if request.quantize is None:
+        return
+    if request.quantize not in QUANTIZE:
+        raise usage_error(f"--quantize {request.quantize}: expected {' or '.join(QUANTIZE)}.")
+    if request.dtype != "float32":
+        raise usage_error(
+            f"--quantize {request.quantize} is for --dtype float32, which everything but the"
+            f" weights stays in; leave out --quantize or --dtype {request.dtype}."
+        )
 
 
 @dataclass(frozen=True)

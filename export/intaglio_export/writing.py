@@ -23,6 +23,7 @@ from intaglio_export.passes.floor_division import floor_division
 from intaglio_export.passes.idle_squeeze import idle_squeeze
 from intaglio_export.passes.multi_head_attention import multi_head_attention
 from intaglio_export.passes.name_axes import name_axes
+from intaglio_export.passes.quantize_weights import quantize_weights
 from intaglio_export.passes.share_weights import share_weights
 from intaglio_export.passes.strip_metadata import strip_metadata
 from intaglio_export.passes.transpose_weights import transpose_weights
@@ -84,6 +85,9 @@ def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[s
         progress(f"Tracing {unit.spec.path}")
         model = make_graph(unit)
         transpose_weights(model)
+        if unit.spec.quantize:
+            progress(f"Quantising {unit.spec.path}")
+            quantize_weights(model, unit.spec.quantize, unit.spec.exact)
         models.append(model)
     folder = (work / units[0].spec.path).parent
     folder.mkdir(parents=True, exist_ok=True)

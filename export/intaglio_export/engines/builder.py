@@ -91,6 +91,11 @@ def plan_work(request: BuildRequest) -> Work:
         _check_precision(request.precision)
     targets = parse_targets(request.backend, request.arch) if request.arch else None
     manifest = read_manifest(request.bundle)
+    if quantized := manifest["transformer"].get("quantized"):
+        raise ExportError(
+            f"The transformer of {request.bundle} has {quantized['scheme']} weights for ONNX"
+            " Runtime, and engines are built of float weights; export again without --quantize."
+        )
     if request.precision not in (None, manifest["dtype"]):
         raise usage_error(
             f"--precision {request.precision}: {request.bundle} is {manifest['dtype']}, and an"

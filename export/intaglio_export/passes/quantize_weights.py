@@ -1,0 +1,198 @@
+"""Weights of matrix products in 8 or 4 bits; everything between the products stays float32.
+
+The columns of massive channels stay float32 too, as LLM.int8's outliers do (arXiv 2208.07339): a
+product that reads the stream through a LayerNorm becomes the quantised product of the other
+channels plus a small float32 one. An error of a massive channel's weights would be multiplied by
+its activation, and in one scale for a whole tensor a massive channel leaves the others few steps.
+
+`int8` and `int4` quantise weights alone, in blocks of `BLOCK` input channels: com.microsoft's
+MatMulNBits. `int8-dynamic` also quantises activations as they come, by one scale a tensor, in
+standard operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    DefaultWeightOnlyQuantizer,
+)
+
+WEIGHT_BITS = {"int8": 8, "int4": 4, "int8-dynamic": 8}
+BLOCK = 32
+# Smaller weights stay: they save nothing.
+SMALLEST = 2048
+
+
+def quantize_weights(model: ir.Model, scheme: str, massive: Sequence[int] = ()) -> None:
+    """Quantise the MatMuls with constant weights [K, N] of `SMALLEST` elements or more.
+
+    `scheme` is a key of `WEIGHT_BITS`; `massive` are channels of the stream. Products over
+    conditioning vectors (Gemm: time, pooled prompt, AdaLN) are left alone.
+
+    Precondition: weights are float32 and stand on the right side of products.
+    Postcondition: no such MatMul is left but those of massive channels.
+    """
+    made = _Maker(model.graph)
+    for node in [node for node in model.graph if _is_product(node)]:
+        x, weight = node.inputs
+        assert x is not None
+        assert weight is not None
+        assert weight.const_value is not None
+        values = np.asarray(weight.const_value.numpy())
+        split = list(massive) if massive and _reads_stream(x, max(massive), len(values)) else []
+        rest = values.copy()
+        rest[split] = 0.0
+        if scheme == "int8-dynamic":
+            result = made.dynamic(node, made.without(x, split, node) if split else x, rest)
+        else:
+            result = made.weight_only(node, x, rest, WEIGHT_BITS[scheme])
+            model.opset_imports["com.microsoft"] = 1
+        if split:
+            exact = made.node(
+                node,
+                "MatMul",
+                made.picked(x, split, node),
+                made.weight(node, "massive", values[split]),
+            )
+            result = made.node(node, "Add", result, exact)
+        _replace(node, result)
+        if not weight.uses():
+            del model.graph.initializers[weight.name or ""]
+
+
+def _is_product(node: ir.Node) -> bool:
+    if node.op_type != "MatMul" or node.domain:
+        return False
+    weight = node.inputs[1]
+    return (
+        weight is not None
+        and weight.is_initializer()
+        and weight.dtype == ir.DataType.FLOAT
+        and weight.shape is not None
+        and len(weight.shape) == 2
+        and weight.const_value is not None
+        and weight.const_value.size >= SMALLEST
+    )
+
+
+def _reads_stream(x: ir.Value, last: int, width: int) -> bool:
+    """Whether `x` is a modulated LayerNorm of a stream of `width` channels, `last` among them."""
+    node = x.producer()
+    if node is None or last >= width:
+        return False
+    if node.op_type in ("Add", "Mul"):
+        return any(_reads_stream(v, last, width) for v in node.inputs if v is not None)
+    return node.op_type == "LayerNormalization"
+
+
+def _replace(node: ir.Node, result: ir.Value) -> None:
+    """Let `result` stand for what `node` made."""
+    old = node.outputs[0]
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+    result.dtype, result.shape = old.dtype, old.shape
+    graph.remove(node, safe=True)
+
+
+class _Maker:
+    """Adds nodes and weights to a graph; what several products share is made once."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._shared: dict[tuple[str, ir.Value], ir.Node] = {}
+
+    def node(
+        self, before: ir.Node, op_type: str, *inputs: ir.Value, domain: str = "", **given: int
+    ) -> ir.Value:
+        """The output of a new node in front of `before`."""
+        return self._add(before, op_type, inputs, domain, 1, given).outputs[0]
+
+    def _add(
+        self,
+        before: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        domain: str,
+        outputs: int,
+        given: dict[str, int],
+    ) -> ir.Node:
+        attributes = [ir.AttrInt64(name, value) for name, value in given.items()]
+        node = ir.Node(domain, op_type, inputs, attributes, num_outputs=outputs)
+        self._graph.insert_before(before, node)  # which names it and its outputs
+        return node
+
+    def weight(self, of: ir.Node, role: str, values: NDArray[np.generic]) -> ir.Value:
+        """A new initializer."""
+        name = f"{of.inputs[1].name}_{role}" if of.inputs[1] is not None else role
+        if name not in self._graph.initializers:
+            tensor = ir.tensor(np.ascontiguousarray(values), name=name)
+            value = ir.Value(
+                name=name,
+                shape=ir.Shape(values.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
+            self._graph.register_initializer(value)
+        return self._graph.initializers[name]
+
+    def without(self, x: ir.Value, channels: Sequence[int], before: ir.Node) -> ir.Value:
+        """`x` with `channels` zeroed."""
+        if ("without", x) not in self._shared:
+            assert before.inputs[1] is not None
+            assert before.inputs[1].shape is not None
+            kept = np.ones(int(before.inputs[1].shape[0]), np.float32)
+            kept[list(channels)] = 0.0
+            mask = self.weight(before, "kept", kept)
+            self._shared["without", x] = self._add(before, "Mul", (x, mask), "", 1, {})
+        return self._shared["without", x].outputs[0]
+
+    def picked(self, x: ir.Value, channels: Sequence[int], before: ir.Node) -> ir.Value:
+        """`channels` of `x`."""
+        if ("picked", x) not in self._shared:
+            index = self.weight(before, "channels", np.array(channels, np.int64))
+            self._shared["picked", x] = self._add(before, "Gather", (x, index), "", 1, {"axis": -1})
+        return self._shared["picked", x].outputs[0]
+
+    def weight_only(
+        self, of: ir.Node, x: ir.Value, values: NDArray[np.float32], bits: int
+    ) -> ir.Value:
+        """`x` times `values`, which are kept in `bits` a weight and a scale a block."""
+        config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=bits)
+        packed, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(values)
+        rows, columns = values.shape
+        return self.node(
+            of,
+            "MatMulNBits",
+            x,
+            self.weight(of, f"int{bits}", packed),
+            self.weight(of, "scale", scales),
+            domain="com.microsoft",
+            K=rows,
+            N=columns,
+            bits=bits,
+            block_size=BLOCK,
+        )
+
+    def dynamic(self, of: ir.Node, x: ir.Value, values: NDArray[np.float32]) -> ir.Value:
+        """`x` in uint8 times `values` in int8 with a scale a column.
+
+        In the form that ONNX Runtime fuses into one node.
+        """
+        scale = np.maximum(np.abs(values).max(axis=0), np.finfo(np.float32).tiny) / 127
+        narrow = np.rint(values / scale).astype(np.int8)
+        if ("dynamic", x) not in self._shared:
+            self._shared["dynamic", x] = self._add(of, "DynamicQuantizeLinear", (x,), "", 3, {})
+        quantized, x_scale, x_zero = self._shared["dynamic", x].outputs
+        zero = self.weight(of, "zero", np.zeros_like(scale, np.int8))
+        product = self.node(
+            of, "MatMulInteger", quantized, self.weight(of, "int8", narrow), x_zero, zero
+        )
+        product = self.node(of, "Cast", product, to=ir.DataType.FLOAT.value)
+        both = self.node(of, "Mul", x_scale, self.weight(of, "scale", scale.astype(np.float32)))
+        return self.node(of, "Mul", product, both)
