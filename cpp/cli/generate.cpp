@@ -73,6 +73,8 @@ Json report(const Flags& flags, const Pipeline& pipeline, const Generation& gene
       {"step_seconds", generation.step_seconds},
       {"base_rows", generation.base_rows},
       {"forked_rows", generation.forked_rows},
+      {"unconditional_steps", generation.unconditional_steps},
+      {"degraded_steps", generation.degraded_steps},
   };
 }
 

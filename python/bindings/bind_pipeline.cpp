@@ -126,6 +126,8 @@ void bind_generation(py::module_& module) {
       .def_readonly("step_seconds", &Generation::step_seconds)
       .def_readonly("base_rows", &Generation::base_rows)
       .def_readonly("forked_rows", &Generation::forked_rows)
+      .def_readonly("unconditional_steps", &Generation::unconditional_steps)
+      .def_readonly("degraded_steps", &Generation::degraded_steps)
       .def_readonly("notes", &Generation::notes);
 }
 

@@ -19,6 +19,7 @@ struct Request {
   int class_label = 0;
   float distilled_guidance = 0;
   Guidance guidance;
+  std::vector<StepWeights> weights;  // of each step
   Schedule schedule;           // of the steps that run
   bool unconditional = false;  // whether a step runs that branch
   Plan plan;                   // the same, as what each evaluation does
