@@ -202,7 +202,9 @@ def sample(
             "0": cfg_scale - 1.0 if inside(cfg_window, step, steps) else 0.0,
             "m": dg_scale if inside(dg_window, step, steps) else 0.0,
         }
-        due = {branch: weights[branch] != 0.0 and deltas.due(branch, step, steps) for branch in weights}
+        due = {
+            branch: weights[branch] != 0.0 and deltas.due(branch, step, steps) for branch in weights
+        }
         keep = how.keep(step, steps) if how and callable(how.keep) else how.keep if how else 0.0
         model_input = latents
         if hasattr(scheduler, "scale_model_input"):

@@ -49,7 +49,7 @@ class Trajectory:
     latents: torch.Tensor
 
     def error(self, weights: Sequence[_core.StepWeights]) -> float:
-        """Of the guidance term, relative L2 over the run, when branches are run as `weights` say."""
+        """Of the guidance term over the run, relative L2, with branches run as `weights` say."""
         count = len(self.steps)
         whole = np.hstack([np.eye(count), np.eye(count)])
         missed = whole - np.hstack(extrapolation(weights, self.steps, self.timesteps))
@@ -81,16 +81,23 @@ def extrapolation(
 ) -> tuple[Matrix, Matrix]:
     """[E, E] of D_0 and of D_m: what each evaluation takes of the differences of all."""
     return (
-        _extrapolation([weights[s].reuse_unconditional for s in steps], timesteps),
-        _extrapolation([weights[s].reuse_degraded for s in steps], timesteps),
+        _extrapolation(
+            [(weights[s].unconditional, weights[s].reuse_unconditional) for s in steps], timesteps
+        ),
+        _extrapolation(
+            [(weights[s].degraded, weights[s].reuse_degraded) for s in steps], timesteps
+        ),
     )
 
 
-def _extrapolation(reused: Sequence[bool], timesteps: Sequence[float]) -> Matrix:
-    taken = np.zeros((len(reused), len(reused)))
-    runs: list[int] = []
-    for e, reuse in enumerate(reused):
-        if not reuse:
+def _extrapolation(branch: Sequence[tuple[bool, bool]], timesteps: Sequence[float]) -> Matrix:
+    taken = np.zeros((len(branch), len(branch)))
+    runs: list[int] = []  # since the branch last had no weight
+    for e, (has_weight, reused) in enumerate(branch):
+        if not has_weight:
+            runs.clear()
+            continue
+        if not reused:
             runs.append(e)
         newer, older = runs[-1], runs[max(len(runs) - 2, 0)]
         apart = timesteps[newer] - timesteps[older]
@@ -165,7 +172,10 @@ def choices(model: Model, method: Method, trajectory: Trajectory) -> list[Reuse]
     found = []
     for first, last in combinations(range(steps + 1), 2):
         # Between steps, so that no rounding moves one.
-        window = (max(0.0, round((first - 0.5) / steps, 4)), min(1.0, round((last - 0.5) / steps, 4)))
+        window = (
+            max(0.0, round((first - 0.5) / steps, 4)),
+            min(1.0, round((last - 0.5) / steps, 4)),
+        )
         window = (window[0], 1.0 if last == steps else window[1])
         for interval in INTERVALS:
             told = guidance(method, reuse_interval=interval, reuse_window=window)
@@ -178,7 +188,9 @@ def choices(model: Model, method: Method, trajectory: Trajectory) -> list[Reuse]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("model", type=Path, help="folder of a diffusers pipeline, settings.json in it")
+    parser.add_argument(
+        "model", type=Path, help="folder of a diffusers pipeline, settings.json in it"
+    )
     parser.add_argument("--steps", type=int, required=True, help="of the runs that it is for")
     parser.add_argument("--budget", type=float, default=3.0, help="error in percent [3]")
     parser.add_argument("--seeds", type=int, default=16, help="images that it is measured on [16]")
