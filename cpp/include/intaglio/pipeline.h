@@ -63,8 +63,8 @@ struct Generation {
   Tensor latents;
   Timings timings;
   std::vector<double> step_seconds;
-  std::int64_t base_rows = 0;      // rows through blocks 0..m, summed over the evaluations
-  std::int64_t forked_rows = 0;    // rows through the blocks after m, likewise
+  std::int64_t base_rows = 0;    // rows through blocks 0..m, summed over the evaluations
+  std::int64_t forked_rows = 0;  // rows through the blocks after m, likewise
   std::vector<int> unconditional_steps, degraded_steps;  // that ran D_0, and D_m
   std::vector<std::string> notes;  // what the caller should know: a prompt that was cut
 };

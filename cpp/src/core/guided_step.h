@@ -40,8 +40,8 @@ template <typename AnyUpdate>
 INTAGLIO_HOST_DEVICE inline void guided_element(const StepElements& e, const Combine& combine,
                                                 const ToDenoised& to_denoised,
                                                 const AnyUpdate& update, std::size_t i) {
-  const float prediction = combine(e.conditional, e.unconditional, e.degraded, i,
-                                   e.kept_unconditional, e.kept_degraded);
+  const float prediction =
+      combine(e.conditional, e.unconditional, e.degraded, i, e.kept_unconditional, e.kept_degraded);
   const float denoised = to_denoised(e.x[i], prediction);
   SamplerMemory memory{e.first[i], e.second[i]};
   e.x[i] = update(e.x[i], denoised, memory);

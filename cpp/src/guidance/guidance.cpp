@@ -68,8 +68,7 @@ std::vector<StepWeights> step_weights(const Guidance& guidance, int steps) {
   int since_unconditional = 0, since_degraded = 0;  // steps from a branch's last run; 0: none yet
   for (int step = 0; step < steps; ++step) {
     StepWeights weights = weights_at(guidance, step, steps);
-    const auto interval =
-        static_cast<int>(guidance.reuse_interval.at(step, steps) + kBoundary);
+    const auto interval = static_cast<int>(guidance.reuse_interval.at(step, steps) + kBoundary);
     const bool inside = guidance.reuse_window.contains(step, steps);
     const auto reuse = [&](bool has_weight, int& since) {
       const bool reused = has_weight && inside && since > 0 && since < interval;
@@ -114,8 +113,8 @@ void combine(std::span<float> out, std::span<const float> conditional,
   if (weights.unconditional()) check_size("unconditional", unconditional.size(), size);
   if (weights.degraded()) check_size("degraded", degraded.size(), size);
 
-  const Combine guided{
-      weights.lambda, weights.w, weights.unconditional(), weights.degraded(), {}, {}};
+  const Combine guided{weights.lambda,     weights.w, weights.unconditional(),
+                       weights.degraded(), {},        {}};
   INTAGLIO_ELEMENTWISE
   for (std::size_t i = 0; i < size; ++i) {
     out[i] = guided(conditional.data(), unconditional.data(), degraded.data(), i);

@@ -228,8 +228,7 @@ void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& b
     }
     watch.lap();  // the callback's time is not the step's
   }
-  generation.unconditional_steps =
-      steps_that(request.weights, &StepWeights::runs_unconditional);
+  generation.unconditional_steps = steps_that(request.weights, &StepWeights::runs_unconditional);
   generation.degraded_steps = steps_that(request.weights, &StepWeights::runs_degraded);
   generation.base_rows = branches.base_rows;
   generation.forked_rows = branches.forked_rows;

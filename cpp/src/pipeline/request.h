@@ -20,9 +20,9 @@ struct Request {
   float distilled_guidance = 0;
   Guidance guidance;
   std::vector<StepWeights> weights;  // of each step
-  Schedule schedule;           // of the steps that run
-  bool unconditional = false;  // whether a step runs that branch
-  Plan plan;                   // the same, as what each evaluation does
+  Schedule schedule;                 // of the steps that run
+  bool unconditional = false;        // whether a step runs that branch
+  Plan plan;                         // the same, as what each evaluation does
   std::vector<std::uint64_t> seeds;
   Tensor mask;         // [C]
   Tensor ref;          // [C]
