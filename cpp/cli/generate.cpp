@@ -78,6 +78,8 @@ Json report(const Flags& flags, const Pipeline& pipeline, const Generation& gene
        {{"allocations", generation.loop.allocations},
         {"copies", generation.loop.copies},
         {"copied_bytes", generation.loop.copied_bytes}}},
+      {"unconditional_steps", generation.unconditional_steps},
+      {"degraded_steps", generation.degraded_steps},
   };
 }
 

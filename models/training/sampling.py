@@ -10,6 +10,7 @@ compared with: it copies no model code and works in the scheduler's own numbers.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 Window = tuple[float, float]
+Interval = float | tuple[float, float]
 Keep = float | torch.Tensor | Callable[[int, int], float | torch.Tensor]
 
 
@@ -118,14 +120,47 @@ def branches(
     return dict(zip(names, out.float().chunk(len(prompts)), strict=True))
 
 
-def combine(out: dict[str, torch.Tensor], cfg_scale: float, dg_scale: float) -> torch.Tensor:
-    """D_c + (cfg_scale - 1) (D_c - D_0) + dg_scale (D_c - D_m), of the branches that are there."""
-    result = out["c"]
-    if "0" in out:
-        result = result + (cfg_scale - 1.0) * (out["c"] - out["0"])
-    if "m" in out:
-        result = result + dg_scale * (out["c"] - out["m"])
-    return result
+class Deltas:
+    """The differences D_c - D_0 ("0") and D_c - D_m ("m"), run or extrapolated.
+
+    A branch is run every `interval`-th step inside `window` (a pair goes linearly from the first
+    step to the last, and is rounded down); in between, its difference is on the line through the
+    last two that were run, over the timestep. A branch that had no weight in the step before is
+    run.
+    """
+
+    def __init__(self, interval: Interval = 1.0, window: Window = (0.0, 1.0)) -> None:
+        self.interval = interval if isinstance(interval, tuple) else (interval, interval)
+        self.window = window
+        # Of each branch: the steps, timesteps and differences of its runs without a gap in weight.
+        self.runs: dict[str, list[tuple[int, float, torch.Tensor]]] = {"0": [], "m": []}
+
+    def due(self, branch: str, step: int, steps: int) -> bool:
+        """Whether `branch`, which has weight, has to be run; all evaluations of a step alike."""
+        runs = self.runs[branch]
+        first, last = self.interval
+        interval = math.floor(first + (last - first) * step / max(steps - 1, 1) + 1e-9)
+        if not runs or runs[-1][0] == step or not inside(self.window, step, steps):
+            return True
+        return step - runs[-1][0] >= interval
+
+    def ran(self, branch: str, step: int, timestep: float, delta: torch.Tensor) -> None:
+        """Remember the difference of an evaluation."""
+        self.runs[branch].append((step, timestep, delta))
+
+    def without_weight(self, branch: str) -> None:
+        """Forget what was run before."""
+        self.runs[branch].clear()
+
+    def at(self, branch: str, timestep: float) -> torch.Tensor:
+        """The extrapolated difference."""
+        _, newer_at, newer = self.runs[branch][-1]
+        if len(self.runs[branch]) == 1:
+            return newer
+        _, older_at, older = self.runs[branch][-2]
+        if newer_at == older_at:
+            return newer
+        return newer + (timestep - newer_at) / (newer_at - older_at) * (newer - older)
 
 
 @torch.no_grad()
@@ -142,13 +177,16 @@ def sample(
     how: Suppression | None = None,
     cfg_window: Window = (0.0, 1.0),
     dg_window: Window = (0.0, 1.0),
+    reuse_interval: Interval = 1.0,
+    reuse_window: Window = (0.0, 1.0),
     on_step: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Final latents [n, c, h, w] float32 of initial `latents`, as the scheduler leaves them.
 
     `scheduler` is any of diffusers (Euler, Heun, DPM-Solver++ 2M): its timesteps and sigmas are
     used as they are. A branch of weight zero at a step is not run. Heun's two evaluations belong to
-    one solver step. `on_step(evaluation, latents)` is called after every evaluation.
+    one solver step. `Deltas` says what `reuse_interval` and `reuse_window` do.
+    `on_step(evaluation, latents)` is called after every evaluation.
     Raises ValueError when a guidance is asked for and what it needs is missing.
     """
     if cfg_scale != 1.0 and null is None:
@@ -157,10 +195,16 @@ def sample(
         raise ValueError("dg_scale other than 0 needs `how`, the channels to suppress")
     scheduler.set_timesteps(steps)
     latents = latents.float() * getattr(scheduler, "init_noise_sigma", 1.0)
+    deltas = Deltas(reuse_interval, reuse_window)
     for evaluation, timestep in enumerate(scheduler.timesteps):
         step = evaluation // scheduler.order
-        with_cfg = cfg_scale != 1.0 and inside(cfg_window, step, steps)
-        with_dg = dg_scale != 0.0 and inside(dg_window, step, steps)
+        weights = {
+            "0": cfg_scale - 1.0 if inside(cfg_window, step, steps) else 0.0,
+            "m": dg_scale if inside(dg_window, step, steps) else 0.0,
+        }
+        due = {
+            branch: weights[branch] != 0.0 and deltas.due(branch, step, steps) for branch in weights
+        }
         keep = how.keep(step, steps) if how and callable(how.keep) else how.keep if how else 0.0
         model_input = latents
         if hasattr(scheduler, "scale_model_input"):
@@ -170,11 +214,18 @@ def sample(
             model_input,
             timestep,
             cond,
-            null if with_cfg else None,
-            how if with_dg else None,
+            null if due["0"] else None,
+            how if due["m"] else None,
             keep,
         )
-        guided = combine(out, cfg_scale, dg_scale)
+        guided = out["c"]
+        for branch, weight in weights.items():
+            if weight == 0.0:
+                deltas.without_weight(branch)
+                continue
+            if due[branch]:
+                deltas.ran(branch, step, float(timestep), out["c"] - out[branch])
+            guided = guided + weight * deltas.at(branch, float(timestep))
         latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
         if on_step:
             on_step(evaluation, latents)

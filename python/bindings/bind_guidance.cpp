@@ -51,13 +51,18 @@ void bind_ramp(py::module_& module) {
 void bind_weights(py::module_& module) {
   py::class_<StepWeights>(module, "StepWeights",
                           "What one step runs. A branch whose weight is zero is not run.")
-      .def(py::init([](float lambda, float w, float keep) { return StepWeights{lambda, w, keep}; }),
+      .def(py::init([](float lambda, float w, float keep) {
+             return StepWeights{lambda, w, keep, false, false};
+           }),
            py::arg("lambda_") = 0.0F, py::arg("w") = 0.0F, py::arg("keep") = 0.0F)
       .def_readwrite("lambda_", &StepWeights::lambda)
       .def_readwrite("w", &StepWeights::w)
       .def_readwrite("keep", &StepWeights::keep)
       .def_property_readonly("unconditional", &StepWeights::unconditional)
       .def_property_readonly("degraded", &StepWeights::degraded)
+      .def_readwrite("reuse_unconditional", &StepWeights::reuse_unconditional,
+                     "whether the difference from D_c comes from earlier steps")
+      .def_readwrite("reuse_degraded", &StepWeights::reuse_degraded)
       .def("__repr__", [](const StepWeights& weights) {
         return "StepWeights(lambda_=" + text(weights.lambda) + ", w=" + text(weights.w) +
                ", keep=" + text(weights.keep) + ")";
@@ -93,12 +98,14 @@ void bind_guidance(py::module_& module) {
   py::class_<Guidance>(module, "Guidance",
                        "D = D_c + lambda (D_c - D_0) + w (D_c - D_m), arXiv 2510.11538.")
       .def(py::init([](Ramp cfg_scale, Window cfg_window, Ramp dg_scale, Window dg_window,
-                       Ramp ma_keep) {
-             return Guidance{cfg_scale, cfg_window, dg_scale, dg_window, ma_keep};
+                       Ramp ma_keep, Ramp reuse_interval, Window reuse_window) {
+             return Guidance{cfg_scale, cfg_window,     dg_scale,    dg_window,
+                             ma_keep,   reuse_interval, reuse_window};
            }),
            py::kw_only(), py::arg("cfg_scale") = Ramp(1.0), py::arg("cfg_window") = Window{},
            py::arg("dg_scale") = Ramp(0.0), py::arg("dg_window") = Window{},
-           py::arg("ma_keep") = Ramp(0.0))
+           py::arg("ma_keep") = Ramp(0.0), py::arg("reuse_interval") = Ramp(1.0),
+           py::arg("reuse_window") = Window{})
       .def_readwrite("cfg_scale", &Guidance::cfg_scale,
                      "1 + lambda; 1 needs no unconditional branch")
       .def_readwrite("cfg_window", &Guidance::cfg_window)
@@ -106,18 +113,25 @@ void bind_guidance(py::module_& module) {
       .def_readwrite("dg_window", &Guidance::dg_window)
       .def_readwrite("ma_keep", &Guidance::ma_keep,
                      "1 leaves massive channels alone, 0 suppresses them")
+      .def_readwrite("reuse_interval", &Guidance::reuse_interval,
+                     "steps from one run of D_0 and D_m to the next inside reuse_window")
+      .def_readwrite("reuse_window", &Guidance::reuse_window)
       .def("__repr__", [](const py::object& self) {
         return py::str(
                    "Guidance(cfg_scale={0.cfg_scale}, cfg_window={0.cfg_window}, "
                    "dg_scale={0.dg_scale}, "
-                   "dg_window={0.dg_window}, ma_keep={0.ma_keep})")
+                   "dg_window={0.dg_window}, ma_keep={0.ma_keep}, "
+                   "reuse_interval={0.reuse_interval}, reuse_window={0.reuse_window})")
             .format(self);
       });
   bind_weights(module);
   module.def("weights_at", &weights_at, py::arg("guidance"), py::arg("step"), py::arg("steps"));
-  module.def("validate", &validate, py::arg("guidance"),
-             "Raises UsageError for a window outside 0..1 or empty, for keep outside 0..1, and for "
-             "values that are not finite.");
+  module.def("step_weights", &step_weights, py::arg("guidance"), py::arg("steps"),
+             "The weights of each step of a run, and which of them reuse a branch's difference.");
+  module.def(
+      "validate", &validate, py::arg("guidance"),
+      "Raises UsageError for a window outside 0..1 or empty, for keep outside 0..1, for a reuse "
+      "interval that grows or is below 1, and for values that are not finite.");
   module.def("combine", &combine_arrays, py::arg("conditional"),
              py::arg("unconditional") = py::none(), py::arg("degraded") = py::none(), py::kw_only(),
              py::arg("weights"),

@@ -130,6 +130,8 @@ void bind_generation(py::module_& module) {
       .def_readonly("base_rows", &Generation::base_rows)
       .def_readonly("forked_rows", &Generation::forked_rows)
       .def_readonly("loop", &Generation::loop, "what the denoising loop asked its stream for")
+      .def_readonly("unconditional_steps", &Generation::unconditional_steps)
+      .def_readonly("degraded_steps", &Generation::degraded_steps)
       .def_readonly("notes", &Generation::notes);
 }
 

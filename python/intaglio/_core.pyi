@@ -70,6 +70,7 @@ __all__: list[str] = [
     "sample_heun",
     "save_npy",
     "scheduler_type",
+    "step_weights",
     "to_denoised",
     "to_images",
     "validate",
@@ -337,6 +338,7 @@ class Guidance:
 
     cfg_window: Window
     dg_window: Window
+    reuse_window: Window
     def __init__(
         self,
         *,
@@ -345,6 +347,8 @@ class Guidance:
         dg_scale: Ramp = ...,
         dg_window: Window = ...,
         ma_keep: Ramp = ...,
+        reuse_interval: Ramp = ...,
+        reuse_window: Window = ...,
     ) -> None: ...
     def __repr__(self) -> str: ...
     @property
@@ -368,11 +372,20 @@ class Guidance:
         """
     @ma_keep.setter
     def ma_keep(self, arg0: Ramp) -> None: ...
+    @property
+    def reuse_interval(self) -> Ramp:
+        """
+        steps from one run of D_0 and D_m to the next inside reuse_window
+        """
+    @reuse_interval.setter
+    def reuse_interval(self, arg0: Ramp) -> None: ...
 
 class StepWeights:
     """
     What one step runs. A branch whose weight is zero is not run.
     """
+
+    reuse_degraded: bool
     def __init__(
         self,
         lambda_: typing.SupportsFloat | typing.SupportsIndex = 0.0,
@@ -390,6 +403,13 @@ class StepWeights:
     def lambda_(self) -> float: ...
     @lambda_.setter
     def lambda_(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def reuse_unconditional(self) -> bool:
+        """
+        whether the difference from D_c comes from earlier steps
+        """
+    @reuse_unconditional.setter
+    def reuse_unconditional(self, arg0: bool) -> None: ...
     @property
     def unconditional(self) -> bool: ...
     @property
@@ -893,6 +913,8 @@ class Generation:
     @property
     def base_rows(self) -> int: ...
     @property
+    def degraded_steps(self) -> list[int]: ...
+    @property
     def forked_rows(self) -> int: ...
     @property
     def images(self) -> list[PIL.Image.Image]: ...
@@ -909,6 +931,8 @@ class Generation:
     def step_seconds(self) -> list[float]: ...
     @property
     def timings(self) -> Timings: ...
+    @property
+    def unconditional_steps(self) -> list[int]: ...
 
 class Pipeline:
     """
@@ -1090,6 +1114,13 @@ def scheduler_type(name: str, prediction_type: str) -> str:
     prediction type.
     """
 
+def step_weights(
+    guidance: Guidance, steps: typing.SupportsInt | typing.SupportsIndex
+) -> list[StepWeights]:
+    """
+    The weights of each step of a run, and which of them reuse a branch's difference.
+    """
+
 def to_denoised(
     prediction_type: str, x: typing.Any, point: StepPoint, prediction: typing.Any
 ) -> numpy.typing.NDArray[typing.Any]:
@@ -1104,7 +1135,7 @@ def to_images(tensor: typing.Any) -> list[PIL.Image.Image]:
 
 def validate(guidance: Guidance) -> None:
     """
-    Raises UsageError for a window outside 0..1 or empty, for keep outside 0..1, and for values that are not finite.
+    Raises UsageError for a window outside 0..1 or empty, for keep outside 0..1, for a reuse interval that grows or is below 1, and for values that are not finite.
     """
 
 def weights_at(

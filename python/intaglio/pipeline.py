@@ -43,6 +43,8 @@ class Generation:
         base_rows: batch rows that ran through blocks 0..m, summed over the run.
         forked_rows: batch rows that ran through the blocks after m, likewise.
         loop: allocations and copies that the denoising loop asked its device's memory for.
+        unconditional_steps: the steps that ran D_0.
+        degraded_steps: the steps that ran D_m.
         texts: for each image, what its PNG says about it (`save` writes this).
     """
 
@@ -53,6 +55,8 @@ class Generation:
     base_rows: int
     forked_rows: int
     loop: _core.StreamCounts
+    unconditional_steps: list[int]
+    degraded_steps: list[int]
     texts: list[dict[str, str]]
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
@@ -189,6 +193,8 @@ class Pipeline:
         dg_window: Window | None = None,
         ma_keep: Ramp | None = None,
         ma_channels: Sequence[int] = (),
+        reuse_interval: Ramp | None = None,
+        reuse_window: Window | None = None,
         scheduler: str | None = None,
         strength: float | None = None,
         vae_tile: int = 1024,
@@ -221,6 +227,10 @@ class Pipeline:
             dg_window: part of the run with it.
             ma_keep: how much of the massive channels D_m keeps: 0 none, 1 all.
             ma_channels: channels to suppress instead of the bundle's.
+            reuse_interval: run D_0 and D_m every so many steps only and extrapolate their
+                differences from D_c in between: faster, not exact; a pair goes down over the
+                steps. `intaglio.analysis.reuse` finds one for a budget of error.
+            reuse_window: the part of the run with it; all of it if None.
             scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
             strength: how much of `image` is forgotten, 0.6 unless given: 1 all of it.
             vae_tile: larger images are decoded in overlapping tiles of this size.
@@ -258,6 +268,8 @@ class Pipeline:
             base_rows=result.base_rows,
             forked_rows=result.forked_rows,
             loop=result.loop,
+            unconditional_steps=result.unconditional_steps,
+            degraded_steps=result.degraded_steps,
             texts=[dict(_core.png_text(self.bundle, options, i)) for i in range(len(images))],
         )
 

@@ -5,6 +5,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "intaglio/error.h"
@@ -112,6 +113,30 @@ TEST(WeightsAt, ScaleBelowOneIsAppliedAsWritten) {
   EXPECT_TRUE(weights_at(guidance, 0, 2).unconditional());
 }
 
+std::vector<int> degraded_runs(const Guidance& guidance, int steps) {
+  std::vector<int> runs;
+  const std::vector<StepWeights> weights = step_weights(guidance, steps);
+  for (int step = 0; step < steps; ++step) {
+    if (weights[static_cast<std::size_t>(step)].runs_degraded()) runs.push_back(step);
+  }
+  return runs;
+}
+
+TEST(StepWeights, ReuseRunsABranchEveryInterval) {
+  Guidance guidance;
+  guidance.dg_scale = 1.0;
+  EXPECT_EQ(degraded_runs(guidance, 4), (std::vector{0, 1, 2, 3}));
+  guidance.reuse_interval = 3.0;
+  EXPECT_EQ(degraded_runs(guidance, 8), (std::vector{0, 3, 6}));
+  guidance.reuse_interval = Ramp(4.0, 1.0);
+  EXPECT_EQ(degraded_runs(guidance, 10), (std::vector{0, 3, 5, 7, 8, 9}));
+  guidance.reuse_interval = 3.0;
+  guidance.reuse_window = {0.2, 0.8};
+  EXPECT_EQ(degraded_runs(guidance, 10), (std::vector{0, 1, 4, 7, 8, 9}));
+  guidance.dg_window = {0.3, 1.0};
+  EXPECT_EQ(degraded_runs(guidance, 10), (std::vector{3, 6, 8, 9}));
+}
+
 void expect_refused(const Guidance& guidance, const std::string& named) {
   try {
     validate(guidance);
@@ -131,6 +156,20 @@ TEST(Validate, RefusesBadWindows) {
     expect_refused(dg, "dg-window");
   }
   EXPECT_NO_THROW(validate({}));
+}
+
+TEST(Validate, RefusesIntervalsThatGrowOrAreNone) {
+  for (const Ramp bad :
+       {Ramp(0.5), Ramp(1.0, 2.0), Ramp(2.0, 0.0), Ramp(kNan), Ramp(kInfinity), Ramp(2.0, kNan)}) {
+    Guidance guidance;
+    guidance.reuse_interval = bad;
+    expect_refused(guidance, "reuse-interval");
+  }
+  Guidance guidance;
+  guidance.reuse_interval = Ramp(3.0, 1.5);
+  EXPECT_NO_THROW(validate(guidance));
+  guidance.reuse_window = {0.5, 0.5};
+  expect_refused(guidance, "reuse-window");
 }
 
 TEST(Validate, RefusesBadNumbers) {
@@ -183,7 +222,11 @@ class Combine : public testing::Test {
 };
 
 TEST_F(Combine, EveryCombinationOfBranches) {
-  for (const StepWeights weights : {StepWeights{}, {2.5F, 0, 0}, {0, 0.7F, 0}, {1.3F, -0.4F, 0}}) {
+  for (const auto& [lambda, w] :
+       {std::pair{0.0F, 0.0F}, {2.5F, 0.0F}, {0.0F, 0.7F}, {1.3F, -0.4F}}) {
+    StepWeights weights;
+    weights.lambda = lambda;
+    weights.w = w;
     std::vector<float> out(c_.size());
     combine(out, c_,
             weights.unconditional() ? std::span<const float>(u_) : std::span<const float>(),
@@ -193,7 +236,9 @@ TEST_F(Combine, EveryCombinationOfBranches) {
 }
 
 TEST_F(Combine, OutputMayBeAnyInput) {
-  const StepWeights weights{1.5F, 0.5F, 0};
+  StepWeights weights;
+  weights.lambda = 1.5F;
+  weights.w = 0.5F;
   const auto reference = expected(weights);
   for (const int which : {0, 1, 2}) {
     auto c = c_, u = u_, m = m_;
@@ -206,9 +251,11 @@ TEST_F(Combine, OutputMayBeAnyInput) {
 TEST_F(Combine, RefusesBranchesOfAnotherSize) {
   std::vector<float> out(c_.size());
   const std::span<const float> less = std::span<const float>(c_).first(5);
-  EXPECT_THROW(combine(out, less, u_, m_, {1, 1, 0}), UsageError);
-  EXPECT_THROW(combine(out, c_, less, m_, {1, 1, 0}), UsageError);
-  EXPECT_THROW(combine(out, c_, u_, {}, {1, 1, 0}), UsageError);
+  StepWeights weights;
+  weights.lambda = weights.w = 1;
+  EXPECT_THROW(combine(out, less, u_, m_, weights), UsageError);
+  EXPECT_THROW(combine(out, c_, less, m_, weights), UsageError);
+  EXPECT_THROW(combine(out, c_, u_, {}, weights), UsageError);
 }
 
 }  // namespace

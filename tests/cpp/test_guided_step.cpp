@@ -38,7 +38,7 @@ Tensor filled(float value) {
 
 GuidedStep random_step(const Update& update) {
   GuidedStep step;
-  step.combine = {2.5F, 1.25F, true, true};
+  step.combine = {2.5F, 1.25F, true, true, {}, {}};
   step.to_denoised = {true, 0.75F, 0.25F};
   step.update = update;
   step.conditional = drawn(1);
@@ -129,6 +129,50 @@ TEST(GuidedStep, ReadsNoBranchThatDidNotRun) {
       if (!degraded) step.degraded = Tensor();
       expect_matches(step);
     }
+  }
+}
+
+// A reused difference stands for a branch's prediction that would give it.
+TEST(GuidedStep, ReusesDifferencesOnALine) {
+  for (const float slope : {0.0F, 0.5F, 2.0F}) {
+    GuidedStep step = random_step(kUpdates.front()), run = random_step(kUpdates.front());
+    step.combine.unconditional_delta = step.combine.degraded_delta = {true, slope};
+    step.newer_unconditional = drawn(7);
+    step.older_unconditional = drawn(8);
+    step.newer_degraded = drawn(9);
+    step.older_degraded = drawn(10);
+    step.unconditional = Tensor();  // did not run
+    step.degraded = Tensor();
+    for (std::size_t i = 0; i < kSize; ++i) {
+      const auto line = [&](const Tensor& newer, const Tensor& older) {
+        return (1 + slope) * newer.floats()[i] - slope * older.floats()[i];
+      };
+      const float c = run.conditional.floats()[i];
+      run.unconditional.floats()[i] = c - line(step.newer_unconditional, step.older_unconditional);
+      run.degraded.floats()[i] = c - line(step.newer_degraded, step.older_degraded);
+    }
+    HostStream stream;
+    stream.step(step);
+    stream.step(run);
+    for (std::size_t i = 0; i < kSize; ++i) {
+      EXPECT_NEAR(step.x.floats()[i], run.x.floats()[i], 1e-5);
+      EXPECT_EQ(step.newer_degraded.floats()[i], drawn(9).floats()[i]);  // no run: kept as it is
+    }
+  }
+}
+
+TEST(GuidedStep, KeepsTheLastTwoDifferences) {
+  GuidedStep plain = random_step(kUpdates.front()), step = random_step(kUpdates.front());
+  step.newer_degraded = drawn(9);
+  step.older_degraded = drawn(10);
+  HostStream stream;
+  stream.step(plain);
+  stream.step(step);
+  for (std::size_t i = 0; i < kSize; ++i) {
+    EXPECT_EQ(step.x.floats()[i], plain.x.floats()[i]);  // to the bit
+    EXPECT_EQ(step.newer_degraded.floats()[i],
+              step.conditional.floats()[i] - step.degraded.floats()[i]);
+    EXPECT_EQ(step.older_degraded.floats()[i], drawn(9).floats()[i]);
   }
 }
 

@@ -204,6 +204,17 @@ def test_report_says_what_ran(command: Command, forked_bundle: Path) -> None:
         assert json.loads(image.text["intaglio:options"]) == done["options"]
 
 
+def test_reuse_runs_branches_less_often(command: Command, forked_bundle: Path) -> None:
+    flags = ("--steps", 5, "--cfg-scale", 2, "--dg-scale", 1)
+    done = report(command, forked_bundle, *flags)
+    assert done["unconditional_steps"] == done["degraded_steps"] == [0, 1, 2, 3, 4]
+    assert "reuse_interval" not in done["options"]
+    done = report(command, forked_bundle, *flags, "--reuse-interval", "3:1")
+    assert done["unconditional_steps"] == done["degraded_steps"] == [0, 2, 3, 4]
+    assert done["forked_rows"] == 5 + 4 + 4
+    assert done["options"]["reuse_interval"] == [3.0, 1.0]
+
+
 def test_threads_change_nothing_that_matters(command: Command, forked_bundle: Path) -> None:
     one, two = (latents(command, forked_bundle, *GUIDED, "--threads", n) for n in (1, 2))
     np.testing.assert_allclose(one, two, atol=1e-5)

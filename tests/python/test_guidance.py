@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import intaglio
 from intaglio import _core
+from models.training.sampling import Deltas
 
 WEIGHTS = st.floats(-8, 8, width=32)
+INTERVALS = st.lists(st.floats(1, 9), min_size=2, max_size=2).map(lambda ends: sorted(ends)[::-1])
+WINDOWS = st.lists(st.integers(0, 40), min_size=2, max_size=2, unique=True).map(
+    lambda ends: (min(ends) / 40, max(ends) / 40)
+)
 
 
 @given(lambda_=WEIGHTS, w=WEIGHTS, seed=st.integers(0, 99))
@@ -54,7 +61,8 @@ def test_numbers_and_pairs_convert() -> None:
     guidance = _core.Guidance(cfg_scale=3, dg_scale=(0, 1.5), cfg_window=(0.25, 0.75))
     assert repr(guidance) == (
         "Guidance(cfg_scale=Ramp(3), cfg_window=Window(0.25, 0.75), dg_scale=Ramp(0, 1.5),"
-        " dg_window=Window(0, 1), ma_keep=Ramp(0))"
+        " dg_window=Window(0, 1), ma_keep=Ramp(0), reuse_interval=Ramp(1),"
+        " reuse_window=Window(0, 1))"
     )
     weights = [_core.weights_at(guidance, i, 4) for i in range(4)]
     assert [w.lambda_ for w in weights] == [0, 2, 2, 0]
@@ -63,11 +71,54 @@ def test_numbers_and_pairs_convert() -> None:
     assert [w.degraded for w in weights] == [False, True, True, True]
 
 
+def test_a_branch_that_gets_its_weight_is_run() -> None:
+    # w is 0 in the middle, where D_m is not run: what was kept before is too old.
+    guidance = _core.Guidance(dg_scale=(-1, 1), reuse_interval=3)
+    weights = _core.step_weights(guidance, 5)
+    assert [w.degraded for w in weights] == [True, True, False, True, True]
+    assert [w.reuse_degraded for w in weights] == [False, True, False, False, True]
+
+
+@given(interval=INTERVALS, reuse=WINDOWS, dg=WINDOWS, steps=st.integers(1, 60))
+def test_reuse_keeps_to_its_interval(
+    interval: list[float], reuse: tuple[float, float], dg: tuple[float, float], steps: int
+) -> None:
+    first, last = interval
+    guidance = _core.Guidance(
+        cfg_scale=2, dg_scale=1, dg_window=dg, reuse_interval=(first, last), reuse_window=reuse
+    )
+    weights = _core.step_weights(guidance, steps)
+    expected = [_core.weights_at(guidance, i, steps) for i in range(steps)]
+    assert [(w.lambda_, w.w) for w in weights] == [(w.lambda_, w.w) for w in expected]
+    with_weight = [i for i, w in enumerate(weights) if w.degraded]
+    runs = [i for i in with_weight if not weights[i].reuse_degraded]
+    assert not any(w.reuse_degraded for w in weights if not w.degraded)
+    assert runs[:1] == with_weight[:1]
+    inside = [i for i in range(steps) if guidance.reuse_window.contains(i, steps)]
+    assert set(with_weight) - set(inside) <= set(runs)
+    gaps = [b - a for a, b in pairwise(runs) if a in inside and b in inside]
+    assert gaps == sorted(gaps, reverse=True)
+    assert max(gaps, default=1) <= first
+    # The reference loop's own words for it.
+    for branch, windowed in (("0", range(steps)), ("m", with_weight)):
+        deltas = Deltas((first, last), reuse)
+        for i in windowed:
+            reused = weights[i].reuse_degraded if branch == "m" else weights[i].reuse_unconditional
+            assert deltas.due(branch, i, steps) is not reused
+            if not reused:
+                deltas.ran(branch, i, 0.0, torch.zeros(1))
+
+
 BAD: list[dict[str, Any]] = [
     {"cfg_window": (0.5, 0.5)},
     {"dg_window": (-0.1, 1)},
     {"ma_keep": (0, 2)},
     {"dg_scale": float("inf")},
+    {"reuse_interval": 0},
+    {"reuse_interval": (2, 3)},
+    {"reuse_interval": float("inf")},
+    {"reuse_interval": float("nan")},
+    {"reuse_interval": 2, "reuse_window": (0.5, 0.5)},
 ]
 
 

@@ -232,7 +232,7 @@ def test_detail_guidance(pipeline: StableDiffusion3Pipeline) -> None:
         run(dg_scale=1.0, how=None)
 
 
-def test_branches_follow_the_formula(pipeline: StableDiffusion3Pipeline) -> None:
+def test_branches_are_what_each_is_alone(pipeline: StableDiffusion3Pipeline) -> None:
     cond, null = embed(pipeline, ["a dress"])
     how = sampling.Suppression.of(0, [7], 64)
     t = torch.tensor(500.0)
@@ -244,9 +244,6 @@ def test_branches_follow_the_formula(pipeline: StableDiffusion3Pipeline) -> None
     for name, value in alone.items():
         torch.testing.assert_close(out[name], value, rtol=1e-4, atol=1e-5)
     assert relative(out["m"], out["c"]) > 1e-4
-    guided = sampling.combine(out, 3.0, 0.5)
-    expected = out["c"] + 2.0 * (out["c"] - out["0"]) + 0.5 * (out["c"] - out["m"])
-    torch.testing.assert_close(guided, expected)
 
 
 def test_suppress_leaves_the_rest_alone() -> None:

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 namespace intaglio {
 
@@ -29,6 +30,11 @@ struct Guidance {
   Ramp dg_scale = 0.0;  // w; 0 needs no degraded branch
   Window dg_window;
   Ramp ma_keep = 0.0;  // 1 leaves massive channels alone, 0 suppresses them
+  // Inside the window D_0 and D_m are run every interval-th step, rounded down, and their
+  // differences from D_c are extrapolated in between (as FasterCache reuses CFG's, arXiv
+  // 2410.19355). It may not grow over the run: 1 runs them in every step.
+  Ramp reuse_interval = 1.0;
+  Window reuse_window;
 };
 
 // What one step runs. A branch whose weight is zero is not run.
@@ -36,15 +42,24 @@ struct StepWeights {
   float lambda = 0;
   float w = 0;
   float keep = 0;
+  // Whether the difference from D_c comes from earlier steps.
+  bool reuse_unconditional = false;
+  bool reuse_degraded = false;
   bool unconditional() const { return lambda != 0; }
   // Keeping everything makes D_m equal to D_c, and its term zero.
   bool degraded() const { return w != 0 && keep < 1; }
+  bool runs_unconditional() const { return unconditional() && !reuse_unconditional; }
+  bool runs_degraded() const { return degraded() && !reuse_degraded; }
 };
 
+// Of one step by itself: without reuse.
 StepWeights weights_at(const Guidance& guidance, int step, int steps);
+// Of all steps of a run. A branch runs in the first step that it has weight in, outside the reuse
+// window, and when its last run is an interval ago.
+std::vector<StepWeights> step_weights(const Guidance& guidance, int steps);
 
-// Throws UsageError for a window outside 0..1 or empty, for keep outside 0..1, and for values
-// that are not finite.
+// Throws UsageError for a window outside 0..1 or empty, for keep outside 0..1, for a reuse interval
+// that grows or is below 1, and for values that are not finite.
 void validate(const Guidance& guidance);
 
 // out = D_c + lambda (D_c - D_0) + w (D_c - D_m), float32, element by element. A branch of weight

@@ -48,6 +48,12 @@ void visit_options(Options& options, Visitor&& visit) {
         options.ma_keep);
   visit({"ma_channels", "C,D,...", "channels to suppress instead of the bundle's"},
         options.ma_channels);
+  visit({"reuse_interval", "N or N0:N1",
+         "run the unconditional and the degraded branch every N steps only, and extrapolate their "
+         "differences in between: faster, not exact; N0:N1 goes down over the steps; 1 is off"},
+        options.reuse_interval);
+  visit({"reuse_window", "A:B", "part of the run with --reuse-interval; all of it if not given"},
+        options.reuse_window);
   visit({"scheduler", "NAME",
          "euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon"},
         options.scheduler);

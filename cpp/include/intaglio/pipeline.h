@@ -37,6 +37,8 @@ struct GenerateOptions {
   std::optional<Ramp> dg_scale;
   std::optional<Window> dg_window;
   std::optional<Ramp> ma_keep;
+  std::optional<Ramp> reuse_interval;  // empty: every step runs its branches
+  std::optional<Window> reuse_window;
   std::vector<int> ma_channels;  // empty: the bundle's
   // White: suppressed, black: left alone. Averaged per token, so at least a pixel per token.
   std::optional<Image> ma_tokens;
@@ -63,9 +65,10 @@ struct Generation {
   Tensor latents;
   Timings timings;
   std::vector<double> step_seconds;
-  std::int64_t base_rows = 0;      // rows through blocks 0..m, summed over the evaluations
-  std::int64_t forked_rows = 0;    // rows through the blocks after m, likewise
-  StreamCounts loop;               // what the denoising loop asked its stream for
+  std::int64_t base_rows = 0;    // rows through blocks 0..m, summed over the evaluations
+  std::int64_t forked_rows = 0;  // rows through the blocks after m, likewise
+  StreamCounts loop;             // what the denoising loop asked its stream for
+  std::vector<int> unconditional_steps, degraded_steps;  // that ran D_0, and D_m
   std::vector<std::string> notes;  // what the caller should know: a prompt that was cut
 };
 

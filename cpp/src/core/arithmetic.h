@@ -13,6 +13,30 @@
 
 namespace intaglio {
 
+// A branch's last two differences from D_c, kept for steps that do not run it; null where none do.
+struct KeptDelta {
+  float* newer = nullptr;
+  float* older = nullptr;
+};
+
+// How a branch's difference from D_c comes about: from its prediction, or on the line through the
+// two that are kept.
+struct Delta {
+  bool reused = false;
+  float slope = 0;  // distance from the newer, by that between the two; 0 takes the newer
+
+  INTAGLIO_HOST_DEVICE float operator()(float conditional, const float* branch,
+                                        const KeptDelta& kept, std::size_t i) const {
+    if (reused) return kept.newer[i] + slope * (kept.newer[i] - kept.older[i]);
+    const float delta = conditional - branch[i];
+    if (kept.newer) {
+      kept.older[i] = kept.newer[i];
+      kept.newer[i] = delta;
+    }
+    return delta;
+  }
+};
+
 // D = D_c + lambda (D_c - D_0) + w (D_c - D_m), arXiv 2510.11538. Both differences are taken from
 // D_c, and the sum runs from left to right. A branch that did not run is not read.
 struct Combine {
@@ -20,13 +44,18 @@ struct Combine {
   float w = 0;
   bool has_unconditional = false;
   bool has_degraded = false;
+  Delta unconditional_delta;
+  Delta degraded_delta;
 
   INTAGLIO_HOST_DEVICE float operator()(const float* conditional, const float* unconditional,
-                                        const float* degraded, std::size_t i) const {
+                                        const float* degraded, std::size_t i,
+                                        const KeptDelta& kept_unconditional = {},
+                                        const KeptDelta& kept_degraded = {}) const {
     const float c = conditional[i];
     float guided = c;
-    if (has_unconditional) guided = guided + lambda * (c - unconditional[i]);
-    if (has_degraded) guided = guided + w * (c - degraded[i]);
+    if (has_unconditional)
+      guided = guided + lambda * unconditional_delta(c, unconditional, kept_unconditional, i);
+    if (has_degraded) guided = guided + w * degraded_delta(c, degraded, kept_degraded, i);
     return guided;
   }
 };

@@ -15,12 +15,22 @@ StepElements elements_of(const GuidedStep& step) {
   };
   StepElements elements;
   elements.conditional = check(step.conditional);
-  if (step.combine.has_unconditional) elements.unconditional = check(step.unconditional);
-  if (step.combine.has_degraded) elements.degraded = check(step.degraded);
+  const Combine& combine = step.combine;
+  if (combine.has_unconditional && !combine.unconditional_delta.reused)
+    elements.unconditional = check(step.unconditional);
+  if (combine.has_degraded && !combine.degraded_delta.reused)
+    elements.degraded = check(step.degraded);
   elements.x = check(step.x);
   elements.denoised = check(step.denoised);
   elements.first = check(step.first);
   elements.second = check(step.second);
+  if (step.newer_unconditional.defined())
+    elements.kept_unconditional = {check(step.newer_unconditional),
+                                   check(step.older_unconditional)};
+  if (step.newer_degraded.defined())
+    elements.kept_degraded = {check(step.newer_degraded), check(step.older_degraded)};
+  assert(!combine.unconditional_delta.reused || elements.kept_unconditional.newer);
+  assert(!combine.degraded_delta.reused || elements.kept_degraded.newer);
   return elements;
 }
 

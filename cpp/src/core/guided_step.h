@@ -18,6 +18,8 @@ struct GuidedStep {
   Tensor x;                                     // what the model saw, and then where the step ends
   Tensor denoised;                              // the clean data that the predictions mean
   Tensor first, second;                         // SamplerMemory's parts
+  // KeptDelta's parts; without memory where no step of the run reuses them.
+  Tensor newer_unconditional, older_unconditional, newer_degraded, older_degraded;
 };
 
 // The same as plain pointers, as kernels take them.
@@ -29,6 +31,7 @@ struct StepElements {
   float* denoised = nullptr;
   float* first = nullptr;
   float* second = nullptr;
+  KeptDelta kept_unconditional, kept_degraded;
 };
 
 StepElements elements_of(const GuidedStep& step);
@@ -37,7 +40,8 @@ template <typename AnyUpdate>
 INTAGLIO_HOST_DEVICE inline void guided_element(const StepElements& e, const Combine& combine,
                                                 const ToDenoised& to_denoised,
                                                 const AnyUpdate& update, std::size_t i) {
-  const float prediction = combine(e.conditional, e.unconditional, e.degraded, i);
+  const float prediction =
+      combine(e.conditional, e.unconditional, e.degraded, i, e.kept_unconditional, e.kept_degraded);
   const float denoised = to_denoised(e.x[i], prediction);
   SamplerMemory memory{e.first[i], e.second[i]};
   e.x[i] = update(e.x[i], denoised, memory);

@@ -63,6 +63,25 @@ StepWeights weights_at(const Guidance& guidance, int step, int steps) {
   return weights;
 }
 
+std::vector<StepWeights> step_weights(const Guidance& guidance, int steps) {
+  std::vector<StepWeights> all;
+  int since_unconditional = 0, since_degraded = 0;  // steps from a branch's last run; 0: none yet
+  for (int step = 0; step < steps; ++step) {
+    StepWeights weights = weights_at(guidance, step, steps);
+    const auto interval = static_cast<int>(guidance.reuse_interval.at(step, steps) + kBoundary);
+    const bool inside = guidance.reuse_window.contains(step, steps);
+    const auto reuse = [&](bool has_weight, int& since) {
+      const bool reused = has_weight && inside && since > 0 && since < interval;
+      since = !has_weight ? 0 : reused ? since + 1 : 1;
+      return reused;
+    };
+    weights.reuse_unconditional = reuse(weights.unconditional(), since_unconditional);
+    weights.reuse_degraded = reuse(weights.degraded(), since_degraded);
+    all.push_back(weights);
+  }
+  return all;
+}
+
 void validate(const Guidance& guidance) {
   validate_finite("cfg-scale", guidance.cfg_scale);
   validate_finite("dg-scale", guidance.dg_scale);
@@ -75,6 +94,15 @@ void validate(const Guidance& guidance) {
             << " is outside 0..1: 1 leaves massive channels alone, 0 suppresses them";
     throw UsageError(message.str());
   }
+  validate_window("reuse-window", guidance.reuse_window);
+  const Ramp& interval = guidance.reuse_interval;
+  // More steps than any run has; written so that NaN fails too.
+  if (!(interval.first >= interval.last && interval.last >= 1.0 && interval.first <= 1e6)) {
+    std::ostringstream message;
+    message << "reuse-interval " << interval.first << ":" << interval.last
+            << " is no number of steps, or grows: give one of at least 1, or two as in 3:2";
+    throw UsageError(message.str());
+  }
 }
 
 void combine(std::span<float> out, std::span<const float> conditional,
@@ -85,7 +113,8 @@ void combine(std::span<float> out, std::span<const float> conditional,
   if (weights.unconditional()) check_size("unconditional", unconditional.size(), size);
   if (weights.degraded()) check_size("degraded", degraded.size(), size);
 
-  const Combine guided{weights.lambda, weights.w, weights.unconditional(), weights.degraded()};
+  const Combine guided{weights.lambda,     weights.w, weights.unconditional(),
+                       weights.degraded(), {},        {}};
   INTAGLIO_ELEMENTWISE
   for (std::size_t i = 0; i < size; ++i) {
     out[i] = guided(conditional.data(), unconditional.data(), degraded.data(), i);

@@ -32,11 +32,8 @@ Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions,
   stream.fill(keep_, 1.0F);
   fill_rows(embeds);
   if (bundle.observed()) observe();
-  const int steps = request.schedule.steps();
-  for (int step = 0; step < steps; ++step) {
-    const StepWeights weights = weights_at(request.guidance, step, steps);
-    bind(weights.unconditional(), weights.degraded());
-  }
+  for (const StepWeights& weights : request.weights)
+    bind(weights.runs_unconditional(), weights.runs_degraded());
 }
 
 Tensor Branches::on_stream(const Tensor& host) {
@@ -199,11 +196,11 @@ void Branches::bind(bool unconditional, bool degraded) {
 }
 
 void Branches::run(float timestep, const StepWeights& weights) {
-  const bool unconditional = weights.unconditional();
+  const bool unconditional = weights.runs_unconditional();
   // Here and not where a step ends, since a callback may write into the latents.
   if (unconditional) stream_.copy(conditional_latent_, unconditional_latent_);
   set_timestep(timestep, unconditional);
-  const bool degraded = weights.degraded();
+  const bool degraded = weights.runs_degraded();
   if (degraded) set_keep(weights.keep);
 
   Stopwatch watch;

@@ -44,15 +44,45 @@ Tensor on_host(Stream& stream, const Tensor& tensor) {
 }
 
 // A step over the branches' latents and predictions, with memory of its own for the rest.
-GuidedStep buffers(Stream& stream, const Branches& branches) {
+GuidedStep buffers(Stream& stream, const Branches& branches,
+                   const std::vector<StepWeights>& weights) {
   GuidedStep step;
   step.x = branches.latents();
   step.conditional = branches.conditional();
   step.unconditional = branches.unconditional();
   step.degraded = branches.degraded();
-  for (Tensor* tensor : {&step.denoised, &step.first, &step.second})
-    *tensor = stream.allocate(step.x.shape(), DType::float32);
+  std::vector<Tensor*> own{&step.denoised, &step.first, &step.second};
+  if (std::ranges::any_of(weights, &StepWeights::reuse_unconditional))
+    own.insert(own.end(), {&step.newer_unconditional, &step.older_unconditional});
+  if (std::ranges::any_of(weights, &StepWeights::reuse_degraded))
+    own.insert(own.end(), {&step.newer_degraded, &step.older_degraded});
+  for (Tensor* tensor : own) *tensor = stream.allocate(step.x.shape(), DType::float32);
   return step;
+}
+
+// The timesteps of a branch's evaluations whose differences from D_c are kept.
+class KeptTimesteps {
+ public:
+  // To be called for every evaluation: what it does about the branch.
+  Delta next(float timestep, bool has_weight, bool reused) {
+    if (has_weight && !reused) older_ = std::exchange(newer_, timestep);
+    count_ = has_weight ? count_ + (reused ? 0 : 1) : 0;
+    if (!reused) return {};
+    const bool line = count_ > 1 && newer_ != older_;
+    return {true, line ? (timestep - newer_) / (newer_ - older_) : 0.0F};
+  }
+
+ private:
+  int count_ = 0;  // that ran the branch since it last had no weight
+  float newer_ = 0, older_ = 0;
+};
+
+std::vector<int> steps_that(const std::vector<StepWeights>& weights,
+                            bool (StepWeights::*run)() const) {
+  std::vector<int> steps;
+  for (std::size_t i = 0; i < weights.size(); ++i)
+    if ((weights[i].*run)()) steps.push_back(static_cast<int>(i));
+  return steps;
 }
 
 // Calls back where a step ends. One for a run: what a callback sees is made once.
@@ -172,7 +202,8 @@ void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& b
   Stopwatch watch;
   const int steps = request.schedule.steps();
   generation.step_seconds.reserve(static_cast<std::size_t>(steps));
-  GuidedStep guided = buffers(stream, branches);
+  GuidedStep guided = buffers(stream, branches, request.weights);
+  KeptTimesteps unconditional, degraded;
   Reporter reporter(stream, on_step, branches, [&] {
     return decode(stream, request, on_host(stream, guided.denoised), options.vae_tile);
   });
@@ -180,9 +211,15 @@ void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& b
   const bool velocity = predicts_velocity(bundle.prediction_type);
   for (const Evaluation& evaluation : request.plan) {
     const StepPoint& point = evaluation.point;
-    const StepWeights weights = weights_at(request.guidance, point.step, steps);
+    const StepWeights& weights = request.weights[static_cast<std::size_t>(point.step)];
     branches.run(point.timestep, weights);
-    guided.combine = {weights.lambda, weights.w, weights.unconditional(), weights.degraded()};
+    guided.combine = {
+        weights.lambda,
+        weights.w,
+        weights.unconditional(),
+        weights.degraded(),
+        unconditional.next(point.timestep, weights.unconditional(), weights.reuse_unconditional),
+        degraded.next(point.timestep, weights.degraded(), weights.reuse_degraded)};
     guided.to_denoised = {velocity, point.sigma, point.alpha};
     guided.update = evaluation.update;
     stream.step(guided);
@@ -195,6 +232,8 @@ void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& b
     }
     watch.lap();  // the callback's time is not the step's
   }
+  generation.unconditional_steps = steps_that(request.weights, &StepWeights::runs_unconditional);
+  generation.degraded_steps = steps_that(request.weights, &StepWeights::runs_degraded);
   generation.base_rows = branches.base_rows;
   generation.forked_rows = branches.forked_rows;
   generation.timings.network = branches.network_seconds;

@@ -76,8 +76,15 @@ void set_images(Request& request, const Bundle& bundle, const GenerateOptions& o
 }
 
 void set_guidance(Request& request, const GenerateOptions& options) {
-  request.guidance = {*options.cfg_scale, *options.cfg_window, *options.dg_scale,
-                      *options.dg_window, *options.ma_keep};
+  if (options.reuse_window && !options.reuse_interval)
+    throw UsageError("--reuse-window says where --reuse-interval holds: give --reuse-interval too");
+  request.guidance = {*options.cfg_scale,
+                      *options.cfg_window,
+                      *options.dg_scale,
+                      *options.dg_window,
+                      *options.ma_keep,
+                      options.reuse_interval.value_or(1.0),
+                      options.reuse_window.value_or(Window{})};
   validate(request.guidance);
 }
 
@@ -183,11 +190,8 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given) {
   set_images(request, bundle, options);
   set_guidance(request, options);
   set_schedule(request, bundle, options);
-  const int steps = request.schedule.steps();
-  for (int step = 0; step < steps; ++step) {
-    const StepWeights weights = weights_at(request.guidance, step, steps);
-    request.unconditional = request.unconditional || weights.unconditional();
-  }
+  request.weights = step_weights(request.guidance, request.schedule.steps());
+  request.unconditional = std::ranges::any_of(request.weights, &StepWeights::unconditional);
   if (options.prompt_embeds) check_embeds(bundle, *options.prompt_embeds, request.unconditional);
   set_channels(request, bundle, options);
   set_tokens(request, options);

@@ -19,9 +19,10 @@ struct Request {
   int class_label = 0;
   float distilled_guidance = 0;
   Guidance guidance;
-  Schedule schedule;           // of the steps that run
-  bool unconditional = false;  // whether a step runs that branch
-  Plan plan;                   // the same, as what each evaluation does
+  std::vector<StepWeights> weights;  // of each step
+  Schedule schedule;                 // of the steps that run
+  bool unconditional = false;        // whether a step runs that branch
+  Plan plan;                         // the same, as what each evaluation does
   std::vector<std::uint64_t> seeds;
   Tensor mask;         // [C]
   Tensor ref;          // [C]
