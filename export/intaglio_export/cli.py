@@ -229,7 +229,8 @@ def _summary(output: Path, manifest: dict[str, Any], errors: dict[str, float]) -
     more = f" and {len(found['channels']) - 8} more" if len(found["channels"]) > 8 else ""
     defaults = manifest["defaults"]
     graphs = manifest["transformer"]["graphs"]
-    extras = ["observed"] if any(len(graph["outputs"]) > 1 for graph in graphs.values()) else []
+    observed = any(len(graphs[name]["outputs"]) > 1 for name in graphs if name != "conditioning")
+    extras = ["observed"] if observed else []
     if quantized := manifest["transformer"].get("quantized"):
         extras.append(f"{quantized['scheme']} weights")
     table = Table(show_header=False, box=None, pad_edge=False)

@@ -103,7 +103,9 @@ def _unit(
     classes = adapter.classes()
     return ExportUnit(
         module,
-        GraphSpec(f"transformer/{name}.onnx", inputs, outputs, adapter.dtype, attends=True),
+        GraphSpec(
+            f"transformer/{name}.onnx", inputs, outputs, adapter.dtype, attends=fed_by is not None
+        ),
         sizes,
         {"latent_height": patch, "latent_width": patch},
         {

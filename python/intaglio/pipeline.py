@@ -27,6 +27,12 @@ Ramp = float | tuple[float, float]
 # Part of a run: step i of N is inside (start, end) when start <= i / N < end.
 Window = tuple[float, float]
 
+# Of what the core's generate() returns, what goes into Generation as it is.
+_SAME = (
+    "latents", "timings", "step_seconds", "base_rows", "forked_rows", "loop",
+    "unconditional_steps", "degraded_steps",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Generation:
@@ -227,9 +233,8 @@ class Pipeline:
             dg_window: part of the run with it.
             ma_keep: how much of the massive channels D_m keeps: 0 none, 1 all.
             ma_channels: channels to suppress instead of the bundle's.
-            reuse_interval: run D_0 and D_m every so many steps only and extrapolate their
-                differences from D_c in between: faster, not exact; a pair goes down over the
-                steps. `intaglio.analysis.reuse` finds one for a budget of error.
+            reuse_interval: run D_0 and D_m every so many steps only, extrapolating D_c - D_0 and
+                D_c - D_m in between: not exact. `intaglio.analysis.reuse` finds an interval.
             reuse_window: the part of the run with it; all of it if None.
             scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
             strength: how much of `image` is forgotten, 0.6 unless given: 1 all of it.
@@ -262,14 +267,7 @@ class Pipeline:
         images = result.images
         return Generation(
             images=images,
-            latents=result.latents,
-            timings=result.timings,
-            step_seconds=result.step_seconds,
-            base_rows=result.base_rows,
-            forked_rows=result.forked_rows,
-            loop=result.loop,
-            unconditional_steps=result.unconditional_steps,
-            degraded_steps=result.degraded_steps,
+            **{name: getattr(result, name) for name in _SAME},
             texts=[dict(_core.png_text(self.bundle, options, i)) for i in range(len(images))],
         )
 

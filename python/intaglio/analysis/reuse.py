@@ -146,9 +146,9 @@ def run(
 def guidance(method: Method, **reuse: object) -> _core.Guidance:
     """`method` as the runtime has it."""
     return _core.Guidance(
-        cfg_scale=method.cfg_scale,
-        dg_scale=method.weight,
-        dg_window=method.window,
+        cfg_scale=_core.Ramp(method.cfg_scale),
+        dg_scale=_core.Ramp(method.weight),
+        dg_window=_core.Window(*method.window),
         **reuse,  # type: ignore[arg-type]
     )
 
@@ -216,9 +216,9 @@ def main() -> None:
         guidance(method, reuse_interval=best.interval, reuse_window=best.window), flags.steps
     )
     others = range(flags.seeds, 2 * flags.seeds)  # and along the trajectory that reuse takes
-    error = run(model, method, others, flags.steps, weights).error(weights)
+    along = run(model, method, others, flags.steps, weights).error(weights)
     print(f"--steps {flags.steps} {best.flags}")
-    print(f"guidance term {best.error:.1%} off, {error:.1%} on other seeds; {best.cost:.3f} of CFG")
+    print(f"guidance term {best.error:.1%} off, {along:.1%} on other seeds; {best.cost:.3f} of CFG")
 
 
 if __name__ == "__main__":
