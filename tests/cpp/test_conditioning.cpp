@@ -16,9 +16,9 @@ Json hoisted() {
       graph("transformer/conditioning.onnx",
             {tensor("timestep", {"conditions"}), tensor("pooled", {"conditions", 5}),
              tensor("text", {"prompts", 11, 16})},
-            {tensor("modulation", {"conditions", 96}), tensor("context", {"prompts", 11, 32})});
+            {tensor("modulation", {"conditions", 439296}), tensor("context", {"prompts", 11, 32})});
   Json& inputs = graphs["forked"]["inputs"];
-  inputs[1] = tensor("modulation", {"base", 96});
+  inputs[1] = tensor("modulation", {"base", 439296});
   inputs[2] = tensor("context", {"base", 11, 32});
   inputs.erase(3);
   json["files"]["transformer/conditioning.onnx"] = json["files"]["transformer/forked.onnx"];

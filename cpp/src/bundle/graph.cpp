@@ -18,7 +18,8 @@ GraphTensor read_tensor(const Node& node) {
     if (axis.is_string()) {
       tensor.axes.emplace_back(axis.as<std::string>());
     } else {
-      tensor.axes.emplace_back(std::int64_t{axis.positive()});
+      // All modulations of a large model side by side are a million.
+      tensor.axes.emplace_back(std::int64_t{axis.positive(1 << 24)});
     }
   }
   return tensor;

@@ -98,8 +98,7 @@ class Node {
     return values;
   }
   // A size or a count. The limit is beyond any model, and keeps products of two in an int.
-  int positive() const {
-    constexpr int limit = 1 << 15;
+  int positive(int limit = 1 << 15) const {
     const int value = as<int>();
     if (value < 1 || value > limit) refuse("must be from 1 to " + std::to_string(limit));
     return value;
