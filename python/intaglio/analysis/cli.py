@@ -112,12 +112,7 @@ def probe(
     """
     with _one_line_of_errors(output), _bar() as progress:
         if (Path(source) / "bundle.json").is_file():
-            given = [n for n in _OF_MODELS if context.get_parameter_source(n).name == "COMMANDLINE"]
-            if given:
-                raise usage_error(
-                    f"--{given[0].replace('_', '-')} is of no use for a bundle, of which the first"
-                    " three questions are answered; leave it out, or probe the diffusers model."
-                )
+            _refuse_options_of_models(context)
             from intaglio.analysis.bundle_probe import probe_bundle
 
             report = probe_bundle(Path(source), output, prompts, steps, progress)
@@ -129,6 +124,16 @@ def probe(
             )  # fmt: skip
             report = probing.probe(request, progress)
     _print(report, output)
+
+
+def _refuse_options_of_models(context: typer.Context) -> None:
+    for name in _OF_MODELS:
+        origin = context.get_parameter_source(name)
+        if origin is not None and origin.name == "COMMANDLINE":
+            raise usage_error(
+                f"--{name.replace('_', '-')} is of no use for a bundle, of which the first three"
+                " questions are answered; leave it out, or probe the diffusers model."
+            )
 
 
 def _probing() -> ModuleType:
