@@ -45,25 +45,38 @@ def test_a_bundle_tells_what_its_model_does(
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-3)
 
 
-def test_the_command_needs_no_torch(observed: Path, tmp_path: Path) -> None:
+def run_without_torch(*args: object) -> subprocess.CompletedProcess[str]:
+    """`intaglio probe` where torch and what needs it are not installed."""
     code = f"""
 import importlib.abc, sys
 
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name in ("torch", "diffusers", "transformers"):
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Absent())
 from intaglio.__main__ import main
-sys.argv = ["intaglio", "probe", {str(observed)!r}, "-o", {str(tmp_path)!r}, "--steps", "2"]
+sys.argv = {["intaglio", "probe", *map(str, args)]!r}
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_the_command_needs_no_torch(observed: Path, tmp_path: Path) -> None:
+    done = run_without_torch(observed, "-o", tmp_path, "--steps", 2)
     assert done.returncode == 0, done.stderr
     assert f": {PLANTED} after blocks 0-3." in done.stdout.replace("\n", " ").replace("  ", " ")
     html = (tmp_path / "index.html").read_text("utf-8")
     assert html.count("<h2>") == 3
+
+
+def test_a_model_needs_torch(sd3_folder: Path, tmp_path: Path) -> None:
+    done = run_without_torch(sd3_folder, "-o", tmp_path)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "the Python package torch" in done.stderr
+    assert 'pip install "intaglio[export,probe]"' in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
