@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import subprocess
 import sysconfig
 from ctypes.util import find_library
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from diffusers import StableDiffusion3Pipeline
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 import intaglio
@@ -122,10 +124,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny pipeline as save_pretrained writes it, with settings; one channel is massive."""
-    folder = tmp_path_factory.mktemp("tiny") / "tiny-sd3"
-    make_pipeline().save_pretrained(folder)
-    (folder / "settings.json").write_text(json.dumps(SETTINGS))
+    """The tiny pipeline as save_pretrained writes it, with settings; one channel is massive.
+
+    It and the bundles beside it are made once for all processes of pytest-xdist.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny/tiny-sd3"
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "settings.json").exists():
+            make_pipeline().save_pretrained(folder)
+            (folder / "settings.json").write_text(json.dumps(SETTINGS))
     return folder
 
 
@@ -137,9 +146,11 @@ def sd3_pipeline(sd3_folder: Path) -> StableDiffusion3Pipeline:
 
 
 def export(source: Path, layout: str, observe: bool = False) -> Path:
-    """`source` exported into a folder beside it."""
+    """`source` exported into a folder beside it, unless it is there."""
     output = source.parent / (f"{layout}-observed" if observe else layout)
-    export_bundle(ExportRequest(source, output, layout=layout, observe=observe))
+    with FileLock(f"{output}.lock"):
+        if not output.exists():
+            export_bundle(ExportRequest(source, output, layout=layout, observe=observe))
     return output
 
 

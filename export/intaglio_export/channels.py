@@ -14,14 +14,9 @@ from intaglio_export.massive import ChannelStatistics, Sums
 from intaglio_export.observing import observing
 from intaglio_export.packing import pack, positions
 from intaglio_export.precision import Products
+from intaglio_export.prompts import PROMPTS
 from intaglio_export.quiet import quiet
 
-PROMPTS = (
-    "a photograph of a red bicycle leaning on a stone wall",
-    "a portrait of an old man with a beard",
-    "",
-    "an aerial view of a coast in winter, detailed",
-)
 STEPS = 5
 # Tokens along a side beyond which statistics gain nothing but time.
 MAX_SIDE_TOKENS = 24

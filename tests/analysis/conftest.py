@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from intaglio.__main__ import GROUP, run_python
 from intaglio.analysis.sampler import Model
 from intaglio_export.adapters import SD3Adapter
 from tests.families.parts import MAX_LENGTH
@@ -18,6 +21,7 @@ from tests.families.sd3 import make_pipeline
 
 PROMPTS = ["a dark boot", "a red dress", "the shirt", "a shoe with an and"]
 STEPS = 3
+Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +68,16 @@ def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reference = np.random.default_rng(0).uniform(size=(50, 3))
     np.savez(folder / "reference.npz", features=reference.astype(np.float16))
     return folder
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`intaglio probe` in this process: exit code, stdout and stderr."""
+    (entry,) = entry_points(group=GROUP, name="probe")
+
+    def run(*args: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run_python(entry, [str(arg) for arg in args])
+        return code, *capsys.readouterr()
+
+    return run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +15,10 @@ import intaglio
 from intaglio.analysis.capture import record_bundle
 from intaglio.analysis.observation import record_model
 from intaglio.analysis.sampler import Model
-from intaglio_export.exporter import export_bundle
-from intaglio_export.options import ExportRequest
 from intaglio_export.sources import open_source
+from tests.analysis.conftest import Command
+from tests.conftest import export
+from tests.families import FAMILIES
 from tests.families.parts import MAX_LENGTH
 from tests.families.sd3 import PLANTED
 
@@ -24,10 +27,8 @@ PROMPT = "a dark boot"
 
 
 @pytest.fixture(scope="module")
-def observed(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output: Path = tmp_path_factory.mktemp("observed") / "bundle"
-    export_bundle(ExportRequest(sd3_folder, output, observe=True))
-    return output
+def observed(sd3_folder: Path) -> Path:
+    return export(sd3_folder, "forked", observe=True)
 
 
 def test_a_bundle_tells_what_its_model_does(
@@ -44,35 +45,92 @@ def test_a_bundle_tells_what_its_model_does(
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-3)
 
 
-def test_the_command_needs_no_torch(observed: Path, tmp_path: Path) -> None:
+def run_without_torch(*args: object) -> subprocess.CompletedProcess[str]:
+    """`intaglio probe` where torch and what needs it are not installed."""
     code = f"""
 import importlib.abc, sys
 
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name in ("torch", "diffusers", "transformers"):
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Absent())
 from intaglio.__main__ import main
-sys.argv = ["intaglio", "probe", {str(observed)!r}, "-o", {str(tmp_path)!r}, "--steps", "2"]
+sys.argv = {["intaglio", "probe", *map(str, args)]!r}
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_the_command_needs_no_torch(observed: Path, tmp_path: Path) -> None:
+    done = run_without_torch(observed, "-o", tmp_path, "--steps", 2)
     assert done.returncode == 0, done.stderr
     assert f": {PLANTED} after blocks 0-3." in done.stdout.replace("\n", " ").replace("  ", " ")
     html = (tmp_path / "index.html").read_text("utf-8")
     assert html.count("<h2>") == 3
 
 
-def test_a_bundle_that_is_not_observed_says_the_way_out(
-    forked_bundle: Path, tmp_path: Path
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "intaglio", "probe", forked_bundle, "-o", tmp_path],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 3
-    assert "export it again with --observe" in done.stderr
+def test_a_model_needs_torch(sd3_folder: Path, tmp_path: Path) -> None:
+    done = run_without_torch(sd3_folder, "-o", tmp_path)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "the Python package torch" in done.stderr
+    assert 'pip install "intaglio[export,probe]"' in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["--height", "64"], 2, "--height is of no use for a bundle"),
+        (["--cfg-scale", "2"], 2, "--cfg-scale is of no use for a bundle"),
+        (["--judge", "judge"], 2, "--judge is of no use for a bundle"),
+        (["--images", "136"], 2, "--images is of no use for a bundle"),
+        (["--steps", "20000"], 2, "20000"),
+        (["--prompts", "nowhere.txt"], 3, "--prompts nowhere.txt cannot be read"),
+    ],
+)
+def test_mistakes_are_named(
+    args: list[str], code: int, says: str, observed: Path, tmp_path: Path, command: Command
+) -> None:
+    found, out, err = command(observed, "-o", tmp_path, *args)
+    assert (found, says in err, out) == (code, True, ""), err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_bundle_that_is_not_observed_says_the_way_out(
+    forked_bundle: Path, tmp_path: Path, command: Command
+) -> None:
+    code, _, err = command(forked_bundle, "-o", tmp_path)
+    assert code == 3
+    assert "export it again with --observe" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_bundle_without_text_encoders_is_refused(
+    observed: Path, tmp_path: Path, command: Command
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(observed, bundle)
+    manifest = json.loads((bundle / "bundle.json").read_text("utf-8"))
+    prompt = manifest["prompt"]
+    prompt |= {"encoders": {}, "pooled": []}
+    for segment in prompt["text"]:
+        segment["encoders"] = []
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    code, _, err = command(bundle, "-o", tmp_path / "out")
+    assert (code, "has no text encoders" in err) == (3, True), err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_classes_are_called_so(tmp_path: Path, command: Command) -> None:
+    FAMILIES["dit"].make().save_pretrained(tmp_path / "dit")
+    bundle = export(tmp_path / "dit", "forked", observe=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/settings.json").write_text("{}")  # of an earlier probe, of the model
+    code, _, err = command(bundle, "-o", tmp_path / "out", "--steps", 2)
+    assert code == 0, err
+    page = (tmp_path / "out/report.md").read_text("utf-8")
+    assert "“class 0”: the clean image" in page
+    assert "3 classes, 4 seeds" in page
+    assert not (tmp_path / "out/settings.json").exists()

@@ -13,6 +13,7 @@ from intaglio.analysis import features
 from intaglio.analysis.block_features import massive_channels
 from tests.families import FAMILIES
 from tests.families.sd3 import PLANTED, make_pipeline
+from tests.parity.diffusers_runs import native_run
 
 BLOCK = 2
 
@@ -31,7 +32,7 @@ def hooked(pipeline: Any, images: NDArray[np.float32], module: Any, **how: Any) 
     """What `module` gives while features are taken."""
     seen: list[Any] = []
     handle = module.register_forward_hook(lambda m, args, out: seen.append(out))
-    features(pipeline, images, blocks=[BLOCK], **how)
+    features(pipeline, images, **{"blocks": [BLOCK]} | how)
     handle.remove()
     (output,) = seen
     return output
@@ -68,6 +69,30 @@ def test_modulated_features_are_adalns_output(pipeline: Any, images: NDArray[np.
     np.testing.assert_array_equal(found.reshape(2, 96, 64), expected)
 
 
+def test_what_the_stream_has_is_discarded_from_adalns_output(
+    pipeline: Any, images: NDArray[np.float32]
+) -> None:
+    """AdaLN may hide it: here it scales the planted channel to nothing, and makes another large."""
+    linear = pipeline.transformer.transformer_blocks[BLOCK].norm1.linear
+    before = linear.bias.detach().clone()
+    with torch.no_grad():
+        linear.bias[64 + PLANTED] -= 1.0  # of shift, scale, ...
+        linear.bias[3] += 1000.0
+    try:
+        found = features(pipeline, images, blocks=[BLOCK])
+        everything = features(pipeline, images, blocks=[BLOCK], channels=[])
+        assert massive_channels(everything.reshape(2, 96, 64)) == [3]
+        stream = features(pipeline, images, blocks=[BLOCK], recipe="raw").reshape(2, 96, 64)
+    finally:
+        with torch.no_grad():
+            linear.bias.copy_(before)
+    gone = massive_channels(stream)
+    assert PLANTED in gone
+    assert 3 not in gone
+    everything[..., gone] = 0
+    np.testing.assert_array_equal(found, everything)
+
+
 def test_normalised_blocks_are_joined(pipeline: Any, images: NDArray[np.float32]) -> None:
     found = features(pipeline, images, blocks=[1, BLOCK], recipe="normalised")
     assert found.shape == (2, 8, 12, 128)
@@ -88,13 +113,23 @@ def test_no_noise_is_the_image_and_all_noise_is_none_of_it(
     assert np.abs(one - two).max() < 0.5 < np.abs(first).max()
 
 
-@pytest.mark.parametrize("family", ["flux-dev", "dit", "pixart-sigma", "qwen-image"])
-def test_every_family_gives_maps(family: str) -> None:
-    side = 32
-    images = np.random.default_rng(0).uniform(size=(1, side, side, 3))
-    found = features(FAMILIES[family].make(), images, blocks=[0, 1], recipe="normalised")
-    assert found.ndim == 4
-    assert np.isfinite(found).all()
+@pytest.mark.parametrize("name", ["sd3", "flux-dev", "dit", "pixart-sigma", "qwen-image"])
+def test_every_family_gives_what_its_blocks_do(name: str) -> None:
+    """Twice the same, by torch's own hooks; and the pipeline draws as it did before."""
+    family = FAMILIES[name]
+    pipeline = family.make()
+    before = native_run(pipeline, family, 1.0)
+    images = np.random.default_rng(0).uniform(size=(1, 32, 32, 3))
+    block = pipeline.transformer.transformer_blocks[1]
+    how: dict[str, Any] = {"blocks": [1], "recipe": "raw"}
+    found = features(pipeline, images, **how)
+    output = hooked(pipeline, images, block, **how)
+    stream = output[-1] if isinstance(output, tuple) else output
+    tokens = stream.shape[1]
+    assert found.shape == (1, int(tokens**0.5), int(tokens**0.5), 64)
+    np.testing.assert_array_equal(found.reshape(1, tokens, 64), stream.numpy())
+    after = native_run(pipeline, family, 1.0)
+    torch.testing.assert_close(after.latents, before.latents, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

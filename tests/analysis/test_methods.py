@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -22,8 +24,12 @@ from intaglio.analysis.methods import (
     last_rows,
 )
 from intaglio.analysis.sampler import Model, Step
+from intaglio_export.adapters import adapter_for
+from intaglio_export.errors import ExportError
 from models.training import sampling
-from tests.analysis.conftest import STEPS, make_model
+from tests.analysis.conftest import PROMPTS, STEPS, make_model
+from tests.families import FAMILIES
+from tests.families.parts import MAX_LENGTH
 from tests.families.sd3 import PLANTED
 
 SUPPRESSED = Suppressed(1, (PLANTED, 3))
@@ -49,8 +55,9 @@ METHODS = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_runs_equal_the_reference_loop(model: Model, name: str) -> None:
-    method, how = METHODS[name]
-    keep = how.pop("keep", 0.0) if "keep" in how else 0.0
+    method, named = METHODS[name]
+    how: dict[str, Any] = dict(named)
+    keep = how.pop("keep", 0.0)
     conditional, null = model.inputs([0, 1])
     prompts = [sampling.Prompt(x["text"], x["pooled"]) for x in (conditional, null)]
     expected = sampling.sample(
@@ -109,6 +116,41 @@ def test_a_model_as_strong_steers_nowhere(model: Model) -> None:
     )
     torch.testing.assert_close(guided, plain, rtol=1e-4, atol=1e-4)
     assert model.adapter.transformer is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["flux-dev", "dit", "pixart-sigma", "qwen-image"])
+def test_the_weaker_prediction_is_that_of_a_pipeline_with_it(name: str, tmp_path: Path) -> None:
+    weaker = FAMILIES[name].make()
+    for parameter in weaker.transformer.parameters():
+        parameter.mul_(0.9)
+    weaker.transformer.save_pretrained(tmp_path)
+    pipeline = FAMILIES[name].make()
+    family = adapter_for(type(pipeline).__name__)
+    assert family is not None
+    model = Model(family(pipeline), PROMPTS, MAX_LENGTH)
+    conditional, _ = model.inputs([0])
+    step = Step(model.noise([0]), torch.tensor(500.0), 1, 4, 0.5)
+    base = conditional | {"latent": step.latents, "timestep": torch.tensor([500.0])}
+    strong = model.adapter.run(base)
+    out, negative = Weaker.open(tmp_path, model.adapter).predict(model, step, base)
+    torch.testing.assert_close(negative, family(weaker).run(base))
+    torch.testing.assert_close(out, strong)
+    assert (out - negative).norm() > 1e-2 * out.norm()
+
+
+def test_a_weaker_model_has_to_fit(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="weaker model org/name is not a folder"):
+        Weaker.open(Path("org/name"), model.adapter)
+    with pytest.raises(ExportError, match="cannot be loaded"):
+        Weaker.open(tmp_path, model.adapter)
+    other = SD3Transformer2DModel(
+        num_layers=1, attention_head_dim=8, num_attention_heads=2, caption_projection_dim=16,
+        in_channels=4, joint_attention_dim=40, pooled_projection_dim=8,
+    )  # fmt: skip
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ExportError, match=r"takes (text|latent) \[.*share latents and prompt"):
+        Weaker.open(tmp_path / "other", model.adapter)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from intaglio.analysis import compare, effects, failures, probe
 from intaglio.analysis.methods import Suppressed
 from intaglio_export.errors import ExportError
 from intaglio_export.options import read_settings
+from tests.analysis.conftest import Command
 from tests.families import FAMILIES
 from tests.families.sd3 import PLANTED, make_pipeline
 
@@ -116,9 +117,13 @@ def test_numbers_are_behind_every_part(report: Path) -> None:
 
 
 def test_export_reads_the_settings(report: Path) -> None:
+    said = json.loads((report / "settings.json").read_text("utf-8"))
     settings = read_settings(report / "settings.json")
-    assert settings.block is not None
-    assert settings.channels
+    for name in ("block", "dg_scale", "cfg_scale"):
+        assert getattr(settings, name) == said[name]
+    channels = settings.channel_choice()
+    assert channels is not None
+    assert list(channels.channels) == said["channels"]
 
 
 def test_a_second_probe_draws_nothing_anew(report: Path, source: Path, small: Any) -> None:
@@ -133,6 +138,7 @@ def test_a_second_probe_draws_nothing_anew(report: Path, source: Path, small: An
 def test_without_a_judge_no_settings_are_recommended(
     sd3_folder: Path, small: Any, tmp_path: Path
 ) -> None:
+    (tmp_path / "settings.json").write_text("{}")  # of an earlier probe, with a judge
     found = probe.probe(request(sd3_folder, tmp_path), lambda what, share: None)
     assert [section.title for section in found.sections] == PARTS
     assert "without a judge" in found.sections[-1].claims[0]
@@ -144,13 +150,22 @@ def test_other_families_are_probed(family: str, small: Any, tmp_path: Path) -> N
     FAMILIES[family].make().save_pretrained(tmp_path / "model")
     found = probe.probe(request(tmp_path / "model", tmp_path / "out"), lambda what, share: None)
     assert [section.title for section in found.sections] == PARTS
+    channels, _, where, _, comparison = (section.numbers for section in found.sections[:5])
+    assert channels["massive"] == {str(k): [PLANTED] for k in range(4)}
+    assert channels["largest_ratio"].shape == (4, 2)
+    assert where["channels"] == [PLANTED]
+    assert 0 < np.min(where["variation"]) < np.inf
+    assert np.isfinite(comparison["omega"])
+    assert all(0 < norm < np.inf for norm in comparison["norms"].values())
+    caption = found.sections[2].figures[0].caption
+    assert ("class" in caption) == (family == "dit")
 
 
 @pytest.mark.parametrize(
     ("how", "says"),
     [
         ({"judge": Path("nowhere")}, "judge nowhere cannot be read"),
-        ({"weaker": Path("nowhere")}, "weaker model nowhere cannot be loaded"),
+        ({"weaker": Path("nowhere")}, "weaker model nowhere is not a folder"),
         ({"settings": Path("nowhere.json")}, "nowhere.json"),
         ({"prompts": Path("nowhere.txt")}, "leave one of the two out"),
         ({"height": 33}, "--height 33: sizes of this model are multiples of 4"),
@@ -163,38 +178,45 @@ def test_mistakes_are_named(
         probe.probe(request(source, tmp_path, **how), lambda what, share: None)
 
 
-def test_a_model_without_blocks_is_refused(source: Path, small: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("blocks", "says"), [(0, "no"), (1, "1")])
+def test_a_model_without_blocks_to_compare_is_refused(
+    blocks: int, says: str, source: Path, small: Any, tmp_path: Path
+) -> None:
     folder = tmp_path / "empty"
     shutil.copytree(source, folder)
     pipeline = make_pipeline()
-    pipeline.transformer.transformer_blocks = torch.nn.ModuleList()
-    pipeline.transformer.register_to_config(num_layers=0)
+    pipeline.transformer.transformer_blocks = pipeline.transformer.transformer_blocks[-1:][:blocks]
+    pipeline.transformer.register_to_config(num_layers=blocks)
     pipeline.transformer.save_pretrained(folder / "transformer")
-    with pytest.raises(ExportError, match="no transformer blocks"):
+    with pytest.raises(ExportError, match=f"{says} transformer blocks, so there is nothing"):
         probe.probe(request(folder, tmp_path / "out"), lambda what, share: None)
 
 
-def run(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMAND, "probe", *map(str, args)], capture_output=True, text=True, check=False
-    )
-
-
-def test_the_command_says_what_is_wrong_in_one_line(source: Path, tmp_path: Path) -> None:
+def test_the_command_says_what_is_wrong_in_one_line(
+    source: Path, tmp_path: Path, command: Command
+) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     cases = [
         ((source, "-o", blocked / "report"), 3, "cannot be written to"),
-        ((source, "-o", tmp_path / "a", "--seeds", 10), 2, "--seeds 10"),
+        ((source, "-o", tmp_path / "a", "--seeds", 3), 2, "--seeds 3"),
         ((source, "-o", tmp_path / "b", "--images", 3), 2, "needs more pictures"),
         ((tmp_path / "nowhere", "-o", tmp_path / "c"), 3, "does not exist"),
         ((source,), 2, "--output"),
     ]
     for args, code, says in cases:
-        done = run(*args)
-        assert (done.returncode, says in done.stderr) == (code, True), done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-        assert not done.stdout
+        found, out, err = command(*args)
+        assert (found, says in err) == (code, True), err
+        assert len(err.strip().splitlines()) == 1, err
+        assert not out
+
+
+def test_the_installed_command_does_too(tmp_path: Path) -> None:
+    args = [COMMAND, "probe", tmp_path / "nowhere", "-o", tmp_path / "out"]
+    done = subprocess.run(args, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "does not exist" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_interventions_move_the_stream_as_they_say() -> None:

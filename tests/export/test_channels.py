@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from intaglio_export.adapters import SD3Adapter
-from intaglio_export.channels import PROMPTS, STEPS, observe
+from intaglio_export.channels import STEPS, observe
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.massive import CONDITIONS, RATIO, TOKENS, ChannelStatistics
 from intaglio_export.options import parse_channels
+from intaglio_export.prompts import PROMPTS
 from intaglio_export.selection import choose_block, choose_channels, disagreement
 from intaglio_export.sources import open_source
 from tests.families.parts import MAX_LENGTH

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from intaglio_export.adapters.base import (
     PromptLayout,
     TextSegment,
 )
+from intaglio_export.adapters.patching import replaced
 from intaglio_export.errors import ExportError
 from intaglio_export.graphs import TensorSpec
 
@@ -37,11 +38,6 @@ class PixArtSigmaAdapter(Adapter):
                 "The transformer takes resolution and aspect ratio (use_additional_conditions), as"
                 " PixArt-alpha does; PixArt-Sigma's, which this version exports, does not."
             )
-        # The table for the pipeline's own size would be taken for that size only, and so split the
-        # graph in two; this has the same values computed for every size.
-        self.transformer.pos_embed.height = -1
-        for block in self.transformer.transformer_blocks:
-            block.attn2.prepare_attention_mask = _mask_for(block.attn2.heads)
 
     def attention(self, block: nn.Module) -> nn.Module:
         return block.attn1  # type: ignore[return-value]
@@ -79,16 +75,25 @@ class PixArtSigmaAdapter(Adapter):
         )
 
     def predict(self, inputs: Inputs) -> torch.Tensor:
-        prediction: torch.Tensor = self.transformer(
-            inputs["latent"],
-            encoder_hidden_states=inputs["text"],
-            encoder_attention_mask=inputs["text_mask"],
-            timestep=inputs["timestep"],
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-            return_dict=False,
-        )[0]
+        with replaced(self._for_every_size()):
+            prediction: torch.Tensor = self.transformer(
+                inputs["latent"],
+                encoder_hidden_states=inputs["text"],
+                encoder_attention_mask=inputs["text_mask"],
+                timestep=inputs["timestep"],
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+                return_dict=False,
+            )[0]
         # The second half is the learned sigma, which no sampler here uses.
         return prediction[:, : self.transformer.config.in_channels]
+
+    def _for_every_size(self) -> Iterator[tuple[object, str, Any]]:
+        """What an export can follow for any number of rows and tokens, with the same values."""
+        # The table for the pipeline's own size would be taken for that size only, and so split the
+        # graph in two; at no size of its own it is computed for every size.
+        yield self.transformer.pos_embed, "height", -1
+        for block in self.transformer.transformer_blocks:
+            yield block.attn2, "prepare_attention_mask", _mask_for(block.attn2.heads)
 
     def latent(self) -> LatentLayout:
         return LatentLayout(

@@ -19,6 +19,7 @@ from intaglio_export.adapters.base import (
     PromptLayout,
     TextSegment,
 )
+from intaglio_export.adapters.patching import replaced
 from intaglio_export.errors import ExportError
 from intaglio_export.graphs import TensorSpec
 
@@ -39,7 +40,7 @@ class QwenImageAdapter(Adapter):
                 "The transformer is of Qwen-Image-Edit or -Layered (zero_cond_t or"
                 " use_layer3d_rope); this version exports the text-to-image model."
             )
-        self.transformer.pos_embed = _Positions(self.transformer.pos_embed)
+        self._positions = _Positions(self.transformer.pos_embed)
 
     def gating(self, block: nn.Module) -> nn.Module:
         return block.img_mod  # type: ignore[return-value]
@@ -75,7 +76,8 @@ class QwenImageAdapter(Adapter):
         )
 
     def predict(self, inputs: Inputs) -> torch.Tensor:
-        with self._masked(inputs["text_mask"].bool()):
+        positions = (self.transformer.pos_embed, "forward", self._positions.forward)
+        with replaced([positions]), self._masked(inputs["text_mask"].bool()):
             prediction: torch.Tensor = self.transformer(
                 hidden_states=inputs["latent"],
                 encoder_hidden_states=inputs["text"],

@@ -17,6 +17,8 @@ from intaglio_export.observing import observing
 from intaglio_export.packing import pack
 from intaglio_export.quiet import quiet
 
+Floats = NDArray[np.float32]
+
 RECIPES = ("raw", "discarded", "modulated", "normalised")
 
 
@@ -47,7 +49,8 @@ def features(
             channel by what the timestep says of it, without them (DiTF, arXiv 2505.18584);
             "normalised", the stream without them, each token brought to length 1, so that blocks
             of any magnitude join.
-        channels: those to discard; None: the ones that are massive on these very images.
+        channels: those to discard; None: the ones that are massive in the stream after the block,
+            on these very images.
         prompt: what the model is told of them.
         seed: of the noise; image i has seed + i.
 
@@ -59,7 +62,7 @@ def features(
     """
     adapter = _adapter(pipeline, blocks, recipe, channels)
     found = _run(adapter, images, sigma, prompt, seed, blocks, recipe)
-    maps = [_treated(found[block], recipe, channels) for block in blocks]
+    maps = [_treated(*found[block], recipe, channels) for block in blocks]
     rows, columns = _grid(adapter, images)
     return np.concatenate(maps, axis=-1).reshape(len(images), rows, columns, -1)
 
@@ -103,8 +106,8 @@ def _run(
     seed: int,
     blocks: Sequence[int],
     recipe: str,
-) -> dict[int, NDArray[np.float32]]:
-    """What is told of each block at the recipe's point, [N, T, C]."""
+) -> dict[int, tuple[Floats, Floats]]:
+    """Of each block, both [N, T, C]: what it tells at the recipe's point, and the stream after."""
     n = len(images)
     pixels = torch.from_numpy(np.asarray(images, np.float32)).permute(0, 3, 1, 2) * 2 - 1
     layout = adapter.latent()
@@ -123,19 +126,20 @@ def _run(
         length = adapter.defaults().max_sequence_length or 1
         text = encode(adapter, [prompt], length)
     text = {role: value.expand(n, *value.shape[1:]) for role, value in text.items()}
-    found: dict[int, NDArray[np.float32]] = {}
+    told: dict[tuple[str, int], Floats] = {}
 
     def tell(point: str, block: int, tensor: torch.Tensor) -> None:
         if block in blocks:
-            found[block] = tensor.float().numpy().copy()
+            told[point, block] = tensor.float().numpy().copy()
 
-    with observing(adapter, tell, ["modulated" if recipe == "modulated" else "after"]):
+    point = "modulated" if recipe == "modulated" else "after"
+    with observing(adapter, tell, {point, "after"}):
         adapter.run(
             text
             | fixed_inputs(adapter, n, grid)
             | {"latent": latent, "timestep": torch.full((n,), timestep)}
         )
-    return found
+    return {block: (told[point, block], told["after", block]) for block in blocks}
 
 
 def _level(adapter: Adapter, sigma: float, tokens: int) -> tuple[float, float, float]:
@@ -153,11 +157,12 @@ def _level(adapter: Adapter, sigma: float, tokens: int) -> tuple[float, float, f
 
 
 def _treated(
-    hidden_states: NDArray[np.float32], recipe: str, channels: Sequence[int] | None
-) -> NDArray[np.float32]:
+    hidden_states: Floats, stream: Floats, recipe: str, channels: Sequence[int] | None
+) -> Floats:
     if recipe == "raw":
         return hidden_states
-    gone = massive_channels(hidden_states) if channels is None else list(channels)
+    # AdaLN's output hides what is massive in the stream that it scales.
+    gone = massive_channels(stream) if channels is None else list(channels)
     kept = hidden_states.copy()
     kept[..., gone] = 0.0
     if recipe == "normalised":

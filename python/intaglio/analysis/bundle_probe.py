@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import metadata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 import intaglio
 from intaglio.analysis import presence
-from intaglio.analysis.capture import record_bundle
-from intaglio.analysis.folder import STATISTICS, check_output, read_prompts
+from intaglio.analysis.capture import Statistics, record_bundle
+from intaglio.analysis.folder import (
+    SETTINGS,
+    STATISTICS,
+    check_output,
+    read_prompts,
+    versions,
+)
 from intaglio.analysis.gates import origins
-from intaglio.analysis.page import Report
+from intaglio.analysis.page import Report, Section
 from intaglio_export.errors import ExitCode, ExportError
+from intaglio_export.prompts import PROMPTS
 
-PROMPTS = ("a photograph of a red bicycle leaning on a stone wall", "a portrait of an old man")
 SEEDS = range(4)
 
 
@@ -30,44 +36,74 @@ def probe_bundle(
     """Record an observed bundle's hidden states, and write the report to `output`.
 
     Raises:
-        ExportError: the bundle cannot be opened, or was not exported with --observe.
+        ExportError: the bundle cannot be opened or run, was not exported with --observe, or has no
+            text encoders.
     """
     check_output(output)
+    texts = read_prompts(prompts) if prompts else [p for p in PROMPTS if p]
     progress("Opening the bundle", 0.0)
-    try:
+    with _told_as_export_errors():
         pipeline = intaglio.Pipeline.open(folder, device="cpu")
-    except intaglio.Error as error:
-        raise ExportError(str(error), ExitCode(error.exit_code)) from error
+        _check(pipeline.bundle)
+        statistics = record_bundle(
+            pipeline,
+            texts,
+            SEEDS,
+            steps,
+            output / STATISTICS,
+            lambda share: progress("Recording hidden states", share),
+        )
+        sections = _sections(pipeline, statistics, texts[0], steps)
     bundle = pipeline.bundle
-    texts = read_prompts(prompts) if prompts else list(PROMPTS)
-    statistics = record_bundle(
-        pipeline,
-        texts,
-        SEEDS,
-        steps,
-        output / STATISTICS,
-        lambda share: progress("Recording hidden states", share),
-    )
-    found = statistics.channels()
-    with_massive = found.blocks_with_massive() or range(len(found.ratio))
-    block = max(with_massive, key=lambda k: float(found.ratio[k].max()))
-    channels = (found.massive(block) or found.largest(block))[:3]
-    maps, clean, sigmas = _maps(pipeline, texts[0], block, channels, steps)
-    sections = [
-        presence.presence(statistics),
-        origins(statistics, block, channels, {}),
-        presence.where(maps, clean, sigmas, block, channels, texts[0]),
-    ]
+    drawn = "prompts" if bundle.classes is None else "classes"
     about = {
         "model": f"{bundle.name} ({bundle.family}), {bundle.blocks} blocks of"
         f" {bundle.channels} channels, an observed bundle",
-        "conditions": f"{len(texts)} prompts, {len(SEEDS)} seeds, {steps} steps, no guidance",
-        "versions": ", ".join(f"{n} {metadata.version(n)}" for n in ("intaglio", "numpy")),
+        "conditions": f"{len(texts)} {drawn}, {len(SEEDS)} seeds, {steps} steps, no guidance",
+        "versions": ", ".join(map(" ".join, versions().items())),
         "not answered": "what the channels do, comparisons and settings need the diffusers model",
     }
     report = Report(f"Massive activations of {bundle.name}", about, sections)
     report.write(output)
+    (output / SETTINGS).unlink(missing_ok=True)  # of an earlier probe of the model
     return report
+
+
+@contextmanager
+def _told_as_export_errors() -> Iterator[None]:
+    try:
+        yield
+    except intaglio.Error as error:
+        raise ExportError(str(error), ExitCode(error.exit_code)) from error
+
+
+def _check(bundle: intaglio.Bundle) -> None:
+    if bundle.prompt is not None and not bundle.prompt.encoders:
+        raise ExportError(
+            f"The bundle {bundle.folder} has no text encoders for the prompts; probe the diffusers"
+            " model."
+        )
+    if bundle.blocks < 2:
+        raise ExportError(
+            f"The bundle {bundle.folder} has {bundle.blocks} transformer block, so there is nothing"
+            " to compare."
+        )
+
+
+def _sections(
+    pipeline: intaglio.Pipeline, statistics: Statistics, prompt: str, steps: int
+) -> list[Section]:
+    found = statistics.channels()
+    with_massive = found.blocks_with_massive() or range(len(found.ratio))
+    block = max(with_massive, key=lambda k: float(found.ratio[k].max()))
+    channels = (found.massive(block) or found.largest(block))[:3]
+    maps, clean, sigmas = _maps(pipeline, prompt, block, channels, steps)
+    shown = prompt if pipeline.bundle.classes is None else "class 0"
+    return [
+        presence.presence(statistics),
+        origins(statistics, block, channels, {}),
+        presence.where(maps, clean, sigmas, block, channels, shown),
+    ]
 
 
 def _maps(

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import errno
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, NoReturn
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from intaglio_export.errors import ExitCode, ExportError
+from intaglio_export.errors import ExitCode, ExportError, usage_error
+
+if TYPE_CHECKING:
+    from intaglio.analysis.page import Report
 
 
+# Options of the comparisons, which a bundle is not asked for.
+_OF_MODELS = (
+    "judge", "weaker", "settings", "cfg_scale", "height", "width", "images", "seeds",
+)  # fmt: skip
+
+
+# Long, as typer reads the options off the signature.
 def probe(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -37,7 +50,8 @@ def probe(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            metavar="F.txt", help="Prompts, one a line. Default: the judge's, else four of our own."
+            metavar="F.txt",
+            help="Prompts, one a line. Default: the judge's, else three of our own.",
         ),
     ] = None,
     judge: Annotated[
@@ -96,32 +110,71 @@ def probe(
 
     then open report/index.html; `intaglio export --settings report/settings.json` uses the answer.
     """
+    with _one_line_of_errors(output), _bar() as progress:
+        if (Path(source) / "bundle.json").is_file():
+            _refuse_options_of_models(context)
+            from intaglio.analysis.bundle_probe import probe_bundle
+
+            report = probe_bundle(Path(source), output, prompts, steps, progress)
+        else:
+            probing = _probing()
+            request = probing.ProbeRequest(
+                source, output, prompts, judge, weaker, settings, cfg_scale, height, width,
+                steps, images, seeds,
+            )  # fmt: skip
+            report = probing.probe(request, progress)
+    _print(report, output)
+
+
+def _refuse_options_of_models(context: typer.Context) -> None:
+    for name in _OF_MODELS:
+        origin = context.get_parameter_source(name)
+        if origin is not None and origin.name == "COMMANDLINE":
+            raise usage_error(
+                f"--{name.replace('_', '-')} is of no use for a bundle, of which the first three"
+                " questions are answered; leave it out, or probe the diffusers model."
+            )
+
+
+def _probing() -> ModuleType:
+    """`intaglio.analysis.probe`, which needs torch."""
+    from intaglio_export.quiet import quiet
+
+    try:
+        with quiet():
+            from intaglio.analysis import probe as probing
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing in {"", "intaglio", "intaglio_export"}:
+            raise  # a bug of ours, not an extra that was left out
+        raise ExportError(
+            f"A model is probed with the Python package {missing}: pip install"
+            ' "intaglio[export,probe]". An observed bundle is probed without torch.',
+            ExitCode.UNAVAILABLE,
+        ) from error
+    return probing
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar where it can be seen only: rich ends one elsewhere with an empty line."""
     screen = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
+    with bar if screen.is_interactive else nullcontext():
+        task = bar.add_task("Starting", total=1.0)
+
+        def progress(what: str, share: float) -> None:
+            bar.update(task, description=what, completed=share)
+
+        yield progress
+
+
+@contextmanager
+def _one_line_of_errors(output: Path) -> Iterator[None]:
+    """What a user's mistake or machine can cause ends the command with a sentence."""
     try:
-        # Started where it can be seen only: rich ends a bar elsewhere with an empty line.
-        with bar if screen.is_interactive else nullcontext():
-            task = bar.add_task("Starting", total=1.0)
-
-            def progress(what: str, share: float) -> None:
-                bar.update(task, description=what, completed=share)
-
-            if (Path(source) / "bundle.json").is_file():
-                from intaglio.analysis.bundle_probe import probe_bundle
-
-                report = probe_bundle(Path(source), output, prompts, steps, progress)
-            else:
-                from intaglio_export.quiet import quiet
-
-                with quiet():
-                    from intaglio.analysis import probe as probing
-
-                request = probing.ProbeRequest(
-                    source, output, prompts, judge, weaker, settings, cfg_scale, height, width,
-                    steps, images, seeds,
-                )  # fmt: skip
-                report = probing.probe(request, progress)
+        yield
     except ExportError as error:
         _fail(error.message, error.exit_code)
     except KeyboardInterrupt:
@@ -134,6 +187,9 @@ def probe(
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         _fail(f"Cannot write {error.filename or output}: {reason}.", ExitCode.BAD_INPUT)
+
+
+def _print(report: Report, output: Path) -> None:
     out = Console()
     for number, section in enumerate(report.sections, 1):
         out.print(f"[bold]{number}. {section.title}[/bold]")

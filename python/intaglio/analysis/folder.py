@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 from intaglio_export.errors import ExportError
@@ -9,6 +10,27 @@ from intaglio_export.errors import ExportError
 STATISTICS = "statistics.npz"
 # Folder of what was measured of pictures.
 PICTURES = "pictures"
+SETTINGS = "settings.json"
+# What measures; those that need torch need not be there.
+PACKAGES = ("intaglio", "numpy", "onnxruntime", "torch", "diffusers", "transformers")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write `path` under another name first: a killed run leaves no half file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def check_output(folder: Path) -> None:

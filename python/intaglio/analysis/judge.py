@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from intaglio_export.errors import ExportError
 FOLDER = "judge"
 # Real images that precision and recall are measured with.
 NEIGHBOURS = 2000
+# Precision and recall look at that many neighbours of each.
+LEAST = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,7 @@ class Judge:
     """An opened judge. `prompts` and `labels` go together; `reference` is float32 [M, F];
     `identity` tells its network from others."""
 
+    folder: Path
     session: Any
     classes: list[str]
     prompts: list[str]
@@ -64,36 +68,91 @@ class Judge:
             raise ExportError(
                 f"The judge {folder} is not one: {error}; docs/probe.md says what its files hold."
             ) from error
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        try:
-            session = onnxruntime.InferenceSession(network, options)
-        except Exception as error:  # its classes are of the compiled module, without a common base
-            raise ExportError(f"{folder / 'judge.onnx'} cannot be run: {error}.") from error
-        names = {output.name for output in session.get_outputs()}
-        if names != {"features", "logits"}:
+        if wrong := [c for c in labels if type(c) is not int or not 0 <= c < len(classes)]:
             raise ExportError(
-                f"{folder / 'judge.onnx'} gives {', '.join(sorted(names))}; it has to give features"
-                " and logits."
+                f"The judge {folder} has a prompt of class {wrong[0]!r}: its classes are 0 to"
+                f" {len(classes) - 1}."
             )
-        identity = hashlib.sha256(network).hexdigest()
-        return cls(
+        if reference.ndim != 2 or len(reference) <= max(reference.shape[1], LEAST):
+            raise ExportError(
+                f"{folder / 'reference.npz'} holds features of shape {list(reference.shape)}: it"
+                f" takes more rows than features, and more than {LEAST}."
+            )
+        session = _session(folder / "judge.onnx", network)
+        judge = cls(
+            folder,
             session,
             classes,
             list(prompts),
             np.array(labels),
             reference,
             moments(reference),
-            identity,
+            hashlib.sha256(network).hexdigest(),
         )
+        judge._check_sizes(*(output.shape for output in _outputs(session)))
+        return judge
+
+    def _check_sizes(self, features: Sequence[Any], logits: Sequence[Any]) -> None:
+        """Of what the network gives; names stand for sizes that only a run tells."""
+        for name, shape, size in (
+            ("features", features, self.reference.shape[1]),
+            ("logits", logits, len(self.classes)),
+        ):
+            if len(shape) != 2 or (isinstance(shape[1], int) and shape[1] != size):
+                raise ExportError(
+                    f"{self.folder / 'judge.onnx'} gives {name} of shape {list(shape)}; the rest"
+                    f" of the judge has [N, {size}]."
+                )
 
     def describe(self, images: Array) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Features [N, F] and classes [N] of pictures [N, H, W, 3]."""
+        """Features [N, F] and classes [N] of pictures [N, H, W, 3].
+
+        Raises:
+            ExportError: the network does not take pictures of this size, or gives something else.
+        """
         feed = {"images": np.clip(images, 0, 1).astype(np.float32)}
-        features, logits = self.session.run(["features", "logits"], feed)
+        try:
+            features, logits = self.session.run(["features", "logits"], feed)
+        except Exception as error:  # its classes are of the compiled module, without a common base
+            height, width = images.shape[1:3]
+            raise ExportError(
+                f"{self.folder / 'judge.onnx'} does not take pictures of {height} x {width}:"
+                f" {error}."
+            ) from error
+        self._check_sizes(features.shape, logits.shape)
         return features, logits.argmax(1)
 
     @property
     def neighbours(self) -> NDArray[np.float32]:
         """At most `NEIGHBOURS` of the reference, evenly spread."""
         return self.reference[:: max(1, len(self.reference) // NEIGHBOURS)][:NEIGHBOURS]
+
+
+def _outputs(session: Any) -> list[Any]:
+    """`features` and `logits`, whatever their order."""
+    return sorted(session.get_outputs(), key=lambda output: str(output.name))
+
+
+def _session(path: Path, network: bytes) -> Any:
+    """The network of `path`, if it takes and gives what a judge has to.
+
+    Raises:
+        ExportError: it does not.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(network, options)
+    except Exception as error:  # its classes are of the compiled module, without a common base
+        raise ExportError(f"{path} cannot be run: {error}.") from error
+    names = [output.name for output in _outputs(session)]
+    if names != ["features", "logits"]:
+        raise ExportError(f"{path} gives {', '.join(names)}; it has to give features and logits.")
+    inputs = [(i.name, i.type, len(i.shape)) for i in session.get_inputs()]
+    colours = session.get_inputs()[0].shape[-1:] if inputs else []
+    if inputs != [("images", "tensor(float)", 4)] or colours[0] not in (3, str(colours[0])):
+        taken = ", ".join(f"{i.name} {i.type} {i.shape}" for i in session.get_inputs())
+        raise ExportError(
+            f"{path} takes {taken}; it has to take images tensor(float) [N, H, W, 3] alone."
+        )
+    return session

@@ -9,6 +9,7 @@ are what it is compared with.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from scipy import ndimage
 
 from intaglio.analysis.sampler import Model, Step, fingerprint
@@ -136,29 +138,45 @@ class Weaker:
         Raises:
             ExportError: it cannot be loaded, or does not take the model's inputs.
         """
+        if not folder.is_dir():
+            raise ExportError(
+                f"The weaker model {folder} is not a folder: give one that a transformer was saved"
+                " to, with save_pretrained."
+            )
         try:
             with quiet(), no_progress_bars():
-                loaded = type(adapter.transformer).from_pretrained(str(folder), dtype=torch.float32)
-        except (OSError, ValueError, TypeError) as error:
-            raise ExportError(f"The weaker model {folder} cannot be loaded: {error}.") from error
-        for name in ("in_channels", "joint_attention_dim", "pooled_projection_dim"):
-            ours, theirs = adapter.config.get(name), loaded.config.get(name)
-            if ours != theirs:
-                raise ExportError(
-                    f"The weaker model {folder} has {name} {theirs} and the model {ours}: it has to"
-                    " share latents and prompt embeddings."
+                loaded = type(adapter.transformer).from_pretrained(
+                    str(folder), dtype=torch.float32, local_files_only=True
                 )
-        return cls(loaded.eval(), fingerprint(loaded))
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ExportError(f"The weaker model {folder} cannot be loaded: {error}.") from error
+        weaker = cls(loaded.eval(), fingerprint(loaded))
+        ours, theirs = (_taken(one) for one in (adapter, weaker.adapter(adapter)))
+        for name in ours | theirs:
+            if ours.get(name) != theirs.get(name):
+                raise ExportError(
+                    f"The weaker model {folder} takes {name} {theirs.get(name, 'not at all')} and"
+                    f" the model {ours.get(name, 'not at all')}: it has to share latents and"
+                    " prompt embeddings."
+                )
+        return weaker
+
+    def adapter(self, strong: Adapter) -> Adapter:
+        """That of the weaker transformer, in the strong model's pipeline."""
+        pipeline = copy(strong.pipeline)
+        pipeline.transformer = self.transformer
+        return type(strong)(pipeline, strong.dtype)
 
     def predict(self, model: Model, step: Step, base: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        adapter = model.adapter
-        out = adapter.run(base)
-        strong = adapter.pipeline.transformer
-        adapter.pipeline.transformer = self.transformer
-        try:
-            return out, adapter.run(last_rows(base, len(step.latents)))
-        finally:
-            adapter.pipeline.transformer = strong
+        negative = self.adapter(model.adapter).run(last_rows(base, len(step.latents)))
+        return model.adapter.run(base), negative
+
+
+def _taken(adapter: Adapter) -> dict[str, object]:
+    """What a transformer takes: each input's axes, and the number of classes."""
+    axes: dict[str, object] = {spec.role: list(spec.axes) for spec in adapter.inputs()}
+    classes = adapter.classes()
+    return axes | ({"classes": classes.count} if classes else {})
 
 
 def last_rows(inputs: Inputs, n: int) -> Inputs:

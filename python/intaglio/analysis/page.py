@@ -12,6 +12,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from intaglio.analysis.folder import write_whole
+
 FIGURES = "figures"
 
 
@@ -59,7 +61,7 @@ class Report:
         (folder / FIGURES).mkdir(exist_ok=True)
         for section in self.sections:
             for figure in section.figures:
-                (folder / FIGURES / figure.name).write_bytes(figure.png)
+                write_whole(folder / FIGURES / figure.name, figure.png)
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("intaglio.analysis"),
             autoescape=jinja2.select_autoescape(["html"]),
@@ -69,19 +71,13 @@ class Report:
         )
         for name in ("index.html", "report.md"):
             text = environment.get_template(name).render(report=self, figures=FIGURES)
-            _replace(folder / name, text)
+            write_whole(folder / name, text.encode())
         numbers = {"title": self.title, "about": self.about} | {
             section.title: {"claims": list(section.claims)} | section.numbers
             for section in self.sections
         }
         text = json.dumps(plain(numbers), indent=1, allow_nan=False, ensure_ascii=False)
-        _replace(folder / "report.json", text + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
+        write_whole(folder / "report.json", f"{text}\n".encode())
 
 
 def _cell(cell: object) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,30 @@ from intaglio.analysis import (
 )
 from intaglio.analysis.capture import Statistics
 from intaglio.analysis.comparison import comparison
-from intaglio.analysis.folder import PICTURES, STATISTICS, check_output, read_prompts
+from intaglio.analysis.folder import (
+    PICTURES,
+    SETTINGS,
+    STATISTICS,
+    check_output,
+    read_prompts,
+    versions,
+    write_whole,
+)
 from intaglio.analysis.gallery import Gallery
 from intaglio.analysis.judge import FOLDER as JUDGE
-from intaglio.analysis.judge import Judge
+from intaglio.analysis.judge import LEAST, Judge
 from intaglio.analysis.methods import Method, Suppressed, Weaker
 from intaglio.analysis.page import Report, Section, plain
 from intaglio.analysis.sampler import Model, fingerprint, identity
 from intaglio.analysis.search import LARGEST
 from intaglio.analysis.setting import method_of
-from intaglio_export.channels import PROMPTS
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.massive import ChannelStatistics
 from intaglio_export.options import Settings, read_settings
+from intaglio_export.prompts import PROMPTS
 from intaglio_export.sources import Source, open_source
 
 WEAKER = "weaker"
-SETTINGS = "settings.json"
 # Images that statistics are taken of, that each setting of the search gets, and w to start from.
 OBSERVED = 40
 TRIED = 136
@@ -81,9 +87,11 @@ def probe(request: ProbeRequest, progress: Progress) -> Report:
     sections, settings = work.sections()
     report = Report(f"Massive activations of {source.name}", work.about(), sections)
     report.write(request.output)
-    if settings is not None:
+    if settings is None:
+        (request.output / SETTINGS).unlink(missing_ok=True)  # an earlier run's
+    else:
         text = json.dumps(plain(settings), indent=1, allow_nan=False)
-        (request.output / SETTINGS).write_text(text + "\n", encoding="utf-8")
+        write_whole(request.output / SETTINGS, f"{text}\n".encode())
     return report
 
 
@@ -93,9 +101,10 @@ class _Work:
     def __init__(self, request: ProbeRequest, source: Source, progress: Progress) -> None:
         self.request, self.source, self.progress = request, source, progress
         adapter = source.adapter
-        if not adapter.blocks():
+        if len(adapter.blocks()) < 2:
             raise ExportError(
-                f"{source.name} has no transformer blocks, so there is nothing to probe."
+                f"{source.name} has {len(adapter.blocks()) or 'no'} transformer blocks, so there is"
+                " nothing to probe: what a block does is seen in those behind it."
             )
         folder = Path(request.source)
         self.judge = _beside(request.judge, folder / JUDGE, Judge.open)
@@ -103,10 +112,10 @@ class _Work:
             request.weaker, folder / WEAKER, lambda path: Weaker.open(path, adapter)
         )
         features = self.judge.reference.shape[1] if self.judge else 0
-        if request.images <= features:
+        if self.judge and request.images <= max(features, LEAST):
             raise ExportError(
                 f"--images {request.images}: the judge has {features} features, and a Fréchet"
-                " distance needs more pictures than that.",
+                f" distance needs more pictures than that, and more than {LEAST}.",
                 ExitCode.USAGE,
             )
         if request.seeds < effects.LEAST:
@@ -125,6 +134,8 @@ class _Work:
         self.cfg_scale = defaults.cfg_scale if known.cfg_scale is None else known.cfg_scale
         progress("Encoding prompts", 0.0)
         self.model = Model(adapter, self._prompts(), length, self._grid())
+        if self.judge:
+            self.judge.describe(self.model.images(self.model.noise([0])))  # does it take the size
         self.gallery = Gallery(
             self.model,
             self.judge,
@@ -179,8 +190,7 @@ class _Work:
         variance = origins.explained(self.model, block, shown, request.steps)
         sections.append(gates.origins(statistics, block, shown, variance))
         maps, clean, sigmas = observation.maps(self.model, block, shown, 1, request.steps)
-        prompt = self.model.prompts[1 % len(self.model.prompts)]
-        sections.append(presence.where(maps, clean, sigmas, block, shown, prompt))
+        sections.append(presence.where(maps, clean, sigmas, block, shown, self._drawn_for(1)))
         self._begin("Taking channels away", 8 * request.seeds)
         suppressed = setting.negative
         assert isinstance(suppressed, Suppressed)
@@ -199,6 +209,12 @@ class _Work:
         self._begin("Raising w", len(failures.FACTORS) * request.seeds)
         sections.append(failures.failures(self.gallery, setting, request.seeds))
         return [*sections, found], settings
+
+    def _drawn_for(self, seed: int) -> str:
+        """Prompt or class of the picture of `seed`."""
+        i = seed % len(self.model.prompts)
+        labels = self.model.conditions.get("class")
+        return self.model.prompts[i] if labels is None else f"class {int(labels[i])}"
 
     def _observe(self) -> Statistics:
         def done(share: float) -> None:
@@ -249,21 +265,21 @@ class _Work:
 
     def about(self) -> dict[str, Any]:
         """What was measured, and with what."""
-        packages = ("intaglio", "torch", "diffusers", "transformers", "onnxruntime", "numpy")
         adapter = self.source.adapter
         rows, columns = self.model.grid
+        drawn = "prompts" if adapter.classes() is None else "classes"
         return {
             "model": f"{self.source.name} ({adapter.family}), {self.model.blocks} blocks of"
             f" {adapter.channels} channels",
             "weights": f"fingerprint {fingerprint(adapter.transformer)[:16]}",
             "images": f"{rows} x {columns} tokens, {self.request.steps} steps of"
-            f" {type(adapter.pipeline.scheduler).__name__}, {len(self.model.prompts)} prompts",
+            f" {type(adapter.pipeline.scheduler).__name__}, {len(self.model.prompts)} {drawn}",
             "judge": f"{len(self.judge.classes)} classes, {len(self.judge.reference)} real images"
             if self.judge
             else "none",
             "setting": self._in_words(),
             "command": self._command(),
-            "versions": ", ".join(f"{name} {metadata.version(name)}" for name in packages),
+            "versions": ", ".join(map(" ".join, versions().items())),
         }
 
     def _in_words(self) -> str:
