@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from intaglio.analysis import compare
+from intaglio.analysis import arms
 from intaglio.analysis.folder import PICTURES
 from intaglio.analysis.gallery import Gallery
 from intaglio.analysis.judge import Judge
@@ -58,12 +58,12 @@ def main(argv: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     setting = method_of(read_settings(args.model / "settings.json"), adapter)
     gallery = Gallery(model, judge, folder, args.steps, known)
-    arms = compare.arms(gallery, setting, compare.pilot(gallery, setting, weaker), weaker)
+    methods = arms.arms(gallery, setting, arms.pilot(gallery, setting, weaker), weaker)
     gallery = Gallery(model, judge, folder, args.steps, known, (bar := tqdm()).update)
-    for name, method in arms.items():
+    for name, method in methods.items():
         if not args.arms or name in args.arms:
             bar.set_description(name)
-            gallery.draw(method, compare.seeds(name, args.images), omega=method.guided)
+            gallery.draw(method, arms.seeds(name, args.images), omega=method.guided)
     return 0
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from intaglio.analysis import compare, comparison, effects, failures, gates, quality, search
+from intaglio.analysis import arms, comparison, effects, failures, origins, quality, search
 from intaglio.analysis.gallery import Pictures
 from intaglio.analysis.methods import Blurred, Method, Omega, Suppressed
 from intaglio.analysis.quality import Interval
@@ -84,14 +84,14 @@ def test_gates_agree_where_numbers_do(same: float, says: str) -> None:
     z = draw(0).random((4, 1, 200))
     alpha = same * z + (1 - same) * draw(1).random(z.shape)
     values = {"gate.mean_abs": alpha, "after.mean_abs": z, "after.ratio": z}
-    assert f"|z| {says}" in gates._gate_sentence(gates.gates(values))  # type: ignore[arg-type]
+    assert f"|z| {says}" in origins._gate_sentence(origins.gates(values))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("slope", "says"), [(1.0, "grows: the same"), (-1.0, "falls: it differs")])
 def test_the_papers_are_agreed_with_or_not(slope: float, says: str) -> None:
     sizes = 5 + slope * np.linspace(0, 1, 6)[None, :, None] * np.ones((2, 1, 8))
     variance = {"prompt vector (pooled)": np.array([0.4])}
-    said = gates._papers_sentence({"after.mean_abs": sizes}, 1, [3], variance)  # type: ignore[arg-type]
+    said = origins._papers_sentence({"after.mean_abs": sizes}, 1, [3], variance)  # type: ignore[arg-type]
     assert says in said
     assert "at most 40% of the variance: it differs" in said
 
@@ -117,7 +117,7 @@ def test_a_blur_is_as_long_as_what_it_takes_from_the_clean_image(model: Model) -
     latents = model.noise([0, 1])
     for sigma in (0.5, 1e-3):
         told = Omega()
-        method = Method(2.0, compare.UNFELT, Blurred(1.0))
+        method = Method(2.0, arms.UNFELT, Blurred(1.0))
         step = Step(latents, torch.tensor(500.0), 0, 1, sigma)
         with torch.no_grad():
             prediction = Method().predictor(model)(step, conditional, null)

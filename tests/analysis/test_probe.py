@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from intaglio.analysis import compare, effects, failures, probe
+from intaglio.analysis import arms, effects, failures, probe
 from intaglio.analysis.methods import Suppressed
 from intaglio_export.errors import ExportError
 from intaglio_export.options import read_settings
@@ -54,7 +54,7 @@ def small() -> Any:
         patch.setattr(probe, "OBSERVED", 8)
         patch.setattr(probe, "TRIED", 8)
         patch.setattr(effects, "LEAST", 4)
-        patch.setattr(compare, "PILOT", 4)
+        patch.setattr(arms, "PILOT", 4)
         patch.setattr(failures, "FACTORS", (0.0, 1.0, 4.0))
         yield
 
@@ -244,7 +244,7 @@ def test_interventions_move_the_stream_as_they_say() -> None:
 
 def test_random_channels_are_others_and_repeatable() -> None:
     suppressed = Suppressed(1, (3, 5, 9), ref=(0.0, 1.0, 2.0))
-    one, again, other = (compare.random_channels(suppressed, 64, draw) for draw in (0, 0, 1))
+    one, again, other = (arms.random_channels(suppressed, 64, draw) for draw in (0, 0, 1))
     assert one == again != other
     assert len(one.channels) == 3
     assert not set(one.channels) & {3, 5, 9}

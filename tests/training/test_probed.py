@@ -15,7 +15,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from intaglio.analysis import compare
+from intaglio.analysis import arms
 from intaglio.analysis.block_features import RECIPES
 from intaglio.analysis.folder import PICTURES
 from intaglio.analysis.gallery import Gallery
@@ -41,7 +41,7 @@ def few() -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load_split", limited)
-        patch.setattr(compare, "PILOT", 4)
+        patch.setattr(arms, "PILOT", 4)
         yield
 
 
@@ -110,9 +110,9 @@ def test_quicker_pictures_are_those_of_the_probe(model: Path, few: Any, tmp_path
     setting = method_of(read_settings(model / "settings.json"), adapter)
     assert setting is not None
     beside = Weaker.open(model / "weaker", adapter)
-    arms = compare.arms(gallery, setting, compare.pilot(gallery, setting, beside), beside)
+    methods = arms.arms(gallery, setting, arms.pilot(gallery, setting, beside), beside)
     for name in ("none", "cfg", "cfg+dg", "cfg+autoguidance"):
-        gallery.draw(arms[name], compare.seeds(name, IMAGES), omega=arms[name].guided)
+        gallery.draw(methods[name], arms.seeds(name, IMAGES), omega=methods[name].guided)
     drawn = sorted((tmp_path / "plain").iterdir())
     assert len(drawn) == 5 + 4  # of the pilot, and the arms
     for path in drawn:

@@ -96,7 +96,7 @@ def _replace(node: ir.Node, result: ir.Value) -> None:
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-    result.dtype, result.shape = old.dtype, old.shape
+    result.type, result.shape = old.type, old.shape
     graph.remove(node, safe=True)
 
 
@@ -145,8 +145,8 @@ class _Maker:
         """`x` with `channels` zeroed."""
         if ("without", x) not in self._shared:
             assert before.inputs[1] is not None
-            assert before.inputs[1].shape is not None
-            kept = np.ones(int(before.inputs[1].shape[0]), np.float32)
+            assert before.inputs[1].const_value is not None
+            kept = np.ones(before.inputs[1].const_value.numpy().shape[0], np.float32)
             kept[list(channels)] = 0.0
             mask = self.weight(before, "kept", kept)
             self._shared["without", x] = self._add(before, "Mul", (x, mask), "", 1, {})

@@ -18,7 +18,7 @@ from intaglio.analysis.folder import (
     read_prompts,
     versions,
 )
-from intaglio.analysis.gates import origins
+from intaglio.analysis.origins import origins
 from intaglio.analysis.page import Report, Section
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.prompts import PROMPTS

@@ -12,7 +12,6 @@ import json
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import intaglio
+from intaglio.analysis.folder import versions, write_arrays, write_whole
 from intaglio_export.errors import ExportError
 from intaglio_export.massive import ChannelStatistics, measure
 
 QUANTILES = (0.5, 0.9, 0.99)
 GATE = "gate"  # the point without tokens; see `intaglio_export.observing`
-_PACKAGES = ("intaglio", "numpy", "onnxruntime", "torch", "diffusers")
 
 Floats = NDArray[np.floating]
 
@@ -101,22 +100,13 @@ class Recorder:
 
     def save(self, path: Path) -> None:
         """Write the sums, and what they are of, to `path` (.npz)."""
-        about = json.dumps(self.about)
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **self.sums, done=self.done, sigmas=self.sigmas, about=about)  # type: ignore[arg-type]
-        temporary.rename(path)
+        about = {"done": self.done, "sigmas": self.sigmas, "about": json.dumps(self.about)}
+        write_arrays(path, self.sums | about)
 
     def describe(self, path: Path) -> None:
         """Write what the sums are of, with versions, to `path` (.json), for people."""
-        versions = {}
-        for package in _PACKAGES:
-            try:
-                versions[package] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                continue  # torch and diffusers need not be there
-        text = json.dumps(self.about | {"versions": versions}, indent=1)
-        path.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(self.about | {"versions": versions()}, indent=1) + "\n"
+        write_whole(path, text.encode())
 
     def resume(self, path: Path) -> None:
         """Go on from the file that `save` wrote, where it is of the same conditions."""

@@ -1,4 +1,4 @@
-"""Part 5's page: what was measured of each arm of `compare`, and its difference to CFG alone."""
+"""Part 5's page: what was measured of each of `arms`, and its difference to CFG alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intaglio.analysis import compare, plots, quality
+from intaglio.analysis import arms, plots, quality
 from intaglio.analysis.gallery import Gallery, Pictures
 from intaglio.analysis.judge import Judge
 from intaglio.analysis.methods import Method, Weaker
@@ -22,10 +22,10 @@ COVERED = 2000
 
 def comparison(gallery: Gallery, setting: Method, weaker: Weaker | None, images: int) -> Section:
     """Draw `images` pictures of each main arm on the same seeds, and compare."""
-    found = compare.pilot(gallery, setting, weaker)
-    methods = compare.arms(gallery, setting, found, weaker)
+    found = arms.pilot(gallery, setting, weaker)
+    methods = arms.arms(gallery, setting, found, weaker)
     drawn = {
-        name: gallery.draw(method, compare.seeds(name, images), omega=method.guided)
+        name: gallery.draw(method, arms.seeds(name, images), omega=method.guided)
         for name, method in methods.items()
     }
     values = {name: measured(pictures, gallery.judge) for name, pictures in drawn.items()}
@@ -134,7 +134,7 @@ def verdict(gap: quality.Interval, better: Callable[[float], bool]) -> str:
 
 def _claims(
     setting: Method,
-    found: compare.Pilot,
+    found: arms.Pilot,
     values: Mapping[str, Mapping[str, float]],
     gaps: Mapping[str, Mapping[str, quality.Interval]],
     judged: bool,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from intaglio.analysis import plots, quality
-from intaglio.analysis.compare import random_channels
+from intaglio.analysis.arms import random_channels
 from intaglio.analysis.gallery import KEPT, Gallery, Pictures
 from intaglio.analysis.methods import Method, Suppressed
 from intaglio.analysis.page import Figure, Section, Table

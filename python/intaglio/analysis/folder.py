@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from intaglio_export.errors import ExportError
 
@@ -20,6 +25,13 @@ def write_whole(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(data)
     temporary.replace(path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write `arrays` by name to `path` (.npz), compressed, likewise."""
+    held = io.BytesIO()
+    np.savez_compressed(held, **arrays)
+    write_whole(path, held.getvalue())
 
 
 def versions() -> dict[str, str]:

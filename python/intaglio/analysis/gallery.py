@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intaglio.analysis import quality
+from intaglio.analysis.folder import write_arrays
 from intaglio.analysis.judge import Judge
 from intaglio.analysis.methods import Method, Omega
 from intaglio.analysis.sampler import Model, Predict
@@ -102,10 +103,7 @@ class Gallery:
             if values is None or len(values["images"]) < shown:
                 values = self._measure(predict, scope, chunk)
                 values["images"] = values["images"][:shown]
-                temporary = path.with_suffix(".tmp")
-                with temporary.open("wb") as file:
-                    np.savez_compressed(file, **values)  # type: ignore[arg-type]
-                temporary.rename(path)
+                write_arrays(path, values)
             self._progress(len(chunk))
             values["prompt"] = np.array(chunk) % len(self.model.prompts)
             kept.append(values.pop("images")[:shown])

@@ -1,84 +1,145 @@
-"""How much of a channel's size the timestep explains, how much the prompt: they are swapped."""
+"""Part 2: where massive channels come from: gates, the timestep, the prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from scipy import stats
 
-from intaglio.analysis.methods import Method
-from intaglio.analysis.sampler import Model, Step
-from intaglio_export.observing import observing
-
-# Of timesteps, prompts and images that are combined with each other.
-LEVELS = 4
-FACTORS = ("time embedding", "prompt vector", "image")
+from intaglio.analysis import plots
+from intaglio.analysis.capture import Statistics
+from intaglio.analysis.page import Figure, Section, Table
 
 
-@torch.no_grad()
-def explained(
-    model: Model, block: int, channels: Sequence[int], steps: int, seed: int = 0
-) -> dict[str, NDArray[np.float64]]:
-    """Shares of the variance of a channel's mean |z| after `block`, [channels] each, by factor.
-
-    The time embedding and the prompt's vector (pooled text, or the class; the text itself where a
-    model has neither) are given to the model independently of the image, which is some prompt's at
-    some step: all combinations of `LEVELS` of each. Main effects of a three-way analysis of
-    variance, and what is left, the interactions.
-    """
-    picked = np.unique(np.linspace(0, steps - 1, LEVELS).round().astype(int))
-    states: list[torch.Tensor] = []
-    times: list[torch.Tensor] = []
-
-    def watch(step: Step, prediction: torch.Tensor) -> None:
-        states.append(step.latents)
-        times.append(step.timestep)
-
-    model.sample(Method().predictor(model), range(seed, seed + LEVELS), steps, watch=watch)
-    # Image i is that of prompt i at the i-th picked step, so images differ in both.
-    images = torch.stack([states[s][i % LEVELS] for i, s in enumerate(picked)])
-    swapped = next(role for role in ("pooled", "class", "text") if role in model.conditions)
-    # A text comes with its mask.
-    roles = [swapped, *({"text_mask"} & set(model.conditions) if swapped == "text" else ())]
-    prompts = [i % len(model.prompts) for i in range(LEVELS)]
-    conditional, _ = model.inputs([i % len(model.prompts) for i in range(len(images))])
-    vectors = model.inputs(prompts)[0]
-    found = np.zeros((len(picked), LEVELS, len(images), len(channels)))
-    for t, at in enumerate(picked):
-        for p in range(LEVELS):
-            given = conditional | {
-                "latent": images,
-                "timestep": times[at].expand(len(images)),
-            }
-            for role in roles:
-                vector = vectors[role][p : p + 1]
-                given[role] = vector.expand(len(images), *vector.shape[1:])
-            found[t, p] = _sizes(model, block, channels, given)
-    return _main_effects(found, f"prompt vector ({swapped})")
-
-
-def _sizes(
-    model: Model, block: int, channels: Sequence[int], inputs: dict[str, torch.Tensor]
-) -> NDArray[np.float64]:
-    """Mean |z| [rows, channels]."""
-    sizes: list[NDArray[np.float64]] = []
-
-    def tell(point: str, at: int, tensor: torch.Tensor) -> None:
-        if at == block:
-            sizes.append(tensor[..., list(channels)].abs().mean(1).double().numpy())
-
-    with observing(model.adapter, tell, ["after"]):
-        model.adapter.run(inputs)
-    return sizes[0]
-
-
-def _main_effects(found: NDArray[np.float64], prompt: str) -> dict[str, NDArray[np.float64]]:
-    """Of [times, prompts, images, channels]: each factor's share of the variance, [channels]."""
-    total = found.var((0, 1, 2)).clip(1e-12)
-    shares = {
-        name: found.mean(tuple({0, 1, 2} - {axis})).var(0) / total
-        for axis, name in enumerate((FACTORS[0], prompt, FACTORS[2]))
+def origins(
+    statistics: Statistics,
+    block: int,
+    channels: Sequence[int],
+    variance: dict[str, NDArray[np.float64]],
+) -> Section:
+    """`variance`: of the channels, what `explained` returns; empty where it could not be run."""
+    profile = gates(statistics)
+    claims = [_gate_sentence(profile)]
+    sizes = {str(c): statistics["after.mean_abs"][block, :, c].tolist() for c in channels}
+    median = np.median(statistics["after.mean_abs"][block], axis=1)
+    for c in channels:
+        first, last = (statistics["after.mean_abs"][block, s, c] for s in (0, -1))
+        claims.append(
+            f"Channel {c} after block {block}: mean |z| goes from {first:.3g} at the first step to"
+            f" {last:.3g} at the last, while the median channel's goes from {median[0]:.3g} to"
+            f" {median[-1]:.3g}."
+        )
+    claims.append(_papers_sentence(statistics, block, channels, variance))
+    tables = []
+    if variance:
+        claims += [_variance_sentence(c, i, variance) for i, c in enumerate(channels)]
+        tables.append(_variance_table(channels, variance))
+    figures = [
+        Figure(
+            "timestep.png",
+            plots.curves(
+                statistics.sigmas,
+                sizes | {"median channel": median.tolist()},
+                "sigma",
+                f"mean |z| after block {block}",
+                falling=True,
+            ),
+            "How the magnitude follows the timestep, along unguided runs.",
+        ),
+        Figure(
+            "gates.png",
+            plots.curves(
+                range(len(profile["correlation"])),
+                {
+                    f"{name} of channel {c}": profile[name][:, c].tolist()
+                    for c in channels
+                    for name in ("gate", "ratio")
+                },
+                "block",
+                "over the median channel's",
+            ),
+            "The gate's profile over the blocks against that of z: both over the median channel's.",
+        ),
+    ]
+    numbers = {
+        "block": block,
+        "channels": list(channels),
+        "rank_correlation_of_gate_and_z": profile["correlation"],
+        "largest_8_in_common": profile["shared"],
+        "gate_over_median": {str(c): profile["gate"][:, c] for c in channels},
+        "z_over_median": {str(c): profile["ratio"][:, c] for c in channels},
+        "mean_abs_by_step": sizes | {"median channel": median},
+        "sigmas": statistics.sigmas,
+        "variance_explained": variance,
     }
-    return shares | {"interactions": 1 - np.sum(list(shares.values()), axis=0)}
+    return Section("Where they come from", claims, tables, figures, numbers)
+
+
+def gates(statistics: Statistics) -> dict[str, NDArray[np.float64]]:
+    """Profiles over blocks: |alpha| and |z| over their median channel's [L, C], their rank
+    correlation [L], and how many of the 8 largest they share [L]."""
+    alpha = statistics["gate.mean_abs"].mean(1)
+    size = statistics["after.mean_abs"].mean(1)
+    correlation = [stats.spearmanr(a, z).statistic for a, z in zip(alpha, size, strict=True)]
+    shared = [
+        len(set(np.argsort(-a)[:8]) & set(np.argsort(-z)[:8]))
+        for a, z in zip(alpha, size, strict=True)
+    ]
+    return {
+        "gate": alpha / np.median(alpha, axis=1, keepdims=True).clip(1e-12),
+        "ratio": statistics["after.ratio"].mean(1),
+        "correlation": np.nan_to_num(np.array(correlation)),
+        "shared": np.array(shared, np.float64),
+    }
+
+
+def _gate_sentence(profile: dict[str, NDArray[np.float64]]) -> str:
+    correlation = profile["correlation"]
+    typical = float(np.median(correlation))
+    word = "agree" if typical >= 0.7 else "agree in part" if typical >= 0.3 else "do not agree"
+    return (
+        f"The gate alpha and |z| {word} on the channels: over blocks, the rank correlation of"
+        f" |alpha| with mean |z| after the block is {correlation.min():+.2f} to"
+        f" {correlation.max():+.2f} (median {typical:+.2f}); of the 8 channels with the largest"
+        f" gates, {profile['shared'].mean():.1f} on average are among the 8 largest of z."
+    )
+
+
+def _papers_sentence(
+    statistics: Statistics,
+    block: int,
+    channels: Sequence[int],
+    variance: dict[str, NDArray[np.float64]],
+) -> str:
+    """Whether what the papers report of large models holds: |z| grows as t goes to 0, and hardly
+    depends on the prompt (arXiv 2510.11538)."""
+    sizes = statistics["after.mean_abs"][block][:, list(channels)]
+    grows = bool((sizes[-1] > sizes[0]).all())
+    falls = bool((sizes[-1] < sizes[0]).all())
+    word = "grows" if grows else "falls" if falls else "grows in some channels and falls in others"
+    sentence = (
+        "The papers report of large models that |z| grows as t goes to 0. Here it"
+        f" {word}: {'the same' if grows else 'it differs'}."
+    )
+    prompt = next((shares for name, shares in variance.items() if "prompt" in name), None)
+    if prompt is None:
+        return sentence
+    little = float(prompt.max()) < 0.1
+    return sentence + (
+        " They report that it hardly depends on the prompt; here the prompt explains at most"
+        f" {prompt.max():.0%} of the variance: {'the same' if little else 'it differs'}."
+    )
+
+
+def _variance_sentence(channel: int, i: int, variance: dict[str, NDArray[np.float64]]) -> str:
+    parts = ", ".join(f"{name} {shares[i]:.0%}" for name, shares in variance.items())
+    return f"Of the variance of channel {channel}'s mean |z|: {parts}."
+
+
+def _variance_table(channels: Sequence[int], variance: dict[str, NDArray[np.float64]]) -> Table:
+    rows = [
+        [c, *(float(shares[i]) for shares in variance.values())] for i, c in enumerate(channels)
+    ]
+    return Table(["channel", *(f"variance by {name}" for name in variance)], rows)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.analysis import (
-    compare,
+    arms,
     effects,
     failures,
-    gates,
     observation,
     origins,
     presence,
     search,
+    variance,
 )
 from intaglio.analysis.capture import Statistics
 from intaglio.analysis.comparison import comparison
@@ -187,8 +187,8 @@ class _Work:
         setting, block, shown = self._setting(channels)
         sections = [presence.presence(statistics)]
         self.progress("Swapping timesteps and prompts", 0.0)
-        variance = origins.explained(self.model, block, shown, request.steps)
-        sections.append(gates.origins(statistics, block, shown, variance))
+        shares = variance.explained(self.model, block, shown, request.steps)
+        sections.append(origins.origins(statistics, block, shown, shares))
         maps, clean, sigmas = observation.maps(self.model, block, shown, 1, request.steps)
         sections.append(presence.where(maps, clean, sigmas, block, shown, self._drawn_for(1)))
         self._begin("Taking channels away", 8 * request.seeds)
@@ -289,7 +289,7 @@ class _Work:
         channels = ", ".join(map(str, how.channels))
         words = (
             f"cfg_scale {self.setting.cfg_scale:g}, w {self.setting.weight:g}, channels {channels}"
-            f" after block {how.block}; seeds from {compare.SEED} on for part 5, {effects.SEED} for"
+            f" after block {how.block}; seeds from {arms.SEED} on for part 5, {effects.SEED} for"
             f" part 4, {failures.SEED} for 6, {search.SEED} and {search.CONFIRM_SEED} for 7"
         )
         known = self.known.steps

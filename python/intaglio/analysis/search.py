@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from intaglio.analysis import compare, plots, quality
+from intaglio.analysis import arms, plots, quality
 from intaglio.analysis.comparison import against, measured, verdict
 from intaglio.analysis.gallery import Gallery
 from intaglio.analysis.methods import Method, Suppressed
@@ -131,7 +131,7 @@ def search(
 def _confirm(gallery: Gallery, chosen: Method, images: int) -> dict[str, Any]:
     """CFG alone, the setting, and random channels in their place, on other seeds."""
     assert isinstance(chosen.negative, Suppressed)
-    random = compare.random_channels(chosen.negative, gallery.model.adapter.channels)
+    random = arms.random_channels(chosen.negative, gallery.model.adapter.channels)
     seeds = range(CONFIRM_SEED, CONFIRM_SEED + images)
     drawn = {
         "cfg": gallery.draw(Method(chosen.cfg_scale), seeds),
