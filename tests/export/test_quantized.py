@@ -43,10 +43,13 @@ def test_the_manifest_says_scheme_channels_and_error(quantized: tuple[str, Path]
 
 
 def test_only_products_are_quantized(quantized: tuple[str, Path]) -> None:
-    """Every Gemm is AdaLN's or a conditioning vector's."""
+    """Every Gemm is AdaLN's or a conditioning vector's, ahead of the loop."""
     _, bundle = quantized
-    graph = ir.load(bundle / "transformer" / "forked.onnx").graph
-    gemms = [node.inputs[1] for node in graph if node.op_type == "Gemm"]
+    ahead, graph = (
+        ir.load(bundle / "transformer" / f"{name}.onnx").graph
+        for name in ("conditioning", "forked")
+    )
+    gemms = [node.inputs[1] for node in ahead if node.op_type == "Gemm"]
     assert gemms
     assert all(weight is not None and weight.dtype == ir.DataType.FLOAT for weight in gemms)
     exact = [v for n, v in graph.initializers.items() if n.endswith("_massive")]
