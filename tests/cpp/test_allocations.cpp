@@ -22,12 +22,14 @@ void* counted(std::size_t size, std::size_t alignment) {
 }
 }  // namespace
 
-// The other forms call these. Not inlined, or GCC sees free() meet operator new and warns.
-void* operator new(std::size_t size) {
+// The other forms call these. Not inlined, or GCC sees free() meet aligned_alloc() and new, and
+// warns.
+[[gnu::noinline]] void* operator new(std::size_t size) {
   if (void* memory = counted(size, alignof(std::max_align_t))) return memory;
   throw std::bad_alloc();
 }
-void* operator new(std::size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
+[[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t alignment,
+                                     const std::nothrow_t&) noexcept {
   return counted(size, static_cast<std::size_t>(alignment));
 }
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
