@@ -120,7 +120,7 @@ std::vector<float> values(Stream& stream, const Tensor& tensor) {
 
 GuidedStep random_step(Stream& stream, const Update& update, const Shape& shape) {
   GuidedStep step;
-  step.combine = {2.5F, 1.25F, true, true};
+  step.combine = {2.5F, 1.25F, true, true, {}, {}};
   step.to_denoised = {false, 0.75F, 0.25F};
   step.update = update;
   unsigned seed = 0;
