@@ -21,7 +21,7 @@ PILOT_SEED, PILOT = 90_000, 80
 # Draws of random channels that are moved as far as DG's.
 RANDOM = 3
 # The arms that the question is about; of the others no more than OTHERS pictures are drawn.
-MAIN = ("cfg", "cfg+dg", "cfg at omega")
+MAIN = ("cfg", "cfg+dg")
 OTHERS = 1000
 RADIUS = 1.0  # latent cells of the blur
 # So little that the run is that of CFG alone, while the negative branch is run and measured.

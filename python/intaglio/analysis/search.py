@@ -21,7 +21,7 @@ from intaglio_export.massive import ChannelStatistics
 
 SEED, CONFIRM_SEED = 40_000, 70_000
 # Pictures of the confirmation, at the most.
-CONFIRMED = 1000
+CONFIRMED = 500
 WEIGHTS = (1.0, 2.0)
 WINDOWS = ((0.0, 0.5), (0.5, 1.0))
 KEEPS = ((0.5, 0.5), (1.0, 0.0))
