@@ -99,8 +99,10 @@ void validate(const Guidance& guidance) {
   // More steps than any run has; written so that NaN fails too.
   if (!(interval.first >= interval.last && interval.last >= 1.0 && interval.first <= 1e6)) {
     std::ostringstream message;
-    message << "reuse-interval " << interval.first << ":" << interval.last
-            << " is no number of steps, or grows: give one of at least 1, or two as in 3:2";
+    message << "reuse-interval " << interval.first;
+    if (interval.first != interval.last) message << ":" << interval.last;
+    message << (interval.first < interval.last ? " grows: the first number is the larger, as in 3:2"
+                                               : " is no number of steps: give 1 or more");
     throw UsageError(message.str());
   }
 }

@@ -10,6 +10,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
+from intaglio_export.quiet import quiet
+
 DOMAIN = "com.microsoft"
 _SWAP = (0, 2, 1, 3)  # [B, heads, T, width] to [B, T, heads, width], and back
 
@@ -27,7 +29,8 @@ def multi_head_attention(model: ir.Model) -> None:
     for node in list(model.graph):
         if (heads := _heads(node)) is not None:
             _replace(model, node, *heads)
-    RemoveUnusedNodesPass()(model)
+    with quiet():
+        RemoveUnusedNodesPass()(model)
 
 
 def _heads(node: ir.Node) -> tuple[int, int] | None:

@@ -60,6 +60,9 @@ def features(
     Raises:
         ValueError: an argument makes no sense.
     """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[3] != 3 or images.min() < 0 or images.max() > 1:
+        raise ValueError(f"images of shape {images.shape}: give [N, H, W, 3] from 0 to 1.")
     adapter = _adapter(pipeline, blocks, recipe, channels)
     found = _run(adapter, images, sigma, prompt, seed, blocks, recipe)
     maps = [_treated(*found[block], recipe, channels) for block in blocks]
@@ -80,6 +83,10 @@ def _adapter(
     if family is None:
         raise ValueError(f"A {type(pipeline).__name__} is of no family that is known here.")
     adapter = family(pipeline)
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    dtypes = {parameter.dtype for part in parts for parameter in part.parameters()}
+    if dtypes != {torch.float32}:
+        raise ValueError("Load the pipeline with dtype=torch.float32: features are float32.")
     if recipe not in RECIPES:
         raise ValueError(f"There is no recipe {recipe}: recipes are {', '.join(RECIPES)}.")
     count = len(adapter.blocks())

@@ -83,7 +83,7 @@ def probe(
     ] = None,
     height: Annotated[int | None, typer.Option(metavar="H", help="Of pictures, in pixels.")] = None,
     width: Annotated[int | None, typer.Option(metavar="W", help="Of pictures, in pixels.")] = None,
-    steps: Annotated[int, typer.Option(min=2, metavar="N", help="Denoising steps.")] = 6,
+    steps: Annotated[int, typer.Option(min=4, metavar="N", help="Denoising steps.")] = 6,
     images: Annotated[
         int,
         typer.Option(

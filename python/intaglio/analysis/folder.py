@@ -49,9 +49,14 @@ def check_output(folder: Path) -> None:
     """See that `folder` can be written to, before anything is measured.
 
     Raises:
-        ExportError: it cannot.
+        ExportError: it cannot, or is no report's.
     """
     try:
+        known = not folder.is_dir() or not any(folder.iterdir()) or (folder / PICTURES).is_dir()
+        if not known:
+            raise ExportError(
+                f"{folder} holds something that is no report; give another folder with -o."
+            )
         (folder / PICTURES).mkdir(parents=True, exist_ok=True)
         test = folder / ".writable"
         test.touch()

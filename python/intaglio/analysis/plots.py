@@ -142,7 +142,8 @@ def gallery(
     """A row of pictures [n, H, W, 3] or maps [n, H, W] for each name."""
     columns = max(len(images) for images in rows.values())
     height, width = next(iter(rows.values())).shape[1:3]
-    size = 1.6 + scale * columns, 0.4 + scale * len(rows) * height / width
+    names = 0.4 + 0.075 * max(map(len, rows))  # inches that the longest takes
+    size = names + scale * columns, 0.4 + scale * len(rows) * height / width
     # On one pair of axes: a pair for each picture takes seconds to lay out.
     with _figure(*size) as (axes, buffer):
         axis = axes[0, 0]

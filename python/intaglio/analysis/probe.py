@@ -258,6 +258,8 @@ class _Work:
         section, settings = search.search(
             self.gallery, found, self.cfg_scale, given, tried, self.request.images
         )
+        # What the probe measured with is in the evidence; the model keeps the steps it had.
+        settings["steps"] = self.known.steps or self.source.adapter.defaults().steps
         settings["max_sequence_length"] = self.known.max_sequence_length
         if settings["max_sequence_length"] is None:
             del settings["max_sequence_length"]
