@@ -22,7 +22,7 @@ PILOT_SEED, PILOT = 90_000, 80
 RANDOM = 3
 # The arms that the question is about; of the others no more than OTHERS pictures are drawn.
 MAIN = ("cfg", "cfg+dg")
-OTHERS = 1000
+OTHERS = 500
 RADIUS = 1.0  # latent cells of the blur
 # So little that the run is that of CFG alone, while the negative branch is run and measured.
 UNFELT = 1e-9

@@ -76,8 +76,8 @@ def massive_sentence(statistics: Statistics, point: str, name: str) -> str:
         differs = " The papers' large models have one or two." if point == "after" else ""
         return (
             f"Massive channels of the {name}: none ({definition}). The largest is channel"
-            f" {channel} after block {block}, at {found.ratio[block, channel]:.1f} times on average,"
-            f" and massive in {found.agreement[block, channel]:.0%}.{differs}"
+            f" {channel} after block {block}, at {found.ratio[block, channel]:.1f} times in the"
+            f" mean, and massive in {found.agreement[block, channel]:.0%}.{differs}"
         )
     sets: dict[tuple[int, ...], list[int]] = {}
     for block in massive:
