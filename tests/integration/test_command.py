@@ -268,7 +268,7 @@ def test_bench_compares_the_modes(command: Command, bundle: Path) -> None:
     assert modes["cfg"]["ratio_to_cfg"] == 1.0
     assert modes["cfg+dg"]["forwards_per_step"] == base / 4 * before + 3 * (1 - before)
     assert {name: row["copies_per_step"] for name, row in modes.items()} == {
-        "baseline": 0, "cfg": 1, "dg": 0, "cfg+dg": 1,
+        "baseline": 2, "cfg": 5, "dg": 2, "cfg+dg": 5,
     }  # fmt: skip
     weights = [f for f in (bundle / "transformer").iterdir() if f.suffix == ".data"]
     assert done["weights_bytes"] == sum(f.stat().st_size for f in weights)

@@ -38,8 +38,8 @@ def test_the_loop_allocates_nothing_and_copies_as_much_in_every_step(
 ) -> None:
     for steps in (1, 5):
         run = pipeline.generate(PROMPT, steps=steps, batch=2, cfg_scale=cfg_scale)
-        # What D_c and D_0 both start from lies in the rows of each.
-        copies = steps if cfg_scale != 1.0 else 0
+        # The modulations of each row; and what D_c and D_0 both start from lies in the rows of each.
+        copies = steps * (5 if cfg_scale != 1.0 else 2)
         assert run.loop.allocations == 0
         assert run.loop.copies == copies
         assert run.loop.copied_bytes == copies * run.latents.nbytes
