@@ -36,13 +36,16 @@ def test_what_comes_back(pipeline: intaglio.Pipeline) -> None:
 def test_the_loop_allocates_nothing_and_copies_as_much_in_every_step(
     pipeline: intaglio.Pipeline, cfg_scale: float
 ) -> None:
+    manifest = json.loads((Path(pipeline.bundle.folder) / "bundle.json").read_text("utf-8"))
+    _, width = manifest["transformer"]["graphs"]["conditioning"]["outputs"][0]["axes"]
     for steps in (1, 5):
         run = pipeline.generate(PROMPT, steps=steps, batch=2, cfg_scale=cfg_scale)
-        # The modulations of each row; and what D_c and D_0 both start from lies in the rows of each.
-        copies = steps * (5 if cfg_scale != 1.0 else 2)
+        # The modulations of each row, and what D_c and D_0 both start from, in the rows of each.
+        rows, latents = (4, 1) if cfg_scale != 1.0 else (2, 0)
         assert run.loop.allocations == 0
-        assert run.loop.copies == copies
-        assert run.loop.copied_bytes == copies * run.latents.nbytes
+        assert run.loop.copies == steps * (rows + latents)
+        copied = rows * 4 * width + latents * run.latents.nbytes
+        assert run.loop.copied_bytes == steps * copied
 
 
 def test_seeds_and_batches_agree_with_single_images(pipeline: intaglio.Pipeline) -> None:
