@@ -64,7 +64,7 @@ main()
 
 
 def test_the_command_needs_no_torch(observed: Path, tmp_path: Path) -> None:
-    done = run_without_torch(observed, "-o", tmp_path, "--steps", 2)
+    done = run_without_torch(observed, "-o", tmp_path, "--steps", 4)
     assert done.returncode == 0, done.stderr
     assert f": {PLANTED} after blocks 0-3." in done.stdout.replace("\n", " ").replace("  ", " ")
     html = (tmp_path / "index.html").read_text("utf-8")
@@ -128,7 +128,7 @@ def test_classes_are_called_so(tmp_path: Path, command: Command) -> None:
     bundle = export(tmp_path / "dit", "forked", observe=True)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/settings.json").write_text("{}")  # of an earlier probe, of the model
-    code, _, err = command(bundle, "-o", tmp_path / "out", "--steps", 2)
+    code, _, err = command(bundle, "-o", tmp_path / "out", "--steps", 4)
     assert code == 0, err
     page = (tmp_path / "out/report.md").read_text("utf-8")
     assert "“class 0”: the clean image" in page

@@ -21,7 +21,7 @@ from intaglio.analysis.folder import PICTURES
 from intaglio.analysis.gallery import Gallery
 from intaglio.analysis.judge import Judge
 from intaglio.analysis.methods import Weaker
-from intaglio.analysis.sampler import Model, fingerprint
+from intaglio.analysis.sampler import Model, identity
 from intaglio.analysis.setting import method_of
 from intaglio_export.options import read_settings
 from intaglio_export.sources import open_source
@@ -106,7 +106,7 @@ def test_quicker_pictures_are_those_of_the_probe(model: Path, few: Any, tmp_path
     opened = Judge.open(model / "judge")
     plain = Model(adapter, opened.prompts, text.MAX_SEQUENCE_LENGTH)
     (tmp_path / "plain").mkdir()
-    gallery = Gallery(plain, opened, tmp_path / "plain", STEPS, fingerprint(adapter.transformer))
+    gallery = Gallery(plain, opened, tmp_path / "plain", STEPS, identity(plain))
     setting = method_of(read_settings(model / "settings.json"), adapter)
     assert setting is not None
     beside = Weaker.open(model / "weaker", adapter)
@@ -114,7 +114,7 @@ def test_quicker_pictures_are_those_of_the_probe(model: Path, few: Any, tmp_path
     for name in ("none", "cfg", "cfg+dg", "cfg+autoguidance"):
         gallery.draw(methods[name], arms.seeds(name, IMAGES), omega=methods[name].guided)
     drawn = sorted((tmp_path / "plain").iterdir())
-    assert len(drawn) == 5 + 4  # of the pilot, and the arms
+    assert len(drawn) == 8 + 4  # of the pilot, and the arms
     for path in drawn:
         found, expected = np.load(tmp_path / PICTURES / path.name), np.load(path)
         assert set(found) == set(expected)

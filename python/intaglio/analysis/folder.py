@@ -52,8 +52,8 @@ def check_output(folder: Path) -> None:
         ExportError: it cannot, or is no report's.
     """
     try:
-        known = not folder.is_dir() or not any(folder.iterdir()) or (folder / PICTURES).is_dir()
-        if not known:
+        held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if held and not held & {PICTURES, STATISTICS, SETTINGS}:
             raise ExportError(
                 f"{folder} holds something that is no report; give another folder with -o."
             )
