@@ -440,7 +440,7 @@ class Graph:
     @property
     def cpu(self) -> str | None:
         """
-        the same for runtimes without bfloat16 kernels, or None
+        the same for ONNX Runtime on the CPU, or None
         """
     @property
     def inputs(self) -> list[GraphTensor]: ...
