@@ -79,8 +79,8 @@ def _replace(model: ir.Model, node: ir.Node, heads: int, width: int) -> None:
         back.dtype, back.shape = ir.DataType.FLOAT, node.outputs[0].shape
         ir.convenience.replace_all_uses_with(node.outputs[0], back)
     for number, made in enumerate(tape.nodes):
-        made.name = f"{node.name}_{number}"
-        made.outputs[0].name = f"{node.outputs[0].name}_{number}"
+        made.name = f"{node.name}_heads_{number}"  # torch numbers its names the plain way
+        made.outputs[0].name = f"{node.outputs[0].name}_heads_{number}"
     model.graph.insert_before(node, list(tape.nodes))
     model.opset_imports[DOMAIN] = 1
 
