@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import intaglio
-from intaglio.analysis.folder import versions, write_arrays, write_whole
+from intaglio.analysis.folder import read_arrays, versions, write_arrays, write_whole
 from intaglio_export.errors import ExportError
 from intaglio_export.massive import ChannelStatistics, measure
 
@@ -110,12 +109,8 @@ class Recorder:
 
     def resume(self, path: Path) -> None:
         """Go on from the file that `save` wrote, where it is of the same conditions."""
-        try:
-            arrays = dict(np.load(path))
-            about = json.loads(str(arrays.pop("about")))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return
-        if about != json.loads(json.dumps(self.about)):
+        arrays = read_arrays(path)
+        if arrays is None or str(arrays.pop("about", None)) != json.dumps(self.about):
             return
         self.done = int(arrays.pop("done"))
         self.sigmas = arrays.pop("sigmas")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from intaglio_export.errors import ExportError
 
@@ -32,6 +34,14 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     held = io.BytesIO()
     np.savez_compressed(held, **arrays)
     write_whole(path, held.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """What `write_arrays` wrote to `path`; None where there is nothing that can be read."""
+    try:
+        return dict(np.load(path))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def versions() -> dict[str, str]:

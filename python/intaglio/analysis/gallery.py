@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intaglio.analysis import quality
-from intaglio.analysis.folder import write_arrays
+from intaglio.analysis.folder import read_arrays, write_arrays
 from intaglio.analysis.judge import Judge
 from intaglio.analysis.methods import Method, Omega
 from intaglio.analysis.sampler import Model, Predict
@@ -99,7 +98,7 @@ class Gallery:
             key = json.dumps([*self._identity, *what, chunk], sort_keys=True)
             path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz"
             shown = max(0, min(KEPT - start, len(chunk)))
-            values = _read(path)
+            values = read_arrays(path)
             if values is None or len(values["images"]) < shown:
                 values = self._measure(predict, scope, chunk)
                 values["images"] = values["images"][:shown]
@@ -137,14 +136,6 @@ class Gallery:
             if omega.negative:
                 values["negative_norm"] = np.mean(omega.negative, axis=0)
         return values
-
-
-def _read(path: Path) -> dict[str, NDArray[Any]] | None:
-    """What a file of pictures holds; None where there is none that can be read."""
-    try:
-        return dict(np.load(path))
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return None
 
 
 def _plain(method: Method) -> Any:
