@@ -133,10 +133,11 @@ def openvino_predict(graph: Path, threads: int) -> Predict:
         "ENABLE_CPU_PINNING": False,
     }
     model = openvino.Core().compile_model(graph, "CPU", settings)
-    names = [value.any_name for value in model.inputs]
+    # A tensor may also bear the names of what is computed from it and equal to it.
+    aliases = [value.get_names() for value in model.inputs]
 
     def predict(inputs: Inputs) -> torch.Tensor:
-        result = model({name: inputs[name].numpy() for name in names})
+        result = model([inputs[(names & inputs.keys()).pop()].numpy() for names in aliases])
         return torch.from_numpy(result[0].copy())
 
     return predict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,12 @@ def test_all_runtimes_draw_the_same(model: Model) -> None:
             check_same({"cfg+dg": samples[EAGER]} | other, "cfg+dg")
 
 
-def torch_flops(model: Model) -> tuple[int, int]:
-    """FLOPs of one row by torch's own counter: of all, and of what stands after the fork."""
+def torch_flops(model: Model) -> tuple[int, int, int]:
+    """FLOPs of one row by torch's own counter.
+
+    Of a step's blocks, of those that stand after the fork, and of what no latent changes: the
+    embeddings of time and prompt, and the modulations.
+    """
     adapter = model.adapter
     inputs = {
         "latent": draw_latents(adapter, 1, SIDE),
@@ -60,16 +64,26 @@ def torch_flops(model: Model) -> tuple[int, int]:
         module(*given, torch.ones(1))
     module.close()
     modules = dict(adapter.transformer.named_modules())
-    late = [*adapter.blocks()[BLOCK + 1 :], adapter.transformer.norm_out]
-    names = [n for n, m in modules.items() if any(m is x for x in (*late, modules["proj_out"]))]
+    late = [*adapter.blocks()[BLOCK + 1 :], modules["norm_out"], modules["proj_out"]]
+    late_names = [n for n, m in modules.items() if any(m is x for x in late)]
+    fixed = ["time_text_embed", "context_embedder", *(n for n in modules if _is_modulation(n))]
     counted = counter.get_flop_counts()
     top = f"{type(module).__name__}.transformer"
-    after = sum(sum(counted[f"{top}.{name}"].values()) for name in names)
-    return counter.get_total_flops(), after
+
+    def total(names: Iterable[str]) -> int:
+        return sum(sum(counted[f"{top}.{name}"].values()) for name in names)
+
+    late_fixed = [n for n in fixed if n.startswith(tuple(f"{name}." for name in late_names))]
+    ahead = total(fixed)
+    return counter.get_total_flops() - ahead, total(late_names) - total(late_fixed), ahead
+
+
+def _is_modulation(name: str) -> bool:
+    return name.endswith(".linear") and "norm" in name
 
 
 def test_flops_are_what_the_arithmetic_says(model: Model) -> None:
-    one, after = torch_flops(model)
+    one, after, ahead = torch_flops(model)
     sizes = {"images": 2, "side": SIDE, "text_tokens": TEXT}
     forked, dual = model.bundle("forked", BLOCK), model.bundle("dual", BLOCK)
     for cfg in (False, True):
@@ -80,6 +94,9 @@ def test_flops_are_what_the_arithmetic_says(model: Model) -> None:
             assert count.flops == pytest.approx(base * one + rows * after, rel=1e-3)
             count = count_step(dual, cfg=cfg, dg=dg, **sizes)
             assert count.flops == pytest.approx((base + rows) * one, rel=1e-3)
+    once = {"conditions": 1, "prompts": 1, "text_length": TEXT}
+    count = count_graph(forked / "transformer/conditioning.onnx", once)
+    assert count.flops == pytest.approx(ahead, rel=1e-3)
 
 
 def test_what_the_loop_needs_is_less(model: Model) -> None:

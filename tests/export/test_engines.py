@@ -87,7 +87,7 @@ def test_rows_of_all_branches(shipped: Shipped) -> None:
     ]
     assert by_name["branch"] == [{"min": [1], "opt": [3], "max": [12]}]
     assert by_name["keep"] == [{"min": [1, 16], "opt": [3, 64], "max": [12, 144]}]
-    assert by_name["context"] == [{"min": [1, 32, 128], "opt": [2, 32, 128], "max": [8, 32, 128]}]
+    assert by_name["context"] == [{"min": [1, 32, 160], "opt": [2, 32, 160], "max": [8, 32, 160]}]
     dual = components(shipped("dual", "float32"))
     for name, rows in (("base", (1, 2, 8)), ("degraded", (1, 1, 4))):
         (latent,) = dual[f"transformer/{name}.onnx"]["inputs"][0]["profiles"]

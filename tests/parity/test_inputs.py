@@ -203,7 +203,7 @@ def test_text_masks_by_the_tokenizer(
 def test_embeddings_that_safetensors_wrote(tmp_path: Path, dtype: torch.dtype) -> None:
     from safetensors.torch import save_file
 
-    bundle = make(tmp_path / "b", "text", "text_mask", "pooled")
+    bundle = make_bundle(tmp_path / "b", "text", "text_mask", "pooled")
     given = {k: torch.from_numpy(v).to(dtype) for k, v in embeddings(5, mask=True).items()}
     stored = {k: v.long() if "mask" in k else v for k, v in given.items()}
     save_file(stored, tmp_path / "e.safetensors", metadata={"who": "diffusers"})
