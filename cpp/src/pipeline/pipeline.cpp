@@ -6,6 +6,7 @@
 #include <future>
 #include <mutex>
 
+#include "bundle/opening.h"
 #include "core/guided_step.h"
 #include "core/stopwatch.h"
 #include "intaglio/error.h"
@@ -132,6 +133,15 @@ class Pipeline::Impl {
   Impl(Bundle opened, std::shared_ptr<Backend> used)
       : bundle(std::move(opened)), backend(std::move(used)) {}
 
+  // Hash large files beside the work that needs no verdict yet.
+  void check_in_background(std::function<void()> check) {
+    checked_ = std::async(std::launch::async, std::move(check)).share();
+  }
+  // Has to be called before anything that was computed is handed out. Throws what the check threw.
+  void wait_for_check() const {
+    if (checked_.valid()) checked_.get();
+  }
+
   const TextStage& text() {
     return text_.get([&] { return std::make_unique<TextStage>(bundle, *backend); });
   }
@@ -164,6 +174,7 @@ class Pipeline::Impl {
   Lazy<TransformerSessions> transformer_;
   Lazy<VaeDecoder> vae_decoder_;
   Lazy<VaeEncoder> vae_encoder_;
+  std::shared_future<void> checked_;
 };
 
 PromptEmbeds Pipeline::Impl::embeddings(Stream& stream, const Request& request,
@@ -226,6 +237,7 @@ void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& b
     if (!evaluation.ended) continue;
     stream.wait();
     generation.step_seconds.push_back(watch.lap());
+    wait_for_check();
     if (!reporter.report(evaluation)) {
       throw Interrupted("stopped after step " + std::to_string(point.step + 1) + " of " +
                         std::to_string(steps));
@@ -264,9 +276,11 @@ Pipeline::Pipeline(Bundle bundle, std::shared_ptr<Backend> backend)
     : Pipeline(std::make_unique<Impl>(std::move(bundle), std::move(backend))) {}
 
 Pipeline Pipeline::open(const std::filesystem::path& bundle, const BackendOptions& backend) {
-  Bundle opened = Bundle::open(bundle);
-  auto used = make_backend(backend, opened);
-  return {std::move(opened), std::move(used)};
+  OpenedBundle opened = open_bundle(bundle);
+  auto used = make_backend(backend, opened.bundle);
+  Pipeline pipeline(std::move(opened.bundle), std::move(used));
+  pipeline.impl_->check_in_background(std::move(opened.check_large_files));
+  return pipeline;
 }
 
 const Bundle& Pipeline::bundle() const { return impl_->bundle; }
@@ -282,6 +296,7 @@ PromptEmbeds Pipeline::embed(const std::string& prompt,
     embeds.negative =
         impl_->text().encode(*stream, *negative_prompt, "negative prompt", embeds.notes);
   }
+  impl_->wait_for_check();
   return embeds;
 }
 
