@@ -391,6 +391,9 @@ class StepWeights:
         lambda_: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         w: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         keep: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        *,
+        reuse_unconditional: bool = False,
+        reuse_degraded: bool = False,
     ) -> None: ...
     def __repr__(self) -> str: ...
     @property
@@ -410,6 +413,10 @@ class StepWeights:
         """
     @reuse_unconditional.setter
     def reuse_unconditional(self, arg0: bool) -> None: ...
+    @property
+    def runs_degraded(self) -> bool: ...
+    @property
+    def runs_unconditional(self) -> bool: ...
     @property
     def unconditional(self) -> bool: ...
     @property

@@ -19,7 +19,8 @@ GraphTensor read_tensor(const Node& node) {
       tensor.axes.emplace_back(axis.as<std::string>());
     } else {
       // All modulations of a large model side by side are a million.
-      tensor.axes.emplace_back(std::int64_t{axis.positive(1 << 24)});
+      const int limit = tensor.role == "modulation" ? 1 << 24 : kLargestSize;
+      tensor.axes.emplace_back(std::int64_t{axis.positive(limit)});
     }
   }
   return tensor;

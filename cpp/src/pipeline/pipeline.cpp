@@ -32,9 +32,13 @@ class Lazy {
     if (!value_) value_ = make();
     return *value_;
   }
+  bool loaded() const {
+    const std::scoped_lock lock(mutex_);
+    return value_ != nullptr;
+  }
 
  private:
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::unique_ptr<T> value_;
 };
 
@@ -149,6 +153,7 @@ class Pipeline::Impl {
     return transformer_.get(
         [&] { return std::make_unique<TransformerSessions>(load_transformer(bundle, *backend)); });
   }
+  bool has_transformer() const { return transformer_.loaded(); }
   const VaeDecoder& vae_decoder() {
     return vae_decoder_.get([&] { return std::make_unique<VaeDecoder>(bundle, *backend); });
   }
@@ -219,6 +224,7 @@ void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& b
     return decode(stream, request, on_host(stream, guided.denoised), options.vae_tile);
   });
   const StreamCounts before = stream.counts();
+  StreamCounts called_back;  // what a callback asked for is not the loop's
   const bool velocity = predicts_velocity(bundle.prediction_type);
   for (const Evaluation& evaluation : request.plan) {
     const StepPoint& point = evaluation.point;
@@ -238,10 +244,12 @@ void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& b
     stream.wait();
     generation.step_seconds.push_back(watch.lap());
     wait_for_check();
+    const StreamCounts own = stream.counts();
     if (!reporter.report(evaluation)) {
       throw Interrupted("stopped after step " + std::to_string(point.step + 1) + " of " +
                         std::to_string(steps));
     }
+    called_back += stream.counts() - own;
     watch.lap();  // the callback's time is not the step's
   }
   generation.unconditional_steps = steps_that(request.weights, &StepWeights::runs_unconditional);
@@ -249,7 +257,7 @@ void Pipeline::Impl::denoise(Stream& stream, const Request& request, Branches& b
   generation.base_rows = branches.base_rows;
   generation.forked_rows = branches.forked_rows;
   generation.timings.network = branches.network_seconds;
-  generation.loop = stream.counts() - before;
+  generation.loop = stream.counts() - before - called_back;
   generation.latents = on_host(stream, guided.x);
   if (!std::ranges::all_of(generation.latents.floats(), [](float v) { return std::isfinite(v); })) {
     throw InputError(
@@ -306,13 +314,16 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
   const auto stream = backend().make_stream();
   Generation generation;
   Stopwatch watch;
-  // At the first call, while the prompt is read. An error is thrown where the sessions are used.
-  const auto loading = std::async(std::launch::async, [this] { impl_->transformer(); });
+  // At the first call, while the prompt is read.
+  std::future<void> loading;
+  if (!impl_->has_transformer())
+    loading = std::async(std::launch::async, [this] { impl_->transformer(); });
   const PromptEmbeds embeds = impl_->embeddings(*stream, request, options);
   generation.notes = embeds.notes;
   generation.timings.text = watch.lap();
 
   const Tensor latents = impl_->initial_latents(*stream, request, options);
+  if (loading.valid()) loading.get();
   Branches branches(bundle(), impl_->transformer(), request, embeds, *stream);
   stream->copy(latents, branches.latents());
   watch.lap();
