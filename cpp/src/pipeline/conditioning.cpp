@@ -19,8 +19,9 @@ std::int64_t last_axis(const GraphTensor& tensor) {
 Conditioning::Conditioning(const Bundle& bundle, const Session& session, const Request& request,
                            const PromptEmbeds& embeds, Stream& stream)
     : branches_(request.unconditional ? 2 : 1) {
-  if (branches_ == 2) prompts_.push_back(embeds.negative ? &*embeds.negative : nullptr);
-  prompts_.push_back(&embeds.positive);
+  Prompts prompts;
+  if (branches_ == 2) prompts.push_back(embeds.negative ? &*embeds.negative : nullptr);
+  prompts.push_back(&embeds.positive);
   std::vector<float> timesteps;
   for (const Evaluation& evaluation : request.plan) {
     const float timestep = evaluation.point.timestep;
@@ -30,16 +31,16 @@ Conditioning::Conditioning(const Bundle& bundle, const Session& session, const R
 
   const Graph& graph = *bundle.conditioning();
   const auto rows = static_cast<std::int64_t>(timesteps.size()) * branches_;
-  const std::vector<Binding> given = vectors(bundle, request, timesteps, stream);
+  const std::vector<Binding> given = vectors(bundle, request, prompts, timesteps, stream);
   const Tensor modulation =
       stream.allocate({rows, last_axis(graph.output("modulation"))}, DType::float32);
   std::vector<Binding> text, context;
   if (graph.takes("text")) {
-    Shape shape = prompts_.back()->text.shape();
+    Shape shape = prompts.back()->text.shape();
     shape.front() = branches_;
     text.push_back({"text", stream.allocate(shape, DType::float32)});
     for (std::int64_t row = 0; row < branches_; ++row)
-      stream.copy(prompts_[static_cast<std::size_t>(row)]->text,
+      stream.copy(prompts[static_cast<std::size_t>(row)]->text,
                   text.front().tensor.rows(row, row + 1));
     shape.back() = last_axis(graph.output("context"));
     context_ = stream.allocate(shape, DType::float32);
@@ -58,6 +59,7 @@ Conditioning::Conditioning(const Bundle& bundle, const Session& session, const R
 
 // Each timestep's branches one after the other.
 std::vector<Binding> Conditioning::vectors(const Bundle& bundle, const Request& request,
+                                           const Prompts& prompts,
                                            const std::vector<float>& timesteps,
                                            Stream& stream) const {
   const Graph& graph = *bundle.conditioning();
@@ -81,9 +83,9 @@ std::vector<Binding> Conditioning::vectors(const Bundle& bundle, const Request& 
   if (graph.takes("guidance"))
     stream.fill(add("guidance", {rows}, DType::float32), request.distilled_guidance);
   if (graph.takes("pooled")) {
-    const Tensor pooled = add("pooled", prompts_.back()->pooled.shape(), DType::float32);
+    const Tensor pooled = add("pooled", prompts.back()->pooled.shape(), DType::float32);
     for (std::int64_t row = 0; row < rows; ++row)
-      stream.copy(prompts_[static_cast<std::size_t>(row % branches_)]->pooled,
+      stream.copy(prompts[static_cast<std::size_t>(row % branches_)]->pooled,
                   pooled.rows(row, row + 1));
   }
   return made;

@@ -28,14 +28,15 @@ class Conditioning {
  private:
   // First D_0, where there is one.
   std::int64_t place(bool unconditional) const { return unconditional ? 0 : branches_ - 1; }
-  std::vector<Binding> vectors(const Bundle& bundle, const Request& request,
+  // Of the prompts of each branch.
+  using Prompts = std::vector<const PromptEmbedding*>;
+  std::vector<Binding> vectors(const Bundle& bundle, const Request& request, const Prompts& prompts,
                                const std::vector<float>& timesteps, Stream& stream) const;
 
   std::int64_t branches_;
-  std::vector<const PromptEmbedding*> prompts_;  // of each branch
-  std::map<float, std::int64_t> places_;         // of timesteps
-  std::vector<Tensor> rows_;                     // [1, W] of each timestep's branches
-  Tensor context_;                               // [branches, T, D]
+  std::map<float, std::int64_t> places_;  // of timesteps
+  std::vector<Tensor> rows_;              // [1, W] of each timestep's branches
+  Tensor context_;                        // [branches, T, D]
 };
 
 }  // namespace intaglio
