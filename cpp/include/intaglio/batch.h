@@ -23,7 +23,8 @@ struct BatchStep {
   float sigma = 0;     // the step started from
   float timestep = 0;  // of the step's last evaluation of the model, in the scheduler's unit
   bool done = false;   // it was the last: finish() has the images, and the member is out
-  // What generate() would have thrown, like predictions that are NaN; the member is out.
+  // What generate() would have thrown, like predictions that are NaN; the member is out, and the
+  // functions throw it.
   std::optional<Error> error;
   std::function<std::vector<Image>()> preview;  // decodes the estimate of the clean image
   // What generate() returns, with the counts of the member's own rows and nothing in `loop`; of
@@ -54,8 +55,8 @@ class Batch {
   void remove(std::int64_t id);
 
   // One evaluation of every member in one run of the transformer. Returns the solver steps that
-  // this ended, by id (Heun's take two evaluations). Where the run itself fails it throws, and every
-  // member is as it was.
+  // this ended, by id (Heun's take two evaluations). Where the run itself fails it throws, and
+  // every member is as it was.
   std::vector<BatchStep> step();
 
   std::size_t size() const;     // members

@@ -22,7 +22,7 @@ struct Shared {
 
 std::int64_t text_tokens(const Bundle& bundle, const GenerateOptions& options) {
   if (!bundle.prompt) return 0;
-  if (options.prompt_embeds) return options.prompt_embeds->positive.text.dim(1);
+  if (options.prompt_embeds) return options.prompt_embeds->positive.text.dim(1);  // was checked
   return bundle.prompt->text_length();
 }
 
@@ -73,15 +73,10 @@ class Batch::Impl {
 
   std::int64_t add(const GenerateOptions& options);
   bool accepts(const GenerateOptions& options) const;
+  void remove(std::int64_t id);
   std::vector<BatchStep> step();
-
-  std::int64_t images() const {
-    std::int64_t images = 0;
-    for (const auto& [id, member] : members) images += member.denoising.images();
-    return images;
-  }
-
-  std::map<std::int64_t, Member> members;
+  std::size_t size() const { return members_.size(); }
+  std::int64_t images() const;
 
  private:
   // Why a request cannot join; empty where it can.
@@ -95,10 +90,17 @@ class Batch::Impl {
   std::int64_t next_id_ = 0;
   Shared shared_;  // what branches_ are for
   std::unique_ptr<Branches> branches_;
+  std::map<std::int64_t, Member> members_;  // by id
 };
 
+std::int64_t Batch::Impl::images() const {
+  std::int64_t images = 0;
+  for (const auto& [id, member] : members_) images += member.denoising.images();
+  return images;
+}
+
 std::string Batch::Impl::refusal(const Request& request, const Shared& shared) const {
-  if (!members.empty() && shared != shared_) return difference(shared_, shared);
+  if (!members_.empty() && shared != shared_) return difference(shared_, shared);
   const std::int64_t room = max_images_ - images();
   if (request.images <= room) return {};
   return "--batch or --seeds ask for " + std::to_string(request.images) +
@@ -129,17 +131,22 @@ std::int64_t Batch::Impl::add(const GenerateOptions& options) {
                                            *stream_);
     shared_ = std::move(shared);
   }
-  members.emplace(id, Member{std::move(denoising), options.vae_tile, since_added,
-                             std::move(generation)});
+  members_.emplace(
+      id, Member{std::move(denoising), options.vae_tile, since_added, std::move(generation)});
   return id;
 }
 
+void Batch::Impl::remove(std::int64_t id) {
+  if (members_.erase(id) == 0)
+    throw UsageError("the batch has no request " + std::to_string(id) + ": it has ended");
+}
+
 std::vector<BatchStep> Batch::Impl::step() {
-  if (members.empty()) return {};
+  if (members_.empty()) return {};
   Stopwatch watch;
   const double network = branches_->network_seconds;
   std::vector<Denoising*> running;
-  for (auto& [id, member] : members) running.push_back(&member.denoising);
+  for (auto& [id, member] : members_) running.push_back(&member.denoising);
   branches_->run(running);
   std::vector<const Evaluation*> evaluations;
   for (Denoising* denoising : running) evaluations.push_back(&denoising->advance());
@@ -148,13 +155,13 @@ std::vector<BatchStep> Batch::Impl::step() {
 
   std::vector<BatchStep> steps;
   auto evaluation = evaluations.begin();
-  for (auto& [id, member] : members) {
+  for (auto& [id, member] : members_) {
     member.step_seconds += seconds;
     member.generation.timings.network += branches_->network_seconds - network;
     const Evaluation& last = **evaluation++;
     if (last.ended) steps.push_back(report(member, last));
   }
-  std::erase_if(members, [](const auto& entry) { return entry.second.out; });
+  std::erase_if(members_, [](const auto& entry) { return entry.second.out; });
   return steps;
 }
 
@@ -181,6 +188,8 @@ BatchStep Batch::Impl::report(Member& member, const Evaluation& last) {
     if (member.denoising.ended()) conclude(member, step);
   } catch (const Error& error) {
     step.error = error;
+    step.preview = [error]() -> std::vector<Image> { throw error; };
+    step.finish = [error]() -> Generation { throw error; };
     member.out = true;
   }
   return step;
@@ -214,13 +223,9 @@ Batch::~Batch() = default;
 
 std::int64_t Batch::add(const GenerateOptions& options) { return impl_->add(options); }
 bool Batch::accepts(const GenerateOptions& options) const { return impl_->accepts(options); }
+void Batch::remove(std::int64_t id) { impl_->remove(id); }
 std::vector<BatchStep> Batch::step() { return impl_->step(); }
-std::size_t Batch::size() const { return impl_->members.size(); }
+std::size_t Batch::size() const { return impl_->size(); }
 std::int64_t Batch::images() const { return impl_->images(); }
-
-void Batch::remove(std::int64_t id) {
-  if (impl_->members.erase(id) == 0)
-    throw UsageError("the batch has no request " + std::to_string(id) + ": it has ended");
-}
 
 }  // namespace intaglio

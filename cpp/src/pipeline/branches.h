@@ -27,8 +27,8 @@ struct BranchRows {
 };
 
 // Runs the branches that each member's next evaluation needs and leaves each prediction in a buffer
-// of its own. Rows stand in the order D_0, D_c, D_m; members that run D_m come last, so that what it
-// continues are the last rows of D_c. With room for N images D_m begins at row 2N: running fewer
+// of its own. Rows stand in the order D_0, D_c, D_m; members that run D_m come last, so that what
+// it continues are the last rows of D_c. With room for N images D_m begins at row 2N: running fewer
 // rows takes a shorter view of the same memory, which is all the stream's and is allocated here.
 // Graphs are bound once for each number of rows, and a row that stays with a member is filled once.
 class Branches {
