@@ -76,21 +76,6 @@ class Recorder : public Backend {
   mutable std::vector<std::int64_t> loop, rest;
 };
 
-Bundle small(const std::string& layout, bool conditioned) {
-  Json json = conditioned ? hoisted() : good();
-  json["vae_decoder"] = graph("vae/model.onnx", {tensor("latent", {"n", 4, "h", "w"})},
-                              {tensor("image", {"n", 3, "H", "W"})});
-  json["files"]["vae/model.onnx"] = json["files"]["text/model.onnx"];
-  if (layout == "dual") {
-    json["layout"] = layout;
-    Json base = json["transformer"]["graphs"]["forked"], degraded = base;
-    for (int i = 0; i < 4; ++i) base["inputs"].erase(4);
-    degraded["inputs"].erase(6);
-    json["transformer"]["graphs"] = {{"base", base}, {"degraded", degraded}};
-  }
-  return parse_manifest(json.dump(), "bundle.json").bundle;
-}
-
 struct Setting {
   const char* layout;
   const char* scheduler;
@@ -106,7 +91,7 @@ class Loop : public testing::TestWithParam<Setting> {};
 TEST_P(Loop, AllocatesNothingAfterItsFirstStep) {
   const auto backend = std::make_shared<Recorder>();
   backend->loop.reserve(1000);
-  const Pipeline pipeline(small(GetParam().layout, GetParam().conditioned), backend);
+  const Pipeline pipeline(drawable(GetParam().layout, GetParam().conditioned), backend);
   GenerateOptions options;
   options.prompt_embeds.emplace();
   for (auto* part : {&options.prompt_embeds->positive, &options.prompt_embeds->negative.emplace()})

@@ -116,9 +116,10 @@ class Pipeline {
   Generation generate(const GenerateOptions& options, const StepCallback& on_step = {}) const;
 
  private:
+  friend class Batch;
   class Impl;
-  explicit Pipeline(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  explicit Pipeline(std::shared_ptr<Impl> impl);
+  std::shared_ptr<Impl> impl_;  // batches share it
 };
 
 }  // namespace intaglio

@@ -82,7 +82,7 @@ Graph read_graph(const Node& node) {
 
 Graph read_transformer_graph(const Node& node, const TransformerRole& role) {
   Graph graph = read_graph(node);
-  // What cpp/src/pipeline/branches.cpp can fill.
+  // What cpp/src/pipeline/branches.cpp and denoising.cpp can fill.
   std::vector<std::string> optional{"text_mask", "position"};
   std::vector<std::string> needed{"latent"};
   needed.insert(needed.end(), role.op.begin(), role.op.end());
