@@ -41,11 +41,15 @@ const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
 
 export const getModels = async () => (await json("v1/models")).data;
 
-/** Address within this page of the picture that the server calls `url`. */
-async function picture(url) {
+/** Loads the picture that the server calls `url`. Returns its address. */
+async function load(url) {
+  const image = new Image();
   // By its path: behind a proxy the server may know itself by another name.
-  const blob = await (await call(new URL(url, document.baseURI).pathname)).blob();
-  return URL.createObjectURL(blob);
+  image.src = new URL(url, document.baseURI).pathname;
+  await image.decode().catch(() => {
+    throw new ApiError("The picture cannot be fetched from the server.");
+  });
+  return image.src;
 }
 
 /**
@@ -64,7 +68,7 @@ export async function draw(drawing, signal, changed) {
       Object.assign(drawing, news);
       changed();
     });
-    drawing.picture = await picture(images[0]);
+    drawing.picture = await load(images[0]);
     changed();
   } catch (error) {
     // keepalive: the page may be closing.

@@ -1,11 +1,7 @@
-// What was drawn since the page was opened. Pictures are kept in memory, so the list has an end.
+// What was drawn since the page was opened.
 import { settings, subject } from "./drawings.js";
 
-const LENGTH = 24;
-
 export class History {
-  #list = document.getElementById("history");
-  #runs = [];
   #restore;
 
   /** `restore(run)` is called for the run whose thumbnail is chosen. */
@@ -15,12 +11,8 @@ export class History {
 
   /** Puts a finished run in front. */
   add(run) {
-    this.#runs.unshift(run);
-    this.#list.prepend(this.#item(run));
+    document.getElementById("history").prepend(this.#item(run));
     document.getElementById("past").hidden = false;
-    if (this.#runs.length <= LENGTH) return;
-    this.#list.lastChild.remove();
-    for (const { picture } of this.#runs.pop().drawings) URL.revokeObjectURL(picture);
   }
 
   #item(run) {
