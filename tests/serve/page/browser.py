@@ -33,6 +33,7 @@ class Watch:
     """What a page asks for, and what goes wrong in it."""
 
     def __init__(self, page: Page) -> None:
+        self.page = page
         self.requests: list[Request] = []
         self.responses: list[Response] = []
         self.problems: list[str] = []
@@ -49,6 +50,11 @@ class Watch:
     def asked(self, path: str, method: str = "POST") -> list[Request]:
         """The requests to `path` so far."""
         return [r for r in self.requests if r.method == method and urlsplit(r.url).path == path]
+
+    def created(self) -> list[str]:
+        """The ids of all jobs that the server took."""
+        posts = self.asked("/v1/jobs")
+        return [r.json()["id"] for r in self.responses if r.request in posts and r.status == 202]
 
     def jobs(self) -> list[dict[str, Any]]:
         """The bodies of all jobs that were asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -42,11 +43,11 @@ def test_a_window_that_is_refused_is_pointed_at(page: Page) -> None:
     expect(page.get_by_label("DG from")).to_be_focused()
 
 
-def test_a_server_that_is_gone_is_told(page: Page) -> None:
+def test_a_server_that_is_gone_is_told(page: Page, watch: Watch) -> None:
     page.route("**/v1/jobs", lambda route: route.abort("connectionrefused"))
     press(page, "Generate")
     expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached")
-    problems = page.watch.problems  # type: ignore[attr-defined]
+    problems = watch.problems
     assert [p for p in problems if "ERR_CONNECTION_REFUSED" not in p] == []
     problems.clear()
 
@@ -60,33 +61,43 @@ def test_a_stream_that_breaks_off_is_taken_up_again(page: Page, watch: Watch) ->
 
 
 def test_an_api_key_is_asked_for_when_it_is_needed(browser: Browser, server: Any) -> None:
-    page = browser.new_context().new_page()
-    sent: list[str | None] = []
+    page = browser.new_context(base_url=server.url).new_page()
+    keys: list[str | None] = []  # that were sent
+    valid = "first"
 
     def guard(route: Route) -> None:
-        sent.append(route.request.headers.get("authorization"))
-        body = {"error": {"message": "an API key is missing", "param": None}}
-        if sent[-1] == "Bearer secret":
+        keys.append(route.request.headers.get("authorization"))
+        if keys[-1] == f"Bearer {valid}":
             route.continue_()
         else:
-            route.fulfill(status=401, json=body)
+            route.fulfill(status=401, json={"error": {"message": "an API key is missing"}})
 
-    page.route("**/v1/models", guard)
-    page.route("**/v1/jobs**", guard)
-    page.route("**/v1/jobs/**", guard)
-    page.goto(server.url)
-    expect(page.get_by_role("alert")).to_have_text("an API key is missing")
-    expect(page.get_by_label("API key")).to_be_focused()
-    page.get_by_label("API key").fill("secret")
-    page.get_by_label("API key").press("Enter")
+    page.route(re.compile("/v1/(models|jobs)"), guard)
+    page.goto("/")
+    alert, field = page.get_by_role("alert"), page.get_by_label("API key")
+    expect(alert).to_have_text("an API key is missing")
+    expect(field).to_be_focused()
+    field.fill(valid)
+    field.press("Enter")
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_label("Steps", exact=True).fill("3")
     press(page, "Generate")
     wait_until(page, "Done.")
-    expect(page.get_by_label("API key")).to_be_hidden()
-    assert sent == [None, *["Bearer secret"] * (len(sent) - 1)]
-    assert len(sent) == 4  # models twice, the job, its events
-    assert "secret" not in page.locator("#code").inner_text()
-    assert page.locator("#code").inner_text().count("INTAGLIO_API_KEY") == 2
+    expect(field).to_be_hidden()
+    assert keys == [None, *["Bearer first"] * 3]  # models twice, the job, its events
+
+    valid = "second"
+    press(page, "Generate")
+    expect(field).to_be_focused()
+    field.fill(valid)
+    field.press("Enter")
+    press(page, "Generate")
+    wait_until(page, "Done.")
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("3")
+    assert keys[4:] == ["Bearer first", *["Bearer second"] * 2]
+    shown = page.locator("#code").inner_text()
+    assert shown.count("INTAGLIO_API_KEY") == 2
+    assert "second" not in shown
     page.context.close()
 
 
@@ -122,7 +133,7 @@ def open_all(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(page: Page, scheme: str) -> None:
-    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    page.emulate_media(color_scheme=scheme)
     open_all(page)
     results = Axe().run(page, options={"resultTypes": ["violations", "incomplete"]})
     assert results.violations_count == 0, results.generate_report()
@@ -144,7 +155,7 @@ def test_every_control_has_a_name(page: Page) -> None:
 
 
 def test_a_phone_does_not_scroll_sideways(page: Page) -> None:
-    page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+    page.set_viewport_size(PHONE)
     page.get_by_label("Prompt", exact=True).fill("a" * 300)
     open_all(page)
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]

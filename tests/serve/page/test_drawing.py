@@ -82,20 +82,35 @@ def test_cancel_ends_the_job_at_the_server(page: Page, watch: Watch, server: Any
     page.get_by_role("button", name="Cancel").press("Enter")
     wait_until(page, "Cancelled.")
 
-    [created] = [r for r in watch.responses if r.request in watch.asked("/v1/jobs")]
-    job = httpx2.get(f"{server.url}/v1/jobs/{created.json()['id']}").json()
-    assert job["status"] == "cancelled"
+    [job] = watch.created()
+    assert httpx2.get(f"{server.url}/v1/jobs/{job}").json()["status"] == "cancelled"
     expect(page.get_by_role("button", name="Generate")).to_be_focused()
     expect(page.get_by_role("button", name="Cancel")).to_be_disabled()
     assert page.get_by_role("alert").inner_text() == ""
+
+
+def test_a_new_run_takes_the_place_of_the_old(page: Page, watch: Watch, server: Any) -> None:
+    page.get_by_label("Steps", exact=True).fill(str(LONG))
+    press(page, "Generate")
+    expect(page.locator("#step")).to_contain_text("step ")
+    page.get_by_label("Steps", exact=True).fill("3")
+    press(page, "Generate")
+    wait_until(page, "Done.")
+    old, new = watch.created()
+    # The old one's events end when it does.
+    assert "event: error" in httpx2.get(f"{server.url}/v1/jobs/{old}/events", timeout=60).text
+    [picture] = httpx2.get(f"{server.url}/v1/jobs/{new}").json()["images"]
+    drawn = decoded(httpx2.get(picture).content)
+    np.testing.assert_array_equal(pixels(page.locator("#left")), drawn)
+    expect(page.get_by_role("button", name="Restore:")).to_have_count(1)
 
 
 def test_a_page_that_is_left_cancels_its_job(page: Page, watch: Watch, server: Any) -> None:
     page.get_by_label("Steps", exact=True).fill(str(LONG))
     press(page, "Generate")
     expect(page.locator("#step")).to_contain_text("step ")
-    [created] = [r for r in watch.responses if r.request in watch.asked("/v1/jobs")]
-    url = f"{server.url}/v1/jobs/{created.json()['id']}"
+    [job] = watch.created()
+    url = f"{server.url}/v1/jobs/{job}"
     page.goto("/healthz")
     # Its events end when the job does.
     assert "event: error" in httpx2.get(f"{url}/events", timeout=60).text

@@ -7,6 +7,11 @@ export const scaleText = (scale) => [scale].flat().join(" to ");
 /** What is drawn: the prompt, or the class. */
 export const subject = ({ prompt, class_label }) => prompt ?? `class ${class_label}`;
 
+export const sizeOf = ({ size }) => size.split("x").map(Number);
+
+/** Whether the picture is so small that its pixels are shown instead of being smoothed. */
+export const isSmall = (request) => Math.max(...sizeOf(request)) <= 256;
+
 /** One drawing of `request` as it is. */
 export function single(request) {
   return { request, drawings: [{ name: "Picture", request }] };

@@ -1,5 +1,5 @@
 // What was drawn since the page was opened.
-import { settings, subject } from "./drawings.js";
+import { isSmall, settings, subject } from "./drawings.js";
 
 export class History {
   #restore;
@@ -19,6 +19,7 @@ export class History {
     const { request, drawings } = run;
     const button = document.createElement("button");
     button.type = "button";
+    button.classList.toggle("pixelated", isSmall(request));
     const what = drawings.length > 1 ? `${drawings.length} ways, ` : "";
     button.title = `${subject(request)}, ${what}${settings(request)}`;
     button.ariaLabel = `Restore: ${button.title}`;

@@ -45,7 +45,6 @@ async function start(run) {
   } catch (error) {
     outcome = mine.signal.aborted ? "Cancelled." : "";
     mine.abort(); // what is left of a comparison
-    if (before && !run.drawings.some(({ preview }) => preview)) stage.show(before);
     if (error instanceof ApiError) report(error);
     else if (error.name !== "AbortError") throw error;
   }
@@ -53,6 +52,7 @@ async function start(run) {
   running = null;
   enable();
   say(outcome);
+  if (outcome !== "Done." && before && !run.drawings.some(({ preview }) => preview)) stage.show(before);
 }
 
 function enable() {
@@ -93,7 +93,8 @@ byId("key").addEventListener("submit", (event) => {
   apiKey.set(byId("key").elements.key.value);
   byId("key").hidden = true;
   report(null);
-  loadModels();
+  if (byId("fields").disabled) loadModels();
+  else showSnippets();
 });
 addEventListener("pagehide", () => running?.abort());
 copies(byId("copy_curl"), byId("curl"));

@@ -43,10 +43,11 @@ Path("picture.png").write_bytes(b64decode(answer.data[0].b64_json))
 
 /** Makes `button` copy the text of `code`. */
 export function copies(button, code) {
+  const name = button.textContent;
   button.addEventListener("click", async () => {
     await copy(code);
     button.textContent = "Copied";
-    setTimeout(() => (button.textContent = "Copy"), 2000);
+    setTimeout(() => (button.textContent = name), 2000);
   });
 }
 

@@ -1,8 +1,5 @@
 // Shows a run: one picture, or two of four with a divider between them.
-import { scales, settings, subject } from "./drawings.js";
-
-// Pictures up to this many pixels wide or high show their pixels instead of being smoothed.
-const SMALL = 256;
+import { isSmall, scales, settings, sizeOf, subject } from "./drawings.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -22,9 +19,8 @@ export class Stage {
     this.run = run;
     const { drawings, request } = run;
     const compared = drawings.length > 1;
-    const [width, height] = request.size.split("x").map(Number);
-    byId("frame").style.aspectRatio = `${width} / ${height}`;
-    byId("stage").classList.toggle("pixelated", Math.max(width, height) <= SMALL);
+    byId("frame").style.aspectRatio = sizeOf(request).join(" / ");
+    byId("stage").classList.toggle("pixelated", isSmall(request));
     byId("split").hidden = !compared;
     byId("comparison").hidden = !compared;
     if (compared) this.#showDrawings(drawings);
@@ -95,5 +91,4 @@ function showPicture(image, drawing) {
   if (!source) return;
   if (image.src !== source) image.src = source;
   image.alt = `${drawing.name}: ${subject(drawing.request)}, ${settings(drawing.request)}`;
-  image.classList.toggle("preview", !drawing.picture);
 }
