@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import httpx2
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 
 import intaglio
 from intaglio.serve.app import create_app
@@ -23,7 +26,15 @@ from intaglio.serve.settings import Settings
 
 PROMPT = "the dark boot"
 # Far more than a test waits for: a run that goes on until it is stopped.
-LONG = 100_000
+LONG = 10_000
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits for something that has to come; how long is not what tests are about."""
+    end = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
 
 
 class Running:
@@ -50,10 +61,19 @@ class Running:
         shown: dict[str, Any] = self.client.get(f"/v1/jobs/{job_id}").json()
         return shown
 
+    def metric(self, name: str, **labels: str) -> float:
+        """One number of /metrics, read with Prometheus' own parser; 0 if it is not there."""
+        page = self.client.get("/metrics").text
+        found = [
+            sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+            if sample.name == f"intaglio_{name}" and labels.items() <= sample.labels.items()
+        ]
+        return sum(found)
+
     def events(self, job_id: str, until: str = "", **headers: str) -> list[tuple[str, Any]]:
         """Names and data of a job's events, up to the first one called `until`."""
-        import json
-
         found: list[tuple[str, Any]] = []
         url = f"/v1/jobs/{job_id}/events"
         with self.client.stream("GET", url, headers=headers) as stream:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from fastapi import APIRouter, Depends, FastAPI, Response
@@ -17,7 +17,7 @@ from intaglio import __version__
 from intaglio.serve import jobs, openai
 from intaglio.serve.auth import ApiKeys, require_key
 from intaglio.serve.errors import documented
-from intaglio.serve.http import BodyInTime, RequestLog, add_error_handlers
+from intaglio.serve.http import BodyLimits, RequestLog, add_error_handlers
 from intaglio.serve.images import ImageStore
 from intaglio.serve.metrics import Metrics
 from intaglio.serve.models import Models
@@ -52,6 +52,7 @@ async def metrics(shared: Shared) -> Response:
 
 def create_app(models: Models, settings: Settings) -> FastAPI:
     """The server of `models`. Raises InputError for the file of API keys or the images' folder."""
+    limits = settings.limits
     keys = ApiKeys(settings.api_keys) if settings.api_keys else None
     with_key = [Depends(require_key)] if keys else []
     app = FastAPI(
@@ -60,7 +61,6 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
         summary="Images from diffusion transformers, with Detail Guidance",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=_lifespan(models, settings),
-        max_body_size=settings.limits.body_bytes,
     )
     app.state.keys, app.state.metrics = keys, Metrics()
     for router in (openai.router, jobs.router):
@@ -70,7 +70,8 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
     app.include_router(probes)
     add_page(app)
     add_error_handlers(app)
-    app.add_middleware(BodyInTime, seconds=settings.limits.body_seconds)
+    _describe(app)
+    app.add_middleware(BodyLimits, size=limits.body_bytes, seconds=limits.body_seconds)
     if settings.cors:
         app.add_middleware(
             CORSMiddleware,
@@ -83,7 +84,19 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
     return app
 
 
-def _lifespan(models: Models, settings: Settings):  # type: ignore[no-untyped-def]
+def _describe(app: FastAPI) -> None:
+    """Leaves out of the OpenAPI page what FastAPI would answer to wrong fields: we answer 400."""
+    schema = app.openapi()
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)
+
+
+def _lifespan(
+    models: Models, settings: Settings
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with tempfile.TemporaryDirectory(prefix="intaglio-") as temporary:

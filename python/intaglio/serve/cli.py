@@ -94,7 +94,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._app, self._settings = app, settings
-        self._draining: asyncio.Task[None] | None = None
+        self._draining: list[asyncio.Task[None]] = []
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         return nullcontext()  # uvicorn's would end the process with the signal, not with 0
@@ -110,14 +110,12 @@ class Server(uvicorn.Server):
         typer.echo(f"intaglio: serving on http://{shown}:{port}")
 
     def _stop(self) -> None:
-        """The first signal drains; a second one ends what runs, too."""
-        if self._draining:
-            self.should_exit = self.force_exit = True
-        else:
-            self._draining = asyncio.get_running_loop().create_task(self._drain())
+        """The first signal drains; a second one ends what runs at its next step."""
+        grace = 0 if self._draining else self._settings.grace
+        self._draining.append(asyncio.get_running_loop().create_task(self._drain(grace)))
 
-    async def _drain(self) -> None:
-        await self._app.state.services.scheduler.drain(self._settings.grace)
+    async def _drain(self, grace: float) -> None:
+        await self._app.state.services.scheduler.drain(grace)
         self.should_exit = True
 
 

@@ -1,4 +1,4 @@
-"""What happens to every request: its body's time, its log line, and errors as OpenAI has them."""
+"""What every request goes through: the body's limits, a log line, and errors as OpenAI has them."""
 
 from __future__ import annotations
 
@@ -16,33 +16,42 @@ from intaglio.serve import logs
 from intaglio.serve.errors import ApiError
 
 
-class BodyInTime:
-    """Ends requests whose body does not arrive within `seconds`."""
+class BodyLimits:
+    """Ends requests whose body is above `size` bytes or does not arrive within `seconds`."""
 
-    def __init__(self, app: ASGIApp, seconds: float) -> None:
-        self._app, self._seconds = app, seconds
+    def __init__(self, app: ASGIApp, size: int, seconds: float) -> None:
+        self._app, self._size, self._seconds = app, size, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
         end = asyncio.get_running_loop().time() + self._seconds
-        complete = False
+        size, complete = 0, False
 
-        async def receive_in_time() -> Message:
-            nonlocal complete
+        async def receive_body() -> Message:
+            nonlocal size, complete
             if complete:
                 return await receive()
+            if int(announced) > self._size:  # uvicorn lets numbers through only
+                raise self._too_large()
             try:
                 async with asyncio.timeout_at(end):
                     message = await receive()
             except TimeoutError:
                 text = f"the body did not arrive within {self._seconds:g} seconds: send it again"
                 raise HTTPException(408, text, {"Connection": "close"}) from None
+            size += len(message.get("body", b""))
+            if size > self._size:
+                raise self._too_large()
             complete = not message.get("more_body", False)
             return message
 
-        await self._app(scope, receive_in_time, send)
+        await self._app(scope, receive_body, send)
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"the body is above {self._size} bytes: send a shorter one")
 
 
 class RequestLog:
@@ -111,20 +120,20 @@ def add_error_handlers(app: FastAPI) -> None:
 def _sentence(error: HTTPException) -> str:
     if error.status_code == 404:
         return "there is nothing at this path: see /docs"
-    if error.status_code == 413:
-        return "the body is above this server's limit of bytes: send a shorter one"
     return str(error.detail)
 
 
 def _invalid(error: dict[str, Any]) -> ApiError:
     """The first thing that is wrong with a request's body or header."""
-    path = [str(part) for part in error["loc"][1:]]
+    # A name may be anything, even what no answer can be written with.
+    path = [str(part)[:100].encode(errors="replace").decode() for part in error["loc"][1:]]
     if error["type"] == "json_invalid":
         return ApiError(400, "invalid_json", f"the body is not JSON: {error['ctx']['error']}")
     if error["type"] == "extra_forbidden":
-        message = f"there is no field {path[0][:100]!r} here: leave it out"
-        return ApiError(400, "unknown_field", message, param=path[0][:100])
-    what = error["msg"][:1].lower() + error["msg"][1:]
+        message = f"there is no field {path[0]!r} here: leave it out"
+        return ApiError(400, "unknown_field", message, param=path[0])
+    what = error["msg"].removeprefix("Value error, ")
+    what = what[:1].lower() + what[1:]
     if not path:
         message = f"the body does not fit: {what}; send a JSON object as application/json"
         return ApiError(400, "invalid_value", message)

@@ -93,6 +93,7 @@ class Job:
     def _end(self, status: Status, event: str, **data: Any) -> None:
         assert not self.ended.is_set()
         self.status = status
+        self.options = None
         self._drop("preview")
         self._tell(event, **data)
         self.ended.set()

@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from intaglio.serve.job import Job
 
+# Ours, uvicorn's, and where Python's warnings go: a device that was passed over.
+_LEVELS = {
+    "intaglio.serve": logging.INFO,
+    "uvicorn": logging.WARNING,
+    "py.warnings": logging.WARNING,
+}
 _LOGGER = logging.getLogger("intaglio.serve")
 
 
@@ -31,10 +37,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up() -> None:
-    """Sends our lines, and uvicorn's warnings, to stderr as JSON."""
+    """Sends them to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    for name, level in (("intaglio.serve", logging.INFO), ("uvicorn", logging.WARNING)):
+    logging.captureWarnings(True)
+    for name, level in _LEVELS.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

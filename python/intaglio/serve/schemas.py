@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from intaglio import _core
 from intaglio.serve.errors import ErrorDetail
@@ -17,6 +17,15 @@ def _option(name: str, **limits: Any) -> Any:
     return Field(None, description=_HELP[name], **limits)
 
 
+def _check_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a surrogate pair at character {error.start}") from None
+    return text
+
+
+Text = Annotated[StrictStr, AfterValidator(_check_text)]
 # JSON has true and "1" beside 1; a number is a number here.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Ramp = Number | tuple[Number, Number]
@@ -29,14 +38,14 @@ class GenerationRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: StrictStr | None = Field(None, description="a name that /v1/models lists")
-    prompt: StrictStr | None = _option("prompt")
+    model: Text | None = Field(None, description="a name that /v1/models lists")
+    prompt: Text | None = _option("prompt")
     n: StrictInt | None = Field(None, ge=1, description="images; the seeds of further ones follow")
-    size: StrictStr | None = Field(
+    size: Text | None = Field(
         None, pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", description="WIDTHxHEIGHT in pixels"
     )
     class_label: StrictInt | None = _option("class_label")
-    negative_prompt: StrictStr | None = _option("negative_prompt")
+    negative_prompt: Text | None = _option("negative_prompt")
     steps: StrictInt | None = _option("steps", ge=1)
     seed: StrictInt | None = Field(
         None, ge=0, le=MAX_SEED, description="of the first image; one is drawn if not given"

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from intaglio import InputError, UsageError
 
@@ -30,7 +39,7 @@ class Limits(BaseModel):
 
     width: PositiveInt = 2048
     height: PositiveInt = 2048
-    steps: PositiveInt = 100
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 100  # what any run may have
     n: PositiveInt = 8
     total_pixels: PositiveInt = 8 * 1024 * 1024
     prompt_characters: PositiveInt = 4000
@@ -60,17 +69,17 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
     api_keys: Path | None = None
     cors: tuple[str, ...] = ()
     device: str = "auto"
-    threads: int = Field(0, ge=0)
+    threads: NonNegativeInt = 0
     max_batch: PositiveInt = 8
     memory_bytes: PositiveInt | None = None
-    embedding_bytes: int = Field(256 * 1024 * 1024, ge=0)
+    embedding_bytes: NonNegativeInt = 256 * 1024 * 1024
     images: Path | None = None
     image_seconds: PositiveFloat = 3600.0
-    grace: float = Field(30.0, ge=0)
+    grace: NonNegativeFloat = 30.0
     log_prompts: bool = False
     limits: Limits = Limits()
 

@@ -150,7 +150,8 @@ class Worker(threading.Thread):
 
     def _options(self, pipeline: Pipeline, job: Job) -> dict[str, Any]:
         """The job's options with its prompt as embeddings."""
-        if job.options is None:
+        options = job.options
+        if options is None:
             began = time.monotonic()
             options = dict(job.admitted.options)
             if "prompt" in options:
@@ -160,7 +161,7 @@ class Worker(threading.Thread):
                 job.notes = notes
             job.timings = {"text": time.monotonic() - began}
             job.options = options
-        return job.options
+        return options
 
     def _finish(self, job: Job, step: BatchStep) -> None:
         """Decodes and hands over the images. In the decoder's thread."""
