@@ -37,6 +37,16 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def read_metric(client: httpx2.Client, name: str, **labels: str) -> float:
+    """A number of /metrics, read with Prometheus' own parser: the sum over other labels."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+        if sample.name == f"intaglio_{name}" and labels.items() <= sample.labels.items()
+    )
+
+
 class Running:
     """A server that answers, and its inside."""
 
@@ -62,15 +72,7 @@ class Running:
         return shown
 
     def metric(self, name: str, **labels: str) -> float:
-        """One number of /metrics, read with Prometheus' own parser; 0 if it is not there."""
-        page = self.client.get("/metrics").text
-        found = [
-            sample.value
-            for family in text_string_to_metric_families(page)
-            for sample in family.samples
-            if sample.name == f"intaglio_{name}" and labels.items() <= sample.labels.items()
-        ]
-        return sum(found)
+        return read_metric(self.client, name, **labels)
 
     def events(self, job_id: str, until: str = "", **headers: str) -> list[tuple[str, Any]]:
         """Names and data of a job's events, up to the first one called `until`."""

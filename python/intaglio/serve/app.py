@@ -85,11 +85,16 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
 
 
 def _describe(app: FastAPI) -> None:
-    """Leaves out of the OpenAPI page what FastAPI would answer to wrong fields: we answer 400."""
+    """Corrects the OpenAPI page: FastAPI takes it that wrong fields are answered with 422, and
+    errors in the form of what is answered otherwise."""
     schema = app.openapi()
     for path in schema["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
+            for status, response in operation["responses"].items():
+                if status >= "400":
+                    (content,) = response["content"].values()
+                    response["content"] = {"application/json": content}
     for name in ("HTTPValidationError", "ValidationError"):
         schema["components"]["schemas"].pop(name, None)
 

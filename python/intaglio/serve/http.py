@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from intaglio.serve import logs
@@ -109,12 +110,26 @@ def add_error_handlers(app: FastAPI) -> None:
         code = _CODES.get(error.status_code, "invalid_request")
         told = ApiError(error.status_code, code, _sentence(error))
         told.headers = dict(error.headers or {})
+        if error.status_code == 405:
+            told.headers["Allow"] = ", ".join(_methods(request))
         return answer(request, told)
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:
         message = "the server made a mistake; its log says more"
         return answer(request, ApiError(500, "internal_error", message))
+
+
+def _methods(request: Request) -> list[str]:
+    """Those that are taken at the request's path, by whichever route."""
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "POST")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.router.routes
+        )
+    ]
 
 
 def _sentence(error: HTTPException) -> str:
