@@ -79,3 +79,9 @@ def pixels(image: Locator) -> NDArray[np.uint8]:
 
 def decoded(png: bytes) -> NDArray[np.uint8]:
     return np.array(Image.open(BytesIO(png)).convert("RGB"))
+
+
+def assert_same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> None:
+    """One request's picture, drawn twice: in another batch a sum may round to the next level."""
+    assert one.shape == other.shape
+    assert np.abs(one.astype(int) - other).max() <= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from playwright.sync_api import Page, expect
 
-from tests.serve.page.browser import PROMPT, Watch, decoded, pixels, press, wait_until
+from tests.serve.page.browser import PROMPT, Watch, assert_same, decoded, pixels, press, wait_until
 
 # So many steps that a run is there until it is stopped; within what the tests' server allows.
 LONG = 10_000
@@ -38,6 +39,12 @@ def drawn_alone(server: Any, request: dict[str, Any]) -> NDArray[np.uint8]:
     return decoded(httpx2.get(answer.json()["data"][0]["url"]).content)
 
 
+def drawn_by(server: Any, job: str) -> NDArray[np.uint8]:
+    """[H, W, 3]: the picture of the job of that id."""
+    [url] = httpx2.get(f"{server.url}/v1/jobs/{job}").json()["images"]
+    return decoded(httpx2.get(url).content)
+
+
 def test_enter_draws_the_picture_that_the_server_draws(
     page: Page, watch: Watch, server: Any
 ) -> None:
@@ -48,7 +55,10 @@ def test_enter_draws_the_picture_that_the_server_draws(
 
     [request] = watch.jobs()
     assert request | {"prompt": PROMPT, "negative_prompt": "a bag", "seed": 7} == request
-    np.testing.assert_array_equal(pixels(page.locator("#left")), drawn_alone(server, request))
+    [job] = watch.created()
+    drawn = drawn_by(server, job)
+    np.testing.assert_array_equal(pixels(page.locator("#left")), drawn)
+    assert_same(drawn, drawn_alone(server, request))
     # Small pictures keep their pixels: one of the screenshot is one of the picture.
     expect(page.locator("#left")).to_have_css("image-rendering", "pixelated")
 
@@ -99,9 +109,7 @@ def test_a_new_run_takes_the_place_of_the_old(page: Page, watch: Watch, server: 
     old, new = watch.created()
     # The old one's events end when it does.
     assert "event: error" in httpx2.get(f"{server.url}/v1/jobs/{old}/events", timeout=60).text
-    [picture] = httpx2.get(f"{server.url}/v1/jobs/{new}").json()["images"]
-    drawn = decoded(httpx2.get(picture).content)
-    np.testing.assert_array_equal(pixels(page.locator("#left")), drawn)
+    np.testing.assert_array_equal(pixels(page.locator("#left")), drawn_by(server, new))
     expect(page.get_by_role("button", name="Restore:")).to_have_count(1)
 
 
@@ -143,7 +151,9 @@ def test_compare_draws_one_seed_four_ways(page: Page, watch: Watch, server: Any)
     for item, (name, (cfg, dg)) in zip(four.all(), ways.items(), strict=True):
         assert item.inner_text().split("\n") == [name, f"CFG {cfg}, DG {dg}"]
         alone = drawn_alone(server, {**jobs[0], "cfg_scale": cfg, "dg_scale": dg})
-        np.testing.assert_array_equal(pixels(item.get_by_role("img")), alone)
+        assert_same(pixels(item.get_by_role("img")), alone)
+    pictures = [pixels(item.get_by_role("img")).astype(int) for item in four.all()]
+    assert all(np.abs(a - b).max() > 4 for a, b in combinations(pictures, 2))
 
 
 def test_the_divider_moves_by_keyboard(page: Page) -> None:
@@ -206,12 +216,12 @@ def test_curl_and_python_draw_the_same_picture(page: Page, watch: Watch, tmp_pat
     command = page.evaluate("navigator.clipboard.readText()")
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     url = json.loads(ran.stdout)["data"][0]["url"]
-    np.testing.assert_array_equal(decoded(httpx2.get(url).content), picture)
+    assert_same(decoded(httpx2.get(url).content), picture)
 
     press(page, "Copy Python")
     program = page.evaluate("navigator.clipboard.readText()")
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    np.testing.assert_array_equal(decoded((tmp_path / "picture.png").read_bytes()), picture)
+    assert_same(decoded((tmp_path / "picture.png").read_bytes()), picture)
 
 
 def test_history_restores_request_and_picture(page: Page) -> None:

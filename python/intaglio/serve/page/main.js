@@ -52,7 +52,8 @@ async function start(run) {
   running = null;
   enable();
   say(outcome);
-  if (outcome !== "Done." && before && !run.drawings.some(({ preview }) => preview)) stage.show(before);
+  const nothing = run.drawings.every(({ picture, preview }) => !picture && !preview);
+  if (nothing && before) stage.show(before);
 }
 
 function enable() {

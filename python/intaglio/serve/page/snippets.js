@@ -23,8 +23,9 @@ export function curl(request) {
  * request has only texts, numbers and lists of numbers. */
 export function python(request) {
   // The client insists on a prompt, which a model that is drawn by class has no use for.
-  const own = Object.entries({ ...request, prompt: request.prompt ?? "" }).filter(([name]) => OPENAI.includes(name));
-  const extra = Object.entries(request).filter(([name]) => !OPENAI.includes(name));
+  const all = Object.entries({ ...request, prompt: request.prompt ?? "" });
+  const own = all.filter(([name]) => OPENAI.includes(name));
+  const extra = all.filter(([name]) => !OPENAI.includes(name));
   const key = apiKey.get() ? `os.environ["${KEY_VARIABLE}"]` : '"none"';
   return `${apiKey.get() ? "import os\n" : ""}from base64 import b64decode
 from pathlib import Path
