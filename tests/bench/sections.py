@@ -24,7 +24,7 @@ class Effort:
     steps: int = 2
     sides: tuple[int, ...] = (8, 16, 32)
     batches: tuple[int, ...] = (1, 2, 4)
-    lengths: tuple[int, ...] = (2, 4, 8)
+    lengths: tuple[int, ...] = (1, 2, 4)
 
 
 def middle(model: Model) -> int:
@@ -117,7 +117,7 @@ def scaling(
         for value, workload in points:
             print(f"{model.name}: {axis} {value}", flush=True)
             runs = {name: (run, workload) for name, run in runtimes.items()}
-            samples = interleave(runs, max(1, effort.rounds - 2))
+            samples = interleave(runs, max(1, effort.rounds - 3))
             check_same(samples, FORKED)
             count = count_step(
                 bundle,
