@@ -138,7 +138,8 @@ std::int64_t Batch::Impl::add(const GenerateOptions& options) {
 
 void Batch::Impl::remove(std::int64_t id) {
   if (members_.erase(id) == 0)
-    throw UsageError("the batch has no request " + std::to_string(id) + ": it has ended");
+    throw UsageError("the batch has no request " + std::to_string(id) +
+                     ": give the id of one that has not ended");
 }
 
 std::vector<BatchStep> Batch::Impl::step() {
