@@ -132,7 +132,7 @@ def test_conditioning_is_made_for_whole_schedules() -> None:
         assert shapes["timestep"] == ((1,), (likely,), (64,))
         assert shapes["text"] == ((1, 21, 8), (2, 21, 8), (2, 21, 8))
     runtime = Path(__file__).parents[2] / "cpp/src/pipeline/conditioning.cpp"
-    assert f"kRows = {CONDITIONS};" in runtime.read_text("utf-8")
+    assert f"kConditioningRows = {CONDITIONS};" in runtime.read_text("utf-8")
 
 
 def test_an_axis_of_no_known_name_is_refused() -> None:

@@ -98,7 +98,7 @@ def test_reuse_keeps_to_its_interval(
     assert set(with_weight) - set(inside) <= set(runs)
     gaps = [b - a for a, b in pairwise(runs) if a in inside and b in inside]
     assert gaps == sorted(gaps, reverse=True)
-    assert max(gaps, default=1) <= first
+    assert max(gaps, default=1) <= first + 1e-9  # what computed bounds are rounded by
     # The reference loop's own words for it.
     for branch, windowed in (("0", range(steps)), ("m", with_weight)):
         deltas = Deltas((first, last), reuse)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -156,28 +155,17 @@ def _probing() -> ModuleType:
 
 @contextmanager
 def _bar() -> Iterator[Callable[[str, float], None]]:
-    """A progress bar where it can be seen, elsewhere a line for each thing that is begun."""
+    """A progress bar where it can be seen only: rich ends one elsewhere with an empty line."""
     screen = Console(stderr=True)
-    if not screen.is_interactive:
-        yield _Lines().show
-        return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=screen, transient=True) as bar:
+    bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
+    with bar if screen.is_interactive else nullcontext():
         task = bar.add_task("Starting", total=1.0)
-        yield lambda what, share: bar.update(task, description=what, completed=share)
 
+        def progress(what: str, share: float) -> None:
+            bar.update(task, description=what, completed=share)
 
-class _Lines:
-    """Progress for a log."""
-
-    def __init__(self) -> None:
-        self._last, self._start = "", time.monotonic()
-
-    def show(self, what: str, share: float) -> None:
-        """Print what is done now, once."""
-        if what != self._last:
-            self._last = what
-            typer.echo(f"{time.monotonic() - self._start:5.0f} s  {what}", err=True)
+        yield progress
 
 
 @contextmanager
