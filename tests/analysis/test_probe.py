@@ -199,7 +199,7 @@ def test_the_command_says_what_is_wrong_in_one_line(
     blocked.write_text("")
     cases = [
         ((source, "-o", blocked / "report"), 3, "cannot be written to"),
-        ((source, "-o", tmp_path / "a", "--seeds", 3), 2, "--seeds 3"),
+        ((source, "-o", tmp_path / "a", "--seeds", 3), 2, "--seeds"),
         ((source, "-o", tmp_path / "b", "--images", 3), 2, "needs more pictures"),
         ((tmp_path / "nowhere", "-o", tmp_path / "c"), 3, "does not exist"),
         ((source,), 2, "--output"),
