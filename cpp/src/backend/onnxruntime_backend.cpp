@@ -143,7 +143,10 @@ class OrtBackend final : public Backend {
   OrtBackend(const BackendOptions& options, std::string version, const Bundle& bundle)
       : version_(std::move(version)),
         threads_(thread_count(options)),
-        narrow_(bundle.dtype != "float32") {}
+        narrow_(bundle.dtype != "float32") {
+    if (!ops_library_.empty())
+      translate("loading ", ops_library_.string(), [&] { register_ops(ops_library_); });
+  }
 
   std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
                                 const Graph& graph) const override {

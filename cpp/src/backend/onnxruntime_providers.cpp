@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "backend/nvidia_driver.h"
@@ -88,6 +89,16 @@ Ort::Env& onnxruntime_environment() {
   // logged as well, they would be a second message.
   static auto* env = new Ort::Env(ORT_LOGGING_LEVEL_FATAL, "intaglio");
   return *env;
+}
+
+void register_ops(const fs::path& ops_library) {
+  static std::once_flag once;
+  std::call_once(once, [&] {
+    Ort::SessionOptions options;
+    options.SetIntraOpNumThreads(1);
+    options.RegisterCustomOpsLibrary(ops_library.c_str(), {});
+    Ort::Session(onnxruntime_environment(), one_node, sizeof(one_node) - 1, options);
+  });
 }
 
 bool has_provider(const std::string& device) {

@@ -1,4 +1,5 @@
-// ONNX Runtime's providers for GPUs: whether they work here, and their options.
+// What ONNX Runtime holds once per process: its environment, our operators, its providers for GPUs
+// (whether they work here, and their options).
 #pragma once
 
 #include <filesystem>
@@ -11,6 +12,11 @@ namespace intaglio {
 
 // ONNX Runtime has one environment per process.
 Ort::Env& onnxruntime_environment();
+
+// Makes the operators of `ops_library` known to ONNX Runtime, once per process. The first session
+// that has them enters their domain into a table that nothing locks, so it must not be one of
+// several that are opened at once.
+void register_ops(const std::filesystem::path& ops_library);
 
 // Whether the loaded library was built with the provider of `device`: cuda or ort-tensorrt.
 bool has_provider(const std::string& device);
