@@ -61,9 +61,9 @@ void check_outputs(const Flags& flags) {
 }
 
 Json report(const Flags& flags, const Pipeline& pipeline, const Generation& generation,
-            std::optional<double> first_step_at) {
+            double first_step_at) {
   Json seconds = Json::object();
-  if (first_step_at) seconds["start_to_first_step"] = *first_step_at;
+  seconds["start_to_first_step"] = first_step_at;
   seconds["text"] = generation.timings.text;
   seconds["denoise"] = generation.timings.denoise;
   seconds["network"] = generation.timings.network;
@@ -95,19 +95,19 @@ void generate(Flags& flags) {
 
   const InterruptFlag interrupt;
   Generation generation;
-  std::optional<double> first_step_at;
+  double first_step_at = 0;
   {
     ProgressBar bar("denoising", "steps");
     generation = pipeline.generate(flags.options, [&](const Step& step) {
-      // The first callback comes after the step; its own time is taken off below.
-      if (step.step == 0) first_step_at = seconds_since_process_start();
       bar.show(step.step + 1, step.steps);
       return !InterruptFlag::raised();
     });
+    // What comes after it taken off: a first callback waits until large files are hashed.
+    first_step_at =
+        seconds_since_process_start() - generation.timings.denoise - generation.timings.vae;
   }
   // After the last step too: nothing is written that was not waited for.
   if (InterruptFlag::raised()) throw Interrupted("stopped while decoding: nothing was written");
-  if (first_step_at) *first_step_at -= generation.step_seconds.front();
   print_notes(generation.notes);
 
   for (std::size_t i = 0; i < generation.images.size(); ++i) {

@@ -4,4 +4,9 @@ The command is `intaglio export` (`intaglio_export.cli.export`); the same from P
 `intaglio_export.exporter.export_bundle`.
 """
 
+import os
+
+# As in `intaglio`, which says why.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 __version__ = "0.1.0"

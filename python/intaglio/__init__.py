@@ -9,6 +9,12 @@
 `intaglio export` writes bundles. Importing this package needs neither torch nor diffusers.
 """
 
+import os
+
+# ONNX Runtime's packages since 1.29 report every session to their maker and keep an identifier in
+# the user's home; read when it is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from intaglio._core import (
     Bundle,
     Error,

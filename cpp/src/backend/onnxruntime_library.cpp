@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -68,6 +69,9 @@ const OnnxRuntimeLibrary& load_onnxruntime(const fs::path& library) {
     check_same(library, loaded, loaded_from);
     return runtime;
   }
+  // Its packages since 1.29 report each session to their maker and keep an identifier in the user's
+  // home. A program that draws pictures does not, unless its user has set this to something else.
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   std::string tried;
   for (const fs::path& path : candidates(library)) {
     void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
