@@ -61,9 +61,9 @@ void check_outputs(const Flags& flags) {
 }
 
 Json report(const Flags& flags, const Pipeline& pipeline, const Generation& generation,
-            double first_step_at) {
+            std::optional<double> first_step_at) {
   Json seconds = Json::object();
-  seconds["start_to_first_step"] = first_step_at;
+  if (first_step_at) seconds["start_to_first_step"] = *first_step_at;
   seconds["text"] = generation.timings.text;
   seconds["denoise"] = generation.timings.denoise;
   seconds["network"] = generation.timings.network;
@@ -95,7 +95,7 @@ void generate(Flags& flags) {
 
   const InterruptFlag interrupt;
   Generation generation;
-  double first_step_at = 0;
+  std::optional<double> first_step_at;
   {
     ProgressBar bar("denoising", "steps");
     generation = pipeline.generate(flags.options, [&](const Step& step) {
@@ -103,8 +103,8 @@ void generate(Flags& flags) {
       return !InterruptFlag::raised();
     });
     // What comes after it taken off: a first callback waits until large files are hashed.
-    first_step_at =
-        seconds_since_process_start() - generation.timings.denoise - generation.timings.vae;
+    first_step_at = seconds_since_process_start();
+    if (first_step_at) *first_step_at -= generation.timings.denoise + generation.timings.vae;
   }
   // After the last step too: nothing is written that was not waited for.
   if (InterruptFlag::raised()) throw Interrupted("stopped while decoding: nothing was written");

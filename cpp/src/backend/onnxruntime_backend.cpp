@@ -155,6 +155,8 @@ class OrtBackend final : public Backend {
     return translate("loading ", path.string(), [&] {
       Ort::SessionOptions options;
       options.SetIntraOpNumThreads(threads_);
+      // A pattern is one more block, taken at the second run (docs/decisions/0012).
+      options.DisableMemPattern();
       options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
       // Prepacking copies every weight at load, for a step in 0.94 of the time
       // (docs/decisions/0012).
