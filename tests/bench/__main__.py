@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from tests.bench import process, sections
+from tests.bench.inexact import inexact
 from tests.bench.models import Model, models
 from tests.bench.page import page
 from tests.bench.plain import OPSET
@@ -24,7 +25,7 @@ from tests.bench.plots import plot
 from tests.bench.sections import Effort
 
 PACKAGES = ("torch", "diffusers", "onnxruntime", "openvino", "onnx")
-CURVE = "mid-sd3"  # its blocks all cost the same
+INEXACT = ("mid-sd3", "fashion-sd3")
 
 
 def main() -> None:
@@ -88,10 +89,14 @@ def measure(model: Model, effort: Effort) -> dict[str, Any]:
         "start": process.start(model, effort),
         "memory": process.memory(model, effort, effort.sides),
     }
-    if model.name == CURVE:
-        last = model.blocks
-        blocks = [0, last // 4, last // 2, 3 * last // 4, last - 2]
+    last = model.blocks
+    if blocks := {
+        "mid-sd3": [0, last // 4, last // 2, 3 * last // 4, last - 2],
+        "mid-flux": [last // 3, last - 2],  # its blocks, double or single, cost the same too
+    }.get(model.name):
         measured["curve"] = sections.curve(model, effort, blocks)
+    if model.name in INEXACT:
+        measured["inexact"] = inexact(model, effort)
     return measured
 
 

@@ -35,6 +35,23 @@ third branch; they have not been tried on these models.
 """
 
 
+_WHY = """\
+Why those that are not met are not, by what has been profiled on two cores
+([0012](decisions/0012-onnxruntime-graph.md) has the tables):
+
+- *Beside eager.* 83 % of a forward are matrix products and 7 % attention, all in ONNX Runtime's
+  kernels; every other operator has 2 % or less. What is left is that each product packs its weights
+  anew. Packed at load a step takes 0.94 of the time, which would meet the goal, for 0.8 s more at
+  each start and a private copy of all weights in every process. It is off.
+- *Start.* ONNX Runtime's two sessions take 0.12 to 0.15 s to load, of which 0.06 s are its graph
+  optimizations, however small the file is: FLUX's is read in 0.06 s. The rest is the run of the
+  conditioning graph, which reads a third of the weights. The second core hashes the weights.
+- *Memory.* Beside the tensors that a graph's order needs, ONNX Runtime's arena holds its blocks of
+  doubling size, and buffers that are no tensors of the graph: queries, keys and values by head, and
+  packed weights. 27 MB are the program and the loaded graph. Without the arena it is more.
+"""
+
+
 def page(data: Data, figures: Iterable[str], opset: int) -> str:
     """The whole page."""
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
@@ -52,7 +69,7 @@ def page(data: Data, figures: Iterable[str], opset: int) -> str:
         parameters=parameters,
         remark=data["remark"],
     )
-    parts = [head, _goals(goals(data)), _PEERS.format(opset=opset)]
+    parts = [head, _goals(goals(data)), _WHY, _PEERS.format(opset=opset)]
     for name, model in data["models"].items():
         shown = [figure for figure in figures if figure.startswith(name)]
         parts.append("\n".join(_model(name, model, shown)))
@@ -96,6 +113,8 @@ def _model(name: str, model: Data, figures: list[str]) -> Iterator[str]:
         )  # fmt: skip
         yield "Memory of a process that runs every mode, MB:\n"
         yield table(["image tokens", "peak", "weights", "largest activations"], rows)
+    if "inexact" in model:
+        yield _inexact(model["inexact"])
     yield from (f"![{figure}](performance/{figure})\n" for figure in figures)
 
 
@@ -171,3 +190,22 @@ def _curve(points: list[Data]) -> str:
     ]
     head = ["m", "(CFG+DG)/CFG", "by rows", "by FLOPs", "DG/conditional", "by rows", "by FLOPs"]
     return "What the third branch costs by the place of the fork:\n\n" + table(head, rows)
+
+
+def _inexact(rows: list[Data]) -> str:
+    cells = (
+        [
+            "float32, exact" if row["name"] == FORKED else row["name"],
+            row["steps"],
+            _ratio(row["ratio_to_forked"]),
+            f"{row['weights_bytes'] / 1e6:.1f}" if "weights_bytes" in row else "",
+            f"{row['relative_l2']:.1e}" if row["relative_l2"] else "0",
+        ]
+        for row in rows
+    )
+    head = ["CFG+DG", "steps", "beside exact", "weights, MB", "relative L2"]
+    text = (
+        "Not exact, and off unless asked for ([quantised weights](performance-quantised.md),"
+        " [reuse](performance-reuse.md)); the error is of the final latents:\n\n"
+    )
+    return text + table(head, cells)

@@ -13,12 +13,12 @@ from typing import Any
 from safetensors.torch import save_file
 
 from intaglio.onnxruntime_library import onnxruntime_library
+from tests.bench.inexact import SHIPPED
 from tests.bench.measuring import spread
-from tests.bench.models import ROOT, Model
+from tests.bench.models import Model
 from tests.bench.sections import Effort, counts, middle, workload_of
 from tests.bench.workload import Workload
 
-SHIPPED = ROOT / "build/bundles"  # of `make bench`, which exports them first
 # The C++ program itself, so that nothing of Python is measured.
 EXECUTABLE = Path(sysconfig.get_path("platlib")) / "intaglio/bin/intaglio"
 

@@ -28,25 +28,31 @@ class UnavailableError(Exception):
     """A peer that cannot run here, and why."""
 
 
-def intaglio_runtime(bundle: Path, threads: int) -> Runtime:
-    """This runtime; its whole call counts but for text encoders and VAE."""
+def intaglio_runtime(bundle: Path, threads: int, **options: Any) -> Runtime:
+    """This runtime; its whole call counts but for text encoders and VAE.
+
+    `options` of `Pipeline.generate` win over what all runtimes are given.
+    """
     pipeline = intaglio.Pipeline.open(bundle, device="cpu", threads=threads)
 
     def run(workload: Workload) -> Sample:
         cfg_scale, dg_scale = workload.scales
+        given: dict[str, Any] = {
+            "prompt_embeds": prompt_embeds(workload),
+            "cfg_window": (0.0, 1.0),
+            "dg_window": (0.0, 1.0),
+            "ma_keep": 0.0,
+            "ma_channels": [PLANTED],
+        }
         generation = pipeline.generate(
-            prompt_embeds=prompt_embeds(workload),
             latents=workload.latents.numpy(),
             batch=workload.images,
             steps=workload.steps,
             height=workload.pixels,
             width=workload.pixels,
             cfg_scale=cfg_scale,
-            cfg_window=(0.0, 1.0),
             dg_scale=dg_scale,
-            dg_window=(0.0, 1.0),
-            ma_keep=0.0,
-            ma_channels=[PLANTED],
+            **(given | options),
         )
         timings = generation.timings
         return Sample(timings.total - timings.vae, generation.latents, generation)

@@ -148,7 +148,7 @@ def curve(model: Model, effort: Effort, blocks: list[int]) -> list[dict[str, Any
             base = workload_of(model, effort)
             print(f"{model.name}: fork after block {block}", flush=True)
             runs = {mode: (runtimes[FORKED], base.with_(mode=mode)) for mode in MODES}
-            samples = interleave(runs, effort.rounds)
+            samples = interleave(runs, max(1, effort.rounds - 2))
         forwards = {mode: predicted(model, block, mode) for mode in MODES}
         flops = {mode: counts(model, "forked", block, mode)["flops"] for mode in MODES}
         point: dict[str, Any] = {"block": block}

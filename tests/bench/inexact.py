@@ -1,0 +1,85 @@
+"""What is not exact, beside what is: quantised weights, and branches' differences reused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import intaglio
+from intaglio_export.exporter import export_bundle
+from intaglio_export.options import QUANTIZE, ExportRequest
+from tests.bench.measuring import interleave, ratio, relative
+from tests.bench.models import PLANTED, ROOT, Model
+from tests.bench.runtimes import FORKED, Runtime, intaglio_runtime
+from tests.bench.sections import Effort, middle, workload_of
+from tests.bench.workload import Workload
+
+SHIPPED = ROOT / "build/bundles"  # of `make bench`, which exports them first
+PROMPT = "an ankle boot"
+# Schedules that intaglio.analysis.reuse found on the shipped model (docs/performance-reuse.md).
+REUSE_STEPS = 28
+REUSE: dict[str, dict[str, Any]] = {
+    "reuse within 3 %": {"reuse_interval": 2, "reuse_window": (0.375, 0.8393)},
+    "reuse at CFG's cost": {"reuse_interval": 3, "reuse_window": (0.3036, 0.9107)},
+}
+
+
+def inexact(model: Model, effort: Effort) -> list[dict[str, Any]]:
+    """Of each way: its time beside exact CFG+DG, its weights, its error in the final latents.
+
+    The shipped model is given a prompt and the manifest's channels, and reuse only has schedules
+    there; a model of random weights prompt embeddings.
+    """
+    shipped = SHIPPED / model.name
+    exact = shipped if shipped.is_dir() else model.bundle("forked", middle(model))
+    options: dict[str, Any] = {}
+    if shipped.is_dir():
+        embeds = intaglio.Pipeline.open(shipped, device="cpu").embed(PROMPT, "")
+        options = {"prompt_embeds": embeds, "ma_channels": []}
+    bundles = {FORKED: exact} | {scheme: quantised(model, scheme) for scheme in QUANTIZE}
+    runs = {
+        name: intaglio_runtime(path, effort.threads, **options) for name, path in bundles.items()
+    }
+    base = workload_of(model, effort)
+    rows = _compare(runs, base, effort)
+    for row in rows:
+        row["weights_bytes"] = _weights(bundles[row["name"]])
+    if shipped.is_dir():
+        runs = {FORKED: runs[FORKED]}
+        for name, given in REUSE.items():
+            runs[name] = intaglio_runtime(exact, effort.threads, **options, **given)
+        rows += _compare(runs, base.with_(steps=REUSE_STEPS), effort)[1:]
+    return rows
+
+
+def _compare(runs: dict[str, Runtime], workload: Workload, effort: Effort) -> list[dict[str, Any]]:
+    samples = interleave(
+        {name: (run, workload) for name, run in runs.items()}, max(1, effort.rounds - 2)
+    )
+    expected = samples[FORKED][-1].latents
+    return [
+        {
+            "name": name,
+            "steps": workload.steps,
+            "ratio_to_forked": ratio(of, samples[FORKED]),
+            "relative_l2": relative(of[-1].latents, expected),
+        }
+        for name, of in samples.items()
+    ]
+
+
+def quantised(model: Model, scheme: str) -> Path:
+    """The model's bundle with its transformer's weights quantised, kept like the others."""
+    folder = model.files / scheme
+    if not folder.exists():
+        print(f"exporting {model.name}, {scheme}", flush=True)
+        own = {} if model.folder else {"block": middle(model), "channels": str(PLANTED)}
+        export_bundle(
+            ExportRequest(model.source, folder, text_encoders="none", quantize=scheme, **own)
+        )
+    return folder
+
+
+def _weights(bundle: Path) -> int:
+    """Of the transformer, in bytes."""
+    return sum(file.stat().st_size for file in (bundle / "transformer").glob("*.data"))
