@@ -21,7 +21,7 @@ CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
 EXPORT_SOURCES := $(shell find export -name engines -prune -o -name '*.py' -print) models/bundle.schema.json $(wildcard models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
 
-.PHONY: help setup demo test test-python test-cpp test-sanitize lint format parity bench report scale clean
+.PHONY: help setup demo serve test test-python test-cpp test-sanitize lint format parity bench report scale clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
 
@@ -29,6 +29,9 @@ setup: .venv/ready  ## system packages, .venv with the intaglio command
 
 demo: $(DEMO)/index.html  ## export the shipped model and draw the same seeds four ways
 	@cat $(DEMO)/summary.txt
+
+serve: $(BUNDLE)/bundle.json  ## serve the shipped model: OpenAI's image endpoint and a page (docs/serving.md)
+	exec $(BIN)/intaglio serve $(BUNDLE)
 
 test: lint test-cpp test-sanitize test-python  ## everything that CI runs
 

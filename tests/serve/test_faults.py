@@ -1,0 +1,311 @@
+"""Clients, disks and models that fail, and a server that is told to stop or killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from tests.serve.conftest import LONG, PROMPT, Running, read_metric, serving, wait_until
+
+CONFIG = f"""
+image_seconds = 600
+grace = {{grace}}
+images = "{{images}}"
+[limits]
+steps = {LONG}
+"""
+
+
+class Process:
+    """The command, in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str, log: Path) -> None:
+        self.process, self.url, self.log = process, url, log
+        self.client = httpx2.Client(base_url=url, timeout=120)
+
+    def post_job(self, **fields: Any) -> dict[str, Any]:
+        answer = self.client.post("/v1/jobs", json={"prompt": PROMPT, **fields})
+        assert answer.status_code == 202, answer.text
+        shown: dict[str, Any] = answer.json()
+        return shown
+
+    def status(self, job: dict[str, Any]) -> str:
+        return str(self.client.get(f"/v1/jobs/{job['id']}").json()["status"])
+
+    def metric(self, name: str) -> float:
+        return read_metric(self.client, name)
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        """The log's lines of one kind; every line has to be JSON."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+        return [line for line in lines if line["event"] == event]
+
+
+@contextmanager
+def command(
+    bundle: Path, folder: Path, *, grace: float = 30, file_size: int | None = None
+) -> Iterator[Process]:
+    """`intaglio serve` with images in `folder`, and no file above `file_size` bytes."""
+    config, log = folder / "serve.toml", folder / "log"
+    config.write_text(CONFIG.format(grace=grace, images=folder / "images"))
+
+    def limit() -> None:
+        if file_size:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+
+    arguments = ["serve", str(bundle), "--config", str(config), "--port", "0", "--threads", "1"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "intaglio", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=log.open("w"),
+        text=True,
+        preexec_fn=limit,
+    ) as process:
+        assert process.stdout
+        address = process.stdout.readline()
+        assert address.startswith("intaglio: serving on http://127.0.0.1:"), log.read_text()
+        try:
+            yield Process(process, address.split()[-1], log)
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopping_server_finishes_what_runs(
+    forked_bundle: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with command(forked_bundle, tmp_path) as server:
+        # Three sizes, so that they cannot share a batch.
+        running = server.post_job(steps=1500, size="64x64")
+        waiting = [server.post_job(steps=2, size=f"{side}x{side}") for side in (32, 40)]
+        wait_until(lambda: server.status(running) == "running")
+        server.process.send_signal(number)
+        wait_until(lambda: server.client.get("/readyz").status_code == 503)
+        assert [server.status(job) for job in waiting] == ["failed", "failed"]
+        refused = server.client.post("/v1/jobs", json={"prompt": PROMPT})
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        assert server.client.get("/healthz").status_code == 200
+        server.client.close()
+        assert server.process.wait(240) == 0
+        ends = {line["id"]: line["status"] for line in server.lines("job")}
+        assert ends[running["id"]] == "done"
+        assert len(list((tmp_path / "images").glob("*.png"))) == 1
+
+
+def test_what_outlasts_the_grace_ends_in_an_error(forked_bundle: Path, tmp_path: Path) -> None:
+    with command(forked_bundle, tmp_path, grace=0.5) as server:
+        job = server.post_job(steps=LONG)
+        wait_until(lambda: server.status(job) == "running")
+        answers: list[httpx2.Response] = []
+        body = {"prompt": PROMPT, "steps": LONG}
+        thread = threading.Thread(
+            target=lambda: answers.append(
+                httpx2.post(f"{server.url}/v1/images/generations", json=body, timeout=240)
+            )
+        )
+        thread.start()
+        wait_until(lambda: server.metric("running") + server.metric("queue_depth") == 2)
+        server.process.terminate()
+        thread.join()
+        assert answers[0].status_code == 503
+        assert answers[0].json()["error"]["code"] == "stopping"
+        assert server.process.wait(240) == 0
+        (line,) = [line for line in server.lines("job") if line["id"] == job["id"]]
+        assert (line["status"], line["error"]) == ("failed", "stopping")
+
+
+def test_killed_under_load_it_starts_again_and_has_its_images(
+    forked_bundle: Path, tmp_path: Path
+) -> None:
+    with command(forked_bundle, tmp_path) as server:
+        done = server.post_job(steps=1)
+        wait_until(lambda: server.status(done) == "done")
+        (url,) = server.client.get(f"/v1/jobs/{done['id']}").json()["images"]
+        png = server.client.get(url).content
+        for _ in range(4):
+            server.post_job(steps=LONG)
+        server.process.send_signal(signal.SIGKILL)
+        assert server.process.wait(240) == -signal.SIGKILL
+    (tmp_path / "images" / f"{'0' * 32}.part").write_bytes(b"of a write that was killed")
+    with command(forked_bundle, tmp_path) as server:
+        assert server.client.get(httpx2.URL(url).path).content == png
+        assert not list((tmp_path / "images").glob("*.part"))
+        job = server.post_job(steps=1)
+        wait_until(lambda: server.status(job) == "done")
+
+
+def test_an_image_that_cannot_be_stored_is_a_clear_error(
+    forked_bundle: Path, tmp_path: Path
+) -> None:
+    """The kernel refuses files above a size, as it refuses them on a full disk."""
+    with command(forked_bundle, tmp_path, file_size=1000) as server:
+        body = {"prompt": PROMPT, "steps": 1}
+        answer = server.client.post("/v1/images/generations", json=body)
+        assert answer.status_code == 507
+        assert answer.json()["error"]["code"] == "image_not_stored"
+        assert "b64_json" in answer.json()["error"]["message"]
+        job = server.post_job(steps=1)
+        wait_until(lambda: server.status(job) == "failed")
+        assert not list((tmp_path / "images").iterdir())
+        body["response_format"] = "b64_json"
+        assert server.client.post("/v1/images/generations", json=body).status_code == 200
+
+
+def test_the_log_has_no_prompts_unless_asked(forked_bundle: Path, tmp_path: Path) -> None:
+    with command(forked_bundle, tmp_path) as server:
+        secret = server.post_job(prompt="a secret boot", negative_prompt="another", steps=1)
+        wait_until(lambda: server.status(secret) == "done")
+        assert len(server.lines("job")) == 1
+        assert len(server.lines("request")) > 1
+        for word in ("secret boot", "another"):
+            assert word not in server.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def broken_bundle(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with NaN for every weight of its transformer."""
+    folder = tmp_path_factory.mktemp("broken") / "bundle"
+    shutil.copytree(forked_bundle, folder)
+    weights = folder / "transformer" / "weights.data"
+    values = np.fromfile(weights, np.float32)
+    values[:] = np.nan
+    values.tofile(weights)
+    manifest = json.loads((folder / "bundle.json").read_text())
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    manifest["files"]["transformer/weights.data"]["sha256"] = digest
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_model_that_makes_nan_ends_in_a_clear_error(
+    forked_bundle: Path, broken_bundle: Path
+) -> None:
+    with serving(f"good={forked_bundle}", f"broken={broken_bundle}") as server:
+        for model, status in (("broken", 500), ("good", 200), ("broken", 500)):
+            body = {"model": model, "prompt": PROMPT, "steps": 3}
+            answer = server.client.post("/v1/images/generations", json=body)
+            assert answer.status_code == status, answer.text
+        assert "became NaN or infinite" in answer.json()["error"]["message"]
+        assert server.metric("jobs_total", model="broken", status="failed") == 2
+
+
+def test_a_bundle_that_vanished_is_a_clear_error(forked_bundle: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "bundle"
+    shutil.copytree(forked_bundle, moved)
+    with serving(f"tiny={moved}") as server:
+        shutil.rmtree(moved)
+        answer = server.client.post("/v1/images/generations", json={"prompt": PROMPT})
+        assert answer.status_code == 500
+        assert "bundle.json" in answer.json()["error"]["message"]
+
+
+def connect(server: Running, receive_buffer: int = 0) -> socket.socket:
+    client = socket.socket()
+    if receive_buffer:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    url = httpx2.URL(server.url)
+    client.connect((url.host, url.port))
+    return client
+
+
+HALF = (
+    b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b'Content-Length: 1000\r\n\r\n{"prompt"'
+)
+
+
+def test_half_a_body_is_not_waited_for(forked_bundle: Path) -> None:
+    with serving(forked_bundle, limits={"body_seconds": 0.3}) as server:
+        clients = [connect(server) for _ in range(20)]
+        for client in clients:
+            client.sendall(HALF)
+        for client in clients:
+            answer = client.makefile("rb").read()  # to the end: the server closes
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b"body_timeout" in answer
+            client.close()
+        with connect(server) as client:
+            client.sendall(HALF)  # and gone
+        wait_until(lambda: server.metric("rejections_total", code="body_timeout") == 20)
+        body = {"prompt": PROMPT, "steps": 1}
+        assert server.client.post("/v1/images/generations", json=body).status_code == 200
+        assert server.metric("jobs_total") == 1
+
+
+def test_a_slow_reader_slows_nobody(server: Running) -> None:
+    """It is sent what it has missed, but for previews that newer ones have taken the place of."""
+    steps = 300
+    job = server.post_job(steps=steps, size="96x96")
+    with connect(server, receive_buffer=4096) as slow:
+        slow.sendall(f"GET /v1/jobs/{job['id']}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        wait_until(lambda: server.job(job["id"])["status"] == "done")
+        seen = b""
+        while b"event: done" not in seen:
+            seen += slow.recv(1 << 20)
+    assert seen.count(b"event: step") == steps
+    assert 0 < seen.count(b"event: preview") < steps - 1
+
+
+BODY = b'{"prompt": "a boot", "n": 1, "size": "32x32", "steps": 2, "cfg_scale": [1, 2], "seed": 7}'
+PIECES = [
+    b"", b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\ud800", b"\x00", b"\xff", b"-1",
+    b"1e999", b"NaN", b"null", b"true", b"9" * 400, b"[" * 300, b"steps", b"\"n\": 0",
+]  # fmt: skip
+
+
+def test_ten_thousand_malformed_requests(forked_bundle: Path) -> None:
+    """Each has an answer in OpenAI's shape, and the server is as well as before."""
+    with serving(forked_bundle, limits={"steps": 1, "body_bytes": 1000}) as server:
+        draw = random.Random(0)
+        statuses: dict[int, int] = {}
+        for number in range(10_000):
+            body = bytearray(BODY)
+            for _ in range(draw.randint(1, 4)):
+                start = draw.randrange(len(body) + 1)
+                body[start : start + draw.randint(0, 6)] = draw.choice(PIECES)
+            path = ("/v1/jobs", "/v1/images/generations")[number % 2]
+            headers = {"Content-Type": "application/json"}
+            answer = server.client.post(path, content=bytes(body), headers=headers)
+            assert answer.json()["error"]["message"], body  # steps 2 is above the limit
+            statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
+        assert set(statuses) <= {400, 413}, statuses
+        assert server.metric("jobs_total") == 0
+        assert server.metric("rejections_total") == 10_000
+        drawn = server.client.post("/v1/images/generations", json={"prompt": PROMPT, "steps": 1})
+        assert drawn.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\x00\x01\x02\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused(server: Running, request_bytes: bytes) -> None:
+    with connect(server) as client:
+        client.sendall(request_bytes)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1000)[:12] in {b"HTTP/1.1 400", b"HTTP/1.1 431"}
+    assert server.client.get("/healthz").status_code == 200

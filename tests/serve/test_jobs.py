@@ -1,0 +1,168 @@
+"""Jobs from queue to end, their events, and the ways to end early."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import intaglio
+from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
+
+
+def test_a_job_from_queue_to_done(server: Running, pipeline: intaglio.Pipeline) -> None:
+    made = server.post_job(seed=5, steps=6)
+    assert made["status"] == "queued"
+    assert made["position"] == 1
+    assert made["request"]["seed"] == 5
+    assert made["request"]["cfg_scale"] == pipeline.bundle.defaults.guidance.cfg_scale.first
+    server.events(made["id"])
+    job = server.job(made["id"])
+    assert job["status"] == "done"
+    assert job["step"] == job["steps"] == 6
+    assert job["position"] is None
+    assert set(job["timings"]) == {"queued", "text", "denoise", "network", "vae"}
+    (url,) = job["images"]
+    drawn = Image.open(io.BytesIO(server.client.get(url).content))
+    expected = pipeline.generate(PROMPT, seeds=5, steps=6).images[0]
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(expected))
+
+
+def test_events_come_in_order(server: Running, pipeline: intaglio.Pipeline) -> None:
+    blocker = server.post_job(steps=LONG)
+    followed = server.post_job(seed=5, steps=6)
+    assert server.events(followed["id"], until="queued") == [("queued", {"position": 1})]
+    server.client.delete(f"/v1/jobs/{blocker['id']}")
+    events = server.events(followed["id"])
+    names = [name for name, _ in events]
+    assert names[0] == "queued"
+    assert names[-1] == "done"
+    steps = [data for name, data in events if name == "step"]
+    sigmas: list[float] = []
+    pipeline.generate(PROMPT, seeds=5, steps=6, on_step=lambda s: sigmas.append(s.sigma))
+    assert steps == [{"step": i + 1, "steps": 6, "sigma": s} for i, s in enumerate(sigmas)]
+    for i, (name, data) in enumerate(events):
+        if name == "preview":
+            assert events[i - 1] == ("step", steps[data["step"] - 1])
+    assert events[-1][1] == {"images": server.job(followed["id"])["images"]}
+
+
+def test_a_preview_is_that_of_the_step(server: Running, pipeline: intaglio.Pipeline) -> None:
+    job = server.post_job(seed=5, steps=400)
+    events = server.events(job["id"], until="preview")
+    server.client.delete(f"/v1/jobs/{job['id']}")
+    step, image = events[-1][1]["step"], events[-1][1]["image"]
+    previews: list[Any] = []
+
+    def on_step(seen: intaglio.Step) -> bool:
+        if seen.step + 1 == step:
+            previews.append(np.asarray(seen.preview()[0]))
+        return not previews
+
+    with pytest.raises(intaglio.Interrupted):
+        pipeline.generate(PROMPT, seeds=5, steps=400, on_step=on_step)
+    kind, _, encoded = image.partition(",")
+    assert kind == "data:image/png;base64"
+    drawn = Image.open(io.BytesIO(base64.b64decode(encoded)))
+    np.testing.assert_array_equal(np.asarray(drawn), previews[0])
+
+
+def test_no_previews_unless_wanted(server: Running) -> None:
+    job = server.post_job(steps=20, preview=False)
+    assert "preview" not in [name for name, _ in server.events(job["id"])]
+
+
+def test_events_go_on_behind_the_last_one_seen(server: Running) -> None:
+    job = server.post_job(steps=4, preview=False)
+    whole = server.events(job["id"])
+    resumed = server.events(job["id"], **{"Last-Event-ID": "2"})
+    assert resumed == whole[-len(resumed) :]
+    assert 0 < len(resumed) < len(whole)
+
+
+def test_a_running_job_is_cancelled_within_a_step(server: Running) -> None:
+    job = server.post_job(steps=LONG)
+    server.events(job["id"], until="step")
+    cancelled = server.client.delete(f"/v1/jobs/{job['id']}")
+    assert cancelled.status_code == 200
+    assert cancelled.json()["status"] == "cancelled"
+    assert cancelled.json()["error"]["code"] == "cancelled"
+    steps = server.metric("steps_total")
+    # The batch is free: another one runs to its end, and nobody else makes steps.
+    server.events(server.post_job(steps=3)["id"])
+    assert server.metric("steps_total") == steps + 3
+    assert server.events(job["id"])[-1] == ("error", {"message": "the job was cancelled"})
+
+
+def test_a_waiting_job_is_cancelled_at_once(server: Running) -> None:
+    blocker = server.post_job(steps=LONG)
+    server.events(blocker["id"], until="step")
+    waiting, behind = server.post_job(steps=2), server.post_job(steps=2)
+    assert server.job(behind["id"])["position"] == 2
+    assert server.client.delete(f"/v1/jobs/{waiting['id']}").json()["status"] == "cancelled"
+    assert server.job(behind["id"])["position"] == 1
+    server.client.delete(f"/v1/jobs/{blocker['id']}")
+    assert server.events(behind["id"])[-1][0] == "done"
+
+
+def test_cancelling_what_has_ended_changes_nothing(server: Running) -> None:
+    job = server.post_job(steps=2)
+    server.events(job["id"])
+    assert server.client.delete(f"/v1/jobs/{job['id']}").json()["status"] == "done"
+
+
+@pytest.mark.parametrize("state", ["running", "queued"])
+def test_a_deadline_ends_it(server: Running, state: str) -> None:
+    blocker = server.post_job(steps=LONG) if state == "queued" else None
+    if blocker:
+        server.events(blocker["id"], until="step")
+    job = server.post_job(steps=LONG, deadline=0.2)
+    name, data = server.events(job["id"])[-1]
+    assert (name, data) == ("error", {"message": "the request did not end within 0.2 seconds"})
+    ended = server.job(job["id"])
+    assert ended["status"] == "failed"
+    assert ended["error"]["code"] == "deadline_exceeded"
+    if blocker:
+        server.client.delete(f"/v1/jobs/{blocker['id']}")
+
+
+def test_a_client_that_disconnects_ends_its_run(server: Running) -> None:
+    ended = server.metric("jobs_total", status="cancelled")
+    body = json.dumps({"prompt": PROMPT, "steps": LONG}).encode()
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as client:
+        head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        wait_until(lambda: server.metric("running") == 1)
+    wait_until(lambda: server.metric("jobs_total", status="cancelled") == ended + 1)
+    assert server.metric("running") == 0
+
+
+def test_the_image_endpoint_has_a_deadline(forked_bundle: Path) -> None:
+    with serving(forked_bundle, limits={"steps": LONG, "deadline": 0.3}) as running:
+        body = {"prompt": PROMPT, "steps": LONG}
+        answer = running.client.post("/v1/images/generations", json=body)
+        assert answer.status_code == 504
+        assert answer.json()["error"]["code"] == "deadline_exceeded"
+
+
+def test_a_prompt_that_is_cut_is_said(server: Running) -> None:
+    job = server.post_job(prompt=" ".join(["boot"] * 200), steps=1)
+    server.events(job["id"])
+    notes = server.job(job["id"])["notes"]
+    assert notes
+    assert all("its end is ignored" in note for note in notes)
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_an_unknown_job_is_not_found(server: Running, method: str) -> None:
+    answer = server.client.request(method, "/v1/jobs/none")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "job_not_found"
