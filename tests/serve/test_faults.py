@@ -90,9 +90,9 @@ def command(
 def test_a_stopping_server_finishes_what_runs(
     forked_bundle: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    with command(forked_bundle, tmp_path, grace=240) as server:
+    with command(forked_bundle, tmp_path, grace=600) as server:
         # Three sizes, so that they cannot share a batch.
-        running = server.post_job(steps=3000, size="64x64")
+        running = server.post_job(steps=1000, size="64x64")
         waiting = [server.post_job(steps=2, size=f"{side}x{side}") for side in (32, 40)]
         wait_until(lambda: server.status(running) == "running")
         server.process.send_signal(number)
@@ -103,7 +103,7 @@ def test_a_stopping_server_finishes_what_runs(
         assert int(refused.headers["retry-after"]) >= 1
         assert server.client.get("/healthz").status_code == 200
         server.client.close()
-        assert server.process.wait(240) == 0
+        assert server.process.wait(600) == 0
         ends = {line["id"]: line["status"] for line in server.lines("job")}
         assert ends[running["id"]] == "done"
         assert len(list((tmp_path / "images").glob("*.png"))) == 1

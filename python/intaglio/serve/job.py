@@ -99,7 +99,8 @@ class Job:
         assert not self.ended.is_set()
         self.status = status
         self.options = None
-        self._drop("preview")
+        if not self.watchers:
+            self._drop("preview")
         self._tell(event, **data)
         self.ended.set()
 
@@ -131,6 +132,8 @@ class Job:
                 await changed.wait()
         finally:
             self.watchers -= 1
+            if self.ended.is_set() and not self.watchers:
+                self._drop("preview")
 
 
 CANCELLED = ApiError(409, "cancelled", "the job was cancelled")
