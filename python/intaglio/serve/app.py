@@ -22,9 +22,11 @@ from intaglio.serve.images import ImageStore
 from intaglio.serve.metrics import Metrics
 from intaglio.serve.models import Models
 from intaglio.serve.page import add_page
+from intaglio.serve.scheduler import MakeRunner
 from intaglio.serve.schemas import Health
 from intaglio.serve.services import Services, Shared
 from intaglio.serve.settings import Settings
+from intaglio.serve.worker import Worker
 
 probes = APIRouter(tags=["operation"])
 
@@ -50,7 +52,7 @@ async def metrics(shared: Shared) -> Response:
     return Response(shared.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
 
-def create_app(models: Models, settings: Settings) -> FastAPI:
+def create_app(models: Models, settings: Settings, make_runner: MakeRunner = Worker) -> FastAPI:
     """The server of `models`. Raises InputError for the file of API keys or the images' folder."""
     limits = settings.limits
     keys = ApiKeys(settings.api_keys) if settings.api_keys else None
@@ -60,7 +62,7 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
         version=__version__,
         summary="Images from diffusion transformers, with Detail Guidance",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        lifespan=_lifespan(models, settings),
+        lifespan=_lifespan(models, settings, make_runner),
     )
     app.state.keys, app.state.metrics = keys, Metrics()
     for router in (openai.router, jobs.router):
@@ -100,13 +102,13 @@ def _describe(app: FastAPI) -> None:
 
 
 def _lifespan(
-    models: Models, settings: Settings
+    models: Models, settings: Settings, make_runner: MakeRunner
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with tempfile.TemporaryDirectory(prefix="intaglio-") as temporary:
             store = ImageStore(settings.images or Path(temporary), settings.image_seconds)
-            app.state.services = Services(models, settings, store, app.state.metrics)
+            app.state.services = Services(models, settings, store, app.state.metrics, make_runner)
             cleaner = asyncio.create_task(_expire(store, settings.image_seconds))
             yield
             cleaner.cancel()
