@@ -38,7 +38,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {
             name: value["string_value"]
-            for name, value in config["parameters"].items()
+            for name, value in config.get("parameters", {}).items()
             if name.islower()  # Triton's own are in capitals
         }
         settings = Settings.model_validate({**parameters, "max_batch": config["max_batch_size"]})
@@ -46,9 +46,9 @@ class TritonPythonModel:
         models = Models(
             [f"{args['model_name']}={bundle}"], device=settings.device, threads=settings.threads
         )
-        (self._model,) = models
-        models.acquire(self._model)  # now, so that Triton says ready when it is
-        models.release(self._model)
+        (model,) = models
+        models.acquire(model)  # now, so that Triton says ready when it is
+        models.release(model)
         manifest = json.loads((bundle / "bundle.json").read_text("utf-8"))
         self._inputs = inputs(manifest)
         self._folder = tempfile.TemporaryDirectory(prefix="intaglio-")
@@ -122,14 +122,16 @@ class TritonPythonModel:
         return job
 
     async def _answer(self, sender: Any, jobs: list[Job]) -> None:
-        waiting = asyncio.gather(*(job.ended.wait() for job in jobs))
-        while not (await asyncio.wait({waiting}, timeout=LOOK))[0]:
-            if sender.is_cancelled() or any(job.error for job in jobs):
-                self._stop(jobs)
-        for job in jobs:
-            if job.error:
-                _send(sender, triton.InferenceResponse(error=_error(job.error)))
-                return
+        ended = asyncio.gather(*(job.ended.wait() for job in jobs))
+        error: ApiError | None = None
+        while not ended.done():
+            await asyncio.wait({ended}, timeout=LOOK)
+            error = error or next((job.error for job in jobs if job.error), None)
+            if error or sender.is_cancelled():
+                self._stop(jobs)  # nothing for those that have ended
+        if error:
+            _send(sender, triton.InferenceResponse(error=_error(error)))
+            return
         values = {
             "png": np.array([[job.pngs[0]] for job in jobs], dtype=object),
             "seed": np.array([[job.admitted.fields["seed"]] for job in jobs], dtype=np.int64),
