@@ -124,7 +124,7 @@ parity: .venv/ready  ## measure every family against diffusers and write docs/pa
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity/families --parity-table docs/parity.md
 
 # On an idle machine. Models and bundles are kept in build/bench (15 GB), so a second run is shorter.
-bench: .venv/ready  ## compare with other runtimes and write docs/performance.md
+bench: $(BUNDLE)/bundle.json  ## compare with other runtimes and write docs/performance.md
 	$(BIN)/python -m tests.bench -o docs
 
 # Pictures first, in a shorter form of the same function (models/training/report.py); hours. Kept in build/report, so it goes on.

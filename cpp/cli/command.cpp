@@ -110,9 +110,7 @@ int run_command(const std::vector<std::string>& args) {
     // CLI11 would say that a subcommand is required, not that this one is unknown.
     const auto named = [&](const CLI::App* command) { return command->get_name() == args[0]; };
     if (!args.empty() && !args[0].starts_with('-') && app.get_subcommands(named).empty()) {
-      throw UsageError(
-          "there is no command \"" + args[0] +
-          "\": use generate, embed, inspect or bench (export comes with the Python package)");
+      throw UsageError("there is no command \"" + args[0] + "\": intaglio --help lists them");
     }
     app.parse(std::vector<std::string>(args.rbegin(), args.rend()));  // CLI11 takes them reversed
   });

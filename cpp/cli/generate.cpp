@@ -41,6 +41,11 @@ void read_inputs(Flags& flags) {
 
 void check_outputs(const Flags& flags) {
   if (flags.output.empty()) throw UsageError("--output is empty: give the image a name");
+  for (const char* other : {".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"}) {
+    if (flags.output.extension() == other)
+      throw UsageError("--output " + flags.output.string() +
+                       ": images are written as PNG; end the name in .png");
+  }
   // No machine draws more in one batch; a number typed wrongly is refused for what it is later.
   constexpr std::size_t most = 1000;
   const auto count =

@@ -109,6 +109,7 @@ Json describe(const Bundle& bundle) {
                  {"ratio", ma.ratio}}},
                {"prediction_type", bundle.prediction_type},
                {"scheduler", bundle.scheduler.type}};
+  if (!bundle.quantized.empty()) json["quantized"] = bundle.quantized;
   if (!bundle.max_abs.empty()) json["max_abs"] = bundle.max_abs;
   describe_condition(bundle, json);
   json[latent.fixed_size ? "only_image" : "largest_image"] = {latent.max_width, latent.max_height};

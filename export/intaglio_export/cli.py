@@ -89,8 +89,10 @@ def export(
         typer.Option(
             help="Store the weights of the transformer's matrix products as integers, for ONNX"
             " Runtime on the CPU. int8, int4: weights only, in blocks of 32. int8-dynamic:"
-            " activations too, as they come. Not exact: the error is measured and written to the"
-            " manifest. Massive channels, the stream, modulation and gates stay float32."
+            " activations too, as they come, for processors with VNNI: others may saturate. Not"
+            " exact: the error of a forward is measured and written to the manifest; that of D_c -"
+            " D_m is several times as large (docs/performance-quantised.md). Massive channels, the"
+            " stream, modulation and gates stay float32."
         ),
     ] = None,
     block: Annotated[

@@ -97,7 +97,7 @@ def vae_decoder_unit(adapter: Adapter) -> ExportUnit:
     """The graph of the VAE's decoder."""
     latent, image = _vae_axes(adapter)
     inputs, outputs = (TensorSpec("latent", latent),), (TensorSpec("image", image),)
-    spec = GraphSpec("vae_decoder/model.onnx", inputs, outputs, attends=True)
+    spec = GraphSpec("vae_decoder/model.onnx", inputs, outputs, rewrites_attention=True)
     sizes = {"images": 2, "latent_height": 6, "latent_width": 8}
     # diffusers only copies memory at 64 images and more, but torch.export must be told not to ask.
     return ExportUnit(_VaeDecoder(adapter), spec, sizes, {}, {"images": 63})
@@ -107,7 +107,7 @@ def vae_encoder_unit(adapter: Adapter) -> ExportUnit:
     """The graph of the VAE's encoder; image sides are multiples of its scale factor."""
     latent, image = _vae_axes(adapter)
     inputs, outputs = (TensorSpec("image", image),), (TensorSpec("latent", latent),)
-    spec = GraphSpec("vae_encoder/model.onnx", inputs, outputs, attends=True)
+    spec = GraphSpec("vae_encoder/model.onnx", inputs, outputs, rewrites_attention=True)
     scale = adapter.latent().vae_scale_factor
     sizes = {"images": 2, "image_height": 6 * scale, "image_width": 8 * scale}
     sides = ("image_height", "image_width")

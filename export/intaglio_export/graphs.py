@@ -32,23 +32,23 @@ class TensorSpec:
 class GraphSpec:
     """One ONNX file of the bundle: its path there, and its inputs and outputs in order.
 
-    `dtype` is that of matrix products. `attends` says that the graph has attention without a mask,
-    for which ONNX Runtime has a better operator than the standard one. `quantize` is a scheme of
-    `passes/quantize_weights.py`, which keeps the stream's channels `exact` in float32.
+    `dtype` is that of matrix products. `rewrites_attention`: ONNX Runtime has a better operator for
+    attention without a mask than the standard one, and gets a graph of its own. `quantize` is a
+    scheme of `passes/quantize_weights.py`, which keeps the stream's channels `exact` in float32.
     """
 
     path: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dtype: torch.dtype = torch.float32
-    attends: bool = False
+    rewrites_attention: bool = False
     quantize: str | None = None
     exact: tuple[int, ...] = ()
 
     @property
     def cpu(self) -> str | None:
         """Path of the same graph for ONNX Runtime on the CPU, where it runs another one there."""
-        if self.dtype == torch.float32 and not self.attends:
+        if self.dtype == torch.float32 and not self.rewrites_attention:
             return None
         return f"{self.path.removesuffix('.onnx')}.cpu.onnx"
 

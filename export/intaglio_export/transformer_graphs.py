@@ -104,7 +104,11 @@ def _unit(
     return ExportUnit(
         module,
         GraphSpec(
-            f"transformer/{name}.onnx", inputs, outputs, adapter.dtype, attends=fed_by is not None
+            f"transformer/{name}.onnx",
+            inputs,
+            outputs,
+            adapter.dtype,
+            rewrites_attention=fed_by is not None,
         ),
         sizes,
         {"latent_height": patch, "latent_width": patch},

@@ -50,6 +50,14 @@ PyObject* type_of(ExitCode code) {
 
 }  // namespace
 
+py::object exception_of(const Error& error) {
+  // Messages may quote bytes of a file or a prompt that are not UTF-8.
+  const auto text = py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(
+      error.what(), static_cast<Py_ssize_t>(std::strlen(error.what())), "backslashreplace"));
+  if (!text) throw py::error_already_set();
+  return py::reinterpret_borrow<py::object>(type_of(error.code()))(text);
+}
+
 void bind_error(py::module_& module) {
   const auto with = [](PyObject* second) {
     return py::make_tuple(py::handle(types.base), py::handle(second));
@@ -76,12 +84,8 @@ void bind_error(py::module_& module) {
     try {
       if (error) std::rethrow_exception(error);
     } catch (const Error& known) {
-      // Messages may quote bytes of a file or a prompt that are not UTF-8.
-      PyObject* text = PyUnicode_DecodeUTF8(
-          known.what(), static_cast<Py_ssize_t>(std::strlen(known.what())), "backslashreplace");
-      if (!text) return;
-      PyErr_SetObject(type_of(known.code()), text);
-      Py_DECREF(text);
+      const py::object exception = exception_of(known);
+      PyErr_SetObject(py::type::handle_of(exception).ptr(), exception.ptr());
     } catch (const std::bad_alloc&) {
       PyErr_SetString(types.out_of_memory, "out of memory: use a smaller size or batch");
     }

@@ -51,10 +51,12 @@ void bind_ramp(py::module_& module) {
 void bind_weights(py::module_& module) {
   py::class_<StepWeights>(module, "StepWeights",
                           "What one step runs. A branch whose weight is zero is not run.")
-      .def(py::init([](float lambda, float w, float keep) {
-             return StepWeights{lambda, w, keep, false, false};
+      .def(py::init([](float lambda, float w, float keep, bool reuse_unconditional,
+                       bool reuse_degraded) {
+             return StepWeights{lambda, w, keep, reuse_unconditional, reuse_degraded};
            }),
-           py::arg("lambda_") = 0.0F, py::arg("w") = 0.0F, py::arg("keep") = 0.0F)
+           py::arg("lambda_") = 0.0F, py::arg("w") = 0.0F, py::arg("keep") = 0.0F, py::kw_only(),
+           py::arg("reuse_unconditional") = false, py::arg("reuse_degraded") = false)
       .def_readwrite("lambda_", &StepWeights::lambda)
       .def_readwrite("w", &StepWeights::w)
       .def_readwrite("keep", &StepWeights::keep)
@@ -63,9 +65,14 @@ void bind_weights(py::module_& module) {
       .def_readwrite("reuse_unconditional", &StepWeights::reuse_unconditional,
                      "whether the difference from D_c comes from earlier steps")
       .def_readwrite("reuse_degraded", &StepWeights::reuse_degraded)
-      .def("__repr__", [](const StepWeights& weights) {
-        return "StepWeights(lambda_=" + text(weights.lambda) + ", w=" + text(weights.w) +
-               ", keep=" + text(weights.keep) + ")";
+      .def_property_readonly("runs_unconditional", &StepWeights::runs_unconditional)
+      .def_property_readonly("runs_degraded", &StepWeights::runs_degraded)
+      .def("__repr__", [](const py::object& self) {
+        return py::str(
+                   "StepWeights(lambda_={0.lambda_}, w={0.w}, keep={0.keep}, "
+                   "reuse_unconditional={0.reuse_unconditional}, "
+                   "reuse_degraded={0.reuse_degraded})")
+            .format(self);
       });
 }
 

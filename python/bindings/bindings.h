@@ -3,6 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include "intaglio/error.h"
+
 namespace intaglio::python {
 
 void bind_error(pybind11::module_& module);
@@ -17,6 +19,10 @@ void bind_backend(pybind11::module_& module);
 void bind_embedding(pybind11::module_& module);
 void bind_options(pybind11::module_& module);
 void bind_pipeline(pybind11::module_& module);
+void bind_batch(pybind11::module_& module);
 void bind_command(pybind11::module_& module);
+
+// The exception that the error becomes in Python, not raised.
+pybind11::object exception_of(const Error& error);
 
 }  // namespace intaglio::python

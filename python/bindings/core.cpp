@@ -16,5 +16,6 @@ PYBIND11_MODULE(_core, module) {
   bind_embedding(module);
   bind_options(module);
   bind_pipeline(module);
+  bind_batch(module);
   bind_command(module);
 }

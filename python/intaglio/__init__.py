@@ -22,9 +22,12 @@ from intaglio._core import (
     UsageError,
     __version__,
 )
+from intaglio.batch import Batch, BatchStep
 from intaglio.pipeline import Generation, Pipeline
 
 __all__ = [
+    "Batch",
+    "BatchStep",
     "Bundle",
     "Error",
     "Generation",

@@ -16,6 +16,8 @@ import PIL.Image
 __all__: list[str] = [
     "Backend",
     "BackendOptions",
+    "Batch",
+    "BatchStep",
     "Bundle",
     "Classes",
     "Defaults",
@@ -391,6 +393,9 @@ class StepWeights:
         lambda_: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         w: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         keep: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        *,
+        reuse_unconditional: bool = False,
+        reuse_degraded: bool = False,
     ) -> None: ...
     def __repr__(self) -> str: ...
     @property
@@ -410,6 +415,10 @@ class StepWeights:
         """
     @reuse_unconditional.setter
     def reuse_unconditional(self, arg0: bool) -> None: ...
+    @property
+    def runs_degraded(self) -> bool: ...
+    @property
+    def runs_unconditional(self) -> bool: ...
     @property
     def unconditional(self) -> bool: ...
     @property
@@ -963,6 +972,75 @@ class Pipeline:
     def choice(self) -> DeviceChoice:
         """
         the device, and why it
+        """
+
+class BatchStep:
+    """
+    A step of one member of a batch that has ended.
+    """
+    def finish(self) -> Generation:
+        """
+        What generate() returns. Raises UsageError before the last step.
+        """
+    def preview(self) -> list[PIL.Image.Image]:
+        """
+        The estimate of the clean images after this step, decoded.
+        """
+    @property
+    def done(self) -> bool:
+        """
+        it was the last
+        """
+    @property
+    def error(self) -> typing.Any:
+        """
+        what generate() would have raised, or None
+        """
+    @property
+    def id(self) -> int: ...
+    @property
+    def sigma(self) -> float:
+        """
+        the step started from
+        """
+    @property
+    def step(self) -> int:
+        """
+        just done, from 0
+        """
+    @property
+    def steps(self) -> int: ...
+    @property
+    def timestep(self) -> float:
+        """
+        of the step's last evaluation of the model, in the scheduler's unit
+        """
+
+class Batch:
+    """
+    Requests that run together; `intaglio.Batch` is the typed front end.
+    """
+    def __init__(
+        self, pipeline: Pipeline, max_images: typing.SupportsInt | typing.SupportsIndex = 8
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def accepts(self, **kwargs: typing.Any) -> bool:
+        """
+        Whether add() would take the request in.
+        """
+    def add(self, **kwargs: typing.Any) -> int:
+        """
+        Keywords of Pipeline.generate() but on_step. Returns the member's id.
+        """
+    def remove(self, id: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def step(self) -> list[BatchStep]:
+        """
+        One evaluation of every member in one run of the transformer.
+        """
+    @property
+    def images(self) -> int:
+        """
+        of all members
         """
 
 def built_with_tensorrt() -> bool:

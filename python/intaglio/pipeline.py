@@ -34,6 +34,14 @@ _SAME = (
 )  # fmt: skip
 
 
+def core_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of `Pipeline.generate` as the core takes them: embeddings are loaded."""
+    embeds = options.get("prompt_embeds")
+    if isinstance(embeds, str | os.PathLike):
+        return options | {"prompt_embeds": _core.PromptEmbeds.load(os.fspath(embeds))}
+    return options
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Generation:
     """What `Pipeline.generate` returns.
@@ -64,6 +72,20 @@ class Generation:
     unconditional_steps: list[int]
     degraded_steps: list[int]
     texts: list[dict[str, str]]
+
+    @classmethod
+    def of(
+        cls, result: _core.Generation, bundle: _core.Bundle, options: dict[str, Any]
+    ) -> Generation:
+        """What the core made of `options`. Warns of its notes, in the name of the caller's."""
+        for note in result.notes:
+            warnings.warn(note, stacklevel=3)
+        images = result.images
+        return cls(
+            images=images,
+            **{name: getattr(result, name) for name in _SAME},
+            texts=[dict(_core.png_text(bundle, options, i)) for i in range(len(images))],
+        )
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
         """Writes the images as PNG with their options inside, as `intaglio generate -o` does.
@@ -257,19 +279,11 @@ class Pipeline:
             Interrupted: `on_step` returned False. Ctrl-C raises KeyboardInterrupt within a step.
             OutOfMemoryError: also a MemoryError.
         """
-        if isinstance(prompt_embeds, str | os.PathLike):
-            prompt_embeds = _core.PromptEmbeds.load(os.fspath(prompt_embeds))
         options = {k: v for k, v in locals().items() if k not in {"self", "on_step", "progress"}}
+        options = core_options(options)
         with progress_bar(on_step) if progress else nullcontext(on_step) as report:
             result = self._core.generate(report, **options)
-        for note in result.notes:
-            warnings.warn(note, stacklevel=2)
-        images = result.images
-        return Generation(
-            images=images,
-            **{name: getattr(result, name) for name in _SAME},
-            texts=[dict(_core.png_text(self.bundle, options, i)) for i in range(len(images))],
-        )
+        return Generation.of(result, self.bundle, options)
 
     def __repr__(self) -> str:
         found = self.bundle.massive_activations

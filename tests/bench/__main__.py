@@ -6,6 +6,9 @@ import argparse
 import json
 import os
 import platform
+import shlex
+import sys
+import time
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -38,8 +41,10 @@ def main() -> None:
     known = models(args.work)
     chosen = args.models or list(known)
     data = describe(effort, args.remark)
+    began = time.monotonic()
     for name in chosen:
         data["models"][name] = measure(known[name], effort)
+        data["minutes"] = (time.monotonic() - began) / 60
         write(data, args.output)  # after each: an interrupted run has what it measured
 
 
@@ -48,7 +53,7 @@ def describe(effort: Effort, remark: str) -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0))
     return {
-        "command": f"python -m tests.bench --rounds {effort.rounds} --threads {effort.threads}",
+        "command": shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "machine": f"{_processor()}, {cores} cores, {memory / 1e9:.0f} GB of memory",
         "versions": {"Python": platform.python_version()} | _versions(),

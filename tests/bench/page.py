@@ -12,8 +12,8 @@ Data = dict[str, Any]
 _HEAD = """\
 # Performance
 
-`{command}` measured this on {date} and wrote this page, [the numbers](performance.json) and the
-figures. {machine}. {versions}.
+`{command}` measured this on {date} in {minutes:.0f} minutes and wrote this page,
+[the numbers](performance.json) and the figures. {machine}. {versions}.
 
 Every round runs each runtime once, one after the other, with {threads} threads, the same noise,
 prompt embeddings and diffusers' schedule, in float32; all end in the same latents (relative L2 is
@@ -45,6 +45,7 @@ def page(data: Data, figures: Iterable[str], opset: int) -> str:
     head = _HEAD.format(
         command=data["command"],
         date=data["date"],
+        minutes=data["minutes"],
         machine=data["machine"],
         versions=versions,
         threads=data["threads"],
@@ -85,7 +86,7 @@ def _model(name: str, model: Data, figures: list[str]) -> Iterator[str]:
     if "start" in model:
         start = model["start"]
         yield (
-            f"From exec to the first call of the network, files cached:"
+            f"From exec to the first call of the network, files cached, with {start['given']}:"
             f" {_ratio(start['seconds'])} s; reading the weights' file:"
             f" {_ratio(start['reading_weights'])} s.\n"
         )

@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 
 from intaglio.onnxruntime_library import onnxruntime_library
 from tests.bench.measuring import spread
-from tests.bench.models import Model
+from tests.bench.models import ROOT, Model
 from tests.bench.sections import Effort, counts, middle, workload_of
+from tests.bench.workload import Workload
 
+SHIPPED = ROOT / "build/bundles"  # of `make bench`, which exports them first
 # The C++ program itself, so that nothing of Python is measured.
 EXECUTABLE = Path(sysconfig.get_path("platlib")) / "intaglio/bin/intaglio"
 
@@ -24,22 +26,19 @@ EXECUTABLE = Path(sysconfig.get_path("platlib")) / "intaglio/bin/intaglio"
 def start(model: Model, effort: Effort) -> dict[str, Any]:
     """Seconds from exec to the first call of the network, files cached, and of reading the weights.
 
-    One step of CFG+DG, with given prompt embeddings.
+    One step of CFG+DG. The shipped model is given a prompt, and so loads and runs its text
+    encoders; a model of random weights prompt embeddings.
     """
-    bundle = model.bundle("forked", middle(model))
+    shipped = SHIPPED / model.name
+    prompted = shipped.is_dir()
+    bundle = shipped if prompted else model.bundle("forked", middle(model))
     weights = next((bundle / "transformer").glob("*.data"))
-    workload = workload_of(model, effort)
-    names = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
-    embeds = {
-        prefix + names[role]: value[row : row + 1].contiguous()
-        for row, prefix in ((0, "negative_"), (1, ""))
-        for role, value in workload.text.items()
-    }
     starts, reads = [], []
     with tempfile.TemporaryDirectory() as folder:
-        prompt, report = Path(folder) / "prompt.safetensors", Path(folder) / "report.json"
-        save_file(embeds, prompt)
-        line = [*_command("generate"), bundle, "--prompt-embeds", prompt, "--steps", "1"]
+        embeds, report = Path(folder) / "prompt.safetensors", Path(folder) / "report.json"
+        save_file(_embeds(workload_of(model, effort)), embeds)
+        given = ["--prompt", "a dress"] if prompted else ["--prompt-embeds", embeds]
+        line = [*_command("generate"), bundle, *given, "--steps", "1"]
         line += ["--cfg-scale", "3", "--dg-scale", "1", "--threads", str(effort.threads)]
         line += ["--device", "cpu", "--report", report, "-o", Path(folder) / "image.png"]
         for _ in range(effort.rounds):
@@ -47,9 +46,19 @@ def start(model: Model, effort: Effort) -> dict[str, Any]:
             starts.append(json.loads(report.read_text())["seconds"]["start_to_first_step"])
             reads.append(_read(weights))
     return {
+        "given": "a prompt" if prompted else "prompt embeddings",
         "seconds": spread(starts),
         "reading_weights": spread(reads),
         "weights_bytes": weights.stat().st_size,
+    }
+
+
+def _embeds(workload: Workload) -> dict[str, Any]:
+    names = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
+    return {
+        prefix + names[role]: value[row : row + 1].contiguous()
+        for row, prefix in ((0, "negative_"), (1, ""))
+        for role, value in workload.text.items()
     }
 
 

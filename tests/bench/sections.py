@@ -24,7 +24,7 @@ class Effort:
     steps: int = 2
     sides: tuple[int, ...] = (8, 16, 32)
     batches: tuple[int, ...] = (1, 2, 4)
-    lengths: tuple[int, ...] = (2, 4, 8)
+    lengths: tuple[int, ...] = (1, 2, 4)
 
 
 def middle(model: Model) -> int:
@@ -48,15 +48,20 @@ def compare(model: Model, effort: Effort) -> dict[str, Any]:
     base = workload_of(model, effort)
     with open_runtimes(model, block, effort.threads) as (runtimes, missing):
         # What fails in its first run, as torch.compile may, is told and left out.
+        for name in (FORKED, EAGER):  # what all others are compared with
+            if name in missing:
+                raise RuntimeError(f"{name}: {missing[name]}")
         for name in list(runtimes):
             try:
                 runtimes[name](base)
             except Exception as error:
+                if name in (FORKED, EAGER):
+                    raise
                 missing[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 del runtimes[name]
         print(f"{model.name}: comparing {', '.join(runtimes)}", flush=True)
         samples = interleave({n: (run, base) for n, run in runtimes.items()}, effort.rounds)
-        errors = check_same(samples, EAGER)
+        errors = check_same(samples, EAGER, missing)
         rows = {
             name: {
                 "seconds_per_step": spread([s / effort.steps for s in seconds(of)]),
@@ -64,6 +69,7 @@ def compare(model: Model, effort: Effort) -> dict[str, Any]:
                 "relative_l2": errors[name],
             }
             for name, of in samples.items()
+            if name in errors
         }
         peers = {n: rows[n]["ratio_to_forked"]["median"] for n in PEERS if n in rows}
         fastest = min(peers, key=lambda name: peers[name])
@@ -111,7 +117,7 @@ def scaling(
         for value, workload in points:
             print(f"{model.name}: {axis} {value}", flush=True)
             runs = {name: (run, workload) for name, run in runtimes.items()}
-            samples = interleave(runs, max(1, effort.rounds - 2))
+            samples = interleave(runs, max(1, effort.rounds - 3))
             check_same(samples, FORKED)
             count = count_step(
                 bundle,

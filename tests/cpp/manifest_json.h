@@ -91,6 +91,39 @@ inline Json good() {
   };
 }
 
+// good() whose prompt and timestep go through a graph of their own.
+inline Json hoisted() {
+  Json json = good();
+  Json& graphs = json["transformer"]["graphs"];
+  graphs["conditioning"] =
+      graph("transformer/conditioning.onnx",
+            {tensor("timestep", {"conditions"}), tensor("pooled", {"conditions", 5}),
+             tensor("text", {"prompts", 11, 16})},
+            {tensor("modulation", {"conditions", 439296}), tensor("context", {"prompts", 11, 32})});
+  Json& inputs = graphs["forked"]["inputs"];
+  inputs[1] = tensor("modulation", {"base", 439296});
+  inputs[2] = tensor("context", {"base", 11, 32});
+  inputs.erase(3);
+  json["files"]["transformer/conditioning.onnx"] = json["files"]["transformer/forked.onnx"];
+  return json;
+}
+
+// The bundle of good() or hoisted() with a VAE decoder, in either layout.
+inline Bundle drawable(const std::string& layout, bool conditioned = false) {
+  Json json = conditioned ? hoisted() : good();
+  json["vae_decoder"] = graph("vae/model.onnx", {tensor("latent", {"n", 4, "h", "w"})},
+                              {tensor("image", {"n", 3, "H", "W"})});
+  json["files"]["vae/model.onnx"] = json["files"]["text/model.onnx"];
+  if (layout == "dual") {
+    json["layout"] = layout;
+    Json base = json["transformer"]["graphs"]["forked"], degraded = base;
+    for (int i = 0; i < 4; ++i) base["inputs"].erase(4);
+    degraded["inputs"].erase(6);
+    json["transformer"]["graphs"] = {{"base", base}, {"degraded", degraded}};
+  }
+  return parse_manifest(json.dump(), "bundle.json").bundle;
+}
+
 struct Change {
   std::string place;  // a JSON pointer
   Json value;         // discarded: removes what is there

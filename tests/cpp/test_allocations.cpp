@@ -22,8 +22,8 @@ void* counted(std::size_t size, std::size_t alignment) {
 }
 }  // namespace
 
-// The other forms call these. Not inlined, or GCC sees free() meet aligned_alloc() and new, and
-// warns.
+// The forms without alignment or with an array call these. Not inlined, or GCC sees free() meet
+// aligned_alloc() and new, and warns.
 [[gnu::noinline]] void* operator new(std::size_t size) {
   if (void* memory = counted(size, alignof(std::max_align_t))) return memory;
   throw std::bad_alloc();
@@ -31,6 +31,10 @@ void* counted(std::size_t size, std::size_t alignment) {
 [[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t alignment,
                                      const std::nothrow_t&) noexcept {
   return counted(size, static_cast<std::size_t>(alignment));
+}
+[[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t alignment) {
+  if (void* memory = counted(size, static_cast<std::size_t>(alignment))) return memory;
+  throw std::bad_alloc();
 }
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
@@ -72,25 +76,14 @@ class Recorder : public Backend {
   mutable std::vector<std::int64_t> loop, rest;
 };
 
-Bundle small(const std::string& layout) {
-  Json json = good();
-  json["vae_decoder"] = graph("vae/model.onnx", {tensor("latent", {"n", 4, "h", "w"})},
-                              {tensor("image", {"n", 3, "H", "W"})});
-  json["files"]["vae/model.onnx"] = json["files"]["text/model.onnx"];
-  if (layout == "dual") {
-    json["layout"] = layout;
-    Json base = json["transformer"]["graphs"]["forked"], degraded = base;
-    for (int i = 0; i < 4; ++i) base["inputs"].erase(4);
-    degraded["inputs"].erase(6);
-    json["transformer"]["graphs"] = {{"base", base}, {"degraded", degraded}};
-  }
-  return parse_manifest(json.dump(), "bundle.json").bundle;
-}
-
 struct Setting {
   const char* layout;
   const char* scheduler;
   bool called_back;
+  bool conditioned;
+  bool reused;
+  int steps;
+  std::size_t second;  // run of a graph of the transformer that the second step begins with
 };
 
 class Loop : public testing::TestWithParam<Setting> {};
@@ -98,13 +91,14 @@ class Loop : public testing::TestWithParam<Setting> {};
 TEST_P(Loop, AllocatesNothingAfterItsFirstStep) {
   const auto backend = std::make_shared<Recorder>();
   backend->loop.reserve(1000);
-  const Pipeline pipeline(small(GetParam().layout), backend);
+  const Pipeline pipeline(drawable(GetParam().layout, GetParam().conditioned), backend);
   GenerateOptions options;
   options.prompt_embeds.emplace();
   for (auto* part : {&options.prompt_embeds->positive, &options.prompt_embeds->negative.emplace()})
     *part = {Tensor({1, 11, 16}, DType::float32), {}, Tensor({1, 5}, DType::float32)};
   options.scheduler = GetParam().scheduler;
-  options.steps = 12;
+  options.steps = GetParam().steps;
+  if (GetParam().reused) options.reuse_interval = 2;
   options.cfg_window = Window{0, 0.6};  // branches come and go
   options.ma_keep = Ramp{0.75, 0};      // keep is filled anew at every step
   float seen = 0;
@@ -118,17 +112,22 @@ TEST_P(Loop, AllocatesNothingAfterItsFirstStep) {
   pipeline.generate(options, on_step);
 
   const auto& counts = backend->loop;
-  ASSERT_GE(counts.size(), 12U);
+  ASSERT_GE(counts.size(), static_cast<std::size_t>(GetParam().steps));
   EXPECT_GT(counts.front(), 0);
-  EXPECT_EQ(counts.back() - counts.at(2), 0) << "in " << counts.size() << " runs of graphs";
+  EXPECT_EQ(counts.back() - counts.at(GetParam().second), 0)
+      << "in " << counts.size() << " runs of graphs";
 }
 
 INSTANTIATE_TEST_SUITE_P(Settings, Loop,
-                         testing::Values(Setting{"forked", "euler", false},
-                                         Setting{"forked", "euler", true},
-                                         Setting{"forked", "heun", true},
-                                         Setting{"forked", "dpmpp-2m", false},
-                                         Setting{"dual", "euler", true}));
+                         testing::Values(Setting{"forked", "euler", false, false, false, 12, 1},
+                                         Setting{"forked", "euler", true, false, false, 12, 1},
+                                         Setting{"forked", "euler", true, false, true, 12, 1},
+                                         Setting{"forked", "heun", true, false, false, 12, 2},
+                                         Setting{"forked", "dpmpp-2m", false, false, false, 12, 1},
+                                         Setting{"dual", "euler", true, false, false, 12, 2},
+                                         // Two parts of modulations, the first ahead of the loop.
+                                         Setting{"forked", "euler", true, true, false, 40, 2},
+                                         Setting{"forked", "heun", true, true, true, 12, 3}));
 
 TEST(Allocations, AreCounted) {
   const std::int64_t before = allocations;

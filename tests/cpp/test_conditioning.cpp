@@ -8,23 +8,6 @@
 namespace intaglio {
 namespace {
 
-// good() whose prompt and timestep go through a graph of their own.
-Json hoisted() {
-  Json json = good();
-  Json& graphs = json["transformer"]["graphs"];
-  graphs["conditioning"] =
-      graph("transformer/conditioning.onnx",
-            {tensor("timestep", {"conditions"}), tensor("pooled", {"conditions", 5}),
-             tensor("text", {"prompts", 11, 16})},
-            {tensor("modulation", {"conditions", 439296}), tensor("context", {"prompts", 11, 32})});
-  Json& inputs = graphs["forked"]["inputs"];
-  inputs[1] = tensor("modulation", {"base", 439296});
-  inputs[2] = tensor("context", {"base", 11, 32});
-  inputs.erase(3);
-  json["files"]["transformer/conditioning.onnx"] = json["files"]["transformer/forked.onnx"];
-  return json;
-}
-
 TEST(Manifest, WhatIsMadeAheadOfTheLoopIsAnInputToo) {
   const Bundle without = parse_manifest(good().dump(), "bundle.json").bundle;
   EXPECT_EQ(without.conditioning(), nullptr);

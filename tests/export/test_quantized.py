@@ -17,6 +17,7 @@ from intaglio_export.exporter import export_bundle
 from intaglio_export.options import QUANTIZE, ExportRequest
 from intaglio_export.passes.quantize_weights import BLOCK, quantize_weights
 from intaglio_export.verify import QUANTIZED_TOLERANCE, open_session
+from tests.families import FAMILIES
 from tests.families.sd3 import PLANTED
 
 
@@ -117,6 +118,23 @@ def test_a_massive_channel_in_float32_saves_the_others(scheme: str, tmp_path: Pa
         quantize_weights(made, scheme, massive)
         errors[name] = np.linalg.norm(run(made, x, tmp_path) - exact)
     assert errors["with"] < 0.5 * errors["without"]
+
+
+def test_a_stream_that_is_read_without_a_norm(tmp_path: Path) -> None:
+    """As by the queries of PixArt's cross-attention."""
+    output = tmp_path / "bundle"
+    folder = tmp_path / "pixart"
+    FAMILIES["pixart-sigma"].make().save_pretrained(folder)
+    request = ExportRequest(
+        folder, output, quantize="int8-dynamic", channels=str(PLANTED), block=0,
+        text_encoders="none",
+    )  # fmt: skip
+    export_bundle(request)
+    assert manifest(output)["transformer"]["quantized"]["exact_channels"] == [PLANTED]
+    names = ir.load(output / "transformer" / "forked.onnx").graph.initializers
+    blocks = manifest(output)["transformer"]["blocks"]
+    # Of a block: q, k and v of self-attention, q of cross-attention, the first of the two layers.
+    assert sum(name.endswith("_massive") for name in names) == 5 * blocks
 
 
 def test_whole_runs_are_near_the_float32_bundle_s(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -85,6 +86,36 @@ def test_tampered_file(command: Command, broken: Path) -> None:
     content[len(content) // 2] ^= 1
     graph.write_bytes(content)
     refused(command, broken, "vae_decoder/model.onnx is not the file that was exported")
+
+
+def test_tampered_large_file(command: Command, broken: Path, tmp_path: Path) -> None:
+    """It is hashed beside the first step, before anything is handed out."""
+    size = 128 << 20
+    with (broken / "large.data").open("wb") as file:
+        file.truncate(size)
+    manifest = json.loads((broken / "bundle.json").read_text())
+    manifest["files"]["large.data"] = {"bytes": size, "sha256": "0" * 64}
+    (broken / "bundle.json").write_text(json.dumps(manifest))
+    says, output = "large.data is not the file that was exported", tmp_path / "image.png"
+    sentence = check(
+        command, 3, says, "generate", broken, "--prompt", PROMPT, "--steps", 2, "-o", output
+    )
+    assert not output.exists()
+    assert check(command, 3, says, "inspect", broken) == sentence
+    pipeline = intaglio.Pipeline.open(broken)
+    steps: list[int] = []
+    for call in (
+        lambda: pipeline.generate(PROMPT, steps=2, on_step=lambda step: steps.append(step.step)),
+        lambda: pipeline.embed(PROMPT),
+        lambda: intaglio.Bundle.open(broken),
+    ):
+        with pytest.raises(intaglio.InputError) as raised:
+            call()
+        assert str(raised.value) == sentence
+    assert not steps
+    manifest["files"]["large.data"]["sha256"] = hashlib.sha256(bytes(size)).hexdigest()
+    (broken / "bundle.json").write_text(json.dumps(manifest))
+    assert len(intaglio.Pipeline.open(broken).generate(PROMPT, steps=1).images) == 1
 
 
 def test_folder_in_place_of_a_file(command: Command, broken: Path) -> None:

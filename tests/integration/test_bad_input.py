@@ -99,7 +99,7 @@ def test_options_that_make_no_sense(
     ("args", "says"),
     [
         ([], "subcommand is required"),
-        (["draw"], 'there is no command "draw"'),
+        (["draw"], 'there is no command "draw": intaglio --help lists them'),
         (["generate"], "bundle"),
         (["generate", "BUNDLE"], "--prompt is missing"),
         (["generate", "BUNDLE", "--promt", "x"], "--promt"),
@@ -117,6 +117,7 @@ def test_options_that_make_no_sense(
         (["generate", "BUNDLE", "--prompt", "x", "--threads", "-1"], "--threads"),
         (["generate", "BUNDLE", "--prompt", "x", "--threads", "1000000"], "--threads"),
         (["generate", "BUNDLE", "--prompt", "x", "-o", ""], "--output is empty"),
+        (["generate", "BUNDLE", "--prompt", "x", "-o", "a.jpg"], "end the name in .png"),
         (["generate", "BUNDLE", "--prompt", "x", "-o", "a", "--report", "./a"], "two outputs"),
         (["inspect", "BUNDLE", "--yaml"], "--yaml"),
         (["bench", "BUNDLE", "--repeats", "0"], "--repeats must be at least 1"),

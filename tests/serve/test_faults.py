@@ -21,7 +21,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
+from tests.serve.conftest import LONG, PROMPT, Running, read_metric, serving, wait_until
 
 CONFIG = f"""
 image_seconds = 600
@@ -47,6 +47,9 @@ class Process:
 
     def status(self, job: dict[str, Any]) -> str:
         return str(self.client.get(f"/v1/jobs/{job['id']}").json()["status"])
+
+    def metric(self, name: str) -> float:
+        return read_metric(self.client, name)
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         """The log's lines of one kind; every line has to be JSON."""
@@ -118,9 +121,7 @@ def test_what_outlasts_the_grace_ends_in_an_error(forked_bundle: Path, tmp_path:
             )
         )
         thread.start()
-        wait_until(lambda: ("queue_depth" in (page := server.client.get("/metrics").text)
-                   and 'intaglio_running{model="tiny-sd3"} 2.0' in page)
-                   or 'intaglio_queue_depth{model="tiny-sd3"} 1.0' in page)  # fmt: skip
+        wait_until(lambda: server.metric("running") + server.metric("queue_depth") == 2)
         server.process.terminate()
         thread.join()
         assert answers[0].status_code == 503

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from intaglio.serve.fair_queue import FairQueue
 from intaglio.serve.models import Models
-from tests.serve.conftest import LONG, PROMPT, Running, serving
+from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
 
 KEYS = "# for tests\nfirst-key\n\nsecond-key\n"
 
@@ -74,6 +74,7 @@ def test_clients_take_turns_each_in_its_own_order(clients: list[str]) -> None:
 
 def test_a_client_with_one_request_passes_one_with_many(keyed: Running) -> None:
     blocker = post(keyed, "first-key", steps=LONG).json()
+    wait_until(lambda: of_key(keyed, "GET", blocker, "first-key").json()["status"] == "running")
     of_first = [post(keyed, "first-key", steps=1).json() for _ in range(2)]
     of_second = post(keyed, "second-key", steps=1).json()
     places = [of_key(keyed, "GET", job, "first-key").json()["position"] for job in of_first]

@@ -27,6 +27,12 @@ struct StreamCounts {
   std::int64_t allocations = 0;
   std::int64_t copies = 0;
   std::int64_t copied_bytes = 0;
+  StreamCounts& operator+=(const StreamCounts& other) {
+    allocations += other.allocations;
+    copies += other.copies;
+    copied_bytes += other.copied_bytes;
+    return *this;
+  }
   StreamCounts operator-(const StreamCounts& other) const {
     return {allocations - other.allocations, copies - other.copies,
             copied_bytes - other.copied_bytes};

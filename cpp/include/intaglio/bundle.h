@@ -105,6 +105,7 @@ class Bundle {
   int blocks = 0;
   int patch_size = 0;
   int channels = 0;
+  std::string quantized;  // how its weights are, for ONNX Runtime on the CPU only; empty: as dtype
   std::vector<double> max_abs;  // largest |z| after each block on the calibration prompts, or empty
   MassiveActivations massive_activations;
   Latent latent;

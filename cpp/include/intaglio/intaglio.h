@@ -2,6 +2,7 @@
 #pragma once
 
 #include "intaglio/backend.h"
+#include "intaglio/batch.h"
 #include "intaglio/bundle.h"
 #include "intaglio/command.h"
 #include "intaglio/embedding.h"

@@ -94,7 +94,9 @@ using StepCallback = std::function<bool(const Step&)>;
 
 class Pipeline {
  public:
-  // Throws InputError for the bundle, UnavailableError for the device.
+  // Throws InputError for the bundle, UnavailableError for the device. Weights in large files are
+  // hashed meanwhile: the first call that hands out results waits for that, and throws InputError
+  // where they are not what was exported.
   static Pipeline open(const std::filesystem::path& bundle, const BackendOptions& backend = {});
   // On a backend of the caller's own; its graphs have to be the bundle's.
   Pipeline(Bundle bundle, std::shared_ptr<Backend> backend);
@@ -114,9 +116,10 @@ class Pipeline {
   Generation generate(const GenerateOptions& options, const StepCallback& on_step = {}) const;
 
  private:
+  friend class Batch;
   class Impl;
-  explicit Pipeline(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  explicit Pipeline(std::shared_ptr<Impl> impl);
+  std::shared_ptr<Impl> impl_;  // batches share it
 };
 
 }  // namespace intaglio

@@ -36,6 +36,10 @@ void add(std::string& list, const std::string& text) { list += (list.empty() ? "
 
 std::shared_ptr<Backend> choose(const BackendOptions& options, const Bundle& bundle) {
   DeviceChoice choice;
+  if (!bundle.quantized.empty()) {
+    choice.reason = "the bundle's " + bundle.quantized + " weights are for the CPU";
+    return chosen("cpu", options, bundle, choice);
+  }
   for (const std::string device : {"tensorrt-rtx", "tensorrt", "cuda"}) {
     if (is_tensorrt(device) && !has_engines(bundle, device)) {
       add(choice.reason, device + ": the bundle has no engines for it");

@@ -1,9 +1,13 @@
 #include "intaglio/bundle.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <system_error>
+#include <utility>
+#include <vector>
 
 #include "bundle/manifest.h"
+#include "bundle/opening.h"
 #include "core/sha256.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"
@@ -23,7 +27,10 @@ const GraphTensor& find(const std::vector<GraphTensor>& tensors, const std::stri
   return *it;
 }
 
-void check_file(const fs::path& path, const ListedFile& listed) {
+// Hashed in a tenth of a second; graphs, which a parser reads, are smaller.
+constexpr std::uint64_t kLarge = 128U << 20U;
+
+void check_size(const fs::path& path, const ListedFile& listed) {
   std::error_code error;
   const auto bytes = fs::file_size(path, error);
   if (error)
@@ -34,6 +41,9 @@ void check_file(const fs::path& path, const ListedFile& listed) {
                      " bytes where bundle.json says " + std::to_string(listed.bytes) +
                      ": copy or export the bundle again");
   }
+}
+
+void check_content(const fs::path& path, const ListedFile& listed) {
   if (sha256_of_file(path) != listed.sha256) {
     throw InputError(path.string() +
                      " is not the file that was exported (its SHA-256 differs from bundle.json): "
@@ -75,6 +85,12 @@ const GraphTensor* Bundle::input(const std::string& role) const {
 bool Bundle::observed() const { return transformer().outputs.size() > 1; }
 
 Bundle Bundle::open(const fs::path& folder) {
+  OpenedBundle opened = open_bundle(folder);
+  opened.check_large_files();
+  return std::move(opened.bundle);
+}
+
+OpenedBundle open_bundle(const fs::path& folder) {
   const fs::path path = folder / "bundle.json";
   std::error_code error;
   if (!fs::exists(path, error) && !error) {
@@ -82,13 +98,20 @@ Bundle Bundle::open(const fs::path& folder) {
                      " is not a bundle (it has no bundle.json): make one with `intaglio export`");
   }
   Manifest manifest = parse_manifest(read_file(path), path.string());
+  std::vector<std::pair<fs::path, ListedFile>> large;
   for (const auto& [name, listed] : manifest.files) {
-    check_file(folder / name, listed);
+    check_size(folder / name, listed);
+    if (listed.bytes >= kLarge)
+      large.emplace_back(folder / name, listed);
+    else
+      check_content(folder / name, listed);
     manifest.bundle.file_bytes[name] = listed.bytes;
     manifest.bundle.file_sha256[name] = listed.sha256;
   }
   manifest.bundle.folder = folder;
-  return std::move(manifest.bundle);
+  return {std::move(manifest.bundle), [large = std::move(large)] {
+            for (const auto& [file, listed] : large) check_content(file, listed);
+          }};
 }
 
 }  // namespace intaglio

@@ -19,7 +19,8 @@ GraphTensor read_tensor(const Node& node) {
       tensor.axes.emplace_back(axis.as<std::string>());
     } else {
       // All modulations of a large model side by side are a million.
-      tensor.axes.emplace_back(std::int64_t{axis.positive(1 << 24)});
+      const int limit = tensor.role == "modulation" ? 1 << 24 : kLargestSize;
+      tensor.axes.emplace_back(std::int64_t{axis.positive(limit)});
     }
   }
   return tensor;
@@ -81,7 +82,7 @@ Graph read_graph(const Node& node) {
 
 Graph read_transformer_graph(const Node& node, const TransformerRole& role) {
   Graph graph = read_graph(node);
-  // What cpp/src/pipeline/branches.cpp can fill.
+  // What cpp/src/pipeline/branches.cpp and denoising.cpp can fill.
   std::vector<std::string> optional{"text_mask", "position"};
   std::vector<std::string> needed{"latent"};
   needed.insert(needed.end(), role.op.begin(), role.op.end());

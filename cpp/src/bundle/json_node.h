@@ -17,6 +17,9 @@
 
 namespace intaglio {
 
+// Of a size or a count: beyond any model, and keeps products of two in an int.
+inline constexpr int kLargestSize = 1 << 15;
+
 class Node {
  public:
   using Json = nlohmann::json;
@@ -97,8 +100,7 @@ class Node {
     for (const Node& item : at(key).items()) values.push_back(item.as<T>());
     return values;
   }
-  // A size or a count. The limit is beyond any model, and keeps products of two in an int.
-  int positive(int limit = 1 << 15) const {
+  int positive(int limit = kLargestSize) const {
     const int value = as<int>();
     if (value < 1 || value > limit) refuse("must be from 1 to " + std::to_string(limit));
     return value;

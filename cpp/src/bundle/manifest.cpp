@@ -37,6 +37,7 @@ void read_transformer(const Node& node, Bundle& bundle) {
   bundle.blocks = node.positive("blocks");
   bundle.patch_size = node.positive("patch_size");
   bundle.channels = node.positive("channels");
+  if (node.has("quantized")) bundle.quantized = node.at("quantized").get<std::string>("scheme");
   if (node.has("max_abs")) bundle.max_abs = node.list<double>("max_abs");
 }
 

@@ -40,7 +40,7 @@ const TextEncoder& find_encoder(const Node& node, const Prompt& prompt) {
 
 TextSegment read_segment(const Node& node, const Prompt& prompt) {
   TextSegment segment{node.list<std::string>("encoders"), node.positive("length")};
-  int width = 0;
+  std::int64_t width = 0;
   for (const Node& name : node.at("encoders").items()) {
     const TextEncoder& encoder = find_encoder(name, prompt);
     width += width_of(name, encoder, "hidden");

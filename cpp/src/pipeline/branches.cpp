@@ -9,6 +9,14 @@
 
 namespace intaglio {
 
+namespace {
+
+BranchRows rows_of(std::int64_t images, const StepWeights& weights) {
+  return {weights.runs_unconditional() ? images : 0, images, weights.runs_degraded() ? images : 0};
+}
+
+}  // namespace
+
 TransformerSessions load_transformer(const Bundle& bundle, const Backend& backend) {
   TransformerSessions sessions;
   for (const auto& [name, graph] : bundle.transformer_graphs)
@@ -16,24 +24,40 @@ TransformerSessions load_transformer(const Bundle& bundle, const Backend& backen
   return sessions;
 }
 
-Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions,
-                   const Request& request, const PromptEmbeds& embeds, Stream& stream)
-    : bundle_(bundle), sessions_(sessions), request_(request), stream_(stream), n_(request.images) {
-  Shape shape = request.latent_shape;
-  shape.front() = 2 * n_;
-  latent_ = stream.allocate(shape, DType::float32);
-  unconditional_latent_ = latent_.rows(0, n_);
-  conditional_latent_ = latent_.rows(n_, 2 * n_);
-  shape.front() = 3 * n_;
-  prediction_ = stream.allocate(shape, DType::float32);
-  suppression_ = on_stream(request.suppression);
-  keep_ = stream.allocate({3 * n_, suppression_.size()}, DType::float32);
-  degraded_keep_ = keep_.rows(2 * n_, 3 * n_);
-  stream.fill(keep_, 1.0F);
-  fill_rows(embeds);
+Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions, Denoising& like,
+                   std::int64_t images, Stream& stream)
+    : bundle_(bundle),
+      sessions_(sessions),
+      stream_(stream),
+      images_(images),
+      fork_(2 * images),
+      forked_(bundle.layout == "forked"),
+      filled_(static_cast<std::size_t>(2 * images)),
+      kept_(static_cast<std::size_t>(images)) {
+  const auto allocate = [&](std::int64_t rows, Shape shape, DType dtype = DType::float32) {
+    shape.front() = rows;
+    return stream_.allocate(shape, dtype);
+  };
+  const Request& shared = *like.request();
+  latent_ = RowViews(allocate(fork_, shared.latent_shape));
+  prediction_ = RowViews(allocate(3 * images, shared.latent_shape));
+  keep_ = RowViews(stream.allocate({3 * images, like.suppression().size()}, DType::float32));
+  stream.fill(keep_.whole(), 1.0F);
+  rows_ = {{"latent", latent_.whole()}};
+  if (const Tensor* modulation = like.modulation(false)) {
+    modulation_ = RowViews(allocate(fork_, modulation->shape()));
+    rows_["modulation"] = modulation_.whole();
+  } else {
+    timestep_ = RowViews(stream.allocate({fork_}, DType::float32));
+    rows_["timestep"] = timestep_.whole();
+  }
+  for (const auto& [role, row] : like.row(false))
+    rows_[role] = allocate(fork_, row.shape(), row.dtype());
+  shared_ = {{"mask", on_stream(shared.mask)}, {"ref", on_stream(shared.ref)}};
+  if (bundle.transformer().takes("position"))
+    shared_["position"] = on_stream(token_positions(shared.token_rows, shared.token_columns));
   if (bundle.observed()) observe();
-  for (const StepWeights& weights : request.weights)
-    bind(weights.runs_unconditional(), weights.runs_degraded());
+  order_.reserve(static_cast<std::size_t>(images));
 }
 
 Tensor Branches::on_stream(const Tensor& host) {
@@ -42,74 +66,11 @@ Tensor Branches::on_stream(const Tensor& host) {
   return tensor;
 }
 
-void Branches::fill_rows(const PromptEmbeds& embeds) {
-  const Graph& graph = bundle_.transformer();
-  rows_ = {{"latent", latent_}};
-  shared_ = {{"mask", on_stream(request_.mask)}, {"ref", on_stream(request_.ref)}};
-  add_text("text_mask", &PromptEmbedding::text_mask, embeds);
-  if (graph.takes("position"))
-    shared_["position"] = on_stream(token_positions(request_.token_rows, request_.token_columns));
-  if (bundle_.conditioning()) {
-    conditioning_.emplace(bundle_, *sessions_.at("conditioning"), request_, embeds, stream_);
-    fill_conditioned();
-    return;
-  }
-  timestep_ = rows_["timestep"] = stream_.allocate({2 * n_}, DType::float32);
-  add_text("text", &PromptEmbedding::text, embeds);
-  add_text("pooled", &PromptEmbedding::pooled, embeds);
-  if (graph.takes("guidance")) {
-    rows_["guidance"] = stream_.allocate({2 * n_}, DType::float32);
-    stream_.fill(rows_["guidance"], request_.distilled_guidance);
-  }
-  if (graph.takes("class")) {
-    Tensor label({2 * n_}, DType::int64);
-    std::ranges::fill(label.rows(0, n_).int64s(), bundle_.classes->null);
-    std::ranges::fill(label.rows(n_, 2 * n_).int64s(), request_.class_label);
-    rows_["class"] = on_stream(label);
-  }
-}
-
-void Branches::fill_conditioned() {
-  const Tensor row = conditioning_->modulation(request_.plan.front().point.timestep, false);
-  const Tensor modulation = rows_["modulation"] =
-      stream_.allocate({2 * n_, row.dim(1)}, DType::float32);
-  for (std::int64_t i = 0; i < 2 * n_; ++i) modulation_.push_back(modulation.rows(i, i + 1));
-  if (!bundle_.transformer().takes("context")) return;
-  Shape shape = conditioning_->context(false).shape();
-  shape.front() = 2 * n_;
-  const Tensor rows = rows_["context"] = stream_.allocate(shape, DType::float32);
-  for (std::int64_t i = request_.unconditional ? 0 : n_; i < 2 * n_; ++i)
-    stream_.copy(conditioning_->context(i < n_), rows.rows(i, i + 1));
-}
-
-void Branches::set_timestep(float timestep, bool unconditional) {
-  if (!conditioning_) {
-    stream_.fill(timestep_, timestep);
-    return;
-  }
-  for (std::int64_t i = unconditional ? 0 : n_; i < 2 * n_; ++i)
-    stream_.copy(conditioning_->modulation(timestep, i < n_),
-                 modulation_[static_cast<std::size_t>(i)]);
-}
-
-void Branches::add_text(const char* role, Tensor PromptEmbedding::* part,
-                        const PromptEmbeds& embeds) {
-  if (!bundle_.transformer().takes(role)) return;
-  const Tensor& positive = embeds.positive.*part;
-  Shape shape = positive.shape();
-  shape.front() = 2 * n_;
-  rows_[role] = stream_.allocate(shape, DType::float32);
-  for (std::int64_t row = 0; row < 2 * n_; ++row) {
-    if (row < n_ && !embeds.negative) continue;
-    stream_.copy(row < n_ ? *embeds.negative.*part : positive, rows_[role].rows(row, row + 1));
-  }
-}
-
 void Branches::observe() {
-  const std::int64_t tokens = suppression_.size(), channels = bundle_.channels;
+  const std::int64_t tokens = keep_.whole().dim(1), channels = bundle_.channels;
   for (int block = 0; block < bundle_.blocks; ++block) {
-    const bool forks = bundle_.layout == "forked" && block > bundle_.massive_activations.block;
-    const std::int64_t rows = (forks ? 3 : 2) * n_;
+    const bool forks = forked_ && block > bundle_.massive_activations.block;
+    const std::int64_t rows = forks ? 3 * images_ : fork_;
     const std::string k = std::to_string(block);
     told_["hidden_states_" + k] = stream_.allocate({rows, tokens, channels}, DType::float32);
     told_["gate_" + k] = stream_.allocate({rows, channels}, DType::float32);
@@ -129,10 +90,75 @@ Tensor Branches::told(const std::string& output, int block) const {
   return tensor.rows(first_, std::min(last_, tensor.dim(0)));
 }
 
-void Branches::set_keep(float keep) {
-  if (keep == keep_value_) return;
-  keep_value_ = keep;
-  stream_.fill_keep(degraded_keep_, suppression_, keep);
+// Of D_0 or D_c, from that row on.
+void Branches::place(Denoising& member, bool unconditional, std::int64_t first) {
+  const std::int64_t last = first + member.images();
+  // Here and not where a step ends, since a callback may write into the latents.
+  stream_.copy(member.guided.x, latent_.at(first, last));
+  if (const Tensor* modulation = member.modulation(unconditional)) {
+    for (std::int64_t row = first; row < last; ++row)
+      stream_.copy(*modulation, modulation_.at(row, row + 1));
+  } else {
+    stream_.fill(timestep_.at(first, last), member.next().point.timestep);
+  }
+  (unconditional ? member.guided.unconditional : member.guided.conditional) =
+      prediction_.at(first, last);
+  const Filled mine{member.id(), unconditional};
+  for (std::int64_t row = first; row < last; ++row) {
+    Filled& filled = filled_[static_cast<std::size_t>(row)];
+    if (filled == mine) continue;
+    for (const auto& [role, tensor] : member.row(unconditional))
+      stream_.copy(tensor, rows_.at(role).rows(row, row + 1));
+    filled = mine;
+  }
+}
+
+void Branches::place_degraded(Denoising& member, std::int64_t first) {
+  const std::int64_t last = first + member.images();
+  member.guided.degraded = prediction_.at(first, last);
+  const Kept mine{member.id(), member.weights().keep};
+  const auto kept = std::span(kept_).subspan(static_cast<std::size_t>(first - fork_),
+                                             static_cast<std::size_t>(member.images()));
+  if (std::ranges::all_of(kept, [&](const Kept& row) { return row == mine; })) return;
+  stream_.fill_keep(keep_.at(first, last), member.suppression(), mine.keep);
+  std::ranges::fill(kept, mine);
+}
+
+void Branches::prepare(Denoising& member) {
+  const std::int64_t images = member.images();
+  if (member.request()->unconditional) place(member, true, fork_ - 2 * images);
+  place(member, false, fork_ - images);
+  place_degraded(member, fork_);
+  for (const StepWeights& weights : member.request()->weights) bind(rows_of(images, weights));
+}
+
+// Gives every member its rows, and fills them.
+BranchRows Branches::arrange(std::span<Denoising* const> members) {
+  order_.clear();
+  for (const bool degraded : {false, true}) {
+    for (Denoising* member : members)
+      if (member->weights().runs_degraded() == degraded) order_.push_back(member);
+  }
+  BranchRows all;
+  for (const Denoising* member : order_) {
+    const BranchRows rows = rows_of(member->images(), member->weights());
+    all.unconditional += rows.unconditional;
+    all.conditional += rows.conditional;
+    all.degraded += rows.degraded;
+  }
+  assert(all.conditional <= images_);
+  std::int64_t conditional = fork_ - all.conditional, degraded = fork_;
+  std::int64_t unconditional = conditional - all.unconditional;
+  for (Denoising* member : order_) {
+    const BranchRows rows = rows_of(member->images(), member->weights());
+    if (rows.unconditional > 0) place(*member, true, unconditional);
+    place(*member, false, conditional);
+    if (rows.degraded > 0) place_degraded(*member, degraded);
+    unconditional += rows.unconditional;
+    conditional += rows.conditional;
+    degraded += rows.degraded;
+  }
+  return all;
 }
 
 // Without keep and branch, whose rows the caller knows.
@@ -140,7 +166,7 @@ std::vector<Binding> Branches::inputs(const std::string& graph, std::int64_t fir
   std::vector<Binding> bindings;
   for (const GraphTensor& input : bundle_.transformer_graphs.at(graph).inputs) {
     if (const auto rows = rows_.find(input.role); rows != rows_.end()) {
-      bindings.push_back({input.role, rows->second.rows(first, 2 * n_)});
+      bindings.push_back({input.role, rows->second.rows(first, fork_)});
     } else if (const auto shared = shared_.find(input.role); shared != shared_.end()) {
       bindings.push_back({input.role, shared->second});
     }
@@ -150,70 +176,64 @@ std::vector<Binding> Branches::inputs(const std::string& graph, std::int64_t fir
 
 // Of the graph that every step runs.
 std::vector<Binding> Branches::outputs(std::int64_t first, std::int64_t last) const {
-  std::vector<Binding> bindings{{"prediction", prediction_.rows(first, last)}};
+  std::vector<Binding> bindings{{"prediction", prediction_.whole().rows(first, last)}};
   for (const auto& [role, tensor] : told_)
     bindings.push_back({role, tensor.rows(first, std::min(last, tensor.dim(0)))});
   return bindings;
 }
 
-std::unique_ptr<BoundGraph> Branches::bind_forked(bool unconditional, bool degraded) {
-  const std::int64_t first = unconditional ? 0 : n_;
-  const std::int64_t last = degraded ? 3 * n_ : 2 * n_;
+std::unique_ptr<BoundGraph> Branches::bind_forked(const BranchRows& rows) {
+  const std::int64_t base = rows.unconditional + rows.conditional;
+  const std::int64_t first = fork_ - base, last = fork_ + rows.degraded;
   Tensor branch({last - first}, DType::int64);
-  for (std::int64_t row = first; row < last; ++row) {
-    // D_m continues its image's D_c.
-    branch.int64s()[static_cast<std::size_t>(row - first)] =
-        (row < 2 * n_ ? row : row - n_) - first;
+  for (std::int64_t row = 0; row < last - first; ++row) {
+    // D_m continues its image's D_c, and these are the last.
+    branch.int64s()[static_cast<std::size_t>(row)] = row < base ? row : row - rows.degraded;
   }
   auto bindings = inputs("forked", first);
   bindings.push_back({"branch", on_stream(branch)});
-  bindings.push_back({"keep", keep_.rows(first, last)});
+  bindings.push_back({"keep", keep_.whole().rows(first, last)});
   return sessions_.at("forked")->bind(stream_, bindings, outputs(first, last));
 }
 
-std::unique_ptr<BoundGraph> Branches::bind_base(bool unconditional) const {
-  const std::int64_t first = unconditional ? 0 : n_;
-  return sessions_.at("base")->bind(stream_, inputs("base", first), outputs(first, 2 * n_));
+std::unique_ptr<BoundGraph> Branches::bind_base(const BranchRows& rows) const {
+  const std::int64_t first = fork_ - rows.unconditional - rows.conditional;
+  return sessions_.at("base")->bind(stream_, inputs("base", first), outputs(first, fork_));
 }
 
-std::unique_ptr<BoundGraph> Branches::bind_degraded() const {
-  auto bindings = inputs("degraded", n_);
-  bindings.push_back({"keep", degraded_keep_});
+std::unique_ptr<BoundGraph> Branches::bind_degraded(std::int64_t rows) const {
+  auto bindings = inputs("degraded", fork_ - rows);
+  bindings.push_back({"keep", keep_.whole().rows(fork_, fork_ + rows)});
   return sessions_.at("degraded")
-      ->bind(stream_, bindings, {{"prediction", prediction_.rows(2 * n_, 3 * n_)}});
+      ->bind(stream_, bindings, {{"prediction", prediction_.whole().rows(fork_, fork_ + rows)}});
 }
 
-std::size_t Branches::index(bool unconditional, bool degraded) const {
-  const std::size_t forked = bundle_.layout == "forked" && degraded ? 2 : 0;
-  return (unconditional ? 1 : 0) + forked;
+void Branches::bind(const BranchRows& rows) {
+  if (forked_) {
+    auto& bound = bound_[rows];
+    if (!bound) bound = bind_forked(rows);
+    return;
+  }
+  auto& base = bound_[{rows.unconditional, rows.conditional, 0}];
+  if (!base) base = bind_base(rows);
+  if (rows.degraded == 0) return;
+  auto& degraded = bound_[{0, 0, rows.degraded}];
+  if (!degraded) degraded = bind_degraded(rows.degraded);
 }
 
-void Branches::bind(bool unconditional, bool degraded) {
-  const bool forked = bundle_.layout == "forked";
-  auto& bound = bound_.at(index(unconditional, degraded));
-  if (!bound) bound = forked ? bind_forked(unconditional, degraded) : bind_base(unconditional);
-  if (degraded && !forked && !bound_degraded_) bound_degraded_ = bind_degraded();
-}
-
-void Branches::run(float timestep, const StepWeights& weights) {
-  const bool unconditional = weights.runs_unconditional();
-  // Here and not where a step ends, since a callback may write into the latents.
-  if (unconditional) stream_.copy(conditional_latent_, unconditional_latent_);
-  set_timestep(timestep, unconditional);
-  const bool degraded = weights.runs_degraded();
-  if (degraded) set_keep(weights.keep);
-
+void Branches::run(std::span<Denoising* const> members) {
+  const BranchRows rows = arrange(members);
+  bind(rows);
   Stopwatch watch;
-  bound_.at(index(unconditional, degraded))->run();
-  const bool dual = bundle_.layout == "dual";
-  if (degraded && dual) bound_degraded_->run();
+  if (forked_) {
+    bound_.at(rows)->run();
+  } else {
+    bound_.at({rows.unconditional, rows.conditional, 0})->run();
+    if (rows.degraded > 0) bound_.at({0, 0, rows.degraded})->run();
+  }
   network_seconds += watch.lap();
-  first_ = unconditional ? 0 : n_;
-  last_ = degraded && !dual ? 3 * n_ : 2 * n_;
-
-  const std::int64_t base = n_ * (unconditional ? 2 : 1);
-  forked_rows += base + (degraded ? n_ : 0);
-  base_rows += base + (degraded && dual ? n_ : 0);
+  first_ = fork_ - rows.unconditional - rows.conditional;
+  last_ = forked_ ? fork_ + rows.degraded : fork_;
 }
 
 }  // namespace intaglio

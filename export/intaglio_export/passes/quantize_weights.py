@@ -1,9 +1,10 @@
 """Weights of matrix products in 8 or 4 bits; everything between the products stays float32.
 
 The columns of massive channels stay float32 too, as LLM.int8's outliers do (arXiv 2208.07339): a
-product that reads the stream through a LayerNorm becomes the quantised product of the other
-channels plus a small float32 one. An error of a massive channel's weights would be multiplied by
-its activation, and in one scale for a whole tensor a massive channel leaves the others few steps.
+product that reads the stream, through a LayerNorm or as it is, becomes the quantised product of the
+other channels plus a small float32 one. An error of a massive channel's weights would be multiplied
+by its activation, and in one scale for a whole tensor a massive channel leaves the others few
+steps.
 
 `int8` and `int4` quantise weights alone, in blocks of `BLOCK` input channels: com.microsoft's
 MatMulNBits. `int8-dynamic` also quantises activations as they come, by one scale a tensor, in
@@ -38,13 +39,15 @@ def quantize_weights(model: ir.Model, scheme: str, massive: Sequence[int] = ()) 
     Postcondition: no such MatMul is left but those of massive channels.
     """
     made = _Maker(model.graph)
+    streams = _streams(model.graph)
     for node in [node for node in model.graph if _is_product(node)]:
         x, weight = node.inputs
         assert x is not None
         assert weight is not None
         assert weight.const_value is not None
         values = np.asarray(weight.const_value.numpy())
-        split = list(massive) if massive and _reads_stream(x, max(massive), len(values)) else []
+        reads = len(values) > max(massive, default=0) and _reads_stream(x, streams)
+        split = list(massive) if reads else []
         rest = values.copy()
         rest[split] = 0.0
         if scheme == "int8-dynamic":
@@ -80,13 +83,31 @@ def _is_product(node: ir.Node) -> bool:
     )
 
 
-def _reads_stream(x: ir.Value, last: int, width: int) -> bool:
-    """Whether `x` is a modulated LayerNorm of a stream of `width` channels, `last` among them."""
+def _streams(graph: ir.Graph) -> set[ir.Value]:
+    """What is added up to the input of a LayerNormalization: the residual streams, and the blocks'
+    parts of them."""
+    found: set[ir.Value] = set()
+    waiting = [node.inputs[0] for node in graph if node.op_type == "LayerNormalization"]
+    while waiting:
+        value = waiting.pop()
+        if value is None or value in found:
+            continue
+        found.add(value)
+        node = value.producer()
+        if node is not None and node.op_type == "Add":
+            waiting += node.inputs
+    return found
+
+
+def _reads_stream(x: ir.Value, streams: set[ir.Value]) -> bool:
+    """Whether `x` is a stream, or a modulated LayerNorm of one."""
     node = x.producer()
-    if node is None or last >= width:
+    if x in streams:
+        return True
+    if node is None:
         return False
     if node.op_type in ("Add", "Mul"):
-        return any(_reads_stream(v, last, width) for v in node.inputs if v is not None)
+        return any(_reads_stream(v, streams) for v in node.inputs if v is not None)
     return node.op_type == "LayerNormalization"
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -89,15 +90,13 @@ def probe(
         typer.Option(
             min=2,
             metavar="N",
-            help="Pictures of each way to guide, and of the settings' confirmation. With a judge of"
-            " F features, more than F.",
+            help="Pictures of each way to guide, and of the settings' confirmation; those that are"
+            " searched get 136. With a judge, more than 128, and more than its features.",
         ),
     ] = 136,
     seeds: Annotated[
         int,
-        typer.Option(
-            min=2, metavar="N", help="Pictures of each experiment with channels; 64 at least."
-        ),
+        typer.Option(min=64, metavar="N", help="Pictures of each experiment with channels."),
     ] = 64,
 ) -> None:
     """Find a model's massive activations, see what they do, and choose DG's settings.
@@ -157,17 +156,28 @@ def _probing() -> ModuleType:
 
 @contextmanager
 def _bar() -> Iterator[Callable[[str, float], None]]:
-    """A progress bar where it can be seen only: rich ends one elsewhere with an empty line."""
+    """A progress bar where it can be seen, elsewhere a line for each thing that is begun."""
     screen = Console(stderr=True)
+    if not screen.is_interactive:
+        yield _Lines().show
+        return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
-    with bar if screen.is_interactive else nullcontext():
+    with Progress(*columns, console=screen, transient=True) as bar:
         task = bar.add_task("Starting", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
 
-        def progress(what: str, share: float) -> None:
-            bar.update(task, description=what, completed=share)
 
-        yield progress
+class _Lines:
+    """Progress for a log."""
+
+    def __init__(self) -> None:
+        self._last, self._start = "", time.monotonic()
+
+    def show(self, what: str, share: float) -> None:
+        """Print what is done now, once."""
+        if what != self._last:
+            self._last = what
+            typer.echo(f"{time.monotonic() - self._start:5.0f} s  {what}", err=True)
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import zipfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ PACKAGES = ("intaglio", "numpy", "onnxruntime", "torch", "diffusers", "transform
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write `path` under another name first: a killed run leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(data)
     temporary.replace(path)
@@ -56,7 +59,7 @@ def versions() -> dict[str, str]:
 
 
 def check_output(folder: Path) -> None:
-    """See that `folder` can be written to, before anything is measured.
+    """See that `folder` can be written to, or made, before anything is measured.
 
     Raises:
         ExportError: it cannot, or is no report's.
@@ -67,10 +70,11 @@ def check_output(folder: Path) -> None:
             raise ExportError(
                 f"{folder} holds something that is no report; give another folder with -o."
             )
-        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
-        test = folder / ".writable"
-        test.touch()
-        test.unlink()
+        found = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not found.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{found} is a file")
+        with TemporaryFile(dir=found):  # what access rights say, root's may not hold
+            pass
     except OSError as error:
         raise ExportError(
             f"The report cannot be written to {folder}: {error.strerror}; give another folder with"

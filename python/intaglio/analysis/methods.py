@@ -211,13 +211,20 @@ class Omega:
 class Method:
     """Guidance with up to three branches; a branch whose weight is zero is not run.
 
-    `window` is the part of the run with the negative branch, start <= i / N < end.
+    `window` is the part of the run with the negative branch, `cfg_window` that with CFG: start <=
+    i / N < end.
     """
 
     cfg_scale: float = 1.0
     weight: float = 0.0
     negative: Negative | None = None
     window: Window = (0.0, 1.0)
+    cfg_window: Window = (0.0, 1.0)
+
+    def scale_at(self, step: Step) -> float:
+        """cfg_scale at `step`, 1 outside its window."""
+        inside = self.cfg_window[0] <= step.share < self.cfg_window[1]
+        return self.cfg_scale if inside else 1.0
 
     def steers(self, step: Step) -> bool:
         """Whether the negative branch has weight at `step`."""
@@ -242,7 +249,8 @@ class _Predictor:
 
     def __call__(self, step: Step, conditional: Inputs, null: Inputs) -> torch.Tensor:
         method, n = self.method, len(step.latents)
-        with_cfg = method.cfg_scale != 1.0 or self.omega is not None
+        cfg_scale = method.scale_at(step)
+        with_cfg = cfg_scale != 1.0 or self.omega is not None
         rows = [null, conditional] if with_cfg else [conditional]
         base = stack(rows) | {
             "latent": torch.cat([step.latents] * len(rows)),
@@ -260,8 +268,8 @@ class _Predictor:
         if self.omega is not None:
             self._tell(step, d_c, d_0, negative)
         guided = d_c
-        if method.cfg_scale != 1.0:
-            guided = guided + (method.cfg_scale - 1.0) * (d_c - d_0)
+        if cfg_scale != 1.0:
+            guided = guided + (cfg_scale - 1.0) * (d_c - d_0)
         if negative is not None:
             guided = guided + method.weight * (d_c - negative)
         return guided
@@ -276,7 +284,7 @@ class _Predictor:
             away = (d_c - negative).flatten(1).double()
             share = (away * towards).sum(1) / towards.square().sum(1).clamp_min(1e-12)
             self.omega.negative.append(step.sigma * away.norm(dim=1).numpy())
-        self.omega.values.append((self.method.cfg_scale + self.method.weight * share).numpy())
+        self.omega.values.append((self.method.scale_at(step) + self.method.weight * share).numpy())
 
 
 def stack(rows: Sequence[Inputs]) -> Inputs:

@@ -301,10 +301,20 @@ class _Work:
 
     def _command(self) -> str:
         request = self.request
-        return (
-            f"intaglio probe {self.source.name} --images {request.images} --seeds {request.seeds}"
-            f" --steps {request.steps}"
-        )
+        given = {
+            "prompts": request.prompts,
+            "judge": request.judge,
+            "weaker": request.weaker,
+            "settings": request.settings,
+            "cfg-scale": request.cfg_scale,
+            "height": request.height,
+            "width": request.width,
+            "steps": request.steps,
+            "images": request.images,
+            "seeds": request.seeds,
+        }
+        flags = (f"--{name} {value}" for name, value in given.items() if value is not None)
+        return " ".join([f"intaglio probe {request.source} -o {request.output}", *flags])
 
 
 def _beside(given: Path | None, beside: Path, open_it: Callable[[Path], Any]) -> Any:

@@ -128,7 +128,7 @@ def run(
         d_0, d_c = out.float().chunk(2)
         at.append(step.index)
         when.append(float(step.timestep))
-        kept[0].append((method.cfg_scale - 1.0) * (d_c - d_0))
+        kept[0].append((method.scale_at(step) - 1.0) * (d_c - d_0))
         kept[1].append((method.weight if method.steers(step) else 0.0) * (d_c - degraded.float()))
         if weights is None:
             return d_c + kept[0][-1] + kept[1][-1]
@@ -147,6 +147,7 @@ def guidance(method: Method, **reuse: object) -> _core.Guidance:
     """`method` as the runtime has it."""
     return _core.Guidance(
         cfg_scale=_core.Ramp(method.cfg_scale),
+        cfg_window=_core.Window(*method.cfg_window),
         dg_scale=_core.Ramp(method.weight),
         dg_window=_core.Window(*method.window),
         **reuse,  # type: ignore[arg-type]
@@ -157,13 +158,9 @@ def cost(model: Model, method: Method, weights: Sequence[_core.StepWeights]) -> 
     """Rows times blocks of layout forked, 1 being those of CFG without DG."""
     assert isinstance(method.negative, Suppressed)
     after = (model.blocks - 1 - method.negative.block) / model.blocks
-    rows = [1 + _runs(w.unconditional, w.reuse_unconditional) for w in weights]
-    degraded = [after * _runs(w.degraded, w.reuse_degraded) for w in weights]
+    rows = [1 + w.runs_unconditional for w in weights]
+    degraded = [after * w.runs_degraded for w in weights]
     return float(np.mean(rows) + np.mean(degraded)) / 2
-
-
-def _runs(has_weight: bool, reused: bool) -> bool:
-    return has_weight and not reused
 
 
 def choices(model: Model, method: Method, trajectory: Trajectory) -> list[Reuse]:
@@ -195,6 +192,11 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=3.0, help="error in percent [3]")
     parser.add_argument("--seeds", type=int, default=16, help="images that it is measured on [16]")
     flags = parser.parse_args()
+    if flags.steps < 2 or flags.seeds < 1:
+        parser.error(
+            "--steps takes 2 or more, since there is nothing to reuse in the first, and"
+            " --seeds 1 or more"
+        )
     try:
         source = open_source(str(flags.model))
         settings = read_settings(source.settings) if source.settings else None
@@ -209,8 +211,9 @@ def main() -> None:
     found = choices(model, method, run(model, method, range(flags.seeds), flags.steps))
     within = [reuse for reuse in found if 100 * reuse.error <= flags.budget]
     if not within:
-        least = min(reuse.error for reuse in found)
-        parser.exit(1, f"No reuse keeps to {flags.budget:g} %: the least error is {least:.1%}.\n")
+        least = min((reuse.error for reuse in found), default=None)
+        why = "no branch could be reused" if least is None else f"the least error is {least:.1%}"
+        parser.exit(1, f"No reuse keeps to {flags.budget:g} %: {why}.\n")
     best = within[0]
     weights = _core.step_weights(
         guidance(method, reuse_interval=best.interval, reuse_window=best.window), flags.steps
@@ -219,6 +222,8 @@ def main() -> None:
     along = run(model, method, others, flags.steps, weights).error(weights)
     print(f"--steps {flags.steps} {best.flags}")
     print(f"guidance term {best.error:.1%} off, {along:.1%} on other seeds; {best.cost:.3f} of CFG")
+    if free := [reuse for reuse in found if reuse.cost <= 1.0]:
+        print(f"least error at CFG's cost or less: {min(reuse.error for reuse in free):.1%}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def method_of(settings: Settings, adapter: Adapter) -> Method | None:
         None if settings.ref is None else tuple(settings.ref),
     )
     start, end = settings.dg_window or (0.0, 1.0)
+    cfg_start, cfg_end = settings.cfg_window or (0.0, 1.0)
     cfg_scale = settings.cfg_scale
     if cfg_scale is None:
         cfg_scale = adapter.defaults().cfg_scale
-    return Method(cfg_scale, settings.dg_scale, suppressed, (start, end))
+    return Method(cfg_scale, settings.dg_scale, suppressed, (start, end), (cfg_start, cfg_end))

@@ -9,13 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import intaglio
-from intaglio import Generation, Pipeline, _core
+from intaglio import Batch, BatchStep, Generation, Pipeline, _core
 from intaglio.serve import logs
 from intaglio.serve.errors import ApiError, run_error
 from intaglio.serve.images import data_url, encode_png
 from intaglio.serve.job import Job
 from intaglio.serve.models import Model
-from intaglio.serve.single import Batch, BatchStep
 
 if TYPE_CHECKING:
     from intaglio.serve.scheduler import Scheduler

@@ -1,0 +1,58 @@
+#include "bindings.h"
+#include "casters.h"
+#include "intaglio/batch.h"
+#include "options.h"
+
+namespace intaglio::python {
+namespace {
+
+std::int64_t add(Batch& batch, const py::kwargs& keywords) {
+  const GenerateOptions options = options_from(keywords);
+  const py::gil_scoped_release release;
+  return batch.add(options);
+}
+
+bool accepts(const Batch& batch, const py::kwargs& keywords) {
+  const GenerateOptions options = options_from(keywords);
+  const py::gil_scoped_release release;
+  return batch.accepts(options);
+}
+
+}  // namespace
+
+void bind_batch(py::module_& module) {
+  using Released = py::call_guard<py::gil_scoped_release>;
+  py::class_<BatchStep>(module, "BatchStep", "A step of one member of a batch that has ended.")
+      .def_readonly("id", &BatchStep::id)
+      .def_readonly("step", &BatchStep::step, "just done, from 0")
+      .def_readonly("steps", &BatchStep::steps)
+      .def_readonly("sigma", &BatchStep::sigma, "the step started from")
+      .def_readonly("timestep", &BatchStep::timestep,
+                    "of the step's last evaluation of the model, in the scheduler's unit")
+      .def_readonly("done", &BatchStep::done, "it was the last")
+      .def_property_readonly(
+          "error",
+          [](const BatchStep& step) -> py::object {
+            return step.error ? exception_of(*step.error) : py::none();
+          },
+          "what generate() would have raised, or None")
+      .def(
+          "preview", [](const BatchStep& step) { return step.preview(); }, Released(),
+          "The estimate of the clean images after this step, decoded.")
+      .def(
+          "finish", [](const BatchStep& step) { return step.finish(); }, Released(),
+          "What generate() returns. Raises UsageError before the last step.");
+  py::class_<Batch>(module, "Batch",
+                    "Requests that run together; `intaglio.Batch` is the typed front end.")
+      .def(py::init<const Pipeline&, std::int64_t>(), py::arg("pipeline"),
+           py::arg("max_images") = 8)
+      .def("add", &add, "Keywords of Pipeline.generate() but on_step. Returns the member's id.")
+      .def("accepts", &accepts, "Whether add() would take the request in.")
+      .def("remove", &Batch::remove, py::arg("id"), Released())
+      .def("step", &Batch::step, Released(),
+           "One evaluation of every member in one run of the transformer.")
+      .def("__len__", &Batch::size)
+      .def_property_readonly("images", &Batch::images, "of all members");
+}
+
+}  // namespace intaglio::python

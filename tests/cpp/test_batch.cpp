@@ -1,0 +1,270 @@
+// Members of a batch beside generate(), on graphs that treat rows one by one, and what each step
+// asks its stream and its graphs for.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "backend/host_stream.h"
+#include "intaglio/batch.h"
+#include "manifest_json.h"
+
+namespace intaglio {
+namespace {
+
+float mean(const Tensor& tensor) {
+  const auto values = tensor.floats();
+  return std::accumulate(values.begin(), values.end(), 0.0F) / static_cast<float>(values.size());
+}
+
+// What the graphs were asked for.
+struct Asked {
+  int binds = 0;
+  std::vector<std::int64_t> rows;  // of each run of the transformer
+  bool fails = false;              // the next one
+};
+
+// Half the latent and a number of the row's timestep and text, less where keep is 0.
+class RowModel : public BoundGraph {
+ public:
+  RowModel(const std::vector<Binding>& inputs, const std::vector<Binding>& outputs, Asked& asked)
+      : asked_(asked), prediction_(outputs.front().tensor) {
+    for (const auto& [role, tensor] : inputs) inputs_[role] = tensor;
+  }
+
+  void run() override {
+    if (std::exchange(asked_.fails, false)) throw OutOfMemoryError("no room");
+    asked_.rows.push_back(prediction_.dim(0));
+    for (std::int64_t row = 0; row < prediction_.dim(0); ++row) {
+      const auto at = static_cast<std::size_t>(row);
+      const auto from = inputs_.contains("branch") ? inputs_["branch"].int64s()[at] : row;
+      const float keep = inputs_.contains("keep") ? mean(inputs_["keep"].rows(row, row + 1)) : 1.0F;
+      const float text = mean(inputs_["text"].rows(from, from + 1));
+      const float number =
+          (text + inputs_["timestep"].rows(from, from + 1).floats().front() / 1e3F) *
+          (0.5F + 0.5F * keep);
+      std::ranges::transform(inputs_["latent"].rows(from, from + 1).floats(),
+                             prediction_.rows(row, row + 1).floats().begin(),
+                             [&](float x) { return 0.5F * x + number; });
+    }
+  }
+
+ private:
+  Asked& asked_;
+  std::map<std::string, Tensor> inputs_;
+  Tensor prediction_;
+};
+
+struct Nothing : BoundGraph {
+  void run() override {}
+};
+
+class RowBackend : public Backend {
+ public:
+  struct Loaded : Session {
+    Loaded(bool runs_in_loop, Asked& noted) : loop(runs_in_loop), asked(noted) {}
+    std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>& inputs,
+                                     const std::vector<Binding>& outputs) const override {
+      if (!loop) return std::make_unique<Nothing>();
+      ++asked.binds;
+      return std::make_unique<RowModel>(inputs, outputs, asked);
+    }
+    bool loop;
+    Asked& asked;
+  };
+
+  std::unique_ptr<Session> load(const std::filesystem::path&, const Graph& graph) const override {
+    return std::make_unique<Loaded>(graph.path.starts_with("transformer"), asked);
+  }
+  std::unique_ptr<Stream> make_stream() const override {
+    auto stream = std::make_unique<HostStream>();
+    last = stream.get();
+    return stream;
+  }
+  std::string description() const override { return "a stand-in"; }
+
+  mutable Asked asked;
+  mutable const Stream* last = nullptr;
+};
+
+GenerateOptions request(float text, std::uint64_t seed, int steps = 4) {
+  GenerateOptions options;
+  options.prompt_embeds.emplace();
+  for (auto* part : {&options.prompt_embeds->positive, &options.prompt_embeds->negative.emplace()})
+    *part = {Tensor({1, 11, 16}, DType::float32), {}, Tensor({1, 5}, DType::float32)};
+  std::ranges::fill(options.prompt_embeds->positive.text.floats(), text);
+  options.seeds = {seed};
+  options.steps = steps;
+  options.cfg_window.emplace();
+  return options;
+}
+
+class BatchOf : public testing::TestWithParam<const char*> {
+ protected:
+  std::shared_ptr<RowBackend> backend = std::make_shared<RowBackend>();
+  Pipeline pipeline{drawable(GetParam()), backend};
+
+  bool forked() const { return std::string(GetParam()) == "forked"; }
+
+  void expect_alone(const BatchStep& step, const GenerateOptions& options) {
+    const Generation together = step.finish(), alone = pipeline.generate(options);
+    EXPECT_THAT(together.latents.floats(), testing::ElementsAreArray(alone.latents.floats()));
+    EXPECT_EQ(together.base_rows, alone.base_rows);
+    EXPECT_EQ(together.forked_rows, alone.forked_rows);
+  }
+
+  // Steps until nobody is left.
+  static std::map<std::int64_t, BatchStep> run(Batch& batch) {
+    std::map<std::int64_t, BatchStep> ended;
+    while (batch.size() > 0) {
+      for (BatchStep& step : batch.step())
+        if (step.done || step.error) ended[step.id] = std::move(step);
+    }
+    return ended;
+  }
+};
+
+TEST_P(BatchOf, MembersOfEveryKindGetWhatTheyGetAlone) {
+  std::vector<GenerateOptions> all{request(0.1F, 1),    request(0.2F, 2, 7), request(0.3F, 3, 5),
+                                   request(0.4F, 4, 9), request(0.5F, 5, 3), request(0.6F, 6)};
+  all[1].cfg_window = Window{0, 0.5};
+  all[1].dg_window = Window{0.3, 1};
+  all[2].cfg_scale = 1.0;
+  all[2].dg_scale = 0.0;
+  all[3].scheduler = "dpmpp-2m";
+  all[3].reuse_interval = 2.0;
+  all[4].scheduler = "heun";
+  all[4].seeds = {7, 8};
+  all[5].ma_keep = Ramp{0.9, 0.2};
+  for (const bool late : {false, true}) {
+    Batch batch(pipeline);
+    std::map<std::int64_t, BatchStep> ended;
+    for (const GenerateOptions& options : all) {
+      batch.add(options);
+      if (!late) continue;
+      for (BatchStep& step : batch.step())
+        if (step.done) ended[step.id] = std::move(step);
+    }
+    ended.merge(run(batch));
+    ASSERT_EQ(ended.size(), all.size());
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      SCOPED_TRACE(i);
+      expect_alone(ended.at(static_cast<std::int64_t>(i)), all[i]);
+    }
+  }
+}
+
+TEST_P(BatchOf, AStepIsOneRunOfTheRowsThatHaveWeight) {
+  Batch batch(pipeline);
+  GenerateOptions plain = request(0, 1);
+  plain.cfg_scale = 1.0;
+  plain.dg_scale = 0.0;
+  batch.add(plain);
+  batch.add(request(0, 2));
+  batch.step();
+  // D_0 of one, D_c of both, D_m of one.
+  const std::vector<std::int64_t> rows =
+      forked() ? std::vector<std::int64_t>{4} : std::vector<std::int64_t>{3, 1};
+  EXPECT_EQ(backend->asked.rows, rows);
+}
+
+TEST_P(BatchOf, OnlyMembersThatMoveAreCopiedAndBoundAnew) {
+  Batch batch(pipeline);
+  const Stream& stream = *backend->last;
+  const auto counted = [&] {
+    const StreamCounts before = stream.counts();
+    const int binds = backend->asked.binds;
+    batch.step();
+    return std::pair(stream.counts() - before, backend->asked.binds - binds);
+  };
+  // x to D_0 and D_c, and the estimate to the host; once the text and the pooled text of each too.
+  constexpr std::int64_t each = 3, text = 4;
+  batch.add(request(0, 1, 9));
+  EXPECT_EQ(counted().first.copies, each + text + (forked() ? 1 : 0)) << "and `branch`";
+  const auto [steady, bound] = counted();
+  EXPECT_EQ(steady.copies, each);
+  EXPECT_EQ(steady.allocations, 0);
+  EXPECT_EQ(bound, 0);
+  const std::int64_t second = batch.add(request(0, 2, 9));
+  EXPECT_EQ(counted().second, forked() ? 1 : 2);
+  EXPECT_EQ(counted().first.copies, 2 * each);
+  batch.remove(second);
+  EXPECT_EQ(counted().second, 0) << "as many rows as before";
+  EXPECT_EQ(counted().first.copies, each);
+}
+
+TEST_P(BatchOf, AMemberThatBecomesNaNIsTheOnlyOneThatFails) {
+  Batch batch(pipeline);
+  GenerateOptions bad = request(std::numeric_limits<float>::max(), 1);
+  bad.cfg_scale = 1e6;
+  EXPECT_THROW(pipeline.generate(bad), InputError);
+  const std::int64_t failing = batch.add(bad), other = batch.add(request(0.2F, 2));
+  const auto ended = run(batch);
+  ASSERT_TRUE(ended.at(failing).error);
+  EXPECT_EQ(ended.at(failing).step, 0) << "seen in its first step";
+  EXPECT_FALSE(ended.at(failing).done);
+  EXPECT_THAT(ended.at(failing).error->what(), testing::HasSubstr("NaN"));
+  EXPECT_THROW(ended.at(failing).preview(), Error);
+  EXPECT_THROW(ended.at(failing).finish(), Error);
+  expect_alone(ended.at(other), request(0.2F, 2));
+}
+
+TEST_P(BatchOf, ARunThatFailsLeavesMembersAsTheyWere) {
+  Batch batch(pipeline);
+  GenerateOptions options = request(0.1F, 1);
+  options.reuse_interval = 2.0;
+  const std::int64_t id = batch.add(options);
+  batch.step();
+  backend->asked.fails = true;
+  EXPECT_THROW(batch.step(), OutOfMemoryError);
+  EXPECT_EQ(batch.size(), 1U);
+  expect_alone(run(batch).at(id), options);
+}
+
+TEST_P(BatchOf, StepsNeedNeitherBatchNorPipeline) {
+  std::map<std::int64_t, BatchStep> ended;
+  {
+    const Pipeline other(drawable(GetParam()), backend);
+    Batch batch(other);
+    batch.add(request(0.1F, 1));
+    ended = run(batch);
+  }
+  EXPECT_EQ(ended.at(0).preview().size(), 1U);
+  expect_alone(ended.at(0), request(0.1F, 1));
+}
+
+TEST_P(BatchOf, WhatDoesNotFitIsRefusedByName) {
+  Batch batch(pipeline, 2);
+  batch.add(request(0, 1));
+  const auto refused = [&](const GenerateOptions& options, const char* says) {
+    EXPECT_FALSE(batch.accepts(options));
+    EXPECT_THAT([&] { batch.add(options); },
+                testing::ThrowsMessage<UsageError>(testing::HasSubstr(says)));
+  };
+  GenerateOptions options = request(0, 1);
+  options.seeds = {1, 2};
+  refused(options, "ask for 2 images where the batch has room for 1 of 2");
+  options = request(0, 1);
+  options.width = 64;
+  refused(options, "64x64 pixels where the batch draws 48x64");
+  options = request(0, 1);
+  options.ma_channels = {4};
+  refused(options, "--ma-channels");
+  EXPECT_TRUE(batch.accepts(request(0, 1)));
+  options.steps = 0;
+  EXPECT_THROW(batch.accepts(options), UsageError);
+  EXPECT_EQ(batch.size(), 1U);
+  EXPECT_THROW(batch.remove(7), UsageError);
+  EXPECT_THROW(Batch(pipeline, 0), UsageError);
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, BatchOf, testing::Values("forked", "dual"));
+
+}  // namespace
+}  // namespace intaglio
