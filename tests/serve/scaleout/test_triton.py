@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import socket
 import subprocess
@@ -26,7 +25,8 @@ import intaglio
 from tests.integration.conftest import ENTRY_POINT, ROOT, absent
 from tests.serve.conftest import PROMPT, wait_until
 
-SERVER = ROOT / "build" / "deps" / "triton" / "pytriton" / "tritonserver"
+FOLDER = ROOT / "build" / "deps" / "triton"
+SERVER, NUMPY = FOLDER / "pytriton" / "tritonserver", FOLDER / "python"
 KINDS = {bytes: "BYTES", int: "INT64", float: "FP64"}
 
 
@@ -69,12 +69,11 @@ def triton(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     subprocess.run([ENTRY_POINT, "deploy", "triton", forked_bundle, "-o", repository], check=True)
     (config,) = repository.glob("*/config.pbtxt")
     config.write_text(config.read_text().replace('string_value: "0"', 'string_value: "1"'))
-    # The Python of Triton's backend is the system's; this one's packages are shown to it.
-    (place / "python").mkdir()
+    # Triton runs the system's Python; this one's packages are shown to it, and a numpy it can use.
+    (model,) = repository.glob("*/1/model.py")
     packages = sysconfig.get_path("purelib")
-    (place / "python" / "sitecustomize.py").write_text(
-        f"import site; site.addsitedir({packages!r})"
-    )
+    show = f"import site, sys\nsys.path.insert(0, {str(NUMPY)!r})\nsite.addsitedir({packages!r})\n"
+    model.write_text(show + model.read_text())
     port = free_port()
     line = [
         SERVER / "bin" / "tritonserver", "--model-repository", repository,
@@ -82,12 +81,7 @@ def triton(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "--allow-metrics", "false", "--grpc-address", "127.0.0.1", "--grpc-port", str(port),
     ]  # fmt: skip
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            line,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, "PYTHONPATH": str(place / "python")},
-        )
+        process = subprocess.Popen(line, stdout=output, stderr=output)
     client = InferenceServerClient(f"127.0.0.1:{port}")
 
     def ready() -> bool:
