@@ -67,6 +67,14 @@ class Running:
         shown: dict[str, Any] = answer.json()
         return shown
 
+    @contextmanager
+    def full(self, **fields: Any) -> Iterator[None]:
+        """A batch that a run without end fills, so that others wait."""
+        job = self.post_job(steps=LONG, n=self.services.settings.max_batch, **fields)
+        wait_until(lambda: self.job(job["id"])["status"] == "running")
+        yield
+        self.client.delete(f"/v1/jobs/{job['id']}").raise_for_status()
+
     def job(self, job_id: str) -> dict[str, Any]:
         shown: dict[str, Any] = self.client.get(f"/v1/jobs/{job_id}").json()
         return shown

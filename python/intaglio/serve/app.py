@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -55,6 +56,8 @@ async def metrics(shared: Shared) -> Response:
 def create_app(models: Models, settings: Settings, make_runner: MakeRunner = Worker) -> FastAPI:
     """The server of `models`. Raises InputError for the file of API keys or the images' folder."""
     limits = settings.limits
+    folder = settings.images or Path(tempfile.mkdtemp(prefix="intaglio-"))
+    store = ImageStore(folder, settings.image_seconds)
     keys = ApiKeys(settings.api_keys) if settings.api_keys else None
     with_key = [Depends(require_key)] if keys else []
     app = FastAPI(
@@ -62,7 +65,7 @@ def create_app(models: Models, settings: Settings, make_runner: MakeRunner = Wor
         version=__version__,
         summary="Images from diffusion transformers, with Detail Guidance",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        lifespan=_lifespan(models, settings, make_runner),
+        lifespan=_lifespan(models, settings, store, make_runner),
     )
     app.state.keys, app.state.metrics = keys, Metrics()
     for router in (openai.router, jobs.router):
@@ -102,17 +105,17 @@ def _describe(app: FastAPI) -> None:
 
 
 def _lifespan(
-    models: Models, settings: Settings, make_runner: MakeRunner
+    models: Models, settings: Settings, store: ImageStore, make_runner: MakeRunner
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with tempfile.TemporaryDirectory(prefix="intaglio-") as temporary:
-            store = ImageStore(settings.images or Path(temporary), settings.image_seconds)
-            app.state.services = Services(models, settings, store, app.state.metrics, make_runner)
-            cleaner = asyncio.create_task(_expire(store, settings.image_seconds))
-            yield
-            cleaner.cancel()
-            await app.state.services.scheduler.close()
+        app.state.services = Services(models, settings, store, app.state.metrics, make_runner)
+        cleaner = asyncio.create_task(_expire(store, settings.image_seconds))
+        yield
+        cleaner.cancel()
+        await app.state.services.scheduler.close()
+        if not settings.images:
+            shutil.rmtree(store.folder, ignore_errors=True)
 
     return lifespan
 

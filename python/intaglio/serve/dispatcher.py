@@ -121,7 +121,11 @@ class Dispatcher:
                 if job.status == "queued":
                     job.moved = time.monotonic()
                     job.run()
-                job.relay(*told)
+                event, data = told
+                if event == "step":
+                    job.advance(data["step"], data["sigma"])
+                else:
+                    job.show(data["step"], data["image"])
         raise AssertionError("a replica ends with what it has drawn")
 
     def _count(self, job: Job, drawn: Drawn) -> None:

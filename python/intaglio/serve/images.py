@@ -38,7 +38,7 @@ class ImageStore:
 
     def __init__(self, folder: Path, seconds: float) -> None:
         """Raises InputError if the folder cannot be made."""
-        self._folder, self._seconds = folder, seconds
+        self.folder, self._seconds = folder, seconds
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for left in folder.glob("*.part"):  # of a server that was killed
@@ -49,10 +49,10 @@ class ImageStore:
     def write(self, png: bytes) -> str:
         """Stores an image, whole or not at all. Returns its name. Raises ApiError (507)."""
         name = secrets.token_hex(16)
-        part = self._folder / f"{name}.part"
+        part = self.folder / f"{name}.part"
         try:
             part.write_bytes(png)
-            part.replace(self._folder / f"{name}.png")
+            part.replace(self.folder / f"{name}.png")
         except OSError as error:
             part.unlink(missing_ok=True)
             raise ApiError(
@@ -65,14 +65,14 @@ class ImageStore:
 
     def find(self, name: str) -> Path | None:
         """The file of that name; None if there is none or its time is over."""
-        path = self._folder / f"{name}.png"
+        path = self.folder / f"{name}.png"
         if not _NAME.fullmatch(name) or not path.is_file() or self._expired(path):
             return None
         return path
 
     def expire(self) -> None:
         """Removes those whose time is over."""
-        for path in self._folder.glob("*.png"):
+        for path in self.folder.glob("*.png"):
             if _NAME.fullmatch(path.stem) and self._expired(path):
                 path.unlink(missing_ok=True)
 

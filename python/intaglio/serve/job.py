@@ -19,7 +19,7 @@ _SUPERSEDED = {"queued", "preview"}
 class Job:
     """Its state belongs to the event loop's thread, where the worker posts its calls.
 
-    The last four attributes are the worker's.
+    The last five attributes are the worker's.
 
     Attributes:
         stored: images go into the store, by URL; otherwise they stay in `pngs`.
@@ -31,6 +31,7 @@ class Job:
         timings: seconds of each stage.
         options: for the batch; None: not made yet.
         overtaken: how many joined a batch before it that came after it.
+        previewing: a preview is being decoded; no other is begun meanwhile.
     """
 
     def __init__(self, admitted: Admitted, client: str, *, stored: bool, preview: bool) -> None:
@@ -45,6 +46,7 @@ class Job:
         self.timings: dict[str, float] = {}
         self.options: dict[str, Any] | None = None
         self.overtaken = 0
+        self.previewing = False
         self.status: Status = "queued"
         self.position = 0
         self.step = 0
@@ -75,18 +77,15 @@ class Job:
         self.status = "running"
         self.started.set()
 
-    def advance(self, step: int, sigma: float, preview: str | None) -> None:
-        """So many steps are done; `preview` is a data URL."""
+    def advance(self, step: int, sigma: float) -> None:
+        """So many steps are done."""
         self.step, self.sigma = step, sigma
         self._tell("step", step=step, steps=self.steps, sigma=sigma)
-        if preview:
-            self._tell("preview", step=step, image=preview)
 
-    def relay(self, event: str, data: dict[str, Any]) -> None:
-        """Tells of a step or a preview of the same job where it runs: in another process."""
-        if event == "step":
-            self.step, self.sigma = data["step"], data["sigma"]
-        self._tell(event, **data)
+    def show(self, step: int, image: str) -> None:
+        """What it looked like after so many steps, as a data URL."""
+        if not self.ended.is_set():
+            self._tell("preview", step=step, image=image)
 
     def finish(self, names: list[str], pngs: list[bytes]) -> None:
         """Its images are there."""
@@ -103,7 +102,8 @@ class Job:
         assert not self.ended.is_set()
         self.status = status
         self.options = None
-        self._drop("preview")
+        if not self.watchers:
+            self._drop("preview")
         self._tell(event, **data)
         self.started.set()
         self.ended.set()
@@ -136,6 +136,8 @@ class Job:
                 await changed.wait()
         finally:
             self.watchers -= 1
+            if self.ended.is_set() and not self.watchers:
+                self._drop("preview")
 
 
 CANCELLED = ApiError(409, "cancelled", "the job was cancelled")

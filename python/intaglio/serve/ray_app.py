@@ -78,12 +78,13 @@ def app(arguments: Arguments) -> Application:
         graceful_shutdown_timeout_s=settings.grace,
         ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
     )
-    # As many as all replicas could have are out at once: Ray scales by what it sees.
-    room = scaling.max_replicas * _ongoing(settings)
-    front = serve.deployment(_front(arguments.bundles, settings, room)).options(
+    front = serve.deployment(Front).options(
         max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0}
     )
-    return front.bind(replica.bind(arguments.bundles, settings))
+    # As many as all replicas could have are out at once: Ray scales by what it sees.
+    room = scaling.max_replicas * _ongoing(settings)
+    drawing = replica.bind(arguments.bundles, settings)
+    return front.bind(drawing, arguments.bundles, settings, room)
 
 
 def _ongoing(settings: Settings) -> int:
@@ -91,25 +92,24 @@ def _ongoing(settings: Settings) -> int:
     return 2 * settings.max_batch
 
 
-def _front(bundles: list[str], settings: Settings, room: int) -> type:
-    """The deployment that takes requests, as a class for Ray."""
+@serve.ingress()
+class Front:
+    """Takes requests, and keeps each until its images are there."""
 
-    def build() -> FastAPI:
+    def __init__(
+        self, replicas: DeploymentHandle, bundles: list[str], settings: Settings, room: int
+    ) -> None:
+        """`room`: requests of a model that are with replicas at once."""
         logs.set_up()
-        replicas = serve.get_deployment_handle(Replica.__name__)
+        self._replicas, self._bundles = replicas, bundles
+        self._settings, self._room = settings, room
 
-        def make_runner(scheduler: Scheduler, model: Model) -> Dispatcher:
-            handle = replicas.options(stream=True, multiplexed_model_id=model.name)
-            return Dispatcher(scheduler, model, lambda job: _draw(handle, job), LOST, room)
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(Models(self._bundles), self._settings, self._dispatcher)
 
-        return create_app(Models(bundles), settings, make_runner)
-
-    @serve.ingress(build)
-    class Front:
-        def __init__(self, replicas: DeploymentHandle) -> None:
-            """`replicas` is given so that Ray starts them."""
-
-    return Front
+    def _dispatcher(self, scheduler: Scheduler, model: Model) -> Dispatcher:
+        handle = self._replicas.options(stream=True, multiplexed_model_id=model.name)
+        return Dispatcher(scheduler, model, lambda job: _draw(handle, job), LOST, self._room)
 
 
 async def _draw(

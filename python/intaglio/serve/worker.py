@@ -105,12 +105,12 @@ class Worker(threading.Thread):
                 self._end(job, job.fail, run_error(step.error))
                 continue
             metrics.steps.labels(name).inc()
-            preview = None
-            if job.preview and job.watchers and not step.done:
-                preview = data_url(encode_png(step.preview()[0], {}))
-            self._scheduler.post(job.advance, step.step + 1, step.sigma, preview)
+            self._scheduler.post(job.advance, step.step + 1, step.sigma)
             if step.done:
                 decoder.submit(self._finish, job, step)
+            elif job.preview and job.watchers and not job.previewing:
+                job.previewing = True
+                decoder.submit(self._preview, job, step)
 
     def _admit(self, batch: Batch, pipeline: Pipeline) -> None:
         """Lets those join that fit, in the order of the queue."""
@@ -171,6 +171,16 @@ class Worker(threading.Thread):
             job.timings = {"text": time.monotonic() - began}
             job.options = options
         return options
+
+    def _preview(self, job: Job, step: BatchStep) -> None:
+        """Decodes and hands over the first image as it stands. In the decoder's thread."""
+        try:
+            png = encode_png(step.preview()[0], {})
+            self._scheduler.post(job.show, step.step + 1, data_url(png))
+        except Exception as error:
+            job.stop = self._explain(error)
+        finally:
+            job.previewing = False
 
     def _finish(self, job: Job, step: BatchStep) -> None:
         """Decodes and hands over the images. In the decoder's thread."""

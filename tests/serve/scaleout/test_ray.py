@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 import signal
 import socket
+import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -47,8 +51,15 @@ FEW = 150  # steps that take long enough for something to happen meanwhile
 
 
 @pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Where the cluster has its sockets and logs; a short path, as sockets want it."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
 def url(
-    forked_bundle: Path, dual_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+    forked_bundle: Path, dual_bundle: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """A cluster with the application, of two models, on one replica."""
     config = tmp_path_factory.mktemp("ray") / "serve.toml"
@@ -57,6 +68,7 @@ def url(
         port = free.getsockname()[1]
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
+        _temp_dir=str(folder),
         num_cpus=2, include_dashboard=False, log_to_driver=False,
         object_store_memory=128 * 1024 * 1024, _node_ip_address="127.0.0.1",
     )  # fmt: skip
@@ -200,7 +212,19 @@ def test_a_killed_replica_loses_no_request(
 
 
 @pytest.mark.usefixtures("grown")
-def test_a_request_goes_where_its_model_is(url: str, client: openai.OpenAI) -> None: ...
+def test_a_request_goes_where_its_model_is(client: openai.OpenAI, folder: Path) -> None:
+    draw(client, 0, model="twin")
+    time.sleep(5)  # Ray tells its router of models by and by, and nobody of that
+    for seed in range(10):
+        draw(client, seed, model="twin")
+    drew = Counter(
+        path.name
+        for path in folder.glob("session_latest/logs/worker-*.err")
+        for line in path.read_text().splitlines()
+        if '"event": "job"' in line and json.loads(line)["model"] == "twin"
+        if '"client": "127.0.0.1"' in line
+    )
+    assert sorted(drew.values()) == [11, 11], "the front, and one replica of the two"
 
 
 def test_a_killed_front_comes_back(url: str, pipeline: intaglio.Pipeline) -> None:
