@@ -63,9 +63,10 @@ def deploy(
         ),
     ] = None,
 ) -> None:
-    """Write a bundle with everything that runs it into one folder, for another machine or Triton.
+    """Write a bundle with what runs it: into one folder for another machine, or for Triton.
 
-    The other machine needs Linux with glibc and, for a GPU, NVIDIA's driver; no Python.
+    The other machine needs Linux with glibc and, for a GPU, NVIDIA's driver; no Python. Triton's
+    Python needs Intaglio.
 
     Example: intaglio deploy folder fashion.bundle -o fashion && fashion/smoke_test.sh
     """
