@@ -115,8 +115,12 @@ build/deps/onnxruntime-gpu/ready: cmake/onnxruntime_gpu.sh | .venv/dependencies
 	cmake/onnxruntime_gpu.sh $(@D) $(BIN)/python
 	touch $@
 
+build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies
+	cmake/triton_server.sh $(@D) $(BIN)/python
+	touch $@
+
 # A process a core: more threads would only wait for each other.
-test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/tensorrt/build.ninja build/deps/onnxruntime-gpu/ready  ## Python, parity, integration and structure tests
+test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/tensorrt/build.ninja build/deps/onnxruntime-gpu/ready build/deps/triton/ready  ## Python, parity, integration and structure tests
 	cmake --build --preset tensorrt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 

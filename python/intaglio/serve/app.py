@@ -23,9 +23,11 @@ from intaglio.serve.images import ImageStore
 from intaglio.serve.metrics import Metrics
 from intaglio.serve.models import Models
 from intaglio.serve.page import add_page
+from intaglio.serve.scheduler import MakeRunner
 from intaglio.serve.schemas import Health
 from intaglio.serve.services import Services, Shared
 from intaglio.serve.settings import Settings
+from intaglio.serve.worker import Worker
 
 probes = APIRouter(tags=["operation"])
 
@@ -51,7 +53,7 @@ async def metrics(shared: Shared) -> Response:
     return Response(shared.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
 
-def create_app(models: Models, settings: Settings) -> FastAPI:
+def create_app(models: Models, settings: Settings, make_runner: MakeRunner = Worker) -> FastAPI:
     """The server of `models`. Raises InputError for the file of API keys or the images' folder."""
     limits = settings.limits
     folder = settings.images or Path(tempfile.mkdtemp(prefix="intaglio-"))
@@ -63,7 +65,7 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
         version=__version__,
         summary="Images from diffusion transformers, with Detail Guidance",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        lifespan=_lifespan(models, settings, store),
+        lifespan=_lifespan(models, settings, store, make_runner),
     )
     app.state.keys, app.state.metrics = keys, Metrics()
     for router in (openai.router, jobs.router):
@@ -103,11 +105,11 @@ def _describe(app: FastAPI) -> None:
 
 
 def _lifespan(
-    models: Models, settings: Settings, store: ImageStore
+    models: Models, settings: Settings, store: ImageStore, make_runner: MakeRunner
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.services = Services(models, settings, store, app.state.metrics)
+        app.state.services = Services(models, settings, store, app.state.metrics, make_runner)
         cleaner = asyncio.create_task(_expire(store, settings.image_seconds))
         yield
         cleaner.cancel()

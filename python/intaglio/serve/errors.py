@@ -55,6 +55,10 @@ class ApiError(Exception):
         kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.detail = ErrorDetail(message=message, type=kind, param=param, code=code)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it goes from a replica to whoever asked."""
+        return ApiError.__new__, (ApiError, *self.args), self.__dict__
+
     @property
     def body(self) -> dict[str, Any]:
         return ErrorBody(error=self.detail).model_dump()

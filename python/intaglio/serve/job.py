@@ -25,6 +25,7 @@ class Job:
         stored: images go into the store, by URL; otherwise they stay in `pngs`.
         preview: decode previews while somebody follows the events.
         stop: how it shall end when the worker next looks at it; None: it runs on.
+        started: set when it joins a batch, or ends before. ended: set when it has ended.
         names: of the images in the store. pngs: the images themselves.
         notes: what the client should know: a prompt that was cut.
         timings: seconds of each stage.
@@ -55,6 +56,7 @@ class Job:
         self.error: ApiError | None = None
         self.stop: ApiError | None = None
         self.watchers = 0
+        self.started = asyncio.Event()
         self.ended = asyncio.Event()
         self._events: list[tuple[str, dict[str, Any]] | None] = []
         self._latest: dict[str, int] = {}
@@ -73,6 +75,7 @@ class Job:
     def run(self) -> None:
         """It joined the batch."""
         self.status = "running"
+        self.started.set()
 
     def advance(self, step: int, sigma: float) -> None:
         """So many steps are done."""
@@ -102,6 +105,7 @@ class Job:
         if not self.watchers:
             self._drop("preview")
         self._tell(event, **data)
+        self.started.set()
         self.ended.set()
 
     def _tell(self, event: str, **data: Any) -> None:

@@ -52,7 +52,7 @@ def write(event: str, **fields: Any) -> None:
     _LOGGER.info(event, extra={"fields": fields})
 
 
-def bug(error: Exception) -> None:
+def bug(error: BaseException) -> None:
     """A line with the traceback of what should not have happened."""
     _LOGGER.error("bug", exc_info=error)
 

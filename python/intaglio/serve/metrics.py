@@ -51,6 +51,7 @@ class Metrics:
             "branch_steps", "Steps that ran the branch, over all requests", "model", "branch"
         )
         self.jobs = counter("jobs", "Requests that ended, by how", "model", "status")
+        self.lost = counter("lost_attempts", "Attempts whose replica died", "model")
         self.images = counter("images", "Images drawn", "model")
         self.rejections = counter("rejections", "Requests that were refused, by why", "code")
 

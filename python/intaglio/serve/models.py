@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 from intaglio import Bundle, Pipeline, UsageError, _core
@@ -138,6 +139,14 @@ class Models:
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
+
+    @property
+    def held_at_once(self) -> int:
+        """How many are loaded at a time at least, even if they are the largest."""
+        if self._memory is None:
+            return len(self._models)
+        sizes = sorted((model.bytes for model in self), reverse=True)
+        return sum(total <= self._memory for total in accumulate(sizes))
 
     def get(self, name: str | None) -> Model:
         """The model of that name; without a name the only one. Raises ApiError."""

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from intaglio.serve import logs
 from intaglio.serve.embeddings import EmbeddingCache
@@ -21,6 +21,22 @@ from intaglio.serve.settings import Settings
 from intaglio.serve.worker import Worker
 
 
+class Runner(Protocol):
+    """Runs what stands in one model's queue: `Worker` here, `Dispatcher` on other machines."""
+
+    def wake(self) -> None:
+        """Somebody waits."""
+
+    def stop(self, job: Job, error: ApiError) -> None:
+        """Ends `job`, which was taken from the queue, with `error`; within a step."""
+
+    def join(self) -> None:
+        """Waits for its end once the scheduler is closed. Not on the event loop."""
+
+
+MakeRunner = Callable[["Scheduler", Model], Runner]
+
+
 class Scheduler:
     """Public methods are for the event loop's thread, but for those that say otherwise."""
 
@@ -31,6 +47,7 @@ class Scheduler:
         store: ImageStore,
         cache: EmbeddingCache,
         metrics: Metrics,
+        make_runner: MakeRunner = Worker,
     ) -> None:
         self.models, self.settings = models, settings
         self.store, self.cache, self.metrics = store, cache, metrics
@@ -39,7 +56,8 @@ class Scheduler:
         self.changed = threading.Condition()
         self.closed = False
         self.queues: dict[str, FairQueue] = {model.name: FairQueue() for model in models}
-        self._workers: dict[str, Worker] = {}
+        self._make_runner = make_runner
+        self._runners: dict[str, Runner] = {}
         self._loop = asyncio.get_running_loop()
         self._alive: dict[Job, asyncio.TimerHandle] = {}
         self._idle = asyncio.Event()
@@ -71,16 +89,15 @@ class Scheduler:
                     retry_after=self._retry_after(waiting),
                 )
             self.queues[model.name].add(job)
-            self.changed.notify_all()
         late = ApiError(
             504, "deadline_exceeded", f"the request did not end within {deadline:g} seconds"
         )
         self._alive[job] = self._loop.call_later(deadline, self.stop, job, late)
         self._idle.clear()
         self.renumber(model.name)
-        if model.name not in self._workers:
-            self._workers[model.name] = Worker(self, model)
-            self._workers[model.name].start()
+        if model.name not in self._runners:
+            self._runners[model.name] = self._make_runner(self, model)
+        self._runners[model.name].wake()
 
     def check_open(self) -> None:
         """Raises ApiError when nothing new is taken any more."""
@@ -98,7 +115,7 @@ class Scheduler:
             self.end(job, job.fail, error)
             self.renumber(name)
         else:
-            job.stop = error
+            self._runners[name].stop(job, error)
 
     def post(self, call: Callable[..., None], *values: Any) -> None:
         """Has the event loop make a call. For workers."""
@@ -143,8 +160,8 @@ class Scheduler:
         with self.changed:
             self.closed = True
             self.changed.notify_all()
-        for worker in self._workers.values():
-            await asyncio.to_thread(worker.join)
+        for runner in self._runners.values():
+            await asyncio.to_thread(runner.join)
 
     def _retry_after(self, waiting: int) -> int:
         at_once = max(1, len(self._alive) - waiting)

@@ -16,9 +16,10 @@ from intaglio.serve.images import ImageStore
 from intaglio.serve.job import Job
 from intaglio.serve.metrics import Metrics, gauge, lookups
 from intaglio.serve.models import Models
-from intaglio.serve.scheduler import Scheduler
+from intaglio.serve.scheduler import MakeRunner, Scheduler
 from intaglio.serve.schemas import GenerationRequest
 from intaglio.serve.settings import Settings
+from intaglio.serve.worker import Worker
 
 # Ended jobs that can still be asked for.
 JOBS_KEPT = 256
@@ -28,11 +29,16 @@ class Services:
     """One running server's parts. Made on its event loop."""
 
     def __init__(
-        self, models: Models, settings: Settings, store: ImageStore, metrics: Metrics
+        self,
+        models: Models,
+        settings: Settings,
+        store: ImageStore,
+        metrics: Metrics,
+        make_runner: MakeRunner = Worker,
     ) -> None:
         self.models, self.settings, self.store, self.metrics = models, settings, store, metrics
         self.cache = EmbeddingCache(settings.embedding_bytes)
-        self.scheduler = Scheduler(models, settings, store, self.cache, metrics)
+        self.scheduler = Scheduler(models, settings, store, self.cache, metrics, make_runner)
         self.jobs: OrderedDict[str, Job] = OrderedDict()
         metrics.read(self._gauges)
 

@@ -37,6 +37,16 @@ class Worker(threading.Thread):
         self._scheduler, self._model = scheduler, model
         self._queue = scheduler.queues[model.name]
         self._members: dict[int, Job] = {}
+        self.start()
+
+    def wake(self) -> None:
+        """Somebody waits."""
+        with self._scheduler.changed:
+            self._scheduler.changed.notify_all()
+
+    def stop(self, job: Job, error: ApiError) -> None:
+        """Ends `job` at its next step."""
+        job.stop = error
 
     def run(self) -> None:
         while self._wait():
