@@ -53,7 +53,7 @@ def test_events_come_in_order(server: Running, pipeline: intaglio.Pipeline) -> N
     for i, (name, data) in enumerate(events):
         if name == "preview":  # decoded beside the steps
             assert ("step", steps[data["step"] - 1]) in events[:i]
-    assert events[-1][1] == {"images": server.job(followed["id"])["images"]}
+    assert events[-1][1] == {"images": server.job(followed["id"])["images"], "notes": []}
 
 
 def test_a_preview_is_that_of_the_step(server: Running, pipeline: intaglio.Pipeline) -> None:

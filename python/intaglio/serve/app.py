@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.responses import PlainTextResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
@@ -60,7 +61,8 @@ def create_app(models: Models, settings: Settings, make_runner: MakeRunner = Wor
     store = ImageStore(folder, settings.image_seconds)
     keys = ApiKeys(settings.api_keys) if settings.api_keys else None
     with_key = [Depends(require_key)] if keys else []
-    app = FastAPI(
+    app = FastAPIOffline(  # FastAPI, with the viewer at /docs from here and not from a CDN
+        redoc_url=None,
         title="Intaglio",
         version=__version__,
         summary="Images from diffusion transformers, with Detail Guidance",

@@ -16,11 +16,9 @@ from fastapi import FastAPI
 from intaglio import Error, UnavailableError
 from intaglio.serve import logs
 from intaglio.serve.app import create_app
+from intaglio.serve.connections import uvicorn_config
 from intaglio.serve.models import Models
 from intaglio.serve.settings import Settings, read_settings
-
-# Seconds that answers have to reach slow readers once everything has run.
-LAST_BYTES = 5
 
 
 def serve(
@@ -89,10 +87,7 @@ class Server(uvicorn.Server):
     """Uvicorn that, when told to stop, first lets the scheduler drain while it still answers."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=LAST_BYTES
-        )
-        super().__init__(config)
+        super().__init__(uvicorn_config(app, settings.limits.body_seconds))
         self._app, self._settings = app, settings
         self._draining: list[asyncio.Task[None]] = []
 

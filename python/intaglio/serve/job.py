@@ -90,7 +90,7 @@ class Job:
     def finish(self, names: list[str], pngs: list[bytes]) -> None:
         """Its images are there."""
         self.names, self.pngs = names, pngs
-        self._end("done", "done", images=names)
+        self._end("done", "done", images=names, notes=self.notes)
 
     def fail(self, error: ApiError) -> None:
         """It ends without images."""

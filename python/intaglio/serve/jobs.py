@@ -69,7 +69,7 @@ async def follow_job(
     async for number, event, data in job.follow(after):
         shown: dict[str, Any] = data
         if event == "done":
-            shown = {"images": [image_url(request, name) for name in data["images"]]}
+            shown = {**data, "images": [image_url(request, name) for name in data["images"]]}
         yield ServerSentEvent(event=event, id=str(number), data=shown)
 
 

@@ -30,7 +30,7 @@ class Limits(BaseModel):
         total_pixels: n * width * height.
         prompt_characters: of the prompt, and of the negative prompt.
         body_bytes: of a request's body.
-        body_seconds: that a body may take to arrive.
+        body_seconds: that a body may take to arrive; a request's head has as long.
         queue: requests that wait, over all models; one more is refused with 429.
         deadline: seconds from acceptance to the end; a request may ask for less.
     """

@@ -64,11 +64,11 @@ export async function draw(drawing, signal, changed) {
   });
   try {
     signal.throwIfAborted();
-    const images = await watch(job.id, signal, (news) => {
+    const { images, notes } = await watch(job.id, signal, (news) => {
       Object.assign(drawing, news);
       changed();
     });
-    drawing.picture = await load(images[0]);
+    Object.assign(drawing, { picture: await load(images[0]), notes });
     changed();
   } catch (error) {
     // keepalive: the page may be closing.
@@ -77,27 +77,27 @@ export async function draw(drawing, signal, changed) {
   }
 }
 
-/** Follows a job to its end. Returns the addresses of its images. */
+/** Follows a job to its end. Returns {images, notes}: the images' addresses, and what it says of them. */
 async function watch(id, signal, tell) {
   for (;;) {
-    const images = await follow(await call(`v1/jobs/${id}/events`, { signal }), signal, tell);
-    if (images) return images;
+    const end = await follow(await call(`v1/jobs/${id}/events`, { signal }), signal, tell);
+    if (end) return end;
     // The stream broke off before the job did.
     const job = await json(`v1/jobs/${id}`, { signal });
-    if (job.status === "done") return job.images;
+    if (job.status === "done") return job;
     if (job.error) throw new ApiError(job.error.message);
     await pause(1000);
   }
 }
 
-/** Tells what the events say; returns the images of "done", or nothing when the stream ends. */
+/** Tells what the events say; returns the data of "done", or nothing when the stream ends. */
 async function follow(response, signal, tell) {
   try {
     for await (const { type, data } of readEvents(response)) {
       if (type === "queued") tell({ position: data.position });
       if (type === "step") tell({ step: data.step, steps: data.steps, sigma: data.sigma });
       if (type === "preview") tell({ preview: data.image });
-      if (type === "done") return data.images;
+      if (type === "done") return data;
       if (type === "error") throw new ApiError(data.message);
     }
   } catch (error) {

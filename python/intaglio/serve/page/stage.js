@@ -68,6 +68,8 @@ export class Stage {
     const done = drawings.reduce((sum, one) => sum + (one.step ?? 0), 0);
     byId("progress").value = done / steps;
     byId("step").textContent = progressText(drawings);
+    // Those of a comparison are of one prompt, and say the same.
+    byId("notes").textContent = [...new Set(drawings.flatMap(({ notes }) => notes ?? []))].join(" ");
   }
 
   #split() {
