@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import intaglio
 from intaglio.serve.app import create_app
-from intaglio.serve.connections import uvicorn_config
+from intaglio.serve.connections import listen, uvicorn_config
 from intaglio.serve.models import Models
 from intaglio.serve.services import Services
 from intaglio.serve.settings import Settings
@@ -107,7 +106,7 @@ def serving(*bundles: str | Path, **settings: Any) -> Iterator[Running]:
     given = Settings.model_validate(settings)
     models = Models([str(b) for b in bundles], threads=1, memory_bytes=given.memory_bytes)
     app = create_app(models, given)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn_config(app, given.limits.body_seconds))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_until_complete, args=[server.serve([listener])])

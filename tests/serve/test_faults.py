@@ -12,13 +12,17 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
+import psutil
 import pytest
 
 from tests.serve.conftest import LONG, PROMPT, Running, read_metric, serving, wait_until
@@ -44,6 +48,10 @@ class Process:
         assert answer.status_code == 202, answer.text
         shown: dict[str, Any] = answer.json()
         return shown
+
+    def draw(self, **fields: Any) -> httpx2.Response:
+        """What OpenAI's endpoint answers."""
+        return self.client.post("/v1/images/generations", json={"prompt": PROMPT, **fields})
 
     def status(self, job: dict[str, Any]) -> str:
         return str(self.client.get(f"/v1/jobs/{job['id']}").json()["status"])
@@ -86,16 +94,13 @@ def command(
             process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopping_server_finishes_what_runs(
-    forked_bundle: Path, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_stopping_server_finishes_what_runs(forked_bundle: Path, tmp_path: Path) -> None:
     with command(forked_bundle, tmp_path, grace=600) as server:
         # Three sizes, so that they cannot share a batch.
         running = server.post_job(steps=1000, size="64x64")
         waiting = [server.post_job(steps=2, size=f"{side}x{side}") for side in (32, 40)]
         wait_until(lambda: server.status(running) == "running")
-        server.process.send_signal(number)
+        server.process.terminate()
         wait_until(lambda: server.client.get("/readyz").status_code == 503)
         assert [server.status(job) for job in waiting] == ["failed", "failed"]
         refused = server.client.post("/v1/jobs", json={"prompt": PROMPT})
@@ -107,6 +112,15 @@ def test_a_stopping_server_finishes_what_runs(
         ends = {line["id"]: line["status"] for line in server.lines("job")}
         assert ends[running["id"]] == "done"
         assert len(list((tmp_path / "images").glob("*.png"))) == 1
+
+
+def test_ctrl_c_stops_it_too(forked_bundle: Path, tmp_path: Path) -> None:
+    with command(forked_bundle, tmp_path, grace=600) as server:
+        job = server.post_job(steps=100)
+        wait_until(lambda: server.status(job) in {"running", "done"})
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(600) == 0
+        assert [line["status"] for line in server.lines("job")] == ["done"]
 
 
 def test_what_outlasts_the_grace_ends_in_an_error(forked_bundle: Path, tmp_path: Path) -> None:
@@ -156,16 +170,14 @@ def test_an_image_that_cannot_be_stored_is_a_clear_error(
 ) -> None:
     """The kernel refuses files above a size, as it refuses them on a full disk."""
     with command(forked_bundle, tmp_path, file_size=1000) as server:
-        body = {"prompt": PROMPT, "steps": 1}
-        answer = server.client.post("/v1/images/generations", json=body)
+        answer = server.draw(steps=1)
         assert answer.status_code == 507
         assert answer.json()["error"]["code"] == "image_not_stored"
         assert "b64_json" in answer.json()["error"]["message"]
         job = server.post_job(steps=1)
         wait_until(lambda: server.status(job) == "failed")
         assert not list((tmp_path / "images").iterdir())
-        body["response_format"] = "b64_json"
-        assert server.client.post("/v1/images/generations", json=body).status_code == 200
+        assert server.draw(steps=1, response_format="b64_json").status_code == 200
 
 
 def test_the_log_has_no_prompts_unless_asked(forked_bundle: Path, tmp_path: Path) -> None:
@@ -176,6 +188,20 @@ def test_the_log_has_no_prompts_unless_asked(forked_bundle: Path, tmp_path: Path
         assert len(server.lines("request")) > 1
         for word in ("secret boot", "another"):
             assert word not in server.log.read_text()
+
+
+def test_memory_is_flat_over_a_thousand_requests(forked_bundle: Path, tmp_path: Path) -> None:
+    """Once as many ended jobs are there as are kept."""
+    with command(forked_bundle, tmp_path) as server:
+        process = psutil.Process(server.process.pid)
+        resident: list[int] = []
+        for requests in (400, 600):
+            with ThreadPoolExecutor(4) as pool:
+                answers = pool.map(lambda _: server.draw(steps=1, size="64x64"), range(requests))
+                assert all(answer.status_code == 200 for answer in answers)
+            resident.append(process.memory_info().rss)
+        # Any of its images, tensors or events would be as much each time.
+        assert resident[1] - resident[0] < 600 * 8_000, resident
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +258,7 @@ HALF = (
 
 
 def test_half_a_body_is_not_waited_for(forked_bundle: Path) -> None:
-    with serving(forked_bundle, limits={"body_seconds": 0.3}) as server:
+    with serving(forked_bundle, limits={"body_seconds": 2}) as server:
         clients = [connect(server) for _ in range(20)]
         for client in clients:
             client.sendall(HALF)
@@ -243,16 +269,33 @@ def test_half_a_body_is_not_waited_for(forked_bundle: Path) -> None:
             client.close()
         with connect(server) as client:
             client.sendall(HALF)  # and gone
-        wait_until(lambda: server.metric("rejections_total", code="body_timeout") == 20)
+        assert server.metric("rejections_total", code="body_timeout") == 20
         with connect(server) as client:
             client.sendall(HALF.replace(b"1000", b"30") + b': "a boot", "n": 1}  ')  # at once
             assert client.recv(12) == b"HTTP/1.1 200"
         assert server.metric("jobs_total") == 1
 
 
+def test_half_a_head_is_not_waited_for(forked_bundle: Path) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with serving(forked_bundle, limits={"body_seconds": 1}) as server:
+        clients = [connect(server) for _ in range(4)]
+        for client, sent in zip(clients, (b"", b"G", head[:-2], head), strict=True):
+            client.sendall(sent)
+        whole = b""
+        while not whole.endswith(b'{"status":"ok"}'):
+            whole += clients[3].recv(1000)
+        clients[3].sendall(head[:-2])
+        for client in clients:
+            answer = client.makefile("rb").read()  # to the end: the server closes
+            assert answer.startswith(b"HTTP/1.1 408")
+            client.close()
+        assert server.client.get("/healthz").status_code == 200
+
+
 def test_a_slow_reader_slows_nobody(server: Running) -> None:
-    """It is sent what it has missed, but for previews that newer ones have taken the place of."""
-    steps = 300
+    """It is sent every step that it has missed."""
+    steps = 150
     job = server.post_job(steps=steps, size="96x96")
     with connect(server, receive_buffer=4096) as slow:
         slow.sendall(f"GET /v1/jobs/{job['id']}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -261,7 +304,7 @@ def test_a_slow_reader_slows_nobody(server: Running) -> None:
         while b"event: done" not in seen:
             seen += slow.recv(1 << 20)
     assert seen.count(b"event: step") == steps
-    assert 0 < seen.count(b"event: preview") < steps - 1
+    assert b"event: preview" in seen
 
 
 BODY = b'{"prompt": "a boot", "n": 1, "size": "32x32", "steps": 2, "cfg_scale": [1, 2], "seed": 7}'
@@ -275,17 +318,20 @@ def test_ten_thousand_malformed_requests(forked_bundle: Path) -> None:
     """Each has an answer in OpenAI's shape, and the server is as well as before."""
     with serving(forked_bundle, limits={"steps": 1, "body_bytes": 1000}) as server:
         draw = random.Random(0)
-        statuses: dict[int, int] = {}
+        statuses: Counter[int] = Counter()
+        # Ten times as quick as the client of the other tests.
+        client = HTTPConnection(httpx2.URL(server.url).netloc.decode())
         for number in range(10_000):
             body = bytearray(BODY)
             for _ in range(draw.randint(1, 4)):
                 start = draw.randrange(len(body) + 1)
                 body[start : start + draw.randint(0, 6)] = draw.choice(PIECES)
             path = ("/v1/jobs", "/v1/images/generations")[number % 2]
-            headers = {"Content-Type": "application/json"}
-            answer = server.client.post(path, content=bytes(body), headers=headers)
-            assert answer.json()["error"]["message"], body  # steps 2 is above the limit
-            statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
+            client.request("POST", path, bytes(body), {"Content-Type": "application/json"})
+            answer = client.getresponse()
+            assert json.load(answer)["error"]["message"], body  # steps 2 is above the limit
+            statuses[answer.status] += 1
+        client.close()
         assert set(statuses) <= {400, 413}, statuses
         assert server.metric("jobs_total") == 0
         assert server.metric("rejections_total") == 10_000
@@ -301,7 +347,7 @@ def test_ten_thousand_malformed_requests(forked_bundle: Path) -> None:
         b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
         b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
         b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /" + b"a" * 100_000,  # and never a space
     ],
 )
 def test_what_is_no_http_is_refused(server: Running, request_bytes: bytes) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import socket
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from PIL import Image
 
 import intaglio
+from intaglio.serve.job import Job
 from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
 
 
@@ -57,7 +60,7 @@ def test_events_come_in_order(server: Running, pipeline: intaglio.Pipeline) -> N
 
 
 def test_a_preview_is_that_of_the_step(server: Running, pipeline: intaglio.Pipeline) -> None:
-    job = server.post_job(seed=5, steps=400)
+    job = server.post_job(seed=5, steps=LONG)
     events = server.events(job["id"], until="preview")
     server.client.delete(f"/v1/jobs/{job['id']}")
     step, image = events[-1][1]["step"], events[-1][1]["image"]
@@ -69,11 +72,28 @@ def test_a_preview_is_that_of_the_step(server: Running, pipeline: intaglio.Pipel
         return not previews
 
     with pytest.raises(intaglio.Interrupted):
-        pipeline.generate(PROMPT, seeds=5, steps=400, on_step=on_step)
+        pipeline.generate(PROMPT, seeds=5, steps=LONG, on_step=on_step)
     kind, _, encoded = image.partition(",")
     assert kind == "data:image/png;base64"
     drawn = Image.open(io.BytesIO(base64.b64decode(encoded)))
     np.testing.assert_array_equal(np.asarray(drawn), previews[0])
+
+
+def test_a_reader_that_is_late_gets_the_last_preview_only() -> None:
+    async def told() -> list[tuple[int, str, dict[str, Any]]]:
+        job = Job(SimpleNamespace(options={"steps": 3}), "", stored=True, preview=True)  # type: ignore[arg-type]
+        reading = job.follow()
+        job.wait_at(1)
+        seen = [await anext(reading)]
+        for step in range(1, 4):
+            job.advance(step, 1 - step / 3)
+            job.show(step, f"image {step}")
+        job.finish([], [])
+        return [*seen, *[event async for event in reading]]
+
+    events = [(event, data.get("step")) for _, event, data in asyncio.run(told())]
+    steps = [("step", 1), ("step", 2), ("step", 3)]
+    assert events == [("queued", None), *steps, ("preview", 3), ("done", None)]
 
 
 def test_no_previews_unless_wanted(server: Running) -> None:

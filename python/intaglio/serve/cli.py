@@ -13,10 +13,10 @@ import typer
 import uvicorn
 from fastapi import FastAPI
 
-from intaglio import Error, UnavailableError
+from intaglio import Error
 from intaglio.serve import logs
 from intaglio.serve.app import create_app
-from intaglio.serve.connections import uvicorn_config
+from intaglio.serve.connections import listen, uvicorn_config
 from intaglio.serve.models import Models
 from intaglio.serve.settings import Settings, read_settings
 
@@ -76,7 +76,7 @@ def serve(
             memory_bytes=settings.memory_bytes,
         )
         app = create_app(models, settings)
-        listener = _listen(settings.host, settings.port)
+        listener = listen(settings.host, settings.port)
     except Error as error:
         _fail(str(error), error.exit_code)
     logs.set_up()
@@ -112,17 +112,6 @@ class Server(uvicorn.Server):
     async def _drain(self, grace: float) -> None:
         await self._app.state.services.scheduler.drain(grace)
         self.should_exit = True
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises UnavailableError."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise UnavailableError(
-            f"cannot listen on --host {host} --port {port}: {error.strerror or error}; give others"
-        ) from None
 
 
 def _fail(message: str, code: int) -> NoReturn:

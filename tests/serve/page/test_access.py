@@ -43,6 +43,26 @@ def test_a_window_that_is_refused_is_pointed_at(page: Page) -> None:
     expect(page.get_by_label("DG from")).to_be_focused()
 
 
+def test_a_prompt_that_is_cut_is_told(page: Page) -> None:
+    page.get_by_label("Prompt", exact=True).fill("boot " * 200)
+    press(page, "Compare")
+    wait_until(page, "Done.")
+    notes = page.locator("#notes")
+    expect(notes).to_contain_text("its end is ignored")
+    assert notes.inner_text().count("its end is ignored") == 1  # not once for each of the four
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    press(page, "Generate")
+    wait_until(page, "Done.")
+    expect(notes).to_be_empty()
+
+
+def test_the_description_of_the_api_asks_nobody_else(page: Page) -> None:
+    """`watch` looks at what is asked for."""
+    page.goto("/docs")
+    expect(page.get_by_role("heading", name="Intaglio")).to_be_visible()
+    expect(page.get_by_role("link", name="/v1/images/generations")).to_be_visible()
+
+
 def test_a_server_that_is_gone_is_told(page: Page, watch: Watch) -> None:
     page.route("**/v1/jobs", lambda route: route.abort("connectionrefused"))
     press(page, "Generate")

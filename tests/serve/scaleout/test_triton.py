@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import socket
 import subprocess
@@ -36,12 +37,18 @@ class Triton:
 
     client: InferenceServerClient
     repository: Path
+    log: Path
     port: int
 
     @property
     def model(self) -> str:
         (config,) = self.repository.glob("*/config.pbtxt")
         return config.parent.name
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """What the model has logged of each that ended."""
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if '"event": "job"' in line]
 
     def infer(self, **values: list[list[Any]]) -> InferResult:
         """Asks with a row of values for each image."""
@@ -92,7 +99,7 @@ def triton(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
     try:
         wait_until(ready)
-        yield Triton(client, repository, port)
+        yield Triton(client, repository, log, port)
     finally:
         client.close()
         process.terminate()
@@ -171,20 +178,25 @@ def test_a_wrong_field_is_named(triton: Triton, name: str) -> None:
 
 
 def test_a_cancelled_request_makes_room(triton: Triton) -> None:
-    """Eight runs of a hundred steps fill the batch; gone, they leave it to one more."""
-    asked = [tensor("prompt", [[PROMPT.encode()]]), tensor("steps", [[100]])]
+    """Runs that take far longer than to cancel them leave the batch to one of another size."""
+    runs = {"prompt": [[PROMPT.encode()]], "size": [[b"128x128"]]}
+    asked = [tensor(name, value) for name, value in {**runs, "steps": [[100]]}.items()]
     ended: list[Exception | None] = []
     calls = [
         triton.client.async_infer(triton.model, asked, lambda result, error: ended.append(error))
-        for _ in range(8)
+        for _ in range(7)
     ]
+    triton.infer(**runs, steps=[[1]])  # the eighth of the batch, which the others joined before
     for call in calls:
         call.cancel()
-    wait_until(lambda: len(ended) == 8)
+    wait_until(lambda: len(ended) == 7)
     assert {
         str(error.status()) for error in ended if isinstance(error, InferenceServerException)
     } == {"StatusCode.CANCELLED"}
     assert triton.infer(prompt=[[PROMPT.encode()]], steps=[[1]]).as_numpy("png").shape == (1, 1)
+    long = [job for job in triton.jobs() if job["steps"] == 100 and job["size"] == "128x128"]
+    assert [job["status"] for job in long] == ["cancelled"] * 7
+    assert all("queued" in job["seconds"] for job in long), "one never joined the batch"
 
 
 def test_the_readmes_client(triton: Triton, tmp_path: Path) -> None:
