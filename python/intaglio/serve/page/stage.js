@@ -69,7 +69,7 @@ export class Stage {
     byId("progress").value = done / steps;
     byId("step").textContent = progressText(drawings);
     // Those of a comparison are of one prompt, and say the same.
-    byId("notes").textContent = [...new Set(drawings.flatMap(({ notes }) => notes ?? []))].join(" ");
+    byId("notes").textContent = [...new Set(drawings.flatMap(({ notes }) => notes ?? []))].join("; ");
   }
 
   #split() {
