@@ -78,6 +78,6 @@ def config(name: str, manifest: dict[str, Any]) -> str:
         dynamic_batching={},
         parameters={"device": {"string_value": "auto"}, "threads": {"string_value": "0"}},
     )
-    text = HEADER + text_format.MessageToString(message)
+    text: str = HEADER + text_format.MessageToString(message)
     assert text_format.Parse(text, ModelConfig()) == message
     return text

@@ -143,7 +143,7 @@ class Replica:
         self._services = Services(models, settings, store, Metrics())
 
         # Tells Ray which models are here. `Models` loads them and counts their memory.
-        @serve.multiplexed(max_num_models_per_replica=models.held_at_once)
+        @serve.multiplexed(max_num_models_per_replica=models.held_at_once)  # type: ignore[untyped-decorator]
         async def loaded(name: str) -> Model:
             return models.get(name)
 

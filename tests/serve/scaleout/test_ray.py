@@ -31,7 +31,7 @@ from ray.serve.schema import ServeDeploySchema
 
 import intaglio
 from intaglio.serve.ray_app import Arguments, app
-from tests.serve.conftest import PROMPT, wait_until
+from tests.serve.conftest import LONG, PROMPT, wait_until
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """
@@ -171,7 +171,6 @@ def test_a_job_is_followed(url: str, pipeline: intaglio.Pipeline) -> None:
     with httpx2.stream("GET", f"{url}/v1/jobs/{job_id}/events", timeout=120) as stream:
         names = re.findall(r"^event: (\w+)$", "".join(stream.iter_text()), re.MULTILINE)
     assert names.count("step") == 6
-    assert "preview" in names
     assert names[-1] == "done"
     done = job(url, job_id)
     assert {"queued", "text", "denoise", "network", "vae"} <= done["timings"].keys()
@@ -179,11 +178,12 @@ def test_a_job_is_followed(url: str, pipeline: intaglio.Pipeline) -> None:
     assert_drawn(pipeline, pixels(image.content), 5, 6)
 
 
-def test_a_job_is_cancelled_within_a_step(url: str) -> None:
-    job_id = post_job(url, steps=10_000)
-    wait_until(lambda: job(url, job_id)["status"] == "running")
+def test_a_job_has_previews_and_is_cancelled_within_a_step(url: str) -> None:
+    job_id = post_job(url, steps=LONG)
+    with httpx2.stream("GET", f"{url}/v1/jobs/{job_id}/events", timeout=240) as stream:
+        assert "event: preview" in stream.iter_lines()
     assert httpx2.delete(f"{url}/v1/jobs/{job_id}", timeout=120).json()["status"] == "cancelled"
-    assert job(url, job_id)["step"] < 10_000
+    assert job(url, job_id)["step"] < LONG
     assert metric(url, "queue_depth") == metric(url, "running") == 0
 
 

@@ -15,8 +15,7 @@ import intaglio
 from intaglio.deploy.triton import model_name
 from intaglio.serve.schemas import GenerationRequest
 from intaglio.serve.settings import Settings
-from intaglio_export.exporter import export_bundle
-from intaglio_export.options import ExportRequest
+from tests.fake_bundle import make_bundle
 from tests.integration.conftest import ENTRY_POINT, Command, check
 
 
@@ -104,11 +103,8 @@ def test_a_changed_bundle_is_refused(command: Command, forked_bundle: Path) -> N
     check(command, 3, "SHA-256 differs", "deploy", "triton", "changed", "-o", "out")
 
 
-def test_a_bundle_without_encoders_is_refused(
-    command: Command, sd3_folder: Path, tmp_path: Path
-) -> None:
-    bundle = tmp_path / "bundle"
-    export_bundle(ExportRequest(sd3_folder, bundle, text_encoders="none"))
+def test_a_bundle_without_encoders_is_refused(command: Command, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", "text")
     check(command, 3, "has no text encoders", "deploy", "triton", bundle, "-o", "out")
 
 
