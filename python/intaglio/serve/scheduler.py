@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -80,21 +81,14 @@ class Scheduler:
         self.check_open()
         model = job.admitted.model
         with self.changed:
-            waiting = sum(map(len, self.queues.values()))
-            if waiting >= self.settings.limits.queue:
-                raise ApiError(
-                    429,
-                    "queue_full",
-                    f"{waiting} requests wait already: come back later",
-                    retry_after=self._retry_after(waiting),
-                )
+            self._make_place(job.client)
             self.queues[model.name].add(job)
+            self.renumber(model.name)  # before a worker can take it
         late = ApiError(
             504, "deadline_exceeded", f"the request did not end within {deadline:g} seconds"
         )
         self._alive[job] = self._loop.call_later(deadline, self.stop, job, late)
         self._idle.clear()
-        self.renumber(model.name)
         if model.name not in self._runners:
             self._runners[model.name] = self._make_runner(self, model)
         self._runners[model.name].wake()
@@ -160,8 +154,29 @@ class Scheduler:
         with self.changed:
             self.closed = True
             self.changed.notify_all()
-        for runner in self._runners.values():
-            await asyncio.to_thread(runner.join)
+        joins = [asyncio.to_thread(runner.join) for runner in self._runners.values()]
+        await asyncio.gather(*joins)
+
+    def _make_place(self, client: str) -> None:
+        """Of a full queue, takes a request of whoever has most in it, for a client that has less
+        than its share. Raises ApiError for one that has it. The caller holds `changed`."""
+        waiting = [job for queue in self.queues.values() for job in queue.order()]
+        limit = self.settings.limits.queue
+        if len(waiting) < limit:
+            return
+        held = Counter(job.client for job in waiting)
+        if held[client] >= limit // len(held.keys() | {client}):
+            raise self._full_error(f"{len(waiting)} requests wait already", len(waiting))
+        [(greatest, _)] = held.most_common(1)
+        newest = max(
+            (job for job in waiting if job.client == greatest), key=lambda job: job.submitted
+        )
+        reason = "the queue is full, and another client had fewer requests in it"
+        self.stop(newest, self._full_error(reason, len(waiting)))
+
+    def _full_error(self, reason: str, waiting: int) -> ApiError:
+        after = self._retry_after(waiting)
+        return ApiError(429, "queue_full", f"{reason}: come back later", retry_after=after)
 
     def _retry_after(self, waiting: int) -> int:
         at_once = max(1, len(self._alive) - waiting)
