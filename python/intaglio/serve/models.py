@@ -90,12 +90,19 @@ def defaults_of(bundle: Bundle) -> ModelDefaults:
 
 
 def open_model(argument: str) -> Model:
-    """Checks a bundle, given as FOLDER or NAME=FOLDER. Raises InputError for it."""
+    """Checks a bundle, given as FOLDER or NAME=FOLDER.
+
+    Raises InputError for it, UsageError for an empty name.
+    """
     name, equals, folder = argument.partition("=")
-    path = Path(folder if equals and not Path(argument).exists() else argument)
+    named = bool(equals) and not Path(argument).exists()
+    path = Path(folder if named else argument)
     bundle = Bundle.open(path)
+    name = name if named else bundle.name
+    if not name:
+        raise UsageError(f"{argument} leaves its model without a name: give NAME={path}")
     return Model(
-        name=bundle.name if str(path) == argument else name,
+        name=name,
         bundle=bundle,
         bytes=sum(bundle.file_bytes.values()),
         encoders=encoder_hash(bundle) if bundle.prompt and bundle.prompt.encoders else "",
@@ -164,17 +171,9 @@ class Models:
     def acquire(self, model: Model) -> Pipeline:
         """Loads `model` unless it is, and keeps it loaded until `release`.
 
-        Waits for memory while models in use take it. Raises intaglio.Error if it cannot be loaded.
+        Waits as `reserve` does. Raises intaglio.Error if it cannot be loaded.
         """
-        with self._changed:
-            if model not in self._reserved:
-                self._waiting.append(model)
-                while self._waiting[0] is not model or not self._make_room(model):
-                    self._changed.wait()
-                self._waiting.popleft()
-                self._changed.notify_all()
-                self._reserved.add(model)
-            model.in_use = True
+        self.reserve(model)
         try:
             if model.pipeline is None:
                 folder = model.bundle.folder
@@ -187,12 +186,27 @@ class Models:
             raise
         return model.pipeline
 
+    def reserve(self, model: Model) -> None:
+        """Keeps the memory of `model` for it until `release`; does not load it.
+
+        Waits for memory while models in use take it.
+        """
+        with self._changed:
+            if model not in self._reserved:
+                self._waiting.append(model)
+                while self._waiting[0] is not model or not self._make_room(model):
+                    self._changed.wait()
+                self._waiting.popleft()
+                self._changed.notify_all()
+                self._reserved.add(model)
+            model.in_use = True
+
     def release(self, model: Model) -> None:
         """Lets `model` be evicted when its memory is needed, now if another waits for it."""
         with self._changed:
             model.in_use = False
             model.last_used = time.monotonic()
-            if model.wanted:
+            if model.wanted or model.pipeline is None:
                 self._evict(model)
             self._changed.notify_all()
 
@@ -202,14 +216,19 @@ class Models:
         self._reserved.discard(model)
 
     def _make_room(self, model: Model) -> bool:
-        """Evicts idle models until `model` fits. If it does not, those in use are asked to end."""
+        """Evicts idle models until `model` fits, those not used for longest first.
+
+        If that is not enough, as many of those in use as it takes are asked to end.
+        """
         if self._memory is None:
             return True
-        while sum(m.bytes for m in self._reserved) + model.bytes > self._memory:
-            idle = [m for m in self._reserved if not m.in_use]
-            if not idle:
-                for other in self._reserved:
-                    other.wanted = True
-                return False
-            self._evict(min(idle, key=lambda m: m.last_used))
-        return True
+        excess = sum(m.bytes for m in self._reserved) + model.bytes - self._memory
+        fits = True
+        for other in sorted(self._reserved, key=lambda m: (m.in_use, m.last_used)):
+            other.wanted = other.in_use and excess > 0
+            if other.wanted:
+                fits = False
+            elif excess > 0:
+                self._evict(other)
+            excess -= other.bytes
+        return fits

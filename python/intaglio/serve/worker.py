@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import intaglio
@@ -24,6 +25,11 @@ BUG = ApiError(500, "internal_error", "the server made a mistake; its log says m
 # Requests that may join a batch before one that came earlier and does not fit it.
 OVERTAKEN_MOST = 8
 
+# Seconds that a closing server waits for a worker: one that loads a model may take minutes.
+JOIN_SECONDS = 10.0
+
+_size = itemgetter("height", "width")
+
 
 class Worker(threading.Thread):
     """Waits for requests of one model, has it loaded, and runs them in a batch until none is left.
@@ -37,6 +43,7 @@ class Worker(threading.Thread):
         self._scheduler, self._model = scheduler, model
         self._queue = scheduler.queues[model.name]
         self._members: dict[int, Job] = {}
+        self._decoding: dict[Future[None], int] = {}  # how many images each decodes
         self.start()
 
     def wake(self) -> None:
@@ -48,18 +55,33 @@ class Worker(threading.Thread):
         """Ends `job` at its next step."""
         job.stop = error
 
+    def join(self, timeout: float | None = JOIN_SECONDS) -> None:
+        """Waits for its end, but not for long."""
+        super().join(timeout)
+
     def run(self) -> None:
         while self._wait():
             try:
-                pipeline = self._scheduler.models.acquire(self._model)
+                self._serve()
             except Exception as error:
-                self._fail_waiting(self._explain(error))
-                continue
-            try:
-                self._drive(pipeline)
-            finally:
-                del pipeline
-                self._scheduler.models.release(self._model)
+                # Whatever it was: nobody waits for a thread that is dead.
+                answer = self._explain(error)
+                self._fail_members(answer)
+                self._fail_waiting(answer)
+
+    def _serve(self) -> None:
+        """Has the model loaded, and runs what waits for it."""
+        models = self._scheduler.models
+        models.reserve(self._model)
+        try:
+            if self._needed():  # still: there may have been a wait for memory
+                self._drive(models.acquire(self._model))
+        finally:
+            models.release(self._model)
+
+    def _needed(self) -> bool:
+        with self._scheduler.changed:
+            return len(self._queue) > 0 and not self._scheduler.closed
 
     def _wait(self) -> bool:
         """Until somebody waits. False: the server closes."""
@@ -79,9 +101,7 @@ class Worker(threading.Thread):
                 try:
                     self._step(batch, decoder)
                 except Exception as error:
-                    members, self._members = self._members, {}
-                    for job in members.values():
-                        self._end(job, job.fail, self._explain(error))
+                    self._fail_members(self._explain(error))
                     batch = Batch(pipeline, max_images=limit)
                 if not self._model.wanted:
                     self._admit(batch, pipeline)
@@ -99,21 +119,28 @@ class Worker(threading.Thread):
             steps = batch.step()
         for step in steps:
             job = self._members[step.id]
-            if step.done or step.error:
-                del self._members[step.id]
             if step.error:
+                del self._members[step.id]
                 self._end(job, job.fail, run_error(step.error))
                 continue
             metrics.steps.labels(name).inc()
             self._scheduler.post(job.advance, step.step + 1, step.sigma)
             if step.done:
-                decoder.submit(self._finish, job, step)
+                decoding = decoder.submit(self._finish, job, step)
+                self._decoding[decoding] = job.admitted.images
+                del self._members[step.id]
             elif job.preview and job.watchers and not job.previewing:
                 job.previewing = True
                 decoder.submit(self._preview, job, step)
 
     def _admit(self, batch: Batch, pipeline: Pipeline) -> None:
-        """Lets those join that fit, in the order of the queue."""
+        """Lets those join that fit, in the order of the queue.
+
+        Those that run wait for one new prompt to be encoded, not for several.
+        """
+        if not self._decoder_keeps_up():
+            return
+        misses = self._scheduler.cache.misses
         with self._scheduler.changed:
             order = self._queue.order()
         left_behind: list[Job] = []
@@ -129,11 +156,34 @@ class Worker(threading.Thread):
                 break
             else:
                 left_behind.append(job)
+            if self._scheduler.cache.misses > misses:
+                break
         if joined:
             self._scheduler.post(self._scheduler.renumber, self._model.name)
 
+    def _decoder_keeps_up(self) -> bool:
+        """Whether less than a full batch waits for its decoding. With nothing to run meanwhile, it
+        waits for that."""
+        while True:
+            self._decoding = {d: n for d, n in self._decoding.items() if not d.done()}
+            waiting = sum(n for d, n in self._decoding.items() if not d.running())
+            if waiting < self._scheduler.settings.max_batch:
+                return True
+            if self._members:
+                return False
+            wait(self._decoding, return_when=FIRST_COMPLETED)
+
+    def _has_room(self, batch: Batch, job: Job) -> bool:
+        """Whether the job's images and size fit; what can be told before its prompt is encoded."""
+        if batch.images + job.admitted.images > self._scheduler.settings.max_batch:
+            return False
+        size = _size(job.admitted.options)
+        return all(_size(member.admitted.options) == size for member in self._members.values())
+
     def _join(self, batch: Batch, pipeline: Pipeline, job: Job) -> bool:
         """Adds `job` to the batch. False: it does not fit now. True too when it has ended."""
+        if not self._has_room(batch, job):
+            return False
         try:
             options = self._options(pipeline, job)
             fits = batch.accepts(**options)
@@ -185,13 +235,7 @@ class Worker(threading.Thread):
     def _finish(self, job: Job, step: BatchStep) -> None:
         """Decodes and hands over the images. In the decoder's thread."""
         try:
-            generation = step.finish()
-            began = time.monotonic()
-            pngs = [
-                encode_png(image, dict(self._png_text(job, i)))
-                for i, image in enumerate(generation.images)
-            ]
-            self._count(job, generation, time.monotonic() - began)
+            pngs = [] if job.stop else self._decode(job, step)
             if job.stop:
                 self._end(job, job.fail, job.stop)
             elif job.stored:
@@ -201,6 +245,17 @@ class Worker(threading.Thread):
                 self._end(job, job.finish, [], pngs)
         except Exception as error:
             self._end(job, job.fail, self._explain(error))
+
+    def _decode(self, job: Job, step: BatchStep) -> list[bytes]:
+        """The images as files."""
+        generation = step.finish()
+        began = time.monotonic()
+        pngs = [
+            encode_png(image, dict(self._png_text(job, i)))
+            for i, image in enumerate(generation.images)
+        ]
+        self._count(job, generation, time.monotonic() - began)
+        return pngs
 
     def _png_text(self, job: Job, image: int) -> list[tuple[str, str]]:
         return _core.png_text(self._model.bundle, job.admitted.options, image)
@@ -221,6 +276,11 @@ class Worker(threading.Thread):
 
     def _end(self, job: Job, call: Callable[..., None], *values: Any) -> None:
         self._scheduler.post(self._scheduler.end, job, call, *values)
+
+    def _fail_members(self, error: ApiError) -> None:
+        members, self._members = self._members, {}
+        for job in members.values():
+            self._end(job, job.fail, error)
 
     def _fail_waiting(self, error: ApiError) -> None:
         with self._scheduler.changed:
