@@ -119,10 +119,11 @@ build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies
 	cmake/triton_server.sh $(@D) $(BIN)/python
 	touch $@
 
-# A process a core: more threads would only wait for each other.
+# A process a core: more threads would only wait for each other. Then those that start several themselves.
 test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/tensorrt/build.ninja build/deps/onnxruntime-gpu/ready build/deps/triton/ready  ## Python, parity, integration and structure tests
 	cmake --build --preset tensorrt
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone -n 0
 
 parity: .venv/ready  ## measure every family against diffusers and write docs/parity.md
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity/families --parity-table docs/parity.md

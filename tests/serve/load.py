@@ -37,13 +37,15 @@ PROMPTS = ["a dress", "a dark ankle boot", "a bag with a handle", "a coat"]
 
 @dataclass
 class Asked:
-    """One request, in seconds: until its image was there, in the queue, in a batch; and the place
-    that it was given in the queue."""
+    """One request, in seconds: until its image was there, in the queue, in a batch; the place
+    that it was given in the queue; and its image."""
 
+    number: int
     latency: float
     queued: float
     service: float
     place: int
+    png: bytes
 
 
 @dataclass
@@ -79,19 +81,25 @@ def server(bundle: Path, max_batch: int) -> Iterator[tuple[str, int]]:
         process.terminate()
 
 
+def fields(number: int) -> dict[str, Any]:
+    """What the request of that number asks for."""
+    prompt = PROMPTS[number % len(PROMPTS)]
+    return {"prompt": prompt, "seed": number, "steps": 8 + number % 5, **MIX[number % len(MIX)]}
+
+
 def ask(client: httpx2.Client, number: int) -> Asked:
     """One image, from request to PNG."""
-    fields = {"prompt": PROMPTS[number % len(PROMPTS)], "seed": number, "steps": 8 + number % 5}
     began = time.monotonic()
-    made = client.post("/v1/jobs", json={**fields, **MIX[number % len(MIX)], "preview": False})
+    made = client.post("/v1/jobs", json={**fields(number), "preview": False})
     made.raise_for_status()
     job = made.json()
     client.get(f"/v1/jobs/{job['id']}/events").raise_for_status()  # until it has ended
     ended = client.get(f"/v1/jobs/{job['id']}").json()
     assert ended["status"] == "done", ended
-    assert client.get(ended["images"][0]).content.startswith(b"\x89PNG")
+    png = client.get(ended["images"][0]).content
+    assert png.startswith(b"\x89PNG")
     latency, queued = time.monotonic() - began, ended["timings"]["queued"]
-    return Asked(latency, queued, ended["timings"]["denoise"], job["position"])
+    return Asked(number, latency, queued, ended["timings"]["denoise"], job["position"], png)
 
 
 def drive(url: str, clients: int, requests: int) -> tuple[list[Asked], float]:

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from intaglio.serve.cli import Server
+from intaglio.serve.connections import listen
 from intaglio.serve.page import add_page
+from intaglio.serve.settings import Settings
 from tests.serve.conftest import serving
 
 
 def refused(*arguments: str | Path) -> tuple[int, str]:
-    """Exit code and the one line of stderr."""
-    run = subprocess.run(
-        [sys.executable, "-m", "intaglio", "serve", *arguments], capture_output=True, text=True
-    )
+    """Exit code and the one line of stderr. Nothing stays behind."""
+    with tempfile.TemporaryDirectory() as temporary:
+        run = subprocess.run(
+            [sys.executable, "-m", "intaglio", "serve", *arguments],
+            capture_output=True,
+            env={**os.environ, "TMPDIR": temporary},
+            text=True,
+        )
+        assert not list(Path(temporary).glob("intaglio-*"))
     assert run.stdout == ""
     (line,) = run.stderr.splitlines()
     assert line.startswith("intaglio: ")
@@ -68,6 +82,38 @@ def test_a_file_without_keys_is_refused(forked_bundle: Path, tmp_path: Path) -> 
     keys.write_text("# none\n\n")
     code, line = refused(forked_bundle, "--api-keys", keys)
     assert (code, "holds no key" in line) == (3, True)
+
+
+def start(app: FastAPI) -> None:
+    """Runs a server to its end."""
+    server = Server(app, Settings())
+    asyncio.run(server.serve([listen("127.0.0.1", 0)]))
+
+
+def test_a_signal_while_it_starts_ends_it() -> None:
+    ended = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.1)  # the loop sees it
+        yield
+        ended.append(True)
+
+    start(FastAPI(lifespan=lifespan))
+    assert ended
+
+
+def test_a_start_that_fails_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        raise RuntimeError("not foreseen")
+        yield
+
+    with pytest.raises(SystemExit) as ended:
+        start(FastAPI(lifespan=lifespan))
+    assert ended.value.code
+    assert "serving on" not in capsys.readouterr().out
 
 
 def test_the_pages_files_have_types_and_a_policy(tmp_path: Path) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+import intaglio
 from tests.serve.conftest import serving
-from tests.serve.load import CLIENTS, Point, drive, page
+from tests.serve.load import CLIENTS, Point, drive, fields, page
 
 
-def test_every_request_under_load_has_its_image(forked_bundle: Path) -> None:
+def test_every_request_under_load_has_its_image(
+    forked_bundle: Path, pipeline: intaglio.Pipeline
+) -> None:
     clients, requests = max(CLIENTS), 24
     with serving(forked_bundle) as server:
         asked, _ = drive(server.url, clients, requests)
@@ -19,6 +26,13 @@ def test_every_request_under_load_has_its_image(forked_bundle: Path) -> None:
         assert server.metric("steps_total") == sum(8 + i % 5 for i in range(requests))
         assert server.metric("queue_wait_seconds_count") == requests
         assert server.metric("queue_depth") == server.metric("running") == 0
+    for one in asked:
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in fields(one.number).items()}
+        prompt, seed = options.pop("prompt"), options.pop("seed")
+        expected = pipeline.generate(prompt, seeds=seed, **options).images[0]
+        drawn = Image.open(io.BytesIO(one.png))
+        # Rows beside others may round differently; a level of 255 is seen by nobody.
+        assert abs(np.asarray(drawn, int) - np.asarray(expected, int)).max() <= 1
 
 
 def test_the_page_has_a_row_for_each_point() -> None:

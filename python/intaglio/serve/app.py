@@ -57,8 +57,7 @@ async def metrics(shared: Shared) -> Response:
 def create_app(models: Models, settings: Settings, make_runner: MakeRunner = Worker) -> FastAPI:
     """The server of `models`. Raises InputError for the file of API keys or the images' folder."""
     limits = settings.limits
-    folder = settings.images or Path(tempfile.mkdtemp(prefix="intaglio-"))
-    store = ImageStore(folder, settings.image_seconds)
+    store = ImageStore(settings.images, settings.image_seconds) if settings.images else None
     keys = ApiKeys(settings.api_keys) if settings.api_keys else None
     with_key = [Depends(require_key)] if keys else []
     app = FastAPIOffline(  # FastAPI, with the viewer at /docs from here and not from a CDN
@@ -107,16 +106,21 @@ def _describe(app: FastAPI) -> None:
 
 
 def _lifespan(
-    models: Models, settings: Settings, store: ImageStore, make_runner: MakeRunner
+    models: Models, settings: Settings, given: ImageStore | None, make_runner: MakeRunner
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Without a `given` store there is one that goes with the server."""
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        store = given or ImageStore(
+            Path(tempfile.mkdtemp(prefix="intaglio-")), settings.image_seconds
+        )
         app.state.services = Services(models, settings, store, app.state.metrics, make_runner)
         cleaner = asyncio.create_task(_expire(store, settings.image_seconds))
         yield
         cleaner.cancel()
         await app.state.services.scheduler.close()
-        if not settings.images:
+        if not given:
             shutil.rmtree(store.folder, ignore_errors=True)
 
     return lifespan

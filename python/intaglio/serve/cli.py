@@ -110,7 +110,8 @@ class Server(uvicorn.Server):
         self._draining.append(asyncio.get_running_loop().create_task(self._drain(grace)))
 
     async def _drain(self, grace: float) -> None:
-        await self._app.state.services.scheduler.drain(grace)
+        if self.started:  # otherwise there is nothing to drain yet
+            await self._app.state.services.scheduler.drain(grace)
         self.should_exit = True
 
 

@@ -76,11 +76,15 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, send_noting)
+        except Exception:
+            status = status or 500  # it is answered further out
+            raise
         finally:
+            route = scope.get("route")
             logs.write(
                 "request",
                 method=scope["method"],
-                path=scope["path"],
+                path=route.path if route else None,  # not as asked: names of images are secret
                 status=status,
                 client=scope["client"][0] if scope["client"] else None,
                 seconds=round(time.monotonic() - began, 4),
@@ -90,12 +94,17 @@ class RequestLog:
 _CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413: "body_too_large"}
 
 
+def error_response(error: ApiError) -> JSONResponse:
+    """The answer that says it."""
+    return JSONResponse(error.body, error.status, headers=error.headers)
+
+
 def add_error_handlers(app: FastAPI) -> None:
-    """Every error in one shape."""
+    """Every error in one shape; those that refuse a request are counted."""
 
     def answer(request: Request, error: ApiError) -> JSONResponse:
         request.app.state.metrics.rejections.labels(error.detail.code).inc()
-        return JSONResponse(error.body, error.status, headers=error.headers)
+        return error_response(error)
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
@@ -117,7 +126,7 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:
         message = "the server made a mistake; its log says more"
-        return answer(request, ApiError(500, "internal_error", message))
+        return error_response(ApiError(500, "internal_error", message))
 
 
 def _methods(request: Request) -> list[str]:

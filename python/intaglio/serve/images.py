@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 import secrets
 import time
@@ -16,6 +17,8 @@ from intaglio import InputError
 from intaglio.serve.errors import ApiError
 
 _NAME = re.compile(r"[0-9a-f]{32}")
+# Seconds after which half an image is taken for that of a server that was killed.
+_WRITING = 60
 
 
 def encode_png(image: Image, texts: dict[str, str]) -> bytes:
@@ -41,8 +44,6 @@ class ImageStore:
         self.folder, self._seconds = folder, seconds
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob("*.part"):  # of a server that was killed
-                left.unlink()
         except OSError as error:
             raise InputError(f"cannot use the images folder {folder}: {error.strerror}") from None
 
@@ -66,15 +67,21 @@ class ImageStore:
     def find(self, name: str) -> Path | None:
         """The file of that name; None if there is none or its time is over."""
         path = self.folder / f"{name}.png"
-        if not _NAME.fullmatch(name) or not path.is_file() or self._expired(path):
+        if not _NAME.fullmatch(name) or _age(path) > self._seconds:
             return None
         return path
 
     def expire(self) -> None:
-        """Removes those whose time is over."""
-        for path in self.folder.glob("*.png"):
-            if _NAME.fullmatch(path.stem) and self._expired(path):
-                path.unlink(missing_ok=True)
+        """Removes those whose time is over. Other servers may share the folder."""
+        for suffix, seconds in ((".png", self._seconds), (".part", _WRITING)):
+            for path in self.folder.glob(f"*{suffix}"):
+                if _NAME.fullmatch(path.stem) and _age(path) > seconds:
+                    path.unlink(missing_ok=True)
 
-    def _expired(self, path: Path) -> bool:
-        return time.time() - path.stat().st_mtime > self._seconds
+
+def _age(path: Path) -> float:
+    """Seconds since it was written; infinite if it is not there."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return math.inf

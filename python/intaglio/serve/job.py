@@ -31,6 +31,7 @@ class Job:
         timings: seconds of each stage.
         options: for the batch; None: not made yet.
         overtaken: how many joined a batch before it that came after it.
+        ended_at: seconds since 1970; None: it has not ended.
         previewing: a preview is being decoded; no other is begun meanwhile.
     """
 
@@ -41,6 +42,7 @@ class Job:
         self.stored = stored
         self.preview = preview
         self.created = time.time()
+        self.ended_at: float | None = None
         self.submitted = self.moved = time.monotonic()
         self.notes: list[str] = []
         self.timings: dict[str, float] = {}
@@ -96,7 +98,7 @@ class Job:
         """It ends without images."""
         self.error = error
         status: Status = "cancelled" if error.detail.code == "cancelled" else "failed"
-        self._end(status, "error", message=error.detail.message)
+        self._end(status, "error", **error.detail.model_dump())
 
     def _end(self, status: Status, event: str, **data: Any) -> None:
         assert not self.ended.is_set()
@@ -105,6 +107,7 @@ class Job:
         if not self.watchers:
             self._drop("preview")
         self._tell(event, **data)
+        self.ended_at = time.time()
         self.started.set()
         self.ended.set()
 

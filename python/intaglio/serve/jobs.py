@@ -25,7 +25,11 @@ def find_job(job_id: str, shared: Shared, client: Client) -> Job:
     """The job of that id. With API keys, only for the one that made it."""
     job = shared.jobs.get(job_id)
     if not job or (shared.settings.api_keys and job.client != client):
-        raise ApiError(404, "job_not_found", "there is no such job, or its time is over")
+        message = (
+            "there is no such job: its time is over, or the server was restarted and has forgotten"
+            " it; send the request again"
+        )
+        raise ApiError(404, "job_not_found", message)
     return job
 
 

@@ -7,10 +7,12 @@ import base64
 import time
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
 
 from intaglio.serve.admission import deadline_of
 from intaglio.serve.auth import Client
 from intaglio.serve.errors import documented
+from intaglio.serve.http import error_response
 from intaglio.serve.job import CANCELLED, Job
 from intaglio.serve.schemas import (
     ImageData,
@@ -31,19 +33,20 @@ async def list_models(shared: Shared) -> ModelList:
 
 @router.post(
     "/images/generations",
+    response_model=ImagesResponse,
     response_model_exclude_none=True,
     responses=documented(400, 404, 408, 413, 429, 500, 503, 504, 507),
 )
 async def generate_images(
     body: ImageRequest, request: Request, shared: Shared, client: Client
-) -> ImagesResponse:
+) -> ImagesResponse | JSONResponse:
     """Draws images and answers when they are there. A client that disconnects ends its run."""
     stored = body.response_format != "b64_json"
     job = shared.make_job(body, client, stored=stored)
     shared.scheduler.submit(job, deadline_of(None, shared.settings.limits))
     await _ended_or_gone(job, request, shared)
     if job.error:
-        raise job.error
+        return error_response(job.error)  # not raised: that is for what is refused
     data = [ImageData(url=image_url(request, name)) for name in job.names]
     data += [ImageData(b64_json=base64.b64encode(png).decode()) for png in job.pngs]
     return ImagesResponse(created=int(time.time()), data=data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -39,7 +38,7 @@ class Services:
         self.models, self.settings, self.store, self.metrics = models, settings, store, metrics
         self.cache = EmbeddingCache(settings.embedding_bytes)
         self.scheduler = Scheduler(models, settings, store, self.cache, metrics, make_runner)
-        self.jobs: OrderedDict[str, Job] = OrderedDict()
+        self.jobs: dict[str, Job] = {}
         metrics.read(self._gauges)
 
     def make_job(
@@ -54,11 +53,11 @@ class Services:
     def keep(self, job: Job) -> None:
         """Lets `job` be asked for, and forgets ended ones that are old or too many."""
         self.jobs[job.id] = job
-        ended = [job for job in self.jobs.values() if job.ended.is_set()]
+        ended = sorted((job.ended_at, job.id) for job in self.jobs.values() if job.ended_at)
         oldest = time.time() - self.settings.image_seconds
-        for number, old in enumerate(ended):
-            if len(ended) - number > JOBS_KEPT or old.created < oldest:
-                del self.jobs[old.id]
+        for number, (ended_at, job_id) in enumerate(ended):
+            if len(ended) - number > JOBS_KEPT or ended_at < oldest:
+                del self.jobs[job_id]
 
     def _gauges(self) -> Iterator[Metric]:
         models = list(self.models)

@@ -10,15 +10,16 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.integration.conftest import absent
 from tests.serve.page.browser import PROMPT, Watch
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The distribution's. Skips where there is none."""
+    """The distribution's. Skips where there is none, which is never in CI."""
     chromium = shutil.which("chromium")
     if not chromium:
-        pytest.skip("there is no chromium on the PATH")
+        absent("there is no chromium on the PATH")
     expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

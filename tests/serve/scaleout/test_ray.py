@@ -33,6 +33,7 @@ import intaglio
 from intaglio.serve.ray_app import Arguments, app
 from tests.serve.conftest import LONG, PROMPT, wait_until
 
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[3]
 CONFIG = """
 threads = 1
@@ -46,7 +47,7 @@ AUTOSCALING = {
     "min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 1, "look_back_period_s": 2,
     "metrics_interval_s": 1,
 }  # fmt: skip
-FEW = 150  # steps that take long enough for something to happen meanwhile
+FEW = 500  # steps that take long enough for something to happen meanwhile
 
 
 @pytest.fixture(scope="module")

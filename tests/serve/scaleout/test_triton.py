@@ -26,6 +26,7 @@ import intaglio
 from tests.integration.conftest import ENTRY_POINT, ROOT, absent
 from tests.serve.conftest import PROMPT, wait_until
 
+pytestmark = pytest.mark.alone
 FOLDER = ROOT / "build" / "deps" / "triton"
 SERVER, NUMPY = FOLDER / "pytriton" / "tritonserver", FOLDER / "python"
 KINDS = {bytes: "BYTES", int: "INT64", float: "FP64"}

@@ -85,7 +85,7 @@ async function watch(id, signal, tell) {
     // The stream broke off before the job did.
     const job = await json(`v1/jobs/${id}`, { signal });
     if (job.status === "done") return job;
-    if (job.error) throw new ApiError(job.error.message);
+    if (job.error) throw new ApiError(job.error.message, job.error);
     await pause(1000);
   }
 }
@@ -98,7 +98,7 @@ async function follow(response, signal, tell) {
       if (type === "step") tell({ step: data.step, steps: data.steps, sigma: data.sigma });
       if (type === "preview") tell({ preview: data.image });
       if (type === "done") return data;
-      if (type === "error") throw new ApiError(data.message);
+      if (type === "error") throw new ApiError(data.message, data);
     }
   } catch (error) {
     // A TypeError is how fetch calls a lost connection.
