@@ -26,12 +26,12 @@ class Job:
         preview: decode previews while somebody follows the events.
         stop: how it shall end when the worker next looks at it; None: it runs on.
         started: set when it joins a batch, or ends before. ended: set when it has ended.
+        ended_at: when that was, in seconds since 1970; None: it has not.
         names: of the images in the store. pngs: the images themselves.
         notes: what the client should know: a prompt that was cut.
         timings: seconds of each stage.
         options: for the batch; None: not made yet.
         overtaken: how many joined a batch before it that came after it.
-        ended_at: seconds since 1970; None: it has not ended.
         previewing: a preview is being decoded; no other is begun meanwhile.
     """
 
