@@ -21,7 +21,7 @@ CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
 EXPORT_SOURCES := $(shell find export -name engines -prune -o -name '*.py' -print) models/bundle.schema.json $(wildcard models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
 
-.PHONY: help setup demo test test-python test-cpp test-sanitize lint format parity bench report scale clean
+.PHONY: help setup demo serve test test-python test-cpp test-sanitize lint format parity bench report scale clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
 
@@ -29,6 +29,9 @@ setup: .venv/ready  ## system packages, .venv with the intaglio command
 
 demo: $(DEMO)/index.html  ## export the shipped model and draw the same seeds four ways
 	@cat $(DEMO)/summary.txt
+
+serve: $(BUNDLE)/bundle.json  ## serve the shipped model: OpenAI's image endpoint and a page (docs/serving.md)
+	exec $(BIN)/intaglio serve $(BUNDLE)
 
 test: lint test-cpp test-sanitize test-python  ## everything that CI runs
 
@@ -112,10 +115,15 @@ build/deps/onnxruntime-gpu/ready: cmake/onnxruntime_gpu.sh | .venv/dependencies
 	cmake/onnxruntime_gpu.sh $(@D) $(BIN)/python
 	touch $@
 
-# A process a core: more threads would only wait for each other.
-test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/tensorrt/build.ninja build/deps/onnxruntime-gpu/ready  ## Python, parity, integration and structure tests
+build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies
+	cmake/triton_server.sh $(@D) $(BIN)/python
+	touch $@
+
+# A process a core: more threads would only wait for each other. Then those that start several themselves.
+test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/tensorrt/build.ninja build/deps/onnxruntime-gpu/ready build/deps/triton/ready  ## Python, parity, integration and structure tests
 	cmake --build --preset tensorrt
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone -n 0
 
 parity: .venv/ready  ## measure every family against diffusers and write docs/parity.md
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity/families --parity-table docs/parity.md

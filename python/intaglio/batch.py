@@ -74,8 +74,9 @@ class Batch:
                 if step.done:
                     step.finish().save(f"{step.id}.png")
 
-    Each gets what it would get alone, as long as no activation is quantised together with those of
-    other rows (`intaglio export --quantize int8-dynamic`). Not safe from several threads at once.
+    Each gets what it would get alone. Where activations are quantised together with those of other
+    rows (`intaglio export --quantize int8-dynamic`), there is one at a time. Not safe from several
+    threads at once.
     """
 
     def __init__(self, pipeline: Pipeline, max_images: int = 8) -> None:

@@ -164,3 +164,19 @@ def test_bad_input(sd3_folder: Path, tmp_path: Path, scheme: str, dtype: str, sa
         export_bundle(request)
     assert caught.value.exit_code == ExitCode.USAGE
     assert not (tmp_path / "out").exists()
+
+
+def test_requests_run_together_only_where_rows_know_nothing_of_each_other(
+    quantized: tuple[str, Path],
+) -> None:
+    scheme, bundle = quantized
+    batch = intaglio.Batch(intaglio.Pipeline.open(bundle, device="cpu", threads=1))
+    first = batch.add(prompt="a dark boot")
+    if scheme != "int8-dynamic":
+        assert batch.accepts(prompt="a bag")
+        return
+    assert not batch.accepts(prompt="a bag")
+    with pytest.raises(intaglio.UsageError, match="one request at a time"):
+        batch.add(prompt="a bag")
+    batch.remove(first)
+    assert batch.accepts(prompt="a bag")

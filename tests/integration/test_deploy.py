@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[int, str, list[str]]] = {
         ["folder", "BUNDLE", "-o", "out", "--onnxruntime=foreign.so"],
     ),
     "no target": (
-        2, 'there is no target "boat": write intaglio deploy folder BUNDLE -o OUT\n',
+        2, 'there is no target "boat": write intaglio deploy folder BUNDLE -o OUT, or triton\n',
         ["boat", "BUNDLE", "-o", "out"],
     ),
     "no output": (2, "--output", ["folder", "BUNDLE"]),

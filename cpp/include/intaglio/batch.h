@@ -33,8 +33,8 @@ struct BatchStep {
 };
 
 // Members share what the transformer takes once for all rows: size, text tokens, suppressed
-// channels. All else is each one's own, and each gets what it would get alone as far as the graphs'
-// rows know nothing of each other: not where activations are quantised by the tensor
+// channels. All else is each one's own, and each gets what it would get alone; so there is one
+// member at a time where rows change each other, since activations are quantised by the tensor
 // (int8-dynamic). Not safe to use from several threads at once.
 class Batch {
  public:

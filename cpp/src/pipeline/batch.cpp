@@ -101,6 +101,10 @@ std::int64_t Batch::Impl::images() const {
 
 std::string Batch::Impl::refusal(const Request& request, const Shared& shared) const {
   if (!members_.empty() && shared != shared_) return difference(shared_, shared);
+  if (!members_.empty() && pipeline_->bundle.quantized == "int8-dynamic") {
+    // Its products quantise activations by the tensor, so that rows change each other.
+    return "a batch of an int8-dynamic bundle runs one request at a time: wait until it is empty";
+  }
   const std::int64_t room = max_images_ - images();
   if (request.images <= room) return {};
   return "--batch or --seeds ask for " + std::to_string(request.images) +

@@ -16,13 +16,20 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from intaglio import _core
 from intaglio.deploy.contents import Deployment
 from intaglio.deploy.folder import write_folder
+from intaglio.deploy.triton import write_repository
+
+# What to do with the output, for each target.
+TARGETS = {
+    "folder": "try it: {output}/smoke_test.sh",
+    "triton": "serve it: tritonserver --model-repository {output}",
+}
 
 
 def known_target(target: str) -> str:
-    """Refuse what cannot be written in words of our own: there is but one choice."""
-    if target != "folder":
+    """Refuse what cannot be written in words of our own: there are but two choices."""
+    if target not in TARGETS:
         _fail(
-            f'there is no target "{target}": write intaglio deploy folder BUNDLE -o OUT',
+            f'there is no target "{target}": write intaglio deploy folder BUNDLE -o OUT, or triton',
             _core.UsageError.exit_code,
         )
     return target
@@ -32,10 +39,10 @@ def deploy(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="folder",
+            metavar="folder|triton",
             callback=known_target,
             help="folder: one folder with bundle, engines, command and libraries, which runs"
-            " wherever it is copied to.",
+            " wherever it is copied to. triton: a model repository for Triton Inference Server.",
         ),
     ],
     bundle: Annotated[
@@ -51,19 +58,21 @@ def deploy(
         Path | None,
         typer.Option(
             metavar="LIBRARY",
-            help="ONNX Runtime's library to put in. Default: that of Python's onnxruntime package.",
+            help="ONNX Runtime's library to put into a folder. Default: that of the Python package"
+            " onnxruntime.",
         ),
     ] = None,
 ) -> None:
-    """Write a bundle with everything that runs it into one folder to copy to another machine.
+    """Write a bundle with what runs it: into one folder for another machine, or for Triton.
 
-    The other machine needs Linux with glibc and, for a GPU, NVIDIA's driver; no Python.
+    The other machine needs Linux with glibc and, for a GPU, NVIDIA's driver; no Python. Triton's
+    Python needs Intaglio.
 
     Example: intaglio deploy folder fashion.bundle -o fashion && fashion/smoke_test.sh
     """
     signal.signal(signal.SIGTERM, _stop)
     try:
-        deployment = _write(bundle, output, onnxruntime)
+        deployment = _write(target, bundle, output, onnxruntime)
     except _core.Error as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt as interrupt:
@@ -78,7 +87,8 @@ def deploy(
     for remark in deployment.remarks:
         typer.echo(f"intaglio: note: {remark}", err=True)
     try:
-        typer.echo(f"{output} ({deployment.bytes / 1e6:.1f} MB); try it: {output}/smoke_test.sh")
+        use = TARGETS[target].format(output=output)
+        typer.echo(f"{output} ({deployment.bytes / 1e6:.1f} MB); {use}")
     except OSError as error:
         # What is still in the buffer would fail again, with Python's own words, when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,7 +103,11 @@ def _stop(number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
-def _write(bundle: Path, output: Path, onnxruntime: Path | None) -> Deployment:
+def _write(target: str, bundle: Path, output: Path, onnxruntime: Path | None) -> Deployment:
+    if target == "triton" and onnxruntime:
+        raise _core.UsageError(
+            "--onnxruntime is for intaglio deploy folder: Triton's Python has its own; leave it out"
+        )
     screen = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
@@ -102,14 +116,13 @@ def _write(bundle: Path, output: Path, onnxruntime: Path | None) -> Deployment:
     # Started where it can be seen only: rich ends a bar elsewhere with an empty line.
     with bar if screen.is_interactive else nullcontext():
         task = bar.add_task("checking the bundle", total=None)
-        return write_folder(
-            bundle,
-            output,
-            onnxruntime,
-            lambda done, total: bar.update(
-                task, description="copying", completed=done, total=total
-            ),
-        )
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, description="copying", completed=done, total=total)
+
+        if target == "triton":
+            return write_repository(bundle, output, progress)
+        return write_folder(bundle, output, onnxruntime, progress)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What a deployment folder holds, and where each file of it comes from."""
+"""What a deployment holds, and where each file of it comes from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGE = Path(_core.__file__).parent
 
 @dataclass
 class Deployment:
-    """What goes into the folder.
+    """What goes into the output.
 
     Attributes:
         sources: where each file comes from, by its path in the folder.
@@ -47,21 +47,26 @@ class Deployment:
 
 
 def collect(bundle: Path, onnxruntime: Path | None) -> Deployment:
-    """Find everything that the folder holds."""
-    manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-    deployment = Deployment(manifest)
-    sources = deployment.sources
-    sources["bundle/bundle.json"] = bundle / "bundle.json"
-    for name, listed in manifest["files"].items():
-        sources[f"bundle/{name}"] = bundle / name
-        deployment.sha256[f"bundle/{name}"] = listed["sha256"]
-    _add_engines(deployment, bundle)
+    """Find everything that `intaglio deploy folder` writes."""
+    deployment = collect_bundle(bundle, "bundle")
     _add_programs(deployment, onnxruntime)
     _add_libraries(deployment)
     return deployment
 
 
-def _add_engines(deployment: Deployment, bundle: Path) -> None:
+def collect_bundle(bundle: Path, folder: str) -> Deployment:
+    """The bundle and the engines that can run, for `folder` in the output."""
+    manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    deployment = Deployment(manifest)
+    deployment.sources[f"{folder}/bundle.json"] = bundle / "bundle.json"
+    for name, listed in manifest["files"].items():
+        deployment.sources[f"{folder}/{name}"] = bundle / name
+        deployment.sha256[f"{folder}/{name}"] = listed["sha256"]
+    _add_engines(deployment, bundle, folder)
+    return deployment
+
+
+def _add_engines(deployment: Deployment, bundle: Path, folder: str) -> None:
     if not _core.built_with_tensorrt():
         if any(bundle.glob(ENGINE_FILES)):
             deployment.remarks.append(
@@ -73,8 +78,8 @@ def _add_engines(deployment: Deployment, bundle: Path) -> None:
     deployment.engines = engines_of(bundle)
     for engines in deployment.engines:
         for file, sha256 in engines.sha256.items():
-            deployment.sources[f"bundle/{file.relative_to(bundle)}"] = file
-            deployment.sha256[f"bundle/{file.relative_to(bundle)}"] = sha256
+            name = f"{folder}/{file.relative_to(bundle)}"
+            deployment.sources[name], deployment.sha256[name] = file, sha256
 
 
 def _add_programs(deployment: Deployment, onnxruntime: Path | None) -> None:

@@ -33,11 +33,7 @@ def write_folder(
     _core.Bundle.open(bundle)
     deployment = collect(bundle, onnxruntime)
     with placing(output, deployment.bytes) as work:
-        done, total = 0, deployment.bytes
-        for name, source in deployment.sources.items():
-            for count in copy(source, work / name, deployment.sha256.get(name)):
-                done += count
-                progress(done, total)
+        copy_sources(deployment, work, progress)
         (work / "README.md").write_text(readme(deployment, work), encoding="utf-8")
         script = work / "smoke_test.sh"
         script.write_text(smoke_test(deployment.manifest), encoding="utf-8")
@@ -112,6 +108,15 @@ def held(folder: Path) -> Iterator[bool]:
         yield mine
     finally:
         os.close(descriptor)
+
+
+def copy_sources(deployment: Deployment, folder: Path, progress: Progress) -> None:
+    """Copy all that `deployment` holds into `folder`. Raises as `copy`."""
+    done, total = 0, deployment.bytes
+    for name, source in deployment.sources.items():
+        for count in copy(source, folder / name, deployment.sha256.get(name)):
+            done += count
+            progress(done, total)
 
 
 def copy(source: Path, target: Path, sha256: str | None) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""The folder's own README and smoke test."""
+"""READMEs of what is deployed, and the folder's smoke test."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from intaglio import _core
 from intaglio.deploy.contents import Deployment
 from intaglio.deploy.libraries import glibc_needed
+from intaglio.deploy.tensors import MAX_BATCH, inputs
 
 
 def readme(deployment: Deployment, folder: Path) -> str:
@@ -25,6 +27,29 @@ def readme(deployment: Deployment, folder: Path) -> str:
         glibc=glibc_needed(programs),
         gpu=_gpu(deployment),
         rows="\n".join(_rows(folder, programs, manifest["license"])),
+    )
+
+
+def repository_readme(deployment: Deployment, name: str) -> str:
+    """How Triton serves the repository, what it needs, and how to ask its model."""
+    manifest = deployment.manifest
+    asked = 'tensor("class_label", [0], "INT64")'
+    if "classes" not in manifest:
+        asked = 'tensor("prompt", [b"a photograph"], "BYTES")'
+    rows = [
+        f"| `{tensor.name}`{'' if tensor.optional else ', required'} |"
+        f" {tensor.data_type.removeprefix('TYPE_')} | {tensor.count} |"
+        for tensor in inputs(manifest)
+    ]
+    return _template("README-triton.md").substitute(
+        name=name,
+        source=manifest["source"],
+        license=manifest["license"],
+        version=_core.__version__,
+        batch=MAX_BATCH,
+        asked=asked,
+        rows="\n".join(rows),
+        gpu="\n".join(f"- {remark}." for remark in deployment.remarks),
     )
 
 

@@ -1,0 +1,120 @@
+"""`intaglio serve`: parses, listens, prints."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+import uvicorn
+from fastapi import FastAPI
+
+from intaglio import Error
+from intaglio.serve import logs
+from intaglio.serve.app import create_app
+from intaglio.serve.connections import listen, uvicorn_config
+from intaglio.serve.models import Models
+from intaglio.serve.settings import Settings, read_settings
+
+
+def serve(
+    bundles: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BUNDLE...",
+            help="Folders that `intaglio export` wrote; NAME=FOLDER to give one another name.",
+        ),
+    ],
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on [127.0.0.1].", metavar="ADDRESS")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 0 takes a free one [8000].", metavar="N")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings and limits (docs/serving.md).", metavar="F.toml")
+    ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="File with an API key a line.", metavar="FILE")
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin whose pages may call the server.", metavar="ORIGIN"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where to run, as for `intaglio generate`.", metavar="NAME"),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads to run with; 0: one per core.", metavar="N")
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Images that share one run [8].", metavar="N")
+    ] = None,
+    log_prompts: Annotated[
+        bool | None, typer.Option("--log-prompts", help="Write prompts into the log.")
+    ] = None,
+) -> None:
+    """Serve bundles over HTTP: OpenAI's image endpoint, jobs with live previews, and a page.
+
+    Example: intaglio serve fashion.bundle
+    """
+    flags = {
+        "host": host, "port": port, "api_keys": api_keys, "cors": cors or None, "device": device,
+        "threads": threads, "max_batch": max_batch, "log_prompts": log_prompts,
+    }  # fmt: skip
+    try:
+        settings = read_settings(config, flags)
+        models = Models(
+            bundles,
+            device=settings.device,
+            threads=settings.threads,
+            memory_bytes=settings.memory_bytes,
+        )
+        app = create_app(models, settings)
+        listener = listen(settings.host, settings.port)
+    except Error as error:
+        _fail(str(error), error.exit_code)
+    logs.set_up()
+    asyncio.run(Server(app, settings).serve([listener]))
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that, when told to stop, first lets the scheduler drain while it still answers."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(uvicorn_config(app, settings.limits.body_seconds))
+        self._app, self._settings = app, settings
+        self._draining: list[asyncio.Task[None]] = []
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()  # uvicorn's would end the process with the signal, not with 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        await super().startup(sockets)
+        assert sockets
+        host, port = sockets[0].getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        typer.echo(f"intaglio: serving on http://{shown}:{port}")
+
+    def _stop(self) -> None:
+        """The first signal drains; a second one ends what runs at its next step."""
+        grace = 0 if self._draining else self._settings.grace
+        self._draining.append(asyncio.get_running_loop().create_task(self._drain(grace)))
+
+    async def _drain(self, grace: float) -> None:
+        if self.started:  # otherwise there is nothing to drain yet
+            await self._app.state.services.scheduler.drain(grace)
+        self.should_exit = True
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"intaglio: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code)

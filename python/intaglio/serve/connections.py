@@ -1,0 +1,88 @@
+"""Uvicorn's connections, with an end to those that never say what they want."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from intaglio import UnavailableError
+
+# Seconds that answers have to reach slow readers once everything has run.
+LAST_BYTES = 5
+
+_LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; 0 takes a free port. Raises UnavailableError."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot listen on --host {host} --port {port}: {error.strerror or error}; give others"
+        ) from None
+    # Connections take it over. asyncio sets it itself, but not on sockets that were made like this;
+    # without it every answer waits 40 ms for an acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def uvicorn_config(app: FastAPI, head_seconds: float) -> uvicorn.Config:
+    """How uvicorn runs `app`; a request's head has `head_seconds` to arrive."""
+
+    class Connection(_Connection):
+        seconds = head_seconds
+
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=LAST_BYTES,
+    )
+
+
+class _Connection(H11Protocol):
+    """Ends a connection whose request's head is not there in time; uvicorn itself ends those that
+    are idle after an answer, and `BodyLimits` those whose body does not arrive."""
+
+    seconds: float
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self._late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unwatch()
+
+    def _watch(self) -> None:
+        """Gives the head that is awaited its time, from its first byte."""
+        if self.conn.their_state is not h11.IDLE:
+            self._unwatch()
+        elif not self._late:
+            self._late = self.loop.call_later(self.seconds, self._end)
+
+    def _unwatch(self) -> None:
+        if self._late:
+            self._late.cancel()
+            self._late = None
+
+    def _end(self) -> None:
+        self.transport.write(_LATE)
+        self.transport.close()

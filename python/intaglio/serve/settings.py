@@ -1,0 +1,110 @@
+"""What a server is told, from a TOML file and flags, and the limits that requests are held to."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from intaglio import InputError, UsageError
+
+
+class Limits(BaseModel):
+    """The most that one request may ask for; checked before any work starts.
+
+    Attributes:
+        width: pixels. height: pixels.
+        steps: denoising steps.
+        n: images.
+        total_pixels: n * width * height.
+        prompt_characters: of the prompt, and of the negative prompt.
+        body_bytes: of a request's body.
+        body_seconds: that a body may take to arrive; a request's head has as long.
+        queue: requests that wait, over all models. Clients share a full one: who holds his part
+            is refused with 429, else the newest request of the client with most gives way.
+        deadline: seconds from acceptance to the end; a request may ask for less.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: PositiveInt = 2048
+    height: PositiveInt = 2048
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 100  # what any run may have
+    n: PositiveInt = 8
+    total_pixels: PositiveInt = 8 * 1024 * 1024
+    prompt_characters: PositiveInt = 4000
+    body_bytes: PositiveInt = 64 * 1024
+    body_seconds: PositiveFloat = 10.0
+    queue: PositiveInt = 64
+    deadline: PositiveFloat = 600.0
+
+
+class Settings(BaseModel):
+    """All of a server's settings; a configuration file has them under these names.
+
+    Attributes:
+        host: address to listen on. port: 0 takes a free one.
+        api_keys: file with a key a line; None: no keys are asked for.
+        cors: origins whose pages may call the server.
+        device: as `Pipeline.open` takes it. threads: likewise.
+        max_batch: images that share one run of the transformer.
+        memory_bytes: of loaded bundles, by the size of their files; None: no limit.
+        embedding_bytes: of cached prompt embeddings.
+        images: folder for images that are fetched by URL; None: one that ends with the server.
+        image_seconds: how long such an image, and an ended job, can be fetched.
+        grace: seconds that running requests have to finish once the server is told to stop.
+        log_prompts: write prompts into the log.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    api_keys: Path | None = None
+    cors: tuple[str, ...] = ()
+    device: str = "auto"
+    threads: NonNegativeInt = 0
+    max_batch: PositiveInt = 8
+    memory_bytes: PositiveInt | None = None
+    embedding_bytes: NonNegativeInt = 256 * 1024 * 1024
+    images: Path | None = None
+    image_seconds: PositiveFloat = 3600.0
+    grace: NonNegativeFloat = 30.0
+    log_prompts: bool = False
+    limits: Limits = Limits()
+
+
+def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
+    """The file's settings with `flags` (None: not given) laid over them.
+
+    Raises InputError for a file that cannot be read, UsageError naming the setting for a value
+    that does not fit.
+    """
+    values: dict[str, Any] = {}
+    if config:
+        try:
+            values = tomllib.loads(config.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"cannot read --config {config}: {reason}") from None
+    values |= {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as errors:
+        wrong = errors.errors()[0]
+        name = ".".join(map(str, wrong["loc"]))
+        where = f"--config {config}" if config else "the command line"
+        if wrong["type"] == "extra_forbidden":
+            raise UsageError(f"{where} has a setting {name}, which there is not") from None
+        raise UsageError(f"{name} does not fit in {where}: {wrong['msg'].lower()}") from None

@@ -1,0 +1,172 @@
+"""The model of `intaglio deploy triton`: the server's scheduler behind Triton's Python backend."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as triton  # Triton brings it
+from pydantic import ValidationError
+
+from intaglio.deploy.tensors import OUTPUTS, inputs
+from intaglio.serve import logs
+from intaglio.serve.errors import ApiError, value_error
+from intaglio.serve.images import ImageStore
+from intaglio.serve.job import CANCELLED, Job
+from intaglio.serve.metrics import Metrics
+from intaglio.serve.models import Models
+from intaglio.serve.schemas import GenerationRequest
+from intaglio.serve.services import Services
+from intaglio.serve.settings import Settings
+
+# Seconds between looks at whether a client has gone.
+LOOK = 0.2
+
+
+class TritonPythonModel:
+    """Each image of a request is a job of its own; the request is answered when all have ended."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Loads the bundle. Raises intaglio.Error for it, ValidationError for a parameter."""
+        logs.set_up()
+        config = json.loads(args["model_config"])
+        parameters = {
+            name: value["string_value"]
+            for name, value in config.get("parameters", {}).items()
+            if name.islower()  # Triton's own are in capitals
+        }
+        settings = Settings.model_validate({**parameters, "max_batch": config["max_batch_size"]})
+        bundle = Path(args["model_repository"]) / args["model_version"] / "bundle"
+        models = Models(
+            [f"{args['model_name']}={bundle}"], device=settings.device, threads=settings.threads
+        )
+        (model,) = models
+        models.acquire(model)  # now, so that Triton says ready when it is
+        models.release(model)
+        manifest = json.loads((bundle / "bundle.json").read_text("utf-8"))
+        self._inputs = inputs(manifest)
+        self._folder = tempfile.TemporaryDirectory(prefix="intaglio-")
+        self._answering: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        asyncio.run_coroutine_threadsafe(self._begin(models, settings), self._loop).result()
+
+    async def _begin(self, models: Models, settings: Settings) -> None:
+        store = ImageStore(Path(self._folder.name), settings.image_seconds)
+        self._services = Services(models, settings, store, Metrics())
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Lets requests into the batch, which their answers leave later.
+
+        Returns once all have joined it, so those that wait do it in Triton's queue.
+        """
+        joining = [
+            asyncio.run_coroutine_threadsafe(self._join(request), self._loop)
+            for request in requests
+        ]
+        for joined in joining:
+            joined.result()
+
+    def finalize(self) -> None:
+        """Lets what runs end, as far as the setting grace allows."""
+        scheduler = self._services.scheduler
+        for end in (scheduler.drain(self._services.settings.grace), scheduler.close()):
+            asyncio.run_coroutine_threadsafe(end, self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._folder.cleanup()
+
+    async def _join(self, request: Any) -> None:
+        sender = request.get_response_sender()
+        jobs: list[Job] = []
+        try:
+            for fields in self._rows(request):
+                jobs.append(self._submit(fields))
+        except ApiError as error:
+            self._stop(jobs)
+            _send(sender, triton.InferenceResponse(error=_error(error)))
+            return
+        answering = asyncio.create_task(self._answer(sender, jobs))
+        self._answering.add(answering)
+        answering.add_done_callback(self._answering.discard)
+        for job in jobs:
+            await job.started.wait()
+
+    def _rows(self, request: Any) -> list[dict[str, Any]]:
+        """The fields of each image."""
+        rows: list[dict[str, Any]] = []
+        for tensor in self._inputs:
+            given = triton.get_input_tensor_by_name(request, tensor.name)
+            if given is None:
+                continue
+            values = given.as_numpy()
+            rows = rows or [{} for _ in values]
+            for row, value in zip(rows, values, strict=True):
+                row[tensor.name] = _field(tensor.name, value)
+        return rows
+
+    def _submit(self, fields: dict[str, Any]) -> Job:
+        try:
+            request = GenerationRequest.model_validate(fields)
+        except ValidationError as errors:
+            wrong = errors.errors()[0]
+            name = str(wrong["loc"][0])
+            raise value_error(name, f"{name} does not fit: {wrong['msg'].lower()}") from None
+        job = self._services.make_job(request, "triton", stored=False)
+        self._services.scheduler.submit(job, self._services.settings.limits.deadline)
+        return job
+
+    async def _answer(self, sender: Any, jobs: list[Job]) -> None:
+        ended = asyncio.gather(*(job.ended.wait() for job in jobs))
+        error: ApiError | None = None
+        while not ended.done():
+            await asyncio.wait({ended}, timeout=LOOK)
+            error = error or next((job.error for job in jobs if job.error), None)
+            if error or sender.is_cancelled():
+                self._stop(jobs)  # nothing for those that have ended
+        if error:
+            _send(sender, triton.InferenceResponse(error=_error(error)))
+            return
+        values = {
+            "png": np.array([[job.pngs[0]] for job in jobs], dtype=object),
+            "seed": np.array([[job.admitted.fields["seed"]] for job in jobs], dtype=np.int64),
+        }
+        tensors = [triton.Tensor(output.name, values[output.name]) for output in OUTPUTS]
+        _send(sender, triton.InferenceResponse(tensors))
+
+    def _stop(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._services.scheduler.stop(job, CANCELLED)
+
+
+def _field(name: str, value: np.ndarray[Any, Any]) -> Any:
+    """One image's entry of a tensor as a field of a request. Raises ApiError."""
+    values = value.tolist()
+    if values and isinstance(values[0], bytes):
+        try:
+            values = [text.decode() for text in values]
+        except UnicodeDecodeError as error:
+            raise value_error(name, f"{name} is not UTF-8 at byte {error.start}") from None
+    return values[0] if len(values) == 1 else values
+
+
+def _error(error: ApiError) -> Any:
+    """As Triton tells kinds of errors apart."""
+    kinds = triton.TritonError
+    code = kinds.INTERNAL
+    if error.detail.code == CANCELLED.detail.code:
+        code = kinds.CANCELLED
+    elif error.status < 429:
+        code = kinds.INVALID_ARG
+    elif error.status in {429, 503}:
+        code = kinds.UNAVAILABLE
+    return kinds(error.detail.message, code)
+
+
+def _send(sender: Any, response: Any) -> None:
+    sender.send(response, flags=triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

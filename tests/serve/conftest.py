@@ -1,0 +1,136 @@
+"""A real server on a free port, in a thread of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+
+import intaglio
+from intaglio.serve.app import create_app
+from intaglio.serve.connections import listen, uvicorn_config
+from intaglio.serve.models import Models
+from intaglio.serve.services import Services
+from intaglio.serve.settings import Settings
+
+PROMPT = "the dark boot"
+# Far more than a test waits for: a run that goes on until it is stopped.
+LONG = 10_000
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits for something that has to come; how long is not what tests are about."""
+    end = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+
+
+def read_metric(client: httpx2.Client, name: str, **labels: str) -> float:
+    """A number of /metrics, read with Prometheus' own parser: the sum over other labels."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+        if sample.name == f"intaglio_{name}" and labels.items() <= sample.labels.items()
+    )
+
+
+class Running:
+    """A server that answers, and its inside."""
+
+    def __init__(self, app: FastAPI, loop: asyncio.AbstractEventLoop, url: str) -> None:
+        self.app, self.loop, self.url = app, loop, url
+        self.client = httpx2.Client(base_url=url, timeout=120)
+
+    @property
+    def services(self) -> Services:
+        found = self.app.state.services
+        assert isinstance(found, Services)
+        return found
+
+    def post_job(self, **fields: Any) -> dict[str, Any]:
+        """An accepted job, as the server shows it."""
+        answer = self.client.post("/v1/jobs", json={"prompt": PROMPT, **fields})
+        assert answer.status_code == 202, answer.text
+        shown: dict[str, Any] = answer.json()
+        return shown
+
+    @contextmanager
+    def full(self, **fields: Any) -> Iterator[None]:
+        """A batch that a run without end fills, so that others wait."""
+        job = self.post_job(steps=LONG, n=self.services.settings.max_batch, **fields)
+        wait_until(lambda: self.job(job["id"])["status"] == "running")
+        yield
+        self.client.delete(f"/v1/jobs/{job['id']}").raise_for_status()
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        shown: dict[str, Any] = self.client.get(f"/v1/jobs/{job_id}").json()
+        return shown
+
+    def metric(self, name: str, **labels: str) -> float:
+        return read_metric(self.client, name, **labels)
+
+    def events(self, job_id: str, until: str = "", **headers: str) -> list[tuple[str, Any]]:
+        """Names and data of a job's events, up to the first one called `until`."""
+        found: list[tuple[str, Any]] = []
+        url = f"/v1/jobs/{job_id}/events"
+        with self.client.stream("GET", url, headers=headers) as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            name = ""
+            for line in stream.iter_lines():
+                kind, _, value = line.partition(": ")
+                if kind == "event":
+                    name = value
+                elif kind == "data":
+                    found.append((name, json.loads(value)))
+                    if name == until:
+                        break
+        return found
+
+
+@contextmanager
+def serving(*bundles: str | Path, **settings: Any) -> Iterator[Running]:
+    """A server of `bundles`, each a folder or NAME=FOLDER."""
+    given = Settings.model_validate(settings)
+    models = Models([str(b) for b in bundles], threads=1, memory_bytes=given.memory_bytes)
+    app = create_app(models, given)
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn_config(app, given.limits.body_seconds))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_until_complete, args=[server.serve([listener])])
+    thread.start()
+    running = Running(app, loop, f"http://127.0.0.1:{listener.getsockname()[1]}")
+    try:
+        assert running.client.get("/readyz").status_code == 200  # waits in the socket's queue
+        yield running
+    finally:
+        running.client.close()
+        server.should_exit = True
+        thread.join()
+        loop.close()
+
+
+@pytest.fixture(scope="session")
+def server(forked_bundle: Path) -> Iterator[Running]:
+    """One of the tiny bundle with settings that most tests can share."""
+    limits = {"steps": LONG, "n": 2, "deadline": 300}
+    with serving(f"tiny={forked_bundle}", max_batch=2, limits=limits) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def pipeline(forked_bundle: Path) -> intaglio.Pipeline:
+    """The same bundle, without a server."""
+    return intaglio.Pipeline.open(forked_bundle, threads=1)

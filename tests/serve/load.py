@@ -1,0 +1,213 @@
+"""Load on a server of this machine: throughput, latency, queueing and memory, into docs/.
+
+Usage: python -m tests.serve.load BUNDLE [-o docs] [--requests N] [--memory N]
+
+The server runs in a process of its own; clients are threads that each ask for the next image when
+they have the last one. Nothing leaves the loopback address. On an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, quantiles
+from typing import Any
+
+import httpx2
+
+CLIENTS = (1, 2, 4, 8)
+# What clients ask for differs in guidance, steps and seed, and is of one shape.
+MIX: list[dict[str, Any]] = [
+    {},
+    {"cfg_scale": 1, "dg_scale": 0},
+    {"dg_scale": 0},
+    {"cfg_window": [0, 0.5], "dg_window": [0.25, 1]},
+]
+PROMPTS = ["a dress", "a dark ankle boot", "a bag with a handle", "a coat"]
+
+
+@dataclass
+class Asked:
+    """One request, in seconds: until its image was there, in the queue, in a batch; the place
+    that it was given in the queue; and its image."""
+
+    number: int
+    latency: float
+    queued: float
+    service: float
+    place: int
+    png: bytes
+
+
+@dataclass
+class Point:
+    """What so many clients got. Seconds.
+
+    Attributes:
+        queue_ratio_p99: of the time in the queue, over the mean service time times the place.
+    """
+
+    batching: bool
+    clients: int
+    requests: int
+    images_per_second: float
+    latency_p50: float
+    latency_p99: float
+    queued_p99: float
+    queue_ratio_p99: float
+
+
+@contextmanager
+def server(bundle: Path, max_batch: int) -> Iterator[tuple[str, int]]:
+    """Its address and process id."""
+    arguments = ["serve", str(bundle), "--port", "0", "--max-batch", str(max_batch)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "intaglio", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout
+        yield process.stdout.readline().split()[-1], process.pid
+        process.terminate()
+
+
+def fields(number: int) -> dict[str, Any]:
+    """What the request of that number asks for."""
+    prompt = PROMPTS[number % len(PROMPTS)]
+    return {"prompt": prompt, "seed": number, "steps": 8 + number % 5, **MIX[number % len(MIX)]}
+
+
+def ask(client: httpx2.Client, number: int) -> Asked:
+    """One image, from request to PNG."""
+    began = time.monotonic()
+    made = client.post("/v1/jobs", json={**fields(number), "preview": False})
+    made.raise_for_status()
+    job = made.json()
+    client.get(f"/v1/jobs/{job['id']}/events").raise_for_status()  # until it has ended
+    ended = client.get(f"/v1/jobs/{job['id']}").json()
+    assert ended["status"] == "done", ended
+    png = client.get(ended["images"][0]).content
+    assert png.startswith(b"\x89PNG")
+    latency, queued = time.monotonic() - began, ended["timings"]["queued"]
+    return Asked(number, latency, queued, ended["timings"]["denoise"], job["position"], png)
+
+
+def drive(url: str, clients: int, requests: int) -> tuple[list[Asked], float]:
+    """All requests, and the seconds that they took together."""
+    numbers = iter(range(requests))
+    lock, asked, failed = threading.Lock(), [], []
+
+    def run() -> None:
+        with httpx2.Client(base_url=url, timeout=600) as client:
+            while True:
+                with lock:
+                    number = next(numbers, None)
+                if number is None:
+                    return
+                try:
+                    asked.append(ask(client, number))
+                except Exception as error:
+                    failed.append(error)
+                    return
+
+    threads = [threading.Thread(target=run) for _ in range(clients)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return asked, time.monotonic() - began
+
+
+def p99(values: list[float]) -> float:
+    return quantiles(values, n=100, method="inclusive")[98]
+
+
+def measure(bundle: Path, batching: bool, clients: int, requests: int) -> Point:
+    """One row of the table, on a server of its own that has drawn once."""
+    with server(bundle, 8 if batching else 1) as (url, _):
+        drive(url, 1, 1)
+        asked, seconds = drive(url, clients, requests)
+    service = mean(one.service for one in asked)
+    latencies = [one.latency for one in asked]
+    return Point(
+        batching=batching,
+        clients=clients,
+        requests=requests,
+        images_per_second=requests / seconds,
+        latency_p50=quantiles(latencies, n=2)[0],
+        latency_p99=p99(latencies),
+        queued_p99=p99([one.queued for one in asked]),
+        queue_ratio_p99=p99([one.queued / (service * one.place) for one in asked]),
+    )
+
+
+def memory(bundle: Path, requests: int) -> list[tuple[int, int]]:
+    """Resident bytes of the server after so many requests, ten times."""
+    found: list[tuple[int, int]] = []
+    with server(bundle, 8) as (url, process):
+        for done in range(requests // 10, requests + 1, requests // 10):
+            drive(url, 8, requests // 10)
+            pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+            found.append((done, pages * os.sysconf("SC_PAGE_SIZE")))
+    return found
+
+
+def page(points: list[Point], resident: list[tuple[int, int]], bundle: str) -> str:
+    """The measurements as Markdown."""
+    lines = [
+        "# Load",
+        "",
+        f"`python -m tests.serve.load` on {bundle}, {os.cpu_count()} cores, all on one"
+        " machine. Clients ask for their next image when they have the last; requests differ in"
+        " guidance, steps (8 to 12) and seed. Seconds.",
+        "",
+        "| batching | clients | images/s | latency p50 | p99 | queue p99 | p99 of queue /"
+        " (mean service x place) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {'on' if p.batching else 'off'} | {p.clients} | {p.images_per_second:.2f} |"
+        f" {p.latency_p50:.2f} | {p.latency_p99:.2f} | {p.queued_p99:.2f} |"
+        f" {p.queue_ratio_p99:.2f} |"
+        for p in points
+    ]
+    if resident:
+        lines += ["", "| requests | resident memory, MB |", "|---|---|"]
+        lines += [f"| {done} | {size / 1e6:.0f} |" for done, size in resident]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs"))
+    parser.add_argument("--requests", type=int, default=120, help="for each row of the table")
+    parser.add_argument("--memory", type=int, default=1000, help="requests; 0: leave it out")
+    options = parser.parse_args()
+    points = [
+        measure(options.bundle, batching, clients, options.requests)
+        for clients in CLIENTS
+        for batching in (False, True)
+    ]
+    resident = memory(options.bundle, options.memory) if options.memory else []
+    found = {"points": [asdict(point) for point in points], "resident": resident}
+    (options.output / "serving-load.json").write_text(json.dumps(found, indent=1) + "\n")
+    text = page(points, resident, options.bundle.name)
+    (options.output / "serving-load.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

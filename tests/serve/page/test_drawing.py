@@ -1,0 +1,242 @@
+"""The page at / in a real browser, against a real server: drawing, comparing, taking along."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+from numpy.typing import NDArray
+from playwright.sync_api import Page, expect
+
+from tests.serve.page.browser import PROMPT, Watch, assert_same, decoded, pixels, press, wait_until
+
+# So many steps that a run is there until it is stopped; within what the tests' server allows.
+LONG = 10_000
+
+# Keeps every text and picture that is shown while a run goes on, however short.
+RECORDER = """() => {
+  window.shown = { steps: [], pictures: [] };
+  new MutationObserver((records) => {
+    for (const { addedNodes } of records) shown.steps.push(...[...addedNodes].map((n) => n.data));
+  }).observe(document.getElementById("step"), { childList: true });
+  new MutationObserver((records) => {
+    for (const { target } of records) shown.pictures.push(target.src);
+  }).observe(document.getElementById("left"), { attributeFilter: ["src"] });
+}"""
+
+
+def drawn_alone(server: Any, request: dict[str, Any]) -> NDArray[np.uint8]:
+    """[H, W, 3]: what the server draws for `request`, asked without the page."""
+    url = f"{server.url}/v1/images/generations"
+    answer = httpx2.post(url, json={**request, "response_format": "url"}, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return decoded(httpx2.get(answer.json()["data"][0]["url"]).content)
+
+
+def drawn_by(server: Any, job: str) -> NDArray[np.uint8]:
+    """[H, W, 3]: the picture of the job of that id."""
+    [url] = httpx2.get(f"{server.url}/v1/jobs/{job}").json()["images"]
+    return decoded(httpx2.get(url).content)
+
+
+def test_enter_draws_the_picture_that_the_server_draws(
+    page: Page, watch: Watch, server: Any
+) -> None:
+    page.get_by_label("Seed", exact=True).fill("7")
+    page.get_by_label("Negative prompt").fill("a bag")
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    wait_until(page, "Done.")
+
+    [request] = watch.jobs()
+    assert request | {"prompt": PROMPT, "negative_prompt": "a bag", "seed": 7} == request
+    [job] = watch.created()
+    drawn = drawn_by(server, job)
+    np.testing.assert_array_equal(pixels(page.locator("#left")), drawn)
+    assert_same(drawn, drawn_alone(server, request))
+    # Small pictures keep their pixels: one of the screenshot is one of the picture.
+    expect(page.locator("#left")).to_have_css("image-rendering", "pixelated")
+
+
+def test_the_queue_every_step_and_previews_are_shown(page: Page, server: Any) -> None:
+    page.evaluate(RECORDER)
+    page.get_by_label("Steps", exact=True).fill("6")
+    with server.full():
+        press(page, "Generate")
+        expect(page.locator("#step")).to_have_text("place 1 in the queue")
+    wait_until(page, "Done.")
+
+    shown = page.evaluate("shown")
+    steps = [text for text in shown["steps"] if text.startswith("step ")]
+    counts = [text.split(",")[0] for text in dict.fromkeys(steps)]
+    assert counts == [f"step {k}/6" for k in range(1, 7)]
+    sigmas = [float(text.split("σ ")[1]) for text in dict.fromkeys(steps)]
+    assert sigmas == sorted(sigmas, reverse=True)
+    assert len(set(sigmas)) == 6
+    assert any(source.startswith("data:image/png") for source in shown["pictures"])
+    expect(page.get_by_role("progressbar")).to_have_js_property("value", 1)
+
+
+def test_cancel_ends_the_job_at_the_server(page: Page, watch: Watch, server: Any) -> None:
+    page.get_by_label("Steps", exact=True).fill(str(LONG))
+    press(page, "Generate")
+    expect(page.locator("#step")).to_contain_text("step ")
+    page.get_by_role("button", name="Cancel").press("Enter")
+    wait_until(page, "Cancelled.")
+
+    [job] = watch.created()
+    assert httpx2.get(f"{server.url}/v1/jobs/{job}").json()["status"] == "cancelled"
+    expect(page.get_by_role("button", name="Generate")).to_be_focused()
+    expect(page.get_by_role("button", name="Cancel")).to_be_disabled()
+    assert page.get_by_role("alert").inner_text() == ""
+
+
+def test_a_new_run_takes_the_place_of_the_old(page: Page, watch: Watch, server: Any) -> None:
+    page.get_by_label("Steps", exact=True).fill(str(LONG))
+    press(page, "Generate")
+    expect(page.locator("#step")).to_contain_text("step ")
+    page.get_by_label("Steps", exact=True).fill("3")
+    press(page, "Generate")
+    wait_until(page, "Done.")
+    old, new = watch.created()
+    # The old one's events end when it does.
+    assert "event: error" in httpx2.get(f"{server.url}/v1/jobs/{old}/events", timeout=60).text
+    np.testing.assert_array_equal(pixels(page.locator("#left")), drawn_by(server, new))
+    expect(page.get_by_role("button", name="Restore:")).to_have_count(1)
+
+
+def test_a_page_that_is_left_cancels_its_job(page: Page, watch: Watch, server: Any) -> None:
+    page.get_by_label("Steps", exact=True).fill(str(LONG))
+    press(page, "Generate")
+    expect(page.locator("#step")).to_contain_text("step ")
+    [job] = watch.created()
+    url = f"{server.url}/v1/jobs/{job}"
+    page.goto("/healthz")
+    # Its events end when the job does.
+    assert "event: error" in httpx2.get(f"{url}/events", timeout=60).text
+    assert httpx2.get(url).json()["status"] == "cancelled"
+
+
+def seen(page: Page) -> NDArray[np.uint8]:
+    """[H, W, 3]: the colours on the screen in the middle of each pixel of the picture."""
+    frame = page.locator("#frame")
+    screen = decoded(frame.screenshot())
+    width, height = page.locator("#left").evaluate("(i) => [i.naturalWidth, i.naturalHeight]")
+    rows = ((np.arange(height) + 0.5) * screen.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * screen.shape[1] / width).astype(int)
+    return screen[np.ix_(rows, columns)]
+
+
+def test_compare_draws_one_seed_four_ways(page: Page, watch: Watch, server: Any) -> None:
+    page.get_by_label("CFG", exact=True).fill("3")
+    page.get_by_label("DG", exact=True).fill("1.5")
+    press(page, "Compare")
+    wait_until(page, "Done.")
+
+    jobs = watch.jobs()
+    scales = [(job.pop("cfg_scale"), job.pop("dg_scale")) for job in jobs]
+    assert sorted(scales) == [(1, 0), (1, 1.5), (3, 0), (3, 1.5)]
+    assert all(job == jobs[0] for job in jobs)
+    four = page.get_by_role("list", name="The same seed, guided four ways").get_by_role("listitem")
+    expect(four).to_have_count(4)
+    ways = {"Baseline": (1, 0), "CFG": (3, 0), "DG": (1, 1.5), "CFG+DG": (3, 1.5)}
+    for item, (name, (cfg, dg)) in zip(four.all(), ways.items(), strict=True):
+        assert item.inner_text().split("\n") == [name, f"CFG {cfg}, DG {dg}"]
+        alone = drawn_alone(server, {**jobs[0], "cfg_scale": cfg, "dg_scale": dg})
+        assert_same(pixels(item.get_by_role("img")), alone)
+    pictures = [pixels(item.get_by_role("img")).astype(int) for item in four.all()]
+    assert all(np.abs(a - b).max() > 4 for a, b in combinations(pictures, 2))
+
+
+def test_the_divider_moves_by_keyboard(page: Page) -> None:
+    press(page, "Compare")
+    wait_until(page, "Done.")
+    page.get_by_role("combobox", name="Left", exact=True).select_option("DG")
+    page.get_by_role("combobox", name="Right", exact=True).select_option("CFG")
+    divider = page.get_by_role("slider", name="Divider: DG to the left, CFG to the right")
+    left, right = pixels(page.locator("#left")), pixels(page.locator("#right"))
+    assert (left != right).any()
+    four = page.get_by_role("list", name="The same seed, guided four ways").get_by_role("img")
+    np.testing.assert_array_equal(left, pixels(four.nth(2)))
+    np.testing.assert_array_equal(right, pixels(four.nth(1)))
+
+    plain = np.s_[4:12, 2:-2]  # neither names, nor the line at an edge, nor its handle
+    divider.press("End")
+    np.testing.assert_array_equal(seen(page)[plain], left[plain])
+    divider.press("Home")
+    np.testing.assert_array_equal(seen(page)[plain], right[plain])
+    for _ in range(50):
+        divider.press("ArrowRight")
+    expect(divider).to_have_value("50")
+    half = left.shape[1] // 2
+    screen = seen(page)
+    np.testing.assert_array_equal(screen[4:12, 2 : half - 1], left[4:12, 2 : half - 1])
+    np.testing.assert_array_equal(screen[4:12, half + 1 : -2], right[4:12, half + 1 : -2])
+
+
+def test_a_guidance_that_is_off_is_compared_at_its_default(page: Page, watch: Watch) -> None:
+    page.get_by_label("CFG", exact=True).fill("1")
+    page.get_by_label("DG", exact=True).fill("0")
+    press(page, "Compare")
+    wait_until(page, "Done.")
+    defaults = json.loads(page.request.get("/v1/models").body())["data"][0]["intaglio"]["defaults"]
+    assert (defaults["cfg_scale"], defaults["dg_scale"]) in [
+        (job["cfg_scale"], job["dg_scale"]) for job in watch.jobs()
+    ]
+
+
+def fill_all(page: Page) -> None:
+    """A request in which every field has something to say."""
+    page.get_by_label("Negative prompt").fill("a 'bag' of $HOME")
+    page.get_by_label("Seed", exact=True).fill("11")
+    page.get_by_label("Steps", exact=True).fill("5")
+    page.get_by_label("CFG", exact=True).fill("3.5")
+    page.get_by_label("DG", exact=True).fill("1.25")
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("DG from").fill("0.2")
+    page.get_by_label("CFG to").fill("0.8")
+
+
+def test_curl_and_python_draw_the_same_picture(page: Page, watch: Watch, tmp_path: Path) -> None:
+    fill_all(page)
+    press(page, "Generate")
+    wait_until(page, "Done.")
+    picture = pixels(page.locator("#left"))
+    assert watch.jobs()[0]["cfg_window"] == [0, 0.8]
+
+    press(page, "Copy curl")
+    command = page.evaluate("navigator.clipboard.readText()")
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    url = json.loads(ran.stdout)["data"][0]["url"]
+    assert_same(decoded(httpx2.get(url).content), picture)
+
+    press(page, "Copy Python")
+    program = page.evaluate("navigator.clipboard.readText()")
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    assert_same(decoded((tmp_path / "picture.png").read_bytes()), picture)
+
+
+def test_history_restores_request_and_picture(page: Page) -> None:
+    fill_all(page)
+    press(page, "Generate")
+    wait_until(page, "Done.")
+    picture, text = pixels(page.locator("#left")), page.locator("#curl").inner_text()
+    page.get_by_label("Prompt", exact=True).fill("a dress")
+    page.get_by_label("Negative prompt").fill("")
+    page.get_by_label("DG from").fill("0")
+    press(page, "Roll a new seed")
+    assert page.get_by_label("Seed", exact=True).input_value() != "11"
+    press(page, "Generate")
+    wait_until(page, "Done.")
+    assert page.locator("#curl").inner_text() != text
+
+    history = page.get_by_role("button", name="Restore:")
+    expect(history).to_have_count(2)
+    history.last.click()
+    assert page.locator("#curl").inner_text() == text
+    np.testing.assert_array_equal(pixels(page.locator("#left")), picture)

@@ -1,0 +1,257 @@
+"""The server on a real Ray cluster on this machine, with replicas that come, and are killed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import socket
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import openai
+import psutil
+import pytest
+import ray
+import yaml
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
+from ray.serve.schema import ServeDeploySchema
+
+import intaglio
+from intaglio.serve.ray_app import Arguments, app
+from tests.serve.conftest import LONG, PROMPT, wait_until
+
+pytestmark = pytest.mark.alone
+ROOT = Path(__file__).parents[3]
+CONFIG = """
+threads = 1
+max_batch = 4
+[limits]
+steps = 10_000
+deadline = 300
+"""
+# Ray's own, so that a second replica comes within seconds and stays.
+AUTOSCALING = {
+    "min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 1, "look_back_period_s": 2,
+    "metrics_interval_s": 1,
+}  # fmt: skip
+FEW = 500  # steps that take long enough for something to happen meanwhile
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Where the cluster has its sockets and logs; a short path, as sockets want it."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def url(
+    forked_bundle: Path, dual_bundle: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A cluster with the application, of two models, on one replica."""
+    config = tmp_path_factory.mktemp("ray") / "serve.toml"
+    config.write_text(CONFIG)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        _temp_dir=str(folder),
+        num_cpus=2, include_dashboard=False, log_to_driver=False,
+        object_store_memory=128 * 1024 * 1024, _node_ip_address="127.0.0.1",
+    )  # fmt: skip
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        bundles = [f"tiny={forked_bundle}", f"twin={dual_bundle}"]
+        serve.run(app(Arguments(bundles=bundles, config=config, autoscaling=AUTOSCALING)))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=240)
+
+
+def draw(
+    client: openai.OpenAI, seed: int, model: str = "tiny", **fields: Any
+) -> np.ndarray[Any, Any]:
+    answer = client.images.generate(
+        model=model, prompt=PROMPT, response_format="b64_json", extra_body={"seed": seed, **fields}
+    )
+    assert answer.data
+    assert answer.data[0].b64_json
+    return pixels(base64.b64decode(answer.data[0].b64_json))
+
+
+def pixels(png: bytes) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(io.BytesIO(png))).astype(int)
+
+
+def assert_drawn(
+    pipeline: intaglio.Pipeline, image: np.ndarray[Any, Any], seed: int, steps: int
+) -> None:
+    """As generate() alone draws it; in a batch a value may be rounded to its neighbour."""
+    expected = np.asarray(pipeline.generate(PROMPT, seeds=seed, steps=steps).images[0]).astype(int)
+    assert np.abs(image - expected).max() <= 1
+
+
+def metric(url: str, name: str) -> float:
+    page = text_string_to_metric_families(httpx2.get(f"{url}/metrics").text)
+    samples = [sample for family in page for sample in family.samples]
+    return sum(sample.value for sample in samples if sample.name == f"intaglio_{name}")
+
+
+def post_job(url: str, **fields: Any) -> str:
+    answer = httpx2.post(f"{url}/v1/jobs", json={"model": "tiny", "prompt": PROMPT, **fields})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def job(url: str, job_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx2.get(f"{url}/v1/jobs/{job_id}").json()
+    return found
+
+
+def running_replicas() -> int:
+    states = serve.status().applications["default"].deployments["Replica"].replica_states
+    return states.get("RUNNING", 0)
+
+
+def processes(deployment: str) -> list[psutil.Process]:
+    """Those of a deployment's replicas; Ray gives them their titles."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if f"ServeReplica:default:{deployment}" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def kill(process: psutil.Process) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def grown(url: str) -> None:
+    """Two replicas, since more requests came than one is to have."""
+    assert running_replicas() == 1
+    jobs = [post_job(url, steps=2000) for _ in range(16)]
+    wait_until(lambda: running_replicas() == 2)
+    for job_id in jobs:
+        httpx2.delete(f"{url}/v1/jobs/{job_id}", timeout=120)
+
+
+def test_openais_client_gets_the_image_of_generate(
+    client: openai.OpenAI, pipeline: intaglio.Pipeline
+) -> None:
+    assert_drawn(pipeline, draw(client, 3, steps=5), 3, 5)
+    assert {model.id for model in client.models.list().data} == {"tiny", "twin"}
+    with pytest.raises(openai.BadRequestError) as refused:
+        draw(client, 3, steps=20_000)
+    assert refused.value.param == "steps"
+
+
+def test_a_job_is_followed(url: str, pipeline: intaglio.Pipeline) -> None:
+    job_id = post_job(url, seed=5, steps=6)
+    with httpx2.stream("GET", f"{url}/v1/jobs/{job_id}/events", timeout=120) as stream:
+        names = re.findall(r"^event: (\w+)$", "".join(stream.iter_text()), re.MULTILINE)
+    assert names.count("step") == 6
+    assert names[-1] == "done"
+    done = job(url, job_id)
+    assert {"queued", "text", "denoise", "network", "vae"} <= done["timings"].keys()
+    image = httpx2.get(done["images"][0])
+    assert_drawn(pipeline, pixels(image.content), 5, 6)
+
+
+def test_a_job_has_previews_and_is_cancelled_within_a_step(url: str) -> None:
+    job_id = post_job(url, steps=LONG)
+    with httpx2.stream("GET", f"{url}/v1/jobs/{job_id}/events", timeout=240) as stream:
+        assert "event: preview" in stream.iter_lines()
+    assert httpx2.delete(f"{url}/v1/jobs/{job_id}", timeout=120).json()["status"] == "cancelled"
+    assert job(url, job_id)["step"] < LONG
+    assert metric(url, "queue_depth") == metric(url, "running") == 0
+
+
+@pytest.mark.usefixtures("grown")
+def test_a_killed_replica_loses_no_request(
+    url: str, client: openai.OpenAI, pipeline: intaglio.Pipeline
+) -> None:
+    lost = metric(url, "lost_attempts_total")
+    with ThreadPoolExecutor(6) as pool:
+        answers: list[Future[np.ndarray[Any, Any]]] = [
+            pool.submit(draw, client, seed, steps=FEW) for seed in range(6)
+        ]
+        jobs = {seed: post_job(url, seed=seed, steps=FEW) for seed in range(6, 10)}
+        wait_until(lambda: metric(url, "running") >= 6)
+        kill(processes("Replica")[0])
+        images = {seed: answer.result() for seed, answer in enumerate(answers)}
+    for seed, job_id in jobs.items():
+        wait_until(lambda job_id=job_id: job(url, job_id)["status"] not in {"queued", "running"})
+        ended = job(url, job_id)
+        assert ended["status"] == "done", ended
+        images[seed] = pixels(httpx2.get(ended["images"][0]).content)
+    assert metric(url, "lost_attempts_total") > lost, "the one that was killed had no request"
+    for seed, image in images.items():
+        assert_drawn(pipeline, image, seed, FEW)
+
+
+@pytest.mark.usefixtures("grown")
+def test_a_request_goes_where_its_model_is(client: openai.OpenAI, folder: Path) -> None:
+    """By and by, since Ray tells its router of models without telling anybody when."""
+    runs = 20
+
+    def drawn() -> Counter[str]:
+        """Runs of the model by process, as each has logged them."""
+        return Counter(
+            path.name
+            for path in folder.glob("session_latest/logs/worker-*.err")
+            for line in path.read_text().splitlines()
+            if '"event": "job"' in line and json.loads(line)["model"] == "twin"
+        )
+
+    def go_to_one() -> bool:
+        before = drawn()
+        for seed in range(runs):
+            draw(client, seed, model="twin", steps=1)
+        wait_until(lambda: (drawn() - before).total() == 2 * runs)  # the front logs them as well
+        return sorted((drawn() - before).values()) == [runs, runs]
+
+    wait_until(go_to_one)
+
+
+def test_a_killed_front_comes_back(
+    url: str, client: openai.OpenAI, pipeline: intaglio.Pipeline
+) -> None:
+    (front,) = processes("Front")
+    kill(front)
+
+    def answers() -> bool:
+        with suppress(httpx2.HTTPError):  # whatever reached the dead one may never be answered
+            return httpx2.get(f"{url}/readyz", timeout=5).status_code == 200
+        return False
+
+    wait_until(answers)
+    assert_drawn(pipeline, draw(client, 4, steps=5), 4, 5)
+
+
+def test_the_serve_file_is_one() -> None:
+    described = yaml.safe_load((ROOT / "deploy" / "ray.yaml").read_text())
+    (application,) = ServeDeploySchema.model_validate(described).applications
+    assert application.import_path == f"{app.__module__}:{app.__name__}"
+    Arguments.model_validate(application.args)

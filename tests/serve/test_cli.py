@@ -1,0 +1,160 @@
+"""What `intaglio serve` refuses to start with, in one sentence; and what it puts at /."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from intaglio.serve.cli import Server
+from intaglio.serve.connections import listen
+from intaglio.serve.page import add_page
+from intaglio.serve.settings import Settings
+from tests.serve.conftest import serving
+
+
+def refused(*arguments: str | Path) -> tuple[int, str]:
+    """Exit code and the one line of stderr. Nothing stays behind."""
+    with tempfile.TemporaryDirectory() as temporary:
+        run = subprocess.run(
+            [sys.executable, "-m", "intaglio", "serve", *arguments],
+            capture_output=True,
+            env={**os.environ, "TMPDIR": temporary},
+            text=True,
+        )
+        assert not list(Path(temporary).glob("intaglio-*"))
+    assert run.stdout == ""
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("intaglio: ")
+    return run.returncode, line
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 1", "setting prot"),
+        ("[limits]\nstep = 5", "setting limits.step"),
+        ("[limits]\nsteps = 0", "limits.steps does not fit"),
+        ("port = 70000", "port does not fit"),
+        ("port = ", "cannot read --config"),
+        ("memory_bytes = 1000", "memory_bytes is 1000"),
+        ('api_keys = "none.txt"', "cannot read --api-keys none.txt"),
+        ('images = "/dev/null/images"', "cannot use the images folder"),
+    ],
+)
+def test_a_setting_that_does_not_fit(
+    forked_bundle: Path, tmp_path: Path, text: str, words: str
+) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text(text)
+    code, line = refused(forked_bundle, "--config", config)
+    assert code in {2, 3}
+    assert words in line
+
+
+def test_bundles_are_checked_at_start(forked_bundle: Path, tmp_path: Path) -> None:
+    code, line = refused(tmp_path)
+    assert (code, "bundle.json" in line) == (3, True)
+    code, line = refused(forked_bundle, forked_bundle)
+    assert (code, f"NAME={forked_bundle}" in line) == (2, True)
+
+
+def test_a_taken_port_is_said(forked_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, line = refused(forked_bundle, "--port", port)
+    assert (code, f"--port {port}" in line) == (4, True)
+
+
+def test_a_file_without_keys_is_refused(forked_bundle: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("# none\n\n")
+    code, line = refused(forked_bundle, "--api-keys", keys)
+    assert (code, "holds no key" in line) == (3, True)
+
+
+def start(app: FastAPI) -> None:
+    """Runs a server to its end."""
+    server = Server(app, Settings())
+    asyncio.run(server.serve([listen("127.0.0.1", 0)]))
+
+
+def test_a_signal_while_it_starts_ends_it() -> None:
+    ended = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.1)  # the loop sees it
+        yield
+        ended.append(True)
+
+    start(FastAPI(lifespan=lifespan))
+    assert ended
+
+
+def test_a_start_that_fails_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        raise RuntimeError("not foreseen")
+        yield
+
+    with pytest.raises(SystemExit) as ended:
+        start(FastAPI(lifespan=lifespan))
+    assert ended.value.code
+    assert "serving on" not in capsys.readouterr().out
+
+
+def test_the_pages_files_have_types_and_a_policy(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    files = {
+        "index.html": "text/html", "draw.js": "text/javascript", "parts/a.js": "text/javascript",
+        "style.css": "text/css", "mark.svg": "image/svg+xml",
+    }  # fmt: skip
+    for name in files:
+        (tmp_path / name).write_text("x")
+    app = FastAPI()
+    add_page(app, tmp_path)
+    client = TestClient(app)
+    for name, kind in [*files.items(), ("", "text/html")]:
+        answer = client.get(f"/{name}")
+        assert answer.headers["content-type"].partition(";")[0] == kind
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'self'; img-src 'self' data:;" in policy
+        assert "unsafe" not in policy
+    for name in ("../conftest.py", "parts", "none.js", "%2e%2e/secret"):
+        assert client.get(f"/{name}").status_code == 404
+
+
+def test_other_origins_are_let_in_only_when_told(forked_bundle: Path) -> None:
+    origin = {"Origin": "http://elsewhere"}
+    with serving(forked_bundle) as server:
+        answer = server.client.get("/v1/models", headers=origin)
+        assert "access-control-allow-origin" not in answer.headers
+    with serving(forked_bundle, cors=["http://elsewhere"]) as server:
+        answer = server.client.get("/v1/models", headers=origin)
+        assert answer.headers["access-control-allow-origin"] == "http://elsewhere"
+        other = server.client.get("/v1/models", headers={"Origin": "http://other"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_what_does_not_exist_is_not_found(forked_bundle: Path) -> None:
+    with serving(forked_bundle) as server:
+        for path in ("/none", "/v1/none", "/v1/images/none.png", "/v1/images/..%2f..%2fx.png"):
+            answer = server.client.get(path)
+            assert answer.status_code == 404
+            assert answer.json()["error"]["message"]
+        wrong = server.client.put("/v1/jobs/any", json={})
+        assert wrong.status_code == 405
+        assert wrong.headers["allow"] == "DELETE, GET"

@@ -1,0 +1,131 @@
+"""Clients that fail: slow ones, those that vanish, and those that send anything."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from collections import Counter
+from http.client import HTTPConnection
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.serve.conftest import PROMPT, Running, serving, wait_until
+
+
+def connect(server: Running, receive_buffer: int = 0) -> socket.socket:
+    client = socket.socket()
+    if receive_buffer:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    url = httpx2.URL(server.url)
+    client.connect((url.host, url.port))
+    return client
+
+
+HALF = (
+    b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b'Content-Length: 1000\r\n\r\n{"prompt"'
+)
+
+
+def test_half_a_body_is_not_waited_for(forked_bundle: Path) -> None:
+    with serving(forked_bundle, limits={"body_seconds": 2}) as server:
+        clients = [connect(server) for _ in range(20)]
+        for client in clients:
+            client.sendall(HALF)
+        for client in clients:
+            answer = client.makefile("rb").read()  # to the end: the server closes
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b"body_timeout" in answer
+            client.close()
+        with connect(server) as client:
+            client.sendall(HALF)  # and gone
+        assert server.metric("rejections_total", code="body_timeout") == 20
+        with connect(server) as client:
+            client.sendall(HALF.replace(b"1000", b"30") + b': "a boot", "n": 1}  ')  # at once
+            assert client.recv(12) == b"HTTP/1.1 200"
+        assert server.metric("jobs_total") == 1
+
+
+def test_half_a_head_is_not_waited_for(forked_bundle: Path) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with serving(forked_bundle, limits={"body_seconds": 1}) as server:
+        clients = [connect(server) for _ in range(4)]
+        for client, sent in zip(clients, (b"", b"G", head[:-2], head), strict=True):
+            client.sendall(sent)
+        whole = b""
+        while not whole.endswith(b'{"status":"ok"}'):
+            whole += clients[3].recv(1000)
+        clients[3].sendall(head[:-2])
+        for client in clients:
+            answer = client.makefile("rb").read()  # to the end: the server closes
+            assert answer.startswith(b"HTTP/1.1 408")
+            client.close()
+        assert server.client.get("/healthz").status_code == 200
+
+
+def test_a_slow_reader_slows_nobody(server: Running) -> None:
+    """It is sent every step that it has missed."""
+    steps = 150
+    job = server.post_job(steps=steps, size="96x96")
+    with connect(server, receive_buffer=4096) as slow:
+        slow.sendall(f"GET /v1/jobs/{job['id']}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        wait_until(lambda: server.job(job["id"])["status"] == "done")
+        seen = b""
+        while b"event: done" not in seen:
+            seen += slow.recv(1 << 20)
+    assert seen.count(b"event: step") == steps
+    assert b"event: preview" in seen
+
+
+BODY = b'{"prompt": "a boot", "n": 1, "size": "32x32", "steps": 2, "cfg_scale": [1, 2], "seed": 7}'
+PIECES = [
+    b"", b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\ud800", b"\x00", b"\xff", b"-1",
+    b"1e999", b"NaN", b"null", b"true", b"9" * 400, b"[" * 300, b"steps", b"\"n\": 0",
+]  # fmt: skip
+
+
+def test_ten_thousand_malformed_requests(forked_bundle: Path) -> None:
+    """Each has an answer in OpenAI's shape, and the server is as well as before."""
+    with serving(forked_bundle, limits={"steps": 1, "body_bytes": 1000}) as server:
+        draw = random.Random(0)
+        statuses: Counter[int] = Counter()
+        # Ten times as quick as the client of the other tests.
+        client = HTTPConnection(httpx2.URL(server.url).netloc.decode())
+        for number in range(10_000):
+            body = bytearray(BODY)
+            for _ in range(draw.randint(1, 4)):
+                start = draw.randrange(len(body) + 1)
+                body[start : start + draw.randint(0, 6)] = draw.choice(PIECES)
+            path = ("/v1/jobs", "/v1/images/generations")[number % 2]
+            client.request("POST", path, bytes(body), {"Content-Type": "application/json"})
+            answer = client.getresponse()
+            assert json.load(answer)["error"]["message"], body  # steps 2 is above the limit
+            statuses[answer.status] += 1
+        client.close()
+        assert set(statuses) <= {400, 413}, statuses
+        assert server.metric("jobs_total") == 0
+        assert server.metric("rejections_total") == 10_000
+        drawn = server.client.post("/v1/images/generations", json={"prompt": PROMPT, "steps": 1})
+        assert drawn.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\x00\x01\x02\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /" + b"a" * 100_000,  # and never a space
+    ],
+)
+def test_what_is_no_http_is_refused(server: Running, request_bytes: bytes) -> None:
+    with connect(server) as client:
+        client.sendall(request_bytes)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1000)[:12] in {b"HTTP/1.1 400", b"HTTP/1.1 431"}
+    assert server.client.get("/healthz").status_code == 200

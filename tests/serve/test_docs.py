@@ -1,0 +1,58 @@
+"""What docs/serving.md shows, run as it is written there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from intaglio.serve.settings import Settings
+from tests.serve.conftest import Running, serving
+
+PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+PYTHON = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def shown(forked_bundle: Path) -> Iterator[Running]:
+    with serving(f"fashion-sd3={forked_bundle}") as running:
+        yield running
+
+
+def here(block: str, server: Running) -> str:
+    assert "http://127.0.0.1:8000" in block
+    return block.replace("http://127.0.0.1:8000", server.url)
+
+
+def test_curl(shown: Running, tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```bash\n(.*?)^```", PAGE, re.M | re.S)
+    run = subprocess.run(
+        ["bash", "-c", here(block, shown)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert f'"url":"{shown.url}/v1/images/' in run.stdout
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=["openai", "urllib"])
+def test_python(shown: Running, block: str, tmp_path: Path) -> None:
+    script = tmp_path / "client.py"
+    script.write_text(here(block, shown))
+    run = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    images = list(tmp_path.glob("*.png"))
+    assert images
+    assert all(image.read_bytes().startswith(b"\x89PNG") for image in images)
+
+
+def test_the_settings_shown_are_the_defaults() -> None:
+    (block,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.M | re.S)
+    values = tomllib.loads(block)
+    assert Settings.model_validate(values) == Settings()
+    optional = set(re.findall(r"^# (\w+) =", block, re.M))
+    assert set(values) | optional == set(Settings.model_fields)
+    assert set(values["limits"]) == set(Settings().limits.__class__.model_fields)

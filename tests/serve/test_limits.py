@@ -1,0 +1,129 @@
+"""What is refused before any work starts, and that the answer names the field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serve.conftest import PROMPT, Running, serving
+
+LIMITS = {
+    "width": 48, "height": 40, "steps": 6, "n": 3, "total_pixels": 3000, "prompt_characters": 50,
+    "body_bytes": 2000, "deadline": 60,
+}  # fmt: skip
+ENDPOINTS = ["/v1/images/generations", "/v1/jobs"]
+
+
+@pytest.fixture(scope="module")
+def limited(forked_bundle: Path) -> Iterator[Running]:
+    with serving(f"tiny={forked_bundle}", max_batch=2, limits=LIMITS) as running:
+        yield running
+        assert running.metric("jobs_total") == 0, "a refused request ran"
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("size", "52x32", "give up to 48x40"),
+        ("size", "32x44", "give up to 48x40"),
+        ("size", "48x40", ""),  # 1,920 pixels: within the limit but for n
+        ("size", "33x32", "multiples of 4"),
+        ("size", "auto", "size does not fit"),
+        ("size", "0x32", "size does not fit"),
+        ("steps", 7, "give 6 or fewer"),
+        ("steps", 0, "greater than or equal to 1"),
+        ("steps", 2.5, "valid integer"),
+        ("steps", "3", "valid integer"),
+        ("steps", True, "valid integer"),
+        ("n", 3, "give 2 or fewer"),
+        ("n", 0, "greater than or equal to 1"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", 2**63, "less than or equal"),
+        ("prompt", "x" * 51, "give 50 or fewer"),
+        ("prompt", None, "prompt is missing"),
+        ("prompt", "\ud800", "prompt does not fit"),
+        ("negative_prompt", "x" * 51, "give 50 or fewer"),
+        ("class_label", 1, "drawn by prompt"),
+        ("cfg_scale", "much", "cfg_scale does not fit"),
+        ("cfg_scale", [1, 2, 3], "cfg_scale does not fit"),
+        ("cfg_scale", float("inf"), "cfg_scale does not fit"),
+        ("dg_scale", float("nan"), "dg_scale does not fit"),
+        ("cfg_window", [0.5, 0.5], "give start < end"),
+        ("cfg_window", [0, 1.5], "give start < end"),
+        ("dg_window", [0.75, 0.25], "give start < end"),
+        ("ma_keep", 1.5, "outside 0..1"),
+        ("ma_keep", [0, -1], "outside 0..1"),
+        ("response_format", "png", "response_format does not fit"),
+        ("model", "other", "give one of tiny"),
+        ("quality", "hd", "leave it out"),
+        ("stream", True, "leave it out"),
+        ("scheduler", "heun", "leave it out"),
+    ],
+)
+def test_a_field_is_refused_by_name(
+    limited: Running, endpoint: str, field: str, value: Any, words: str
+) -> None:
+    body = {"prompt": PROMPT, "n": 2 if field == "size" else 1, field: value}
+    answer = limited.client.post(
+        endpoint, content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == (404 if field == "model" else 400), answer.text
+    error = answer.json()["error"]
+    assert error["param"] == field
+    assert words in error["message"]
+    assert field in error["message"]
+    assert error["type"]
+    assert error["code"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("deadline", 61), ("deadline", 0), ("preview", "yes")]
+)
+def test_so_is_a_field_of_jobs(limited: Running, field: str, value: Any) -> None:
+    answer = limited.client.post("/v1/jobs", json={"prompt": PROMPT, field: value})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == field
+
+
+def test_a_job_gives_urls_only(limited: Running) -> None:
+    body = {"prompt": PROMPT, "response_format": "b64_json"}
+    answer = limited.client.post("/v1/jobs", json=body)
+    assert answer.json()["error"]["param"] == "response_format"
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_a_body_is_refused_by_its_length(limited: Running, endpoint: str) -> None:
+    body = b'{"prompt": "' + b"x" * 2000 + b'"}'
+    told = limited.client.post(endpoint, content=body)
+    chunked = limited.client.post(endpoint, content=iter([body[:900], body[900:]]))
+    for answer in (told, chunked):
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"{}x", b'{"\\ud800": 1}']
+)
+def test_what_is_no_json_object_is_refused(limited: Running, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = limited.client.post("/v1/jobs", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
+def test_rejections_are_counted(limited: Running) -> None:
+    before = limited.metric("rejections_total", code="unknown_field")
+    limited.client.post("/v1/jobs", json={"prompt": PROMPT, "style": "vivid"})
+    assert limited.metric("rejections_total", code="unknown_field") == before + 1
+
+
+def test_of_several_bundles_one_has_to_be_named(forked_bundle: Path, dual_bundle: Path) -> None:
+    with serving(f"a={forked_bundle}", f"b={dual_bundle}") as running:
+        answer = running.client.post("/v1/jobs", json={"prompt": PROMPT})
+        assert answer.json()["error"]["param"] == "model"
+        assert "a, b" in answer.json()["error"]["message"]

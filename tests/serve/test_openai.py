@@ -1,0 +1,116 @@
+"""OpenAI's own client, unmodified, against the server."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+import intaglio
+from tests.serve.conftest import PROMPT, Running
+
+# As fields of a request, and as keywords of generate().
+SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"seed": 3}, {"seeds": 3}),
+    ({"seed": 3, "steps": 3, "cfg_scale": 1, "dg_scale": 0}, {}),
+    (
+        {
+            "seed": 2**63 - 1, "steps": 5, "cfg_scale": [3, 1.5], "cfg_window": [0, 0.7],
+            "dg_scale": [0.25, 1], "dg_window": [0.2, 1], "ma_keep": [1, 0],
+            "negative_prompt": "light",
+        },
+        {},
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def pixels(png: bytes) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+@pytest.mark.parametrize(("fields", "keywords"), SETTINGS)
+def test_the_image_is_that_of_generate(
+    client: openai.OpenAI,
+    pipeline: intaglio.Pipeline,
+    fields: dict[str, Any],
+    keywords: dict[str, Any],
+) -> None:
+    keywords = keywords or {"seeds": fields["seed"]} | {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in fields.items()
+        if name != "seed"
+    }
+    expected = pipeline.generate(PROMPT, **keywords, width=40, height=24).images[0]
+    answer = client.images.generate(
+        model="tiny", prompt=PROMPT, size="40x24", response_format="b64_json", extra_body=fields
+    )
+    assert answer.data
+    assert answer.data[0].b64_json
+    drawn = pixels(base64.b64decode(answer.data[0].b64_json))
+    np.testing.assert_array_equal(drawn, np.asarray(expected))
+
+
+def test_several_images_have_seeds_in_a_row(
+    client: openai.OpenAI, pipeline: intaglio.Pipeline
+) -> None:
+    answer = client.images.generate(
+        model="tiny", prompt=PROMPT, n=2, response_format="url", extra_body={"seed": 7}
+    )
+    expected = pipeline.generate(PROMPT, seeds=[7, 8]).images
+    assert answer.data
+    for given, image in zip(answer.data, expected, strict=True):
+        assert given.url
+        fetched = httpx2.get(given.url)
+        assert fetched.headers["content-type"] == "image/png"
+        np.testing.assert_array_equal(pixels(fetched.content), np.asarray(image))
+
+
+def test_the_png_says_how_to_draw_it_again(client: openai.OpenAI) -> None:
+    answer = client.images.generate(model="tiny", prompt=PROMPT, response_format="b64_json")
+    assert answer.data
+    assert answer.data[0].b64_json
+    image = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
+    assert image.info["Description"] == PROMPT
+    assert '"seeds":[' in image.info["intaglio:options"]
+
+
+def test_without_a_seed_each_image_is_another(client: openai.OpenAI) -> None:
+    drawn = [
+        client.images.generate(model="tiny", prompt=PROMPT, response_format="b64_json").data
+        for _ in range(2)
+    ]
+    assert drawn[0] != drawn[1]
+
+
+def test_models_are_listed_with_their_defaults(
+    client: openai.OpenAI, pipeline: intaglio.Pipeline
+) -> None:
+    (model,) = client.models.list().data
+    details = model.model_dump()["intaglio"]
+    defaults = pipeline.bundle.defaults
+    assert model.id == "tiny"
+    assert details["size"] == {"height": defaults.height, "width": defaults.width}
+    assert details["defaults"]["steps"] == defaults.steps
+    assert details["defaults"]["cfg_scale"] == defaults.guidance.cfg_scale.first
+    assert details["prompt"] is True
+
+
+def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(model="tiny", prompt=PROMPT, style="vivid")
+    assert refused.value.param == "style"
+    assert refused.value.code == "unknown_field"
+    with pytest.raises(openai.NotFoundError, match="tiny") as unknown:
+        client.images.generate(model="dall-e-3", prompt=PROMPT)
+    assert unknown.value.param == "model"

@@ -1,0 +1,252 @@
+"""Who is next, who is refused, and who may ask."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import intaglio
+from intaglio.serve.fair_queue import FairQueue
+from intaglio.serve.models import Models
+from intaglio.serve.worker import OVERTAKEN_MOST
+from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
+
+KEYS = "# for tests\nfirst-key\n\nsecond-key\n"
+
+
+@pytest.fixture(scope="module")
+def keyed(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server with two keys and room for three that wait."""
+    keys = tmp_path_factory.mktemp("keys") / "keys.txt"
+    keys.write_text(KEYS)
+    limits = {"steps": LONG, "queue": 3}
+    with serving(forked_bundle, api_keys=keys, max_batch=1, limits=limits) as running:
+        yield running
+
+
+def post(server: Running, key: str, **fields: Any) -> httpx2.Response:
+    return server.client.post(
+        "/v1/jobs",
+        json={"prompt": PROMPT, **fields},
+        headers={"Authorization": f"Bearer {key}"},
+    )
+
+
+def of_key(server: Running, method: str, job: dict[str, Any], key: str) -> httpx2.Response:
+    headers = {"Authorization": f"Bearer {key}"}
+    return server.client.request(method, f"/v1/jobs/{job['id']}", headers=headers)
+
+
+class Waiting:
+    """As much of a job as the queue looks at."""
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=30))
+def test_clients_take_turns_each_in_its_own_order(clients: list[str]) -> None:
+    queue, jobs = FairQueue(), [Waiting(client) for client in clients]
+    for job in jobs:
+        queue.add(job)  # type: ignore[arg-type]
+    announced: list[Any] = queue.order()
+    taken: list[Waiting] = []
+    while order := queue.order():
+        assert order == announced[len(taken) :]  # the place that was told is the place that is
+        assert queue.take(order[0])
+        taken.append(order[0])  # type: ignore[arg-type]
+    assert sorted(map(id, taken)) == sorted(map(id, jobs))
+    served: dict[str, int] = defaultdict(int)
+    for job in taken:
+        served[job.client] += 1
+        left = {c for c in clients if served[c] < clients.count(c)}
+        assert all(served[job.client] <= served[c] + 1 for c in left), "somebody waits for two"
+    for client in set(clients):
+        own = [job for job in jobs if job.client == client]
+        assert [job for job in taken if job.client == client] == own
+
+
+@contextmanager
+def full(server: Running) -> Iterator[None]:
+    """The batch of one is taken by a run without end, so that others wait."""
+    job = post(server, "first-key", steps=LONG).json()
+    wait_until(lambda: of_key(server, "GET", job, "first-key").json()["status"] == "running")
+    yield
+    of_key(server, "DELETE", job, "first-key").raise_for_status()
+
+
+def test_a_client_with_one_request_passes_one_with_many(keyed: Running) -> None:
+    with full(keyed):
+        of_first = [post(keyed, "first-key", steps=1).json() for _ in range(2)]
+        of_second = post(keyed, "second-key", steps=1).json()
+        places = [of_key(keyed, "GET", job, "first-key").json()["position"] for job in of_first]
+    assert places == [1, 3]
+    assert of_second["position"] == 2
+    wait_until(lambda: keyed.metric("queue_depth") == 0)
+
+
+def test_a_full_queue_is_429_with_retry_after(keyed: Running) -> None:
+    before = keyed.metric("rejections_total", code="queue_full")
+    with full(keyed):
+        answers = [post(keyed, "first-key", steps=1) for _ in range(5)]
+        assert [answer.status_code for answer in answers] == [202] * 3 + [429] * 2
+        for refused in answers[3:]:
+            assert int(refused.headers["retry-after"]) >= 1
+            assert refused.json()["error"]["code"] == "queue_full"
+        assert keyed.metric("rejections_total", code="queue_full") == before + 2
+    wait_until(lambda: keyed.metric("queue_depth") == 0)
+    assert post(keyed, "first-key", steps=1).status_code == 202
+
+
+def test_what_does_not_fit_the_batch_is_overtaken_a_few_times_only(forked_bundle: Path) -> None:
+    """One of another size waits while a run without end keeps the batch from being empty."""
+    with serving(forked_bundle, max_batch=2, limits={"steps": LONG}) as server:
+        endless = server.post_job(steps=LONG)
+        wait_until(lambda: server.job(endless["id"])["status"] == "running")
+        other = server.post_job(steps=1, size="24x24")
+        fitting = [server.post_job(steps=1) for _ in range(OVERTAKEN_MOST + 3)]
+        for job in fitting[:OVERTAKEN_MOST]:
+            assert server.events(job["id"])[-1][0] == "done"
+        left = [server.job(job["id"])["position"] for job in [other, *fitting[OVERTAKEN_MOST:]]]
+        assert left == [1, 2, 3, 4]
+        assert server.job(endless["id"])["status"] == "running"
+        server.client.delete(f"/v1/jobs/{endless['id']}")
+        for job in [other, *fitting]:
+            assert server.events(job["id"])[-1][0] == "done"
+
+
+def test_requests_share_a_batch_and_get_what_they_would_alone(
+    forked_bundle: Path, pipeline: intaglio.Pipeline
+) -> None:
+    """Different steps, guidance and seeds, joining a batch that runs without end."""
+    fields: list[dict[str, Any]] = [
+        {"seed": 1, "steps": 9},
+        {"seed": 2, "steps": 5, "cfg_scale": 1, "dg_scale": 0},
+        {"seed": 3, "steps": 7, "dg_window": [0, 0.5]},
+    ]
+    with serving(forked_bundle, limits={"steps": LONG}) as server:
+        endless = server.post_job(steps=LONG)
+        server.events(endless["id"], until="step")
+        jobs = [server.post_job(**one) for one in fields]
+        for job, one in zip(jobs, fields, strict=True):
+            assert server.events(job["id"])[-1][0] == "done"
+            (url,) = server.job(job["id"])["images"]
+            drawn = Image.open(io.BytesIO(server.client.get(url).content))
+            keywords = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}
+            expected = pipeline.generate(PROMPT, seeds=keywords.pop("seed"), **keywords)
+            # Rows beside others may round differently; a level of 255 is seen by nobody.
+            difference = np.asarray(drawn, int) - np.asarray(expected.images[0], int)
+            assert abs(difference).max() <= 1
+        assert server.client.delete(f"/v1/jobs/{endless['id']}").json()["status"] == "cancelled"
+        evaluations = server.metric("batch_step_seconds_count")
+        assert evaluations == server.metric("steps_total") - 9 - 5 - 7
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer first-ke", "Basic first-key"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/images/generations"), ("POST", "/v1/jobs"), ("GET", "/v1/jobs/any"),
+     ("DELETE", "/v1/jobs/any"), ("GET", "/v1/jobs/any/events"), ("GET", "/v1/models")],
+)  # fmt: skip
+def test_without_a_key_nothing_is_told(
+    keyed: Running, method: str, path: str, header: str | None
+) -> None:
+    headers = {"Authorization": header} if header else {}
+    answer = keyed.client.request(method, path, json={"prompt": PROMPT}, headers=headers)
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_comments_and_empty_lines_are_no_keys(keyed: Running) -> None:
+    for key in ("# for tests", "#", "first-key second-key"):
+        assert post(keyed, key).status_code == 401
+
+
+def test_a_job_is_its_own_keys_only(keyed: Running) -> None:
+    job = post(keyed, "second-key", steps=1).json()
+    for method in ("GET", "DELETE"):
+        assert of_key(keyed, method, job, "first-key").status_code == 404
+    assert of_key(keyed, "GET", job, "second-key").status_code == 200
+
+
+def test_probes_need_no_key(keyed: Running) -> None:
+    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
+        assert keyed.client.get(path).status_code == 200
+
+
+def test_what_a_request_counts(forked_bundle: Path) -> None:
+    with serving(f"tiny={forked_bundle}", max_batch=2) as server:
+        body = {"prompt": PROMPT, "n": 2, "steps": 4, "dg_window": [0, 0.5]}
+        for _ in range(2):
+            server.client.post("/v1/images/generations", json=body).raise_for_status()
+        server.client.post("/v1/images/generations", json={**body, "cfg_scale": 1})
+        count = server.metric
+        assert count("jobs_total", model="tiny", status="done") == 3
+        assert count("images_total") == 6
+        assert count("steps_total") == 12
+        assert count("branch_steps_total", branch="conditional") == 12
+        assert count("branch_steps_total", branch="unconditional") == 8
+        assert count("branch_steps_total", branch="degraded") == 6
+        # Two images: D_0 and D_c before the fork, D_m too after it.
+        assert count("rows_total", blocks="base") == 2 * (2 * 4 * 2 + 4)
+        assert count("rows_total", blocks="forked") == 2 * (2 * (4 * 2 + 2) + 4 + 2)
+        # The prompt and the empty negative one are encoded once.
+        assert count("embedding_cache_total", result="miss") == 2
+        assert count("embedding_cache_total", result="hit") == 4
+        assert count("queue_wait_seconds_count") == 3
+        assert count("queue_depth") == 0
+        assert count("loaded_bytes") > 0
+        for stage in ("text", "denoise", "network", "vae", "png"):
+            assert count("stage_seconds_count", stage=stage) == 3
+            assert count("stage_seconds_sum", stage=stage) > 0
+
+
+def test_models_are_loaded_when_asked_for_and_evicted(
+    forked_bundle: Path, dual_bundle: Path
+) -> None:
+    bundles = {"a": forked_bundle, "b": dual_bundle, "c": forked_bundle}
+    arguments = [f"{name}={folder}" for name, folder in bundles.items()]
+    room = sum(model.bytes for model in Models(arguments[:2]))
+    with serving(*arguments, memory_bytes=room) as server:
+
+        def loaded() -> set[str]:
+            return {name for name in bundles if server.metric("loaded_bytes", model=name)}
+
+        def draw(model: str) -> None:
+            body = {"prompt": PROMPT, "steps": 1, "model": model}
+            server.client.post("/v1/images/generations", json=body).raise_for_status()
+            wait_until(lambda: not any(model.in_use for model in server.services.models))
+
+        assert loaded() == set()
+        draw("a")
+        assert loaded() == {"a"}
+        draw("b")
+        draw("a")
+        assert loaded() == {"a", "b"}
+        draw("c")  # b was asked for before a
+        assert loaded() == {"a", "c"}
+
+
+def test_models_that_do_not_fit_together_take_turns(forked_bundle: Path, dual_bundle: Path) -> None:
+    arguments = [f"a={forked_bundle}", f"b={dual_bundle}"]
+    room = max(model.bytes for model in Models(arguments))
+    with serving(*arguments, memory_bytes=room) as server:
+        jobs = [server.post_job(model=model, steps=3) for model in "ababab"]
+        threads = [threading.Thread(target=server.events, args=[job["id"]]) for job in jobs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {server.job(job["id"])["status"] for job in jobs} == {"done"}

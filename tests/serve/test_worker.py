@@ -1,0 +1,243 @@
+"""What waits and runs when something in the server itself fails, is full, or ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import intaglio
+from intaglio import Pipeline, UsageError
+from intaglio.serve import worker
+from intaglio.serve.admission import Admitted
+from intaglio.serve.embeddings import EmbeddingCache
+from intaglio.serve.errors import ApiError
+from intaglio.serve.images import ImageStore
+from intaglio.serve.job import CANCELLED, Job
+from intaglio.serve.metrics import Metrics
+from intaglio.serve.models import Models, open_model
+from intaglio.serve.scheduler import Scheduler
+from intaglio.serve.settings import Settings
+from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
+
+FAULT = RuntimeError("a fault that a test put there")
+
+
+class Decoder(ThreadPoolExecutor):
+    """The worker's, apart from those of others."""
+
+
+def draw(server: Running) -> Any:
+    return server.client.post("/v1/images/generations", json={"prompt": PROMPT, "steps": 1})
+
+
+def failing_once(call: Callable[..., Any]) -> Callable[..., Any]:
+    faults = [FAULT]
+
+    def wrapped(*args: Any, **keywords: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return call(*args, **keywords)
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (worker, "Batch"),
+        (intaglio.Batch, "accepts"),
+        (intaglio.Batch, "add"),
+        (intaglio.Batch, "step"),
+        (worker.Worker, "_admit"),
+        (Decoder, "submit"),
+    ],
+)
+def test_a_fault_fails_its_request_and_not_the_next(
+    forked_bundle: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    monkeypatch.setattr(worker, "ThreadPoolExecutor", Decoder)
+    with serving(forked_bundle) as server:
+        monkeypatch.setattr(owner, name, failing_once(getattr(owner, name)))
+        answer = draw(server)
+        assert answer.status_code == 500, answer.text
+        assert answer.json()["error"]["code"] == "internal_error"
+        assert draw(server).status_code == 200
+        assert server.metric("running") + server.metric("queue_depth") == 0
+
+
+def test_a_fault_while_others_run_and_wait_ends_them_all(
+    forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(forked_bundle, max_batch=1, limits={"steps": LONG}) as server:
+        runs = server.post_job(steps=LONG)
+        wait_until(lambda: server.job(runs["id"])["status"] == "running")
+        waits = server.post_job(steps=1)
+        monkeypatch.setattr(worker.Worker, "_admit", failing_once(worker.Worker._admit))
+        for job in (runs, waits):
+            assert server.events(job["id"])[-1][0] == "error"
+            assert server.job(job["id"])["error"]["code"] == "internal_error"
+        assert draw(server).status_code == 200
+
+
+def test_what_was_stopped_is_not_decoded() -> None:
+    ends: list[tuple[Any, ...]] = []
+    driver = SimpleNamespace(_end=lambda *values: ends.append(values))
+    job = job_of("a")
+    job.stop = CANCELLED
+    worker.Worker._finish(driver, job, step=None)  # type: ignore[arg-type]
+    assert ends == [(job, job.fail, CANCELLED)]
+
+
+def test_nobody_joins_while_a_full_batch_waits_for_its_decoding() -> None:
+    scheduler = SimpleNamespace(settings=SimpleNamespace(max_batch=2))
+    first: Future[None] = Future()
+    second: Future[None] = Future()
+    first.set_running_or_notify_cancel()
+    driver: Any = SimpleNamespace(
+        _scheduler=scheduler, _members={0: "one"}, _decoding={first: 1, second: 1}
+    )
+    keeps_up = worker.Worker._decoder_keeps_up
+    assert keeps_up(driver)  # one is being decoded and one waits
+    third: Future[None] = Future()
+    driver._decoding[third] = 1
+    assert not keeps_up(driver)
+    first.set_result(None)
+    second.set_running_or_notify_cancel()
+    assert keeps_up(driver)
+    assert set(driver._decoding) == {second, third}
+
+
+def job_of(client: str, model: Any = None) -> Job:
+    options = {"steps": 1, "height": 8, "width": 8}
+    return Job(Admitted(model, options, 1, {}), client, stored=False, preview=False)
+
+
+class Idle:
+    """Takes nothing from its queue."""
+
+    def wake(self) -> None: ...
+
+    def stop(self, job: Job, error: ApiError) -> None: ...
+
+    def join(self) -> None: ...
+
+
+def scheduled(clients: str, room: int, folder: Path) -> list[Job | ApiError]:
+    """Submits a job for each of the clients in turn; each job, or the error that refused it."""
+    model: Any = SimpleNamespace(name="tiny")
+
+    def submit(scheduler: Scheduler, client: str) -> Job | ApiError:
+        job = job_of(client, model)
+        try:
+            scheduler.submit(job, 1000)
+        except ApiError as error:
+            return error
+        assert job.position > 0
+        return job
+
+    async def run() -> list[Job | ApiError]:
+        settings = Settings.model_validate({"limits": {"queue": room}})
+        models: Any = [model]
+        scheduler = Scheduler(
+            models,
+            settings,
+            ImageStore(folder, 1),
+            EmbeddingCache(0),
+            Metrics(),
+            lambda *_: Idle(),
+        )
+        submitted = [submit(scheduler, client) for client in clients]
+        ended = {job for job in submitted if isinstance(job, Job) and job.ended.is_set()}
+        assert scheduler.waiting == {
+            "tiny": sum(isinstance(job, Job) and job not in ended for job in submitted)
+        }
+        for job in set(submitted) - ended:
+            if isinstance(job, Job):
+                scheduler.stop(job, CANCELLED)
+        return submitted
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("clients", "outcome"),
+    [
+        ("aaaa", "wwwr"),  # nobody else waits: all of the queue is one client's
+        ("aaab", "wwhw"),  # the newest of the client that has most makes place
+        ("aaabb", "wwhwr"),  # three for two clients: one each, and no more by force
+        ("aabc", "whww"),
+        ("abcd", "wwwr"),  # all have one: the first to come stay
+    ],
+)
+def test_a_full_queue_is_shared_among_clients(clients: str, outcome: str, tmp_path: Path) -> None:
+    """w: it waits, h: it was handed back, r: it was refused."""
+    submitted = scheduled(clients, 3, tmp_path)
+    for job, what in zip(submitted, outcome, strict=True):
+        if what == "r":
+            error: ApiError | None = job if isinstance(job, ApiError) else None
+        else:
+            assert isinstance(job, Job)
+            error = job.error
+        assert error
+        if what == "w":
+            assert error is CANCELLED  # in the end, by the test
+        else:
+            assert (error.status, error.detail.code) == (429, "queue_full")
+            assert int(error.headers["Retry-After"]) >= 1
+
+
+def test_a_folder_gives_its_bundles_name_however_it_is_written(
+    forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(forked_bundle.parent)
+    folder, name = forked_bundle.name, intaglio.Bundle.open(forked_bundle).name
+    for argument in (folder, f"{folder}/", f"./{folder}", f"./{folder}/", f"{forked_bundle}//"):
+        assert open_model(argument).name == name
+    assert open_model(f"other=./{folder}/").name == "other"
+    with pytest.raises(UsageError, match=f"NAME={folder}"):
+        open_model(f"={folder}/")
+
+
+def test_only_as_many_models_make_room_as_it_takes(forked_bundle: Path) -> None:
+    arguments = [f"{name}={forked_bundle}" for name in "abc"]
+    models = Models(arguments, memory_bytes=2 * open_model(arguments[0]).bytes)
+    a, b, c = models
+    models.reserve(b)
+    models.reserve(a)
+    b.last_used, a.last_used = 1.0, 2.0
+    waiter = threading.Thread(target=models.reserve, args=[c])
+    waiter.start()
+    wait_until(lambda: b.wanted)
+    assert not a.wanted
+    models.release(a)  # sooner than the one that was asked
+    waiter.join()
+    assert c.in_use
+    assert not any(model.wanted for model in models)
+
+
+def test_a_closing_server_loads_nothing_more(
+    forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    arguments = [f"{name}={forked_bundle}" for name in "ab"]
+    room = open_model(arguments[0]).bytes
+    open_pipeline = Pipeline.open
+
+    def recorded(*args: Any, **keywords: Any) -> intaglio.Pipeline:
+        opened.append("one")
+        return open_pipeline(*args, **keywords)
+
+    monkeypatch.setattr(Pipeline, "open", recorded)
+    with serving(*arguments, memory_bytes=room, limits={"steps": LONG}) as server:
+        runs = server.post_job(model="a", steps=LONG)
+        wait_until(lambda: server.job(runs["id"])["status"] == "running")
+        server.post_job(model="b", steps=1)
+        wait_until(lambda: server.services.models.get("a").wanted)
+    assert opened == ["one"]
