@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from intaglio_export.passes.strip_metadata import strip_metadata
+
 from . import classifier, data
 
 # As evaluate.py draws prompts: half without a tone, a quarter dark, a quarter light.
@@ -47,17 +49,18 @@ def main(argv: list[str] | None = None) -> int:
         return 3
     out = args.model / "judge"
     out.mkdir(exist_ok=True)
-    torch.onnx.export(
+    program = torch.onnx.export(
         Judge(network).eval(),
         (torch.rand(2, 32, 32, 3),),
-        out / "judge.onnx",
         input_names=["images"],
         output_names=["features", "logits"],
         dynamic_shapes=({0: torch.export.Dim("images")},),
         dynamo=True,
-        external_data=False,
         verbose=False,
     )
+    assert program is not None
+    strip_metadata(program.model)
+    program.save(out / "judge.onnx", external_data=False)
     features, _ = classifier.describe(network, held)
     np.savez_compressed(out / "reference.npz", features=features.half().numpy())
     prompts = [[data.caption(c, tone), c] for tone in TONES for c in range(len(data.NAMES))]
