@@ -9,12 +9,11 @@ import intaglio
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import QUANTIZE, ExportRequest
 from tests.bench.measuring import interleave, ratio, relative
-from tests.bench.models import PLANTED, ROOT, Model
+from tests.bench.models import PLANTED, Model
 from tests.bench.runtimes import FORKED, Runtime, intaglio_runtime
-from tests.bench.sections import Effort, middle, workload_of
+from tests.bench.sections import SHIPPED, Effort, middle, workload_of
 from tests.bench.workload import Workload
 
-SHIPPED = ROOT / "build/bundles"  # of `make bench`, which exports them first
 PROMPT = "an ankle boot"
 # Schedules that intaglio.analysis.reuse found on the shipped model (docs/performance-reuse.md).
 REUSE_STEPS = 28

@@ -13,10 +13,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from intaglio.onnxruntime_library import onnxruntime_library
-from tests.bench.inexact import SHIPPED
 from tests.bench.measuring import spread
 from tests.bench.models import Model
-from tests.bench.sections import Effort, counts, middle, workload_of
+from tests.bench.sections import SHIPPED, Effort, counts, middle, workload_of
 from tests.bench.workload import Workload
 
 # The C++ program itself, so that nothing of Python is measured.

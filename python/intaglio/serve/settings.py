@@ -31,8 +31,8 @@ class Limits(BaseModel):
         prompt_characters: of the prompt, and of the negative prompt.
         body_bytes: of a request's body.
         body_seconds: that a body may take to arrive; a request's head has as long.
-        queue: requests that wait, over all models. Clients share a full one: who holds his part
-            is refused with 429, else the newest request of the client with most gives way.
+        queue: requests that wait, over all models. Clients share a full one: one that holds its
+            share is refused with 429; for another, the newest of the client with most gives way.
         deadline: seconds from acceptance to the end; a request may ask for less.
     """
 
