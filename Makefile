@@ -21,7 +21,7 @@ CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
 EXPORT_SOURCES := $(shell find export -name engines -prune -o -name '*.py' -print) models/bundle.schema.json $(wildcard models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
 
-.PHONY: help setup demo serve test test-python test-cpp test-sanitize test-scaleout lint format parity bench report scale clean
+.PHONY: help setup demo serve test test-python test-cpp test-sanitize lint format parity bench report scale clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
 
@@ -30,8 +30,8 @@ setup: .venv/ready  ## system packages, .venv with the intaglio command
 demo: $(DEMO)/index.html  ## export the shipped model and draw the same seeds four ways
 	@cat $(DEMO)/summary.txt
 
-serve: $(BUNDLE)/bundle.json  ## serve the shipped model: OpenAI's image endpoint and a page (docs/serving.md)
-	exec $(BIN)/intaglio serve $(BUNDLE)
+serve: $(BUNDLE)/bundle.json  ## serve the shipped model (docs/serving.md); FLAGS="--port 9000"
+	@exec $(BIN)/intaglio serve $(BUNDLE) $(FLAGS)
 
 test: lint test-cpp test-sanitize test-python  ## everything that CI runs
 
@@ -119,14 +119,11 @@ build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies
 	cmake/triton_server.sh $(@D) $(BIN)/python
 	touch $@
 
-# A process a core: more threads would only wait for each other.
-test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/tensorrt/build.ninja build/deps/onnxruntime-gpu/ready  ## Python, parity, integration and structure tests
+# A process a core: more threads would only wait for each other. Clusters have the machine for themselves.
+test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/tensorrt/build.ninja build/deps/onnxruntime-gpu/ready build/deps/triton/ready  ## Python, parity, integration and structure tests
 	cmake --build --preset tensorrt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile
-
-# Not part of `make test` yet: Ray's did not pass on every run.
-test-scaleout: $(BUNDLE)/bundle.json build/deps/triton/ready  ## tests on a local Ray cluster and in Triton
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone -n 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
 
 parity: .venv/ready  ## measure every family against diffusers and write docs/parity.md
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity/families --parity-table docs/parity.md

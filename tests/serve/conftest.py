@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -50,8 +51,10 @@ def read_metric(client: httpx2.Client, name: str, **labels: str) -> float:
 class Running:
     """A server that answers, and its inside."""
 
-    def __init__(self, app: FastAPI, loop: asyncio.AbstractEventLoop, url: str) -> None:
-        self.app, self.loop, self.url = app, loop, url
+    def __init__(
+        self, app: FastAPI, loop: asyncio.AbstractEventLoop, server: uvicorn.Server, url: str
+    ) -> None:
+        self.app, self.loop, self.server, self.url = app, loop, server, url
         self.client = httpx2.Client(base_url=url, timeout=120)
 
     @property
@@ -101,17 +104,24 @@ class Running:
 
 
 @contextmanager
-def serving(*bundles: str | Path, **settings: Any) -> Iterator[Running]:
-    """A server of `bundles`, each a folder or NAME=FOLDER."""
+def serving(
+    *bundles: str | Path, send_buffer: int | None = None, **settings: Any
+) -> Iterator[Running]:
+    """A server of `bundles`, each a folder or NAME=FOLDER.
+
+    `send_buffer`: bytes that the system keeps for a client that does not read.
+    """
     given = Settings.model_validate(settings)
     models = Models([str(b) for b in bundles], threads=1, memory_bytes=given.memory_bytes)
     app = create_app(models, given)
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn_config(app, given.limits.body_seconds))
+    if send_buffer:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    server = uvicorn.Server(uvicorn_config(app, given))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_until_complete, args=[server.serve([listener])])
     thread.start()
-    running = Running(app, loop, f"http://127.0.0.1:{listener.getsockname()[1]}")
+    running = Running(app, loop, server, f"http://127.0.0.1:{listener.getsockname()[1]}")
     try:
         assert running.client.get("/readyz").status_code == 200  # waits in the socket's queue
         yield running

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import httpx2
+import psutil
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -21,7 +23,10 @@ from intaglio.serve.cli import Server
 from intaglio.serve.connections import listen
 from intaglio.serve.page import add_page
 from intaglio.serve.settings import Settings
+from tests.integration.conftest import ROOT, absent
 from tests.serve.conftest import serving
+
+SHIPPED = ROOT / "build" / "bundles" / "fashion-sd3"
 
 
 def refused(*arguments: str | Path) -> tuple[int, str]:
@@ -68,6 +73,30 @@ def test_bundles_are_checked_at_start(forked_bundle: Path, tmp_path: Path) -> No
     assert (code, "bundle.json" in line) == (3, True)
     code, line = refused(forked_bundle, forked_bundle)
     assert (code, f"NAME={forked_bundle}" in line) == (2, True)
+
+
+def test_make_serve_starts_the_shipped_model() -> None:
+    if not (SHIPPED / "bundle.json").exists():
+        absent("needs the shipped model's bundle: make demo")
+    # What it is made of is not made again here: other tests use it.
+    old = [".venv/ready", ".venv/dependencies", "build/bundles/fashion-sd3/bundle.json"]
+    line = ["make", "serve", "FLAGS=--port 0", *(f"--old-file={name}" for name in old)]
+    with subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout
+        try:
+            said = process.stdout.readline()
+            url = said.removeprefix("intaglio: serving on ").strip()
+            with httpx2.Client(base_url=url, timeout=120) as client:
+                body = {"model": "fashion-sd3", "prompt": "a dress", "steps": 1}
+                assert client.post("/v1/images/generations", json=body).status_code == 200
+            (server,) = psutil.Process(process.pid).children()
+            server.terminate()
+            assert process.wait(120) == 0
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_taken_port_is_said(forked_bundle: Path) -> None:

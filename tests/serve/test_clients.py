@@ -66,18 +66,47 @@ def test_half_a_head_is_not_waited_for(forked_bundle: Path) -> None:
         assert server.client.get("/healthz").status_code == 200
 
 
-def test_a_slow_reader_slows_nobody(server: Running) -> None:
-    """It is sent every step that it has missed."""
-    steps = 150
-    job = server.post_job(steps=steps, size="96x96")
-    with connect(server, receive_buffer=4096) as slow:
-        slow.sendall(f"GET /v1/jobs/{job['id']}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        wait_until(lambda: server.job(job["id"])["status"] == "done")
-        seen = b""
-        while b"event: done" not in seen:
-            seen += slow.recv(1 << 20)
-    assert seen.count(b"event: step") == steps
-    assert b"event: preview" in seen
+def test_a_slow_reader_slows_nobody(forked_bundle: Path) -> None:
+    """What it does not read is not written, and it is sent every step that it has missed."""
+    steps = 2000  # more text than all buffers hold
+    with serving(forked_bundle, send_buffer=4096, limits={"steps": steps}) as server:
+        job = server.post_job(steps=steps)
+        with connect(server, receive_buffer=4096) as slow:
+            url = f"/v1/jobs/{job['id']}/events"
+            slow.sendall(f"GET {url} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            wait_until(lambda: server.job(job["id"])["status"] == "done")
+            held_back = [c.flow.write_paused for c in server.server.server_state.connections]
+            assert sum(held_back) == 1
+            seen = b""
+            while b"event: done" not in seen:
+                seen += slow.recv(1 << 20)
+        assert seen.count(b"event: step") == steps
+        assert 0 < seen.count(b"event: preview") < steps
+
+
+def test_connections_have_a_limit(forked_bundle: Path) -> None:
+    with serving(forked_bundle, limits={"connections": 3}) as server:
+        idle = [connect(server) for _ in range(2)]  # and the client's own
+        assert server.client.get("/healthz").status_code == 200
+        idle.append(connect(server))
+        wait_until(lambda: server.client.get("/healthz").status_code == 503)
+        for client in idle:
+            client.close()
+        wait_until(lambda: server.client.get("/healthz").status_code == 200)
+
+
+@pytest.mark.parametrize(("proxies", "client"), [(["127.0.0.1"], "192.0.2.7"), ([], "127.0.0.1")])
+def test_a_proxy_says_whom_it_asks_for(
+    forked_bundle: Path, caplog: pytest.LogCaptureFixture, proxies: list[str], client: str
+) -> None:
+    with serving(forked_bundle, proxies=proxies) as server, caplog.at_level("INFO", "intaglio.serve"):
+        headers = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}
+        body = {"prompt": PROMPT, "steps": 1}
+        answer = server.client.post("/v1/images/generations", json=body, headers=headers)
+        scheme = httpx2.URL(answer.json()["data"][0]["url"]).scheme
+    assert scheme == ("https" if proxies else "http")
+    fields = [vars(record).get("fields", {}) for record in caplog.records]
+    assert [line["client"] for line in fields if line.get("method") == "POST"] == [client]
 
 
 BODY = b'{"prompt": "a boot", "n": 1, "size": "32x32", "steps": 2, "cfg_scale": [1, 2], "seed": 7}'

@@ -186,6 +186,24 @@ def test_probes_need_no_key(keyed: Running) -> None:
         assert keyed.client.get(path).status_code == 200
 
 
+def test_kept_embeddings_stay_within_their_bytes(forked_bundle: Path) -> None:
+    """There is room for two texts: the empty negative one of every request, and one prompt."""
+    one = intaglio.Pipeline.open(forked_bundle).embed(PROMPT)
+    parts = (one.prompt_embeds, one.prompt_attention_mask, one.pooled_prompt_embeds)
+    room = 2 * sum(part.nbytes for part in parts if part is not None)
+    with serving(forked_bundle, embedding_bytes=room) as server:
+        for prompt in ("a", "a", "b", "a"):
+            body = {"prompt": prompt, "steps": 1}
+            server.client.post("/v1/images/generations", json=body).raise_for_status()
+        assert server.metric("embedding_cache_total", result="miss") == 1 + 3
+        assert server.metric("embedding_cache_total", result="hit") == 1 + 3
+        assert server.services.cache.nbytes == room
+    with serving(forked_bundle, embedding_bytes=0) as server:
+        body = {"prompt": PROMPT, "steps": 1}
+        server.client.post("/v1/images/generations", json=body).raise_for_status()
+        assert server.services.cache.nbytes == 0
+
+
 def test_what_a_request_counts(forked_bundle: Path) -> None:
     with serving(f"tiny={forked_bundle}", max_batch=2) as server:
         body = {"prompt": PROMPT, "n": 2, "steps": 4, "dg_window": [0, 0.5]}

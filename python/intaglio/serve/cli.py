@@ -87,7 +87,7 @@ class Server(uvicorn.Server):
     """Uvicorn that, when told to stop, first lets the scheduler drain while it still answers."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
-        super().__init__(uvicorn_config(app, settings.limits.body_seconds))
+        super().__init__(uvicorn_config(app, settings))
         self._app, self._settings = app, settings
         self._draining: list[asyncio.Task[None]] = []
 

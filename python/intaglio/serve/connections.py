@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from intaglio import UnavailableError
+from intaglio.serve.settings import Settings
 
 # Seconds that answers have to reach slow readers once everything has run.
 LAST_BYTES = 5
@@ -34,17 +35,19 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def uvicorn_config(app: FastAPI, head_seconds: float) -> uvicorn.Config:
-    """How uvicorn runs `app`; a request's head has `head_seconds` to arrive."""
+def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn runs `app`; a request's head has as long to arrive as its body."""
 
     class Connection(_Connection):
-        seconds = head_seconds
+        seconds = settings.limits.body_seconds
 
     return uvicorn.Config(
         app,
         http=Connection,
         log_config=None,
         access_log=False,
+        forwarded_allow_ips=list(settings.proxies),
+        limit_concurrency=settings.limits.connections + 1,  # it refuses from this number on
         timeout_graceful_shutdown=LAST_BYTES,
     )
 

@@ -48,13 +48,18 @@ class TextEmbedding:
 
 
 class EmbeddingCache:
-    """Embeddings by text and encoders, up to so many bytes of arrays; for any thread."""
+    """Embeddings by text and encoders, up to so many bytes of arrays; for any thread.
+
+    Attributes:
+        nbytes: of the arrays that are kept.
+        hits: lookups of what was kept. misses: of what had to be encoded.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._bytes = 0
         self._kept: OrderedDict[tuple[str, str], TextEmbedding] = OrderedDict()
         self._lock = threading.Lock()
+        self.nbytes = 0
         self.hits = 0
         self.misses = 0
 
@@ -90,7 +95,7 @@ class EmbeddingCache:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = embedding
-                self._bytes += embedding.nbytes
-            while self._bytes > self._capacity:
-                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+                self.nbytes += embedding.nbytes
+            while self.nbytes > self._capacity:
+                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
         return embedding

@@ -21,7 +21,7 @@ from intaglio import InputError, UsageError
 
 
 class Limits(BaseModel):
-    """The most that one request may ask for; checked before any work starts.
+    """The most that one request may ask for, or all together; checked before any work starts.
 
     Attributes:
         width: pixels. height: pixels.
@@ -31,6 +31,7 @@ class Limits(BaseModel):
         prompt_characters: of the prompt, and of the negative prompt.
         body_bytes: of a request's body.
         body_seconds: that a body may take to arrive; a request's head has as long.
+        connections: that are open at once; a further one is answered with 503.
         queue: requests that wait, over all models. Clients share a full one: one that holds its
             share is refused with 429; for another, the newest of the client with most gives way.
         deadline: seconds from acceptance to the end; a request may ask for less.
@@ -46,6 +47,7 @@ class Limits(BaseModel):
     prompt_characters: PositiveInt = 4000
     body_bytes: PositiveInt = 64 * 1024
     body_seconds: PositiveFloat = 10.0
+    connections: PositiveInt = 1024
     queue: PositiveInt = 64
     deadline: PositiveFloat = 600.0
 
@@ -57,6 +59,8 @@ class Settings(BaseModel):
         host: address to listen on. port: 0 takes a free one.
         api_keys: file with a key a line; None: no keys are asked for.
         cors: origins whose pages may call the server.
+        proxies: addresses or networks of reverse proxies, whose X-Forwarded-For and
+            X-Forwarded-Proto are believed; "*": anybody's.
         device: as `Pipeline.open` takes it. threads: likewise.
         max_batch: images that share one run of the transformer.
         memory_bytes: of loaded bundles, by the size of their files; None: no limit.
@@ -73,6 +77,7 @@ class Settings(BaseModel):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     api_keys: Path | None = None
     cors: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ("127.0.0.1",)
     device: str = "auto"
     threads: NonNegativeInt = 0
     max_batch: PositiveInt = 8

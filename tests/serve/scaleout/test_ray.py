@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,6 +49,8 @@ AUTOSCALING = {
     "metrics_interval_s": 1,
 }  # fmt: skip
 FEW = 500  # steps that take long enough for something to happen meanwhile
+# Models that nothing has loaded yet, each for one try.
+FRESH = [f"fresh-{number}" for number in range(7)]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def folder() -> Iterator[Path]:
 def url(
     forked_bundle: Path, dual_bundle: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """A cluster with the application, of two models, on one replica."""
+    """A cluster with the application, of several models, on one replica."""
     config = tmp_path_factory.mktemp("ray") / "serve.toml"
     config.write_text(CONFIG)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -74,7 +77,7 @@ def url(
     )  # fmt: skip
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        bundles = [f"tiny={forked_bundle}", f"twin={dual_bundle}"]
+        bundles = [f"tiny={forked_bundle}", *(f"{name}={dual_bundle}" for name in FRESH)]
         serve.run(app(Arguments(bundles=bundles, config=config, autoscaling=AUTOSCALING)))
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -161,7 +164,7 @@ def test_openais_client_gets_the_image_of_generate(
     client: openai.OpenAI, pipeline: intaglio.Pipeline
 ) -> None:
     assert_drawn(pipeline, draw(client, 3, steps=5), 3, 5)
-    assert {model.id for model in client.models.list().data} == {"tiny", "twin"}
+    assert {model.id for model in client.models.list().data} == {"tiny", *FRESH}
     with pytest.raises(openai.BadRequestError) as refused:
         draw(client, 3, steps=20_000)
     assert refused.value.param == "steps"
@@ -213,26 +216,31 @@ def test_a_killed_replica_loses_no_request(
 
 @pytest.mark.usefixtures("grown")
 def test_a_request_goes_where_its_model_is(client: openai.OpenAI, folder: Path) -> None:
-    """By and by, since Ray tells its router of models without telling anybody when."""
+    """Once Ray has told its router of the model, which it does without telling anybody when.
+
+    Requests that come before may go to another replica, which then has the model too. So each try
+    is of a model that nobody has, and waits longer than the last one.
+    """
     runs = 20
 
-    def drawn() -> Counter[str]:
-        """Runs of the model by process, as each has logged them."""
+    def drawn(model: str) -> Counter[str]:
+        """Runs of the model by process, as each has logged them; the front logs all of them."""
         return Counter(
             path.name
             for path in folder.glob("session_latest/logs/worker-*.err")
             for line in path.read_text().splitlines()
-            if '"event": "job"' in line and json.loads(line)["model"] == "twin"
+            if '"event": "job"' in line and json.loads(line)["model"] == model
         )
 
-    def go_to_one() -> bool:
-        before = drawn()
+    for number, model in enumerate(FRESH):
+        draw(client, 0, model=model, steps=1)
+        time.sleep(2**number)
         for seed in range(runs):
-            draw(client, seed, model="twin", steps=1)
-        wait_until(lambda: (drawn() - before).total() == 2 * runs)  # the front logs them as well
-        return sorted((drawn() - before).values()) == [runs, runs]
-
-    wait_until(go_to_one)
+            draw(client, seed, model=model, steps=1)
+        wait_until(lambda m=model: drawn(m).total() == 2 * (runs + 1))
+        if sorted(drawn(model).values()) == [runs + 1, runs + 1]:
+            return
+    pytest.fail("it goes anywhere")
 
 
 def test_a_killed_front_comes_back(
