@@ -19,12 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, quantiles
+from statistics import mean, median, quantiles
 from typing import Any
 
 import httpx2
 
 CLIENTS = (1, 2, 4, 8)
+ROUNDS = 3
 # What clients ask for differs in guidance, steps and seed, and is of one shape.
 MIX: list[dict[str, Any]] = [
     {},
@@ -53,13 +54,16 @@ class Point:
     """What so many clients got. Seconds.
 
     Attributes:
+        images_per_second: of each round.
+        speedup: of each round, over that without batching.
         queue_ratio_p99: of the time in the queue, over the mean service time times the place.
     """
 
     batching: bool
     clients: int
     requests: int
-    images_per_second: float
+    images_per_second: list[float]
+    speedup: list[float]
     latency_p50: float
     latency_p99: float
     queued_p99: float
@@ -135,19 +139,35 @@ def p99(values: list[float]) -> float:
     return quantiles(values, n=100, method="inclusive")[98]
 
 
-def measure(bundle: Path, batching: bool, clients: int, requests: int) -> Point:
-    """One row of the table, on a server of its own that has drawn once."""
-    with server(bundle, 8 if batching else 1) as (url, _):
-        drive(url, 1, 1)
-        asked, seconds = drive(url, clients, requests)
+def measure(bundle: Path, clients: int, requests: int) -> list[Point]:
+    """Two rows of the table: without batching and with it, in turns, as the machine drifts."""
+    asked: dict[bool, list[Asked]] = {False: [], True: []}
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    with server(bundle, 1) as (single, _), server(bundle, 8) as (batching, _):
+        urls = {False: single, True: batching}
+        for url in urls.values():
+            drive(url, 1, 1)
+        for _ in range(ROUNDS):
+            for on, url in urls.items():
+                answers, seconds = drive(url, clients, requests // ROUNDS)
+                asked[on] += answers
+                rates[on].append(len(answers) / seconds)
+    return [point(on, clients, asked[on], rates[on], rates[False]) for on in urls]
+
+
+def point(
+    batching: bool, clients: int, asked: list[Asked], rates: list[float], single: list[float]
+) -> Point:
+    """A row; `rates` and `single` are images a second of each round, here and without batching."""
     service = mean(one.service for one in asked)
     latencies = [one.latency for one in asked]
     return Point(
         batching=batching,
         clients=clients,
-        requests=requests,
-        images_per_second=requests / seconds,
-        latency_p50=quantiles(latencies, n=2)[0],
+        requests=len(asked),
+        images_per_second=rates,
+        speedup=[rate / other for rate, other in zip(rates, single, strict=True)],
+        latency_p50=median(latencies),
         latency_p99=p99(latencies),
         queued_p99=p99([one.queued for one in asked]),
         queue_ratio_p99=p99([one.queued / (service * one.place) for one in asked]),
@@ -172,14 +192,16 @@ def page(points: list[Point], resident: list[tuple[int, int]], bundle: str) -> s
         "",
         f"`python -m tests.serve.load` on {bundle}, {os.cpu_count()} cores, all on one"
         " machine. Clients ask for their next image when they have the last; requests differ in"
-        " guidance, steps (8 to 12) and seed. Seconds.",
+        f" guidance, steps (8 to 12) and seed. {points[0].requests} requests a row, in {ROUNDS}"
+        " rounds that take turns with and without batching: medians [extremes]. Seconds.",
         "",
-        "| batching | clients | images/s | latency p50 | p99 | queue p99 | p99 of queue /"
-        " (mean service x place) |",
-        "|---|---|---|---|---|---|---|",
+        "| batching | clients | images/s | over no batching | latency p50 | p99 | queue p99 |"
+        " p99 of queue / (mean service x place) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {'on' if p.batching else 'off'} | {p.clients} | {p.images_per_second:.2f} |"
+        f"| {'on' if p.batching else 'off'} | {p.clients} | {median(p.images_per_second):.2f} |"
+        f" {median(p.speedup):.2f} [{min(p.speedup):.2f}, {max(p.speedup):.2f}] |"
         f" {p.latency_p50:.2f} | {p.latency_p99:.2f} | {p.queued_p99:.2f} |"
         f" {p.queue_ratio_p99:.2f} |"
         for p in points
@@ -197,11 +219,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=120, help="for each row of the table")
     parser.add_argument("--memory", type=int, default=1000, help="requests; 0: leave it out")
     options = parser.parse_args()
-    points = [
-        measure(options.bundle, batching, clients, options.requests)
-        for clients in CLIENTS
-        for batching in (False, True)
-    ]
+    points = [p for n in CLIENTS for p in measure(options.bundle, n, options.requests)]
     resident = memory(options.bundle, options.memory) if options.memory else []
     found = {"points": [asdict(point) for point in points], "resident": resident}
     (options.output / "serving-load.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -36,7 +36,11 @@ def test_every_request_under_load_has_its_image(
 
 
 def test_the_page_has_a_row_for_each_point() -> None:
-    points = [Point(b, n, 10, 1.0, 1.0, 1.0, 1.0, 1.0) for n in CLIENTS for b in (False, True)]
+    rates, ratios = [3.0, 9.0, 4.0], [1.0, 2.0, 1.5]
+    points = [
+        Point(on, n, 12, rates, ratios, 1.0, 1.0, 1.0, 1.0) for n in CLIENTS for on in (False, True)
+    ]
     text = page(points, [(100, 10**8)], "tiny")
     assert text.count("| on |") == text.count("| off |") == len(CLIENTS)
+    assert text.count("| 4.00 | 1.50 [1.00, 2.00] |") == len(points)
     assert "| 100 | 100 |" in text
