@@ -99,10 +99,8 @@ def test_connections_have_a_limit(forked_bundle: Path) -> None:
 def test_a_proxy_says_whom_it_asks_for(
     forked_bundle: Path, caplog: pytest.LogCaptureFixture, proxies: list[str], client: str
 ) -> None:
-    with (
-        serving(forked_bundle, proxies=proxies) as server,
-        caplog.at_level("INFO", "intaglio.serve"),
-    ):
+    caplog.set_level("INFO", "intaglio.serve")
+    with serving(forked_bundle, proxies=proxies) as server:
         headers = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}
         body = {"prompt": PROMPT, "steps": 1}
         answer = server.client.post("/v1/images/generations", json=body, headers=headers)

@@ -77,7 +77,7 @@ class Settings(BaseModel):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     api_keys: Path | None = None
     cors: tuple[str, ...] = ()
-    proxies: tuple[str, ...] = ("127.0.0.1",)
+    proxies: tuple[str, ...] = ("127.0.0.1", "::1")
     device: str = "auto"
     threads: NonNegativeInt = 0
     max_batch: PositiveInt = 8
