@@ -38,6 +38,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def fetch(url: str) -> httpx2.Response:
+    """An answer that a machine with other things to do may take its time for."""
+    return httpx2.get(url, timeout=120)
+
+
 def read_metric(client: httpx2.Client, name: str, **labels: str) -> float:
     """A number of /metrics, read with Prometheus' own parser: the sum over other labels."""
     return sum(
@@ -74,9 +79,11 @@ class Running:
     def full(self, **fields: Any) -> Iterator[None]:
         """A batch that a run without end fills, so that others wait."""
         job = self.post_job(steps=LONG, n=self.services.settings.max_batch, **fields)
-        wait_until(lambda: self.job(job["id"])["status"] == "running")
-        yield
-        self.client.delete(f"/v1/jobs/{job['id']}").raise_for_status()
+        try:
+            wait_until(lambda: self.job(job["id"])["status"] == "running")
+            yield
+        finally:
+            self.client.delete(f"/v1/jobs/{job['id']}").raise_for_status()
 
     def job(self, job_id: str) -> dict[str, Any]:
         shown: dict[str, Any] = self.client.get(f"/v1/jobs/{job_id}").json()

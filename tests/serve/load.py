@@ -81,8 +81,10 @@ def server(bundle: Path, max_batch: int) -> Iterator[tuple[str, int]]:
         text=True,
     ) as process:
         assert process.stdout
-        yield process.stdout.readline().split()[-1], process.pid
-        process.terminate()
+        try:
+            yield process.stdout.readline().split()[-1], process.pid
+        finally:
+            process.terminate()
 
 
 def fields(number: int) -> dict[str, Any]:

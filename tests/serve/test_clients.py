@@ -24,6 +24,16 @@ def connect(server: Running, receive_buffer: int = 0) -> socket.socket:
     return client
 
 
+def read_until(client: socket.socket, end: bytes) -> bytes:
+    """All that comes, up to `end` and what comes with it."""
+    seen = b""
+    while end not in seen:
+        part = client.recv(1 << 20)
+        assert part, f"the server closed after {seen[-1000:]!r}"
+        seen += part
+    return seen
+
+
 HALF = (
     b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     b'Content-Length: 1000\r\n\r\n{"prompt"'
@@ -51,14 +61,13 @@ def test_half_a_body_is_not_waited_for(forked_bundle: Path) -> None:
 
 def test_half_a_head_is_not_waited_for(forked_bundle: Path) -> None:
     head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    with serving(forked_bundle, limits={"body_seconds": 1}) as server:
-        clients = [connect(server) for _ in range(4)]
-        for client, sent in zip(clients, (b"", b"G", head[:-2], head), strict=True):
-            client.sendall(sent)
-        whole = b""
-        while not whole.endswith(b'{"status":"ok"}'):
-            whole += clients[3].recv(1000)
-        clients[3].sendall(head[:-2])
+    with serving(forked_bundle, limits={"body_seconds": 5}) as server:
+        clients = []
+        for sent in (head, b"", b"G", head[:-2]):
+            clients.append(connect(server))
+            clients[-1].sendall(sent)
+        read_until(clients[0], b'{"status":"ok"}')
+        clients[0].sendall(head[:-2])
         for client in clients:
             answer = client.makefile("rb").read()  # to the end: the server closes
             assert answer.startswith(b"HTTP/1.1 408")
@@ -75,11 +84,10 @@ def test_a_slow_reader_slows_nobody(forked_bundle: Path) -> None:
             url = f"/v1/jobs/{job['id']}/events"
             slow.sendall(f"GET {url} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             wait_until(lambda: server.job(job["id"])["status"] == "done")
-            held_back = [c.flow.write_paused for c in server.server.server_state.connections]
-            assert sum(held_back) == 1
-            seen = b""
-            while b"event: done" not in seen:
-                seen += slow.recv(1 << 20)
+            connections = server.server.server_state.connections
+            assert sum(c.flow.write_paused for c in list(connections)) == 1
+            assert server.events(server.post_job(steps=1)["id"])[-1][0] == "done"
+            seen = read_until(slow, b"event: done")
         assert seen.count(b"event: step") == steps
         assert 0 < seen.count(b"event: preview") < steps
 

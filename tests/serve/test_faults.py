@@ -60,8 +60,9 @@ class Process:
         return read_metric(self.client, name)
 
     def lines(self, event: str) -> list[dict[str, Any]]:
-        """The log's lines of one kind; every line has to be JSON."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+        """The log's lines of one kind; every line has to be JSON, but for one being written."""
+        whole, _, _ = self.log.read_text().rpartition("\n")
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if line["event"] == event]
 
 
@@ -87,9 +88,9 @@ def command(
         preexec_fn=limit,
     ) as process:
         assert process.stdout
-        address = process.stdout.readline()
-        assert address.startswith("intaglio: serving on http://127.0.0.1:"), log.read_text()
         try:
+            address = process.stdout.readline()
+            assert address.startswith("intaglio: serving on http://127.0.0.1:"), log.read_text()
             yield Process(process, address.split()[-1], log)
         finally:
             process.kill()
@@ -161,6 +162,7 @@ def test_killed_under_load_it_starts_again_and_has_its_images(
     for part in parts:
         part.write_bytes(b"of a write that was killed")
     os.utime(parts[0], (0, 0))
+    os.utime(parts[1], (2**32, 2**32))  # new, for as long as this takes
     with command(forked_bundle, tmp_path) as server:
         assert server.client.get(httpx2.URL(url).path).content == png
         wait_until(lambda: not parts[0].exists())
@@ -265,7 +267,7 @@ def test_memory_is_flat_over_a_thousand_requests(forked_bundle: Path, tmp_path: 
                 assert all(pool.map(ask, range(requests)))
             resident.append(process.memory_info().rss)
         # Any of its images, tensors or events would be as much each time.
-        assert resident[1] - resident[0] < 400 * 8_000, resident
+        assert resident[1] - resident[0] < 400 * 4_000, resident
 
 
 @pytest.fixture(scope="module")

@@ -140,8 +140,9 @@ def test_cancelling_what_has_ended_changes_nothing(server: Running) -> None:
 
 @pytest.mark.parametrize("state", ["running", "queued"])
 def test_a_deadline_ends_it(server: Running, state: str) -> None:
+    server.events(server.post_job(steps=1)["id"])  # the model is loaded
     with server.full() if state == "queued" else nullcontext():
-        job = server.post_job(steps=LONG, deadline=5)
+        job = server.post_job(steps=LONG, size="96x96", deadline=10)
         if state == "running":
             assert server.events(job["id"], until="step")[-1][0] == "step"
         name, data = server.events(job["id"])[-1]
@@ -149,7 +150,7 @@ def test_a_deadline_ends_it(server: Running, state: str) -> None:
     assert (name, data) == ("error", ended["error"])
     assert ended["status"] == "failed"
     assert ended["error"]["code"] == "deadline_exceeded"
-    assert ended["error"]["message"] == "the request did not end within 5 seconds"
+    assert ended["error"]["message"] == "the request did not end within 10 seconds"
 
 
 def test_a_client_that_disconnects_ends_its_run(server: Running) -> None:

@@ -6,14 +6,13 @@ import base64
 import io
 from typing import Any
 
-import httpx2
 import numpy as np
 import openai
 import pytest
 from PIL import Image
 
 import intaglio
-from tests.serve.conftest import PROMPT, Running
+from tests.serve.conftest import PROMPT, Running, fetch
 
 # As fields of a request, and as keywords of generate().
 SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -71,7 +70,7 @@ def test_several_images_have_seeds_in_a_row(
     assert answer.data
     for given, image in zip(answer.data, expected, strict=True):
         assert given.url
-        fetched = httpx2.get(given.url)
+        fetched = fetch(given.url)
         assert fetched.headers["content-type"] == "image/png"
         np.testing.assert_array_equal(pixels(fetched.content), np.asarray(image))
 

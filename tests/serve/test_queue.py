@@ -82,9 +82,11 @@ def test_clients_take_turns_each_in_its_own_order(clients: list[str]) -> None:
 def full(server: Running) -> Iterator[None]:
     """The batch of one is taken by a run without end, so that others wait."""
     job = post(server, "first-key", steps=LONG).json()
-    wait_until(lambda: of_key(server, "GET", job, "first-key").json()["status"] == "running")
-    yield
-    of_key(server, "DELETE", job, "first-key").raise_for_status()
+    try:
+        wait_until(lambda: of_key(server, "GET", job, "first-key").json()["status"] == "running")
+        yield
+    finally:
+        of_key(server, "DELETE", job, "first-key").raise_for_status()
 
 
 def test_a_client_with_one_request_passes_one_with_many(keyed: Running) -> None:

@@ -33,6 +33,7 @@ def watch(browser: Browser, server: Any) -> Iterator[Watch]:
     context = browser.new_context(
         base_url=server.url, permissions=["clipboard-read", "clipboard-write"]
     )
+    context.set_default_timeout(120_000)
     watch = Watch(context.new_page())
     watch.page.goto("/")
     expect(watch.page.get_by_role("button", name="Generate")).to_be_enabled()

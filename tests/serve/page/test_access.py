@@ -6,11 +6,11 @@ import json
 import re
 from typing import Any
 
-import httpx2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect
 
+from tests.serve.conftest import fetch
 from tests.serve.page.browser import PROMPT, Watch, pixels, press, wait_until
 
 PHONE = {"width": 360, "height": 740}
@@ -48,7 +48,7 @@ def test_a_prompt_that_is_cut_is_told(page: Page, watch: Watch, server: Any) -> 
     page.get_by_label("Prompt", exact=True).fill("boot " * 200)
     press(page, "Compare")
     wait_until(page, "Done.")
-    said = httpx2.get(f"{server.url}/v1/jobs/{watch.created()[0]}").json()["notes"]
+    said = fetch(f"{server.url}/v1/jobs/{watch.created()[0]}").json()["notes"]
     assert said
     notes = page.locator("#notes")
     expect(notes).to_have_text("; ".join(said))  # not once for each of the four

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from playwright.sync_api import Page, expect
 
+from tests.serve.conftest import fetch
 from tests.serve.page.browser import PROMPT, Watch, assert_same, decoded, pixels, press, wait_until
 
 # So many steps that a run is there until it is stopped; within what the tests' server allows.
@@ -36,13 +37,13 @@ def drawn_alone(server: Any, request: dict[str, Any]) -> NDArray[np.uint8]:
     url = f"{server.url}/v1/images/generations"
     answer = httpx2.post(url, json={**request, "response_format": "url"}, timeout=120)
     assert answer.status_code == 200, answer.text
-    return decoded(httpx2.get(answer.json()["data"][0]["url"]).content)
+    return decoded(fetch(answer.json()["data"][0]["url"]).content)
 
 
 def drawn_by(server: Any, job: str) -> NDArray[np.uint8]:
     """[H, W, 3]: the picture of the job of that id."""
-    [url] = httpx2.get(f"{server.url}/v1/jobs/{job}").json()["images"]
-    return decoded(httpx2.get(url).content)
+    [url] = fetch(f"{server.url}/v1/jobs/{job}").json()["images"]
+    return decoded(fetch(url).content)
 
 
 def test_enter_draws_the_picture_that_the_server_draws(
@@ -90,7 +91,7 @@ def test_cancel_ends_the_job_at_the_server(page: Page, watch: Watch, server: Any
     wait_until(page, "Cancelled.")
 
     [job] = watch.created()
-    assert httpx2.get(f"{server.url}/v1/jobs/{job}").json()["status"] == "cancelled"
+    assert fetch(f"{server.url}/v1/jobs/{job}").json()["status"] == "cancelled"
     expect(page.get_by_role("button", name="Generate")).to_be_focused()
     expect(page.get_by_role("button", name="Cancel")).to_be_disabled()
     assert page.get_by_role("alert").inner_text() == ""
@@ -119,7 +120,7 @@ def test_a_page_that_is_left_cancels_its_job(page: Page, watch: Watch, server: A
     page.goto("/healthz")
     # Its events end when the job does.
     assert "event: error" in httpx2.get(f"{url}/events", timeout=60).text
-    assert httpx2.get(url).json()["status"] == "cancelled"
+    assert fetch(url).json()["status"] == "cancelled"
 
 
 def seen(page: Page) -> NDArray[np.uint8]:
@@ -202,6 +203,15 @@ def fill_all(page: Page) -> None:
     page.get_by_label("CFG to").fill("0.8")
 
 
+def copied(page: Page, button: str, word: str) -> str:
+    """What `button` put into the clipboard, in the end; it has `word`."""
+    press(page, button)
+    text = "navigator.clipboard.readText()"
+    page.wait_for_function(f"async (word) => (await {text}).includes(word)", arg=word)
+    found: str = page.evaluate(text)
+    return found
+
+
 def test_curl_and_python_draw_the_same_picture(page: Page, watch: Watch, tmp_path: Path) -> None:
     fill_all(page)
     press(page, "Generate")
@@ -209,14 +219,12 @@ def test_curl_and_python_draw_the_same_picture(page: Page, watch: Watch, tmp_pat
     picture = pixels(page.locator("#left"))
     assert watch.jobs()[0]["cfg_window"] == [0, 0.8]
 
-    press(page, "Copy curl")
-    command = page.evaluate("navigator.clipboard.readText()")
+    command = copied(page, "Copy curl", "curl ")
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     url = json.loads(ran.stdout)["data"][0]["url"]
-    assert_same(decoded(httpx2.get(url).content), picture)
+    assert_same(decoded(fetch(url).content), picture)
 
-    press(page, "Copy Python")
-    program = page.evaluate("navigator.clipboard.readText()")
+    program = copied(page, "Copy Python", "import ")
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
     assert_same(decoded((tmp_path / "picture.png").read_bytes()), picture)
 
