@@ -63,7 +63,7 @@ def _speed(name: str, model: Data) -> Iterator[Goal]:
         times = rows[peer]["ratio_to_forked"]["median"]
         yield Goal(
             f"CFG+DG at m = L/2 at least {factor} times faster than {title}", name,
-            f"{times:.2f} times" + ("" if peer == EAGER else f" ({peer})"), times >= factor,
+            f"{times:.3f} times" + ("" if peer == EAGER else f" ({peer})"), times >= factor,
         )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def _runtimes(name: str, model: Data, folder: Path) -> str:
         axes.text(ratio["high"] + 0.02, place, f" {middle:.2f}", va="center")
     axes.set_yticks(range(len(order)), order)
     axes.margins(x=0.12)
-    axes.set_xlabel("time of CFG+DG beside layout forked, of a round: median and extremes")
+    axes.set_xlabel("time of CFG+DG beside layout forked: median and extremes of rounds")
     axes.set_title(f"{name}: {model['compare']['tokens']} image tokens")
     return _save(figure, folder, f"{name}-runtimes.png")
 
