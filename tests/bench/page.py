@@ -44,7 +44,7 @@ Why those that are not met are not, by what has been profiled on two cores
   anew. Packed at load a step takes 0.94 of the time, enough for mid SD3, for 0.8 s more at
   each start and a private copy of all weights in every process. It is off.
 - *Beside the fastest peer.* The machine has quick and slow minutes, also when nothing else runs. In
-  seven rounds of mid-flux a step of ours took 1.18 s or 1.30 s, and one of ONNX Runtime in one batch
+  seven rounds of mid-flux a step of ours took 1.18 s or 1.30 s, one of ONNX Runtime in one batch
   1.40 s or 1.47 s in the same rounds: 1.19 times in the quick ones, 1.13 times in the slow ones.
 - *Start.* ONNX Runtime's two sessions take 0.12 to 0.15 s to load, of which 0.06 s are its graph
   optimizations, however small the file is: FLUX's is read in 0.06 s. The rest is the run of the
