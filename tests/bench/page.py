@@ -31,7 +31,7 @@ Runtime (its Python package as it comes) and OpenVINO run the graph that torch's
 that, opset {opset}. *Branch by branch* is three calls of one row.
 
 Not in the tables: openvino-genai and stable-diffusion.cpp, which sample by themselves and have no
-third branch; they have not been tried on these models.
+third branch. [What they do on these models](performance-peers.md) with CFG alone.
 """
 
 
