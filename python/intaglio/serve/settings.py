@@ -38,7 +38,7 @@ class Limits(BaseModel):
         deadline: seconds from acceptance to the end; a request may ask for less.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     width: PositiveInt = 2048
     height: PositiveInt = 2048
@@ -72,7 +72,7 @@ class Settings(BaseModel):
         log_prompts: write prompts into the log.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
