@@ -19,9 +19,12 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from intaglio.serve.app import create_app
 from intaglio.serve.cli import Server
 from intaglio.serve.connections import listen
+from intaglio.serve.models import Models
 from intaglio.serve.page import add_page
+from intaglio.serve.scheduler import Scheduler
 from intaglio.serve.settings import Settings
 from tests.integration.conftest import ROOT, absent
 from tests.serve.conftest import serving
@@ -52,6 +55,8 @@ def refused(*arguments: str | Path) -> tuple[int, str]:
         ("[limits]\nstep = 5", "setting limits.step"),
         ("[limits]\nsteps = 0", "limits.steps does not fit"),
         ("port = 70000", "port does not fit"),
+        ("grace = inf", "grace does not fit"),
+        ("[limits]\ndeadline = nan", "limits.deadline does not fit"),
         ("port = ", "cannot read --config"),
         ("memory_bytes = 1000", "memory_bytes is 1000"),
         ('api_keys = "none.txt"', "cannot read --api-keys none.txt"),
@@ -73,6 +78,17 @@ def test_bundles_are_checked_at_start(forked_bundle: Path, tmp_path: Path) -> No
     assert (code, "bundle.json" in line) == (3, True)
     code, line = refused(forked_bundle, forked_bundle)
     assert (code, f"NAME={forked_bundle}" in line) == (2, True)
+
+
+@pytest.mark.parametrize(("device", "code"), [("gpu", 2), ("tensorrt-rtx", 4)])
+def test_a_device_that_is_not_there_is_said(forked_bundle: Path, device: str, code: int) -> None:
+    """As `intaglio generate` says it: there is none of that name, the bundle has no engines."""
+    generate = subprocess.run(
+        [sys.executable, "-m", "intaglio", "generate", forked_bundle, "--device", device],
+        capture_output=True,
+        text=True,
+    )
+    assert refused(forked_bundle, "--device", device) == (code, generate.stderr.strip())
 
 
 def test_make_serve_starts_the_shipped_model() -> None:
@@ -131,6 +147,53 @@ def test_a_signal_while_it_starts_ends_it() -> None:
 
     start(FastAPI(lifespan=lifespan))
     assert ended
+
+
+def test_a_drain_that_fails_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(self: Scheduler, grace: float) -> None:
+        monkeypatch.undo()  # the one at the end is in order
+        raise RuntimeError("not foreseen")
+
+    async def signalled(self: Server, sockets: list[socket.socket] | None = None) -> None:
+        await startup(self, sockets)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    startup = Server.startup
+    monkeypatch.setattr(Scheduler, "drain", failing)
+    monkeypatch.setattr(Server, "startup", signalled)
+    start(create_app(Models([]), Settings()))
+
+
+# A model whose loading takes an hour, in threads that Python would wait for.
+SLOW = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from intaglio import Pipeline
+from intaglio.serve.worker import Worker
+Worker.join.__defaults__ = (0.1,)
+def slow(*args, **keywords):
+    print("loading", flush=True)
+    ThreadPoolExecutor(1).submit(time.sleep, 3600).result()
+Pipeline.open = slow
+from intaglio.__main__ import main
+main()
+"""
+
+
+def test_it_ends_while_a_model_is_loaded(forked_bundle: Path, tmp_path: Path) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text("grace = 0")
+    line = [sys.executable, "-c", SLOW, "serve", forked_bundle, "--port", "0", "--config", config]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            url = process.stdout.readline().split()[-1]
+            httpx2.post(f"{url}/v1/jobs", json={"prompt": "a boot"}).raise_for_status()
+            assert process.stdout.readline() == "loading\n"
+            process.terminate()
+            assert process.wait(120) == 0
+        finally:
+            process.kill()
 
 
 def test_a_start_that_fails_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:

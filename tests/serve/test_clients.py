@@ -6,6 +6,7 @@ import json
 import random
 import socket
 from collections import Counter
+from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -92,15 +93,43 @@ def test_a_slow_reader_slows_nobody(forked_bundle: Path) -> None:
         assert 0 < seen.count(b"event: preview") < steps
 
 
+EARLY = b"HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /healthz " + EARLY + b"Content-Length: 100\r\n\r\n", b"200"),
+        (b"POST /none " + EARLY + b"Transfer-Encoding: chunked\r\n\r\n", b"404"),
+        (b"POST /v1/jobs " + EARLY + b"Content-Length: 1000000\r\n\r\n", b"413"),
+    ],
+)
+def test_an_answer_before_the_body_ends_the_connection(
+    server: Running, head: bytes, status: bytes
+) -> None:
+    with connect(server) as client, client.makefile("rb") as answer:
+        client.sendall(head)
+        assert answer.readline().split()[1] == status
+        with suppress(ConnectionError):  # closed already
+            client.sendall(b"5")
+            answer.read()  # to the end: the server closes
+
+
 def test_connections_have_a_limit(forked_bundle: Path) -> None:
+    """One too many is told so; those that are there go on."""
     with serving(forked_bundle, limits={"connections": 3}) as server:
         idle = [connect(server) for _ in range(2)]  # and the client's own
         assert server.client.get("/healthz").status_code == 200
-        idle.append(connect(server))
-        wait_until(lambda: server.client.get("/healthz").status_code == 503)
+        for _ in range(3):
+            with httpx2.Client(base_url=server.url) as further:
+                refused = further.get("/healthz")
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) >= 1
+            assert refused.json()["error"]["code"] == "connections_full"
+            assert server.client.get("/healthz").status_code == 200
         for client in idle:
             client.close()
-        wait_until(lambda: server.client.get("/healthz").status_code == 200)
+        wait_until(lambda: httpx2.get(f"{server.url}/healthz").status_code == 200)
 
 
 @pytest.mark.parametrize(("proxies", "client"), [(["127.0.0.1"], "192.0.2.7"), ([], "127.0.0.1")])

@@ -109,6 +109,32 @@ def test_events_go_on_behind_the_last_one_seen(server: Running) -> None:
     assert 0 < len(resumed) < len(whole)
 
 
+def test_readers_that_leave_leave_nothing_behind(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = server.post_job(steps=LONG)
+    job = server.services.jobs[made["id"]]
+    for _ in range(40):
+        server.events(made["id"], until="step")  # and gone, in the middle of the stream
+    wait_until(lambda: job.watchers == 0)
+    assert not job.ended.is_set()
+    server.client.delete(f"/v1/jobs/{made['id']}").raise_for_status()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_reader_is_told_that_nothing_happens(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("intaglio.serve.job.PING_SECONDS", 0.01)
+    with server.full():
+        waiting = server.post_job(steps=1)
+        with server.client.stream("GET", f"/v1/jobs/{waiting['id']}/events") as stream:
+            assert stream.headers["cache-control"] == "no-cache"
+            assert stream.headers["x-accel-buffering"] == "no"
+            assert ": ping" in stream.iter_lines()
+    assert server.events(waiting["id"])[-1][0] == "done"
+
+
 def test_a_running_job_is_cancelled_within_a_step(server: Running) -> None:
     job = server.post_job(steps=LONG)
     server.events(job["id"], until="step")
@@ -181,6 +207,14 @@ def test_a_job_is_forgotten_by_its_end(
         assert server.job(long["id"])["status"] == "cancelled"
         found = [server.client.get(f"/v1/jobs/{job['id']}").status_code for job in short]
         assert found == [404, 404, 200]
+
+
+def test_a_job_is_forgotten_when_its_time_is_over(forked_bundle: Path) -> None:
+    """Whether or not another one is posted."""
+    with serving(forked_bundle, image_seconds=0.5) as server:
+        job = server.post_job(steps=1)
+        url = f"/v1/jobs/{job['id']}"
+        wait_until(lambda: server.client.get(url).status_code == 404)
 
 
 def test_the_image_endpoint_has_a_deadline(forked_bundle: Path) -> None:

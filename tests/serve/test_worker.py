@@ -72,6 +72,30 @@ def test_a_fault_fails_its_request_and_not_the_next(
         assert server.metric("running") + server.metric("queue_depth") == 0
 
 
+def test_a_preview_that_fails_is_only_not_shown(
+    forked_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker, "data_url", failing_once(worker.data_url))
+    with serving(forked_bundle, limits={"steps": LONG}) as server:
+        made = server.post_job(steps=LONG)
+        url = f"/v1/jobs/{made['id']}"
+        with server.client.stream("GET", f"{url}/events"):
+            wait_until(lambda: not server.services.jobs[made["id"]].preview)
+            assert server.client.delete(url).json()["status"] == "cancelled"
+    assert [r.exc_info[1] for r in caplog.records if r.message == "bug" and r.exc_info] == [FAULT]
+
+
+def test_old_images_are_removed_after_a_fault_too(
+    forked_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ImageStore, "expire", failing_once(ImageStore.expire))
+    with serving(forked_bundle, image_seconds=0.1) as server:
+        assert draw(server).status_code == 200
+        folder = server.services.store.folder
+        wait_until(lambda: not list(folder.iterdir()))
+    assert [r.exc_info[1] for r in caplog.records if r.message == "bug" and r.exc_info] == [FAULT]
+
+
 def test_a_fault_while_others_run_and_wait_ends_them_all(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
 from intaglio import __version__
-from intaglio.serve import jobs, openai
+from intaglio.serve import jobs, logs, openai
 from intaglio.serve.auth import ApiKeys, require_key
 from intaglio.serve.errors import documented
 from intaglio.serve.http import BodyLimits, RequestLog, add_error_handlers
@@ -128,5 +128,8 @@ def _lifespan(
 
 async def _expire(store: ImageStore, seconds: float) -> None:
     while True:
-        await asyncio.to_thread(store.expire)
+        try:
+            await asyncio.to_thread(store.expire)
+        except Exception as error:
+            logs.bug(error)  # and on: the disk may come back
         await asyncio.sleep(min(60.0, seconds))

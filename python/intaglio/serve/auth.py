@@ -32,7 +32,7 @@ class ApiKeys:
 
     def find(self, given: str) -> int | None:
         """The key's number in the file, from 1. Takes as long for any key of the same length."""
-        bytes_given = given.encode("utf-8", "surrogateescape")
+        bytes_given = given.encode("latin-1")  # as headers are decoded
         matches = [hmac.compare_digest(bytes_given, key) for key in self._keys]
         return matches.index(True) + 1 if any(matches) else None
 
@@ -40,7 +40,7 @@ class ApiKeys:
 _BEARER = HTTPBearer(auto_error=False, description="A key of the server's --api-keys file.")
 
 
-def require_key(
+async def require_key(
     request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
 ) -> None:
     """Refuses a request without a key that we know."""
@@ -54,7 +54,7 @@ def require_key(
     request.state.client = f"key {number}"
 
 
-def client(request: Request) -> str:
+async def client(request: Request) -> str:
     """Whose turn a request takes: the key's, or without keys the address's."""
     address = request.client.host if request.client else "local"
     return str(getattr(request.state, "client", address))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
+import sys
+import threading
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -19,6 +22,7 @@ from intaglio.serve.app import create_app
 from intaglio.serve.connections import listen, uvicorn_config
 from intaglio.serve.models import Models
 from intaglio.serve.settings import Settings, read_settings
+from intaglio.serve.worker import Worker
 
 
 def serve(
@@ -75,12 +79,15 @@ def serve(
             threads=settings.threads,
             memory_bytes=settings.memory_bytes,
         )
+        models.check_device()
         app = create_app(models, settings)
         listener = listen(settings.host, settings.port)
     except Error as error:
         _fail(str(error), error.exit_code)
     logs.set_up()
+    logs.write("start", models=[model.name for model in models], device=settings.device)
     asyncio.run(Server(app, settings).serve([listener]))
+    _leave()
 
 
 class Server(uvicorn.Server):
@@ -108,11 +115,24 @@ class Server(uvicorn.Server):
         """The first signal drains; a second one ends what runs at its next step."""
         grace = 0 if self._draining else self._settings.grace
         self._draining.append(asyncio.get_running_loop().create_task(self._drain(grace)))
+        what = "what runs may end; a second signal stops it" if grace else "what runs is stopped"
+        logs.write("stopping", grace=grace, what=what)
 
     async def _drain(self, grace: float) -> None:
-        if self.started:  # otherwise there is nothing to drain yet
-            await self._app.state.services.scheduler.drain(grace)
-        self.should_exit = True
+        try:
+            if self.started:  # otherwise there is nothing to drain yet
+                await self._app.state.services.scheduler.drain(grace)
+        finally:
+            self.should_exit = True
+
+
+def _leave() -> None:
+    """Ends the process here if a worker outlives the server, as one does that loads a model:
+    Python would take itself apart around C++ that runs, or wait for it."""
+    if any(isinstance(thread, Worker) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _fail(message: str, code: int) -> NoReturn:

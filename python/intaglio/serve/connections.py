@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from typing import Any
 
@@ -12,12 +13,31 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from intaglio import UnavailableError
+from intaglio.serve.errors import ApiError
 from intaglio.serve.settings import Settings
 
 # Seconds that answers have to reach slow readers once everything has run.
 LAST_BYTES = 5
 
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+def _full() -> bytes:
+    error = ApiError(
+        503, "connections_full", "too many connections are open: come back later", retry_after=1
+    )
+    body = json.dumps(error.body).encode()
+    headers = {
+        **error.headers,
+        "Connection": "close",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+    }
+    lines = ["HTTP/1.1 503 Service Unavailable", *(f"{k}: {v}" for k, v in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+_FULL = _full()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -40,6 +60,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
     class Connection(_Connection):
         seconds = settings.limits.body_seconds
+        most = settings.limits.connections
 
     return uvicorn.Config(
         app,
@@ -47,16 +68,17 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         forwarded_allow_ips=list(settings.proxies),
-        limit_concurrency=settings.limits.connections + 1,  # it refuses from this number on
         timeout_graceful_shutdown=LAST_BYTES,
     )
 
 
 class _Connection(H11Protocol):
-    """Ends a connection whose request's head is not there in time; uvicorn itself ends those that
-    are idle after an answer, and `BodyLimits` those whose body does not arrive."""
+    """Ends a connection that is one too many, one whose request's head is not there in time, and
+    one that is answered before its body is there. Uvicorn itself ends those that are idle after an
+    answer, and `BodyLimits` those whose body is awaited and does not arrive."""
 
     seconds: float
+    most: int
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -64,7 +86,10 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch()
+        if len(self.connections) > self.most:  # uvicorn's own limit would refuse all of them
+            self._close(_FULL)
+        else:
+            self._watch()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -74,18 +99,23 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
         self._unwatch()
 
+    def on_response_complete(self) -> None:
+        if self.conn.their_state is h11.SEND_BODY:  # and nobody would wait for the rest
+            self.transport.close()
+        super().on_response_complete()
+
     def _watch(self) -> None:
         """Gives the head that is awaited its time, from its first byte."""
         if self.conn.their_state is not h11.IDLE:
             self._unwatch()
         elif not self._late:
-            self._late = self.loop.call_later(self.seconds, self._end)
+            self._late = self.loop.call_later(self.seconds, self._close, _LATE)
 
     def _unwatch(self) -> None:
         if self._late:
             self._late.cancel()
             self._late = None
 
-    def _end(self) -> None:
-        self.transport.write(_LATE)
+    def _close(self, answer: bytes) -> None:
+        self.transport.write(answer)
         self.transport.close()

@@ -52,7 +52,8 @@ class BodyLimits:
         await self._app(scope, receive_body, send)
 
     def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"the body is above {self._size} bytes: send a shorter one")
+        text = f"the body is above {self._size} bytes: send a shorter one"
+        return HTTPException(413, text, {"Connection": "close"})
 
 
 class RequestLog:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
 from intaglio.serve.admission import Admitted
 from intaglio.serve.errors import ApiError
 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
+Event = tuple[int, str, dict[str, Any]]
 # Of these only the latest counts; steps are all kept.
 _SUPERSEDED = {"queued", "preview"}
+# Between events, so that proxies do not take a connection for dead.
+PING_SECONDS = 15.0
 
 
 class Job:
@@ -123,8 +126,11 @@ class Job:
         if event in self._latest:
             self._events[self._latest.pop(event)] = None
 
-    async def follow(self, after: int = -1) -> AsyncIterator[tuple[int, str, dict[str, Any]]]:
-        """Number, name and data of each event behind number `after`, until the job has ended."""
+    async def follow(self, after: int = -1) -> AsyncGenerator[Event, None]:
+        """Number, name and data of each event behind number `after`, until the job has ended.
+
+        When nothing happens there is a "ping" now and then. To be closed by whoever leaves early.
+        """
         self.watchers += 1
         try:
             number = after + 1
@@ -136,7 +142,11 @@ class Job:
                     number += 1
                 if self.ended.is_set():
                     return
-                await changed.wait()
+                try:
+                    async with asyncio.timeout(PING_SECONDS):
+                        await changed.wait()
+                except TimeoutError:
+                    yield number - 1, "ping", {}
         finally:
             self.watchers -= 1
             if self.ended.is_set() and not self.watchers:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Request
-from fastapi.responses import FileResponse
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.types import Receive, Scope, Send
 
 from intaglio.serve.admission import deadline_of
 from intaglio.serve.auth import Client
@@ -21,9 +25,9 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 images = APIRouter(prefix="/v1/images", tags=["images"])
 
 
-def find_job(job_id: str, shared: Shared, client: Client) -> Job:
+async def find_job(job_id: str, shared: Shared, client: Client) -> Job:
     """The job of that id. With API keys, only for the one that made it."""
-    job = shared.jobs.get(job_id)
+    job = shared.find(job_id)
     if not job or (shared.settings.api_keys and job.client != client):
         message = (
             "there is no such job: its time is over, or the server was restarted and has forgotten"
@@ -60,21 +64,61 @@ async def cancel_job(job: Found, request: Request, shared: Shared) -> JobView:
     return _view(job, request)
 
 
-@router.get("/{job_id}/events", response_class=EventSourceResponse, responses=documented(400, 404))
+class _Events(StreamingResponse):
+    """Ends its generator with the connection, not whenever it is collected. FastAPI's own way of
+    sending events fails in most connections that end early."""
+
+    media_type = "text/event-stream"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert isinstance(self.body_iterator, AsyncGenerator)
+        async with aclosing(self.body_iterator):
+            await super().__call__(scope, receive, send)
+
+
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "data": {"type": "string"},
+        "event": {"type": "string"},
+        "id": {"type": "string"},
+        "retry": {"type": "integer", "minimum": 0},
+    },
+}
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"text/event-stream": {"itemSchema": _EVENT}}},
+        **documented(400, 404),
+    },
+)
 async def follow_job(
     job: Found,
     request: Request,
     last_event_id: Annotated[
         int | None, Header(ge=0, description="go on behind this event")
     ] = None,
-) -> AsyncIterator[ServerSentEvent]:
+) -> _Events:
     """Server-sent events until the job has ended: queued, step, preview, then done or error."""
     after = -1 if last_event_id is None else last_event_id
-    async for number, event, data in job.follow(after):
-        shown: dict[str, Any] = data
-        if event == "done":
-            shown = {**data, "images": [image_url(request, name) for name in data["images"]]}
-        yield ServerSentEvent(event=event, id=str(number), data=shown)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return _Events(_events(job, after, request), headers=headers)
+
+
+async def _events(job: Job, after: int, request: Request) -> AsyncGenerator[bytes, None]:
+    async with aclosing(job.follow(after)) as events:
+        async for number, event, data in events:
+            shown: dict[str, Any] = data
+            if event == "done":
+                shown = {**data, "images": [image_url(request, name) for name in data["images"]]}
+            if event == "ping":
+                yield KEEPALIVE_COMMENT
+            else:
+                yield format_sse_event(event=event, id=str(number), data_str=json.dumps(shown))
+            await asyncio.sleep(0)  # others have their turn while many are sent at once
 
 
 @images.get(

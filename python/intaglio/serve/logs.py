@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from intaglio.serve.job import Job
 
-# Ours, uvicorn's, and where Python's warnings go: a device that was passed over.
+# Ours, uvicorn's, what nobody awaited, and where Python's warnings go: a device passed over.
 _LEVELS = {
     "intaglio.serve": logging.INFO,
     "uvicorn": logging.WARNING,
+    "asyncio": logging.WARNING,
     "py.warnings": logging.WARNING,
 }
 _LOGGER = logging.getLogger("intaglio.serve")

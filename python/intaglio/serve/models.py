@@ -11,6 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from intaglio import Bundle, Pipeline, UsageError, _core
+from intaglio.onnxruntime_library import onnxruntime_library
 from intaglio.serve.embeddings import encoder_hash
 from intaglio.serve.errors import ApiError
 from intaglio.serve.schemas import (
@@ -154,6 +155,17 @@ class Models:
             return len(self._models)
         sizes = sorted((model.bytes for model in self), reverse=True)
         return sum(total <= self._memory for total in accumulate(sizes))
+
+    def check_device(self) -> None:
+        """Raises what loading would for the device: UsageError if there is none of that name,
+        UnavailableError if it is not there, or not for one of the bundles."""
+        options = _core.BackendOptions(
+            device=self._device,
+            threads=self._threads,
+            onnxruntime_library=onnxruntime_library() or "",
+        )
+        for model in self:
+            _core.make_backend(options, model.bundle)
 
     def get(self, name: str | None) -> Model:
         """The model of that name; without a name the only one. Raises ApiError."""

@@ -50,14 +50,22 @@ class Services:
         admitted = admit(request, model, self.settings.limits, self.settings.max_batch)
         return Job(admitted, client, stored=stored, preview=preview)
 
+    def find(self, job_id: str) -> Job | None:
+        """The job of that id; None if there is none or its time is over."""
+        job = self.jobs.get(job_id)
+        return None if not job or self._is_over(job) else job
+
     def keep(self, job: Job) -> None:
         """Lets `job` be asked for, and forgets ended ones that are old or too many."""
         self.jobs[job.id] = job
         ended = sorted((job.ended_at, job.id) for job in self.jobs.values() if job.ended_at)
-        oldest = time.time() - self.settings.image_seconds
-        for number, (ended_at, job_id) in enumerate(ended):
-            if len(ended) - number > JOBS_KEPT or ended_at < oldest:
+        for number, (_, job_id) in enumerate(ended):
+            if len(ended) - number > JOBS_KEPT or self._is_over(self.jobs[job_id]):
                 del self.jobs[job_id]
+
+    def _is_over(self, job: Job) -> bool:
+        oldest = time.time() - self.settings.image_seconds
+        return job.ended_at is not None and job.ended_at < oldest
 
     def _gauges(self) -> Iterator[Metric]:
         models = list(self.models)
@@ -70,7 +78,7 @@ class Services:
         yield lookups(self.cache.hits, self.cache.misses)
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:
     """Those of the app that was asked."""
     found = request.app.state.services
     assert isinstance(found, Services)

@@ -31,13 +31,14 @@ class Limits(BaseModel):
         prompt_characters: of the prompt, and of the negative prompt.
         body_bytes: of a request's body.
         body_seconds: that a body may take to arrive; a request's head has as long.
-        connections: that are open at once; a further one is answered with 503.
+        connections: that are open at once; a further one is answered with 503. Well below the
+            1024 files that a process may usually have open.
         queue: requests that wait, over all models. Clients share a full one: one that holds its
             share is refused with 429; for another, the newest of the client with most gives way.
         deadline: seconds from acceptance to the end; a request may ask for less.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     width: PositiveInt = 2048
     height: PositiveInt = 2048
@@ -47,7 +48,7 @@ class Limits(BaseModel):
     prompt_characters: PositiveInt = 4000
     body_bytes: PositiveInt = 64 * 1024
     body_seconds: PositiveFloat = 10.0
-    connections: PositiveInt = 1024
+    connections: PositiveInt = 512
     queue: PositiveInt = 64
     deadline: PositiveFloat = 600.0
 
@@ -71,7 +72,7 @@ class Settings(BaseModel):
         log_prompts: write prompts into the log.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000

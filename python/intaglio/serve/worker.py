@@ -228,7 +228,8 @@ class Worker(threading.Thread):
             png = encode_png(step.preview()[0], {})
             self._scheduler.post(job.show, step.step + 1, data_url(png))
         except Exception as error:
-            job.stop = self._explain(error)
+            logs.bug(error)
+            job.preview = False  # its images may still come out
         finally:
             job.previewing = False
 

@@ -15,7 +15,9 @@ import typer
 import yaml
 
 from intaglio.serve.cli import serve
+from intaglio.serve.connections import LAST_BYTES
 from intaglio.serve.settings import read_settings
+from intaglio.serve.worker import JOIN_SECONDS
 from tests.serve.conftest import Running
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -61,7 +63,8 @@ def test_the_settings_fit_the_pod(tmp_path: Path) -> None:
     (tmp_path / "serve.toml").write_text(of_kind("ConfigMap")["data"]["serve.toml"])
     settings = read_settings(tmp_path / "serve.toml", {})
     assert str(settings.threads) == CONTAINER["resources"]["limits"]["cpu"]
-    assert settings.grace + 10 <= POD["spec"]["terminationGracePeriodSeconds"]
+    stopping = settings.grace + LAST_BYTES + JOIN_SECONDS
+    assert stopping < POD["spec"]["terminationGracePeriodSeconds"]
     assert settings.port == CONTAINER["ports"][0]["containerPort"]
     mounts = {mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
     assert settings.api_keys

@@ -71,8 +71,10 @@ export async function draw(drawing, signal, changed) {
     Object.assign(drawing, { picture: await load(images[0]), notes });
     changed();
   } catch (error) {
-    // keepalive: the page may be closing.
-    if (signal.aborted) await call(`v1/jobs/${job.id}`, { method: "DELETE", keepalive: true });
+    // Nobody follows it any more. keepalive: the page may be closing.
+    const cancelled = call(`v1/jobs/${job.id}`, { method: "DELETE", keepalive: true });
+    if (signal.aborted) await cancelled;
+    else cancelled.catch(() => {}); // what came first is told
     throw error;
   }
 }
