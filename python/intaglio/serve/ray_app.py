@@ -70,7 +70,6 @@ class Refused(click.ClickException):
 
     def __init__(self, error: Error) -> None:
         super().__init__(f"intaglio: {' '.join(str(error).split())}")
-        self.exit_code = error.exit_code
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Prints it as it is."""
