@@ -141,6 +141,11 @@ def p99(values: list[float]) -> float:
     return quantiles(values, n=100, method="inclusive")[98]
 
 
+def say(what: str) -> None:
+    """What begins: it takes minutes."""
+    print(what, file=sys.stderr, flush=True)
+
+
 def measure(bundle: Path, clients: int, requests: int) -> list[Point]:
     """Two rows of the table: without batching and with it, in turns, as the machine drifts."""
     asked: dict[bool, list[Asked]] = {False: [], True: []}
@@ -149,8 +154,9 @@ def measure(bundle: Path, clients: int, requests: int) -> list[Point]:
         urls = {False: single, True: batching}
         for url in urls.values():
             drive(url, 1, 1)
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             for on, url in urls.items():
+                say(f"{clients} clients, batching {'on' if on else 'off'}, round {number + 1}")
                 answers, seconds = drive(url, clients, requests // ROUNDS)
                 asked[on] += answers
                 rates[on].append(len(answers) / seconds)
@@ -181,6 +187,7 @@ def memory(bundle: Path, requests: int) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     with server(bundle, 8) as (url, process):
         for done in range(requests // 10, requests + 1, requests // 10):
+            say(f"memory, {done} requests")
             drive(url, 8, requests // 10)
             pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
             found.append((done, pages * os.sysconf("SC_PAGE_SIZE")))

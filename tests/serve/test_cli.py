@@ -25,7 +25,7 @@ from intaglio.serve.connections import listen
 from intaglio.serve.models import Models
 from intaglio.serve.page import add_page
 from intaglio.serve.scheduler import Scheduler
-from intaglio.serve.settings import Settings
+from intaglio.serve.settings import Settings, read_settings
 from tests.integration.conftest import ROOT, absent
 from tests.serve.conftest import serving
 
@@ -59,7 +59,7 @@ def refused(*arguments: str | Path) -> tuple[int, str]:
         ("[limits]\ndeadline = nan", "limits.deadline does not fit"),
         ("port = ", "cannot read --config"),
         ("memory_bytes = 1000", "memory_bytes is 1000"),
-        ('api_keys = "none.txt"', "cannot read --api-keys none.txt"),
+        ('api_keys = "none.txt"', "cannot read api_keys in "),
         ('images = "/dev/null/images"', "cannot use the images folder"),
     ],
 )
@@ -71,6 +71,32 @@ def test_a_setting_that_does_not_fit(
     code, line = refused(forked_bundle, "--config", config)
     assert code in {2, 3}
     assert words in line
+
+
+def test_paths_in_a_file_are_seen_from_its_folder(forked_bundle: Path, tmp_path: Path) -> None:
+    config, keys = tmp_path / "serve.toml", tmp_path / "keys.txt"
+    config.write_text('api_keys = "keys.txt"\nimages = "images"')
+    keys.write_text("# none")
+    code, said = refused(forked_bundle, "--config", config)
+    assert (code, said) == (
+        3,
+        f"intaglio: api_keys in {config}, {keys}, holds no key: write one a line",
+    )
+    keys.write_text("secret")
+    settings = read_settings(config, {})
+    assert (settings.api_keys, settings.images) == (keys, tmp_path / "images")
+    other = Path("other.txt")
+    assert read_settings(config, {"api_keys": other}).api_keys == other
+
+
+def test_a_refused_start_leaves_no_folder(forked_bundle: Path, tmp_path: Path) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text('images = "images"')
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused(forked_bundle, "--config", config, "--port", str(taken.getsockname()[1]))
+    (tmp_path / "keys.txt").touch()
+    refused(forked_bundle, "--config", config, "--api-keys", tmp_path / "keys.txt")
+    assert not (tmp_path / "images").exists()
 
 
 def test_bundles_are_checked_at_start(forked_bundle: Path, tmp_path: Path) -> None:
@@ -250,3 +276,4 @@ def test_what_does_not_exist_is_not_found(forked_bundle: Path) -> None:
         wrong = server.client.put("/v1/jobs/any", json={})
         assert wrong.status_code == 405
         assert wrong.headers["allow"] == "DELETE, GET"
+        assert wrong.json()["error"]["message"] == "this path takes DELETE, GET only: see /docs"

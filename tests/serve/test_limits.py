@@ -33,8 +33,9 @@ def limited(forked_bundle: Path) -> Iterator[Running]:
         ("size", "32x44", "give up to 48x40"),
         ("size", "48x40", ""),  # 1,920 pixels: within the limit but for n
         ("size", "33x32", "multiples of 4"),
-        ("size", "auto", "size does not fit"),
+        ("size", "auto", "size does not fit: give WIDTHxHEIGHT, like 32x32"),
         ("size", "0x32", "size does not fit"),
+        ("size", 32, "give WIDTHxHEIGHT, like 32x32"),
         ("steps", 7, "give 6 or fewer"),
         ("steps", 0, "greater than or equal to 1"),
         ("steps", 2.5, "valid integer"),
@@ -50,9 +51,10 @@ def limited(forked_bundle: Path) -> Iterator[Running]:
         ("negative_prompt", "x" * 51, "give 50 or fewer"),
         ("class_label", 1, "drawn by prompt"),
         ("cfg_scale", "much", "cfg_scale does not fit"),
-        ("cfg_scale", [1, 2, 3], "cfg_scale does not fit"),
+        ("cfg_scale", [1, 2, 3], "cfg_scale does not fit: give one number or [first, last]"),
         ("cfg_scale", float("inf"), "cfg_scale does not fit"),
         ("dg_scale", float("nan"), "dg_scale does not fit"),
+        ("cfg_window", 0.5, "cfg_window does not fit: give [start, end]"),
         ("cfg_window", [0.5, 0.5], "give start < end"),
         ("cfg_window", [0, 1.5], "give start < end"),
         ("dg_window", [0.75, 0.25], "give start < end"),
@@ -63,6 +65,9 @@ def limited(forked_bundle: Path) -> Iterator[Running]:
         ("quality", "hd", "leave it out"),
         ("stream", True, "leave it out"),
         ("scheduler", "heun", "leave it out"),
+        ("guidance_scale", 4, "give cfg_scale instead"),
+        ("num_inference_steps", 4, "give steps instead"),
+        ("negativ_prompt", "light", "give negative_prompt instead"),
     ],
 )
 def test_a_field_is_refused_by_name(
@@ -114,6 +119,15 @@ def test_what_is_no_json_object_is_refused(limited: Running, body: bytes) -> Non
     answer = limited.client.post("/v1/jobs", content=body, headers=headers)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"]
+
+
+def test_a_body_without_its_type_is_told_so(limited: Running) -> None:
+    answer = limited.client.post("/v1/jobs", content=b'{"prompt": "a dress"}')
+    assert answer.status_code == 400
+    assert "Content-Type: application/json" in answer.json()["error"]["message"]
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = limited.client.post("/v1/jobs", content=b"{}", headers=form)
+    assert "as application/json" in answer.json()["error"]["message"]
 
 
 def test_rejections_are_counted(limited: Running) -> None:

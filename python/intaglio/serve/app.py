@@ -57,8 +57,9 @@ async def metrics(shared: Shared) -> Response:
 def create_app(models: Models, settings: Settings, make_runner: MakeRunner = Worker) -> FastAPI:
     """The server of `models`. Raises InputError for the file of API keys or the images' folder."""
     limits = settings.limits
+    keys = ApiKeys(settings.api_keys, settings.shown("api_keys")) if settings.api_keys else None
+    # Last of what may be refused: it leaves a folder.
     store = ImageStore(settings.images, settings.image_seconds) if settings.images else None
-    keys = ApiKeys(settings.api_keys) if settings.api_keys else None
     with_key = [Depends(require_key)] if keys else []
     app = FastAPIOffline(  # FastAPI, with the viewer at /docs from here and not from a CDN
         redoc_url=None,

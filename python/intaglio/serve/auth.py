@@ -16,19 +16,20 @@ from intaglio.serve.errors import ApiError
 class ApiKeys:
     """The keys that are let in."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, setting: str) -> None:
         """Reads a file with a key a line; empty lines and those that begin with # do not count.
 
+        Errors call it by the `setting` that it was given as.
         Raises InputError if it cannot be read or has no key.
         """
         try:
             lines = path.read_bytes().splitlines()
         except OSError as error:
-            raise InputError(f"cannot read --api-keys {path}: {error.strerror}") from None
+            raise InputError(f"cannot read {setting}, {path}: {error.strerror}") from None
         stripped = [line.strip() for line in lines]
         self._keys = [line for line in stripped if line and not line.startswith(b"#")]
         if not self._keys:
-            raise InputError(f"--api-keys {path} holds no key: write one a line")
+            raise InputError(f"{setting}, {path}, holds no key: write one a line")
 
     def find(self, given: str) -> int | None:
         """The key's number in the file, from 1. Takes as long for any key of the same length."""

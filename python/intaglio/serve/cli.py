@@ -80,8 +80,8 @@ def serve(
             memory_bytes=settings.memory_bytes,
         )
         models.check_device()
-        app = create_app(models, settings)
         listener = listen(settings.host, settings.port)
+        app = create_app(models, settings)  # after what else may be refused: it makes a folder
     except Error as error:
         _fail(str(error), error.exit_code)
     logs.set_up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from difflib import get_close_matches
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from intaglio.serve import logs
 from intaglio.serve.errors import ApiError
+from intaglio.serve.schemas import GenerationRequest
 
 
 class BodyLimits:
@@ -113,15 +115,19 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, errors: RequestValidationError) -> JSONResponse:
-        return answer(request, _invalid(errors.errors()[0]))
+        return answer(request, _invalid(errors.errors()[0], request))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         code = _CODES.get(error.status_code, "invalid_request")
-        told = ApiError(error.status_code, code, _sentence(error))
-        told.headers = dict(error.headers or {})
-        if error.status_code == 405:
-            told.headers["Allow"] = ", ".join(_methods(request))
+        headers, message = dict(error.headers or {}), str(error.detail)
+        if error.status_code == 404:
+            message = "there is nothing at this path: see /docs"
+        elif error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(request))
+            message = f"this path takes {headers['Allow']} only: see /docs"
+        told = ApiError(error.status_code, code, message)
+        told.headers = headers
         return answer(request, told)
 
     @app.exception_handler(Exception)
@@ -142,23 +148,32 @@ def _methods(request: Request) -> list[str]:
     ]
 
 
-def _sentence(error: HTTPException) -> str:
-    if error.status_code == 404:
-        return "there is nothing at this path: see /docs"
-    return str(error.detail)
+# What diffusers calls fields that are far from it by their letters.
+_DIFFUSERS = {"guidance_scale": "cfg_scale", "num_inference_steps": "steps"}
 
 
-def _invalid(error: dict[str, Any]) -> ApiError:
+def _instead(name: str) -> str:
+    """The way out for a field that there is not."""
+    near = get_close_matches(name, GenerationRequest.model_fields, 1, 0.75)
+    if name in _DIFFUSERS:
+        near = [_DIFFUSERS[name]]
+    return f"give {near[0]} instead" if near else "leave it out"
+
+
+def _invalid(error: dict[str, Any], request: Request) -> ApiError:
     """The first thing that is wrong with a request's body or header."""
     # A name may be anything, even what no answer can be written with.
     path = [str(part)[:100].encode(errors="replace").decode() for part in error["loc"][1:]]
     if error["type"] == "json_invalid":
         return ApiError(400, "invalid_json", f"the body is not JSON: {error['ctx']['error']}")
     if error["type"] == "extra_forbidden":
-        message = f"there is no field {path[0]!r} here: leave it out"
+        message = f"there is no field {path[0]!r} here: {_instead(path[0])}"
         return ApiError(400, "unknown_field", message, param=path[0])
     what = error["msg"].removeprefix("Value error, ")
     what = what[:1].lower() + what[1:]
+    if not path and "content-type" not in request.headers:
+        message = "the header Content-Type is missing: send Content-Type: application/json"
+        return ApiError(400, "invalid_value", message)
     if not path:
         message = f"the body does not fit: {what}; send a JSON object as application/json"
         return ApiError(400, "invalid_value", message)

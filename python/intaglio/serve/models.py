@@ -90,16 +90,27 @@ def defaults_of(bundle: Bundle) -> ModelDefaults:
     )
 
 
+def _parse(argument: str) -> tuple[str | None, Path]:
+    """The name, if one is given, and the folder."""
+    name, equals, folder = argument.partition("=")
+    named = bool(equals) and not Path(argument).exists()
+    return (name, Path(folder)) if named else (None, Path(argument))
+
+
+def absolute(argument: str) -> str:
+    """FOLDER or NAME=FOLDER with the folder's absolute path, for a process that runs elsewhere."""
+    name, path = _parse(argument)
+    return str(path.absolute()) if name is None else f"{name}={path.absolute()}"
+
+
 def open_model(argument: str) -> Model:
     """Checks a bundle, given as FOLDER or NAME=FOLDER.
 
     Raises InputError for it, UsageError for an empty name.
     """
-    name, equals, folder = argument.partition("=")
-    named = bool(equals) and not Path(argument).exists()
-    path = Path(folder if named else argument)
+    name, path = _parse(argument)
     bundle = Bundle.open(path)
-    name = name if named else bundle.name
+    name = bundle.name if name is None else name
     if not name:
         raise UsageError(f"{argument} leaves its model without a name: give NAME={path}")
     return Model(

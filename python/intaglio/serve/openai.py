@@ -19,6 +19,7 @@ from intaglio.serve.schemas import (
     ImageRequest,
     ImagesResponse,
     ModelList,
+    ModelView,
 )
 from intaglio.serve.services import Shared
 
@@ -29,6 +30,12 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 async def list_models(shared: Shared) -> ModelList:
     """The models that requests can name."""
     return ModelList(data=[model.view for model in shared.models])
+
+
+@router.get("/models/{model:path}", responses=documented(404))
+async def get_model(model: str, shared: Shared) -> ModelView:
+    """One of them."""
+    return shared.models.get(model).view
 
 
 @router.post(

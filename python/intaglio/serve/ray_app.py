@@ -12,16 +12,18 @@ it can. A replica that dies loses nothing: the front sends again what that had.
 import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
+import click
 from fastapi import FastAPI
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
+from intaglio import Error, UsageError
 from intaglio.serve import logs
 from intaglio.serve.app import create_app
 from intaglio.serve.dispatcher import Dispatcher, Drawn
@@ -29,7 +31,7 @@ from intaglio.serve.errors import ApiError
 from intaglio.serve.images import ImageStore
 from intaglio.serve.job import CANCELLED, Job
 from intaglio.serve.metrics import Metrics
-from intaglio.serve.models import Model, Models
+from intaglio.serve.models import Model, Models, absolute
 from intaglio.serve.scheduler import Scheduler
 from intaglio.serve.schemas import GenerationRequest
 from intaglio.serve.services import Services
@@ -63,13 +65,47 @@ class Arguments(BaseModel):
     gpus: float = 0.0
 
 
-def app(arguments: Arguments) -> Application:
+class Refused(click.ClickException):
+    """Ends `serve run` with one sentence; `serve status` shows it below what Ray adds."""
+
+    def __init__(self, error: Error) -> None:
+        super().__init__(f"intaglio: {' '.join(str(error).split())}")
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Prints it as it is."""
+        click.echo(self.message, file, err=True)
+
+
+def app(arguments: Arguments | dict[str, Any]) -> Application:
     """The application, for `serve run`, a Serve file or `ray.serve.run`.
 
-    Raises InputError and UsageError for bundles and settings, as `intaglio serve` does.
+    Relative paths are seen from the folder of the process that this runs in: that of `serve run`,
+    but one of the cluster for a Serve file. Raises Refused.
     """
-    settings = read_settings(arguments.config, {})
-    Models(arguments.bundles, memory_bytes=settings.memory_bytes)
+    # Ray would check them itself if the annotation were `Arguments`, and print a traceback.
+    try:
+        return _build(Arguments.model_validate(arguments))
+    except ValidationError as errors:
+        raise Refused(UsageError(_sentence(errors))) from None
+    except Error as error:
+        raise Refused(error) from None
+
+
+def _sentence(errors: ValidationError) -> str:
+    """The first thing that is wrong with the arguments."""
+    wrong = errors.errors()[0]
+    name = ".".join(map(str, wrong["loc"]))
+    if wrong["type"] == "missing":
+        return f"{name} is missing: give {name}=FOLDER, or {name} among args of a Serve file"
+    if wrong["type"] == "extra_forbidden":
+        return f"there is no argument {name}: give {', '.join(Arguments.model_fields)}"
+    return f"{name} does not fit: {wrong['msg'].lower()}"
+
+
+def _build(arguments: Arguments) -> Application:
+    bundles = [absolute(bundle) for bundle in arguments.bundles]
+    settings = read_settings(arguments.config and arguments.config.absolute(), {})
+    Models(bundles, memory_bytes=settings.memory_bytes)
     defaults = {"max_replicas": 4, "target_ongoing_requests": settings.max_batch}
     scaling = AutoscalingConfig(**defaults | arguments.autoscaling)
     replica = serve.deployment(Replica).options(
@@ -83,8 +119,7 @@ def app(arguments: Arguments) -> Application:
     )
     # As many as all replicas could have are out at once: Ray scales by what it sees.
     room = scaling.max_replicas * _ongoing(settings)
-    drawing = replica.bind(arguments.bundles, settings)
-    return front.bind(drawing, arguments.bundles, settings, room)
+    return front.bind(replica.bind(bundles, settings), bundles, settings, room)
 
 
 def _ongoing(settings: Settings) -> int:

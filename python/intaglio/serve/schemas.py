@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from intaglio import _core
 from intaglio.serve.errors import ErrorDetail
 
-_HELP = {info.name: info.help for info in _core.option_infos()}
+# The command line's S0:S1 is a pair here.
+_HELP = {info.name: info.help.replace("S0:S1", "[first, last]") for info in _core.option_infos()}
 
 
 def _option(name: str, **limits: Any) -> Any:
@@ -25,11 +38,28 @@ def _check_text(text: str) -> str:
     return text
 
 
+def _or(message: str) -> WrapValidator:
+    """Says `message` of whatever does not fit."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise PydanticCustomError("form", message) from None
+
+    return WrapValidator(check)
+
+
 Text = Annotated[StrictStr, AfterValidator(_check_text)]
 # JSON has true and "1" beside 1; a number is a number here.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Ramp = Number | tuple[Number, Number]
-Window = tuple[Number, Number]
+Ramp = Annotated[Number | tuple[Number, Number], _or("give one number or [first, last]")]
+Window = Annotated[tuple[Number, Number], _or("give [start, end]")]
+Pixels = Annotated[
+    StrictStr,
+    Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"),
+    _or("give WIDTHxHEIGHT, like 32x32"),
+]
 MAX_SEED = 2**63 - 1
 
 
@@ -41,9 +71,7 @@ class GenerationRequest(BaseModel):
     model: Text | None = Field(None, description="a name that /v1/models lists")
     prompt: Text | None = _option("prompt")
     n: StrictInt | None = Field(None, ge=1, description="images; the seeds of further ones follow")
-    size: Text | None = Field(
-        None, pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", description="WIDTHxHEIGHT in pixels"
-    )
+    size: Pixels | None = Field(None, description="WIDTHxHEIGHT in pixels")
     class_label: StrictInt | None = _option("class_label")
     negative_prompt: Text | None = _option("negative_prompt")
     steps: StrictInt | None = _option("steps", ge=1)

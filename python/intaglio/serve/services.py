@@ -39,6 +39,8 @@ class Services:
         self.cache = EmbeddingCache(settings.embedding_bytes)
         self.scheduler = Scheduler(models, settings, store, self.cache, metrics, make_runner)
         self.jobs: dict[str, Job] = {}
+        # What runs elsewhere loads models and keeps embeddings there.
+        self._here = make_runner is Worker
         metrics.read(self._gauges)
 
     def make_job(
@@ -71,11 +73,12 @@ class Services:
         models = list(self.models)
         waiting: dict[str, float] = {**self.scheduler.waiting}
         running: dict[str, float] = {m.name: self.scheduler.running(m) for m in models}
-        loaded: dict[str, float] = {m.name: m.bytes if m.pipeline else 0 for m in models}
         yield gauge("queue_depth", "Requests that wait", waiting)
         yield gauge("running", "Requests that run", running)
-        yield gauge("loaded_bytes", "Files of the bundle, if it is loaded", loaded)
-        yield lookups(self.cache.hits, self.cache.misses)
+        if self._here:
+            loaded: dict[str, float] = {m.name: m.bytes if m.pipeline else 0 for m in models}
+            yield gauge("loaded_bytes", "Files of the bundle, if it is loaded", loaded)
+            yield lookups(self.cache.hits, self.cache.misses)
 
 
 async def services(request: Request) -> Services:

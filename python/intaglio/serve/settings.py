@@ -14,6 +14,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     ValidationError,
 )
 
@@ -89,10 +90,17 @@ class Settings(BaseModel):
     grace: NonNegativeFloat = 30.0
     log_prompts: bool = False
     limits: Limits = Limits()
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def shown(self, name: str) -> str:
+        """A setting as whoever gave it knows it: a flag, or a name in a file."""
+        return self._origins.get(name, name)
 
 
 def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
     """The file's settings with `flags` (None: not given) laid over them.
+
+    Relative paths in the file are seen from its folder.
 
     Raises InputError for a file that cannot be read, UsageError naming the setting for a value
     that does not fit.
@@ -104,9 +112,15 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"cannot read --config {config}: {reason}") from None
-    values |= {name: value for name, value in flags.items() if value is not None}
+        for name in ("api_keys", "images"):
+            if isinstance(values.get(name), str):
+                values[name] = config.parent / values[name]
+    origins = {name: f"{name} in {config}" for name in values}
+    for name, value in flags.items():
+        if value is not None:
+            values[name], origins[name] = value, f"--{name.replace('_', '-')}"
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except ValidationError as errors:
         wrong = errors.errors()[0]
         name = ".".join(map(str, wrong["loc"]))
@@ -114,3 +128,5 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
         if wrong["type"] == "extra_forbidden":
             raise UsageError(f"{where} has a setting {name}, which there is not") from None
         raise UsageError(f"{name} does not fit in {where}: {wrong['msg'].lower()}") from None
+    settings._origins = origins
+    return settings

@@ -24,6 +24,7 @@ from intaglio.serve.models import Models
 from intaglio.serve.schemas import GenerationRequest
 from intaglio.serve.services import Services
 from intaglio.serve.settings import Settings
+from intaglio.serve.worker import BUG
 
 # Seconds between looks at whether a client has gone.
 LOOK = 0.2
@@ -87,9 +88,9 @@ class TritonPythonModel:
         try:
             for fields in self._rows(request):
                 jobs.append(self._submit(fields))
-        except ApiError as error:
+        except Exception as error:
             self._stop(jobs)
-            _send(sender, triton.InferenceResponse(error=_error(error)))
+            _send(sender, _failed(error))
             return
         answering = asyncio.create_task(self._answer(sender, jobs))
         self._answering.add(answering)
@@ -116,12 +117,24 @@ class TritonPythonModel:
         except ValidationError as errors:
             wrong = errors.errors()[0]
             name = str(wrong["loc"][0])
-            raise value_error(name, f"{name} does not fit: {wrong['msg'].lower()}") from None
+            raise value_error(
+                name, f"{name} does not fit: {wrong['msg'][:1].lower()}{wrong['msg'][1:]}"
+            ) from None
         job = self._services.make_job(request, "triton", stored=False)
         self._services.scheduler.submit(job, self._services.settings.limits.deadline)
         return job
 
     async def _answer(self, sender: Any, jobs: list[Job]) -> None:
+        """Sends what comes of them. Nobody else would: whatever goes wrong is sent too."""
+        try:
+            response = await self._response(sender, jobs)
+        except Exception as error:
+            self._stop(jobs)
+            response = _failed(error)
+        _send(sender, response)
+
+    async def _response(self, sender: Any, jobs: list[Job]) -> Any:
+        """The images of all jobs. Raises ApiError."""
         ended = asyncio.gather(*(job.ended.wait() for job in jobs))
         error: ApiError | None = None
         while not ended.done():
@@ -130,14 +143,13 @@ class TritonPythonModel:
             if error or sender.is_cancelled():
                 self._stop(jobs)  # nothing for those that have ended
         if error:
-            _send(sender, triton.InferenceResponse(error=_error(error)))
-            return
+            raise error
         values = {
             "png": np.array([[job.pngs[0]] for job in jobs], dtype=object),
             "seed": np.array([[job.admitted.fields["seed"]] for job in jobs], dtype=np.int64),
         }
         tensors = [triton.Tensor(output.name, values[output.name]) for output in OUTPUTS]
-        _send(sender, triton.InferenceResponse(tensors))
+        return triton.InferenceResponse(tensors)
 
     def _stop(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -153,6 +165,14 @@ def _field(name: str, value: np.ndarray[Any, Any]) -> Any:
         except UnicodeDecodeError as error:
             raise value_error(name, f"{name} is not UTF-8 at byte {error.start}") from None
     return values[0] if len(values) == 1 else values
+
+
+def _failed(error: Exception) -> Any:
+    """The response that says it; a bug of ours goes into the log."""
+    if not isinstance(error, ApiError):
+        logs.bug(error)
+        error = BUG
+    return triton.InferenceResponse(error=_error(error))
 
 
 def _error(error: ApiError) -> Any:

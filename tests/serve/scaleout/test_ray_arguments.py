@@ -1,0 +1,57 @@
+"""What the application on Ray is told, as Ray hands it over: without a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.serve import Application
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
+
+from intaglio.serve.models import absolute
+from intaglio.serve.ray_app import Refused, app
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({}, "bundles is missing: give bundles=FOLDER"),
+    ({"bundle": "a"}, "bundles is missing"),
+    ({"bundles": "a", "bundle": "a"}, "there is no argument bundle: give bundles, config,"),
+    ({"bundles": "a", "cpus": "x"}, "cpus does not fit"),
+    ({"bundles": "a", "config": "b.toml"}, "cannot read --config {here}/b.toml"),
+    ({"bundles": "a"}, "{here}/a"),
+    ({"bundles": "n=a"}, "{here}/a"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), WRONG)
+def test_what_does_not_fit_is_one_sentence(
+    arguments: dict[str, Any],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused) as refused:
+        build(app, arguments)
+    refused.value.show()  # what `serve run` does
+    said = capsys.readouterr().err
+    assert said.startswith("intaglio: ")
+    assert says.format(here=tmp_path) in said
+    assert said.count("\n") == 1
+
+
+def test_autoscaling_is_checked_too(forked_bundle: Path) -> None:
+    arguments = {"bundles": str(forked_bundle), "autoscaling": {"max_replicas": 0}}
+    with pytest.raises(Refused, match="max_replicas does not fit"):
+        build(app, arguments)
+
+
+def test_folders_are_seen_from_where_it_is_told(
+    forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(forked_bundle.parent)
+    assert absolute(forked_bundle.name) == str(forked_bundle)
+    assert absolute(f"name={forked_bundle.name}") == f"name={forked_bundle}"
+    built = build(app, {"bundles": f"name={forked_bundle.name}", "cpus": "1"})
+    assert isinstance(built, Application)
