@@ -59,8 +59,8 @@ def refused(*arguments: str | Path) -> tuple[int, str]:
         ("[limits]\ndeadline = nan", "limits.deadline does not fit"),
         ("port = ", "cannot read --config"),
         ("memory_bytes = 1000", "memory_bytes is 1000"),
-        ('api_keys = "none.txt"', "cannot read api_keys in "),
-        ('images = "/dev/null/images"', "cannot use the images folder"),
+        ('port = 0\napi_keys = "none.txt"', "cannot read api_keys in "),
+        ('port = 0\nimages = "/dev/null/images"', "cannot use the images folder"),
     ],
 )
 def test_a_setting_that_does_not_fit(
@@ -77,7 +77,7 @@ def test_paths_in_a_file_are_seen_from_its_folder(forked_bundle: Path, tmp_path:
     config, keys = tmp_path / "serve.toml", tmp_path / "keys.txt"
     config.write_text('api_keys = "keys.txt"\nimages = "images"')
     keys.write_text("# none")
-    code, said = refused(forked_bundle, "--config", config)
+    code, said = refused(forked_bundle, "--config", config, "--port", "0")
     assert (code, said) == (
         3,
         f"intaglio: api_keys in {config}, {keys}, holds no key: write one a line",
@@ -95,7 +95,8 @@ def test_a_refused_start_leaves_no_folder(forked_bundle: Path, tmp_path: Path) -
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused(forked_bundle, "--config", config, "--port", str(taken.getsockname()[1]))
     (tmp_path / "keys.txt").touch()
-    refused(forked_bundle, "--config", config, "--api-keys", tmp_path / "keys.txt")
+    keys = ["--api-keys", tmp_path / "keys.txt"]
+    refused(forked_bundle, "--config", config, "--port", "0", *keys)
     assert not (tmp_path / "images").exists()
 
 
@@ -151,7 +152,7 @@ def test_a_taken_port_is_said(forked_bundle: Path) -> None:
 def test_a_file_without_keys_is_refused(forked_bundle: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("# none\n\n")
-    code, line = refused(forked_bundle, "--api-keys", keys)
+    code, line = refused(forked_bundle, "--api-keys", keys, "--port", "0")
     assert (code, "holds no key" in line) == (3, True)
 
 
