@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.serve.conftest import fetch
+from tests.serve.conftest import LONG, fetch
 from tests.serve.page.browser import PROMPT, Watch, pixels, press, wait_until
 
 PHONE = {"width": 360, "height": 740}
@@ -80,6 +80,21 @@ def test_a_stream_that_breaks_off_is_taken_up_again(page: Page, watch: Watch) ->
     press(page, "Generate")
     wait_until(page, "Done.")
     assert pixels(page.locator("#left")).any()
+
+
+def test_a_job_that_cannot_be_followed_is_cancelled(page: Page, watch: Watch, server: Any) -> None:
+    page.route("**/events", lambda route: route.abort("connectionreset"))
+    page.get_by_label("Steps", exact=True).fill(str(LONG))
+    press(page, "Generate")
+    expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached")
+    [job] = watch.created()
+    url = f"{server.url}/v1/jobs/{job}"
+    # Its events end when the job does.
+    assert "event: error" in httpx2.get(f"{url}/events", timeout=60).text
+    assert httpx2.get(url).json()["status"] == "cancelled"
+    problems = watch.problems
+    assert [p for p in problems if "ERR_CONNECTION_RESET" not in p] == []
+    problems.clear()
 
 
 def test_an_api_key_is_asked_for_when_it_is_needed(browser: Browser, server: Any) -> None:
