@@ -92,8 +92,8 @@ def app(arguments: Arguments | dict[str, Any]) -> Application:
 
 
 def _sentence(errors: ValidationError) -> str:
-    """The first thing that is wrong with the arguments."""
-    wrong = errors.errors()[0]
+    """What is wrong with the arguments: a name that there is not, or the first thing."""
+    wrong = max(errors.errors(), key=lambda error: error["type"] == "extra_forbidden")
     name = ".".join(map(str, wrong["loc"]))
     if wrong["type"] == "missing":
         return f"{name} is missing: give {name}=FOLDER, or {name} among args of a Serve file"

@@ -14,8 +14,7 @@ from intaglio.serve.ray_app import Refused, app
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({}, "bundles is missing: give bundles=FOLDER"),
-    ({"bundle": "a"}, "bundles is missing"),
-    ({"bundles": "a", "bundle": "a"}, "there is no argument bundle: give bundles, config,"),
+    ({"bundle": "a"}, "there is no argument bundle: give bundles, config,"),
     ({"bundles": "a", "cpus": "x"}, "cpus does not fit"),
     ({"bundles": "a", "config": "b.toml"}, "cannot read --config {here}/b.toml"),
     ({"bundles": "a"}, "{here}/a"),
