@@ -90,8 +90,8 @@ def test_a_job_that_cannot_be_followed_is_cancelled(page: Page, watch: Watch, se
     [job] = watch.created()
     url = f"{server.url}/v1/jobs/{job}"
     # Its events end when the job does.
-    assert "event: error" in httpx2.get(f"{url}/events", timeout=60).text
-    assert httpx2.get(url).json()["status"] == "cancelled"
+    assert "event: error" in fetch(f"{url}/events").text
+    assert fetch(url).json()["status"] == "cancelled"
     problems = watch.problems
     assert [p for p in problems if "ERR_CONNECTION_RESET" not in p] == []
     problems.clear()

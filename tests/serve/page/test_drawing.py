@@ -106,7 +106,7 @@ def test_a_new_run_takes_the_place_of_the_old(page: Page, watch: Watch, server: 
     wait_until(page, "Done.")
     old, new = watch.created()
     # The old one's events end when it does.
-    assert "event: error" in httpx2.get(f"{server.url}/v1/jobs/{old}/events", timeout=60).text
+    assert "event: error" in fetch(f"{server.url}/v1/jobs/{old}/events").text
     np.testing.assert_array_equal(pixels(page.locator("#left")), drawn_by(server, new))
     expect(page.get_by_role("button", name="Restore:")).to_have_count(1)
 
@@ -119,7 +119,7 @@ def test_a_page_that_is_left_cancels_its_job(page: Page, watch: Watch, server: A
     url = f"{server.url}/v1/jobs/{job}"
     page.goto("/healthz")
     # Its events end when the job does.
-    assert "event: error" in httpx2.get(f"{url}/events", timeout=60).text
+    assert "event: error" in fetch(f"{url}/events").text
     assert fetch(url).json()["status"] == "cancelled"
 
 
