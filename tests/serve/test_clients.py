@@ -108,6 +108,7 @@ def test_an_answer_before_the_body_ends_the_connection(
     server: Running, head: bytes, status: bytes
 ) -> None:
     with connect(server) as client, client.makefile("rb") as answer:
+        client.settimeout(60)  # it would be for ever
         client.sendall(head)
         assert answer.readline().split()[1] == status
         with suppress(ConnectionError):  # closed already
