@@ -69,9 +69,9 @@ class GenerationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: Text | None = Field(None, description="a name that /v1/models lists")
-    prompt: Text | None = _option("prompt", examples=["a dark ankle boot"])
+    prompt: Text | None = _option("prompt")
     n: StrictInt | None = Field(None, ge=1, description="images; the seeds of further ones follow")
-    size: Pixels | None = Field(None, description="WIDTHxHEIGHT in pixels", examples=["32x32"])
+    size: Pixels | None = Field(None, description="WIDTHxHEIGHT in pixels")
     class_label: StrictInt | None = _option("class_label")
     negative_prompt: Text | None = _option("negative_prompt")
     steps: StrictInt | None = _option("steps", ge=1)
