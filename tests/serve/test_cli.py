@@ -54,8 +54,8 @@ def refused(*arguments: str | Path) -> tuple[int, str]:
         ("port = 70000", "port does not fit"),
         ("port = ", "cannot read --config"),
         ("memory_bytes = 1000", "memory_bytes is 1000"),
-        ('api_keys = "none.txt"', "cannot read api_keys in "),
-        ('images = "/dev/null/images"', "cannot use the images folder"),
+        ('port = 0\napi_keys = "none.txt"', "cannot read api_keys in "),
+        ('port = 0\nimages = "/dev/null/images"', "cannot use the images folder"),
     ],
 )
 def test_a_setting_that_does_not_fit(
@@ -70,7 +70,7 @@ def test_a_setting_that_does_not_fit(
 
 def test_paths_in_a_file_are_seen_from_its_folder(forked_bundle: Path, tmp_path: Path) -> None:
     config, keys = tmp_path / "serve.toml", tmp_path / "keys.txt"
-    config.write_text('api_keys = "keys.txt"\nimages = "images"')
+    config.write_text('port = 0\napi_keys = "keys.txt"\nimages = "images"')
     keys.write_text("# none")
     code, said = refused(forked_bundle, "--config", config)
     assert (code, said) == (
@@ -90,7 +90,7 @@ def test_a_refused_start_leaves_no_folder(forked_bundle: Path, tmp_path: Path) -
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused(forked_bundle, "--config", config, "--port", str(taken.getsockname()[1]))
     (tmp_path / "keys.txt").touch()
-    refused(forked_bundle, "--config", config, "--api-keys", tmp_path / "keys.txt")
+    refused(forked_bundle, "--config", config, "--port", "0", "--api-keys", tmp_path / "keys.txt")
     assert not (tmp_path / "images").exists()
 
 
@@ -135,7 +135,7 @@ def test_a_taken_port_is_said(forked_bundle: Path) -> None:
 def test_a_file_without_keys_is_refused(forked_bundle: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("# none\n\n")
-    code, line = refused(forked_bundle, "--api-keys", keys)
+    code, line = refused(forked_bundle, "--port", "0", "--api-keys", keys)
     assert (code, "holds no key" in line) == (3, True)
 
 
