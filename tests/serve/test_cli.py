@@ -95,8 +95,7 @@ def test_a_refused_start_leaves_no_folder(forked_bundle: Path, tmp_path: Path) -
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused(forked_bundle, "--config", config, "--port", str(taken.getsockname()[1]))
     (tmp_path / "keys.txt").touch()
-    keys = ["--api-keys", tmp_path / "keys.txt"]
-    refused(forked_bundle, "--config", config, "--port", "0", *keys)
+    refused(forked_bundle, "--config", config, "--port", "0", "--api-keys", tmp_path / "keys.txt")
     assert not (tmp_path / "images").exists()
 
 
@@ -152,7 +151,7 @@ def test_a_taken_port_is_said(forked_bundle: Path) -> None:
 def test_a_file_without_keys_is_refused(forked_bundle: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("# none\n\n")
-    code, line = refused(forked_bundle, "--api-keys", keys, "--port", "0")
+    code, line = refused(forked_bundle, "--port", "0", "--api-keys", keys)
     assert (code, "holds no key" in line) == (3, True)
 
 

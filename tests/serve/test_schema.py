@@ -18,8 +18,9 @@ def test_the_server_is_as_its_page_says(forked_bundle: Path, tmp_path: Path) -> 
             [
                 sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json",
                 "--checks", "all",
-                # What fits the page may still be above a limit, of the server or of a model.
-                "--exclude-checks", "positive_data_acceptance",
+                # What fits the page may still be above a limit, of the server or of a model; and a
+                # job that was cancelled can still be asked for.
+                "--exclude-checks", "positive_data_acceptance,use_after_free",
                 "--max-examples", "25", "--seed", "1", "--generation-database", "none",
                 "--no-shrink", "--continue-on-failure", "--request-timeout", "240",
             ],

@@ -9,6 +9,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     StrictBool,
     StrictInt,
     StrictStr,
@@ -63,10 +64,16 @@ Pixels = Annotated[
 MAX_SEED = 2**63 - 1
 
 
+# What /docs offers to send.
+_EXAMPLE: dict[str, JsonValue] = {
+    "prompt": "a dark ankle boot", "size": "32x32", "steps": 4, "seed": 1,
+}  # fmt: skip
+
+
 class GenerationRequest(BaseModel):
     """What to draw: OpenAI's fields, and Intaglio's at their side."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
 
     model: Text | None = Field(None, description="a name that /v1/models lists")
     prompt: Text | None = _option("prompt")
