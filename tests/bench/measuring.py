@@ -28,14 +28,15 @@ def relative(got: Array, expected: Array) -> float:
 def interleave(
     runs: Mapping[str, tuple[Runtime, Workload]], rounds: int
 ) -> dict[str, list[Sample]]:
-    """Samples of each run, one a round, after a round that warms up."""
+    """Samples of each run, one a round, after a round of one step that warms up."""
     samples: dict[str, list[Sample]] = {name: [] for name in runs}
     for turn in range(-1, rounds):
         for name, (runtime, workload) in runs.items():
             time.sleep(_REST)
-            sample = runtime(workload)
-            if turn >= 0:
-                samples[name].append(sample)
+            if turn < 0:
+                runtime(workload.with_(steps=1))
+            else:
+                samples[name].append(runtime(workload))
     return samples
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from tests.bench.counts import count_step
@@ -111,31 +112,29 @@ def scaling(
         "images": [(images, base.with_(images=images)) for images in effort.batches],
         "steps": [(steps, base.with_(steps=steps)) for steps in effort.lengths],
     }
-    result: dict[str, list[dict[str, Any]]] = {}
     bundle = model.bundle("forked", middle(model))
-    for axis, points in cases.items():
-        result[axis] = []
-        for value, workload in points:
-            print(f"{model.name}: {axis} {value}", flush=True)
-            runs = {name: (run, workload) for name, run in runtimes.items()}
-            samples = interleave(runs, max(1, effort.rounds - 3))
-            check_same(samples, FORKED)
-            count = count_step(
-                bundle,
-                images=workload.images,
-                cfg=True,
-                dg=True,
-                side=workload.side,
-                text_tokens=workload.text_tokens,
-            )
-            result[axis].append(
-                {
-                    "value": value,
-                    "flops": count.flops * workload.steps,
-                    "seconds": {name: spread(seconds(of)) for name, of in samples.items()},
-                }
-            )
-    return result
+
+    @cache  # `base` is on every axis
+    def measured(side: int, images: int, steps: int) -> dict[str, Any]:
+        print(f"{model.name}: {side**2} tokens, {images} images, {steps} steps", flush=True)
+        workload = base.with_(side=side, images=images, steps=steps)
+        runs = {name: (run, workload) for name, run in runtimes.items()}
+        samples = interleave(runs, max(1, effort.rounds - 3))
+        check_same(samples, FORKED)
+        text = workload.text_tokens
+        count = count_step(bundle, images=images, cfg=True, dg=True, side=side, text_tokens=text)
+        return {
+            "flops": count.flops * steps,
+            "seconds": {name: spread(seconds(of)) for name, of in samples.items()},
+        }
+
+    return {
+        axis: [
+            {"value": value, **measured(case.side, case.images, case.steps)}
+            for value, case in points
+        ]
+        for axis, points in cases.items()
+    }
 
 
 def curve(model: Model, effort: Effort, blocks: list[int]) -> list[dict[str, Any]]:
