@@ -119,6 +119,6 @@ def _linear(name: str, model: Data) -> Iterator[Goal]:
         change = rates[1] / rates[0]
         span = f"{points[0]['value']} to {points[-1]['value']} {axis}"
         yield Goal(
-            f"Time in step with FLOPs over {axis}, within 10 %", name,
+            f"At most 1.1 times the seconds a FLOP at more {axis}", name,
             f"{change:.2f} times the seconds a FLOP from {span}", change <= 1.1,
         )  # fmt: skip

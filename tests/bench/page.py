@@ -12,7 +12,7 @@ Data = dict[str, Any]
 _HEAD = """\
 # Performance
 
-`{command}` measured this on {date} in {minutes:.0f} minutes and wrote this page,
+`{command}` measured this on {date} in {minutes:.1f} minutes and wrote this page,
 [the numbers](performance.json) and the figures. {machine}. {versions}.
 
 Every round runs each runtime once, one after the other, with {threads} threads, the same noise,
@@ -41,14 +41,15 @@ Why those that are not met are not, by what has been profiled on two cores
 
 - *Beside eager.* 83 % of a forward are matrix products and 7 % attention, all in ONNX Runtime's
   kernels; every other operator has 2 % or less. What is left is that each product packs its weights
-  anew. Packed at load a step takes 0.94 of the time, enough for mid SD3, for 0.8 s more at
+  anew. Packed at load a step takes 0.94 of the time, enough for SD3 and not for FLUX, for 0.8 s at
   each start and a private copy of all weights in every process. It is off.
 - *Beside the fastest peer.* The machine has quick and slow minutes, also when nothing else runs. In
-  seven rounds of mid-flux a step of ours took 1.18 s or 1.30 s, one of ONNX Runtime in one batch
-  1.40 s or 1.47 s in the same rounds: 1.19 times in the quick ones, 1.13 times in the slow ones.
+  another run, of seven rounds of mid-flux, a step of ours took 1.18 s or 1.30 s, one of ONNX
+  Runtime in one batch 1.40 s or 1.47 s in the same rounds: 1.19 times in the quick ones, 1.13 times
+  in the slow ones.
 - *Start.* ONNX Runtime's two sessions take 0.12 to 0.15 s to load, of which 0.06 s are its graph
-  optimizations, however small the file is: FLUX's is read in 0.06 s. The rest is the run of the
-  conditioning graph, which reads a third of the weights. The second core hashes the weights.
+  optimizations, however small the file is: FLUX's is read in less than 0.1 s. The rest is the run
+  of the conditioning graph, which reads a third of the weights. The second core hashes the weights.
 - *Memory.* Beside the tensors that a graph's order needs, ONNX Runtime's arena holds its blocks of
   doubling size, and buffers that are no tensors of the graph: queries, keys and values by head, and
   packed weights. 27 MB are the program and the loaded graph. Without the arena it is more.

@@ -157,7 +157,7 @@ def measure(bundle: Path, clients: int, requests: int) -> list[Point]:
         for number in range(ROUNDS):
             for on, url in urls.items():
                 say(f"{clients} clients, batching {'on' if on else 'off'}, round {number + 1}")
-                answers, seconds = drive(url, clients, requests // ROUNDS)
+                answers, seconds = drive(url, clients, max(1, requests // ROUNDS))
                 asked[on] += answers
                 rates[on].append(len(answers) / seconds)
     return [point(on, clients, asked[on], rates[on], rates[False]) for on in urls]

@@ -56,6 +56,7 @@ def refused(*arguments: str | Path) -> tuple[int, str]:
         ("[limits]\nsteps = 0", "limits.steps does not fit"),
         ("port = 70000", "port does not fit"),
         ("grace = inf", "grace does not fit"),
+        ('proxies = ["proxy.example"]', "proxies.0 does not fit"),
         ("[limits]\ndeadline = nan", "limits.deadline does not fit"),
         ("port = ", "cannot read --config"),
         ("memory_bytes = 1000", "memory_bytes is 1000"),
@@ -214,7 +215,7 @@ def test_it_ends_while_a_model_is_loaded(forked_bundle: Path, tmp_path: Path) ->
         assert process.stdout
         try:
             url = process.stdout.readline().split()[-1]
-            httpx2.post(f"{url}/v1/jobs", json={"prompt": "a boot"}).raise_for_status()
+            httpx2.post(f"{url}/v1/jobs", json={"prompt": "a boot"}, timeout=120).raise_for_status()
             assert process.stdout.readline() == "loading\n"
             process.terminate()
             assert process.wait(120) == 0

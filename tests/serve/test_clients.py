@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.serve.conftest import PROMPT, Running, serving, wait_until
+from tests.serve.conftest import PROMPT, Running, fetch, serving, wait_until
 
 
 def connect(server: Running, receive_buffer: int = 0) -> socket.socket:
@@ -86,7 +86,7 @@ def test_a_slow_reader_slows_nobody(forked_bundle: Path) -> None:
             slow.sendall(f"GET {url} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             wait_until(lambda: server.job(job["id"])["status"] == "done")
             connections = server.server.server_state.connections
-            assert sum(c.flow.write_paused for c in list(connections)) == 1
+            wait_until(lambda: sum(c.flow.write_paused for c in list(connections)) == 1)
             assert server.events(server.post_job(steps=1)["id"])[-1][0] == "done"
             seen = read_until(slow, b"event: done")
         assert seen.count(b"event: step") == steps
@@ -105,32 +105,46 @@ EARLY = b"HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     ],
 )
 def test_an_answer_before_the_body_ends_the_connection(
-    server: Running, head: bytes, status: bytes
+    forked_bundle: Path, head: bytes, status: bytes
 ) -> None:
-    with connect(server) as client, client.makefile("rb") as answer:
+    with serving(forked_bundle, limits={"body_seconds": 1}) as server, connect(server) as client:
         client.settimeout(60)  # it would be for ever
         client.sendall(head)
-        assert answer.readline().split()[1] == status
-        with suppress(ConnectionError):  # closed already
-            client.sendall(b"5")
-            answer.read()  # to the end: the server closes
+        with client.makefile("rb") as answer:
+            assert answer.readline().split()[1] == status
+            with suppress(ConnectionError):  # closed already
+                client.sendall(b"5")
+                answer.read()  # to the end: the server closes
+
+
+def test_a_body_that_comes_behind_its_answer_harms_nothing(server: Running) -> None:
+    """The next request of the connection is answered."""
+    with connect(server) as client:
+        client.sendall(b"GET /healthz " + EARLY + b"Content-Length: 3\r\n\r\n")
+        read_until(client, b'{"status":"ok"}')
+        client.sendall(b"body"[:3] + b"GET /readyz " + EARLY + b"\r\n")
+        assert read_until(client, b'{"status":"ok"}').startswith(b"HTTP/1.1 200")
 
 
 def test_connections_have_a_limit(forked_bundle: Path) -> None:
     """One too many is told so; those that are there go on."""
-    with serving(forked_bundle, limits={"connections": 3}) as server:
-        idle = [connect(server) for _ in range(2)]  # and the client's own
-        assert server.client.get("/healthz").status_code == 200
-        for _ in range(3):
-            with httpx2.Client(base_url=server.url) as further:
-                refused = further.get("/healthz")
-            assert refused.status_code == 503
-            assert int(refused.headers["retry-after"]) >= 1
-            assert refused.json()["error"]["code"] == "connections_full"
-            assert server.client.get("/healthz").status_code == 200
-        for client in idle:
+    with serving(forked_bundle, limits={"connections": 3, "body_seconds": 600}) as server:
+        server.client.close()
+        connections = server.server.server_state.connections
+        wait_until(lambda: not connections)
+        there = [connect(server) for _ in range(3)]
+        wait_until(lambda: len(connections) == 3)
+        refused = fetch(f"{server.url}/healthz")
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["code"] == "connections_full"
+        for client in there:
+            client.sendall(b"GET /healthz " + EARLY + b"\r\n")
+            read_until(client, b'{"status":"ok"}')
+        there.pop().close()
+        wait_until(lambda: fetch(f"{server.url}/healthz").status_code == 200)
+        for client in there:
             client.close()
-        wait_until(lambda: httpx2.get(f"{server.url}/healthz").status_code == 200)
 
 
 @pytest.mark.parametrize(("proxies", "client"), [(["127.0.0.1"], "192.0.2.7"), ([], "127.0.0.1")])

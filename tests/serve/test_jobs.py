@@ -112,7 +112,7 @@ def test_events_go_on_behind_the_last_one_seen(server: Running) -> None:
 def test_readers_that_leave_leave_nothing_behind(
     server: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = server.post_job(steps=LONG)
+    made = server.post_job(steps=LONG, size="96x96")
     job = server.services.jobs[made["id"]]
     for _ in range(40):
         server.events(made["id"], until="step")  # and gone, in the middle of the stream
@@ -167,7 +167,7 @@ def test_cancelling_what_has_ended_changes_nothing(server: Running) -> None:
 @pytest.mark.parametrize("state", ["running", "queued"])
 def test_a_deadline_ends_it(server: Running, state: str) -> None:
     server.events(server.post_job(steps=1)["id"])  # the model is loaded
-    with server.full() if state == "queued" else nullcontext():
+    with server.full(size="96x96") if state == "queued" else nullcontext():
         job = server.post_job(steps=LONG, size="96x96", deadline=10)
         if state == "running":
             assert server.events(job["id"], until="step")[-1][0] == "step"

@@ -26,7 +26,8 @@ class ApiKeys:
             lines = path.read_bytes().splitlines()
         except OSError as error:
             raise InputError(f"cannot read {setting}, {path}: {error.strerror}") from None
-        stripped = [line.strip() for line in lines]
+        # As headers are stripped: as text.
+        stripped = [line.decode("latin-1").strip().encode("latin-1") for line in lines]
         self._keys = [line for line in stripped if line and not line.startswith(b"#")]
         if not self._keys:
             raise InputError(f"{setting}, {path}, holds no key: write one a line")

@@ -74,8 +74,8 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 class _Connection(H11Protocol):
     """Ends a connection that is one too many, one whose request's head is not there in time, and
-    one that is answered before its body is there. Uvicorn itself ends those that are idle after an
-    answer, and `BodyLimits` those whose body is awaited and does not arrive."""
+    one that is answered and does not send the rest of its body. Uvicorn itself ends those that are
+    idle after an answer, and `BodyLimits` those whose body is awaited and does not arrive."""
 
     seconds: float
     most: int
@@ -100,12 +100,20 @@ class _Connection(H11Protocol):
         self._unwatch()
 
     def on_response_complete(self) -> None:
-        if self.conn.their_state is h11.SEND_BODY:  # and nobody would wait for the rest
-            self.transport.close()
         super().on_response_complete()
+        if self._is_early():
+            # Not at once: what is still on its way would have the answer thrown away.
+            self._unwatch()
+            self._late = self.loop.call_later(self.seconds, self.transport.close)
+
+    def _is_early(self) -> bool:
+        """Whether it is answered, and its body is not there yet."""
+        return self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
 
     def _watch(self) -> None:
         """Gives the head that is awaited its time, from its first byte."""
+        if self._is_early():
+            return
         if self.conn.their_state is not h11.IDLE:
             self._unwatch()
         elif not self._late:

@@ -64,6 +64,12 @@ class ApiError(Exception):
         return ErrorBody(error=self.detail).model_dump()
 
 
+def said(message: str) -> str:
+    """Pydantic's message as the end of a sentence."""
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
 def limit_error(param: str, message: str) -> ApiError:
     """A field that asks for more than the server gives."""
     return ApiError(400, "limit_exceeded", message, param=param)

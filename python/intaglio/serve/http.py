@@ -15,7 +15,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from intaglio.serve import logs
-from intaglio.serve.errors import ApiError
+from intaglio.serve.errors import ApiError, said
 from intaglio.serve.schemas import GenerationRequest
 
 
@@ -54,8 +54,7 @@ class BodyLimits:
         await self._app(scope, receive_body, send)
 
     def _too_large(self) -> HTTPException:
-        text = f"the body is above {self._size} bytes: send a shorter one"
-        return HTTPException(413, text, {"Connection": "close"})
+        return HTTPException(413, f"the body is above {self._size} bytes: send a shorter one")
 
 
 class RequestLog:
@@ -169,8 +168,7 @@ def _invalid(error: dict[str, Any], request: Request) -> ApiError:
     if error["type"] == "extra_forbidden":
         message = f"there is no field {path[0]!r} here: {_instead(path[0])}"
         return ApiError(400, "unknown_field", message, param=path[0])
-    what = error["msg"].removeprefix("Value error, ")
-    what = what[:1].lower() + what[1:]
+    what = said(error["msg"])
     if not path and "content-type" not in request.headers:
         message = "the header Content-Type is missing: send Content-Type: application/json"
         return ApiError(400, "invalid_value", message)

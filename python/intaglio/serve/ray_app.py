@@ -11,6 +11,7 @@ it can. A replica that dies loses nothing: the front sends again what that had.
 
 import tempfile
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -27,7 +28,7 @@ from intaglio import Error, UsageError
 from intaglio.serve import logs
 from intaglio.serve.app import create_app
 from intaglio.serve.dispatcher import Dispatcher, Drawn
-from intaglio.serve.errors import ApiError
+from intaglio.serve.errors import ApiError, said
 from intaglio.serve.images import ImageStore
 from intaglio.serve.job import CANCELLED, Job
 from intaglio.serve.metrics import Metrics
@@ -61,8 +62,8 @@ class Arguments(BaseModel):
     bundles: Annotated[list[str], BeforeValidator(_split), Field(min_length=1)]
     config: Path | None = None
     autoscaling: dict[str, Any] = {}
-    cpus: float = 1.0
-    gpus: float = 0.0
+    cpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class Refused(click.ClickException):
@@ -94,12 +95,12 @@ def app(arguments: Arguments | dict[str, Any]) -> Application:
 def _sentence(errors: ValidationError) -> str:
     """What is wrong with the arguments: a name that there is not, or the first thing."""
     wrong = max(errors.errors(), key=lambda error: error["type"] == "extra_forbidden")
-    name = ".".join(map(str, wrong["loc"]))
+    name = ".".join(map(str, wrong["loc"])) or "autoscaling"  # what Ray checks as a whole
     if wrong["type"] == "missing":
         return f"{name} is missing: give {name}=FOLDER, or {name} among args of a Serve file"
     if wrong["type"] == "extra_forbidden":
         return f"there is no argument {name}: give {', '.join(Arguments.model_fields)}"
-    return f"{name} does not fit: {wrong['msg'].lower()}"
+    return f"{name} does not fit: {said(wrong['msg'])}"
 
 
 def _build(arguments: Arguments) -> Application:
@@ -198,9 +199,10 @@ class Replica:
             yield Drawn(error)
             return
         try:
-            async for _, event, data in job.follow():
-                if event in {"step", "preview"}:
-                    yield event, data
+            async with aclosing(job.follow()) as events:
+                async for _, event, data in events:
+                    if event in {"step", "preview"}:
+                        yield event, data
         finally:
             services.scheduler.stop(job, CANCELLED)  # nothing if it has ended
         yield Drawn(job.error, job.pngs, job.notes, job.timings)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,6 +21,7 @@ from pydantic import (
 )
 
 from intaglio import InputError, UsageError
+from intaglio.serve.errors import said
 
 
 class Limits(BaseModel):
@@ -54,6 +57,15 @@ class Limits(BaseModel):
     deadline: PositiveFloat = 600.0
 
 
+def _check_proxy(entry: str) -> str:
+    if entry != "*":
+        ip_network(entry)
+    return entry
+
+
+Proxy = Annotated[str, AfterValidator(_check_proxy)]
+
+
 class Settings(BaseModel):
     """All of a server's settings; a configuration file has them under these names.
 
@@ -79,7 +91,7 @@ class Settings(BaseModel):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     api_keys: Path | None = None
     cors: tuple[str, ...] = ()
-    proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    proxies: tuple[Proxy, ...] = ("127.0.0.1", "::1")
     device: str = "auto"
     threads: NonNegativeInt = 0
     max_batch: PositiveInt = 8
@@ -127,6 +139,6 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
         where = f"--config {config}" if config else "the command line"
         if wrong["type"] == "extra_forbidden":
             raise UsageError(f"{where} has a setting {name}, which there is not") from None
-        raise UsageError(f"{name} does not fit in {where}: {wrong['msg'].lower()}") from None
+        raise UsageError(f"{name} does not fit in {where}: {said(wrong['msg'])}") from None
     settings._origins = origins
     return settings

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from intaglio.deploy.tensors import OUTPUTS, inputs
 from intaglio.serve import logs
-from intaglio.serve.errors import ApiError, value_error
+from intaglio.serve.errors import ApiError, said, value_error
 from intaglio.serve.images import ImageStore
 from intaglio.serve.job import CANCELLED, Job
 from intaglio.serve.metrics import Metrics
@@ -117,9 +117,7 @@ class TritonPythonModel:
         except ValidationError as errors:
             wrong = errors.errors()[0]
             name = str(wrong["loc"][0])
-            raise value_error(
-                name, f"{name} does not fit: {wrong['msg'][:1].lower()}{wrong['msg'][1:]}"
-            ) from None
+            raise value_error(name, f"{name} does not fit: {said(wrong['msg'])}") from None
         job = self._services.make_job(request, "triton", stored=False)
         self._services.scheduler.submit(job, self._services.settings.limits.deadline)
         return job

@@ -48,14 +48,15 @@ def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
 
 
 def test_the_server_answers_probes_and_scrapes(server: Running) -> None:
-    probes = [CONTAINER[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")]
+    probes = [CONTAINER[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness")]
     scrape = POD["metadata"]["annotations"]
     assert scrape["prometheus.io/scrape"] == "true"
     for path in [*(probe["path"] for probe in probes), scrape["prometheus.io/path"]]:
         assert server.client.get(path).status_code == 200
     (port,) = CONTAINER["ports"]
     (service,) = of_kind("Service")["spec"]["ports"]
-    assert {service["targetPort"], *(probe["port"] for probe in probes)} == {port["name"]}
+    alive = CONTAINER["livenessProbe"]["tcpSocket"]
+    assert {probe["port"] for probe in [*probes, alive]} == {service["targetPort"], port["name"]}
     assert str(port["containerPort"]) == scrape["prometheus.io/port"]
 
 

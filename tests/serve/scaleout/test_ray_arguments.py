@@ -16,6 +16,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({}, "bundles is missing: give bundles=FOLDER"),
     ({"bundle": "a"}, "there is no argument bundle: give bundles, config,"),
     ({"bundles": "a", "cpus": "x"}, "cpus does not fit"),
+    ({"bundles": "a", "gpus": "-1"}, "gpus does not fit"),
     ({"bundles": "a", "config": "b.toml"}, "cannot read --config {here}/b.toml"),
     ({"bundles": "a"}, "{here}/a"),
     ({"bundles": "n=a"}, "{here}/a"),
@@ -40,10 +41,18 @@ def test_what_does_not_fit_is_one_sentence(
     assert said.count("\n") == 1
 
 
-def test_autoscaling_is_checked_too(forked_bundle: Path) -> None:
-    arguments = {"bundles": str(forked_bundle), "autoscaling": {"max_replicas": 0}}
-    with pytest.raises(Refused, match="max_replicas does not fit"):
-        build(app, arguments)
+@pytest.mark.parametrize(
+    ("autoscaling", "says"),
+    [
+        ({"max_replicas": 0}, "max_replicas does not fit"),
+        ({"min_replicas": 5}, r"autoscaling does not fit: max_replicas \(4\)"),
+    ],
+)
+def test_autoscaling_is_checked_too(
+    forked_bundle: Path, autoscaling: dict[str, int], says: str
+) -> None:
+    with pytest.raises(Refused, match=says):
+        build(app, {"bundles": str(forked_bundle), "autoscaling": autoscaling})
 
 
 def test_folders_are_seen_from_where_it_is_told(
