@@ -12,11 +12,10 @@ from functools import partial
 from typing import Any
 
 from intaglio.serve import logs
-from intaglio.serve.errors import ApiError
+from intaglio.serve.errors import BUG, ApiError
 from intaglio.serve.job import Job
 from intaglio.serve.models import Model
 from intaglio.serve.scheduler import Scheduler
-from intaglio.serve.worker import BUG
 
 # Replicas that one request may lose before it is taken for what kills them.
 ATTEMPTS = 3

@@ -70,6 +70,10 @@ def said(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
+# What nobody foresaw.
+BUG = ApiError(500, "internal_error", "the server made a mistake; its log says more")
+
+
 def limit_error(param: str, message: str) -> ApiError:
     """A field that asks for more than the server gives."""
     return ApiError(400, "limit_exceeded", message, param=param)

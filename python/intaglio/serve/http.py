@@ -15,7 +15,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from intaglio.serve import logs
-from intaglio.serve.errors import ApiError, said
+from intaglio.serve.errors import BUG, ApiError, said
 from intaglio.serve.schemas import GenerationRequest
 
 
@@ -131,8 +131,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:
-        message = "the server made a mistake; its log says more"
-        return error_response(ApiError(500, "internal_error", message))
+        return error_response(BUG)
 
 
 def _methods(request: Request) -> list[str]:

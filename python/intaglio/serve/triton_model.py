@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from intaglio.deploy.tensors import OUTPUTS, inputs
 from intaglio.serve import logs
-from intaglio.serve.errors import ApiError, said, value_error
+from intaglio.serve.errors import BUG, ApiError, said, value_error
 from intaglio.serve.images import ImageStore
 from intaglio.serve.job import CANCELLED, Job
 from intaglio.serve.metrics import Metrics
@@ -24,7 +24,6 @@ from intaglio.serve.models import Models
 from intaglio.serve.schemas import GenerationRequest
 from intaglio.serve.services import Services
 from intaglio.serve.settings import Settings
-from intaglio.serve.worker import BUG
 
 # Seconds between looks at whether a client has gone.
 LOOK = 0.2

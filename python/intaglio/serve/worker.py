@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 import intaglio
 from intaglio import Batch, BatchStep, Generation, Pipeline, _core
 from intaglio.serve import logs
-from intaglio.serve.errors import ApiError, run_error
+from intaglio.serve.errors import BUG, ApiError, run_error
 from intaglio.serve.images import data_url, encode_png
 from intaglio.serve.job import Job
 from intaglio.serve.models import Model
 
 if TYPE_CHECKING:
     from intaglio.serve.scheduler import Scheduler
-
-BUG = ApiError(500, "internal_error", "the server made a mistake; its log says more")
 
 # Requests that may join a batch before one that came earlier and does not fit it.
 OVERTAKEN_MOST = 8
