@@ -40,6 +40,11 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
            "tensorrt-rtx, tensorrt, cuda, cpu [auto]");
   add_flag(command, "--threads", flags.backend.threads, "N",
            "threads to run with [0: one per core]");
+  command.add_flag(
+      "--prepack", flags.backend.prepack,
+      "on the CPU, pack weights once at the start and not in each step: quicker steps, "
+      "a slower start, and memory that processes do not share; pays from some 16 steps "
+      "on, and with many images");
   command
       .add_option("--onnxruntime", flags.backend.onnxruntime_library,
                   "ONNX Runtime's library, when it is not found by itself")

@@ -8,18 +8,21 @@ namespace intaglio::python {
 void bind_backend(py::module_& module) {
   py::class_<BackendOptions>(module, "BackendOptions", "Where graphs run.")
       .def(py::init([](std::string device, int threads, std::filesystem::path onnxruntime_library,
-                       std::filesystem::path tensorrt_library) {
+                       std::filesystem::path tensorrt_library, bool prepack) {
              return BackendOptions{std::move(device), threads, std::move(onnxruntime_library),
-                                   std::move(tensorrt_library)};
+                                   std::move(tensorrt_library), prepack};
            }),
            py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0,
            py::arg("onnxruntime_library") = std::filesystem::path(),
-           py::arg("tensorrt_library") = std::filesystem::path())
+           py::arg("tensorrt_library") = std::filesystem::path(), py::arg("prepack") = false)
       .def_readwrite("device", &BackendOptions::device)
       .def_readwrite("threads", &BackendOptions::threads, "0: one per logical core")
       .def_readwrite("onnxruntime_library", &BackendOptions::onnxruntime_library,
                      "empty: searched for")
-      .def_readwrite("tensorrt_library", &BackendOptions::tensorrt_library, "empty: searched for");
+      .def_readwrite("tensorrt_library", &BackendOptions::tensorrt_library, "empty: searched for")
+      .def_readwrite(
+          "prepack", &BackendOptions::prepack,
+          "whether the loop's weights are packed for the processor when they are loaded");
   py::class_<DeviceChoice>(module, "DeviceChoice", "The device that make_backend took.")
       .def_readonly("device", &DeviceChoice::device, "never auto")
       .def_readonly("reason", &DeviceChoice::reason,

@@ -711,6 +711,7 @@ class BackendOptions:
         threads: typing.SupportsInt | typing.SupportsIndex = 0,
         onnxruntime_library: os.PathLike[str] | str | bytes = ...,
         tensorrt_library: os.PathLike[str] | str | bytes = ...,
+        prepack: bool = False,
     ) -> None: ...
     @property
     def onnxruntime_library(self) -> pathlib.Path:
@@ -719,6 +720,13 @@ class BackendOptions:
         """
     @onnxruntime_library.setter
     def onnxruntime_library(self, arg0: os.PathLike[str] | str | bytes) -> None: ...
+    @property
+    def prepack(self) -> bool:
+        """
+        whether the loop's weights are packed for the processor when they are loaded
+        """
+    @prepack.setter
+    def prepack(self, arg0: bool) -> None: ...
     @property
     def tensorrt_library(self) -> pathlib.Path:
         """

@@ -139,6 +139,7 @@ class Pipeline:
         threads: int = 0,
         onnxruntime: str | os.PathLike[str] | None = None,
         tensorrt_library: str | os.PathLike[str] | None = None,
+        prepack: bool = False,
     ) -> Pipeline:
         """Opens the folder that `intaglio export` wrote.
 
@@ -152,6 +153,10 @@ class Pipeline:
             onnxruntime: ONNX Runtime's library; None: that of Python's onnxruntime package, or
                 the system's.
             tensorrt_library: TensorRT's or TensorRT-RTX's library; None: searched for.
+            prepack: whether weights of the loop's graphs are packed for the processor when they are
+                loaded, not in each step: quicker steps, a slower start, and memory of this
+                process's own in place of the mapped file, which processes share. Of device cpu
+                only. Latents differ by rounding.
 
         Raises:
             UsageError: there is no device of that name.
@@ -165,6 +170,7 @@ class Pipeline:
             threads=threads,
             onnxruntime_library=os.fspath(library),
             tensorrt_library=os.fspath(tensorrt_library or ""),
+            prepack=prepack,
         )
         core = _core.Pipeline.open(os.fspath(bundle), options)
         if core.choice.note:

@@ -41,8 +41,9 @@ Why those that are not met are not, by what has been profiled on two cores
 
 - *Beside eager.* 83 % of a forward are matrix products and 7 % attention, all in ONNX Runtime's
   kernels; every other operator has 2 % or less. What is left is that each product packs its weights
-  anew. Packed at load a step takes 0.94 of the time, enough for SD3 and not for FLUX, for 0.8 s at
-  each start and a private copy of all weights in every process. It is off.
+  anew. *Prepacked* is this runtime with `--prepack`, which packs them when they are loaded, as ONNX
+  Runtime and OpenVINO do in the peers' rows. The start is later then, and processes do not share
+  the packed weights, so it is off unless asked for, and on in the server.
 - *Beside the fastest peer.* The machine has quick and slow minutes, also when nothing else runs. In
   another run, of seven rounds of mid-flux, a step of ours took 1.18 s or 1.30 s, one of ONNX
   Runtime in one batch 1.40 s or 1.47 s in the same rounds: 1.19 times in the quick ones, 1.13 times
@@ -108,7 +109,8 @@ def _model(name: str, model: Data, figures: list[str]) -> Iterator[str]:
         start = model["start"]
         yield (
             f"From exec to the first call of the network, files cached, with {start['given']}:"
-            f" {_ratio(start['seconds'])} s; reading the weights' file:"
+            f" {_ratio(start['seconds'])} s, prepacked {_ratio(start['prepacked_seconds'])} s;"
+            " reading the weights' file:"
             f" {_ratio(start['reading_weights'])} s.\n"
         )
     if "memory" in model:

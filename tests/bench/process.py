@@ -32,7 +32,7 @@ def start(model: Model, effort: Effort) -> dict[str, Any]:
     prompted = shipped.is_dir()
     bundle = shipped if prompted else model.bundle("forked", middle(model))
     weights = next((bundle / "transformer").glob("*.data"))
-    starts, reads = [], []
+    starts, prepacked, reads = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         embeds, report = Path(folder) / "prompt.safetensors", Path(folder) / "report.json"
         save_file(_embeds(workload_of(model, effort)), embeds)
@@ -41,12 +41,14 @@ def start(model: Model, effort: Effort) -> dict[str, Any]:
         line += ["--cfg-scale", "3", "--dg-scale", "1", "--threads", str(effort.threads)]
         line += ["--device", "cpu", "--report", report, "-o", Path(folder) / "image.png"]
         for _ in range(effort.rounds):
-            subprocess.run(line, check=True, capture_output=True)
-            starts.append(json.loads(report.read_text())["seconds"]["start_to_first_step"])
+            for flags, seconds in (([], starts), (["--prepack"], prepacked)):
+                subprocess.run([*line, *flags], check=True, capture_output=True)
+                seconds.append(json.loads(report.read_text())["seconds"]["start_to_first_step"])
             reads.append(_read(weights))
     return {
         "given": "a prompt" if prompted else "prompt embeddings",
         "seconds": spread(starts),
+        "prepacked_seconds": spread(prepacked),
         "reading_weights": spread(reads),
         "weights_bytes": weights.stat().st_size,
     }

@@ -16,11 +16,11 @@ from tests.bench.plain import PlainTransformer
 from tests.bench.workload import Predict, Sample, Workload, sample
 
 Runtime = Callable[[Workload], Sample]
-FORKED, DUAL = "intaglio forked", "intaglio dual"
+FORKED, PREPACKED, DUAL = "intaglio forked", "intaglio forked, prepacked", "intaglio dual"
 EAGER, COMPILED = "diffusers", "diffusers, torch.compile"
 ORT, ORT_EACH = "ONNX Runtime, one batch", "ONNX Runtime, branch by branch"
 OPENVINO = "OpenVINO"
-OURS = (FORKED, DUAL)
+OURS = (FORKED, PREPACKED, DUAL)
 PEERS = (EAGER, COMPILED, ORT, ORT_EACH, OPENVINO)
 
 
@@ -28,12 +28,14 @@ class UnavailableError(Exception):
     """A peer that cannot run here, and why."""
 
 
-def intaglio_runtime(bundle: Path, threads: int, **options: Any) -> Runtime:
+def intaglio_runtime(
+    bundle: Path, threads: int, *, prepack: bool = False, **options: Any
+) -> Runtime:
     """This runtime; its whole call counts but for text encoders and VAE.
 
     `options` of `Pipeline.generate` win over what all runtimes are given.
     """
-    pipeline = intaglio.Pipeline.open(bundle, device="cpu", threads=threads)
+    pipeline = intaglio.Pipeline.open(bundle, device="cpu", threads=threads, prepack=prepack)
 
     def run(workload: Workload) -> Sample:
         cfg_scale, dg_scale = workload.scales
@@ -168,8 +170,8 @@ def open_runtimes(
 
 def _open(name: str, model: Model, block: int, threads: int, stack: ExitStack) -> Runtime:
     if name in OURS:
-        layout = "forked" if name == FORKED else "dual"
-        return intaglio_runtime(model.bundle(layout, block), threads)
+        bundle = model.bundle("dual" if name == DUAL else "forked", block)
+        return intaglio_runtime(bundle, threads, prepack=name == PREPACKED)
     if name in (EAGER, COMPILED):
         predict = stack.enter_context(torch_predict(model, block, name == COMPILED))
     elif name == OPENVINO:

@@ -48,16 +48,17 @@ def compare(model: Model, effort: Effort) -> dict[str, Any]:
     """All runtimes on CFG+DG, and this one and the fastest other over sizes, batches and steps."""
     block = middle(model)
     base = workload_of(model, effort)
+    required = (*OURS, EAGER)  # which all others are compared with
     with open_runtimes(model, block, effort.threads) as (runtimes, missing):
         # What fails in its first run, as torch.compile may, is told and left out.
-        for name in (FORKED, EAGER):  # what all others are compared with
+        for name in required:
             if name in missing:
                 raise RuntimeError(f"{name}: {missing[name]}")
         for name in list(runtimes):
             try:
                 runtimes[name](base)
             except Exception as error:
-                if name in (FORKED, EAGER):
+                if name in required:
                     raise
                 missing[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 del runtimes[name]
@@ -183,9 +184,7 @@ def arithmetic(model: Model) -> dict[str, Any]:
     return {
         "parameter_bytes": parameters,
         "layouts": {
-            layout.split()[1]: {
-                mode: counts(model, layout.split()[1], middle(model), mode) for mode in MODES
-            }
-            for layout in OURS
+            layout: {mode: counts(model, layout, middle(model), mode) for mode in MODES}
+            for layout in ("forked", "dual")
         },
     }

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 import intaglio
 from intaglio import _core
 from tests.conftest import onnxruntime_library
+from tests.python.conftest import PROMPT
+
+SHIPPED = Path(__file__).parents[2] / "build/bundles/fashion-sd3"  # of `make test`
 
 
 def options(device: str) -> _core.BackendOptions:
@@ -61,3 +69,37 @@ def test_unknown_devices_are_a_wrong_call(forked_bundle: Path) -> None:
     for name in ("", "CPU", "gpu", "cuda:0"):
         with pytest.raises(intaglio.UsageError, match="one of auto, cpu, cuda, ort-tensorrt"):
             _core.make_backend(options(name), bundle)
+
+
+def anonymous_bytes(prepack: bool) -> int:
+    """What a process that has drawn with the shipped model holds and no file backs."""
+    program = rf"""
+import pathlib, re, intaglio
+pipeline = intaglio.Pipeline.open({str(SHIPPED)!r}, device="cpu", threads=1, prepack={prepack})
+pipeline.generate("a dress", steps=1)
+print(re.search(r"RssAnon:\s*([0-9]+) kB", pathlib.Path("/proc/self/status").read_text())[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
+    return int(done.stdout) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells what memory is")
+def test_prepacked_weights_are_in_memory() -> None:
+    graph = onnx.load(SHIPPED / "transformer/forked.cpu.onnx", load_external_data=False).graph
+    sizes = {tensor.name: 4 * math.prod(tensor.dims) for tensor in graph.initializer}
+    matrices = [node.input[1] for node in graph.node if node.op_type == "MatMul"]
+    packed = sum(sizes.get(name, 0) for name in matrices)
+    assert packed > 16e6, "too little to tell"
+    more = anonymous_bytes(prepack=True) - anonymous_bytes(prepack=False)
+    assert 0.9 * packed < more < 1.2 * packed
+
+
+def test_prepacked_weights_draw_the_same(bundle: Path, pipeline: intaglio.Pipeline) -> None:
+    prepacked = intaglio.Pipeline.open(bundle, device="cpu", prepack=True)
+    assert "prepacked" in prepacked.backend
+    assert "prepacked" not in pipeline.backend
+    latents = prepacked.generate(PROMPT, dg_scale=1.0).latents
+    expected = pipeline.generate(PROMPT, dg_scale=1.0).latents
+    np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-4)

@@ -118,9 +118,8 @@ def serving(
 
     `send_buffer`: bytes that the system keeps for a client that does not read.
     """
-    given = Settings.model_validate(settings)
-    models = Models([str(b) for b in bundles], threads=1, memory_bytes=given.memory_bytes)
-    app = create_app(models, given)
+    given = Settings.model_validate({"threads": 1} | settings)
+    app = create_app(Models([str(bundle) for bundle in bundles], given), given)
     listener = listen("127.0.0.1", 0)
     if send_buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

@@ -188,7 +188,7 @@ def test_a_drain_that_fails_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None
     startup = Server.startup
     monkeypatch.setattr(Scheduler, "drain", failing)
     monkeypatch.setattr(Server, "startup", signalled)
-    start(create_app(Models([]), Settings()))
+    start(create_app(Models([], Settings()), Settings()))
 
 
 # A model whose loading takes an hour, in threads that Python would wait for.

@@ -19,7 +19,7 @@ from PIL import Image
 
 import intaglio
 from intaglio.serve.fair_queue import FairQueue
-from intaglio.serve.models import Models
+from intaglio.serve.models import open_model
 from intaglio.serve.worker import OVERTAKEN_MOST
 from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
 
@@ -247,7 +247,7 @@ def test_models_are_loaded_when_asked_for_and_evicted(
 ) -> None:
     bundles = {"a": forked_bundle, "b": dual_bundle, "c": forked_bundle}
     arguments = [f"{name}={folder}" for name, folder in bundles.items()]
-    room = sum(model.bytes for model in Models(arguments[:2]))
+    room = sum(open_model(argument).bytes for argument in arguments[:2])
     with serving(*arguments, memory_bytes=room) as server:
 
         def loaded() -> set[str]:
@@ -270,7 +270,7 @@ def test_models_are_loaded_when_asked_for_and_evicted(
 
 def test_models_that_do_not_fit_together_take_turns(forked_bundle: Path, dual_bundle: Path) -> None:
     arguments = [f"a={forked_bundle}", f"b={dual_bundle}"]
-    room = max(model.bytes for model in Models(arguments))
+    room = max(open_model(argument).bytes for argument in arguments)
     with serving(*arguments, memory_bytes=room) as server:
         jobs = [server.post_job(model=model, steps=3) for model in "ababab"]
         threads = [threading.Thread(target=server.events, args=[job["id"]]) for job in jobs]

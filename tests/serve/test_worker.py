@@ -229,9 +229,18 @@ def test_a_folder_gives_its_bundles_name_however_it_is_written(
         open_model(f"={folder}/")
 
 
+@pytest.mark.parametrize("prepack", [True, False])
+def test_settings_reach_the_pipeline(forked_bundle: Path, prepack: bool) -> None:
+    models = Models([str(forked_bundle)], Settings(device="cpu", threads=3, prepack=prepack))
+    (model,) = models
+    backend = models.acquire(model).backend
+    assert "cpu, 3 threads" in backend
+    assert ("prepacked" in backend) == prepack
+
+
 def test_only_as_many_models_make_room_as_it_takes(forked_bundle: Path) -> None:
     arguments = [f"{name}={forked_bundle}" for name in "abc"]
-    models = Models(arguments, memory_bytes=2 * open_model(arguments[0]).bytes)
+    models = Models(arguments, Settings(memory_bytes=2 * open_model(arguments[0]).bytes))
     a, b, c = models
     models.reserve(b)
     models.reserve(a)

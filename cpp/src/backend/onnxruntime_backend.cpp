@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <exception>
+#include <set>
 #include <thread>
 
 #include "backend/engine_cache.h"
@@ -132,6 +133,14 @@ int thread_count(const BackendOptions& options) {
   return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
 }
 
+// The paths of the graphs that run in each step.
+std::set<std::string> loop_graphs(const Bundle& bundle) {
+  std::set<std::string> paths;
+  for (const auto& [name, graph] : bundle.transformer_graphs)
+    if (&graph != bundle.conditioning()) paths.insert(graph.path);
+  return paths;
+}
+
 std::unique_ptr<Session> open(const std::filesystem::path& path, const Graph& graph,
                               const Ort::SessionOptions& options) {
   auto session = std::make_shared<Ort::Session>(onnxruntime_environment(), path.c_str(), options);
@@ -143,7 +152,8 @@ class OrtBackend final : public Backend {
   OrtBackend(const BackendOptions& options, std::string version, const Bundle& bundle)
       : version_(std::move(version)),
         threads_(thread_count(options)),
-        narrow_(bundle.dtype != "float32") {
+        narrow_(bundle.dtype != "float32"),
+        prepacked_(options.prepack ? loop_graphs(bundle) : std::set<std::string>{}) {
     if (!ops_library_.empty())
       translate("loading ", ops_library_.string(), [&] { register_ops(ops_library_); });
   }
@@ -158,9 +168,9 @@ class OrtBackend final : public Backend {
       // A pattern is one more block, taken at the second run (docs/decisions/0012).
       options.DisableMemPattern();
       options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
-      // Prepacking copies every weight at load, for a step in 0.94 of the time
-      // (docs/decisions/0012).
-      options.AddConfigEntry("session.disable_prepacking", "1");
+      // It copies every weight at load, for a step in 0.94 of the time (docs/decisions/0012).
+      const bool prepack = prepacked_.contains(graph.path);
+      options.AddConfigEntry("session.disable_prepacking", prepack ? "0" : "1");
       // Either of them would hold a float32 copy of every narrow weight; cast as it is used, what
       // stays is the mapped file. ONNX Runtime has no constants for these names.
       if (narrow_)
@@ -179,13 +189,15 @@ class OrtBackend final : public Backend {
   std::string description() const override {
     return "ONNX Runtime " + version_ + ", cpu, " + std::to_string(threads_) +
            (threads_ == 1 ? " thread" : " threads") +
+           (prepacked_.empty() ? "" : ", prepacked weights") +
            (ops_library_.empty() ? "" : ", fused MASuppress");
   }
 
  private:
   std::string version_;
   int threads_;
-  bool narrow_;  // weights
+  bool narrow_;                      // weights
+  std::set<std::string> prepacked_;  // graphs' paths
   std::filesystem::path ops_library_ = ops_library();
 };
 

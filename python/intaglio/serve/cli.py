@@ -73,12 +73,7 @@ def serve(
     }  # fmt: skip
     try:
         settings = read_settings(config, flags)
-        models = Models(
-            bundles,
-            device=settings.device,
-            threads=settings.threads,
-            memory_bytes=settings.memory_bytes,
-        )
+        models = Models(bundles, settings)
         models.check_device()
         listener = listen(settings.host, settings.port)
         app = create_app(models, settings)  # after what else may be refused: it makes a folder

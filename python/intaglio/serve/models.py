@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from intaglio import Bundle, Pipeline, UsageError, _core
 from intaglio.onnxruntime_library import onnxruntime_library
@@ -23,6 +24,7 @@ from intaglio.serve.schemas import (
     Sizes,
     Window,
 )
+from intaglio.serve.settings import Settings
 
 
 @dataclass(eq=False)
@@ -125,20 +127,16 @@ def open_model(argument: str) -> Model:
 class Models:
     """All of them, and which are loaded. For any thread."""
 
-    def __init__(
-        self,
-        arguments: Sequence[str],
-        *,
-        device: str = "auto",
-        threads: int = 0,
-        memory_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, arguments: Sequence[str], settings: Settings) -> None:
         """Checks every bundle; loads none.
 
         Raises InputError for a bundle, UsageError for two of one name and for one that
         `memory_bytes` is too small for.
         """
-        self._device, self._threads, self._memory = device, threads, memory_bytes
+        self._options: dict[str, Any] = {
+            name: getattr(settings, name) for name in ("device", "threads", "prepack")
+        }
+        self._memory = settings.memory_bytes
         self._models: dict[str, Model] = {}
         self._changed = threading.Condition()
         self._reserved: set[Model] = set()  # loaded, or being loaded
@@ -149,9 +147,9 @@ class Models:
                 raise UsageError(
                     f"two bundles are called {model.name}: give one as NAME={model.bundle.folder}"
                 )
-            if memory_bytes is not None and model.bytes > memory_bytes:
+            if self._memory is not None and model.bytes > self._memory:
                 raise UsageError(
-                    f"{model.name} takes {model.bytes} bytes and memory_bytes is {memory_bytes}:"
+                    f"{model.name} takes {model.bytes} bytes and memory_bytes is {self._memory}:"
                     " raise it"
                 )
             self._models[model.name] = model
@@ -170,11 +168,8 @@ class Models:
     def check_device(self) -> None:
         """Raises what loading would for the device: UsageError if there is none of that name,
         UnavailableError if it is not there, or not for one of the bundles."""
-        options = _core.BackendOptions(
-            device=self._device,
-            threads=self._threads,
-            onnxruntime_library=onnxruntime_library() or "",
-        )
+        library = onnxruntime_library() or ""
+        options = _core.BackendOptions(**self._options, onnxruntime_library=library)
         for model in self:
             _core.make_backend(options, model.bundle)
 
@@ -199,8 +194,7 @@ class Models:
         self.reserve(model)
         try:
             if model.pipeline is None:
-                folder = model.bundle.folder
-                model.pipeline = Pipeline.open(folder, device=self._device, threads=self._threads)
+                model.pipeline = Pipeline.open(model.bundle.folder, **self._options)
         except BaseException:
             with self._changed:
                 model.in_use = False

@@ -106,7 +106,7 @@ def _sentence(errors: ValidationError) -> str:
 def _build(arguments: Arguments) -> Application:
     bundles = [absolute(bundle) for bundle in arguments.bundles]
     settings = read_settings(arguments.config and arguments.config.absolute(), {})
-    Models(bundles, memory_bytes=settings.memory_bytes)
+    Models(bundles, settings)  # refused here, not by a replica
     defaults = {"max_replicas": 4, "target_ongoing_requests": settings.max_batch}
     scaling = AutoscalingConfig(**defaults | arguments.autoscaling)
     replica = serve.deployment(Replica).options(
@@ -141,7 +141,7 @@ class Front:
         self._settings, self._room = settings, room
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(Models(self._bundles), self._settings, self._dispatcher)
+        return create_app(Models(self._bundles, Settings()), self._settings, self._dispatcher)
 
     def _dispatcher(self, scheduler: Scheduler, model: Model) -> Dispatcher:
         handle = self._replicas.options(stream=True, multiplexed_model_id=model.name)
@@ -165,12 +165,7 @@ class Replica:
 
     def __init__(self, bundles: list[str], settings: Settings) -> None:
         logs.set_up()
-        models = Models(
-            bundles,
-            device=settings.device,
-            threads=settings.threads,
-            memory_bytes=settings.memory_bytes,
-        )
+        models = Models(bundles, settings)
         # The front has counted them already.
         limits = settings.limits.model_copy(update={"queue": _ongoing(settings)})
         settings = settings.model_copy(update={"limits": limits})

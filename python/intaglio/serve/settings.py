@@ -75,7 +75,7 @@ class Settings(BaseModel):
         cors: origins whose pages may call the server.
         proxies: addresses or networks of reverse proxies, whose X-Forwarded-For and
             X-Forwarded-Proto are believed; "*": anybody's.
-        device: as `Pipeline.open` takes it. threads: likewise.
+        device: as `Pipeline.open` takes it. threads, prepack: likewise.
         max_batch: images that share one run of the transformer.
         memory_bytes: of loaded bundles, by the size of their files; None: no limit.
         embedding_bytes: of cached prompt embeddings.
@@ -94,6 +94,7 @@ class Settings(BaseModel):
     proxies: tuple[Proxy, ...] = ("127.0.0.1", "::1")
     device: str = "auto"
     threads: NonNegativeInt = 0
+    prepack: bool = True
     max_batch: PositiveInt = 8
     memory_bytes: PositiveInt | None = None
     embedding_bytes: NonNegativeInt = 256 * 1024 * 1024

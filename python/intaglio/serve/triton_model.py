@@ -43,9 +43,7 @@ class TritonPythonModel:
         }
         settings = Settings.model_validate({**parameters, "max_batch": config["max_batch_size"]})
         bundle = Path(args["model_repository"]) / args["model_version"] / "bundle"
-        models = Models(
-            [f"{args['model_name']}={bundle}"], device=settings.device, threads=settings.threads
-        )
+        models = Models([f"{args['model_name']}={bundle}"], settings)
         (model,) = models
         models.acquire(model)  # now, so that Triton says ready when it is
         models.release(model)
