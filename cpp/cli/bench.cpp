@@ -242,7 +242,7 @@ void add_bench(CLI::App& app) {
       "--json adds allocations and copies in a step. Compare runs of one machine only, and with "
       "nothing else running.\n"
       "Example: intaglio bench bundle --steps 4 --height 512 --width 512 --threads 2");
-  add_run_flags(*command, flags->run);
+  add_loop_flags(*command, flags->run);
   add_flag(*command, "--steps", flags->steps, "N", "denoising steps of a run [28]");
   add_flag(*command, "--batch", flags->batch, "N", "images of a run [1]");
   add_flag(*command, "--height", flags->height, "N", "image height in pixels [the bundle's]");

@@ -40,11 +40,6 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
            "tensorrt-rtx, tensorrt, cuda, cpu [auto]");
   add_flag(command, "--threads", flags.backend.threads, "N",
            "threads to run with [0: one per core]");
-  command.add_flag(
-      "--prepack", flags.backend.prepack,
-      "on the CPU, pack weights once at the start and not in each step: quicker steps, "
-      "a slower start, and memory that processes do not share; pays from some 16 steps "
-      "on, and with many images");
   command
       .add_option("--onnxruntime", flags.backend.onnxruntime_library,
                   "ONNX Runtime's library, when it is not found by itself")
@@ -53,6 +48,14 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
       .add_option("--tensorrt-library", flags.backend.tensorrt_library,
                   "TensorRT's or TensorRT-RTX's library, when it is not found by itself")
       ->type_name("LIBRARY");
+}
+
+void add_loop_flags(CLI::App& command, RunFlags& flags) {
+  add_run_flags(command, flags);
+  command.add_flag("--prepack", flags.backend.prepack,
+                   "on the CPU, pack float32 weights for its kernels at the start and not in each "
+                   "step: some 5 % off a step, for a slower start and memory that processes do not "
+                   "share; for long runs");
 }
 
 Pipeline open_pipeline(const RunFlags& flags) {

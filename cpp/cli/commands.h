@@ -20,6 +20,8 @@ struct RunFlags {
 };
 void add_bundle(CLI::App& command, std::filesystem::path& bundle);
 void add_run_flags(CLI::App& command, RunFlags& flags);
+// The same, and those of subcommands that run the denoising loop.
+void add_loop_flags(CLI::App& command, RunFlags& flags);
 // Says on stderr what kept `auto` from a better device, where that is worth knowing.
 Pipeline open_pipeline(const RunFlags& flags);
 // A flag read by cli::parse, so that every wrong value gets the same kind of sentence.

@@ -143,7 +143,7 @@ void add_generate(CLI::App& app) {
       "What is not given and shows no default in brackets comes from the bundle (see `intaglio "
       "inspect BUNDLE`).\n"
       "Example: intaglio generate bundle --prompt \"a dark ankle boot\" --seeds 1,2,3 -o boot.png");
-  add_run_flags(*command, flags->run);
+  add_loop_flags(*command, flags->run);
   const Json defaults = Json::parse(to_json(flags->options));
   visit_options(flags->options, [&](const OptionInfo& info, auto& value) {
     add_flag(*command, flags_of(info), value, info.value,

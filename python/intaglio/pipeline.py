@@ -153,10 +153,11 @@ class Pipeline:
             onnxruntime: ONNX Runtime's library; None: that of Python's onnxruntime package, or
                 the system's.
             tensorrt_library: TensorRT's or TensorRT-RTX's library; None: searched for.
-            prepack: whether weights of the loop's graphs are packed for the processor when they are
-                loaded, not in each step: quicker steps, a slower start, and memory of this
-                process's own in place of the mapped file, which processes share. Of device cpu
-                only. Latents differ by rounding.
+            prepack: whether weights of the loop's graphs, float32 or quantised, are packed for the
+                processor when they are loaded, not in each step: quicker steps, a slower start,
+                and memory of this process's own in place of the mapped file, which processes
+                share. Where ONNX Runtime runs them on the CPU; ignored elsewhere. Latents differ
+                by rounding.
 
         Raises:
             UsageError: there is no device of that name.

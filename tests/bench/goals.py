@@ -57,13 +57,13 @@ def _speed(name: str, model: Data) -> Iterator[Goal]:
     if "compare" not in model or name not in MID:
         return
     rows, fastest = model["compare"]["runtimes"], model["compare"]["fastest_peer"]
-    for ours, remark in ((FORKED, ""), (PREPACKED, ", prepacked")):
+    for ours, what in ((FORKED, "CFG+DG"), (PREPACKED, "Prepacked CFG+DG")):
         for peer, factor in ((EAGER, 1.5), (fastest, 1.12)):
             title = "diffusers' eager loop" if peer == EAGER else "the fastest peer"
             rounds = (rows[each]["seconds_per_step"]["rounds"] for each in (peer, ours))
             times = median(theirs / own for theirs, own in zip(*rounds, strict=True))
             yield Goal(
-                f"CFG+DG at m = L/2 at least {factor} times faster than {title}{remark}", name,
+                f"{what} at m = L/2 at least {factor} times faster than {title}", name,
                 f"{times:.3f} times" + ("" if peer == EAGER else f" ({peer})"), times >= factor,
             )  # fmt: skip
 

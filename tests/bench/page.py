@@ -42,8 +42,8 @@ Why those that are not met are not, by what has been profiled on two cores
 - *Beside eager.* 83 % of a forward are matrix products and 7 % attention, all in ONNX Runtime's
   kernels; every other operator has 2 % or less. What is left is that each product packs its weights
   anew. *Prepacked* is this runtime with `--prepack`, which packs them when they are loaded, as ONNX
-  Runtime and OpenVINO do in the peers' rows. The start is later then, and processes do not share
-  the packed weights, so it is off unless asked for, and on in the server.
+  Runtime does by default and so in the rows of peers. The start is later then, and processes do not
+  share the packed weights, so it is off unless asked for, and on in the server.
 - *Beside the fastest peer.* The machine has quick and slow minutes, also when nothing else runs. In
   another run, of seven rounds of mid-flux, a step of ours took 1.18 s or 1.30 s, one of ONNX
   Runtime in one batch 1.40 s or 1.47 s in the same rounds: 1.19 times in the quick ones, 1.13 times

@@ -48,7 +48,7 @@ def compare(model: Model, effort: Effort) -> dict[str, Any]:
     """All runtimes on CFG+DG, and this one and the fastest other over sizes, batches and steps."""
     block = middle(model)
     base = workload_of(model, effort)
-    required = (*OURS, EAGER)  # which all others are compared with
+    required = (*OURS, EAGER)  # without them there is no comparison
     with open_runtimes(model, block, effort.threads) as (runtimes, missing):
         # What fails in its first run, as torch.compile may, is told and left out.
         for name in required:

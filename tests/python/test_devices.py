@@ -15,8 +15,8 @@ import pytest
 
 import intaglio
 from intaglio import _core
+from intaglio_export import ExportRequest, export_bundle
 from tests.conftest import onnxruntime_library
-from tests.python.conftest import PROMPT
 
 SHIPPED = Path(__file__).parents[2] / "build/bundles/fashion-sd3"  # of `make test`
 
@@ -71,35 +71,47 @@ def test_unknown_devices_are_a_wrong_call(forked_bundle: Path) -> None:
             _core.make_backend(options(name), bundle)
 
 
-def anonymous_bytes(prepack: bool) -> int:
-    """What a process that has drawn with the shipped model holds and no file backs."""
+def resident(prepack: bool) -> dict[str, int]:
+    """Bytes that a process which has drawn with the shipped model holds, RssAnon and RssFile."""
     program = rf"""
 import pathlib, re, intaglio
 pipeline = intaglio.Pipeline.open({str(SHIPPED)!r}, device="cpu", threads=1, prepack={prepack})
 pipeline.generate("a dress", steps=1)
-print(re.search(r"RssAnon:\s*([0-9]+) kB", pathlib.Path("/proc/self/status").read_text())[1])
+status = pathlib.Path("/proc/self/status").read_text()
+print(*re.findall(r"Rss(?:Anon|File):\s*([0-9]+) kB", status))
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
     )
-    return int(done.stdout) * 1024
+    anonymous, file = (int(word) * 1024 for word in done.stdout.split())
+    return {"RssAnon": anonymous, "RssFile": file}
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells what memory is")
-def test_prepacked_weights_are_in_memory() -> None:
+def test_prepacked_weights_take_the_place_of_mapped_ones() -> None:
     graph = onnx.load(SHIPPED / "transformer/forked.cpu.onnx", load_external_data=False).graph
     sizes = {tensor.name: 4 * math.prod(tensor.dims) for tensor in graph.initializer}
     matrices = [node.input[1] for node in graph.node if node.op_type == "MatMul"]
     packed = sum(sizes.get(name, 0) for name in matrices)
     assert packed > 16e6, "too little to tell"
-    more = anonymous_bytes(prepack=True) - anonymous_bytes(prepack=False)
-    assert 0.9 * packed < more < 1.2 * packed
+    mapped, own = resident(prepack=False), resident(prepack=True)
+    assert 0.8 * packed < own["RssAnon"] - mapped["RssAnon"] < 1.2 * packed
+    assert 0.8 * packed < mapped["RssFile"] - own["RssFile"] < 1.2 * packed
 
 
-def test_prepacked_weights_draw_the_same(bundle: Path, pipeline: intaglio.Pipeline) -> None:
-    prepacked = intaglio.Pipeline.open(bundle, device="cpu", prepack=True)
-    assert "prepacked" in prepacked.backend
-    assert "prepacked" not in pipeline.backend
-    latents = prepacked.generate(PROMPT, dg_scale=1.0).latents
-    expected = pipeline.generate(PROMPT, dg_scale=1.0).latents
+def test_prepacked_weights_draw_the_same() -> None:
+    mapped, packed = (
+        intaglio.Pipeline.open(SHIPPED, device="cpu", prepack=prepack) for prepack in (False, True)
+    )
+    assert "prepacked" in packed.backend
+    assert "prepacked" not in mapped.backend
+    latents = packed.generate("a dress", dg_scale=1.0, steps=2).latents
+    expected = mapped.generate("a dress", dg_scale=1.0, steps=2).latents
     np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-4)
+
+
+def test_narrow_weights_are_not_packed(sd3_folder: Path, tmp_path: Path) -> None:
+    """They are cast in each step, so there is nothing to pack, and no word of it."""
+    export_bundle(ExportRequest(sd3_folder, tmp_path / "half", dtype="float16"))
+    pipeline = intaglio.Pipeline.open(tmp_path / "half", device="cpu", prepack=True)
+    assert "prepacked" not in pipeline.backend

@@ -148,5 +148,5 @@ def server(forked_bundle: Path) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def pipeline(forked_bundle: Path) -> intaglio.Pipeline:
-    """The same bundle, without a server."""
-    return intaglio.Pipeline.open(forked_bundle, threads=1)
+    """The same bundle as a server loads it, without one."""
+    return intaglio.Pipeline.open(forked_bundle, threads=1, prepack=True)

@@ -88,9 +88,10 @@ struct BackendOptions {
   int threads = 0;                            // 0: one per logical core
   std::filesystem::path onnxruntime_library;  // empty: searched for
   std::filesystem::path tensorrt_library;     // empty: searched for
-  // Whether matrices of the loop's graphs are packed for the processor when they are loaded, not in
-  // each step: quicker steps, a slower start, and each session's own memory in place of the mapped
-  // file that all share (docs/decisions/0012). Of device cpu only.
+  // Whether matrices of the loop's graphs, float32 or quantised, are packed for the processor when
+  // they are loaded, not in each step: quicker steps, a slower start, and each session's own memory
+  // in place of the mapped file that all share (docs/decisions/0012). Where ONNX Runtime runs them
+  // on the CPU; ignored elsewhere.
   bool prepack = false;
 };
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from intaglio import Bundle, Pipeline, UsageError, _core
 from intaglio.onnxruntime_library import onnxruntime_library
@@ -133,9 +132,7 @@ class Models:
         Raises InputError for a bundle, UsageError for two of one name and for one that
         `memory_bytes` is too small for.
         """
-        self._options: dict[str, Any] = {
-            name: getattr(settings, name) for name in ("device", "threads", "prepack")
-        }
+        self._options = settings.model_dump(include={"device", "threads", "prepack"})
         self._memory = settings.memory_bytes
         self._models: dict[str, Model] = {}
         self._changed = threading.Condition()

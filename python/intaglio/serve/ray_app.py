@@ -141,7 +141,7 @@ class Front:
         self._settings, self._room = settings, room
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(Models(self._bundles, Settings()), self._settings, self._dispatcher)
+        return create_app(Models(self._bundles, self._settings), self._settings, self._dispatcher)
 
     def _dispatcher(self, scheduler: Scheduler, model: Model) -> Dispatcher:
         handle = self._replicas.options(stream=True, multiplexed_model_id=model.name)

@@ -75,7 +75,8 @@ class Settings(BaseModel):
         cors: origins whose pages may call the server.
         proxies: addresses or networks of reverse proxies, whose X-Forwarded-For and
             X-Forwarded-Proto are believed; "*": anybody's.
-        device: as `Pipeline.open` takes it. threads, prepack: likewise.
+        device: as `Pipeline.open` takes it. threads, prepack: likewise; a server loads a model
+            once, so it packs unless told not to.
         max_batch: images that share one run of the transformer.
         memory_bytes: of loaded bundles, by the size of their files; None: no limit.
         embedding_bytes: of cached prompt embeddings.
