@@ -152,13 +152,20 @@ def _compare(compare: Data) -> Iterator[str]:
     )
     peer = compare["fastest_peer"]
     cases = [
-        [f"{p['value']} {axis}", f"{p['flops'] / 1e9:.1f}"]
-        + [f"{p['seconds'][run]['median']:.3g}" for run in (FORKED, peer)]
-        + [f"{p['seconds'][peer]['median'] / p['seconds'][FORKED]['median']:.2f}"]
+        [f"{p['value']} {axis}", f"{p['flops'] / 1e9:.1f}", *_pair(p["seconds"], peer)]
         for axis, points in compare["scaling"].items()
         for p in points
     ]
     yield table(["a run of", "GFLOP, forked", "forked, s", f"{peer}, s", "ratio"], cases)
+
+
+def _pair(seconds: Data, peer: str) -> list[str]:
+    """Ours, the peer's and their ratio, where the peer was measured."""
+    ours = seconds[FORKED]["median"]
+    if peer not in seconds:
+        return [f"{ours:.3g}", "", ""]
+    theirs = seconds[peer]["median"]
+    return [f"{ours:.3g}", f"{theirs:.3g}", f"{theirs / ours:.2f}"]
 
 
 def _counts(counts: Data) -> str:

@@ -82,7 +82,8 @@ def _scaling(name: str, model: Data, folder: Path) -> str:
     figure, all_axes = plt.subplots(1, len(scaling), figsize=(4 * len(scaling), 3.6))
     for axes, (axis, points) in zip(all_axes, scaling.items(), strict=True):
         values = [point["value"] for point in points]
-        for runtime in points[0]["seconds"]:
+        everywhere = [n for n in points[0]["seconds"] if all(n in p["seconds"] for p in points)]
+        for runtime in everywhere:
             times = [point["seconds"][runtime]["median"] for point in points]
             color = _OURS if runtime == FORKED else _THEIRS
             axes.plot(values, times, "o-", color=color, label=runtime)

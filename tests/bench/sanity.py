@@ -22,7 +22,7 @@ import torch
 from tests.bench.measuring import check_same, interleave, ratio, seconds
 from tests.bench.models import Model, models
 from tests.bench.page import table
-from tests.bench.runtimes import FORKED, PREPACKED, Runtime, intaglio_runtime
+from tests.bench.runtimes import FORKED, Runtime, intaglio_runtime
 from tests.bench.workload import CFG_SCALE, Array, Sample, Workload
 
 PROMPTS = ["a dress", "dark boot"]  # negative, positive
@@ -103,11 +103,7 @@ def measure(model: Model, steps: int, rounds: int, threads: int) -> str:
     text = model.adapter.encode_prompts(PROMPTS, model.adapter.pipeline.tokenizer_max_length)
     workload = Workload(model.adapter, model.tokens, text["text"].shape[1], 1, steps, "cfg")
     object.__setattr__(workload, "text", text)
-    bundle = model.bundle("forked", model.blocks // 2)
-    runtimes = {
-        name: intaglio_runtime(bundle, threads, prepack=name == PREPACKED)
-        for name in (FORKED, PREPACKED)
-    }
+    runtimes = {FORKED: intaglio_runtime(model.bundle("forked", model.blocks // 2), threads)}
     if not (model.files / "genai/model_index.json").exists():
         convert(model.adapter.pipeline, model.files / "genai")
     for name, fixed in GENAI.items():
