@@ -15,7 +15,8 @@ import pytest
 
 import intaglio
 from intaglio import _core
-from intaglio_export import ExportRequest, export_bundle
+from intaglio_export.exporter import export_bundle
+from intaglio_export.options import ExportRequest
 from tests.conftest import onnxruntime_library
 
 SHIPPED = Path(__file__).parents[2] / "build/bundles/fashion-sd3"  # of `make test`
