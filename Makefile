@@ -128,7 +128,7 @@ test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/tensorrt/build.ninj
 parity: .venv/ready  ## measure every family against diffusers and write docs/parity.md
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity/families --parity-table docs/parity.md
 
-# On an idle machine. Models and bundles are kept in build/bench (15 GB), so a second run is shorter.
+# On an idle machine. Models and bundles are kept in build/bench (15 GB); the first run exports them too.
 bench: $(BUNDLE)/bundle.json  ## compare with other runtimes and write docs/performance.md
 	$(BIN)/python -m tests.bench -o docs
 
