@@ -52,10 +52,11 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
 
 void add_loop_flags(CLI::App& command, RunFlags& flags) {
   add_run_flags(command, flags);
-  command.add_flag("--prepack", flags.backend.prepack,
-                   "on the CPU, pack float32 weights for its kernels at the start and not in each "
-                   "step: some 5 % off a step, for a slower start and memory that processes do not "
-                   "share; for long runs");
+  command.add_flag(
+      "--prepack", flags.backend.prepack,
+      "on the CPU, pack weights for its kernels at the start and not in each step: 5 to "
+      "10 % off a step in float32, for a slower start and memory that processes do "
+      "not share; for long runs");
 }
 
 Pipeline open_pipeline(const RunFlags& flags) {

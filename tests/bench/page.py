@@ -13,8 +13,8 @@ _HEAD = """\
 # Performance
 
 `{command}` measured this on {date} in {minutes:.1f} minutes and wrote this page,
-[the numbers](performance.json) and the figures. The models were exported before, which the first
-run does, once (mid-sd3's part takes 11 minutes of an idle machine). {machine}. {versions}.
+[the numbers](performance.json) and the figures. A first run also exports the models, which are
+kept (mid-sd3's part took 11 minutes of an idle machine). {machine}. {versions}.
 
 Every round runs each runtime once, one after the other, with {threads} threads, the same noise,
 prompt embeddings and diffusers' schedule, in float32; all end in the same latents (relative L2 is
