@@ -77,29 +77,21 @@ lint: .venv/ready  ## ruff, mypy, clang-format, generated stubs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	files=$$(git ls-files '*.cpp' '*.cu' '*.h')
+	files=$$(git ls-files '*.cpp' '*.h')
 	$(BIN)/clang-format --dry-run --Werror $$files
 	$(BIN)/python python/bindings/make_stubs.py --check
 
 format:  ## reformat Python and C++
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.cu' '*.h')
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
 
-# nvcc where there is none, and TensorRT's headers: for the tests, not for what is installed.
-build/toolchain: cmake/cuda_compiler.sh cmake/tensorrt_headers.sh .venv/dependencies
-	cmake/cuda_compiler.sh build/deps/cuda $(BIN)/python
-	cmake/tensorrt_headers.sh build/deps/tensorrt $(BIN)/python
-	touch $@
-
-build/tensorrt/build.ninja: | build/toolchain
-build/tensorrt/build.ninja build/sanitize/build.ninja: build/%/build.ninja: CMakeLists.txt CMakePresets.json | build/system
+build/release/build.ninja build/sanitize/build.ninja: build/%/build.ninja: CMakeLists.txt CMakePresets.json | build/system
 	cmake --preset $* >build/$*.log || { cat build/$*.log; exit 1; }
 
-# With the TensorRT backend, which runs everywhere; the sanitized build has its stand-in.
-test-cpp: build/tensorrt/build.ninja  ## C++ tests
-	cmake --build --preset tensorrt
-	ctest --preset tensorrt -j2
+test-cpp: build/release/build.ninja  ## C++ tests
+	cmake --build --preset release
+	ctest --preset release -j2
 
 # The command too, over a whole run of each layout: what unit tests do not reach.
 test-sanitize: build/sanitize/build.ninja $(BUNDLE)/bundle.json $(DUAL)/bundle.json  ## C++ tests and runs under sanitizers
@@ -120,8 +112,8 @@ build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies
 	touch $@
 
 # A process a core: more threads would only wait for each other. Clusters have the machine for themselves.
-test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/tensorrt/build.ninja build/deps/onnxruntime-gpu/ready build/deps/triton/ready  ## Python, parity, integration and structure tests
-	cmake --build --preset tensorrt
+test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/release/build.ninja build/deps/onnxruntime-gpu/ready build/deps/triton/ready  ## Python, parity, integration and structure tests
+	cmake --build --preset release
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
 
@@ -145,4 +137,4 @@ scale: .venv/ready  ## export full-size models with random weights and write doc
 	rm -rf build/scale
 
 clean:  ## remove build results, not the environment
-	rm -rf build/release build/tensorrt build/sanitize build/bundles build/demo
+	rm -rf build/release build/sanitize build/bundles build/demo

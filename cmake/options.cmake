@@ -1,6 +1,5 @@
 option(INTAGLIO_BUILD_PYTHON "Build the Python modules" OFF)
 option(INTAGLIO_BUILD_TESTS "Build the C++ tests" OFF)
-option(INTAGLIO_TENSORRT "The backend that runs TensorRT engines; needs nvcc" OFF)
 option(INTAGLIO_SANITIZE "Address and undefined-behaviour sanitizers" OFF)
 
 set(CMAKE_CXX_STANDARD 20)

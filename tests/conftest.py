@@ -5,11 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import subprocess
-import sysconfig
 from ctypes.util import find_library
 from dataclasses import astuple
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,6 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 import intaglio
-from intaglio import _core
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
 from tests.families.parts import MAX_LENGTH
@@ -38,9 +34,7 @@ SETTINGS = {
 }
 
 
-GPU_DEVICES = ("cuda", "ort-tensorrt", "tensorrt-rtx", "tensorrt")
-# What builds the engines of those that run them.
-ENGINE_PACKAGES = {"tensorrt-rtx": "tensorrt_rtx_bindings", "tensorrt": "tensorrt"}
+GPU_DEVICES = ("cuda", "ort-tensorrt")
 
 # A loaded machine is slow, and that is not what these tests are about.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -75,28 +69,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def not_installed(device: str) -> str:
-    """What this machine or this build lacks to try `device` at all; empty when nothing."""
-    if device in ENGINE_PACKAGES:
-        if find_spec(ENGINE_PACKAGES[device]) is None:
-            return f"the Python package {ENGINE_PACKAGES[device]} is not installed"
-        return "" if _core.built_with_tensorrt() else "this Intaglio is built without TensorRT"
-    if device == "ort-tensorrt" and find_library("nvinfer") is None:
-        return "TensorRT's library is not installed"
-    return ""
-
-
 def open_on(device: str, bundle: Path) -> intaglio.Pipeline:
-    """`bundle` on `device`, with engines where that runs them. Skips what is not installed; what is
-    there and does not work is a failure."""
-    if reason := not_installed(device):
-        pytest.skip(reason)
-    if device in ENGINE_PACKAGES:
-        command = Path(sysconfig.get_path("scripts")) / "intaglio"
-        built = subprocess.run(
-            [command, "build", bundle, "--backend", device], capture_output=True, text=True
-        )
-        assert built.returncode == 0, built.stderr
+    """`bundle` on `device`. Skips where TensorRT is not installed; what is there and does not work
+    is a failure."""
+    if device == "ort-tensorrt" and find_library("nvinfer") is None:
+        pytest.skip("TensorRT's library is not installed")
     return intaglio.Pipeline.open(bundle, device=device, threads=1)
 
 

@@ -35,18 +35,13 @@ void add_bundle(CLI::App& command, std::filesystem::path& bundle) {
 void add_run_flags(CLI::App& command, RunFlags& flags) {
   add_bundle(command, flags.bundle);
   add_flag(command, "--device", flags.backend.device, "NAME",
-           "where to run: cpu; tensorrt-rtx or tensorrt (the bundle's engines); cuda or "
-           "ort-tensorrt (ONNX Runtime's providers); auto: the first that works here of "
-           "tensorrt-rtx, tensorrt, cuda, cpu [auto]");
+           "where to run: cpu; cuda or ort-tensorrt (ONNX Runtime's providers); auto: cuda where it "
+           "works, else cpu [auto]");
   add_flag(command, "--threads", flags.backend.threads, "N",
            "threads to run with [0: one per core]");
   command
       .add_option("--onnxruntime", flags.backend.onnxruntime_library,
                   "ONNX Runtime's library, when it is not found by itself")
-      ->type_name("LIBRARY");
-  command
-      .add_option("--tensorrt-library", flags.backend.tensorrt_library,
-                  "TensorRT's or TensorRT-RTX's library, when it is not found by itself")
       ->type_name("LIBRARY");
 }
 

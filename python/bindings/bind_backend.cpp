@@ -8,18 +8,16 @@ namespace intaglio::python {
 void bind_backend(py::module_& module) {
   py::class_<BackendOptions>(module, "BackendOptions", "Where graphs run.")
       .def(py::init([](std::string device, int threads, std::filesystem::path onnxruntime_library,
-                       std::filesystem::path tensorrt_library, bool prepack) {
+                       bool prepack) {
              return BackendOptions{std::move(device), threads, std::move(onnxruntime_library),
-                                   std::move(tensorrt_library), prepack};
+                                   prepack};
            }),
            py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0,
-           py::arg("onnxruntime_library") = std::filesystem::path(),
-           py::arg("tensorrt_library") = std::filesystem::path(), py::arg("prepack") = false)
+           py::arg("onnxruntime_library") = std::filesystem::path(), py::arg("prepack") = false)
       .def_readwrite("device", &BackendOptions::device)
       .def_readwrite("threads", &BackendOptions::threads, "0: one per logical core")
       .def_readwrite("onnxruntime_library", &BackendOptions::onnxruntime_library,
                      "empty: searched for")
-      .def_readwrite("tensorrt_library", &BackendOptions::tensorrt_library, "empty: searched for")
       .def_readwrite(
           "prepack", &BackendOptions::prepack,
           "whether the loop's weights are packed for the processor when they are loaded");
@@ -45,9 +43,6 @@ void bind_backend(py::module_& module) {
                    "copied_bytes={0.copied_bytes})")
             .format(self);
       });
-  module.def("built_with_tensorrt", &built_with_tensorrt,
-             "Whether this libintaglio runs TensorRT engines: the option INTAGLIO_TENSORRT of its "
-             "build.");
   module.def("device_names", &device_names, "What BackendOptions.device may be.");
   module.def("make_backend", &make_backend, py::arg("options"), py::arg("bundle"),
              py::call_guard<py::gil_scoped_release>(),

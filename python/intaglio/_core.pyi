@@ -727,12 +727,6 @@ class BackendOptions:
         """
     @prepack.setter
     def prepack(self, arg0: bool) -> None: ...
-    @property
-    def tensorrt_library(self) -> pathlib.Path:
-        """
-        empty: searched for
-        """
-    @tensorrt_library.setter
     def tensorrt_library(self, arg0: os.PathLike[str] | str | bytes) -> None: ...
     @property
     def threads(self) -> int:
@@ -1050,11 +1044,6 @@ class Batch:
         """
         of all members
         """
-
-def built_with_tensorrt() -> bool:
-    """
-    Whether this libintaglio runs TensorRT engines: the option INTAGLIO_TENSORRT of its build.
-    """
 
 def combine(
     conditional: typing.Any,

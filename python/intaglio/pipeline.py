@@ -138,21 +138,19 @@ class Pipeline:
         device: str = "auto",
         threads: int = 0,
         onnxruntime: str | os.PathLike[str] | None = None,
-        tensorrt_library: str | os.PathLike[str] | None = None,
         prepack: bool = False,
     ) -> Pipeline:
         """Opens the folder that `intaglio export` wrote.
 
         Args:
             bundle: the folder; every file's size and SHA-256 is checked against its manifest.
-            device: where to run: cpu; tensorrt-rtx or tensorrt (the bundle's engines); cuda or
-                ort-tensorrt (ONNX Runtime's providers); auto: the first that works here of
-                tensorrt-rtx, tensorrt, cuda, cpu. Warns when it passes over what is meant to work:
-                the bundle's engines, or a GPU.
+            device: where to run: cpu; cuda or ort-tensorrt (ONNX Runtime's providers); auto: cuda
+                where it works, else cpu. Warns when a GPU, or engines that the bundle has, are
+                not used. tensorrt-rtx and tensorrt are refused: engines can be built but not yet
+                run.
             threads: threads to run with; 0: one per logical core.
             onnxruntime: ONNX Runtime's library; None: that of Python's onnxruntime package, or
                 the system's.
-            tensorrt_library: TensorRT's or TensorRT-RTX's library; None: searched for.
             prepack: whether weights of the loop's graphs, float32 or quantised, are packed for the
                 processor when they are loaded, not in each step: quicker steps, a slower start,
                 and memory of this process's own in place of the mapped file, which processes
@@ -170,7 +168,6 @@ class Pipeline:
             device=device,
             threads=threads,
             onnxruntime_library=os.fspath(library),
-            tensorrt_library=os.fspath(tensorrt_library or ""),
             prepack=prepack,
         )
         core = _core.Pipeline.open(os.fspath(bundle), options)

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from xml.etree import ElementTree
 
-PACKAGES = ("onnxruntime-gpu", "tensorrt-rtx-cu12-libs", "tensorrt", "torch", "diffusers")
+PACKAGES = ("onnxruntime-gpu", "tensorrt", "torch", "diffusers")
 
 
 def outcome(path: Path) -> str:

@@ -17,7 +17,7 @@ import intaglio
 from tests.conftest import onnxruntime_library
 
 ROOT = Path(__file__).parents[2]
-EXECUTABLE = ROOT / "build" / "tensorrt" / "cpp" / "intaglio"
+EXECUTABLE = ROOT / "build" / "release" / "cpp" / "intaglio"
 ENTRY_POINT = Path(sysconfig.get_path("scripts")) / "intaglio"
 PROMPT = "the dark boot"
 RUNNERS = {"generate", "embed", "bench"}
@@ -93,7 +93,7 @@ def gpu_build() -> Path:
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     """The C++ executable, run in an empty folder."""
-    assert EXECUTABLE.exists(), "build it first: cmake --build --preset tensorrt"
+    assert EXECUTABLE.exists(), "build it first: cmake --build --preset release"
     folder = tmp_path / "work"
     folder.mkdir()
     return Command(EXECUTABLE, folder)

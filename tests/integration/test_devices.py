@@ -143,9 +143,19 @@ def test_auto_says_why_engines_are_not_used(
     assert done.stderr.count("\n") == 1
     assert backend in done.stderr
     reason = json.loads((command.folder / "report.json").read_text())["reason"]
+    assert f"{backend}: engines cannot be run yet" in reason
     other = {"tensorrt-rtx": "tensorrt", "tensorrt": "tensorrt-rtx"}[backend]
     assert f"{other}: the bundle has no engines for it" in reason
     assert f"{backend}: the bundle has no engines for it" not in reason.split("; ")
+
+
+@pytest.mark.parametrize("device", ["tensorrt-rtx", "tensorrt"])
+def test_devices_for_engines_are_refused(
+    command: Command, forked_bundle: Path, device: str
+) -> None:
+    line = ["--prompt", PROMPT, "--device", device, "-o", "image.png"]
+    said = check(command, 4, f"device {device} cannot run", "generate", forked_bundle, *line)
+    assert "--device cpu" in said
 
 
 @pytest.mark.parametrize("subcommand", ["generate", "embed", "bench"])

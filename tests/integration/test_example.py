@@ -31,7 +31,7 @@ def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     prefix = Path(sysconfig.get_path("platlib")) / "intaglio"
     if request.param == "installed":
         prefix = work / "prefix"
-        run(CMAKE, "--install", ROOT / "build" / "tensorrt", "--prefix", prefix)
+        run(CMAKE, "--install", ROOT / "build" / "release", "--prefix", prefix)
     shutil.copytree(EXAMPLES, work / "source")
     paths = ["-S", work / "source", "-B", work / "build", f"-DCMAKE_PREFIX_PATH={prefix}"]
     run(CMAKE, *paths, "-DCMAKE_BUILD_TYPE=Release")

@@ -1,5 +1,4 @@
-// Where graphs and the loop's arithmetic run: the seam between the loop and ONNX Runtime, TensorRT
-// and CUDA.
+// Where graphs and the loop's arithmetic run: the seam between the loop and ONNX Runtime.
 #pragma once
 
 #include <cstdint>
@@ -39,8 +38,7 @@ struct StreamCounts {
   }
 };
 
-// The work of one run in order, and the memory that it works on: a CUDA stream, or host memory and
-// calls that have done their work when they return. One thread's own.
+// The work of one run in order, and the memory that it works on. One thread's own.
 class Stream {
  public:
   virtual ~Stream() = default;
@@ -87,7 +85,6 @@ struct BackendOptions {
   std::string device = "auto";                // one of device_names()
   int threads = 0;                            // 0: one per logical core
   std::filesystem::path onnxruntime_library;  // empty: searched for
-  std::filesystem::path tensorrt_library;     // empty: searched for
   // Whether matrices of the loop's graphs, float32 or quantised, are packed for the processor when
   // they are loaded, not in each step: quicker steps, a slower start, and each session's own memory
   // in place of the mapped file that all share (docs/decisions/0012). Where ONNX Runtime runs them
@@ -95,10 +92,8 @@ struct BackendOptions {
   bool prepack = false;
 };
 
-// Whether this libintaglio runs TensorRT engines: the option INTAGLIO_TENSORRT of its build.
-bool built_with_tensorrt();
-
-// auto, cpu, cuda and ort-tensorrt (ONNX Runtime's providers), tensorrt and tensorrt-rtx.
+// auto, cpu, cuda and ort-tensorrt (ONNX Runtime's providers), tensorrt and tensorrt-rtx, which
+// make_backend refuses: engines can be built, but not yet run (docs/decisions/0008).
 const std::vector<std::string>& device_names();
 
 // The device that make_backend took.
@@ -121,9 +116,8 @@ class Backend {
   DeviceChoice choice;
 };
 
-// What runs this bundle's graphs. `auto` takes the first that works here: tensorrt-rtx and tensorrt
-// where the bundle has engines for them, cuda, cpu. Throws UsageError for an unknown device, and
-// UnavailableError when the device, its library or its engines are not there.
+// What runs this bundle's graphs. `auto` takes cuda where it works, else cpu. Throws UsageError for
+// an unknown device, and UnavailableError when the device or its library is not there.
 std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundle& bundle);
 
 }  // namespace intaglio

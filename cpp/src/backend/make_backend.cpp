@@ -5,7 +5,6 @@
 #include "backend/onnxruntime_backend.h"
 #include "backend/onnxruntime_library.h"
 #include "backend/onnxruntime_providers.h"
-#include "backend/tensorrt_backend.h"
 #include "bundle/engines.h"
 #include "intaglio/backend.h"
 #include "intaglio/error.h"
@@ -18,18 +17,19 @@ bool is_tensorrt(const std::string& device) {
   return device == "tensorrt" || device == "tensorrt-rtx";
 }
 
+[[noreturn]] void refuse_engines(const std::string& device) {
+  throw UnavailableError("device " + device +
+                         " cannot run in this version of Intaglio, which builds TensorRT engines "
+                         "but does not run them yet: use --device cpu or cuda");
+}
+
 std::shared_ptr<Backend> chosen(const std::string& device, const BackendOptions& options,
                                 const Bundle& bundle, DeviceChoice choice) {
-  auto backend = is_tensorrt(device) ? make_tensorrt_backend(device, options, bundle)
-                                     : make_onnxruntime_backend(device, options, bundle);
+  if (is_tensorrt(device)) refuse_engines(device);
+  auto backend = make_onnxruntime_backend(device, options, bundle);
   choice.device = device;
   backend->choice = std::move(choice);
   return backend;
-}
-
-// Whether somebody meant to use `device` here, so that its failure is no matter of course.
-bool is_meant(const std::string& device) {
-  return is_tensorrt(device) || why_no_gpu().empty() || has_provider(device);
 }
 
 void add(std::string& list, const std::string& text) { list += (list.empty() ? "" : "; ") + text; }
@@ -40,22 +40,19 @@ std::shared_ptr<Backend> choose(const BackendOptions& options, const Bundle& bun
     choice.reason = "the bundle's " + bundle.quantized + " weights are for the CPU";
     return chosen("cpu", options, bundle, choice);
   }
-  for (const std::string device : {"tensorrt-rtx", "tensorrt", "cuda"}) {
-    if (is_tensorrt(device) && !has_engines(bundle, device)) {
-      add(choice.reason, device + ": the bundle has no engines for it");
-      continue;
-    }
-    // Not before: engines run without it.
-    if (!is_tensorrt(device)) load_onnxruntime(options.onnxruntime_library);
-    try {
-      return chosen(device, options, bundle, choice);
-    } catch (const UnavailableError& error) {
-      const std::string what = error.what();
-      const bool named = what.find(device) != std::string::npos;
-      const std::string why = named ? what : device + ": " + what;
-      add(choice.reason, why);
-      if (is_meant(device)) add(choice.note, why);
-    }
+  for (const std::string device : {"tensorrt-rtx", "tensorrt"}) {
+    const bool built = has_engines(bundle, device);
+    const std::string why = built ? "engines cannot be run yet" : "the bundle has no engines for it";
+    add(choice.reason, device + ": " + why);
+    if (built) add(choice.note, device + ": " + why);
+  }
+  load_onnxruntime(options.onnxruntime_library);
+  try {
+    return chosen("cuda", options, bundle, choice);
+  } catch (const UnavailableError& error) {
+    add(choice.reason, error.what());
+    // With a GPU, or a library made for one, somebody meant to use it.
+    if (why_no_gpu().empty() || has_provider("cuda")) add(choice.note, error.what());
   }
   return chosen("cpu", options, bundle, choice);
 }

@@ -1,15 +1,8 @@
-// The loop's arithmetic, element by element and in float32: the same functions run on the processor
-// and in CUDA kernels, so that what is tested without a GPU is what runs on one.
+// The loop's arithmetic, element by element and in float32.
 #pragma once
 
 #include <cstddef>
 #include <variant>
-
-#if defined(__CUDACC__)
-#define INTAGLIO_HOST_DEVICE __host__ __device__
-#else
-#define INTAGLIO_HOST_DEVICE
-#endif
 
 namespace intaglio {
 
@@ -25,7 +18,7 @@ struct Delta {
   bool reused = false;
   float slope = 0;  // distance from the newer, by that between the two; 0 takes the newer
 
-  INTAGLIO_HOST_DEVICE float operator()(float conditional, const float* branch,
+  float operator()(float conditional, const float* branch,
                                         const KeptDelta& kept, std::size_t i) const {
     if (reused) return kept.newer[i] + slope * (kept.newer[i] - kept.older[i]);
     const float delta = conditional - branch[i];
@@ -47,7 +40,7 @@ struct Combine {
   Delta unconditional_delta;
   Delta degraded_delta;
 
-  INTAGLIO_HOST_DEVICE float operator()(const float* conditional, const float* unconditional,
+  float operator()(const float* conditional, const float* unconditional,
                                         const float* degraded, std::size_t i,
                                         const KeptDelta& kept_unconditional = {},
                                         const KeptDelta& kept_degraded = {}) const {
@@ -66,7 +59,7 @@ struct ToDenoised {
   float sigma = 0;
   float alpha = 1;
 
-  INTAGLIO_HOST_DEVICE float operator()(float x, float prediction) const {
+  float operator()(float x, float prediction) const {
     const float scaled = x - sigma * prediction;
     return velocity ? scaled : scaled / alpha;
   }
@@ -82,7 +75,7 @@ struct SamplerMemory {
 struct EulerUpdate {
   float sigma = 1;
   float dt = 0;
-  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, SamplerMemory&) const {
+  float operator()(float x, float denoised, SamplerMemory&) const {
     return x + dt * ((x - denoised) / sigma);
   }
 };
@@ -91,7 +84,7 @@ struct EulerUpdate {
 struct HeunPredict {
   float sigma = 1;
   float dt = 0;
-  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, SamplerMemory& memory) const {
+  float operator()(float x, float denoised, SamplerMemory& memory) const {
     memory.first = (x - denoised) / sigma;
     memory.second = x;
     return x + dt * memory.first;
@@ -102,7 +95,7 @@ struct HeunPredict {
 struct HeunCorrect {
   float sigma = 1;  // at the end
   float dt = 0;
-  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, SamplerMemory& memory) const {
+  float operator()(float x, float denoised, SamplerMemory& memory) const {
     return memory.second + dt * (0.5F * (memory.first + (x - denoised) / sigma));
   }
 };
@@ -112,7 +105,7 @@ struct Dpmpp2mUpdate {
   float decay = 1;
   float gain = 0;
   float bend = 0;
-  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, SamplerMemory& memory) const {
+  float operator()(float x, float denoised, SamplerMemory& memory) const {
     const float change = bend * (denoised - memory.first);
     memory.first = denoised;
     return decay * x + gain * (denoised + change);
@@ -124,7 +117,7 @@ struct DdimUpdate {
   float alpha = 1;
   float next_sigma = 0;
   float next_alpha = 1;
-  INTAGLIO_HOST_DEVICE float operator()(float x, float denoised, SamplerMemory&) const {
+  float operator()(float x, float denoised, SamplerMemory&) const {
     const float epsilon = (x - alpha * denoised) / sigma;
     return next_alpha * denoised + next_sigma * epsilon;
   }
@@ -133,7 +126,7 @@ struct DdimUpdate {
 using Update = std::variant<EulerUpdate, HeunPredict, HeunCorrect, Dpmpp2mUpdate, DdimUpdate>;
 
 // keep of a token whose massive channels may be suppressed by `suppression`, 0 to 1.
-INTAGLIO_HOST_DEVICE inline float keep_value(float keep, float suppression) {
+inline float keep_value(float keep, float suppression) {
   return 1.0F - (1.0F - keep) * suppression;
 }
 

@@ -37,7 +37,7 @@ struct StepElements {
 StepElements elements_of(const GuidedStep& step);
 
 template <typename AnyUpdate>
-INTAGLIO_HOST_DEVICE inline void guided_element(const StepElements& e, const Combine& combine,
+inline void guided_element(const StepElements& e, const Combine& combine,
                                                 const ToDenoised& to_denoised,
                                                 const AnyUpdate& update, std::size_t i) {
   const float prediction =

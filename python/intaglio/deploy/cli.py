@@ -41,7 +41,7 @@ def deploy(
         typer.Argument(
             metavar="folder|triton",
             callback=known_target,
-            help="folder: one folder with bundle, engines, command and libraries, which runs"
+            help="folder: one folder with bundle, command and libraries, which runs"
             " wherever it is copied to. triton: a model repository for Triton Inference Server.",
         ),
     ],

@@ -9,13 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from intaglio import _core
-from intaglio.deploy.engines import (
-    ENGINE_FILES,
-    Engines,
-    Runtime,
-    engines_of,
-    tensorrt_rtx_runtime,
-)
 from intaglio.deploy.libraries import copyright_of, linked, package_copyright
 from intaglio.onnxruntime_library import onnxruntime_library
 
@@ -28,8 +21,7 @@ class Deployment:
 
     Attributes:
         sources: where each file comes from, by its path in the folder.
-        sha256: what bundle.json and engine.json say of their files, by the same path.
-        engines: those of the bundle's that it can run.
+        sha256: what bundle.json says of its files, by the same path.
         left_to_cuda: libraries that ONNX Runtime's providers for GPUs ask for.
         remarks: what the caller should know.
     """
@@ -37,7 +29,6 @@ class Deployment:
     manifest: dict[str, Any]
     sources: dict[str, Path] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
-    engines: list[Engines] = field(default_factory=list)
     left_to_cuda: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
@@ -55,31 +46,19 @@ def collect(bundle: Path, onnxruntime: Path | None) -> Deployment:
 
 
 def collect_bundle(bundle: Path, folder: str) -> Deployment:
-    """The bundle and the engines that can run, for `folder` in the output."""
+    """The bundle, for `folder` in the output."""
     manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     deployment = Deployment(manifest)
     deployment.sources[f"{folder}/bundle.json"] = bundle / "bundle.json"
     for name, listed in manifest["files"].items():
         deployment.sources[f"{folder}/{name}"] = bundle / name
         deployment.sha256[f"{folder}/{name}"] = listed["sha256"]
-    _add_engines(deployment, bundle, folder)
+    if any(bundle.glob("engines/*/engine.json")):
+        deployment.remarks.append(
+            "The bundle's engines were left out, since Intaglio builds TensorRT engines but does"
+            " not run them yet"
+        )
     return deployment
-
-
-def _add_engines(deployment: Deployment, bundle: Path, folder: str) -> None:
-    if not _core.built_with_tensorrt():
-        if any(bundle.glob(ENGINE_FILES)):
-            deployment.remarks.append(
-                "The bundle's engines were left out, since this build of Intaglio cannot run them:"
-                " install one that can, from Intaglio's sources with `pip install ."
-                " -C cmake.define.INTAGLIO_TENSORRT=ON`, and deploy again"
-            )
-        return
-    deployment.engines = engines_of(bundle)
-    for engines in deployment.engines:
-        for file, sha256 in engines.sha256.items():
-            name = f"{folder}/{file.relative_to(bundle)}"
-            deployment.sources[name], deployment.sha256[name] = file, sha256
 
 
 def _add_programs(deployment: Deployment, onnxruntime: Path | None) -> None:
@@ -111,25 +90,6 @@ def _add_programs(deployment: Deployment, onnxruntime: Path | None) -> None:
         sources[f"lib/{provider.name}"] = provider
     notices = [runtime.parent.parent / name for name in ("LICENSE", "ThirdPartyNotices.txt")]
     _add_license(deployment, "onnxruntime", notices)
-    if any(engines.backend == "tensorrt-rtx" for engines in deployment.engines):
-        _add_tensorrt_rtx(deployment, tensorrt_rtx_runtime())
-    for version in sorted({e.version for e in deployment.engines if e.backend == "tensorrt"}):
-        deployment.remarks.append(
-            f"TensorRT's own library is not put in: install TensorRT {version} where it is to run"
-        )
-
-
-def _add_tensorrt_rtx(deployment: Deployment, runtime: Runtime | None) -> None:
-    built = {e.version for e in deployment.engines if e.backend == "tensorrt-rtx"}
-    if runtime is None or runtime.version not in built:
-        found = f"is version {runtime.version}" if runtime else "is not installed here"
-        deployment.remarks.append(
-            f"TensorRT-RTX's library was left out: it {found}, and the engines need"
-            f" {' or '.join(sorted(built))}; put that version's libtensorrt_rtx.so.1 into lib/"
-        )
-        return
-    deployment.sources[f"lib/{runtime.library.name}"] = runtime.library
-    _add_license(deployment, "tensorrt-rtx", runtime.licenses)
 
 
 def _add_libraries(deployment: Deployment) -> None:

@@ -1,4 +1,4 @@
-"""One relocatable folder: bundle, engines, command and libraries."""
+"""One relocatable folder: bundle, command and libraries."""
 
 from __future__ import annotations
 
@@ -135,6 +135,6 @@ def copy(source: Path, target: Path, sha256: str | None) -> Iterator[int]:
     if sha256 and digest.hexdigest() != sha256:
         raise _core.InputError(
             f"{source} is damaged or changed while it was copied (its SHA-256 differs): make it"
-            " again with `intaglio export`, engines with `intaglio build`"
+            " again with `intaglio export`"
         )
     target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)

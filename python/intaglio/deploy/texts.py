@@ -78,18 +78,15 @@ def _template(name: str) -> Template:
 
 
 def _gpu(deployment: Deployment) -> str:
-    lines = [f"- Engines: {engines}." for engines in deployment.engines]
-    if lines:
-        lines.append("- On a GPU, NVIDIA's driver. Without one it runs on the processor.")
-    lines += [f"- {remark}." for remark in deployment.remarks]
+    lines = [f"- {remark}." for remark in deployment.remarks]
     if deployment.left_to_cuda:
         names = ", ".join(f"`{name}`" for name in deployment.left_to_cuda)
         lines.append(
             "- For `--device cuda` or `ort-tensorrt`, NVIDIA's driver, and of the packages of CUDA,"
             f" cuDNN and TensorRT: {names}."
         )
-    if not deployment.engines and not deployment.left_to_cuda:
-        lines.insert(0, "- No GPU: it runs on the processor, since it holds no TensorRT engines.")
+    else:
+        lines.insert(0, "- No GPU: it runs on the processor.")
     return "\n".join(lines)
 
 
@@ -107,7 +104,7 @@ def _rows(folder: Path, programs: list[Path], model_license: str) -> list[str]:
 def _license_of(name: str) -> str:
     for start, license_name in (
         ("intaglio", "intaglio"), ("libintaglio", "intaglio"),
-        ("libonnxruntime", "onnxruntime"), ("libtensorrt_rtx", "tensorrt-rtx"),
+        ("libonnxruntime", "onnxruntime"),
     ):  # fmt: skip
         if name.startswith(start):
             return license_name

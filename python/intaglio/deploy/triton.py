@@ -36,10 +36,6 @@ def write_repository(bundle: Path, output: Path, progress: Progress) -> Deployme
     name = model_name(opened.name)
     deployment = collect_bundle(bundle, f"{name}/1/bundle")
     configuration = config(name, deployment.manifest)
-    for engines in deployment.engines:
-        deployment.remarks.append(
-            f"The engines need {engines.backend} {engines.version} where Triton's Python finds it"
-        )
     with placing(output, deployment.bytes) as work:
         copy_sources(deployment, work, progress)
         (work / name / "config.pbtxt").write_text(configuration, encoding="utf-8")
