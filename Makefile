@@ -121,7 +121,7 @@ parity: .venv/ready  ## measure every family against diffusers and write docs/pa
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity/families --parity-table docs/parity.md
 
 # On an idle machine. Models and bundles are kept in build/bench (15 GB); the first run exports them too.
-bench: $(BUNDLE)/bundle.json  ## compare with other runtimes and write docs/performance.md
+bench: $(BUNDLE)/bundle.json  ## compare with other runtimes and write the speed section of docs/performance.md
 	$(BIN)/python -m tests.bench -o docs
 
 # Pictures first, in a shorter form of the same function (models/training/report.py); hours. Kept in build/report, so it goes on.
@@ -131,7 +131,7 @@ report: .venv/ready  ## probe the shipped model and write docs/reports/fashion-s
 	mkdir -p docs/reports/fashion-sd3
 	cp -r build/report/{report.md,report.json,settings.json,figures} docs/reports/fashion-sd3/
 
-scale: .venv/ready  ## export full-size models with random weights and write docs/scale.md (15 GB of disk)
+scale: .venv/ready  ## export full-size models with random weights and write their section of docs/performance.md (15 GB of disk)
 	$(BIN)/python -m tests.scale.sd3_medium build/scale
 	$(BIN)/python -m tests.scale.flux_dev build/scale
 	rm -rf build/scale

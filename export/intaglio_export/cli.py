@@ -91,7 +91,7 @@ def export(
             " Runtime on the CPU. int8, int4: weights only, in blocks of 32. int8-dynamic:"
             " activations too, as they come, for processors with VNNI: others may saturate. Not"
             " exact: the error of a forward is measured and written to the manifest; that of D_c -"
-            " D_m is several times as large (docs/performance-quantised.md). Massive channels, the"
+            " D_m is several times as large (docs/performance.md). Massive channels, the"
             " stream, modulation and gates stay float32."
         ),
     ] = None,

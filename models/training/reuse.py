@@ -1,4 +1,4 @@
-"""What delta reuse does to the shipped model's pictures and times: docs/performance-reuse.md.
+"""What delta reuse does to the shipped model's pictures and times: docs/performance.md.
 
     python -m models.training.reuse BUNDLE -o build/reuse --picture docs/performance/reuse.png
 

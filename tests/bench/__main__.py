@@ -1,4 +1,4 @@
-"""Measures and writes docs/performance.md: `python -m tests.bench -o docs`."""
+"""Measure speed and write the section of docs/performance.md: `python -m tests.bench -o docs`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from tests.bench import process, sections
+from tests.bench.document import write_section
 from tests.bench.inexact import inexact
 from tests.bench.models import Model, models
 from tests.bench.page import page
@@ -101,11 +102,11 @@ def measure(model: Model, effort: Effort) -> dict[str, Any]:
 
 
 def write(data: dict[str, Any], folder: Path) -> None:
-    """performance.json, the figures, and the page over them."""
+    """Write performance.json, the figures and the section of performance.md that shows them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "performance.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
     figures = plot(data, folder / "performance")
-    (folder / "performance.md").write_text(page(data, figures, OPSET), "utf-8")
+    write_section(folder / "performance.md", "speed", page(data, figures, OPSET))
 
 
 if __name__ == "__main__":

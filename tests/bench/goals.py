@@ -41,14 +41,20 @@ def goals(data: Data) -> list[Goal]:
 
 def _curve(name: str, model: Data) -> Iterator[Goal]:
     for key, sentence in (
-        ("cfg+dg", "(CFG+DG)/CFG at most 1.03 times 1 + (L-1-m)/(2L), at every m measured"),
-        ("dg", "DG alone beside conditional only at most 1.03 times 1 + (L-1-m)/L, likewise"),
+        (
+            "cfg+dg",
+            "CFG+DG takes at most 1.03 x (1 + (L-1-m)/(2L)) of the time of CFG, at every m",
+        ),
+        (
+            "dg",
+            "DG takes at most 1.03 x (1 + (L-1-m)/L) of the time without guidance, at every m",
+        ),
     ):
         if points := model.get("curve"):
             worst = max(points, key=lambda p: p[key]["ratio"]["median"] / p[key]["predicted"])
             excess = worst[key]["ratio"]["median"] / worst[key]["predicted"]
             yield Goal(
-                sentence, name, f"at worst {excess:.3f} times, at m = {worst['block']}",
+                sentence, name, f"{excess:.3f} x, the largest, at m = {worst['block']}",
                 excess <= 1.03,
             )  # fmt: skip
 
@@ -59,12 +65,13 @@ def _speed(name: str, model: Data) -> Iterator[Goal]:
     rows, fastest = model["compare"]["runtimes"], model["compare"]["fastest_peer"]
     for ours, what in ((FORKED, "CFG+DG"), (PREPACKED, "Prepacked CFG+DG")):
         for peer, factor in ((EAGER, 1.5), (fastest, 1.12)):
-            title = "diffusers' eager loop" if peer == EAGER else "the fastest peer"
+            title = "diffusers' eager loop" if peer == EAGER else "the fastest other runtime"
             rounds = (rows[each]["seconds_per_step"]["rounds"] for each in (peer, ours))
             times = median(theirs / own for theirs, own in zip(*rounds, strict=True))
             yield Goal(
-                f"{what} at m = L/2 at least {factor} times faster than {title}", name,
-                f"{times:.3f} times" + ("" if peer == EAGER else f" ({peer})"), times >= factor,
+                f"{what} at m = L/2 is at least {factor} times as fast as {title}", name,
+                f"{times:.3f} times as fast" + ("" if peer == EAGER else f" ({peer})"),
+                times >= factor,
             )  # fmt: skip
 
 
@@ -73,10 +80,15 @@ def _loop(name: str, model: Data) -> Iterator[Goal]:
         return
     loop = model["compare"]["loop"]
     share = loop["outside_network"]["median"]
-    yield Goal("Less than 1 % of the loop outside the network", name, f"{share:.2%}", share < 0.01)
+    yield Goal(
+        "The loop spends less than 1 % of its time outside the network",
+        name,
+        f"{share:.2%}",
+        share < 0.01,
+    )
     allocated = loop["allocations_per_step"]
     yield Goal(
-        "No memory asked of the stream in the loop", name, f"{allocated:g} a step", allocated == 0
+        "The loop allocates no memory", name, f"{allocated:g} allocations per step", allocated == 0
     )  # fmt: skip
 
 
@@ -85,7 +97,7 @@ def _resident(name: str, model: Data) -> Iterator[Goal]:
     resident = counted["layouts"]["forked"]["cfg+dg"]["weights_bytes"]
     share = resident / counted["parameter_bytes"]
     yield Goal(
-        "At most 70 % of SD3's parameters in the graph that the loop runs", name, f"{share:.1%}",
+        "The graph of the loop has at most 70 % of SD3's parameters", name, f"{share:.1%}",
         share <= 0.7 if "sd3" in name else None,
     )  # fmt: skip
 
@@ -96,17 +108,17 @@ def _process(name: str, model: Data) -> Iterator[Goal]:
         read = model["start"]["reading_weights"]["median"]
         if name in MID:
             yield Goal(
-                "Start in under 1.5 times the time of reading the weights", name,
+                "The start takes less than 1.5 times as long as reading the weights", name,
                 f"{start:.2f} s, {start / read:.1f} times", start < 1.5 * read,
             )  # fmt: skip
         else:
-            yield Goal("Start in under 0.3 s", name, f"{start:.2f} s", start < 0.3)
+            yield Goal("The start takes less than 0.3 s", name, f"{start:.2f} s", start < 0.3)
     if "memory" in model:
         # Of the largest image: the weights and the program itself are least of it.
         row = model["memory"][-1]
         above = (row["peak_bytes"] - row["weights_bytes"]) / row["activation_bytes"]
         yield Goal(
-            "Peak memory at most the weights and 1.2 times the largest activations", name,
+            "Peak memory is at most the weights and 1.2 times the largest activations", name,
             f"weights and {above:.1f} times at {row['tokens']} tokens", above <= 1.2,
         )  # fmt: skip
 
@@ -120,6 +132,6 @@ def _linear(name: str, model: Data) -> Iterator[Goal]:
         change = rates[1] / rates[0]
         span = f"{points[0]['value']} to {points[-1]['value']} {axis}"
         yield Goal(
-            f"At most 1.1 times the seconds a FLOP at more {axis}", name,
-            f"{change:.2f} times the seconds a FLOP from {span}", change <= 1.1,
+            f"The time per FLOP grows by at most 10 % with more {axis}", name,
+            f"{change:.2f} times the time per FLOP from {span}", change <= 1.1,
         )  # fmt: skip

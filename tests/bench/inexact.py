@@ -15,7 +15,7 @@ from tests.bench.sections import SHIPPED, Effort, middle, workload_of
 from tests.bench.workload import Workload
 
 PROMPT = "an ankle boot"
-# Schedules that intaglio.analysis.reuse found on the shipped model (docs/performance-reuse.md).
+# Schedules that intaglio.analysis.reuse found on the shipped model (docs/performance.md).
 REUSE_STEPS = 28
 REUSE: dict[str, dict[str, Any]] = {
     "reuse within 3 %": {"reuse_interval": 2, "reuse_window": (0.375, 0.8393)},

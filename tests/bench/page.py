@@ -1,4 +1,4 @@
-"""docs/performance.md of docs/performance.json."""
+"""The section "Speed" of docs/performance.md, made from docs/performance.json."""
 
 from __future__ import annotations
 
@@ -10,56 +10,59 @@ from tests.bench.runtimes import FORKED, OURS
 
 Data = dict[str, Any]
 _HEAD = """\
-# Performance
+## Speed
 
-`{command}` measured this on {date} in {minutes:.1f} minutes and wrote this page,
-[the numbers](performance.json) and the figures. A first run also exports the models, which are
-kept (mid-sd3's part took 11 minutes of an idle machine). {machine}. {versions}.
+`{command}` measured these figures on {date} in {minutes:.1f} minutes and wrote this section, [its
+data](performance.json) and the figures. The first run also exports the models and keeps them; for
+mid-sd3 this takes 11 minutes on an idle machine.
 
-Every round runs each runtime once, one after the other, with {threads} threads, the same noise,
-prompt embeddings and diffusers' schedule, in float32; all end in the same latents (relative L2 is
-in the tables; 1e-3 is the limit). Ratios are of times in one round, since a machine drifts between
-rounds: the median, and the extremes in brackets. A time is that of the whole call from noise to
-final latents, without text encoders and VAE. The shipped model, fashion-sd3, is trained; others
-have random weights. Parameters: {parameters}. {remark}
+{machine}. {versions}. {remark}
+
+- Every round runs each runtime once, one after the other, with {threads} threads, in float32, with
+  the same noise, prompt embeddings and schedule of diffusers.
+- All runtimes end in the same latents. The tables give the relative L2 difference from diffusers;
+  a difference above 1e-3 ends the measurement.
+- A time is that of the whole call, from noise to final latents, without text encoders and VAE.
+- A ratio divides two times of the same round, because the speed of a machine drifts between
+  rounds. The tables give the median and, in brackets, the extremes.
+- fashion-sd3 is the shipped, trained model. The others have random weights. Parameters:
+  {parameters}.
 """
 _PEERS = """\
-## What is compared
+### What is compared
 
-Peers run CFG+DG as three rows of one batch through the plain transformer: a hook zeroes the massive
-channel on the rows of D_m. diffusers runs its own modules, eager or by `torch.compile`; ONNX
-Runtime (its Python package as it comes) and OpenVINO run the graph that torch's exporter makes of
-that, opset {opset}. *Branch by branch* is three calls of one row.
-
-Not in the tables: openvino-genai and stable-diffusion.cpp, which sample by themselves and have no
-third branch. [What they do on these models](performance-peers.md) with CFG alone.
+The other runtimes run CFG+DG as three rows of one batch through the plain transformer, in which a
+hook zeroes the massive channel on the row of D_m. diffusers runs its own modules, eagerly or with
+`torch.compile`. ONNX Runtime (its Python package with default settings) and OpenVINO run the graph
+that torch's exporter makes of this transformer, opset {opset}. *Branch by branch* means three
+calls of one row each.
 """
-
-
 _WHY = """\
-Why those that are not met are not, by what has been profiled on two cores
-([0012](decisions/0012-onnxruntime-graph.md) has the tables):
+Why some goals are not met, as far as it has been profiled on two cores:
 
-- *Beside eager.* 83 % of a forward are matrix products and 7 % attention, all in ONNX Runtime's
-  kernels; every other operator has 2 % or less. The fork saves what FLOPs say, 1.25 times on SD3,
-  1.23 on FLUX, so 1.5 times needs kernels 1.2 times as quick as torch's. On SD3 they are, on FLUX
-  they were 1.09 times as quick, prepacked 1.15, on the day that this was written.
-- *Prepacked* is this runtime with `--prepack`: weights are packed for the kernels when they are
-  loaded, not in each product, which is ONNX Runtime's default and so in its rows too. The start is
-  later then, and processes do not share those weights, so it is off unless asked for, and on in
-  the server.
-- *Beside the fastest peer.* On FLUX that is ONNX Runtime itself, with its weights packed.
-- *Start.* ONNX Runtime's two sessions take 0.12 to 0.15 s to load, of which 0.06 s are its graph
-  optimizations, however small the file is: FLUX's is read in less than 0.1 s. The rest is the run
-  of the conditioning graph, which reads a third of the weights. The second core hashes the weights.
-- *Memory.* Beside the tensors that a graph's order needs, ONNX Runtime's arena holds its blocks of
-  doubling size, and buffers that are no tensors of the graph: queries, keys and values by head, and
-  packed weights. 27 MB are the program and the loaded graph. Without the arena it is more.
+- **Compared with diffusers' eager loop.** Matrix products take 83 % of a forward and attention
+  7 %, all of it in ONNX Runtime's kernels; no other operator takes more than 2 %. The fork saves
+  what the FLOPs predict, a factor of 1.25 on SD3 and 1.23 on FLUX. A factor of 1.5 therefore needs
+  kernels that are 1.2 times as fast as torch's. On SD3 they are. On FLUX they were 1.09 times as
+  fast, and 1.15 times when prepacked, on the day this was profiled.
+- **Prepacked** is Intaglio with `--prepack`: the weights are packed for the kernels when they are
+  loaded, instead of in every product. This is ONNX Runtime's default, so its rows include it. It
+  makes the start slower, and processes do not share packed weights. It is off by default, except
+  in the server.
+- **Compared with the fastest other runtime.** On FLUX this is ONNX Runtime itself, with packed
+  weights.
+- **Start.** ONNX Runtime takes 0.12 to 0.15 s to load its two sessions, of which its graph
+  optimizations take 0.06 s, whatever the size of the weights; FLUX's are read in less than 0.1 s.
+  The conditioning graph takes the rest: it reads a third of the weights. The second core hashes
+  the weights.
+- **Memory.** Besides the tensors of the graph, ONNX Runtime's arena holds blocks of doubling size,
+  and buffers for queries, keys and values by head and for packed weights. The program and the
+  loaded graph take 27 MB. Without the arena, the peak is higher.
 """
 
 
 def page(data: Data, figures: Iterable[str], opset: int) -> str:
-    """The whole page."""
+    """Return the section as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     parameters = ", ".join(
         f"{name} {model['counts']['parameter_bytes'] / 4e6:.0f} M"
@@ -83,15 +86,15 @@ def page(data: Data, figures: Iterable[str], opset: int) -> str:
 
 
 def table(head: list[str], rows: Iterable[Iterable[object]]) -> str:
-    """Markdown; all columns but the first to the right."""
+    """Return a Markdown table with all columns but the first aligned right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *([str(c) for c in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _goals(found: list[Goal]) -> str:
-    words = {True: "met", False: "**not met**", None: "no goal here"}
+    words = {True: "met", False: "**not met**", None: "not a goal here"}
     rows = ((g.sentence, g.model, g.measured, words[g.met]) for g in found)
-    return "## Goals\n\n" + table(["goal", "model", "measured", ""], rows)
+    return "### Goals\n\n" + table(["goal", "model", "measured", ""], rows)
 
 
 def _ratio(value: Data, digits: int = 2) -> str:
@@ -100,7 +103,7 @@ def _ratio(value: Data, digits: int = 2) -> str:
 
 
 def _model(name: str, model: Data, figures: list[str]) -> Iterator[str]:
-    yield f"## {name}\n"
+    yield f"### {name}\n"
     if "compare" in model:
         yield from _compare(model["compare"])
     yield _counts(model["counts"])
@@ -109,16 +112,16 @@ def _model(name: str, model: Data, figures: list[str]) -> Iterator[str]:
     if "start" in model:
         start = model["start"]
         yield (
-            f"From exec to the first call of the network, files cached, with {start['given']}:"
-            f" {_ratio(start['seconds'])} s, prepacked {_ratio(start['prepacked_seconds'])} s;"
-            " reading the weights' file:"
+            f"Start: from exec to the first call of the network with {start['given']} and cached"
+            f" files takes {_ratio(start['seconds'])} s, and"
+            f" {_ratio(start['prepacked_seconds'])} s when the weights are prepacked. Reading the file of weights takes"
             f" {_ratio(start['reading_weights'])} s.\n"
         )
     if "memory" in model:
         rows = (
             [r["tokens"], *(f"{r[k] / 1e6:.0f}" for k in _MEMORY)] for r in model["memory"]
         )  # fmt: skip
-        yield "Memory of a process that runs every mode, MB:\n"
+        yield "Memory of a process that runs every mode, in MB:\n"
         yield table(["image tokens", "peak", "weights", "largest activations"], rows)
     if "inexact" in model:
         yield _inexact(model["inexact"])
@@ -130,8 +133,8 @@ _MEMORY = ("peak_bytes", "weights_bytes", "activation_bytes")
 
 def _compare(compare: Data) -> Iterator[str]:
     yield (
-        f"CFG+DG, {compare['tokens']} image tokens, one image, {compare['steps']} steps, fork after"
-        f" block {compare['block']}:\n"
+        f"CFG+DG with {compare['tokens']} image tokens, one image, {compare['steps']} steps, forked"
+        f" after block {compare['block']}:\n"
     )
     rows = (
         [
@@ -142,14 +145,15 @@ def _compare(compare: Data) -> Iterator[str]:
         ]
         for name, row in compare["runtimes"].items()
     )
-    yield table(["runtime", "seconds a step", "beside forked", "relative L2"], rows)
+    yield table(["runtime", "seconds per step", "time / forked", "relative L2"], rows)
     for name, why in compare["missing"].items():
         yield f"Not measured: {name}. `{why}`\n"
     loop = compare["loop"]
     yield (
-        f"The loop of layout forked: {loop['outside_network']['median']:.2%} outside of the"
-        f" network, {loop['allocations_per_step']:g} allocations, {loop['copies_per_step']:g}"
-        f" copies and {loop['copied_bytes_per_step'] / 1e3:.1f} kB copied in a step.\n"
+        f"The loop of layout forked spends {loop['outside_network']['median']:.2%} of its time"
+        f" outside the network. A step makes {loop['allocations_per_step']:g} allocations and"
+        f" {loop['copies_per_step']:g} copies, which move"
+        f" {loop['copied_bytes_per_step'] / 1e3:.1f} kB in all.\n"
     )
     peer = compare["fastest_peer"]
     cases = [
@@ -157,11 +161,11 @@ def _compare(compare: Data) -> Iterator[str]:
         for axis, points in compare["scaling"].items()
         for p in points
     ]
-    yield table(["a run of", "GFLOP, forked", "forked, s", f"{peer}, s", "ratio"], cases)
+    yield table(["run of", "GFLOP, forked", "forked, s", f"{peer}, s", "ratio"], cases)
 
 
 def _pair(seconds: Data, peer: str) -> list[str]:
-    """Ours, the peer's and their ratio, where the peer was measured."""
+    """Return our time, and the peer's and their ratio where the peer was measured."""
     ours = seconds[FORKED]["median"]
     if peer not in seconds:
         return [f"{ours:.3g}", "", ""]
@@ -180,10 +184,11 @@ def _counts(counts: Data) -> str:
         for layout, modes in counts["layouts"].items()
         for mode, count in modes.items()
     ]
-    head = ["a step of", "GFLOP", "needed", "weights, MB", "needed", "activations, MB"]
+    head = ["step of", "GFLOP", "needed", "weights, MB", "needed", "activations, MB"]
     text = (
-        "Counted from the graphs; *needed* is what depends on the latent, so that it cannot be"
-        f" computed before the loop. All parameters: {counts['parameter_bytes'] / 1e6:.1f} MB.\n\n"
+        "Counted from the graphs. *Needed* counts only what depends on the latent and therefore"
+        " cannot be computed before the loop. All parameters take"
+        f" {counts['parameter_bytes'] / 1e6:.1f} MB.\n\n"
     )
     return text + table(head, rows)
 
@@ -203,7 +208,7 @@ def _curve(points: list[Data]) -> str:
         for point in points
     ]
     head = ["m", "(CFG+DG)/CFG", "by rows", "by FLOPs", "DG/conditional", "by rows", "by FLOPs"]
-    return "What the third branch costs by the place of the fork:\n\n" + table(head, rows)
+    return "Cost of the third branch when the fork is after block m:\n\n" + table(head, rows)
 
 
 def _inexact(rows: list[Data]) -> str:
@@ -217,9 +222,9 @@ def _inexact(rows: list[Data]) -> str:
         ]
         for row in rows
     )
-    head = ["CFG+DG", "steps", "beside exact", "weights, MB", "relative L2"]
+    head = ["CFG+DG", "steps", "time / exact", "weights, MB", "relative L2"]
     text = (
-        "Not exact, and off unless asked for ([quantised weights](performance-quantised.md),"
-        " [reuse](performance-reuse.md)); the error is of the final latents:\n\n"
+        "[Quantised weights](#quantised-weights) and [delta reuse](#delta-reuse) are not exact, and"
+        " off by default. The error is that of the final latents:\n\n"
     )
     return text + table(head, cells)

@@ -1,4 +1,4 @@
-"""The figures of docs/performance.md."""
+"""Plot the figures of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _runtimes(name: str, model: Data, folder: Path) -> str:
         axes.text(ratio["high"] + 0.02, place, f" {middle:.2f}", va="center")
     axes.set_yticks(range(len(order)), order)
     axes.margins(x=0.12)
-    axes.set_xlabel("time of CFG+DG beside layout forked: median and extremes of rounds")
+    axes.set_xlabel("time of CFG+DG / time of layout forked: median and extremes of rounds")
     axes.set_title(f"{name}: {model['compare']['tokens']} image tokens")
     return _save(figure, folder, f"{name}-runtimes.png")
 
@@ -58,8 +58,8 @@ def _curve(name: str, model: Data, folder: Path) -> str:
     blocks = [point["block"] for point in points]
     figure, axes = plt.subplots(figsize=(7, 4))
     for key, label, color in (
-        ("dg", "DG beside conditional only", "#b5532a"),
-        ("cfg+dg", "CFG+DG beside CFG", _OURS),
+        ("dg", "DG / no guidance", "#b5532a"),
+        ("cfg+dg", "CFG+DG / CFG", _OURS),
     ):
         ratios = [point[key]["ratio"] for point in points]
         middle = [r["median"] for r in ratios]
@@ -67,12 +67,12 @@ def _curve(name: str, model: Data, folder: Path) -> str:
         high = [r["high"] - r["median"] for r in ratios]
         axes.errorbar(blocks, middle, [low, high], fmt="o", capsize=3, color=color, label=label)
         by_rows = [point[key]["predicted"] for point in points]
-        axes.plot(blocks, by_rows, color=color, label="the arithmetic: branches' rows")
+        axes.plot(blocks, by_rows, color=color, label="predicted from rows")
         by_flops = [point[key]["flops_ratio"] for point in points]
-        axes.plot(blocks, by_flops, ":", color=color, label="the graph's FLOPs")
-    axes.set_xlabel("m: the fork stands after this block")
+        axes.plot(blocks, by_flops, ":", color=color, label="predicted from FLOPs")
+    axes.set_xlabel("m: the fork is after this block")
     axes.set_ylabel("ratio of times")
-    axes.set_title(f"{name}: what the third branch costs")
+    axes.set_title(f"{name}: cost of the third branch")
     axes.legend(fontsize=8)
     return _save(figure, folder, f"{name}-fork.png")
 
@@ -89,13 +89,13 @@ def _scaling(name: str, model: Data, folder: Path) -> str:
             axes.plot(values, times, "o-", color=color, label=runtime)
         rate = points[0]["seconds"][FORKED]["median"] / points[0]["flops"]
         expected = [rate * point["flops"] for point in points]
-        axes.plot(values, expected, "k:", label="as FLOPs grow")
+        axes.plot(values, expected, "k:", label="proportional to FLOPs")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         axes.set_xticks(values, [str(v) for v in values])
         axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
         axes.set_xlabel("image tokens" if axis == "tokens" else axis)
-    all_axes[0].set_ylabel("seconds of a run")
+    all_axes[0].set_ylabel("seconds per run")
     all_axes[0].legend(fontsize=8)
     figure.suptitle(name)
     return _save(figure, folder, f"{name}-scaling.png")

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's own CFG loop beside this runtime's: the tables of docs/performance-peers.md.
+"""Compare OpenVINO GenAI's own CFG loop with Intaglio's, for docs/performance.md.
 
     pip install -e '.[bench]' openvino-genai==2026.4.1.0
     python -m tests.bench.sanity mid-sd3 2 9 2  # steps, rounds, threads
@@ -113,7 +113,7 @@ def measure(model: Model, steps: int, rounds: int, threads: int) -> str:
     for name, of in samples.items():
         span = "{median:.2f} [{low:.2f}, {high:.2f}]".format(**ratio(of, samples[FORKED]))
         rows.append([name, f"{median(seconds(of)) / steps:.4g}", span, f"{errors[name]:.0e}"])
-    return table(["CFG loop", "seconds a step", "beside forked", "relative L2"], rows)
+    return table(["CFG loop", "seconds per step", "time / forked", "relative L2"], rows)
 
 
 if __name__ == "__main__":

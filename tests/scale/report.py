@@ -1,4 +1,4 @@
-"""docs/scale.json and its tables, docs/scale.md: `python -m tests.scale.report` writes them."""
+"""Write docs/scale.json and its section of docs/performance.md: `python -m tests.scale.report`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
+from tests.bench.document import write_section
 from tests.scale.measuring import ROOT, Measured
 
 DATA = ROOT / "docs/scale.json"
-PAGE = ROOT / "docs/scale.md"
+PAGE = ROOT / "docs/performance.md"
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxruntime")
 _HEAD = """\
-# Size
+## Size
 
-Full configurations of published models with random weights, on {cores} cores and {memory} GB of
-memory. `make scale` measures them again and writes this page.
+These are full configurations of published models with random weights, on {cores} cores and
+{memory} GB of memory. `make scale` measures them and writes this section and [its
+data](scale.json).
 
-Resident is the kernel's peak (VmHWM): it counts pages of mapped weights, which the kernel takes
-back when it needs them. Anonymous memory is what it cannot take back.
+*Resident* is the kernel's peak (VmHWM). It includes pages of mapped weights, which the kernel can
+take back. *Anonymous* is the memory that it cannot take back.
 """
 
 
@@ -49,7 +51,7 @@ def parts(measured: Measured) -> list[dict[str, Any]]:
 
 
 def save(name: str, result: dict[str, Any]) -> None:
-    """Put `result` into docs/scale.json and print and write the page."""
+    """Put `result` into docs/scale.json, write the section and print the result."""
     data = json.loads(DATA.read_text("utf-8")) if DATA.exists() else {"models": {}}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     data["machine"] = {
@@ -65,16 +67,21 @@ def save(name: str, result: dict[str, Any]) -> None:
 
 
 def write_page() -> None:
-    """docs/scale.md of docs/scale.json."""
+    """Write the section of docs/performance.md from docs/scale.json."""
     data = json.loads(DATA.read_text("utf-8"))
     machine = data["machine"]
     head = _HEAD.format(cores=machine["cores"], memory=machine["memory_gb"])
     tables = [_model(name, result) for name, result in sorted(data["models"].items())]
-    PAGE.write_text("\n".join([head, *tables]), "utf-8")
+    write_section(PAGE, "size", "\n".join([head, *tables]))
 
 
 def _model(name: str, result: dict[str, Any]) -> str:
-    lines = [f"## {name}", "", *(f"- {key}: {value}" for key, value in result["facts"].items()), ""]
+    lines = [
+        f"### {name}",
+        "",
+        *(f"- {key}: {value}" for key, value in result["facts"].items()),
+        "",
+    ]
     for title, rows in result["tables"].items():
         lines += [f"| {title} | seconds | resident GB | anonymous GB |", "|---|---:|---:|---:|"]
         lines += (_line(row.values()) for row in rows)

@@ -1,9 +1,9 @@
-"""Load on a server of this machine: throughput, latency, queueing and memory, into docs/.
+"""Measure a server under load: throughput, latency, queueing and memory, for docs/performance.md.
 
 Usage: python -m tests.serve.load BUNDLE [-o docs] [--requests N] [--memory N]
 
-The server runs in a process of its own; clients are threads that each ask for the next image when
-they have the last one. Nothing leaves the loopback address. On an idle machine.
+The server runs in a process of its own. Each client is a thread that asks for its next image when
+it has the last one. All traffic stays on the loopback address. Run this on an idle machine.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from statistics import mean, median, quantiles
 from typing import Any
 
 import httpx2
+
+from tests.bench.document import write_section
 
 CLIENTS = (1, 2, 4, 8)
 ROUNDS = 3
@@ -142,7 +144,7 @@ def p99(values: list[float]) -> float:
 
 
 def say(what: str) -> None:
-    """What begins: it takes minutes."""
+    """Print what begins now, since it takes minutes."""
     print(what, file=sys.stderr, flush=True)
 
 
@@ -194,17 +196,22 @@ def memory(bundle: Path, requests: int) -> list[tuple[int, int]]:
     return found
 
 
-def page(points: list[Point], resident: list[tuple[int, int]], bundle: str) -> str:
-    """The measurements as Markdown."""
+def page(
+    points: list[Point], resident: list[tuple[int, int]], bundle: str, remark: str = ""
+) -> str:
+    """Return the section "Server load" of docs/performance.md."""
     lines = [
-        "# Load",
+        "## Server load",
         "",
-        f"`python -m tests.serve.load` on {bundle}, {os.cpu_count()} cores, all on one"
-        " machine. Clients ask for their next image when they have the last; requests differ in"
-        f" guidance, steps (8 to 12) and seed. {points[0].requests} requests a row, in {ROUNDS}"
-        " rounds that take turns with and without batching: medians [extremes]. Seconds.",
+        f"`python -m tests.serve.load` measured this on {bundle}, with clients and server on one"
+        f" machine, and wrote this section and [its data](serving-load.json). {remark}".rstrip(),
         "",
-        "| batching | clients | images/s | over no batching | latency p50 | p99 | queue p99 |"
+        "Each client asks for its next image when it has the last one. The requests differ in"
+        f" guidance, steps (8 to 12) and seed. Each row has {points[0].requests} requests, in"
+        f" {ROUNDS} rounds that alternate between batching and no batching. The table gives medians"
+        " and, in brackets, extremes; times are in seconds.",
+        "",
+        "| batching | clients | images/s | speedup | latency p50 | latency p99 | queue p99 |"
         " p99 of queue / (mean service x place) |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -230,10 +237,16 @@ def main() -> None:
     options = parser.parse_args()
     points = [p for n in CLIENTS for p in measure(options.bundle, n, options.requests)]
     resident = memory(options.bundle, options.memory) if options.memory else []
-    found = {"points": [asdict(point) for point in points], "resident": resident}
+    bundle, remark = options.bundle.name, f"The machine has {os.cpu_count()} cores."
+    found = {
+        "bundle": bundle,
+        "remark": remark,
+        "points": [asdict(point) for point in points],
+        "resident": resident,
+    }
     (options.output / "serving-load.json").write_text(json.dumps(found, indent=1) + "\n")
-    text = page(points, resident, options.bundle.name)
-    (options.output / "serving-load.md").write_text(text)
+    text = page(points, resident, bundle, remark)
+    write_section(options.output / "performance.md", "load", text)
 
 
 if __name__ == "__main__":
