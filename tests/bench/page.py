@@ -114,7 +114,8 @@ def _model(name: str, model: Data, figures: list[str]) -> Iterator[str]:
         yield (
             f"Start: from exec to the first call of the network with {start['given']} and cached"
             f" files takes {_ratio(start['seconds'])} s, and"
-            f" {_ratio(start['prepacked_seconds'])} s when the weights are prepacked. Reading the file of weights takes"
+            f" {_ratio(start['prepacked_seconds'])} s when the weights are prepacked. Reading"
+            " the file of weights takes"
             f" {_ratio(start['reading_weights'])} s.\n"
         )
     if "memory" in model:
