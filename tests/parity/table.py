@@ -1,4 +1,4 @@
-"""The parity table: what the tests measured, as docs/parity.md shows it."""
+"""Make the table of docs/parity.md from what the tests measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Cell:
 
 @dataclass
 class Table:
-    """Errors of the cells whose test has passed, in whatever order."""
+    """The errors of the cells whose test has passed, in any order."""
 
     errors: dict[Cell, float] = field(default_factory=dict)
 
@@ -23,14 +23,14 @@ class Table:
         self.errors[cell] = error
 
     def markdown(self) -> str:
-        """One row for each family, precision and layout, one column for each mode."""
+        """Return one row for each family, precision and layout, with one column for each mode."""
         modes = sorted({cell.mode for cell in self.errors})
         lines = [
             "# Parity with diffusers",
             "",
-            "Written by `make parity`. Relative L2 error of the final latents of a whole run"
-            " against diffusers' own pipeline in float32, with the same noise and the three-branch"
-            " formula, on small random models of the real classes.",
+            "`make parity` writes this page. It compares whole runs with diffusers' own pipeline in"
+            " float32, on small random models of the same classes, with the same noise and the"
+            " three-branch formula. The numbers are relative L2 errors of the final latents.",
             "",
             f"| family | precision | layout | {' | '.join(modes)} |",
             "|---" * (3 + len(modes)) + "|",
