@@ -14,7 +14,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from intaglio.__main__ import GROUP, run_python
-from intaglio.analysis.sampler import Model
+from intaglio.torch_reference.model import Model
 from intaglio_export.adapters import SD3Adapter
 from tests.families.parts import MAX_LENGTH
 from tests.families.sd3 import make_pipeline

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import intaglio
-from intaglio.analysis.capture import record_bundle
-from intaglio.analysis.observation import record_model
-from intaglio.analysis.sampler import Model
+from intaglio.analysis.channels.model_recorder import record_model
+from intaglio.analysis.channels.recorder import record_bundle
+from intaglio.torch_reference.model import Model
 from intaglio_export.sources import open_source
 from tests.analysis.conftest import Command
 from tests.conftest import export
@@ -82,10 +82,10 @@ def test_a_model_needs_torch(sd3_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["--height", "64"], 2, "--height is of no use for a bundle"),
-        (["--cfg-scale", "2"], 2, "--cfg-scale is of no use for a bundle"),
-        (["--judge", "judge"], 2, "--judge is of no use for a bundle"),
-        (["--images", "136"], 2, "--images is of no use for a bundle"),
+        (["--height", "64"], 2, "--height does not apply to a bundle"),
+        (["--cfg-scale", "2"], 2, "--cfg-scale does not apply to a bundle"),
+        (["--judge", "judge"], 2, "--judge does not apply to a bundle"),
+        (["--images", "136"], 2, "--images does not apply to a bundle"),
         (["--steps", "20000"], 2, "20000"),
         (["--prompts", "nowhere.txt"], 3, "--prompts nowhere.txt cannot be read"),
     ],

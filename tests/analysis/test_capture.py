@@ -7,10 +7,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from intaglio.analysis.capture import QUANTILES, Recorder
-from intaglio.analysis.methods import Method
-from intaglio.analysis.observation import BATCH, maps, record_model
-from intaglio.analysis.sampler import Model, Step
+from intaglio.analysis.channels.model_recorder import BATCH, maps, record_model
+from intaglio.analysis.channels.recorder import QUANTILES, Recorder
+from intaglio.torch_reference.guidance import Method
+from intaglio.torch_reference.model import Model, Step
 from intaglio_export.massive import RATIO
 from tests.analysis.conftest import STEPS
 from tests.families.sd3 import BLOCKS, PLANTED

@@ -136,8 +136,8 @@ def test_every_family_gives_what_its_blocks_do(name: str) -> None:
     ("how", "says"),
     [
         ({"recipe": "best"}, "no recipe best"),
-        ({"blocks": [9]}, "give some of 0 to 3"),
-        ({"blocks": []}, "give some of 0 to 3"),
+        ({"blocks": [9]}, "pass some of 0 to 3"),
+        ({"blocks": []}, "pass some of 0 to 3"),
         ({"channels": [64]}, "0 to 63"),
         ({"sigma": 2.0}, "share of noise"),
     ],

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from intaglio.analysis.observation import record_model
-from intaglio.analysis.presence import presence
+from intaglio.analysis.channels.detection import detection_section
+from intaglio.analysis.channels.model_recorder import record_model
 from tests.analysis.conftest import STEPS, make_model
 from tests.families.sd3 import BLOCKS
 
@@ -20,7 +20,7 @@ def found(model: object, path: Path) -> tuple[list[list[int]], str]:
     """Massive channels after each block, and the page's first sentence."""
     statistics = record_model(model, range(4), STEPS, path)  # type: ignore[arg-type]
     channels = statistics.channels()
-    return [channels.massive(k) for k in range(BLOCKS)], presence(statistics).claims[0]
+    return [channels.massive(k) for k in range(BLOCKS)], detection_section(statistics).claims[0]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -15,14 +15,15 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from intaglio.analysis import arms
 from intaglio.analysis.block_features import RECIPES
-from intaglio.analysis.folder import PICTURES
-from intaglio.analysis.gallery import Gallery
-from intaglio.analysis.judge import Judge
-from intaglio.analysis.methods import Weaker
-from intaglio.analysis.sampler import Model, identity
-from intaglio.analysis.setting import method_of
+from intaglio.analysis.experiments import baselines
+from intaglio.analysis.experiments.gallery import Gallery
+from intaglio.analysis.guidance.dg_settings import method_from_settings
+from intaglio.analysis.guidance.negatives import Weaker
+from intaglio.analysis.quality.judge import Judge
+from intaglio.analysis.report.output_folder import PICTURES
+from intaglio.torch_reference.fingerprint import identity
+from intaglio.torch_reference.model import Model
 from intaglio_export.options import read_settings
 from intaglio_export.sources import open_source
 from models.training import classifier, data, features, judge, report, text, weaker
@@ -41,7 +42,7 @@ def few() -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load_split", limited)
-        patch.setattr(arms, "PILOT", 4)
+        patch.setattr(baselines, "PILOT", 4)
         yield
 
 
@@ -107,12 +108,13 @@ def test_quicker_pictures_are_those_of_the_probe(model: Path, few: Any, tmp_path
     plain = Model(adapter, opened.prompts, text.MAX_SEQUENCE_LENGTH)
     (tmp_path / "plain").mkdir()
     gallery = Gallery(plain, opened, tmp_path / "plain", STEPS, identity(plain))
-    setting = method_of(read_settings(model / "settings.json"), adapter)
+    setting = method_from_settings(read_settings(model / "settings.json"), adapter)
     assert setting is not None
     beside = Weaker.open(model / "weaker", adapter)
-    methods = arms.arms(gallery, setting, arms.pilot(gallery, setting, beside), beside)
+    pilot = baselines.run_pilot(gallery, setting, beside)
+    methods = baselines.methods_to_compare(gallery, setting, pilot, beside)
     for name in ("none", "cfg", "cfg+dg", "cfg+autoguidance"):
-        gallery.draw(methods[name], arms.seeds(name, IMAGES), omega=methods[name].guided)
+        gallery.draw(methods[name], baselines.seeds(name, IMAGES), omega=methods[name].guided)
     drawn = sorted((tmp_path / "plain").iterdir())
     assert len(drawn) == 8 + 4  # of the pilot, and the arms
     for path in drawn:
