@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from intaglio.analysis.quality import intervals
+from intaglio.analysis.quality import intervals, measures
 
 quick = settings(max_examples=25)
 seeds = st.integers(0, 2**32 - 1)
@@ -92,13 +92,13 @@ def test_bootstrap_draws_pairs_and_its_seed_is_its_all() -> None:
 
 
 def test_bootstrap_of_a_frechet_distance_covers_the_truth_that_is_biased_upwards() -> None:
-    target = intervals.Moments(np.zeros(16), np.eye(16))
+    target = measures.Moments(np.zeros(16), np.eye(16))
     # The distance of a is 0 and of b 16 x 0.5^2; a is wider, so its bias is larger and stays.
     covered = 0
     for seed in range(12):
         a = draw(seed).normal(size=(150, 16))
         interval = intervals.bootstrap_difference(
-            lambda x: intervals.frechet(intervals.moments(x), target), a, 0.5 * a, 60, seed
+            lambda x: measures.frechet(measures.moments(x), target), a, 0.5 * a, 60, seed
         )
         covered += interval.low <= 16 * 0.5**2 <= interval.high
     # At 95 %, fewer than 9 of 12 come once in 400 runs; percentiles reach none.

@@ -62,13 +62,13 @@ def other_output(graph: onnx.GraphProto) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (with_about(prompts=[["a boot", 2]]), "prompt of class 2: its classes are 0 to 1"),
+        (with_about(prompts=[["a boot", 2]]), "prompt of class 2; its classes are 0 to 1"),
         (with_about(prompts=[["a boot", -1]]), "prompt of class -1"),
         (with_about(prompts=[["a boot", "red"]]), "prompt of class 'red'"),
         (with_about(prompts=[["a boot", 1.0]]), "prompt of class 1.0"),
         (with_about(prompts=[]), "is not valid"),
         (with_about(classes=["red", "green", "blue"]), r"returns logits of shape .*needs \[N, 3\]"),
-        (with_reference(3, 3), r"shape \[3, 3\]: it needs more rows than features"),
+        (with_reference(3, 3), r"shape \[3, 3\]; it needs more rows than features"),
         (with_reference(9, 4), r"returns features of shape .*needs \[N, 4\]"),
         (with_network(other_input), "takes pixels .*has to take only images"),
         (with_network(five_colours), "takes images .*5.*has to take only images"),
