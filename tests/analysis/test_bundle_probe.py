@@ -1,4 +1,4 @@
-"""An observed bundle is probed with the runtime, without torch, to the same result."""
+"""Probing an observed bundle needs no torch and gives the same numbers as the model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_bundle_tells_what_its_model_does(
 
 
 def run_without_torch(*args: object) -> subprocess.CompletedProcess[str]:
-    """`intaglio probe` where torch and what needs it are not installed."""
+    """Run `intaglio probe` as if torch and the packages that need it were not installed."""
     code = f"""
 import importlib.abc, sys
 
@@ -127,7 +127,7 @@ def test_classes_are_called_so(tmp_path: Path, command: Command) -> None:
     FAMILIES["dit"].make().save_pretrained(tmp_path / "dit")
     bundle = export(tmp_path / "dit", "forked", observe=True)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/settings.json").write_text("{}")  # of an earlier probe, of the model
+    (tmp_path / "out/settings.json").write_text("{}")  # from an earlier probe of the model
     code, _, err = command(bundle, "-o", tmp_path / "out", "--steps", 4)
     assert code == 0, err
     page = (tmp_path / "out/report.md").read_text("utf-8")

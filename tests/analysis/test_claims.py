@@ -1,4 +1,4 @@
-"""What the report says in words, of numbers whose answer is known."""
+"""The sentences of the report, for numbers whose answer is known."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draw(seed: int) -> np.random.Generator:
 
 
 def pictures(**shifts: float) -> Pictures:
-    """N pictures of a spread much wider than `shifts`, the same for all; the judge sees class 1."""
+    """N pictures that vary much more than `shifts`, in the same way each time, all of class 1."""
     names = (*measures.DETAIL, "saturation", "clipped")
     values: dict[str, Any] = {
         name: draw(i).normal(10, 3, N) + shifts.get(name, 0.0) for i, name in enumerate(names)
@@ -67,7 +67,7 @@ def test_arms_are_compared_seed_by_seed() -> None:
 
 
 def test_failures_are_found_by_pairs() -> None:
-    """A growth that is small against the spread of pictures is measurable on the same seeds."""
+    """An increase that is small against the spread of pictures is measurable on the same seeds."""
     setting = Method(2.0, 1.0, Suppressed(1, (3,)))
     drawn = {w: pictures(clipped=0.01 * w) for w in (0.0, 0.5, 8.0)}
     curves = {w: failures._measures(drawn[0.0], p) for w, p in drawn.items()}
@@ -101,7 +101,7 @@ def test_the_papers_are_agreed_with_or_not(slope: float, says: str) -> None:
 
 
 def test_an_effect_is_local_against_what_pictures_have_in_their_middle() -> None:
-    """Pictures whose middle moves more, whatever is done to them."""
+    """The middle of these pictures changes more with every intervention."""
     base = pictures()
     shape = np.full((N, 8, 8, 3), 4, np.uint8)
     shape[:, 2:6, 2:6] = 40
@@ -116,7 +116,7 @@ def test_an_effect_is_local_against_what_pictures_have_in_their_middle() -> None
 
 
 def test_a_blur_is_as_long_as_what_it_takes_from_the_clean_image(model: Model) -> None:
-    """However little noise is left, where the prediction that says so is divided by it."""
+    """This holds for any amount of noise, although the prediction is divided by it."""
     conditional, null = model.inputs([0, 1])
     latents = model.noise([0, 1])
     for sigma in (0.5, 1e-3):
@@ -138,7 +138,9 @@ def test_cost_is_that_of_the_rows_that_run(model: Model, cfg_scale: float, block
     rows: list[int] = []
 
     def count(module: object, args: object, output: tuple[torch.Tensor, ...]) -> None:
-        if output[1].shape[1] == model.tokens:  # what is computed ahead has no image
+        if (
+            output[1].shape[1] == model.tokens
+        ):  # skips the precomputed conditioning, which has no image tokens
             rows.append(len(output[1]))
 
     handles = [module.register_forward_hook(count) for module in model.adapter.blocks()]

@@ -1,4 +1,4 @@
-"""Intervals against scipy, published values and simulated truth."""
+"""Intervals, compared with scipy, published values and simulations."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_bootstrap_is_scipys_basic_one() -> None:
 def test_bootstrap_draws_pairs_and_its_seed_is_its_all() -> None:
     features = draw(0).normal(size=(50, 3))
     run = partial(intervals.bootstrap_difference, lambda x: float(x.mean()), features)
-    # What all pairs share cancels in every resample, which it would not if sides were drawn apart.
+    # What all pairs share cancels in every resample; with separate resamples it would not.
     np.testing.assert_allclose(as_tuple(run(features + 0.25, 50, 0)), 0.25, rtol=1e-9)
     noisy = features + draw(1).normal(size=features.shape)
     assert run(noisy, 50, 7) == run(noisy, 50, 7)
@@ -93,7 +93,7 @@ def test_bootstrap_draws_pairs_and_its_seed_is_its_all() -> None:
 
 def test_bootstrap_of_a_frechet_distance_covers_the_truth_that_is_biased_upwards() -> None:
     target = measures.Moments(np.zeros(16), np.eye(16))
-    # The distance of a is 0 and of b 16 x 0.5^2; a is wider, so its bias is larger and stays.
+    # The distance of a is 0 and that of b is 16 x 0.5^2; a is wider, so its bias is larger.
     covered = 0
     for seed in range(12):
         a = draw(seed).normal(size=(150, 16))
@@ -101,12 +101,12 @@ def test_bootstrap_of_a_frechet_distance_covers_the_truth_that_is_biased_upwards
             lambda x: measures.frechet(measures.moments(x), target), a, 0.5 * a, 60, seed
         )
         covered += interval.low <= 16 * 0.5**2 <= interval.high
-    # At 95 %, fewer than 9 of 12 come once in 400 runs; percentiles reach none.
+    # At 95 %, fewer than 9 of 12 happens once in 400 runs; percentile intervals cover none.
     assert covered >= 9
 
 
 def test_a_share_is_wilsons() -> None:
-    """Of Brown, Cai and DasGupta (2001): all of n hits give n / (n + z^2) at the least."""
+    """By Brown, Cai and DasGupta (2001), n hits of n give a lower bound of n / (n + z^2)."""
     z = stats.norm.ppf(0.975)
     found = intervals.share_interval(np.ones(64))
     np.testing.assert_allclose(as_tuple(found), (1, 64 / (64 + z**2), 1))
@@ -127,12 +127,12 @@ def test_shares_stay_within_their_range(seed: int, n: int, share: float) -> None
 
 
 def test_a_difference_of_paired_shares_covers_the_truth() -> None:
-    """Pairs that differ rarely, where Student's t falls short."""
+    """For pairs that rarely differ, Student's t is too narrow."""
     covered = 0
     for seed in range(200):
         kinds = draw(seed).choice(3, size=120, p=[0.95, 0.04, 0.01])
         a, b = (kinds == 2).astype(float), (kinds == 1).astype(float)
         gap = intervals.paired_share_difference(a, b)
         covered += gap.low <= 0.03 <= gap.high
-    # At 95 %, fewer than 180 of 200 come once in 300 runs.
+    # At 95 %, fewer than 180 of 200 happens once in 300 runs.
     assert covered >= 180

@@ -1,4 +1,4 @@
-"""A judge that does not fit is refused when it is opened, by name."""
+"""A judge with wrong files is refused when it is opened, and the message names the file."""
 
 from __future__ import annotations
 

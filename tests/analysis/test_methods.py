@@ -1,4 +1,4 @@
-"""Sampling and guidance against the reference loop, diffusers' scheduler and known cases."""
+"""Guidance methods, compared with the three-branch loop of tests/parity and with known cases."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_noise_is_that_of_each_seed_alone(model: Model) -> None:
 
 
 def step_of(model: Model, seed: int = 0) -> tuple[Step, dict[str, torch.Tensor]]:
-    """A step in the middle, and its conditional rows."""
+    """Return a step in the middle of a run, and its conditional inputs."""
     conditional, _ = model.inputs([0])
     step = Step(model.noise([seed]), torch.tensor(500.0), 1, 4, 0.5)
     return step, conditional | {"latent": step.latents, "timestep": torch.tensor([500.0])}
@@ -149,7 +149,7 @@ def test_a_weaker_model_has_to_fit(model: Model, tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Null:
-    """The unconditional prediction as the negative one: its guidance is all CFG."""
+    """Uses the unconditional prediction as the negative one, so that all guidance is CFG."""
 
     def predict(self, model: Model, step: Step, base: Any) -> tuple[torch.Tensor, torch.Tensor]:
         out = model.adapter.run(base)

@@ -1,4 +1,4 @@
-"""The command from end to end on a tiny model: the page, its files, and mistakes."""
+"""`intaglio probe` from end to end on a tiny model: the page, its files, and error messages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PARTS = [
 
 @pytest.fixture(scope="module")
 def source(sd3_folder: Path, judge_folder: Path, tmp_path_factory: Any) -> Path:
-    """The tiny model with its settings, a judge and a weaker model beside it."""
+    """The tiny model's folder with settings, a judge and a weaker model."""
     folder = tmp_path_factory.mktemp("probed") / "tiny"
     shutil.copytree(sd3_folder, folder)
     shutil.copytree(judge_folder, folder / "judge")
@@ -50,7 +50,7 @@ def source(sd3_folder: Path, judge_folder: Path, tmp_path_factory: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    """Fewer pictures than make sense."""
+    """Let the probe draw fewer pictures than is useful."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_probe, "OBSERVED", 8)
         patch.setattr(model_probe, "TRIED", 8)
@@ -73,7 +73,7 @@ def report(source: Path, small: Any, tmp_path_factory: Any) -> Path:
 
 
 class Page(HTMLParser):
-    """Headings and references of a page."""
+    """Collects the references of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def test_a_second_probe_draws_nothing_anew(report: Path, source: Path, small: An
 def test_without_a_judge_no_settings_are_recommended(
     sd3_folder: Path, small: Any, tmp_path: Path
 ) -> None:
-    (tmp_path / "settings.json").write_text("{}")  # of an earlier probe, with a judge
+    (tmp_path / "settings.json").write_text("{}")  # from an earlier probe with a judge
     found = model_probe.probe(request(sd3_folder, tmp_path), lambda what, share: None)
     assert [section.title for section in found.sections] == PARTS
     assert "without a judge" in found.sections[-1].claims[0]

@@ -1,4 +1,4 @@
-"""Measures against scipy, published values and what is known of synthetic pictures."""
+"""Measures, compared with scipy, published values and known properties of synthetic pictures."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def draw(seed: int) -> np.random.Generator:
 
 
 def grey(pixels: NDArray[np.floating]) -> NDArray[np.float32]:
-    """[N, H, W] as pictures of three equal channels."""
+    """Return [N, H, W] as pictures with three equal channels."""
     return np.repeat(pixels[..., None], 3, axis=-1).astype(np.float32)
 
 
 def power_law(slope: float, n: int = 24, side: int = 96) -> NDArray[np.float64]:
-    """Gaussian fields [n, side, side] whose power goes with frequency to the `slope`."""
+    """Return Gaussian fields [n, side, side] whose power is frequency to the power `slope`."""
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None])
     frequency[0, 0] = np.inf if slope < 0 else 1.0
     white = np.fft.fft2(draw(3).normal(size=(n, side, side)))
@@ -34,13 +34,13 @@ def power_law(slope: float, n: int = 24, side: int = 96) -> NDArray[np.float64]:
 
 
 def photos(seed: int, n: int = 4, side: int = 48) -> NDArray[np.float32]:
-    """Soft colour pictures of a little grain, inside 0 to 1."""
+    """Return soft colour pictures with a little grain, within 0 to 1."""
     noise = draw(seed).normal(size=(n, side, side, 3))
     soft = ndimage.gaussian_filter(noise, (0, 2, 2, 0)) + 0.003 * noise
     return np.clip(0.5 + soft, 0.0, 1.0).astype(np.float32)
 
 
-# Detail.
+# Measures of detail.
 
 
 def test_luma_is_rec_709() -> None:
@@ -155,7 +155,7 @@ def test_a_flat_picture_has_no_detail() -> None:
         np.testing.assert_allclose(scores, 0.0, atol=1e-9, err_msg=name)
 
 
-# What pictures show.
+# Measures of what pictures show.
 
 
 def test_similarity_is_scipys_correlation_of_the_cells_means() -> None:
@@ -223,7 +223,7 @@ def test_saturation_and_clipped_of_known_pixels() -> None:
     np.testing.assert_array_equal(measures.saturation(grey(np.ones((1, 4, 4)))), 0.0)
 
 
-# Sets of features.
+# Distances of sets of features.
 
 
 @pytest.mark.parametrize("width", [1, 5, 12])
@@ -250,7 +250,7 @@ def test_frechet_is_symmetric_and_sees_a_shift(seed: int, shift: float) -> None:
 
 
 def brute_precision(real: NDArray[np.float64], fake: NDArray[np.float64], k: int) -> float:
-    """The definition of arXiv 1904.06991, pair by pair."""
+    """Compute precision by the definition of arXiv 1904.06991, pair by pair."""
     inside = 0
     radii = [sorted(np.linalg.norm(real - r, axis=1))[k] for r in real]
     for f in fake:
@@ -286,7 +286,7 @@ def test_collapsed_pictures_are_precise_and_recall_little() -> None:
     assert recall.mean() < 0.05
 
 
-# Too few.
+# Too few samples.
 
 
 def test_too_few_samples_are_said() -> None:

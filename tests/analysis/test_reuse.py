@@ -1,4 +1,4 @@
-"""The error of reuse that the probe's model measures, against differences taken one by one."""
+"""The measured error of reuse, compared with extrapolating the differences one by one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_exact_run_is_the_methods(model: Model) -> None:
 def test_errors_are_of_the_reference_loops_extrapolation(
     interval: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random terms through `Deltas`, and through the products."""
+    """Random terms are extrapolated by `Deltas` and by the matrix of products."""
     terms = torch.randn(2, STEPS, 5, generator=torch.Generator().manual_seed(0)).double()
     timesteps = [1000.0 / (1 + i) for i in range(STEPS)]
     missed, square = 0.0, 0.0

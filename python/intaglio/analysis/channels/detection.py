@@ -76,8 +76,9 @@ def massive_sentence(statistics: Statistics, point: str, name: str) -> str:
         differs = " The papers' large models have one or two." if point == "after" else ""
         return (
             f"Massive channels of the {name}: none ({definition}). The largest is channel"
-            f" {channel} after block {block}, at {found.ratio[block, channel]:.1f} times in the"
-            f" mean, and massive in {found.agreement[block, channel]:.0%}.{differs}"
+            f" {channel} after block {block}: its mean |z| is {found.ratio[block, channel]:.1f}"
+            f" times the median channel's, and it is massive in"
+            f" {found.agreement[block, channel]:.0%}.{differs}"
         )
     sets: dict[tuple[int, ...], list[int]] = {}
     for block in massive:
@@ -139,15 +140,15 @@ def _tokens(statistics: Statistics, point: str, name: str) -> str:
     top = f"the largest, token {largest[1]} after block {largest[0]}, has {tokens.max():.1f} times"
     if not any(len(found) for found in outliers.values()):
         return (
-            f"No {name} token is an outlier (mean |z| from {TOKEN_RATIO:g} times the median token's"
-            f" on): {top} it."
+            f"No {name} token is an outlier (mean |z| at least {TOKEN_RATIO:g} times the median"
+            f" token's): {top} the median."
         )
     where = "; ".join(
         f"{', '.join(map(str, found[:8]))} after block {k}"
         for k, found in outliers.items()
         if len(found)
     )
-    return f"Outliers among {name} tokens (like sinks; apart from channels): {where}; {top}."
+    return f"Outliers among {name} tokens, such as attention sinks: {where}; {top}."
 
 
 def _table(statistics: Statistics, point: str) -> Table:
