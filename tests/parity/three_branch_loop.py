@@ -3,8 +3,9 @@
     D = D_c + lambda (D_c - D_0) + w (D_c - D_m),   cfg_scale = 1 + lambda,   dg_scale = w
 
 D_m is the conditional branch in which channels of the image stream after one block are pulled
-towards a reference (Detail Guidance, arXiv 2510.11538). This loop is written to be read and to be
-compared with: it copies no model code and works in the scheduler's own numbers.
+towards a reference (Detail Guidance, arXiv 2510.11538). Tests compare the runtime and
+`intaglio.torch_reference` with this loop, so it imports nothing of this project. It copies no model
+code and works in the scheduler's own numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Keep = float | torch.Tensor | Callable[[int, int], float | torch.Tensor]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What `encode_prompt` gives: `words` [n, S, D] and `pooled` [n, P]."""
+    """The result of `encode_prompt`: `words` [n, S, D] and `pooled` [n, P]."""
 
     words: torch.Tensor
     pooled: torch.Tensor
@@ -32,9 +33,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Suppression:
-    """Which channels D_m suppresses after block `block`, and how far.
+    """The channels that D_m suppresses after block `block`, and how strongly.
 
-    `mask` [C] is 1 on the channels and else 0; `ref` [C] is where they go to (zeros when None).
+    `mask` [C] is 1 on the channels and 0 elsewhere; `ref` [C] is their target (zeros when None).
     `keep` is 1 to leave a token alone and 0 to suppress it: a number, a tensor that broadcasts to
     [n, T], or a function of (step, steps) that gives either.
     """
@@ -46,7 +47,7 @@ class Suppression:
 
     @classmethod
     def of(cls, block: int, channels: Sequence[int], width: int, keep: Keep = 0.0) -> Suppression:
-        """Zero `channels` of a stream `width` channels wide."""
+        """Suppress `channels` of a stream with `width` channels towards zero."""
         mask = torch.zeros(width)
         mask[list(channels)] = 1.0
         return cls(block, mask, None, keep)
@@ -55,7 +56,7 @@ class Suppression:
 def suppress(
     hidden: torch.Tensor, mask: torch.Tensor, ref: torch.Tensor, keep: torch.Tensor
 ) -> torch.Tensor:
-    """`hidden` [n, T, C] with a = mask * (1 - keep): x where a = 0, else (1 - a) x + a ref.
+    """Return x = `hidden` [n, T, C] where a = mask * (1 - keep) is 0, else (1 - a) x + a ref.
 
     `mask` and `ref` are [C], `keep` is [n, T] or broadcasts to it; the result has hidden's dtype.
     """
@@ -65,7 +66,7 @@ def suppress(
 
 
 def inside(window: Window, step: int, steps: int) -> bool:
-    """Whether solver step `step` of `steps` is in [start, end)."""
+    """Return whether solver step `step` of `steps` is in [start, end)."""
     return window[0] <= step / steps < window[1]
 
 
@@ -73,7 +74,7 @@ def inside(window: Window, step: int, steps: int) -> bool:
 def suppressed_rows(
     transformer: torch.nn.Module, how: Suppression, keep: float | torch.Tensor, rows: int
 ) -> Iterator[None]:
-    """While open, the last `rows` rows of every forward are suppressed after the block."""
+    """Suppress the last `rows` rows of every forward after the block."""
     keep = torch.as_tensor(keep, dtype=torch.float32)
     keep = keep.expand(rows, 1) if keep.ndim == 0 else keep
     ref = torch.zeros_like(how.mask) if how.ref is None else how.ref
@@ -99,10 +100,10 @@ def branches(
     how: Suppression | None = None,
     keep: float | torch.Tensor = 0.0,
 ) -> dict[str, torch.Tensor]:
-    """Raw outputs [n, c, h, w] of D_c ("c"), D_0 ("0") and D_m ("m") for `latents` [n, c, h, w].
+    """Return raw outputs [n, c, h, w] of D_c ("c"), D_0 ("0") and D_m ("m") for `latents`.
 
-    D_0 is run when `null` is given and D_m when `how` is; all rows go through in one batch, in the
-    order D_0, D_c, D_m.
+    D_0 runs if `null` is given and D_m if `how` is. All rows run in one batch, in the order D_0,
+    D_c, D_m.
     """
     prompts = [p for p in (null, cond, cond if how else None) if p is not None]
     names = [k for k, wanted in (("0", null), ("c", cond), ("m", how)) if wanted is not None]
@@ -121,22 +122,22 @@ def branches(
 
 
 class Deltas:
-    """The differences D_c - D_0 ("0") and D_c - D_m ("m"), run or extrapolated.
+    """The differences D_c - D_0 ("0") and D_c - D_m ("m"), computed or extrapolated.
 
-    A branch is run every `interval`-th step inside `window` (a pair goes linearly from the first
-    step to the last, and is rounded down); in between, its difference is on the line through the
-    last two that were run, over the timestep. A branch that had no weight in the step before is
-    run.
+    A branch runs every `interval`-th step inside `window`; a pair goes linearly from the first step
+    to the last and is rounded down. In between, its difference is extrapolated over the timestep
+    from the last two that were computed. A branch that had no weight in the step before runs.
     """
 
     def __init__(self, interval: Interval = 1.0, window: Window = (0.0, 1.0)) -> None:
         self.interval = interval if isinstance(interval, tuple) else (interval, interval)
         self.window = window
-        # Of each branch: the steps, timesteps and differences of its runs without a gap in weight.
+        # Step, timestep and difference of each run of a branch since it last had no weight.
         self.runs: dict[str, list[tuple[int, float, torch.Tensor]]] = {"0": [], "m": []}
 
     def due(self, branch: str, step: int, steps: int) -> bool:
-        """Whether `branch`, which has weight, has to be run; all evaluations of a step alike."""
+        """Return whether `branch`, which has weight, has to run; the same for all evaluations of a
+        step."""
         runs = self.runs[branch]
         first, last = self.interval
         interval = math.floor(first + (last - first) * step / max(steps - 1, 1) + 1e-9)
@@ -145,15 +146,15 @@ class Deltas:
         return step - runs[-1][0] >= interval
 
     def ran(self, branch: str, step: int, timestep: float, delta: torch.Tensor) -> None:
-        """Remember the difference of an evaluation."""
+        """Keep the difference of an evaluation."""
         self.runs[branch].append((step, timestep, delta))
 
     def without_weight(self, branch: str) -> None:
-        """Forget what was run before."""
+        """Drop the kept differences."""
         self.runs[branch].clear()
 
     def at(self, branch: str, timestep: float) -> torch.Tensor:
-        """The extrapolated difference."""
+        """Return the extrapolated difference."""
         _, newer_at, newer = self.runs[branch][-1]
         if len(self.runs[branch]) == 1:
             return newer
@@ -181,13 +182,13 @@ def sample(
     reuse_window: Window = (0.0, 1.0),
     on_step: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
-    """Final latents [n, c, h, w] float32 of initial `latents`, as the scheduler leaves them.
+    """Return the final latents [n, c, h, w] float32 of initial `latents`.
 
-    `scheduler` is any of diffusers (Euler, Heun, DPM-Solver++ 2M): its timesteps and sigmas are
+    `scheduler` is any of diffusers (Euler, Heun, DPM-Solver++ 2M); its timesteps and sigmas are
     used as they are. A branch of weight zero at a step is not run. Heun's two evaluations belong to
-    one solver step. `Deltas` says what `reuse_interval` and `reuse_window` do.
+    one solver step. `Deltas` describes `reuse_interval` and `reuse_window`.
     `on_step(evaluation, latents)` is called after every evaluation.
-    Raises ValueError when a guidance is asked for and what it needs is missing.
+    Raises ValueError if guidance is requested without `null` or `how`.
     """
     if cfg_scale != 1.0 and null is None:
         raise ValueError("cfg_scale other than 1 needs `null`, the embedding of the null prompt")
