@@ -1,6 +1,6 @@
-"""Write the model card from the files that training, evaluation and search left behind.
+"""Write the model card from the files that training, evaluation and the probe wrote.
 
-Every figure on the card comes from one of those files; without one the card is not written.
+Most figures on the card come from these files; if one is missing, the card is not written.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any
 
 from intaglio_export.massive import CONDITIONS, RATIO, TOKENS
 
-from . import curve, folder
+from . import curve, pipeline_folder
 
 Json = dict[str, Any]
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(c) for c in line) + " |" for line in lines)
 
 
 def guidance_rows(evaluation: Json) -> dict[str, Json]:
-    """The rows of the evaluation by guidance scale."""
+    """Return the rows of the evaluation by guidance scale."""
     return {k.split()[1]: v for k, v in evaluation.items() if k.startswith("cfg_scale")}
 
 
 def quality_section(evaluation: Json) -> str:
-    """Accuracy and Frechet distance per guidance scale."""
+    """Return accuracy and Fréchet distance for each guidance scale."""
     rows = [
         [scale, f"{row['accuracy']:.3f}", f"{row['frechet']:.1f}", row["images"]]
         for scale, row in guidance_rows(evaluation).items()
@@ -39,7 +39,7 @@ def quality_section(evaluation: Json) -> str:
 
 
 def neighbour_section(evaluation: Json) -> str:
-    """Distances to the nearest training image, of generated and of held-out images."""
+    """Return distances to the nearest training image, of generated and of held-out images."""
     rows = []
     for scale, row in guidance_rows(evaluation).items():
         n = row["neighbours"]
@@ -51,7 +51,7 @@ def neighbour_section(evaluation: Json) -> str:
 
 
 def activation_section(activations: Json) -> str:
-    """The ratio of the top channel to the median one, per block and timestep."""
+    """Return the ratio of the top channel to the median one, for each block and timestep."""
     cells, steps = activations["cells"], activations["steps"]
     blocks = 1 + max(c["block"] for c in cells)
     shown = [0, steps // 4, steps // 2, 3 * steps // 4, steps - 1]
@@ -79,7 +79,7 @@ def activation_section(activations: Json) -> str:
 
 
 def massive_blocks(activations: Json) -> list[int]:
-    """Blocks with a massive channel: RATIO on TOKENS of the tokens, in CONDITIONS of the steps."""
+    """Return the blocks with a channel that is massive at CONDITIONS of the steps."""
     steps = activations["steps"]
     found: dict[tuple[int, int], int] = {}
     for c in activations["cells"]:
@@ -90,61 +90,52 @@ def massive_blocks(activations: Json) -> list[int]:
 
 
 def massive_verdict(activations: Json) -> str:
-    """What the table of ratios says, in one sentence."""
+    """Say in one sentence whether there are massive channels."""
     blocks = massive_blocks(activations)
     share = "on 90 % of the tokens and 80 % of the steps"
     if not blocks:
         return (
             "**Massive channels did not emerge**: after no block is one channel at least"
             f" {RATIO:g} times the median channel {share}. Some channels are larger than"
-            " the rest, no more; so the settings name their channels themselves."
+            " the others, so the settings name their channels explicitly."
         )
     names = ", ".join(str(b) for b in blocks)
     return f"One channel is at least {RATIO:g} times the median {share} after blocks {names}."
 
 
-def name_of(row: Json) -> str:
-    """How the tables call a setting."""
-    if row["kind"] == "none":
-        return "CFG alone" if row["cfg_scale"] != 1.0 else "no guidance"
-    draw = f", draw {row['draw']}" if row["kind"] == "random" else ""
-    return f"{row['kind']} {row['count']} after block {row['block']}{draw}"
-
-
-def search_section(search: Json) -> str:
-    """Every setting that was tried."""
-    rows = [
-        [
-            name_of(r),
-            f"{r['cfg_scale']:g}",
-            f"{r['dg_scale']:g}",
-            f"{r['keep']:g}" if r["kind"] != "none" else "",
-            f"{r['frechet']:.2f}",
-            f"{r['accuracy']:.3f}",
-        ]
-        for r in search["rows"]
+def search_section(rows: list[Json]) -> str:
+    """Return a table of every setting that the probe tried."""
+    head = ["setting", "cost of a step", "Fréchet distance", "accuracy"]
+    cells = [
+        [r["setting"], f"{r['cost']:.2f}", f"{r['frechet']:.2f}", f"{r['accuracy']:.3f}"]
+        for r in rows
     ]
-    return table(["setting", "cfg_scale", "w", "keep", "Fréchet distance", "accuracy"], rows)
+    return table(head, cells)
 
 
-def confirmation_section(search: Json) -> str:
-    """CFG alone, the chosen setting and its random control on other seeds, with intervals."""
-    c = search["confirmation"]
+def confirmation_section(evidence: Json) -> str:
+    """Compare CFG alone, the chosen setting and random channels on other seeds."""
+    names = {"cfg": "CFG alone", "cfg_dg": "CFG and DG", "cfg_random": "CFG and random channels"}
     rows = []
-    for name in ("cfg", "cfg_dg", "cfg_random"):
-        row, gap = c[name], c.get(f"{name}_minus_cfg")
-        interval = f"{gap['measured']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]" if gap else ""
-        right = f"{gap['accuracy']:+.4f} ± {gap['accuracy_plus_minus']:.4f}" if gap else ""
-        figures = [f"{row['frechet']:.2f}", interval, f"{row['accuracy']:.4f}", right]
-        detail = f", w {row['dg_scale']:g}, keep {row['keep']:g}" if gap else ""
-        rows.append([name_of(row) + detail, *figures])
+    for key, name in names.items():
+        row, gaps = evidence[key], evidence.get(f"{key}_minus_cfg")
+        distance, accuracy = ("", "")
+        if gaps:
+            distance, accuracy = (interval(gaps[measure]) for measure in ("frechet", "accuracy"))
+        rows.append([name, f"{row['frechet']:.2f}", distance, f"{row['accuracy']:.4f}", accuracy])
     head = ["setting", "Fréchet distance", "minus CFG alone", "accuracy", "minus CFG alone"]
-    return table(head, rows) + "\n\n" + confirmation_verdict(c)
+    return table(head, rows) + "\n\n" + confirmation_verdict(evidence)
 
 
-def confirmation_verdict(confirmation: Json) -> str:
-    """What the intervals say, in words; a gain that costs accuracy is told with its cost."""
-    gap, random = confirmation["cfg_dg_minus_cfg"], confirmation["cfg_random_minus_cfg"]
+def interval(gap: Json) -> str:
+    """Return a difference with its interval, as the tables show it."""
+    return f"{gap['measured']:+.3g} [{gap['low']:+.3g}, {gap['high']:+.3g}]"
+
+
+def confirmation_verdict(evidence: Json) -> str:
+    """Say what the intervals mean, including the cost in accuracy."""
+    gap, random = (evidence[f"{n}_minus_cfg"]["frechet"] for n in ("cfg_dg", "cfg_random"))
+    accuracy = evidence["cfg_dg_minus_cfg"]["accuracy"]
     if gap["low"] > 0:
         words = (
             "The whole interval is above zero: **DG makes these pictures worse than CFG alone.**"
@@ -158,16 +149,16 @@ def confirmation_verdict(confirmation: Json) -> str:
         )
         if random["measured"] <= gap["measured"]:
             words += (
-                " As many random channels do at least as well, so the gain is that of guiding away"
-                " from a damaged model, not of these channels."
+                " As many random channels do at least as well, so the gain comes from guiding away"
+                " from a damaged model and not from these channels."
             )
         elif random["high"] < 0:
             words += " Random channels help too, but less."
         else:
             words += " As many random channels do not help."
-    if gap["accuracy"] + gap["accuracy_plus_minus"] < 0:
+    if accuracy["high"] < 0:
         words += " **It costs class accuracy**, by the difference in the last column."
-    elif gap["accuracy"] - gap["accuracy_plus_minus"] > 0:
+    elif accuracy["low"] > 0:
         words += " Class accuracy rises as well."
     else:
         words += " Class accuracy does not change measurably."
@@ -175,8 +166,8 @@ def confirmation_verdict(confirmation: Json) -> str:
 
 
 def facts(model: Path, work: Path) -> Json:
-    """Sizes, parameter counts, training time."""
-    pipeline = folder.load(model)
+    """Return sizes, parameter counts and training time."""
+    pipeline = pipeline_folder.load(model)
     parts = {
         "transformer": pipeline.transformer,
         "text encoders": (pipeline.text_encoder, pipeline.text_encoder_2),
@@ -204,18 +195,19 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m models.training.card", description=__doc__)
     p.add_argument("--model", type=Path, default=Path("models/fashion-sd3"))
     p.add_argument("--work", type=Path, default=Path("build/training"))
+    p.add_argument("--probe", type=Path, default=Path("build/probe"), help="report folder")
     args = p.parse_args(argv)
     try:
         evaluation = json.loads((args.work / "evaluation.json").read_text())
-        search = json.loads((args.work / "search.json").read_text())
+        report = json.loads((args.probe / "report.json").read_text())
+        settings = json.loads((args.probe / "settings.json").read_text())
         f = facts(args.model, args.work)
     except FileNotFoundError as error:
-        print(f"error: {error.filename} does not exist: evaluate and search first", file=sys.stderr)
+        print(f"error: {error.filename} does not exist: evaluate and probe first", file=sys.stderr)
         return 3
     curve.draw(args.work / "curve.csv", args.model / "curve.png")
     template = (Path(__file__).parent / "card.md").read_text()
     ratio = max(evaluation["activations"]["cells"], key=lambda c: c["ratios"][0])
-    settings = json.loads((args.model / "settings.json").read_text())
     values = {
         **{k: f[k] for k in ("steps", "vocabulary")},
         "size": f"{f['size']:.1f}",
@@ -231,11 +223,10 @@ def main(argv: list[str] | None = None) -> int:
         "activations": activation_section(evaluation["activations"]),
         "top": f"{ratio['ratios'][0]:.1f} (block {ratio['block']}, channel {ratio['channels'][0]})",
         "verdict": massive_verdict(evaluation["activations"]),
-        "search": search_section(search),
-        "search_images": search["rows"][0]["images"],
-        "search_steps": search["rows"][0]["steps"],
-        "confirmation": confirmation_section(search),
-        "confirm_images": search["confirmation"]["images"],
+        "search": search_section(report["Settings"]["rows"]),
+        "search_steps": settings["evidence"]["steps"],
+        "confirmation": confirmation_section(settings["evidence"]),
+        "confirm_images": settings["evidence"]["images"],
         "settings": json.dumps({k: v for k, v in settings.items() if k != "evidence"}),
     }
     for name, value in values.items():

@@ -1,6 +1,6 @@
-"""An independent classifier of Fashion-MNIST: its accuracy and its features measure the model.
+"""Train the classifier of Fashion-MNIST whose accuracy and features measure the model.
 
-It sees real images only and is not shipped; `python -m models.training.classifier` trains it.
+It is trained on real images only and is not shipped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FEATURES = 128
 
 
 class Classifier(nn.Module):
-    """Pixels [n, 1, 32, 32] in [-1, 1] -> logits [n, 10]; `features` gives [n, FEATURES]."""
+    """Maps pixels [n, 1, 32, 32] in [-1, 1] to logits [n, 10]; `features` returns [n, FEATURES]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,13 +45,13 @@ class Classifier(nn.Module):
 
 @torch.no_grad()
 def describe(model: Classifier, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features [n, FEATURES] and predicted classes [n] of `pixels` [n, 1, 32, 32]."""
+    """Return features [n, FEATURES] and predicted classes [n] of `pixels` [n, 1, 32, 32]."""
     features = torch.cat([model.features(chunk) for chunk in pixels.split(500)])
     return features, model.head(features).argmax(1)
 
 
 def train(folder: Path, epochs: int, batch: int = 128) -> tuple[Classifier, float]:
-    """Train on the training split; returns the model and its accuracy on the held-out images."""
+    """Train on the training split; return the model and its accuracy on the held-out images."""
     split = data.load_split(folder, "train")
     pixels, labels = data.to_pixels(split.images), torch.from_numpy(split.labels)
     torch.manual_seed(7)
@@ -78,7 +78,7 @@ def train(folder: Path, epochs: int, batch: int = 128) -> tuple[Classifier, floa
 
 
 def load(work: Path) -> tuple[Classifier, float]:
-    """The classifier that this script left in `work`, and its measured test accuracy."""
+    """Load the classifier that this program wrote to `work`, and its test accuracy."""
     path = work / "classifier.pt"
     if not path.exists():
         raise data.DataError(f"{path} does not exist: run python -m models.training.classifier")
@@ -91,7 +91,9 @@ def load(work: Path) -> tuple[Classifier, float]:
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m models.training.classifier", description=__doc__)
     p.add_argument("--data", type=Path, default=data.DEFAULT_DATA)
-    p.add_argument("--work", type=Path, default=Path("build/training"), help="where it is kept")
+    p.add_argument(
+        "--work", type=Path, default=Path("build/training"), help="folder to write it to"
+    )
     p.add_argument("--epochs", type=int, default=4)
     p.add_argument("--threads", type=int, default=2)
     args = p.parse_args(argv)

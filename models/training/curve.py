@@ -1,4 +1,4 @@
-"""Draw the training curve of the card: `python -m models.training.curve CURVE.csv OUT.png`."""
+"""Draw the training curve of the model card."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 def read(path: Path) -> dict[str, list[float]]:
-    """The columns of the CSV that training writes: step, loss, learning_rate, seconds."""
+    """Read the columns of the CSV that training writes: step, loss, learning_rate, seconds."""
     with path.open() as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows] for name in rows[0]}
 
 
 def draw(source: Path, target: Path) -> None:
-    """A small PNG of the loss over steps, on a logarithmic scale, with a running mean."""
+    """Draw a small PNG of the loss over steps, on a logarithmic scale, with a running mean."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -42,7 +42,7 @@ def draw(source: Path, target: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m models.training.curve", description=__doc__)
-    p.add_argument("source", type=Path, help="curve.csv of a training's working folder")
+    p.add_argument("source", type=Path, help="curve.csv in the working folder of a training run")
     p.add_argument("target", type=Path, help="PNG to write")
     args = p.parse_args(argv)
     if not args.source.is_file():

@@ -1,4 +1,4 @@
-"""Fashion-MNIST as images in [-1, 1] and as captions made from class and measured attributes."""
+"""Fashion-MNIST as images in [-1, 1], and captions made from class and measured attributes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEMPLATE_WEIGHTS = (0.8, 0.1, 0.1)
 
 
 class DataError(Exception):
-    """The images are not where they should be; the message says what to do."""
+    """The images were not found; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ def load_split(folder: Path, split: str, limit: int | None = None) -> Split:
 
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:
-    """[n, 28, 28] uint8 -> [n, 1, 32, 32] float32 in [-1, 1], two black pixels on each side."""
+    """Convert images [n, 28, 28] uint8 to [n, 1, 32, 32] in [-1, 1], padded with black pixels."""
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
     return torch.from_numpy(padded).float().div(127.5).sub(1.0).unsqueeze(1)
 
 
 def _measures(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tone (mean of the garment's pixels), texture (mean step between them) and width, each [n]."""
+    """Return tone (mean garment pixel), texture (mean step between pixels) and width, each [n]."""
     x = images.astype(np.float32) / 255.0
     inside = x > 0.05
     tone = (x * inside).sum((1, 2)) / np.maximum(inside.sum((1, 2)), 1)
@@ -76,10 +76,10 @@ def _measures(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def attributes(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[n, 3] int64 indices into TONES, TEXTURES and WIDTHS.
+    """Return [n, 3] int64 indices into TONES, TEXTURES and WIDTHS.
 
-    A quarter of all images is dark and a quarter light; texture and width are compared within the
-    class, where the upper quarter is patterned, the lower quarter narrow and the upper one wide.
+    A quarter of all images is dark and a quarter light. Within a class, the quarter with the most
+    texture is patterned, the narrowest quarter is narrow and the widest is wide.
     """
     tone, texture, width = _measures(images)
     found = np.zeros((len(images), 3), np.int64)
@@ -94,7 +94,7 @@ def attributes(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def caption(label: int, tone: int = 0, texture: int = 0, width: int = 0, template: int = 0) -> str:
-    """The caption of a class with attributes, e.g. "a dark ankle boot"."""
+    """Return the caption of a class with attributes, such as "a dark ankle boot"."""
     words = (TONES[tone], TEXTURES[texture], WIDTHS[width], NAMES[label])
     phrase = " ".join(word for word in words if word)
     article = "an" if phrase[0] in "aeiou" else "a"
@@ -102,7 +102,7 @@ def caption(label: int, tone: int = 0, texture: int = 0, width: int = 0, templat
 
 
 def all_captions() -> list[str]:
-    """Every caption, in the order of `caption_index`, and the empty one last."""
+    """Return every caption in the order of `caption_index`, with the empty one last."""
     shape = (len(TEMPLATES), len(NAMES), len(TONES), len(TEXTURES), len(WIDTHS))
     rows = itertools.product(*(range(n) for n in shape))
     return [caption(c, tone, texture, w, t) for t, c, tone, texture, w in rows] + [""]
@@ -111,21 +111,21 @@ def all_captions() -> list[str]:
 def caption_index(
     labels: torch.Tensor, attrs: torch.Tensor, dropout: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Draw a caption for each image: [n] int64 into `all_captions()`.
+    """Draw a caption for each image and return indices [n] into `all_captions()`.
 
-    `attrs` [n, 3] are the measured attributes; each is told with probability one half, so that
-    short prompts are trained too. With probability `dropout` the caption is the empty one.
+    Each of the measured attributes `attrs` [n, 3] is in the caption with probability one half, so
+    that short prompts are trained too. With probability `dropout` the caption is empty.
     """
     n = len(labels)
-    told = attrs * (torch.rand(n, 3, generator=generator) < 0.5)
+    named = attrs * (torch.rand(n, 3, generator=generator) < 0.5)
     weights = torch.tensor(TEMPLATE_WEIGHTS)
     template = torch.multinomial(weights, n, replacement=True, generator=generator)
     index = template
     for column, size in (
         (labels, len(NAMES)),
-        (told[:, 0], len(TONES)),
-        (told[:, 1], len(TEXTURES)),
-        (told[:, 2], len(WIDTHS)),
+        (named[:, 0], len(TONES)),
+        (named[:, 1], len(TEXTURES)),
+        (named[:, 2], len(WIDTHS)),
     ):
         index = index * size + column
     empty = len(TEMPLATES) * len(NAMES) * len(TONES) * len(TEXTURES) * len(WIDTHS)

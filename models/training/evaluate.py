@@ -1,8 +1,8 @@
-"""Measure a pipeline folder: accuracy, Frechet distance, nearest neighbours, massive channels.
+"""Measure a pipeline folder: accuracy, Fréchet distance, nearest neighbours, massive channels.
 
-Images come from prompts "a dress", "a dark coat", ... with all classes equally often; an
-independent classifier (python -m models.training.classifier, run that first) judges them. The
-report is written as JSON.
+Prompts are "a dress", "a dark coat" and so on, with every class equally often. An independent
+classifier judges the images; train it first with `python -m models.training.classifier`. The report
+is written as JSON.
 """
 
 from __future__ import annotations
@@ -17,80 +17,72 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusion3Pipeline
 from tqdm import tqdm
 
-from intaglio.analysis.quality import frechet, moments
+from intaglio.analysis.quality.measures import frechet, moments
+from intaglio.torch_reference.guidance import Method
+from intaglio.torch_reference.model import Model, Step
+from intaglio_export.adapters import SD3Adapter
+from intaglio_export.adapters.base import Inputs
+from intaglio_export.observing import observing
 
-from . import classifier, data, flow, folder, sampling, text, vae
+from . import classifier, data, flow, pipeline_folder, text, vae
+
+# Prompts: every class alone, dark and light.
+CAPTIONS = [data.caption(label, tone) for tone in range(3) for label in range(len(data.NAMES))]
 
 
 @dataclass
 class Bench:
-    """The parts of a pipeline folder and the real images that its pictures are compared with."""
+    """A model to measure, the judge, and the judge's features of held-out real images."""
 
-    pipeline: StableDiffusion3Pipeline
+    model: Model
     judge: classifier.Classifier
     judge_accuracy: float
     held: torch.Tensor
     autocast: bool = False
 
     @classmethod
-    def open(cls, model: Path, work: Path, images: Path, autocast: bool = False) -> Bench:
-        """Load everything in float32."""
+    def open(cls, folder: Path, work: Path, images: Path, autocast: bool = False) -> Bench:
+        """Load everything in float32; `autocast` runs the transformer in bfloat16."""
         judge, accuracy = classifier.load(work)
-        pipeline = folder.load(model)
-        # The same function for equal zero rows, and half the time; a test compares the two.
+        pipeline = pipeline_folder.load(folder)
+        # One zero row stands for all of a prompt's, which takes half the time.
         pipeline.transformer.set_attn_processor(flow.RepeatedRowAttention(text.MAX_SEQUENCE_LENGTH))
+        model = Model(SD3Adapter(pipeline), CAPTIONS, text.MAX_SEQUENCE_LENGTH)
+        model.shorten(text.MAX_LENGTH + 1)
         held = data.to_pixels(data.load_split(images, "t10k").images)
         features, _ = classifier.describe(judge, held)
-        return cls(pipeline, judge, accuracy, features, autocast)
-
-    def prompts(self, captions: list[str]) -> sampling.Prompt:
-        """Embed `captions` as the pipeline does, one row for all its zero rows."""
-        p = self.pipeline
-        words, pooled = text.encode(
-            [p.tokenizer, p.tokenizer_2], [p.text_encoder, p.text_encoder_2], captions
-        )
-        return sampling.Prompt(words[:, : text.MAX_LENGTH + 1], pooled)
+        return cls(model, judge, accuracy, features, autocast)
 
     def generate(
-        self, labels: torch.Tensor, seed: int, batch: int = 200, **how: Any
+        self, labels: torch.Tensor, seed: int, steps: int, cfg_scale: float, batch: int = 200
     ) -> torch.Tensor:
-        """Pixels [n, 1, 32, 32] for `labels` [n]; `how` goes to `sampling.sample`.
+        """Draw pixels [n, 1, 32, 32] for `labels` [n].
 
         Half of the prompts name only the class and half also a tone. The same seed gives the same
-        noise and prompts whatever `how` is, so two settings can be compared image by image.
+        noise and prompts for every guidance scale, so scales can be compared image by image.
         """
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(len(labels), 4, 16, 16, generator=generator)
         tone = (torch.randint(4, (len(labels),), generator=generator) - 1).clamp(min=0)
-        captions = [data.caption(c, t) for c, t in zip(labels.tolist(), tone.tolist(), strict=True)]
+        prompts = (tone * len(data.NAMES) + labels).tolist()
+        predict = Method(cfg_scale).predictor(self.model)
         latents = []
         for start in range(0, len(labels), batch):
             rows = slice(start, start + batch)
-            cond = self.prompts(captions[rows])
             with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-                latents.append(
-                    sampling.sample(
-                        self.pipeline.transformer,
-                        flow.build_scheduler(),
-                        noise[rows],
-                        cond,
-                        self.prompts([""] * len(cond.words)),
-                        **how,
-                    )
-                )
-        return vae.decode_latents(self.pipeline.vae, torch.cat(latents))
+                latents.append(self.model.denoise(predict, noise[rows], prompts[rows], steps))
+        return vae.decode_latents(self.model.adapter.pipeline.vae, torch.cat(latents))
 
 
 def balanced_labels(n: int) -> torch.Tensor:
-    """[n] int64: the ten classes in turn."""
+    """Return [n] int64 labels that go through the ten classes in turn."""
     return torch.arange(n) % len(data.NAMES)
 
 
 def quality(bench: Bench, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Share of `pixels` [n, 1, 32, 32] that the judge puts in their class, and Frechet distance."""
+    """Return the accuracy of `pixels` [n, 1, 32, 32] by the judge, and their Fréchet distance."""
     features, predicted = classifier.describe(bench.judge, pixels)
     distance = frechet(moments(features.double().numpy()), moments(bench.held.double().numpy()))
     return {
@@ -101,7 +93,7 @@ def quality(bench: Bench, pixels: torch.Tensor, labels: torch.Tensor) -> dict[st
 
 
 def nearest(pixels: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
-    """Root mean square pixel distance [n] of each of `pixels` [n, ...] to its nearest neighbour."""
+    """Return the RMS distance [n] of each of `pixels` [n, ...] to its nearest training image."""
     a, b = pixels.flatten(1), training.flatten(1)
     best = torch.full((len(a),), torch.inf)
     for chunk in b.split(10000):
@@ -109,57 +101,56 @@ def nearest(pixels: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
     return best / a.shape[1] ** 0.5
 
 
-@torch.no_grad()
 def activations(bench: Bench, n: int = 40, steps: int = 12, seed: int = 900) -> dict[str, Any]:
-    """Massive-channel statistics of the conditional branch, per block and solver step.
+    """Measure massive-channel statistics of the conditional branch, per block and solver step.
 
-    For each block and step: the mean |z| of every channel over tokens and prompts, its ratio to the
-    median channel's, and `agreement`, the share of tokens on which the top channel is at least
-    twice that token's median channel.
+    A cell has the largest channels by mean |z| over tokens and prompts, their ratios to the median
+    channel, and `agreement`, the share of tokens on which the top channel is more than twice that
+    token's median channel.
     """
-    generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(n, 4, 16, 16, generator=generator)
-    labels = balanced_labels(n)
-    cond = bench.prompts([data.caption(c) for c in labels.tolist()])
-    transformer = bench.pipeline.transformer
-    seen: list[torch.Tensor] = []
-    handles = [
-        block.register_forward_hook(lambda m, a, out: seen.append(out[1].float().abs()))
-        for block in transformer.transformer_blocks
-    ]
-    try:
-        sampling.sample(transformer, flow.build_scheduler(), latents, cond, steps=steps)
-    finally:
-        for handle in handles:
-            handle.remove()
-    blocks = len(transformer.transformer_blocks)
-    cells = []
-    for i, z in enumerate(seen):
-        mean = z.mean((0, 1))
-        ratio = mean / mean.median()
-        order = ratio.argsort(descending=True)
-        top = z[..., order[0]]
-        agreement = (top > 2.0 * z.median(-1).values).float().mean().item()
-        cells.append(
-            {
-                "block": i % blocks,
-                "step": i // blocks,
-                "sigma": 1.0 - (i // blocks) / steps,
-                "channels": order[:8].tolist(),
-                "ratios": [round(v, 2) for v in ratio[order[:8]].tolist()],
-                "agreement": round(agreement, 3),
-                "max_abs": round(z.max().item(), 2),
-                "median_abs": round(mean.median().item(), 4),
-            }
-        )
-    mean = torch.stack([z.mean((0, 1)) / z.mean((0, 1)).median() for z in seen])
-    mean = mean.view(-1, blocks, mean.shape[-1]).mean(0)
+    model = bench.model
+    noise = torch.randn(n, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+    prompts = balanced_labels(n).tolist()  # without a tone
+    cells, ratios = [], []
+
+    def predict(step: Step, conditional: Inputs, null: Inputs) -> torch.Tensor:
+        def record(point: str, block: int, hidden_states: torch.Tensor) -> None:
+            size = hidden_states.float().abs()
+            mean = size.mean((0, 1))
+            ratios.append(mean / mean.median())
+            cells.append(_position(block, step) | _cell(size, ratios[-1]))
+
+        with observing(model.adapter, record, ["after"]):
+            return unguided(step, conditional, null)
+
+    unguided = Method().predictor(model)
+    model.denoise(predict, noise, prompts, steps)
+    mean = torch.stack(ratios)
+    mean = mean.view(-1, model.blocks, mean.shape[-1]).mean(0)
     order = mean.argsort(-1, descending=True)
     return {"steps": steps, "prompts": n, "cells": cells, "channels_by_block": order.tolist()}
 
 
+def _position(block: int, step: Step) -> dict[str, Any]:
+    return {"block": block, "step": step.index, "sigma": 1.0 - step.index / step.steps}
+
+
+def _cell(size: torch.Tensor, ratio: torch.Tensor) -> dict[str, Any]:
+    """Return the figures of one block at one step, from |z| [n, T, C] and each channel's ratio."""
+    order = ratio.argsort(descending=True)
+    top = size[..., order[0]]
+    agreement = (top > 2.0 * size.median(-1).values).float().mean().item()
+    return {
+        "channels": order[:8].tolist(),
+        "ratios": [round(v, 2) for v in ratio[order[:8]].tolist()],
+        "agreement": round(agreement, 3),
+        "max_abs": round(size.max().item(), 2),
+        "median_abs": round(size.mean((0, 1)).median().item(), 4),
+    }
+
+
 def neighbours(images: Path, pixels: torch.Tensor) -> dict[str, float]:
-    """Median distance to the training set, of generated `pixels` and of as many held-out images."""
+    """Return distances to the training set of generated `pixels` and of as many held-out images."""
     training = data.to_pixels(data.load_split(images, "train").images)
     held = data.to_pixels(data.load_split(images, "t10k", len(pixels)).images)
     ours, theirs = nearest(pixels, training), nearest(held, training)
@@ -173,7 +164,7 @@ def neighbours(images: Path, pixels: torch.Tensor) -> dict[str, float]:
 
 
 def grid(pixels: torch.Tensor, columns: int) -> np.ndarray:
-    """[n, 1, 32, 32] in [-1, 1] -> one uint8 picture, row by row."""
+    """Arrange pixels [n, 1, 32, 32] in [-1, 1] as one uint8 picture, row by row."""
     rows = len(pixels) // columns
     tiles = pixels[: rows * columns].view(rows, columns, 32, 32).permute(0, 2, 1, 3)
     return ((tiles.reshape(rows * 32, columns * 32) + 1) * 127.5).round().byte().numpy()
@@ -186,18 +177,18 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--model", type=Path, default=Path("models/fashion-sd3"), help="pipeline folder")
-    p.add_argument("--work", type=Path, default=Path("build/training"), help="where the judge is")
+    p.add_argument("--work", type=Path, default=Path("build/training"), help="folder of the judge")
     p.add_argument("--data", type=Path, default=data.DEFAULT_DATA)
     p.add_argument("--images", type=int, default=2000, help="images for each guidance scale")
     p.add_argument("--steps", type=int, default=28)
     p.add_argument("--cfg-scales", type=float, nargs="+", default=[1.0, 2.0, 3.0])
     p.add_argument("--seed", type=int, default=700)
-    p.add_argument("--bf16", action="store_true", help="autocast to bfloat16: faster")
+    p.add_argument("--bf16", action="store_true", help="autocast to bfloat16, which is faster")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("-o", "--out", type=Path, default=Path("build/training/evaluation.json"))
     args = p.parse_args(argv)
     if args.images <= classifier.FEATURES:
-        p.error(f"--images: a Frechet distance needs more than {classifier.FEATURES}")
+        p.error(f"--images: a Fréchet distance needs more than {classifier.FEATURES} images")
     torch.set_num_threads(args.threads)
     try:
         bench = Bench.open(args.model, args.work, args.data, args.bf16)

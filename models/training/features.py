@@ -1,5 +1,8 @@
-"""What the recipes of `intaglio.analysis.features` are worth on the shipped model: the class of
-real held-out images, from the nearest neighbour and from a linear probe, for each recipe."""
+"""Compare the recipes of `intaglio.analysis.features` on the shipped model.
+
+For each recipe the class of real held-out images is predicted from the nearest neighbour and by a
+linear probe.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,21 @@ import torch
 
 from intaglio.analysis import features
 from intaglio.analysis.block_features import RECIPES
-from intaglio.analysis.quality import mean_interval
+from intaglio.analysis.quality.intervals import mean_interval
 
-from . import data, folder
+from . import data, pipeline_folder
 
 RIDGE = 1.0
 
 
 def nearest(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Class of the training row with the largest cosine, [M]."""
+    """Return the class [M] of the training row with the largest cosine similarity."""
     a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (test, train))
     return labels[(a @ b.T).argmax(1)]
 
 
 def linear(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Class by ridge regression onto one-hot labels, [M]."""
+    """Return the class [M] by ridge regression onto one-hot labels."""
     mean, scale = train.mean(0), train.std(0) + 1e-6
     x = np.c_[(train - mean) / scale, np.ones(len(train))]
     weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ np.eye(10)[labels])
@@ -37,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m models.training.features", description=__doc__)
     p.add_argument("--model", type=Path, default=Path("models/fashion-sd3"))
     p.add_argument("--data", type=Path, default=data.DEFAULT_DATA)
-    p.add_argument("--images", type=int, default=1000, help="to learn from, and as many to test")
+    p.add_argument(
+        "--images", type=int, default=1000, help="images to learn from; as many are tested"
+    )
     p.add_argument("--block", type=int, default=4)
     p.add_argument("--sigma", type=float, default=0.25)
     p.add_argument("--channels", type=int, nargs="+", default=[104, 109, 143])
@@ -50,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 3
     pixels = (data.to_pixels(split.images) / 2 + 0.5).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
-    pipeline = folder.load(args.model)
+    pipeline = pipeline_folder.load(args.model)
     half = args.images
     print("| recipe | nearest neighbour | linear probe |\n|---|---|---|")
     for recipe in RECIPES:

@@ -1,4 +1,4 @@
-"""The transformer, rectified-flow loss, and the training step's own fast attention."""
+"""The transformer, the rectified-flow loss, and a faster attention for training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LATENT_CHANNELS, LATENT_SIZE = 4, 16
 def build_transformer(
     width: int = 160, blocks: int = 8, head_dim: int = 32
 ) -> SD3Transformer2DModel:
-    """An SD3 transformer whose AdaLN layers and output start at zero: blocks start as identity."""
+    """Build an SD3 transformer with AdaLN and output at zero, so blocks start as the identity."""
     model = SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
         patch_size=2,
@@ -41,17 +41,17 @@ def build_transformer(
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Flow matching without a shift: 64 image tokens are too few to need one."""
+    """Build a flow-matching scheduler without a shift, which 64 image tokens do not need."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
 
 
 class RepeatedRowAttention:
     """SD3's joint attention for text whose last row stands for `repeat` equal rows.
 
-    An SD3 pipeline without T5 appends zero rows to the prompt. Text carries no position inside the
-    transformer, so these rows stay equal in every block; one of them, with log(repeat) added to its
-    attention logits, gives the same function for less work. Plain products are also twice as fast
-    as the CPU's fused attention in bfloat16 at this size.
+    An SD3 pipeline without T5 appends zero rows to the prompt. Text has no positions inside the
+    transformer, so these rows stay equal in every block. One of them, with log(repeat) added to its
+    attention logits, computes the same function for less work. At this size plain matmuls are also
+    twice as fast as the CPU's fused attention in bfloat16.
     """
 
     def __init__(self, repeat: int) -> None:
@@ -64,7 +64,7 @@ class RepeatedRowAttention:
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image [B, T, C] and text [B, S, C] -> both after attention, before the residual gate."""
+        """Return image [B, T, C] and text [B, S, C] after attention, before the residual gate."""
         tokens = hidden_states.shape[1]
         streams = (
             (attn.to_q, attn.add_q_proj),
@@ -94,9 +94,10 @@ def flow_loss(
     pooled: torch.Tensor,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Rectified-flow loss (arXiv 2403.03206) of `latents` [B, 4, 16, 16], logit-normal in time.
+    """Return the rectified-flow loss (arXiv 2403.03206) at logit-normal times.
 
-    `words` [B, S, JOINT_DIM] and `pooled` [B, 160] are the prompt embeddings.
+    `latents` are [B, 4, 16, 16]; `words` [B, S, JOINT_DIM] and `pooled` [B, 160] are the prompt
+    embeddings.
     """
     n = len(latents)
     noise = torch.randn(latents.shape, generator=generator)

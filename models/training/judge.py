@@ -1,7 +1,7 @@
-"""Write the judge of MODEL, which `intaglio probe` measures pictures with, from the classifier.
+"""Write the judge that `intaglio probe` measures pictures with, from the classifier.
 
-`python -m models.training.classifier` trains that first. MODEL/judge then holds it in ONNX, its
-prompts, and its features of the 10,000 held-out images.
+Train the classifier first with `python -m models.training.classifier`. MODEL/judge then holds it in
+ONNX, its prompts, and its features of the 10,000 held-out images.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from intaglio_export.passes.strip_metadata import strip_metadata
 
 from . import classifier, data
 
-# As evaluate.py draws prompts: half without a tone, a quarter dark, a quarter light.
+# As in evaluate.py, half of the prompts have no tone, a quarter is dark and a quarter light.
 TONES = (0, 1, 0, 2)
 
 
 class Judge(nn.Module):
-    """Pictures [N, 32, 32, 3] from 0 to 1 to features [N, FEATURES] and logits [N, 10]."""
+    """Maps pictures [N, 32, 32, 3] from 0 to 1 to features [N, FEATURES] and logits [N, 10]."""
 
     def __init__(self, network: classifier.Classifier) -> None:
         super().__init__()

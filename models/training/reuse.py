@@ -1,9 +1,10 @@
-"""What delta reuse does to the shipped model's pictures and times: docs/performance.md.
+"""Measure what delta reuse does to the shipped model's pictures and times.
 
     python -m models.training.reuse BUNDLE -o build/reuse --picture docs/performance/reuse.png
 
-Ways to draw take turns on the same seeds, so that they can be compared pair by pair. What was drawn
-is kept in the folder, so the same call goes on, and several calls with other `--first` share it.
+docs/performance-reuse.md has the results. The schedules take turns on the same seeds, so that they
+can be compared pair by pair. Pictures are kept in the folder: the same command continues where it
+was stopped, and commands with other values of `--first` share the folder.
 """
 
 from __future__ import annotations
@@ -17,20 +18,15 @@ from typing import Any
 import numpy as np
 
 import intaglio
-from intaglio.analysis.judge import Judge
-from intaglio.analysis.quality import (
-    bootstrap_difference,
-    frechet,
-    moments,
-    paired_difference,
-    precision_recall,
-)
+from intaglio.analysis.quality.intervals import bootstrap_difference, paired_difference
+from intaglio.analysis.quality.judge import Judge
+from intaglio.analysis.quality.measures import frechet, moments, precision_recall
 
 STEPS, BATCH = 28, 8
 MODEL = Path("models/fashion-sd3")
-# `python -m intaglio.analysis.reuse models/fashion-sd3 --steps 28` names the first; the second is
-# what makes CFG+DG as cheap as CFG.
-WAYS: dict[str, dict[str, Any]] = {
+# `python -m intaglio.analysis.reuse models/fashion-sd3 --steps 28` prints the schedule of the 3 %
+# budget; the other one makes CFG+DG as cheap as CFG.
+SCHEDULES: dict[str, dict[str, Any]] = {
     "CFG": {"dg_scale": 0.0},
     "exact": {},
     "budget 3 %": {"reuse_interval": 2, "reuse_window": (0.375, 0.8393)},
@@ -39,20 +35,20 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def draw(pipeline: intaglio.Pipeline, judge: Judge, first: int, folder: Path) -> None:
-    """The ways of `BATCH` seeds from `first` on, in turn: features, classes, latents, seconds."""
+    """Draw `BATCH` seeds from `first` on with each schedule, and keep what was measured."""
     path = folder / f"{first}.npz"
     if path.exists():
         return
-    held: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     index = first // BATCH % len(judge.prompts)
-    for name, how in WAYS.items():
+    for name, options in SCHEDULES.items():
         began = time.perf_counter()
         got = pipeline.generate(
-            judge.prompts[index], seeds=range(first, first + BATCH), steps=STEPS, **how
+            judge.prompts[index], seeds=range(first, first + BATCH), steps=STEPS, **options
         )
         pixels = np.stack([np.asarray(image) for image in got.images])
         features, classes = judge.describe(pixels / np.float32(255))
-        held |= {
+        values |= {
             f"{name}/features": features,
             f"{name}/right": classes == judge.labels[index],
             f"{name}/latents": got.latents,
@@ -62,12 +58,12 @@ def draw(pipeline: intaglio.Pipeline, judge: Judge, first: int, folder: Path) ->
         }
         print(first, name, f"{time.perf_counter() - began:.1f} s", flush=True)
     unfinished = folder / f"unfinished-{first}.npz"
-    np.savez(unfinished, **held)
+    np.savez(unfinished, **values)
     unfinished.rename(path)
 
 
 def summary(folder: Path, judge: Judge) -> dict[str, Any]:
-    """Each way's figures, and its differences from the exact run, with intervals of 95 %."""
+    """Return each schedule's measures, and its differences from the exact run with intervals."""
     parts = [dict(np.load(path)) for path in sorted(folder.glob("[0-9]*.npz"))]
     out: dict[str, Any] = {"images": len(parts) * BATCH, "steps": STEPS, "batch": BATCH}
 
@@ -78,7 +74,7 @@ def summary(folder: Path, judge: Judge) -> dict[str, Any]:
         return frechet(moments(features), judge.moments)
 
     exact = joined("exact", "features")
-    for name in WAYS:
+    for name in SCHEDULES:
         features = joined(name, "features")
         precision, recall = precision_recall(judge.neighbours, features)
         ratios = joined(name, "seconds") / joined("CFG", "seconds")
@@ -104,11 +100,11 @@ def summary(folder: Path, judge: Judge) -> dict[str, Any]:
 
 
 def picture(folder: Path, path: Path) -> None:
-    """Rows: exact, each reuse, and five times their difference, of eight seeds."""
+    """Draw eight seeds: exact, with each schedule, and five times their difference."""
     import matplotlib.pyplot as plt
 
     parts = [dict(np.load(file)) for file in sorted(folder.glob("[0-9]*.npz"))[:8]]
-    images = {name: np.concatenate([p[f"{name}/images"][:1] for p in parts]) for name in WAYS}
+    images = {name: np.concatenate([p[f"{name}/images"][:1] for p in parts]) for name in SCHEDULES}
     exact = images["exact"].astype(float)
     shown = {"CFG": images["CFG"], "CFG+DG, exact": images["exact"]}
     for name in ("budget 3 %", "cost of CFG"):
@@ -130,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--first", type=int, default=8000, help="seed, a multiple of 8")
+    parser.add_argument("--first", type=int, default=8000, help="first seed, a multiple of 8")
     parser.add_argument("--images", type=int, default=320)
     parser.add_argument("--picture", type=Path)
     flags = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The BPE tokenizers and the two small CLIP text encoders, trained against images, then frozen."""
+"""The BPE tokenizers and the two small CLIP text encoders, trained contrastively with images."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ SPLIT = (
 
 
 def train_bpe(captions: list[str], vocab_size: int = 1024) -> tuple[dict[str, int], list]:
-    """Vocabulary and merges in CLIP's format: all bytes, all bytes ending a word, merges, specials.
+    """Train and return vocabulary and merges in CLIP's format.
 
-    All 256 bytes are there in both forms, so that any Unicode text can be encoded.
+    The vocabulary has all 256 bytes, all bytes at the end of a word, the merges and the special
+    tokens, so that any Unicode text can be encoded.
     """
     tokenizer = Tokenizer(BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence(
@@ -55,7 +56,7 @@ def train_bpe(captions: list[str], vocab_size: int = 1024) -> tuple[dict[str, in
 
 
 def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
-    """Two tokenizers over one vocabulary; as in SD3, the second pads with "!" and not with END."""
+    """Build two tokenizers over one vocabulary; as in SD3, the second pads with "!", not END."""
     vocab, merges = train_bpe(data.all_captions())
     made = [
         CLIPTokenizer(
@@ -67,7 +68,7 @@ def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
 
 
 def build_encoders(vocab_size: int, end_id: int) -> list[CLIPTextModelWithProjection]:
-    """Text encoders 64 and 96 wide, two layers each, with SD3's two activations."""
+    """Build text encoders 64 and 96 wide, of two layers each, with SD3's two activations."""
     encoders = []
     for width, act, pad in ((64, "quick_gelu", end_id), (96, "gelu", 0)):
         config = CLIPTextConfig(
@@ -88,7 +89,7 @@ def build_encoders(vocab_size: int, end_id: int) -> list[CLIPTextModelWithProjec
 
 
 class ImageEncoder(nn.Module):
-    """[n, 1, 32, 32] -> [n, dim]: what the text encoders are compared with; not shipped."""
+    """Maps pixels [n, 1, 32, 32] to [n, dim], for the contrastive loss only; it is not shipped."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ class ImageEncoder(nn.Module):
 
 
 def _contrastive_loss(image: torch.Tensor, words: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Symmetric contrastive loss in which all rows with the same caption count as right."""
+    """Return the symmetric contrastive loss, where all rows with the same caption are positives."""
     logits = 10.0 * functional.normalize(image, dim=-1) @ functional.normalize(words, dim=-1).T
     target = (ids[:, None] == ids[None, :]).float()
     target = target / target.sum(1, keepdim=True)
@@ -154,7 +155,7 @@ def train_encoders(
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
-    """[n, MAX_LENGTH] int64, padded and cut as the pipeline does."""
+    """Return token ids [n, MAX_LENGTH], padded and truncated as the pipeline does."""
     return tokenizer(
         prompts,
         padding="max_length",
@@ -170,7 +171,7 @@ def encode(
     encoders: list[CLIPTextModelWithProjection],
     prompts: list[str],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `StableDiffusion3Pipeline.encode_prompt` gives for `prompts` with no T5.
+    """Encode `prompts` as `StableDiffusion3Pipeline.encode_prompt` does without T5.
 
     Returns the sequence [n, MAX_LENGTH + MAX_SEQUENCE_LENGTH, JOINT_DIM] and pooled [n, 160].
     """

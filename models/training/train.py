@@ -1,7 +1,8 @@
 """Train the shipped model: tokenizers and text encoders, autoencoder, then the transformer.
 
-Each stage is kept in --work; a run that is started again goes on where it stopped. On two CPU cores
-shared with other work the shipped model took one, twelve and sixty-one minutes (--minutes 61).
+Each stage is kept in --work, so a run that is started again continues where it stopped. On two CPU
+cores shared with other work the shipped model took one, twelve and sixty-one minutes
+(--minutes 61).
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from tqdm import tqdm
 
-from . import curve, data, flow, folder, text, vae
+from . import curve, data, flow, pipeline_folder, text, vae
 
 EMA_DECAY = 0.9995
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; see --help."""
+    """Parse the command line."""
     p = argparse.ArgumentParser(
         prog="python -m models.training.train",
         description=__doc__,
@@ -46,8 +47,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--minutes",
         type=float,
         default=math.inf,
-        help="stop the transformer after this many minutes; the learning rate falls with "
-        "whichever of steps and minutes is further on",
+        help="stop training the transformer after this many minutes; the learning rate falls with "
+        "the steps or the minutes, whichever is further along",
     )
     p.add_argument("--text-steps", type=int, default=400, help="steps of the text encoders")
     p.add_argument("--vae-steps", type=int, default=2500, help="steps of the autoencoder")
@@ -62,14 +63,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--export-only",
         action="store_true",
-        help="write --out from the newest checkpoint's averaged weights and stop",
+        help="only write --out from the averaged weights of the newest checkpoint",
     )
     return p.parse_args(argv)
 
 
 @dataclass
 class Cache:
-    """Everything a step needs: latents [n, 4, 16, 16], captions' embeddings, labels, attributes."""
+    """The training data: latents [n, 4, 16, 16], labels, attributes and caption embeddings."""
 
     latents: torch.Tensor
     labels: torch.Tensor
@@ -80,14 +81,14 @@ class Cache:
     def batch(
         self, size: int, dropout: float, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latent [size, 4, 16, 16], words [size, MAX_LENGTH + 1, JOINT_DIM] pooled [size, 160]."""
+        """Draw latents [size, 4, 16, 16], words [size, MAX_LENGTH + 1, JOINT_DIM] and pooled."""
         rows = torch.randint(len(self.latents), (size,), generator=generator)
         index = data.caption_index(self.labels[rows], self.attrs[rows], dropout, generator)
         return self.latents[rows], self.words[index], self.pooled[index]
 
 
 def prepare(args: argparse.Namespace) -> Cache | None:
-    """Run or reload the stages before the transformer; None when told to stop before the end."""
+    """Run or load the stages before the transformer; None if `--stop-after` ends earlier."""
     split = data.load_split(args.data, "train", args.limit)
     pixels = data.to_pixels(split.images)
     labels = torch.from_numpy(split.labels)
@@ -111,13 +112,13 @@ def prepare(args: argparse.Namespace) -> Cache | None:
         torch.save(vae.encode_latents(model, pixels), latents_file)
     latents = torch.load(latents_file, mmap=True)
     words, pooled = text.encode(*text.load_encoders(encoders_dir), data.all_captions())
-    # One zero row stands for all of them; flow.RepeatedRowAttention says why.
+    # One zero row stands for all of them (flow.RepeatedRowAttention).
     words = words[:, : text.MAX_LENGTH + 1].contiguous()
     return Cache(latents, labels, attrs, words, pooled)
 
 
 class Run:
-    """The transformer's training state: weights, their average, optimizer, step and clock."""
+    """The training state of the transformer: weights, their average, optimizer, step and time."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -148,7 +149,7 @@ class Run:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
-        """Write under a temporary name first, so that a killed run keeps the last checkpoint."""
+        """Save under a temporary name first, so that a killed run keeps the last checkpoint."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -162,7 +163,7 @@ class Run:
         temporary.rename(self.path)
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then a cosine over steps or minutes, whichever is further on."""
+        """Return the rate after a linear warm-up and a cosine over steps or minutes."""
         done = max(self.step / self.args.steps, self.seconds / 60.0 / self.args.minutes)
         warm = min(1.0, (self.step + 1) / min(300, 0.1 * self.args.steps + 1))
         return (
@@ -170,7 +171,7 @@ class Run:
         )
 
     def advance(self, cache: Cache) -> float:
-        """One optimizer step; returns the loss."""
+        """Take one optimizer step and return the loss."""
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -182,13 +183,13 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        # A shorter memory at the start, or the first random weights stay in the average for long.
+        # The average starts with a short memory, or the first random weights would stay in it.
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.model.parameters()], 1.0 - decay)
         return loss.item()
 
     def averaged(self) -> SD3Transformer2DModel:
-        """A plain diffusers transformer with the averaged weights."""
+        """Return a plain diffusers transformer with the averaged weights."""
         model = flow.build_transformer(self.args.width, self.args.blocks)
         with torch.no_grad():
             for parameter, value in zip(model.parameters(), self.ema, strict=True):
@@ -197,14 +198,14 @@ class Run:
 
 
 def start_log(path: Path, step: int) -> None:
-    """Begin the curve, or drop its rows after `step` that a killed run wrote and did not keep."""
+    """Begin the curve, or drop rows after `step` from a run that was killed before it saved."""
     rows = path.read_text().splitlines()[1:] if path.exists() else []
     kept = [row for row in rows if int(row.split(",")[0]) <= step]
     path.write_text("\n".join(["step,loss,learning_rate,seconds", *kept]) + "\n")
 
 
 def train_transformer(run: Run, cache: Cache) -> None:
-    """Train until --steps or --minutes; append the mean loss of every 20 steps to curve.csv."""
+    """Train until --steps or --minutes, and append the mean loss of every 20 steps to curve.csv."""
     args = run.args
     log = args.work / "curve.csv"
     start_log(log, run.step)
@@ -246,13 +247,14 @@ def main(argv: list[str] | None = None) -> int:
         run = Run(args)
         if run.step == 0:
             print(
-                f"no checkpoint in {args.work}: train first, without --export-only", file=sys.stderr
+                f"error: {args.work} has no checkpoint: train first, without --export-only",
+                file=sys.stderr,
             )
             return 3
     except data.DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    size = folder.write(args.out, args.work, run.averaged())
+    size = pipeline_folder.write(args.out, args.work, run.averaged())
     curve.draw(args.work / "curve.csv", args.out / "curve.png")
     print(
         f"step {run.step}, {run.seconds / 60:.1f} minutes: wrote {args.out} ({size / 1e6:.1f} MB)"

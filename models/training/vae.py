@@ -1,4 +1,4 @@
-"""The small AutoencoderKL: 32x32 grey pixels as RGB to 16x16x4 latents."""
+"""The small AutoencoderKL, which encodes 32x32 grey pixels as RGB to 16x16x4 latents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KL_WEIGHT = 5e-4
 
 
 def build_vae() -> AutoencoderKL:
-    """An autoencoder that halves height and width once and has four latent channels."""
+    """Build an autoencoder that halves height and width once and has four latent channels."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -31,7 +31,7 @@ def build_vae() -> AutoencoderKL:
 def train_vae(
     pixels: torch.Tensor, steps: int, batch: int = 64, autocast: bool = True
 ) -> AutoencoderKL:
-    """Train on `pixels` [n, 1, 32, 32] and set the measured scaling and shift in the config."""
+    """Train on `pixels` [n, 1, 32, 32], and write the measured scaling and shift to the config."""
     vae = build_vae().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), 2e-3, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
@@ -64,7 +64,7 @@ def train_vae(
 def encode_latents(
     vae: AutoencoderKL, pixels: torch.Tensor, batch: int = 250, normalised: bool = True
 ) -> torch.Tensor:
-    """`pixels` [n, 1, 32, 32] -> latents [n, 4, 16, 16], shifted and scaled unless told not to."""
+    """Encode `pixels` [n, 1, 32, 32] to latents [n, 4, 16, 16], shifted and scaled by default."""
     parts = []
     for chunk in tqdm(pixels.split(batch), "latents", leave=False):
         parts.append(vae.encode(chunk.expand(-1, 3, -1, -1)).latent_dist.mean.float())
@@ -76,7 +76,7 @@ def encode_latents(
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, batch: int = 250) -> torch.Tensor:
-    """Latents [n, 4, 16, 16] as the scheduler leaves them -> pixels [n, 1, 32, 32] in [-1, 1]."""
+    """Decode the scheduler's latents [n, 4, 16, 16] to pixels [n, 1, 32, 32] in [-1, 1]."""
     parts = []
     for chunk in latents.float().split(batch):
         chunk = chunk / vae.config.scaling_factor + vae.config.shift_factor

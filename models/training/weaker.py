@@ -1,7 +1,8 @@
 """Train the weaker model that autoguidance (arXiv 2406.02507) steers away from.
 
-A transformer of a fraction of the shipped one's size, trained for minutes on the shipped model's
-own latents and prompt embeddings, so that both predict the same thing; written to MODEL/weaker.
+It is a transformer of a fraction of the shipped one's size. It is trained for minutes on the
+shipped model's own latents and prompt embeddings, so that both predict the same thing, and written
+to MODEL/weaker.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import torch
 from diffusers import SD3Transformer2DModel
 from tqdm import tqdm
 
-from . import data, flow, folder, text, train, vae
+from . import data, flow, pipeline_folder, text, train, vae
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; see --help."""
+    """Parse the command line."""
     p = argparse.ArgumentParser(
         prog="python -m models.training.weaker",
         description=__doc__,
@@ -40,8 +41,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def cache(args: argparse.Namespace) -> train.Cache:
-    """Latents and prompt embeddings as the shipped model has them."""
-    pipeline = folder.load(args.model)
+    """Return latents and prompt embeddings of the shipped model's encoders."""
+    pipeline = pipeline_folder.load(args.model)
     split = data.load_split(args.data, "train", args.limit)
     words, pooled = text.encode(
         [pipeline.tokenizer, pipeline.tokenizer_2],
@@ -58,7 +59,7 @@ def cache(args: argparse.Namespace) -> train.Cache:
 
 
 def train_weaker(args: argparse.Namespace, examples: train.Cache) -> SD3Transformer2DModel:
-    """Rectified flow for `args.minutes`, learning rate on a cosine over them."""
+    """Train by rectified flow for `args.minutes`, with a cosine learning rate over that time."""
     torch.manual_seed(0)
     model = flow.build_transformer(args.width, args.blocks)
     model.set_attn_processor(flow.RepeatedRowAttention(text.MAX_SEQUENCE_LENGTH))

@@ -1,4 +1,4 @@
-"""A tiny model with a channel planted, and a judge of its pictures."""
+"""A tiny model with a planted massive channel, and a judge for its pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from intaglio.__main__ import GROUP, run_python
-from intaglio.analysis.sampler import Model
+from intaglio.torch_reference.model import Model
 from intaglio_export.adapters import SD3Adapter
 from tests.families.parts import MAX_LENGTH
 from tests.families.sd3 import make_pipeline
@@ -41,7 +41,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="session")
 def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features: mean red, green and blue; classes: which of the first two is larger."""
+    """A judge with mean red, green and blue as features; the class is red or green."""
     folder = tmp_path_factory.mktemp("judged") / "judge"
     folder.mkdir()
     nodes = [
@@ -72,7 +72,7 @@ def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`intaglio probe` in this process: exit code, stdout and stderr."""
+    """Run `intaglio probe` in this process and return its exit code, stdout and stderr."""
     (entry,) = entry_points(group=GROUP, name="probe")
 
     def run(*args: object) -> tuple[int, str, str]:

@@ -1,4 +1,4 @@
-"""An observed bundle is probed with the runtime, without torch, to the same result."""
+"""Probing an observed bundle needs no torch and gives the same numbers as the model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import intaglio
-from intaglio.analysis.capture import record_bundle
-from intaglio.analysis.observation import record_model
-from intaglio.analysis.sampler import Model
+from intaglio.analysis.channels.model_recorder import record_model
+from intaglio.analysis.channels.recorder import record_bundle
+from intaglio.torch_reference.model import Model
 from intaglio_export.sources import open_source
 from tests.analysis.conftest import Command
 from tests.conftest import export
@@ -46,7 +46,7 @@ def test_a_bundle_tells_what_its_model_does(
 
 
 def run_without_torch(*args: object) -> subprocess.CompletedProcess[str]:
-    """`intaglio probe` where torch and what needs it are not installed."""
+    """Run `intaglio probe` as if torch and the packages that need it were not installed."""
     code = f"""
 import importlib.abc, sys
 
@@ -82,10 +82,10 @@ def test_a_model_needs_torch(sd3_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["--height", "64"], 2, "--height is of no use for a bundle"),
-        (["--cfg-scale", "2"], 2, "--cfg-scale is of no use for a bundle"),
-        (["--judge", "judge"], 2, "--judge is of no use for a bundle"),
-        (["--images", "136"], 2, "--images is of no use for a bundle"),
+        (["--height", "64"], 2, "--height does not apply to a bundle"),
+        (["--cfg-scale", "2"], 2, "--cfg-scale does not apply to a bundle"),
+        (["--judge", "judge"], 2, "--judge does not apply to a bundle"),
+        (["--images", "136"], 2, "--images does not apply to a bundle"),
         (["--steps", "20000"], 2, "20000"),
         (["--prompts", "nowhere.txt"], 3, "--prompts nowhere.txt cannot be read"),
     ],
@@ -127,7 +127,7 @@ def test_classes_are_called_so(tmp_path: Path, command: Command) -> None:
     FAMILIES["dit"].make().save_pretrained(tmp_path / "dit")
     bundle = export(tmp_path / "dit", "forked", observe=True)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/settings.json").write_text("{}")  # of an earlier probe, of the model
+    (tmp_path / "out/settings.json").write_text("{}")  # from an earlier probe of the model
     code, _, err = command(bundle, "-o", tmp_path / "out", "--steps", 4)
     assert code == 0, err
     page = (tmp_path / "out/report.md").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Sums against NumPy on all activations at once."""
+"""The recorder's sums, compared with NumPy on all activations at once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from intaglio.analysis.capture import QUANTILES, Recorder
-from intaglio.analysis.methods import Method
-from intaglio.analysis.observation import BATCH, maps, record_model
-from intaglio.analysis.sampler import Model, Step
+from intaglio.analysis.channels.model_recorder import BATCH, maps, record_model
+from intaglio.analysis.channels.recorder import QUANTILES, Recorder
+from intaglio.torch_reference.guidance import Method
+from intaglio.torch_reference.model import Model, Step
 from intaglio_export.massive import RATIO
 from tests.analysis.conftest import STEPS
 from tests.families.sd3 import BLOCKS, PLANTED
@@ -20,7 +20,7 @@ SEEDS = range(BATCH + 3)
 
 @pytest.fixture(scope="module")
 def activations(model: Model) -> NDArray[np.float32]:
-    """z after each block at each step, [L, S, N, T, C], by torch's own hooks."""
+    """z [L, S, N, T, C] after each block at each step, from torch's own hooks."""
     kept: list[list[torch.Tensor]] = [[] for _ in range(BLOCKS)]
     handles = [
         block.register_forward_hook(lambda m, args, out, k=k: kept[k].append(out[1]))
@@ -74,7 +74,7 @@ def test_a_stopped_recording_goes_on(model: Model, tmp_path) -> None:
     handle = model.adapter.transformer.register_forward_hook(count)
     found = record_model(model, SEEDS, STEPS, path)
     handle.remove()
-    assert runs == STEPS  # the second batch alone
+    assert runs == STEPS  # only the second batch
     whole = record_model(model, SEEDS, STEPS, tmp_path / "whole.npz")
     for name, values in whole.values.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-6, atol=1e-9)
@@ -110,7 +110,7 @@ def test_maps_are_the_stream_at_each_token(model: Model, activations: NDArray[np
 
 
 def test_the_last_clean_image_is_the_final_one(model: Model) -> None:
-    """At the last step flow matching moves to the clean estimate itself."""
+    """The last step of flow matching moves to the clean estimate itself."""
     last: list[torch.Tensor] = []
 
     def watch(step: Step, prediction: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What the report says in words, of numbers whose answer is known."""
+"""The sentences of the report, for numbers whose answer is known."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import pytest
 import torch
 from scipy import ndimage
 
-from intaglio.analysis import arms, comparison, effects, failures, origins, quality, search
-from intaglio.analysis.gallery import Pictures
-from intaglio.analysis.methods import Blurred, Method, Omega, Suppressed
-from intaglio.analysis.quality import Interval
-from intaglio.analysis.sampler import Model, Step
+from intaglio.analysis.channels import causes
+from intaglio.analysis.experiments import baselines, comparison, effects, failures, search
+from intaglio.analysis.experiments.gallery import Pictures
+from intaglio.analysis.guidance.effective_guidance import EffectiveGuidance
+from intaglio.analysis.guidance.negatives import Blurred
+from intaglio.analysis.quality import intervals, measures
+from intaglio.analysis.quality.intervals import Interval
+from intaglio.torch_reference.guidance import Method, Suppressed
+from intaglio.torch_reference.model import Model, Step
 from intaglio_export.massive import ChannelStatistics
 
 N = 60
@@ -26,8 +30,8 @@ def draw(seed: int) -> np.random.Generator:
 
 
 def pictures(**shifts: float) -> Pictures:
-    """N pictures of a spread much wider than `shifts`, the same for all; the judge sees class 1."""
-    names = (*quality.DETAIL, "saturation", "clipped")
+    """N pictures that vary much more than `shifts`, in the same way each time, all of class 1."""
+    names = (*measures.DETAIL, "saturation", "clipped")
     values: dict[str, Any] = {
         name: draw(i).normal(10, 3, N) + shifts.get(name, 0.0) for i, name in enumerate(names)
     }
@@ -40,7 +44,7 @@ def pictures(**shifts: float) -> Pictures:
 def judge() -> Any:
     reference = draw(30).normal(size=(400, 2))
     return SimpleNamespace(
-        labels=np.array([1, 0]), moments=quality.moments(reference), neighbours=reference
+        labels=np.array([1, 0]), moments=measures.moments(reference), neighbours=reference
     )
 
 
@@ -63,13 +67,13 @@ def test_arms_are_compared_seed_by_seed() -> None:
 
 
 def test_failures_are_found_by_pairs() -> None:
-    """A growth that is small against the spread of pictures is measurable on the same seeds."""
+    """An increase that is small against the spread of pictures is measurable on the same seeds."""
     setting = Method(2.0, 1.0, Suppressed(1, (3,)))
     drawn = {w: pictures(clipped=0.01 * w) for w in (0.0, 0.5, 8.0)}
     curves = {w: failures._measures(drawn[0.0], p) for w, p in drawn.items()}
     curves[1.0] = curves[0.5]
     gaps = {
-        name: {w: quality.paired_difference(drawn[0.0][name], drawn[w][name]) for w in (0.5, 8.0)}
+        name: {w: intervals.paired_difference(drawn[0.0][name], drawn[w][name]) for w in (0.5, 8.0)}
         for name in ("high_frequency_energy", "clipped")
     }
     sharp, clipping, *_ = failures._claims(curves, gaps, setting)
@@ -84,20 +88,20 @@ def test_gates_agree_where_numbers_do(same: float, says: str) -> None:
     z = draw(0).random((4, 1, 200))
     alpha = same * z + (1 - same) * draw(1).random(z.shape)
     values = {"gate.mean_abs": alpha, "after.mean_abs": z, "after.ratio": z}
-    assert f"|z| {says}" in origins._gate_sentence(origins.gates(values))  # type: ignore[arg-type]
+    assert f"|z| {says}" in causes._gate_sentence(causes.gates(values))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("slope", "says"), [(1.0, "grows: the same"), (-1.0, "falls: it differs")])
 def test_the_papers_are_agreed_with_or_not(slope: float, says: str) -> None:
     sizes = 5 + slope * np.linspace(0, 1, 6)[None, :, None] * np.ones((2, 1, 8))
     variance = {"prompt vector (pooled)": np.array([0.4])}
-    said = origins._papers_sentence({"after.mean_abs": sizes}, 1, [3], variance)  # type: ignore[arg-type]
+    said = causes._papers_sentence({"after.mean_abs": sizes}, 1, [3], variance)  # type: ignore[arg-type]
     assert says in said
     assert "at most 40% of the variance: it differs" in said
 
 
 def test_an_effect_is_local_against_what_pictures_have_in_their_middle() -> None:
-    """Pictures whose middle moves more, whatever is done to them."""
+    """The middle of these pictures changes more with every intervention."""
     base = pictures()
     shape = np.full((N, 8, 8, 3), 4, np.uint8)
     shape[:, 2:6, 2:6] = 40
@@ -112,20 +116,20 @@ def test_an_effect_is_local_against_what_pictures_have_in_their_middle() -> None
 
 
 def test_a_blur_is_as_long_as_what_it_takes_from_the_clean_image(model: Model) -> None:
-    """However little noise is left, where the prediction that says so is divided by it."""
+    """This holds for any amount of noise, although the prediction is divided by it."""
     conditional, null = model.inputs([0, 1])
     latents = model.noise([0, 1])
     for sigma in (0.5, 1e-3):
-        told = Omega()
-        method = Method(2.0, arms.UNFELT, Blurred(1.0))
+        method = Method(2.0, baselines.NEGLIGIBLE, Blurred(1.0))
+        guidance = EffectiveGuidance(method)
         step = Step(latents, torch.tensor(500.0), 0, 1, sigma)
         with torch.no_grad():
             prediction = Method().predictor(model)(step, conditional, null)
-            method.predictor(model, told)(step, conditional, null)
+            method.predictor(model, guidance)(step, conditional, null)
         clean = (latents - sigma * prediction).numpy()
         detail = clean - ndimage.gaussian_filter(clean, (0, 0, 1, 1), mode="reflect")
         expected = np.linalg.norm(detail.reshape(2, -1), axis=1)
-        np.testing.assert_allclose(told.negative[0], expected, rtol=1e-3)
+        np.testing.assert_allclose(guidance.negative_norms[0], expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
@@ -134,7 +138,9 @@ def test_cost_is_that_of_the_rows_that_run(model: Model, cfg_scale: float, block
     rows: list[int] = []
 
     def count(module: object, args: object, output: tuple[torch.Tensor, ...]) -> None:
-        if output[1].shape[1] == model.tokens:  # what is computed ahead has no image
+        if (
+            output[1].shape[1] == model.tokens
+        ):  # skips the precomputed conditioning, which has no image tokens
             rows.append(len(output[1]))
 
     handles = [module.register_forward_hook(count) for module in model.adapter.blocks()]

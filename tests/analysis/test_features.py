@@ -1,4 +1,4 @@
-"""Features against torch's own hooks, for every recipe."""
+"""Every recipe of `features`, compared with torch's own hooks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def images() -> NDArray[np.float32]:
 
 
 def hooked(pipeline: Any, images: NDArray[np.float32], module: Any, **how: Any) -> torch.Tensor:
-    """What `module` gives while features are taken."""
+    """Return the output of `module` while features are computed."""
     seen: list[Any] = []
     handle = module.register_forward_hook(lambda m, args, out: seen.append(out))
     features(pipeline, images, **{"blocks": [BLOCK]} | how)
@@ -72,7 +72,7 @@ def test_modulated_features_are_adalns_output(pipeline: Any, images: NDArray[np.
 def test_what_the_stream_has_is_discarded_from_adalns_output(
     pipeline: Any, images: NDArray[np.float32]
 ) -> None:
-    """AdaLN may hide it: here it scales the planted channel to nothing, and makes another large."""
+    """Here AdaLN scales the planted channel to zero and makes another one large."""
     linear = pipeline.transformer.transformer_blocks[BLOCK].norm1.linear
     before = linear.bias.detach().clone()
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_no_noise_is_the_image_and_all_noise_is_none_of_it(
 
 @pytest.mark.parametrize("name", ["sd3", "flux-dev", "dit", "pixart-sigma", "qwen-image"])
 def test_every_family_gives_what_its_blocks_do(name: str) -> None:
-    """Twice the same, by torch's own hooks; and the pipeline draws as it did before."""
+    """The features equal what torch's own hooks see, and the pipeline is left unchanged."""
     family = FAMILIES[name]
     pipeline = family.make()
     before = native_run(pipeline, family, 1.0)
@@ -136,8 +136,8 @@ def test_every_family_gives_what_its_blocks_do(name: str) -> None:
     ("how", "says"),
     [
         ({"recipe": "best"}, "no recipe best"),
-        ({"blocks": [9]}, "give some of 0 to 3"),
-        ({"blocks": []}, "give some of 0 to 3"),
+        ({"blocks": [9]}, "pass some of 0 to 3"),
+        ({"blocks": []}, "pass some of 0 to 3"),
         ({"channels": [64]}, "0 to 63"),
         ({"sigma": 2.0}, "share of noise"),
     ],

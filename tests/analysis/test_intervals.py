@@ -1,4 +1,4 @@
-"""Intervals against scipy, published values and simulated truth."""
+"""Intervals, compared with scipy, published values and simulations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from intaglio.analysis import quality
+from intaglio.analysis.quality import intervals, measures
 
 quick = settings(max_examples=25)
 seeds = st.integers(0, 2**32 - 1)
@@ -21,7 +21,7 @@ def draw(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def as_tuple(interval: quality.Interval) -> tuple[float, float, float]:
+def as_tuple(interval: intervals.Interval) -> tuple[float, float, float]:
     return interval.measured, interval.low, interval.high
 
 
@@ -31,7 +31,7 @@ def test_mean_interval_is_scipys(values: list[float]) -> None:
     if np.ptp(values) < 1e-3:
         values[0] += 1.0
     expected = stats.ttest_1samp(values, 0.0).confidence_interval()
-    measured = as_tuple(quality.mean_interval(np.array(values)))
+    measured = as_tuple(intervals.mean_interval(np.array(values)))
     np.testing.assert_allclose(
         measured, [np.mean(values), expected.low, expected.high], rtol=1e-6, atol=1e-9
     )
@@ -41,7 +41,7 @@ def test_paired_difference_is_scipys_second_minus_first() -> None:
     a = draw(0).normal(size=40)
     b = a + draw(1).normal(0.5, 0.1, size=40)
     expected = stats.ttest_rel(b, a).confidence_interval()
-    interval = quality.paired_difference(a, b)
+    interval = intervals.paired_difference(a, b)
     np.testing.assert_allclose(
         as_tuple(interval), [(b - a).mean(), expected.low, expected.high], rtol=1e-9
     )
@@ -57,9 +57,9 @@ def test_paired_difference_is_scipys_second_minus_first() -> None:
 def test_an_interval_of_pairs_is_of_pairs(seed: int) -> None:
     a, b = draw(seed).normal(size=(2, 20))
     order = draw(seed).permutation(20)
-    there, back = quality.paired_difference(a, b), quality.paired_difference(b, a)
+    there, back = intervals.paired_difference(a, b), intervals.paired_difference(b, a)
     np.testing.assert_allclose(as_tuple(back), (-there.measured, -there.high, -there.low))
-    together = quality.paired_difference(a[order], b[order])
+    together = intervals.paired_difference(a[order], b[order])
     np.testing.assert_allclose(as_tuple(together), as_tuple(there))
 
 
@@ -73,7 +73,7 @@ def test_bootstrap_is_scipys_basic_one() -> None:
     expected = stats.bootstrap(
         (a, b), difference, paired=True, method="basic", n_resamples=4000, rng=draw(2)
     ).confidence_interval
-    interval = quality.bootstrap_difference(lambda x: float(np.var(x)), a, b, 4000, seed=3)
+    interval = intervals.bootstrap_difference(lambda x: float(np.var(x)), a, b, 4000, seed=3)
     assert interval.measured == pytest.approx(np.var(b) - np.var(a))
     width = expected.high - expected.low
     np.testing.assert_allclose(
@@ -83,8 +83,8 @@ def test_bootstrap_is_scipys_basic_one() -> None:
 
 def test_bootstrap_draws_pairs_and_its_seed_is_its_all() -> None:
     features = draw(0).normal(size=(50, 3))
-    run = partial(quality.bootstrap_difference, lambda x: float(x.mean()), features)
-    # What all pairs share cancels in every resample, which it would not if sides were drawn apart.
+    run = partial(intervals.bootstrap_difference, lambda x: float(x.mean()), features)
+    # What all pairs share cancels in every resample; with separate resamples it would not.
     np.testing.assert_allclose(as_tuple(run(features + 0.25, 50, 0)), 0.25, rtol=1e-9)
     noisy = features + draw(1).normal(size=features.shape)
     assert run(noisy, 50, 7) == run(noisy, 50, 7)
@@ -92,25 +92,25 @@ def test_bootstrap_draws_pairs_and_its_seed_is_its_all() -> None:
 
 
 def test_bootstrap_of_a_frechet_distance_covers_the_truth_that_is_biased_upwards() -> None:
-    target = quality.Moments(np.zeros(16), np.eye(16))
-    # The distance of a is 0 and of b 16 x 0.5^2; a is wider, so its bias is larger and stays.
+    target = measures.Moments(np.zeros(16), np.eye(16))
+    # The distance of a is 0 and that of b is 16 x 0.5^2; a is wider, so its bias is larger.
     covered = 0
     for seed in range(12):
         a = draw(seed).normal(size=(150, 16))
-        interval = quality.bootstrap_difference(
-            lambda x: quality.frechet(quality.moments(x), target), a, 0.5 * a, 60, seed
+        interval = intervals.bootstrap_difference(
+            lambda x: measures.frechet(measures.moments(x), target), a, 0.5 * a, 60, seed
         )
         covered += interval.low <= 16 * 0.5**2 <= interval.high
-    # At 95 %, fewer than 9 of 12 come once in 400 runs; percentiles reach none.
+    # At 95 %, fewer than 9 of 12 happens once in 400 runs; percentile intervals cover none.
     assert covered >= 9
 
 
 def test_a_share_is_wilsons() -> None:
-    """Of Brown, Cai and DasGupta (2001): all of n hits give n / (n + z^2) at the least."""
+    """By Brown, Cai and DasGupta (2001), n hits of n give a lower bound of n / (n + z^2)."""
     z = stats.norm.ppf(0.975)
-    found = quality.share_interval(np.ones(64))
+    found = intervals.share_interval(np.ones(64))
     np.testing.assert_allclose(as_tuple(found), (1, 64 / (64 + z**2), 1))
-    half = quality.share_interval(np.repeat([0.0, 1.0], 50))
+    half = intervals.share_interval(np.repeat([0.0, 1.0], 50))
     middle = z * np.sqrt(100 * 0.25 + z**2 / 4) / (100 + z**2)
     np.testing.assert_allclose(as_tuple(half), (0.5, 0.5 - middle, 0.5 + middle))
 
@@ -119,7 +119,7 @@ def test_a_share_is_wilsons() -> None:
 @given(seed=seeds, n=st.integers(2, 80), share=st.floats(0, 1))
 def test_shares_stay_within_their_range(seed: int, n: int, share: float) -> None:
     a, b = (draw(seed).random((2, n)) < share).astype(float)
-    one, gap = quality.share_interval(a), quality.paired_share_difference(a, b)
+    one, gap = intervals.share_interval(a), intervals.paired_share_difference(a, b)
     assert 0 <= one.low <= one.measured <= one.high <= 1
     assert -1 <= gap.low <= gap.measured <= gap.high <= 1
     assert gap.measured == pytest.approx(b.mean() - a.mean())
@@ -127,12 +127,12 @@ def test_shares_stay_within_their_range(seed: int, n: int, share: float) -> None
 
 
 def test_a_difference_of_paired_shares_covers_the_truth() -> None:
-    """Pairs that differ rarely, where Student's t falls short."""
+    """For pairs that rarely differ, Student's t is too narrow."""
     covered = 0
     for seed in range(200):
         kinds = draw(seed).choice(3, size=120, p=[0.95, 0.04, 0.01])
         a, b = (kinds == 2).astype(float), (kinds == 1).astype(float)
-        gap = quality.paired_share_difference(a, b)
+        gap = intervals.paired_share_difference(a, b)
         covered += gap.low <= 0.03 <= gap.high
-    # At 95 %, fewer than 180 of 200 come once in 300 runs.
+    # At 95 %, fewer than 180 of 200 happens once in 300 runs.
     assert covered >= 180

@@ -1,4 +1,4 @@
-"""A judge that does not fit is refused when it is opened, by name."""
+"""A judge with wrong files is refused when it is opened, and the message names the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from intaglio.analysis.judge import Judge
+from intaglio.analysis.quality.judge import Judge
 from intaglio_export.errors import ExportError
 
 
@@ -62,17 +62,17 @@ def other_output(graph: onnx.GraphProto) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (with_about(prompts=[["a boot", 2]]), "prompt of class 2: its classes are 0 to 1"),
+        (with_about(prompts=[["a boot", 2]]), "prompt of class 2; its classes are 0 to 1"),
         (with_about(prompts=[["a boot", -1]]), "prompt of class -1"),
         (with_about(prompts=[["a boot", "red"]]), "prompt of class 'red'"),
         (with_about(prompts=[["a boot", 1.0]]), "prompt of class 1.0"),
-        (with_about(prompts=[]), "is not one"),
-        (with_about(classes=["red", "green", "blue"]), r"gives logits of shape .*has \[N, 3\]"),
-        (with_reference(3, 3), r"shape \[3, 3\]: it takes more rows than features"),
-        (with_reference(9, 4), r"gives features of shape .*has \[N, 4\]"),
-        (with_network(other_input), "takes pixels .*has to take images"),
-        (with_network(five_colours), "takes images .*5.*has to take images"),
-        (with_network(other_output), "it has to give features and logits"),
+        (with_about(prompts=[]), "is not valid"),
+        (with_about(classes=["red", "green", "blue"]), r"returns logits of shape .*needs \[N, 3\]"),
+        (with_reference(3, 3), r"shape \[3, 3\]; it needs more rows than features"),
+        (with_reference(9, 4), r"returns features of shape .*needs \[N, 4\]"),
+        (with_network(other_input), "takes pixels .*has to take only images"),
+        (with_network(five_colours), "takes images .*5.*has to take only images"),
+        (with_network(other_output), "it has to return features and logits"),
     ],
 )
 def test_what_does_not_fit_is_named(

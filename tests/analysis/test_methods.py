@@ -1,4 +1,4 @@
-"""Sampling and guidance against the reference loop, diffusers' scheduler and known cases."""
+"""Guidance methods, compared with the three-branch loop of tests/parity and with known cases."""
 
 from __future__ import annotations
 
@@ -14,23 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from intaglio.analysis.methods import (
-    Blurred,
-    Method,
-    Omega,
-    Skipped,
-    Suppressed,
-    Weaker,
-    last_rows,
-)
-from intaglio.analysis.sampler import Model, Step
+from intaglio.analysis.guidance.effective_guidance import EffectiveGuidance
+from intaglio.analysis.guidance.negatives import Blurred, Skipped, Weaker
+from intaglio.torch_reference.guidance import Method, Suppressed, last_rows
+from intaglio.torch_reference.model import Model, Step
 from intaglio_export.adapters import adapter_for
 from intaglio_export.errors import ExportError
-from models.training import sampling
 from tests.analysis.conftest import PROMPTS, STEPS, make_model
 from tests.families import FAMILIES
 from tests.families.parts import MAX_LENGTH
 from tests.families.sd3 import PLANTED
+from tests.parity import three_branch_loop
 
 SUPPRESSED = Suppressed(1, (PLANTED, 3))
 METHODS = {
@@ -43,7 +37,7 @@ METHODS = {
         {"cfg_scale": 2.5, "dg_scale": 0.7, "dg_window": (0.3, 0.9)},
     ),
     "keep": (
-        Method(2.5, 0.7, replace(SUPPRESSED, keep=(0.8, 0.2))),
+        Method(2.5, 0.7, replace(SUPPRESSED, ma_keep=(0.8, 0.2))),
         {
             "cfg_scale": 2.5,
             "dg_scale": 0.7,
@@ -59,14 +53,14 @@ def test_runs_equal_the_reference_loop(model: Model, name: str) -> None:
     how: dict[str, Any] = dict(named)
     keep = how.pop("keep", 0.0)
     conditional, null = model.inputs([0, 1])
-    prompts = [sampling.Prompt(x["text"], x["pooled"]) for x in (conditional, null)]
-    expected = sampling.sample(
+    prompts = [three_branch_loop.Prompt(x["text"], x["pooled"]) for x in (conditional, null)]
+    expected = three_branch_loop.sample(
         model.adapter.transformer,
         model.adapter.scheduler(STEPS, model.tokens),
         model.noise([0, 1]),
         *prompts,
         steps=STEPS,
-        how=sampling.Suppression.of(1, [PLANTED, 3], 64, keep),
+        how=three_branch_loop.Suppression.of(1, [PLANTED, 3], 64, keep),
         **how,
     )
     found = model.sample(method.predictor(model), [0, 1], STEPS)
@@ -82,7 +76,7 @@ def test_noise_is_that_of_each_seed_alone(model: Model) -> None:
 
 
 def step_of(model: Model, seed: int = 0) -> tuple[Step, dict[str, torch.Tensor]]:
-    """A step in the middle, and its conditional rows."""
+    """Return a step in the middle of a run, and its conditional inputs."""
     conditional, _ = model.inputs([0])
     step = Step(model.noise([seed]), torch.tensor(500.0), 1, 4, 0.5)
     return step, conditional | {"latent": step.latents, "timestep": torch.tensor([500.0])}
@@ -155,7 +149,7 @@ def test_a_weaker_model_has_to_fit(model: Model, tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Null:
-    """The unconditional prediction as the negative one: its guidance is all CFG."""
+    """Uses the unconditional prediction as the negative one, so that all guidance is CFG."""
 
     def predict(self, model: Model, step: Step, base: Any) -> tuple[torch.Tensor, torch.Tensor]:
         out = model.adapter.run(base)
@@ -166,21 +160,21 @@ class Null:
 @given(cfg_scale=st.floats(1.5, 4.0), weight=st.floats(-2.0, 2.0).filter(bool))
 def test_omega_of_guidance_along_cfg_is_the_sum(cfg_scale: float, weight: float) -> None:
     model = make_model()
-    omega = Omega()
     method = Method(cfg_scale, weight, Null())
-    found = model.sample(method.predictor(model, omega), [0], 2)
-    np.testing.assert_allclose(np.concatenate(omega.values), cfg_scale + weight, rtol=1e-5)
+    guidance = EffectiveGuidance(method)
+    found = model.sample(method.predictor(model, guidance), [0], 2)
+    np.testing.assert_allclose(np.concatenate(guidance.omega), cfg_scale + weight, rtol=1e-5)
     expected = model.sample(Method(cfg_scale + weight).predictor(model), [0], 2)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_omega_outside_the_window_is_cfgs(model: Model) -> None:
-    omega = Omega()
     method = Method(2.0, 1.0, SUPPRESSED, (0.0, 0.4))
-    model.sample(method.predictor(model, omega), [0, 1], STEPS)
-    assert len(omega.values) == STEPS
-    assert len(omega.negative) == 2
-    np.testing.assert_array_equal(omega.values[-1], 2.0)
+    guidance = EffectiveGuidance(method)
+    model.sample(method.predictor(model, guidance), [0, 1], STEPS)
+    assert len(guidance.omega) == STEPS
+    assert len(guidance.negative_norms) == 2
+    np.testing.assert_array_equal(guidance.omega[-1], 2.0)
 
 
 def test_last_rows_leave_what_has_none() -> None:

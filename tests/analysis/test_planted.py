@@ -1,4 +1,4 @@
-"""Planted channels are found exactly, and where there are none it is said."""
+"""Planted channels are found exactly, and the report says so if there are none."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from intaglio.analysis.observation import record_model
-from intaglio.analysis.presence import presence
+from intaglio.analysis.channels.detection import detection_section
+from intaglio.analysis.channels.model_recorder import record_model
 from tests.analysis.conftest import STEPS, make_model
 from tests.families.sd3 import BLOCKS
 
@@ -17,15 +17,15 @@ SEEDS = range(10)
 
 
 def found(model: object, path: Path) -> tuple[list[list[int]], str]:
-    """Massive channels after each block, and the page's first sentence."""
+    """Return the massive channels after each block, and the report's first sentence."""
     statistics = record_model(model, range(4), STEPS, path)  # type: ignore[arg-type]
     channels = statistics.channels()
-    return [channels.massive(k) for k in range(BLOCKS)], presence(statistics).claims[0]
+    return [channels.massive(k) for k in range(BLOCKS)], detection_section(statistics).claims[0]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_planted_channels_are_found_exactly(seed: int, tmp_path: Path) -> None:
-    """One to three channels, of either sign, from the first block on."""
+    """One to three channels of either sign are planted before the first block."""
     draw = np.random.default_rng(seed)
     planted = draw.choice(64, draw.integers(1, 4), replace=False)
     model = make_model(planted=False, seed=seed)

@@ -1,4 +1,4 @@
-"""The command from end to end on a tiny model: the page, its files, and mistakes."""
+"""`intaglio probe` from end to end on a tiny model: the page, its files, and error messages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from intaglio.analysis import arms, effects, failures, probe
-from intaglio.analysis.methods import Suppressed
+from intaglio.analysis.experiments import baselines, effects, failures
+from intaglio.analysis.probe import model_probe
+from intaglio.torch_reference.guidance import Suppressed
 from intaglio_export.errors import ExportError
 from intaglio_export.options import read_settings
 from tests.analysis.conftest import Command
@@ -39,7 +40,7 @@ PARTS = [
 
 @pytest.fixture(scope="module")
 def source(sd3_folder: Path, judge_folder: Path, tmp_path_factory: Any) -> Path:
-    """The tiny model with its settings, a judge and a weaker model beside it."""
+    """The tiny model's folder with settings, a judge and a weaker model."""
     folder = tmp_path_factory.mktemp("probed") / "tiny"
     shutil.copytree(sd3_folder, folder)
     shutil.copytree(judge_folder, folder / "judge")
@@ -49,30 +50,30 @@ def source(sd3_folder: Path, judge_folder: Path, tmp_path_factory: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    """Fewer pictures than make sense."""
+    """Let the probe draw fewer pictures than is useful."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "OBSERVED", 8)
-        patch.setattr(probe, "TRIED", 8)
+        patch.setattr(model_probe, "OBSERVED", 8)
+        patch.setattr(model_probe, "TRIED", 8)
         patch.setattr(effects, "LEAST", 4)
-        patch.setattr(arms, "PILOT", 4)
+        patch.setattr(baselines, "PILOT", 4)
         patch.setattr(failures, "FACTORS", (0.0, 1.0, 4.0))
         yield
 
 
-def request(source: Path, output: Path, **how: Any) -> probe.ProbeRequest:
-    return probe.ProbeRequest(str(source), output, steps=2, images=8, seeds=4, **how)
+def request(source: Path, output: Path, **how: Any) -> model_probe.ProbeRequest:
+    return model_probe.ProbeRequest(str(source), output, steps=2, images=8, seeds=4, **how)
 
 
 @pytest.fixture(scope="module")
 def report(source: Path, small: Any, tmp_path_factory: Any) -> Path:
     output: Path = tmp_path_factory.mktemp("report")
     torch.set_num_threads(1)
-    probe.probe(request(source, output), lambda what, share: None)
+    model_probe.probe(request(source, output), lambda what, share: None)
     return output
 
 
 class Page(HTMLParser):
-    """Headings and references of a page."""
+    """Collects the references of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +130,7 @@ def test_export_reads_the_settings(report: Path) -> None:
 def test_a_second_probe_draws_nothing_anew(report: Path, source: Path, small: Any) -> None:
     before = {path: path.stat().st_mtime_ns for path in (report / "pictures").iterdir()}
     numbers = (report / "report.json").read_text("utf-8")
-    probe.probe(request(source, report), lambda what, share: None)
+    model_probe.probe(request(source, report), lambda what, share: None)
     after = {path: path.stat().st_mtime_ns for path in (report / "pictures").iterdir()}
     assert after == before
     assert (report / "report.json").read_text("utf-8") == numbers
@@ -138,8 +139,8 @@ def test_a_second_probe_draws_nothing_anew(report: Path, source: Path, small: An
 def test_without_a_judge_no_settings_are_recommended(
     sd3_folder: Path, small: Any, tmp_path: Path
 ) -> None:
-    (tmp_path / "settings.json").write_text("{}")  # of an earlier probe, with a judge
-    found = probe.probe(request(sd3_folder, tmp_path), lambda what, share: None)
+    (tmp_path / "settings.json").write_text("{}")  # from an earlier probe with a judge
+    found = model_probe.probe(request(sd3_folder, tmp_path), lambda what, share: None)
     assert [section.title for section in found.sections] == PARTS
     assert "without a judge" in found.sections[-1].claims[0]
     assert not (tmp_path / "settings.json").exists()
@@ -148,7 +149,9 @@ def test_without_a_judge_no_settings_are_recommended(
 @pytest.mark.parametrize("family", ["flux-dev", "dit", "pixart-sigma"])
 def test_other_families_are_probed(family: str, small: Any, tmp_path: Path) -> None:
     FAMILIES[family].make().save_pretrained(tmp_path / "model")
-    found = probe.probe(request(tmp_path / "model", tmp_path / "out"), lambda what, share: None)
+    found = model_probe.probe(
+        request(tmp_path / "model", tmp_path / "out"), lambda what, share: None
+    )
     assert [section.title for section in found.sections] == PARTS
     channels, _, where, _, comparison = (section.numbers for section in found.sections[:5])
     assert channels["massive"] == {str(k): [PLANTED] for k in range(4)}
@@ -175,7 +178,7 @@ def test_mistakes_are_named(
     source: Path, small: Any, tmp_path: Path, how: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ExportError, match=re.escape(says)):
-        probe.probe(request(source, tmp_path, **how), lambda what, share: None)
+        model_probe.probe(request(source, tmp_path, **how), lambda what, share: None)
 
 
 @pytest.mark.parametrize(("blocks", "says"), [(0, "no"), (1, "1")])
@@ -189,7 +192,7 @@ def test_a_model_without_blocks_to_compare_is_refused(
     pipeline.transformer.register_to_config(num_layers=blocks)
     pipeline.transformer.save_pretrained(folder / "transformer")
     with pytest.raises(ExportError, match=f"{says} transformer blocks, so there is nothing"):
-        probe.probe(request(folder, tmp_path / "out"), lambda what, share: None)
+        model_probe.probe(request(folder, tmp_path / "out"), lambda what, share: None)
 
 
 def test_the_command_says_what_is_wrong_in_one_line(
@@ -244,7 +247,7 @@ def test_interventions_move_the_stream_as_they_say() -> None:
 
 def test_random_channels_are_others_and_repeatable() -> None:
     suppressed = Suppressed(1, (3, 5, 9), ref=(0.0, 1.0, 2.0))
-    one, again, other = (arms.random_channels(suppressed, 64, draw) for draw in (0, 0, 1))
+    one, again, other = (baselines.random_channels(suppressed, 64, draw) for draw in (0, 0, 1))
     assert one == again != other
     assert len(one.channels) == 3
     assert not set(one.channels) & {3, 5, 9}

@@ -1,4 +1,4 @@
-"""The error of reuse that the probe's model measures, against differences taken one by one."""
+"""The measured error of reuse, compared with extrapolating the differences one by one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 from intaglio import _core
 from intaglio.analysis import reuse
-from intaglio.analysis.methods import Method, Suppressed
-from intaglio.analysis.sampler import Model
-from models.training.sampling import Deltas
+from intaglio.torch_reference.guidance import Method, Suppressed
+from intaglio.torch_reference.model import Model
+from tests.parity.three_branch_loop import Deltas
 
 METHOD = Method(2.0, 1.5, Suppressed(1, (3, 40)), (0.2, 1.0))
 STEPS, SEEDS = 8, range(3)
@@ -34,7 +34,7 @@ def test_the_exact_run_is_the_methods(model: Model) -> None:
 def test_errors_are_of_the_reference_loops_extrapolation(
     interval: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random terms through `Deltas`, and through the products."""
+    """Random terms are extrapolated by `Deltas` and by the matrix of products."""
     terms = torch.randn(2, STEPS, 5, generator=torch.Generator().manual_seed(0)).double()
     timesteps = [1000.0 / (1 + i) for i in range(STEPS)]
     missed, square = 0.0, 0.0
@@ -55,8 +55,8 @@ def test_errors_are_of_the_reference_loops_extrapolation(
     flat = terms.flatten(0, 1)
     steps = list(range(STEPS))
     trajectory = reuse.Trajectory(steps, timesteps, (flat @ flat.T).numpy(), terms)
-    told = weights(reuse_interval=interval, reuse_window=(0.2, 0.9))
-    assert trajectory.error(told) == pytest.approx((missed / square) ** 0.5, rel=1e-6)
+    schedule = weights(reuse_interval=interval, reuse_window=(0.2, 0.9))
+    assert trajectory.error(schedule) == pytest.approx((missed / square) ** 0.5, rel=1e-6)
 
 
 def test_choices_cost_what_they_run_and_keep_their_error(model: Model) -> None:
@@ -64,13 +64,13 @@ def test_choices_cost_what_they_run_and_keep_their_error(model: Model) -> None:
     found = reuse.choices(model, METHOD, trajectory)
     assert [c.cost for c in found] == sorted(c.cost for c in found)
     chosen = next(c for c in found if c.error < 0.2)
-    told = weights(reuse_interval=chosen.interval, reuse_window=chosen.window)
-    assert trajectory.error(told) == pytest.approx(chosen.error)
+    schedule = weights(reuse_interval=chosen.interval, reuse_window=chosen.window)
+    assert trajectory.error(schedule) == pytest.approx(chosen.error)
     blocks = model.blocks
-    rows = STEPS + sum(w.unconditional and not w.reuse_unconditional for w in told)
-    late = sum(w.degraded and not w.reuse_degraded for w in told)
+    rows = STEPS + sum(w.unconditional and not w.reuse_unconditional for w in schedule)
+    late = sum(w.degraded and not w.reuse_degraded for w in schedule)
     assert chosen.cost == pytest.approx((rows + late * (blocks - 2) / blocks) / (2 * STEPS))
-    reused = reuse.run(model, METHOD, SEEDS, STEPS, told)
-    assert 0.0 < reused.error(told) < 1.0
+    reused = reuse.run(model, METHOD, SEEDS, STEPS, schedule)
+    assert 0.0 < reused.error(schedule) < 1.0
     off = (reused.latents - trajectory.latents).norm() / trajectory.latents.norm()
     assert 0.0 < float(off) < 0.2

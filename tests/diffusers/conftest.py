@@ -1,4 +1,4 @@
-"""Bundles of the small random pipelines, and what both sides are asked to draw."""
+"""Opens the tiny pipelines' bundles in the C++ runtime."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def runtime(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Open:
-    """The C++ runtime on the exported bundle of a family; that of sd3 other tests have too."""
+    """Open the exported bundle of a family in the C++ runtime; sd3's is shared with other tests."""
 
     @cache
     def opened(name: str) -> intaglio.Pipeline:

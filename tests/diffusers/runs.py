@@ -1,4 +1,4 @@
-"""The same run in diffusers and in the runtime, and what hooks are left on a model."""
+"""Runs the same request in diffusers and in the runtime, and finds hooks left on a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEED, STEPS, IMAGES, HEIGHT, WIDTH = 5, 5, 2, 32, 48
 BLOCK, CHANNELS = 1, [7]
 LIMIT = 1e-3
 
-# Of the runtime's `generate`; dg_scale 0 is what removing the guidance has to come to.
+# Options of the runtime's `generate`; dg_scale 0 has to equal a pipeline without the guidance.
 MODES: dict[str, dict[str, Any]] = {
     "baseline": {"cfg_scale": 1.0, "dg_scale": 0.0},
     "cfg": {"cfg_scale": 2.5, "dg_scale": 0.0},
@@ -31,7 +31,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def common() -> dict[str, Any]:
-    """Arguments of a diffusers pipeline's call."""
+    """Return the arguments of a diffusers pipeline's call."""
     return {
         "height": HEIGHT,
         "width": WIDTH,
@@ -43,7 +43,7 @@ def common() -> dict[str, Any]:
 
 
 def draw(pipe: Any, family_cfg: str, cfg_scale: float, **changes: Any) -> torch.Tensor:
-    """Final latents of a classic pipeline."""
+    """Return the final latents of a classic pipeline."""
     pipe.set_progress_bar_config(disable=True)
     arguments = common() | {family_cfg: cfg_scale, "output_type": "latent"} | changes
     if cfg_scale != 1.0:
@@ -53,7 +53,7 @@ def draw(pipe: Any, family_cfg: str, cfg_scale: float, **changes: Any) -> torch.
 
 
 def expected(runtime: intaglio.Pipeline, **options: Any) -> torch.Tensor:
-    """Final latents of the C++ runtime."""
+    """Return the final latents of the C++ runtime."""
     got = runtime.generate(
         PROMPT,
         negative_prompt=NEGATIVE,
@@ -68,7 +68,7 @@ def expected(runtime: intaglio.Pipeline, **options: Any) -> torch.Tensor:
 
 
 def modular(pipe: StableDiffusion3Pipeline, guider: Any) -> Any:
-    """A modular pipeline of the same components."""
+    """Make a modular pipeline of the same components."""
     made = StableDiffusion3AutoBlocks().init_pipeline()
     components = {k: v for k, v in pipe.components.items() if v is not None}
     made.update_components(
@@ -94,7 +94,7 @@ def blocks(transformer: Any) -> list[torch.nn.Module]:
 
 
 def hooks_left(transformer: torch.nn.Module) -> list[str]:
-    """Hooks of diffusers' and of torch's anywhere in the model."""
+    """Return all hooks of diffusers and of torch in the model."""
     found = []
     for name, module in transformer.named_modules():
         registry = getattr(module, "_diffusers_hook", None)
@@ -106,7 +106,7 @@ def hooks_left(transformer: torch.nn.Module) -> list[str]:
 
 @contextmanager
 def counted(transformer: Any) -> Iterator[list[int]]:
-    """How many rows went through each block's attention, which is not run where it is skipped."""
+    """Count the rows that go through each block's attention; a skipped block runs none."""
     rows = [0] * len(blocks(transformer))
 
     def watch(index: int) -> Any:

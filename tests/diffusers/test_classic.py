@@ -1,4 +1,4 @@
-"""apply_detail_guidance on the classic pipelines, against the C++ runtime."""
+"""apply_detail_guidance on the classic pipelines, compared with the C++ runtime."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RUNS = [
 
 
 def split(mode: str) -> tuple[float, dict[str, Any]]:
-    """cfg_scale, and what is applied."""
+    """Return a mode's cfg_scale, and the options of apply_detail_guidance."""
     options = dict(MODES[mode])
     return options.pop("cfg_scale"), options
 
@@ -50,7 +50,7 @@ def test_run_equals_the_runtime(family: str, mode: str, runtime: Open) -> None:
     with apply_detail_guidance(pipe, **PLACE, **options):
         got = draw(pipe, FAMILIES[family].cfg, cfg)
     assert relative(got, expected(runtime(family), **MODES[mode])) < LIMIT
-    # Otherwise it could not be told from the pipeline's own.
+    # With DG the result has to differ from the pipeline's own.
     assert (relative(got, plain) > 5 * LIMIT) == bool(options["dg_scale"])
 
 
@@ -64,7 +64,7 @@ def test_modes_differ(family: str, runtime: Open) -> None:
 
 @pytest.mark.parametrize("family", ["sd3", "flux-dedistilled"])
 def test_the_prefix_is_run_once(family: str) -> None:
-    """DG at steps 1, 2, 3 of 5 only, in the blocks after m only."""
+    """DG runs only at steps 1, 2 and 3 of 5, and only in the blocks after m."""
     pipe = FAMILIES[family].make()
     with (
         apply_detail_guidance(pipe, **PLACE, dg_window=(0.2, 0.8)),
@@ -88,7 +88,7 @@ def test_without_weight_nothing_is_run(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("block", [0, 2, 3])
 @pytest.mark.parametrize("family", ["sd3", "flux-dev", "flux-dedistilled"])
 def test_any_block(family: str, block: int) -> None:
-    """Against a whole forward of the model with the channel zeroed after the block."""
+    """The result equals a whole forward of the model with the channel zeroed after the block."""
     pipe = FAMILIES[family].make()
     wanted = guided_run(pipe, FAMILIES[family], 1.0, 1.5, block, CHANNELS).latents
     seen = {"num_inference_steps": 4, "generator": torch.Generator("cpu").manual_seed(5)}
@@ -109,7 +109,7 @@ def test_other_schedulers(name: str, runtime: Open) -> None:
 
 
 def test_ref() -> None:
-    """Towards the planted value nearly nothing is lost, so DG does less than towards zero."""
+    """DG towards the planted value changes nearly nothing, so less than DG towards zero."""
     pipe = FAMILIES["sd3"].make()
     plain = draw(pipe, "guidance_scale", 2.5)
     moved = []
@@ -136,7 +136,7 @@ def test_removed_is_untouched(family: str) -> None:
 @pytest.mark.parametrize("family", ["sd3", "flux-dedistilled"])
 @pytest.mark.parametrize("failing", [0, 3])
 def test_a_run_that_fails(family: str, failing: int) -> None:
-    """In the prefix or after it; later runs are as if it had not been."""
+    """A failure before or after block m does not affect later runs."""
     pipe, cfg = FAMILIES[family].make(), FAMILIES[family].cfg
     before = draw(pipe, cfg, 2.5)
     with apply_detail_guidance(pipe, **PLACE, dg_scale=1.5):
@@ -168,10 +168,10 @@ def test_a_run_that_fails(family: str, failing: int) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"block": 4}, ValueError, "block 4 is not there: the transformer's blocks are 0 to 3"),
-    ({"block": -1}, ValueError, "block -1 is not there"),
+    ({"block": 4}, ValueError, "block 4 does not exist: the transformer has blocks 0 to 3"),
+    ({"block": -1}, ValueError, "block -1 does not exist"),
     ({"block": 1.5}, TypeError, "block has to be a whole number, not 1.5"),
-    ({"channels": [7, 64]}, ValueError, "channel 64 is not there: .* are 0 to 63"),
+    ({"channels": [7, 64]}, ValueError, "channel 64 does not exist: .* channels 0 to 63"),
     ({"channels": []}, ValueError, "channels is empty"),
     ({"channels": ["7"]}, TypeError, "a channel has to be a whole number, not '7'"),
     ({"ma_keep": 1.5}, ValueError, "ma-keep 1.5 is outside 0..1"),
@@ -212,7 +212,7 @@ def test_what_does_not_go_with_it() -> None:
 
 @pytest.mark.parametrize("family", ["sd3", "flux-dedistilled"])
 def test_it_outlives_offloading(family: str) -> None:
-    """diffusers takes accelerate's hooks off and puts them on again after every call."""
+    """diffusers removes accelerate's hooks and adds them again after every call."""
     pipe = FAMILIES[family].make()
     add_hook_to_module(pipe.transformer, ModelHook())
     applied = apply_detail_guidance(pipe, **PLACE, dg_scale=1.5)

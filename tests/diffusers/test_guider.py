@@ -1,4 +1,4 @@
-"""DetailGuidance in the modular SD3 pipeline, against the C++ runtime."""
+"""DetailGuidance in the modular SD3 pipeline, compared with the C++ runtime."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_run_equals_the_runtime(mode: str, runtime: Open) -> None:
     made = modular(make_pipeline(), DetailGuidance(**PLACE, **ALL_MODES[mode]))
     wanted = expected(runtime("sd3"), **ALL_MODES[mode])
     assert relative(draw_modular(made), wanted) < LIMIT
-    # Again, after the last step of another run, which had other branches.
+    # The second run starts after the last step of the first, which had other branches.
     assert relative(draw_modular(made), wanted) < LIMIT
     assert hooks_left(made.transformer) == []
 
@@ -76,7 +76,7 @@ def test_disabled_is_the_conditional_branch() -> None:
 @pytest.mark.parametrize("failing", [0, 3])
 @pytest.mark.parametrize("call", [1, 2, 3])
 def test_hooks_are_gone_after_an_error(failing: int, call: int) -> None:
-    """In each branch of the first step: D_c, D_m, D_0; modular pipelines clean up in none."""
+    """An error in D_c, D_m or D_0 of the first step; modular pipelines clean up after none."""
     made = modular(make_pipeline(), DetailGuidance(**PLACE, **MODES["cfg+dg"]))
     wanted = draw_modular(made)
     calls = 0
@@ -96,7 +96,7 @@ def test_hooks_are_gone_after_an_error(failing: int, call: int) -> None:
 
 
 def test_an_error_between_hooking_and_running() -> None:
-    """Nothing of ours runs then: the next step, or cleanup_models, takes the hooks off."""
+    """No code of the guider runs then; the next step or cleanup_models removes the hooks."""
     transformer = make_pipeline().transformer
     for way_out in ("next step", "cleanup"):
         guider = DetailGuidance(**PLACE)
@@ -117,7 +117,7 @@ def test_an_error_between_hooking_and_running() -> None:
     steps=st.integers(1, 40),
 )
 def test_branches_of_every_step(cfg: tuple[int, int], dg: tuple[int, int], steps: int) -> None:
-    """In whole percents, so that exact arithmetic says which steps are inside."""
+    """Windows are whole percents, so that exact arithmetic decides which steps are inside."""
     guider = DetailGuidance(
         **PLACE,
         cfg_scale=2.0,
@@ -143,7 +143,7 @@ def test_branches_of_every_step(cfg: tuple[int, int], dg: tuple[int, int], steps
 
 
 def test_block_states_give_the_same_batches() -> None:
-    """The other way in which pipelines hand over their inputs."""
+    """Pipelines can also pass their inputs as a block state."""
     guider = DetailGuidance(**PLACE, cfg_scale=2.0)
     guider.set_state(0, 4, torch.tensor(0.0))
     state = BlockState(latents=torch.zeros(1), positive=torch.ones(1), negative=torch.ones(2))
@@ -166,7 +166,7 @@ def test_configuration_round_trip(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(("change", "error", "message"), WRONG, ids=lambda x: str(x))
 def test_wrong_arguments(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    """Those that depend on the model are said when it is seen first."""
+    """Errors that depend on the model are raised when the guider first gets it."""
     made = modular(make_pipeline(), None)
 
     def run() -> None:
@@ -190,5 +190,5 @@ def test_unknown_models_are_refused() -> None:
     guider = DetailGuidance(**PLACE)
     guider.set_state(0, 4, torch.tensor(0.0))
     guider.prepare_inputs({"hidden_states": torch.zeros(1)})
-    with pytest.raises(TypeError, match="does not know the blocks of Linear"):
+    with pytest.raises(TypeError, match="does not support Linear"):
         guider.prepare_models(torch.nn.Linear(1, 1))

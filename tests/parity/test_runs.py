@@ -21,8 +21,8 @@ from diffusers import (
 
 import intaglio
 from intaglio_export.schedulers import scheduler_entry
-from models.training.sampling import Prompt, Suppression, branches, sample
 from tests.families.parts import MAX_LENGTH
+from tests.parity.three_branch_loop import Prompt, Suppression, branches, sample
 
 PROMPT, NEGATIVE = "the dark boot and THE rest", "a shoe"
 SEED, STEPS = 5, 5

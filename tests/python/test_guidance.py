@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import intaglio
 from intaglio import _core
-from models.training.sampling import Deltas
+from tests.parity.three_branch_loop import Deltas
 
 WEIGHTS = st.floats(-8, 8, width=32)
 INTERVALS = st.lists(st.floats(1, 9), min_size=2, max_size=2).map(lambda ends: sorted(ends)[::-1])

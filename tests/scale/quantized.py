@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import intaglio
-from intaglio.analysis import quality
-from intaglio.analysis.judge import Judge
+from intaglio.analysis.quality import intervals, measures
+from intaglio.analysis.quality.judge import Judge
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -67,8 +67,8 @@ def _rows(
     latents: dict[str, list[Floats]],
     labels: NDArray[np.int64],
 ) -> dict[str, Any]:
-    def frechet(features: quality.Array) -> float:
-        return quality.frechet(quality.moments(features), judge.moments)
+    def frechet(features: intervals.Array) -> float:
+        return measures.frechet(measures.moments(features), judge.moments)
 
     described = {name: judge.describe(np.stack(rows)) for name, rows in images.items()}
     exact, exact_classes = described["float32"]
@@ -88,8 +88,8 @@ def _rows(
                 (classes == labels).astype(float),
                 (exact_classes == labels).astype(float),
             )
-            row["accuracy_difference"] = quality.paired_difference(before, hits).to_json()
-            row["frechet_difference"] = quality.bootstrap_difference(
+            row["accuracy_difference"] = intervals.paired_difference(before, hits).to_json()
+            row["frechet_difference"] = intervals.bootstrap_difference(
                 frechet, exact, features, RESAMPLES, seed=0
             ).to_json()
         rows[name] = row

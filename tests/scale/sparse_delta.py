@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from intaglio.analysis.methods import Suppressed
-from intaglio.analysis.sampler import Model, Step, changing
-from intaglio.analysis.setting import method_of
+from intaglio.analysis.guidance.dg_settings import method_from_settings
+from intaglio.torch_reference.guidance import Suppressed
+from intaglio.torch_reference.hooks import replace_streams
+from intaglio.torch_reference.model import Model, Step
 from intaglio_export.adapters import Adapter
 from intaglio_export.options import read_settings
 from intaglio_export.prompts import PROMPTS
@@ -44,7 +45,7 @@ def recording(adapter: Adapter, blocks: range) -> Iterator[dict[int, torch.Tenso
 
     with ExitStack() as hooks:
         for block in blocks:
-            hooks.enter_context(changing(adapter, block, partial(keep, block)))
+            hooks.enter_context(replace_streams(adapter, block, partial(keep, block)))
         yield seen
 
 
@@ -81,7 +82,7 @@ class Experiment:
                 hooks.enter_context(self.suppressing())
                 for block in self.after:
                     mix = partial(torch.where, ~chosen, base[block])
-                    hooks.enter_context(changing(adapter, block, mix))
+                    hooks.enter_context(replace_streams(adapter, block, mix))
                 sparse = d_c - adapter.run(conditional | shared)
             self.lost[share] += float((sparse - term).square().sum())
         return d_c + (self.cfg_scale - 1.0) * (d_c - d_0) + self.weight * term
@@ -90,7 +91,7 @@ class Experiment:
         factors = torch.ones(self.model.adapter.channels)
         factors[list(self.how.channels)] = 0.0
         stack = ExitStack()
-        stack.enter_context(changing(self.model.adapter, self.how.block, factors.mul))
+        stack.enter_context(replace_streams(self.model.adapter, self.how.block, factors.mul))
         return stack
 
     def largest(self, term: torch.Tensor, share: float) -> torch.Tensor:
@@ -112,7 +113,7 @@ def main() -> None:
     assert source.settings is not None
     assert not source.adapter.latent().packed
     settings = read_settings(source.settings)
-    method = method_of(settings, source.adapter)
+    method = method_from_settings(settings, source.adapter)
     assert method is not None
     assert isinstance(method.negative, Suppressed)
     model = Model(source.adapter, [p for p in PROMPTS if p], settings.max_sequence_length or 1)

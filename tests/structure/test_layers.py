@@ -24,8 +24,9 @@ HEADERS = {
     "image": "image", "pipeline": "pipeline", "options": "pipeline", "embedding": "pipeline",
     "batch": "pipeline",
 }  # fmt: skip
-# Of Python's front end, what works on diffusers models and not on bundles (docs/decisions/0010).
-TORCH_SIDE = {"analysis", "diffusers"}
+# Packages of Python's front end that work on diffusers models and not on bundles
+# (docs/decisions/0010, 0020).
+TORCH_SIDE = {"analysis", "diffusers", "torch_reference"}
 VENDORS = re.compile(r"onnxruntime|NvInfer|cuda", re.IGNORECASE)
 
 

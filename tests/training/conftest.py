@@ -12,7 +12,7 @@ from models.training import train
 
 
 def tiny_arguments(base: Path, steps: int) -> list[str]:
-    """Arguments of the training script for the tiny model under `base`."""
+    """Return arguments of the training program for the tiny model under `base`."""
     options = {
         "out": base / "model",
         "work": base / "work",
@@ -30,7 +30,7 @@ def tiny_arguments(base: Path, steps: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(pipeline folder, working folder) of a run of four steps on 100 images."""
+    """The pipeline folder and the working folder of a run of four steps on 100 images."""
     base = tmp_path_factory.mktemp("training")
     assert train.main(tiny_arguments(base, steps=4)) == 0
     return base / "model", base / "work"
@@ -46,7 +46,7 @@ def load(folder: Path) -> StableDiffusion3Pipeline:
 
 @pytest.fixture
 def pipeline(tiny: tuple[Path, Path]) -> StableDiffusion3Pipeline:
-    """The tiny pipeline, random where training starts at zero, so that every block matters."""
+    """The tiny pipeline with random weights where training starts at zero, so all blocks matter."""
     made = load(tiny[0])
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""What the shipped model's report is made with: judge, weaker model, quicker pictures, features.
+"""The programs behind the shipped model's report: judge, weaker model, quick pictures, features.
 
-On the tiny model, with few images, for a few steps.
+They run on the tiny model, with few images and steps.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from intaglio.analysis import arms
 from intaglio.analysis.block_features import RECIPES
-from intaglio.analysis.folder import PICTURES
-from intaglio.analysis.gallery import Gallery
-from intaglio.analysis.judge import Judge
-from intaglio.analysis.methods import Weaker
-from intaglio.analysis.sampler import Model, identity
-from intaglio.analysis.setting import method_of
+from intaglio.analysis.experiments import baselines
+from intaglio.analysis.experiments.gallery import Gallery
+from intaglio.analysis.guidance.dg_settings import method_from_settings
+from intaglio.analysis.guidance.negatives import Weaker
+from intaglio.analysis.quality.judge import Judge
+from intaglio.analysis.report.output_folder import PICTURES
+from intaglio.torch_reference.fingerprint import identity
+from intaglio.torch_reference.model import Model
 from intaglio_export.options import read_settings
 from intaglio_export.sources import open_source
 from models.training import classifier, data, features, judge, report, text, weaker
@@ -33,7 +34,7 @@ IMAGES = 4
 
 @pytest.fixture(scope="module")
 def few() -> Any:
-    """Images of each split."""
+    """Limit every split to 200 images."""
     whole = data.load_split
 
     def limited(folder: Path, split: str, limit: int | None = None) -> data.Split:
@@ -41,13 +42,13 @@ def few() -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load_split", limited)
-        patch.setattr(arms, "PILOT", 4)
+        patch.setattr(baselines, "PILOT", 4)
         yield
 
 
 @pytest.fixture(scope="module")
 def model(tiny: tuple[Path, Path], few: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, random where training starts at zero, with all that lies beside it."""
+    """The tiny model with random weights for zeros, and its judge, settings and weaker model."""
     base = tmp_path_factory.mktemp("probed")
     pipeline = StableDiffusion3Pipeline.from_pretrained(
         tiny[0], text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
@@ -94,7 +95,7 @@ def test_the_weaker_model_goes_with_it(model: Path) -> None:
         for transformer in (adapter.transformer, opened.transformer)
     )
     assert theirs < ours / 2
-    # Training moved what starts at zero.
+    # The output layer starts at zero, and training changes it.
     assert opened.transformer.proj_out.weight.abs().max() > 0
 
 
@@ -107,18 +108,19 @@ def test_quicker_pictures_are_those_of_the_probe(model: Path, few: Any, tmp_path
     plain = Model(adapter, opened.prompts, text.MAX_SEQUENCE_LENGTH)
     (tmp_path / "plain").mkdir()
     gallery = Gallery(plain, opened, tmp_path / "plain", STEPS, identity(plain))
-    setting = method_of(read_settings(model / "settings.json"), adapter)
+    setting = method_from_settings(read_settings(model / "settings.json"), adapter)
     assert setting is not None
     beside = Weaker.open(model / "weaker", adapter)
-    methods = arms.arms(gallery, setting, arms.pilot(gallery, setting, beside), beside)
+    pilot = baselines.run_pilot(gallery, setting, beside)
+    methods = baselines.methods_to_compare(gallery, setting, pilot, beside)
     for name in ("none", "cfg", "cfg+dg", "cfg+autoguidance"):
-        gallery.draw(methods[name], arms.seeds(name, IMAGES), omega=methods[name].guided)
+        gallery.draw(methods[name], baselines.seeds(name, IMAGES), omega=methods[name].guided)
     drawn = sorted((tmp_path / "plain").iterdir())
-    assert len(drawn) == 8 + 4  # of the pilot, and the arms
+    assert len(drawn) == 8 + 4  # 8 of the pilot and 4 of the methods
     for path in drawn:
         found, expected = np.load(tmp_path / PICTURES / path.name), np.load(path)
         assert set(found) == set(expected)
-        # What is measured before pictures are rounded to eight bits, and these.
+        # These are measured before pictures are rounded to 8 bits; then come the rounded pictures.
         for key in {"saturation", "features", "omega"} & set(found):
             np.testing.assert_allclose(found[key], expected[key], rtol=1e-4, atol=1e-4)
         assert np.abs(found["images"].astype(int) - expected["images"]).max() <= 1

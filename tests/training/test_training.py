@@ -1,4 +1,4 @@
-"""The training script, end to end for a few steps, and the sampling loop against diffusers' own."""
+"""The training program, end to end for a few steps, and its evaluation against diffusers."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    StableDiffusion3Pipeline,
-)
+from diffusers import StableDiffusion3Pipeline
 
-from models.training import data, evaluate, flow, sampling, text, train
+from intaglio.torch_reference.model import Model
+from intaglio_export.adapters import SD3Adapter
+from models.training import classifier, data, evaluate, flow, text, train, vae
+from tests.parity.three_branch_loop import Prompt
 from tests.training.conftest import load, tiny_arguments
 
 
-def embed(pipeline: StableDiffusion3Pipeline, prompts: list[str]) -> list[sampling.Prompt]:
+def embed(pipeline: StableDiffusion3Pipeline, prompts: list[str]) -> list[Prompt]:
     """Conditional and null prompt as the pipeline itself encodes them."""
     words, null_words, pooled, null_pooled = pipeline.encode_prompt(
         prompts, None, None, max_sequence_length=text.MAX_SEQUENCE_LENGTH
     )
-    return [sampling.Prompt(words, pooled), sampling.Prompt(null_words, null_pooled)]
+    return [Prompt(words, pooled), Prompt(null_words, null_pooled)]
 
 
 def noise(n: int) -> torch.Tensor:
@@ -145,13 +144,18 @@ def test_one_zero_row_stands_for_all(pipeline: StableDiffusion3Pipeline) -> None
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_loop_is_diffusers_own_for_plain_cfg(
+def test_evaluation_draws_what_the_pipeline_draws(
     pipeline: StableDiffusion3Pipeline, guidance: float
 ) -> None:
-    prompts = ["a dress", "a light sandal"]
+    """The same noise, prompts and guidance scale in diffusers' own loop."""
+    labels = torch.tensor([3, 8, 3])
+    generator = torch.Generator().manual_seed(7)
+    start = torch.randn(3, 4, 16, 16, generator=generator)
+    tones = (torch.randint(4, (3,), generator=generator) - 1).clamp(min=0)
+    prompts = [data.caption(c, t) for c, t in zip(labels.tolist(), tones.tolist(), strict=True)]
     theirs = pipeline(
         prompts,
-        latents=noise(2),
+        latents=start,
         height=32,
         width=32,
         num_inference_steps=6,
@@ -159,88 +163,43 @@ def test_loop_is_diffusers_own_for_plain_cfg(
         max_sequence_length=text.MAX_SEQUENCE_LENGTH,
         output_type="latent",
     ).images
-    cond, null = embed(pipeline, prompts)
-    ours = sampling.sample(
-        pipeline.transformer, pipeline.scheduler, noise(2), cond, null, steps=6, cfg_scale=guidance
+    pipeline.transformer.set_attn_processor(flow.RepeatedRowAttention(text.MAX_SEQUENCE_LENGTH))
+    model = Model(SD3Adapter(pipeline), evaluate.CAPTIONS, text.MAX_SEQUENCE_LENGTH)
+    model.shorten(text.MAX_LENGTH + 1)
+    bench = evaluate.Bench(model, classifier.Classifier().eval(), 0.1, torch.zeros(1))
+    ours = bench.generate(labels, 7, steps=6, cfg_scale=guidance, batch=2)
+    assert relative(ours, vae.decode_latents(pipeline.vae, theirs)) <= 1e-4
+    assert len(set(tones.tolist())) > 1
+
+
+def test_activations_are_those_of_the_blocks(pipeline: StableDiffusion3Pipeline) -> None:
+    """Ratios and agreement from torch's own hooks on diffusers' own unguided run."""
+    model = Model(SD3Adapter(pipeline), evaluate.CAPTIONS, text.MAX_SEQUENCE_LENGTH)
+    bench = evaluate.Bench(model, classifier.Classifier().eval(), 0.1, torch.zeros(1))
+    found = evaluate.activations(bench, n=4, steps=2, seed=3)
+    seen: list[torch.Tensor] = []
+    blocks = pipeline.transformer.transformer_blocks
+    for block in blocks:
+        block.register_forward_hook(lambda module, args, out: seen.append(out[1].abs()))
+    pipeline(
+        [data.caption(label) for label in range(4)],
+        latents=torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(3)),
+        height=32,
+        width=32,
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        max_sequence_length=text.MAX_SEQUENCE_LENGTH,
+        output_type="latent",
     )
-    assert relative(ours, theirs) <= 1e-4
-    assert relative(noise(2), theirs) > 0.1
-
-
-def test_detail_guidance(pipeline: StableDiffusion3Pipeline) -> None:
-    cond, null = embed(pipeline, ["a dress", "a bag"])
-    how = sampling.Suppression.of(1, [3, 40], 64)
-
-    def run(**options: object) -> torch.Tensor:
-        options = {"how": how, "cfg_scale": 2.0, "steps": 4} | options
-        return sampling.sample(
-            pipeline.transformer, flow.build_scheduler(), noise(2), cond, null, **options
-        )
-
-    plain = run(dg_scale=0.0)
-    assert relative(run(dg_scale=1.0), plain) > 1e-4
-    kept = sampling.Suppression.of(1, [3, 40], 64, keep=lambda step, steps: torch.ones(2, 64))
-    assert relative(run(dg_scale=1.0, how=kept), plain) < 1e-6
-    assert relative(run(dg_scale=1.0, dg_window=(0.9, 1.0)), plain) == 0.0
-    late = run(dg_scale=1.0, dg_window=(0.75, 1.0))
-    assert 0.0 < relative(late, plain) < relative(run(dg_scale=1.0), plain)
-    with pytest.raises(ValueError, match="dg_scale"):
-        run(dg_scale=1.0, how=None)
-
-
-def test_branches_are_what_each_is_alone(pipeline: StableDiffusion3Pipeline) -> None:
-    cond, null = embed(pipeline, ["a dress"])
-    how = sampling.Suppression.of(0, [7], 64)
-    t = torch.tensor(500.0)
-    out = sampling.branches(pipeline.transformer, noise(1), t, cond, null, how)
-    alone = {
-        "0": sampling.branches(pipeline.transformer, noise(1), t, null)["c"],
-        "c": sampling.branches(pipeline.transformer, noise(1), t, cond)["c"],
-    }
-    for name, value in alone.items():
-        torch.testing.assert_close(out[name], value, rtol=1e-4, atol=1e-5)
-    assert relative(out["m"], out["c"]) > 1e-4
-
-
-def test_suppress_leaves_the_rest_alone() -> None:
-    hidden = torch.randn(2, 5, 8)
-    mask, ref = torch.zeros(8), torch.full((8,), 9.0)
-    mask[3] = 1.0
-    keep = torch.tensor([[0.0, 0.25, 1.0, 1.0, 1.0]]).expand(2, -1)
-    out = sampling.suppress(hidden, mask, ref, keep)
-    changed = (out != hidden).nonzero()
-    assert {(t, c) for _, t, c in changed.tolist()} == {(0, 3), (1, 3)}
-    assert (out[:, 0, 3] == 9.0).all()
-    torch.testing.assert_close(out[:, 1, 3], 0.25 * hidden[:, 1, 3] + 0.75 * 9.0)
-
-
-@pytest.mark.parametrize("name", ["heun", "dpm"])
-def test_other_schedulers_converge_to_the_same(
-    pipeline: StableDiffusion3Pipeline, name: str
-) -> None:
-    cond, null = embed(pipeline, ["a dress"])
-    made = {
-        "heun": FlowMatchHeunDiscreteScheduler(shift=1.0),
-        "dpm": DPMSolverMultistepScheduler(
-            use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.0
-        ),
-    }[name]
-    steps: list[int] = []
-    result = sampling.sample(
-        pipeline.transformer,
-        made,
-        noise(1),
-        cond,
-        null,
-        steps=24,
-        cfg_scale=2.0,
-        on_step=lambda evaluation, latents: steps.append(evaluation),
-    )
-    euler = sampling.sample(
-        pipeline.transformer, flow.build_scheduler(), noise(1), cond, null, steps=48, cfg_scale=2.0
-    )
-    assert len(steps) == (47 if name == "heun" else 24)
-    assert relative(result, euler) < 0.1
+    assert len(seen) == len(found["cells"]) == 2 * len(blocks)
+    for i, (cell, size) in enumerate(zip(found["cells"], seen, strict=True)):
+        assert (cell["step"], cell["block"]) == divmod(i, len(blocks))
+        mean = size.mean((0, 1))
+        assert cell["ratios"][0] == pytest.approx((mean.max() / mean.median()).item(), abs=0.01)
+        assert cell["channels"][0] == mean.argmax()
+        top = size[..., mean.argmax()]
+        agreement = (top > 2 * size.median(-1).values).float().mean().item()
+        assert cell["agreement"] == pytest.approx(agreement, abs=0.01)
 
 
 def test_frechet_distance_of_known_gaussians() -> None:

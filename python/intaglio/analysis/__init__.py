@@ -1,10 +1,18 @@
-"""Investigates massive activations and Detail Guidance on a diffusers model; needs the extra probe.
+"""Analysis of massive activations and Detail Guidance in a diffusers model.
 
     from intaglio.analysis import features
 
     maps = features(pipeline, images, blocks=[4])
 
-The command is `intaglio probe`. `import intaglio` does not import this package.
+It needs the extra `probe`; its command is `intaglio probe` (docs/probe.md). `import intaglio` does
+not import it. The packages, each of which imports only those above it:
+
+    quality       measures of pictures, their intervals, and the judge
+    report        the report's page, plots and files
+    channels      which channels are massive, where, and why: parts 1 to 3
+    guidance      negative branches, effective guidance, settings as methods
+    experiments   pictures drawn and compared: parts 4 to 7
+    probe         all parts in order, for a model or an observed bundle
 """
 
 from __future__ import annotations
@@ -18,7 +26,7 @@ __all__ = ["features"]
 
 
 def __getattr__(name: str) -> Any:
-    """`features` needs torch, which an observed bundle is probed without."""
+    """Import `features` when it is used: it needs torch, and probing a bundle does not."""
     if name == "features":
         from intaglio.analysis.block_features import features
 

@@ -1,4 +1,4 @@
-"""Features of images from inside a DiT, for correspondence and probing."""
+"""Features of images from the blocks of a DiT, for correspondence and probing."""
 
 from __future__ import annotations
 
@@ -34,44 +34,45 @@ def features(
     prompt: str = "",
     seed: int = 0,
 ) -> NDArray[np.float32]:
-    """Spatial maps of what `blocks` compute of noised images.
+    """Return spatial maps of what `blocks` compute for noised images.
 
-    A few massive channels dominate every distance between raw tokens, so the recipes deal with
-    them: they are set to zero in all but "raw".
+    A few massive channels dominate every distance between raw tokens, so every recipe except "raw"
+    sets them to zero.
 
     Args:
         pipeline: a diffusers pipeline of a family that `intaglio export` knows.
         images: [N, H, W, 3] from 0 to 1; sides are multiples of a token's pixels.
-        blocks: which; their maps are joined along the channels.
-        sigma: share of noise that is laid over, from 0 to 1.
-        recipe: "raw", the image stream after the block; "discarded", the same without massive
-            channels; "modulated", AdaLN's output in the block, which scales and shifts every
-            channel by what the timestep says of it, without them (DiTF, arXiv 2505.18584);
-            "normalised", the stream without them, each token brought to length 1, so that blocks
-            of any magnitude join.
-        channels: those to discard; None: the ones that are massive in the stream after the block,
-            on these very images.
-        prompt: what the model is told of them.
-        seed: of the noise; image i has seed + i.
+        blocks: the blocks; their maps are concatenated along the channels.
+        sigma: the share of noise that is added, from 0 to 1.
+        recipe: "raw" is the image stream after the block. "discarded" is the stream without massive
+            channels. "modulated" is AdaLN's output in the block without massive channels, which
+            depends on the timestep (DiTF, arXiv 2505.18584). "normalised" is "discarded" with each
+            token scaled to length 1, so that blocks of different magnitude can be joined.
+        channels: the channels to discard; None discards those that are massive in the stream after
+            the block on these images.
+        prompt: the prompt that the model gets.
+        seed: the seed of the noise; image i has seed + i.
 
     Returns:
         [N, rows, columns, len(blocks) * C] float32.
 
     Raises:
-        ValueError: an argument makes no sense.
+        ValueError: an argument is invalid; the message says which.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[3] != 3 or images.min() < 0 or images.max() > 1:
-        raise ValueError(f"images of shape {images.shape}: give [N, H, W, 3] from 0 to 1.")
+        raise ValueError(
+            f"images of shape {images.shape} are invalid: pass [N, H, W, 3] from 0 to 1."
+        )
     adapter = _adapter(pipeline, blocks, recipe, channels)
     found = _run(adapter, images, sigma, prompt, seed, blocks, recipe)
-    maps = [_treated(*found[block], recipe, channels) for block in blocks]
+    maps = [_without_massive(*found[block], recipe, channels) for block in blocks]
     rows, columns = _grid(adapter, images)
     return np.concatenate(maps, axis=-1).reshape(len(images), rows, columns, -1)
 
 
 def massive_channels(hidden_states: NDArray[np.floating]) -> list[int]:
-    """Channels that are massive in rows [N, T, C] of one block."""
+    """Return the channels that are massive in rows [N, T, C] of one block."""
     found = np.mean([measure(np.abs(row)).massive for row in hidden_states], axis=0)
     return np.flatnonzero(found >= CONDITIONS).tolist()
 
@@ -81,19 +82,23 @@ def _adapter(
 ) -> Adapter:
     family = adapter_for(type(pipeline).__name__)
     if family is None:
-        raise ValueError(f"A {type(pipeline).__name__} is of no family that is known here.")
+        raise ValueError(
+            f"{type(pipeline).__name__} belongs to no family that intaglio export knows."
+        )
     adapter = family(pipeline)
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     dtypes = {parameter.dtype for part in parts for parameter in part.parameters()}
     if dtypes != {torch.float32}:
-        raise ValueError("Load the pipeline with dtype=torch.float32: features are float32.")
+        raise ValueError("Features are float32: load the pipeline with dtype=torch.float32.")
     if recipe not in RECIPES:
-        raise ValueError(f"There is no recipe {recipe}: recipes are {', '.join(RECIPES)}.")
+        raise ValueError(f"There is no recipe {recipe}; the recipes are {', '.join(RECIPES)}.")
     count = len(adapter.blocks())
     if not blocks or any(not 0 <= block < count for block in blocks):
-        raise ValueError(f"blocks {list(blocks)}: give some of 0 to {count - 1}.")
+        raise ValueError(f"blocks {list(blocks)} are invalid: pass some of 0 to {count - 1}.")
     if channels and any(not 0 <= channel < adapter.channels for channel in channels):
-        raise ValueError(f"channels {list(channels)}: they are 0 to {adapter.channels - 1}.")
+        raise ValueError(
+            f"channels {list(channels)} are invalid: pass some of 0 to {adapter.channels - 1}."
+        )
     return adapter
 
 
@@ -101,7 +106,9 @@ def _grid(adapter: Adapter, images: NDArray[np.floating]) -> tuple[int, int]:
     unit = adapter.latent().vae_scale_factor * adapter.patch_size
     height, width = images.shape[1:3]
     if height % unit or width % unit:
-        raise ValueError(f"Images of {height} x {width}: sides are multiples of {unit}.")
+        raise ValueError(
+            f"Images of {height} x {width} are invalid: sides have to be multiples of {unit}."
+        )
     return height // unit, width // unit
 
 
@@ -114,7 +121,10 @@ def _run(
     blocks: Sequence[int],
     recipe: str,
 ) -> dict[int, tuple[Floats, Floats]]:
-    """Of each block, both [N, T, C]: what it tells at the recipe's point, and the stream after."""
+    """Return for each block what it computes at the recipe's point, and the image stream after it.
+
+    Both are [N, T, C].
+    """
     n = len(images)
     pixels = torch.from_numpy(np.asarray(images, np.float32)).permute(0, 3, 1, 2) * 2 - 1
     layout = adapter.latent()
@@ -133,42 +143,43 @@ def _run(
         length = adapter.defaults().max_sequence_length or 1
         text = encode(adapter, [prompt], length)
     text = {role: value.expand(n, *value.shape[1:]) for role, value in text.items()}
-    told: dict[tuple[str, int], Floats] = {}
+    observed: dict[tuple[str, int], Floats] = {}
 
-    def tell(point: str, block: int, tensor: torch.Tensor) -> None:
+    def record(point: str, block: int, tensor: torch.Tensor) -> None:
         if block in blocks:
-            told[point, block] = tensor.float().numpy().copy()
+            observed[point, block] = tensor.float().numpy().copy()
 
     point = "modulated" if recipe == "modulated" else "after"
-    with observing(adapter, tell, {point, "after"}):
+    with observing(adapter, record, {point, "after"}):
         adapter.run(
             text
             | fixed_inputs(adapter, n, grid)
             | {"latent": latent, "timestep": torch.full((n,), timestep)}
         )
-    return {block: (told[point, block], told["after", block]) for block in blocks}
+    return {block: (observed[point, block], observed["after", block]) for block in blocks}
 
 
 def _level(adapter: Adapter, sigma: float, tokens: int) -> tuple[float, float, float]:
-    """Timestep of the scheduler nearest to `sigma`, and its shares of image and noise."""
+    """Return the scheduler's timestep nearest to `sigma`, and its shares of image and noise."""
     if not 0.0 <= sigma <= 1.0:
-        raise ValueError(f"sigma {sigma}: it is a share of noise, from 0 to 1.")
+        raise ValueError(f"sigma {sigma} is invalid: it is a share of noise, from 0 to 1.")
     scheduler = adapter.scheduler(100, tokens)
     if hasattr(scheduler, "alphas_cumprod"):  # variance preserving
         kept = scheduler.alphas_cumprod
-        at = int(((1 - kept).sqrt() - sigma).abs().argmin())
-        return float(at), float(kept[at] ** 0.5), float((1 - kept[at]) ** 0.5)
+        index = int(((1 - kept).sqrt() - sigma).abs().argmin())
+        return float(index), float(kept[index] ** 0.5), float((1 - kept[index]) ** 0.5)
     sigmas = scheduler.sigmas[: len(scheduler.timesteps)]
-    at = int((sigmas - sigma).abs().argmin())
-    return float(scheduler.timesteps[at]), 1 - float(sigmas[at]), float(sigmas[at])
+    index = int((sigmas - sigma).abs().argmin())
+    return float(scheduler.timesteps[index]), 1 - float(sigmas[index]), float(sigmas[index])
 
 
-def _treated(
+def _without_massive(
     hidden_states: Floats, stream: Floats, recipe: str, channels: Sequence[int] | None
 ) -> Floats:
+    """Apply the recipe to what a block computes; `stream` decides which channels are massive."""
     if recipe == "raw":
         return hidden_states
-    # AdaLN's output hides what is massive in the stream that it scales.
+    # AdaLN scales the stream, so its output would not show which channels are massive.
     gone = massive_channels(stream) if channels is None else list(channels)
     kept = hidden_states.copy()
     kept[..., gone] = 0.0

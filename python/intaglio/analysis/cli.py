@@ -1,4 +1,4 @@
-"""`intaglio probe`: parses, calls, prints."""
+"""The command `intaglio probe`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from intaglio_export.errors import ExitCode, ExportError, usage_error
 
 if TYPE_CHECKING:
-    from intaglio.analysis.page import Report
+    from intaglio.analysis.report.page import Report
 
 
-# Options of the comparisons, which a bundle is not asked for.
-_OF_MODELS = (
+# Options that apply only to a diffusers model.
+_MODEL_OPTIONS = (
     "judge", "weaker", "settings", "cfg_scale", "height", "width", "images", "seeds",
 )  # fmt: skip
 
 
-# Long, as typer reads the options off the signature.
+# The signature is long because typer reads the options from it.
 def probe(
     context: typer.Context,
     source: Annotated[
@@ -33,8 +33,8 @@ def probe(
         typer.Argument(
             metavar="SOURCE",
             help="Folder of a diffusers pipeline or a name on the Hub, as for `intaglio export`. Or"
-            " a bundle that was exported with --observe, of which the first three questions are"
-            " answered, without torch.",
+            " a bundle that was exported with --observe: the first three questions are answered for"
+            " it, without torch.",
         ),
     ],
     output: Annotated[
@@ -43,30 +43,30 @@ def probe(
             "--output",
             "-o",
             metavar="REPORT_DIR",
-            help="Folder for the report: index.html, report.md, report.json, settings.json. What is"
-            " measured is kept there, so the same call goes on where it was stopped.",
+            help="Folder for the report: index.html, report.md, report.json, settings.json. It also"
+            " keeps the measurements, so the same command continues where it was stopped.",
         ),
     ],
     prompts: Annotated[
         Path | None,
         typer.Option(
             metavar="F.txt",
-            help="Prompts, one a line. Default: the judge's, else three of our own.",
+            help="Prompts, one on each line. Default: the judge's prompts, else built-in ones.",
         ),
     ] = None,
     judge: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="What says which pictures are good: a classifier in ONNX and its features of real"
-            " images (docs/probe.md). Default: SOURCE/judge if it is there.",
+            help="A classifier in ONNX and its features of real images, which measure how good"
+            " pictures are (docs/probe.md). Default: SOURCE/judge if it exists.",
         ),
     ] = None,
     weaker: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="A weaker transformer, for autoguidance. Default: SOURCE/weaker if it is there.",
+            help="A weaker transformer, for autoguidance. Default: SOURCE/weaker if it exists.",
         ),
     ] = None,
     settings: Annotated[
@@ -74,88 +74,96 @@ def probe(
         typer.Option(
             metavar="F.json",
             help="Settings of DG to compare with CFG. Default: SOURCE/settings.json, else the"
-            " massive channels at w 1.",
+            " massive channels with w 1.",
         ),
     ] = None,
     cfg_scale: Annotated[
         float | None,
-        typer.Option(metavar="S", help="Guidance scale. Default: the settings', the pipeline's."),
+        typer.Option(
+            metavar="S", help="Guidance scale. Default: that of the settings, else the pipeline's."
+        ),
     ] = None,
-    height: Annotated[int | None, typer.Option(metavar="H", help="Of pictures, in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(metavar="W", help="Of pictures, in pixels.")] = None,
+    height: Annotated[
+        int | None, typer.Option(metavar="H", help="Height of the pictures in pixels.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(metavar="W", help="Width of the pictures in pixels.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=4, metavar="N", help="Denoising steps.")] = 6,
     images: Annotated[
         int,
         typer.Option(
             min=2,
             metavar="N",
-            help="Pictures of each way to guide, and of the settings' confirmation; those that are"
-            " searched get 136. With a judge, more than 128, and more than its features.",
+            help="Pictures for each guidance method and for the confirmation of the settings; the"
+            " search takes 136 for each setting. With a judge this has to exceed the number of its"
+            " features.",
         ),
     ] = 136,
     seeds: Annotated[
         int,
-        typer.Option(min=64, metavar="N", help="Pictures of each experiment with channels."),
+        typer.Option(min=64, metavar="N", help="Pictures for each experiment with channels."),
     ] = 64,
 ) -> None:
-    """Find a model's massive activations, see what they do, and choose DG's settings.
+    """Find a model's massive activations, measure what they do, and choose settings for DG.
 
-    Seven questions, each with numbers and plots: which channels are massive, where they come from,
-    where in the image they are, what they do, how Detail Guidance compares with CFG alone, how it
-    fails, and which settings to use.
+    The report answers seven questions with numbers and plots: which channels are massive, where
+    they come from, where in the image they are, what they do, how Detail Guidance compares with CFG
+    alone, how it fails, and which settings to use.
 
     Example: intaglio probe models/fashion-sd3 -o report
 
-    then open report/index.html; `intaglio export --settings report/settings.json` uses the answer.
+    Then open report/index.html; `intaglio export --settings report/settings.json` uses the
+    settings.
     """
     with _one_line_of_errors(output), _bar() as progress:
         if (Path(source) / "bundle.json").is_file():
-            _refuse_options_of_models(context)
-            from intaglio.analysis.bundle_probe import probe_bundle
+            _refuse_model_options(context)
+            from intaglio.analysis.probe.bundle_probe import probe_bundle
 
             report = probe_bundle(Path(source), output, prompts, steps, progress)
         else:
-            probing = _probing()
-            request = probing.ProbeRequest(
+            model_probe = _import_model_probe()
+            request = model_probe.ProbeRequest(
                 source, output, prompts, judge, weaker, settings, cfg_scale, height, width,
                 steps, images, seeds,
             )  # fmt: skip
-            report = probing.probe(request, progress)
+            report = model_probe.probe(request, progress)
     _print(report, output)
 
 
-def _refuse_options_of_models(context: typer.Context) -> None:
-    for name in _OF_MODELS:
+def _refuse_model_options(context: typer.Context) -> None:
+    for name in _MODEL_OPTIONS:
         origin = context.get_parameter_source(name)
         if origin is not None and origin.name == "COMMANDLINE":
             raise usage_error(
-                f"--{name.replace('_', '-')} is of no use for a bundle, of which the first three"
-                " questions are answered; leave it out, or probe the diffusers model."
+                f"--{name.replace('_', '-')} does not apply to a bundle; leave it out, or probe the"
+                " diffusers model."
             )
 
 
-def _probing() -> ModuleType:
-    """`intaglio.analysis.probe`, which needs torch."""
+def _import_model_probe() -> ModuleType:
+    """Import the probe of diffusers models, which needs torch."""
     from intaglio_export.quiet import quiet
 
     try:
         with quiet():
-            from intaglio.analysis import probe as probing
+            from intaglio.analysis.probe import model_probe
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing in {"", "intaglio", "intaglio_export"}:
-            raise  # a bug of ours, not an extra that was left out
+            raise  # a bug of this project, not an extra that is not installed
         raise ExportError(
-            f"A model is probed with the Python package {missing}: pip install"
-            ' "intaglio[export,probe]". An observed bundle is probed without torch.',
+            f"Probing a model needs the Python package {missing}: pip install"
+            ' "intaglio[export,probe]". An observed bundle can be probed without torch.',
             ExitCode.UNAVAILABLE,
         ) from error
-    return probing
+    return model_probe
 
 
 @contextmanager
 def _bar() -> Iterator[Callable[[str, float], None]]:
-    """A progress bar where it can be seen only: rich ends one elsewhere with an empty line."""
+    """Show a progress bar on a terminal only; elsewhere rich would leave an empty line."""
     screen = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
@@ -170,14 +178,14 @@ def _bar() -> Iterator[Callable[[str, float], None]]:
 
 @contextmanager
 def _one_line_of_errors(output: Path) -> Iterator[None]:
-    """What a user's mistake or machine can cause ends the command with a sentence."""
+    """End the command with one sentence for errors that the user or the machine causes."""
     try:
         yield
     except ExportError as error:
         _fail(error.message, error.exit_code)
     except KeyboardInterrupt:
         _fail(
-            f"Interrupted; what was measured is in {output}: the same call goes on.",
+            f"Interrupted; the same command continues from the measurements in {output}.",
             ExitCode.INTERRUPTED,
         )
     except MemoryError:
@@ -197,6 +205,6 @@ def _print(report: Report, output: Path) -> None:
 
 
 def _fail(message: str, code: ExitCode) -> NoReturn:
-    """One line on stderr, as the C++ command has it."""
+    """Print one line to stderr, as the C++ command does, and exit."""
     typer.echo(f"intaglio: {' '.join(message.split())}", err=True)
     raise typer.Exit(int(code))

@@ -1,4 +1,4 @@
-"""Detail Guidance inside diffusers' own pipelines (docs/diffusers.md). Needs the extra `export`.
+"""Detail Guidance in diffusers' own pipelines (docs/diffusers.md). It needs the extra `export`.
 
 from intaglio.diffusers import apply_detail_guidance
 

@@ -16,6 +16,7 @@ from torch import nn
 from intaglio import _core
 from intaglio.diffusers.prefix import HOOK, SharedPrefix, blocks_of, remove_hook
 from intaglio.diffusers.schedule import make_schedule
+from intaglio.torch_reference.guidance import term
 
 Pair = tuple[float, float]
 CALL_NAME = HOOK + "_call"
@@ -31,27 +32,27 @@ def apply_detail_guidance(
     ma_keep: float | Pair = 0.0,
     ref: Sequence[float] | None = None,
 ) -> AppliedGuidance:
-    """Let every call of `pipe` from now on add dg_scale (D_c - D_m) to its prediction.
+    """Add dg_scale (D_c - D_m) to the prediction in every later call of `pipe`.
 
-    The pipeline's own `guidance_scale` (SD3) or `true_cfg_scale` (FLUX) stays what does
-    classifier-free guidance. D_m continues D_c after block `block`, so only later blocks are run
-    again. Scale and keep are numbers, or pairs that go linearly from the first step to the last.
+    Classifier-free guidance is still set by the pipeline's own `guidance_scale` (SD3) or
+    `true_cfg_scale` (FLUX). D_m continues D_c after block `block`, so only later blocks run again.
+    `dg_scale` and `ma_keep` are numbers, or pairs that go linearly from the first step to the last.
 
     Args:
         pipe: a `StableDiffusion3Pipeline` or `FluxPipeline`.
-        channels: massive channels, as `intaglio export` finds them.
+        channels: the massive channels, as `intaglio export` finds them.
         block: m, counted from 0 through all blocks in order of execution.
-        dg_scale: w; 0 is no Detail Guidance.
-        dg_window: step i of N has it when start <= i/N < end.
+        dg_scale: w; 0 turns Detail Guidance off.
+        dg_window: step i of N has Detail Guidance if start <= i/N < end.
         ma_keep: 1 leaves the channels alone, 0 suppresses them.
-        ref: what each suppressed channel goes to; zeros unless given.
+        ref: the value that each suppressed channel goes to; zeros by default.
 
     Returns:
-        What takes it off again: by `remove()`, or at the end of a `with` block, also on errors.
+        A handle that removes the guidance, by `remove()` or at the end of a `with` block.
 
     Raises:
-        TypeError: another pipeline, or an argument of another kind.
-        ValueError: a value outside its range, or guidance that is applied already.
+        TypeError: the pipeline or the type of an argument is not supported.
+        ValueError: a value is outside its range, or the pipeline has Detail Guidance already.
     """
     kinds = {StableDiffusion3Pipeline: _OneCall, FluxPipeline: _TwoCalls}
     kind = kinds.get(type(pipe))
@@ -75,11 +76,11 @@ class AppliedGuidance(ABC):
         if first.get_hook(HOOK) is not None:
             raise ValueError("the pipeline has Detail Guidance already: remove() it first")
         prefix.attach(self._transformer)
-        # A hook of torch's: accelerate's offloading exchanges `forward` after every call.
+        # This is a torch hook because accelerate's offloading replaces `forward` after every call.
         self._handle = self._transformer.register_forward_hook(self._after_pass, with_kwargs=True)
 
     def remove(self) -> None:
-        """Leave the pipeline as it was; a second time does nothing."""
+        """Restore the pipeline; calling it again does nothing."""
         self._handle.remove()
         self._prefix.detach()
         self._prefix.forget()
@@ -92,13 +93,13 @@ class AppliedGuidance(ABC):
 
     @abstractmethod
     def _addition(self, kwargs: dict[str, Any], prediction: torch.Tensor) -> torch.Tensor | None:
-        """What this call's `prediction` lacks, in its shape, float32; None for nothing."""
+        """Return what to add to this call's `prediction`, float32 and of its shape, or None."""
 
     def _after_pass(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        """After the transformer's own pass on what the pipeline gave it."""
-        _refuse(module, kwargs)
+        """Add guidance to the output of the transformer's pass; the hook of torch."""
+        _check_supported(module, kwargs)
         try:
             prediction = output[0]
             addition = self._addition(kwargs, prediction)
@@ -109,24 +110,24 @@ class AppliedGuidance(ABC):
         guided = (prediction.float() + addition).to(prediction.dtype)
         return Transformer2DModelOutput(guided) if kwargs.get("return_dict", True) else (guided,)
 
-    def _difference(
+    def _guidance_term(
         self, kwargs: dict[str, Any], prediction: torch.Tensor, rows: slice
     ) -> torch.Tensor | None:
-        """w (D_c - D_m), float32, where `rows` of the pass are D_c; None at a step without."""
+        """Return w (D_c - D_m), float32; `rows` of the pass are D_c. None if the step has no DG."""
         weights = _core.weights_at(self._schedule, *position(self._pipe.scheduler))
         if not weights.degraded:
             return None
         self._prefix.resume(weights.keep, rows)
-        # `forward` and not the module, whose hook we are in.
+        # This calls `forward`, because calling the module would run this hook again.
         degraded = self._transformer.forward(**kwargs | {"return_dict": False})[0]
-        difference: torch.Tensor = prediction[rows].float() - degraded.float()
-        return weights.w * difference
+        return term(weights.w, prediction[rows].float(), degraded.float())
 
 
 class _OneCall(AppliedGuidance):
-    """SD3: with guidance, one call has the rows of D_0 and then as many of D_c.
+    """SD3: with guidance, one call has the rows of D_0 followed by those of D_c.
 
-    The pipeline makes D_0 + s (D_c - D_0) of them, to which what both have more is added once.
+    The pipeline computes D_0 + s (D_c - D_0). What is added to both D_0 and D_c is therefore added
+    to the result once.
     """
 
     def _addition(self, kwargs: dict[str, Any], prediction: torch.Tensor) -> torch.Tensor | None:
@@ -136,15 +137,15 @@ class _OneCall(AppliedGuidance):
             name: value[rows] if isinstance(value, torch.Tensor) else value
             for name, value in kwargs.items()
         }
-        difference = self._difference(conditional, prediction, rows)
-        return None if difference is None else difference.repeat(parts, 1, 1, 1)
+        addition = self._guidance_term(conditional, prediction, rows)
+        return None if addition is None else addition.repeat(parts, 1, 1, 1)
 
 
 class _TwoCalls(AppliedGuidance):
-    """FLUX: a call "cond", and with true guidance another, "uncond", at the same step.
+    """FLUX: each step has a call "cond", and with true guidance another one, "uncond".
 
-    The pipeline names them for its caches. Both are given the difference: in D_0 + s (D_c - D_0)
-    it is then added once, whatever s is.
+    The pipeline names its calls for its caches. The guidance term is added to both, so
+    D_0 + s (D_c - D_0) contains it once for any s.
     """
 
     def __init__(self, pipe: Any, prefix: SharedPrefix, schedule: _core.Guidance) -> None:
@@ -163,18 +164,18 @@ class _TwoCalls(AppliedGuidance):
         self._kept = None
 
     def _renew_names(self) -> None:
-        """diffusers keeps a list of the hooks that it tells the calls' names."""
+        """Let diffusers renew its list of hooks that get the names of calls."""
         registry = HookRegistry.check_if_exists_or_initialize(self._transformer)
         registry.invalidate_child_registries_cache()
 
     def _addition(self, kwargs: dict[str, Any], prediction: torch.Tensor) -> torch.Tensor | None:
         if self._call.name == "cond":
-            self._kept = self._difference(kwargs, prediction, slice(None))
+            self._kept = self._guidance_term(kwargs, prediction, slice(None))
         return self._kept if self._call.name else None
 
 
 class _CallName(ModelHook):  # type: ignore[misc]
-    """Is told the name of the call that the pipeline is in; does nothing to the block."""
+    """Gets the name of the pipeline's current call from diffusers; leaves the block alone."""
 
     _is_stateful = True
 
@@ -184,7 +185,7 @@ class _CallName(ModelHook):  # type: ignore[misc]
 
     @property
     def name(self) -> str | None:
-        """None outside the pipeline's loop."""
+        """The name of the call; None outside the pipeline's loop."""
         try:
             return str(self._state.context.name)
         except ValueError:
@@ -196,9 +197,10 @@ class _CallName(ModelHook):  # type: ignore[misc]
 
 
 def position(scheduler: Any) -> tuple[int, int]:
-    """Solver step i of N that runs, of a scheduler of diffusers' in the middle of a run.
+    """Return the current solver step i and the number of steps N of a running scheduler.
 
-    Evaluations of one solver step share i (Heun); image-to-image counts the steps it runs.
+    The evaluations of one solver step share i (Heun). Image-to-image counts only the steps that it
+    runs.
     """
     begin = scheduler.begin_index or 0
     index = begin if scheduler.step_index is None else scheduler.step_index
@@ -206,11 +208,13 @@ def position(scheduler: Any) -> tuple[int, int]:
     return (index - begin) // scheduler.order, -(-evaluations // scheduler.order)
 
 
-def _refuse(transformer: nn.Module, kwargs: dict[str, Any]) -> None:
-    """What would run the model in ways that are not followed here."""
+def _check_supported(transformer: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Raise ValueError for features of the pipeline that do not work with Detail Guidance."""
     if getattr(transformer, "is_cache_enabled", False):
-        raise ValueError("Detail Guidance does not go with a cache: transformer.disable_cache()")
+        raise ValueError(
+            "Detail Guidance does not work with a cache: call transformer.disable_cache()"
+        )
     if kwargs.get("skip_layers") is not None:
-        raise ValueError("Detail Guidance does not go with skip_guidance_layers: leave them out")
+        raise ValueError("Detail Guidance does not work with skip_guidance_layers: leave them out")
     if any(name.startswith("ip_") for name in kwargs.get("joint_attention_kwargs") or {}):
-        raise ValueError("Detail Guidance does not go with an IP adapter: leave its image out")
+        raise ValueError("Detail Guidance does not work with an IP adapter: leave out its image")

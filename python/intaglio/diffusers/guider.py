@@ -15,6 +15,7 @@ from torch import nn
 from intaglio import _core
 from intaglio.diffusers.prefix import HOOK, SharedPrefix, remove_hook
 from intaglio.diffusers.schedule import make_schedule
+from intaglio.torch_reference.guidance import term
 
 Pair = tuple[float, float]
 CONDITIONAL, UNCONDITIONAL, DEGRADED = "pred_cond", "pred_uncond", "pred_degraded"
@@ -24,7 +25,7 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
     """D = D_c + (cfg_scale - 1) (D_c - D_0) + dg_scale (D_c - D_m), arXiv 2510.11538.
 
     D_m is D_c with `channels` of the image stream after block `block` scaled by `ma_keep` towards
-    `ref`. It continues D_c's own pass of the step, so blocks 0..`block` are run once for both. A
+    `ref`. It continues D_c's pass of the same step, so blocks 0..`block` run once for both. A
     branch whose weight is zero at a step is not run.
     """
 
@@ -43,22 +44,24 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
         ref: Sequence[float] | None = None,
         enabled: bool = True,
     ) -> None:
-        """Scales and keep are numbers, or pairs that go linearly from the first step to the last.
+        """Take scales and `ma_keep` as numbers, or as pairs from the first step to the last.
+
+        Values between the first and the last step are on the line through both.
 
         Args:
-            channels: massive channels, as `intaglio export` finds them.
+            channels: the massive channels, as `intaglio export` finds them.
             block: m, counted from 0 through all blocks in order of execution.
-            dg_scale: w; 0 is no Detail Guidance.
-            cfg_scale: 1 + lambda; 1 is no classifier-free guidance.
-            dg_window: step i of N has it when start <= i/N < end.
+            dg_scale: w; 0 turns Detail Guidance off.
+            cfg_scale: 1 + lambda; 1 turns classifier-free guidance off.
+            dg_window: step i of N has Detail Guidance if start <= i/N < end.
             cfg_window: the same for classifier-free guidance.
             ma_keep: 1 leaves the channels alone, 0 suppresses them.
-            ref: what each suppressed channel goes to; zeros unless given.
-            enabled: False gives D_c alone.
+            ref: the value that each suppressed channel goes to; zeros by default.
+            enabled: False runs D_c alone.
 
         Raises:
-            TypeError: an argument of another kind.
-            ValueError: a value outside its range.
+            TypeError: the type of an argument is not supported.
+            ValueError: a value is outside its range.
         """
         super().__init__(enabled=enabled)
         self._schedule = make_schedule(
@@ -73,7 +76,7 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
         self._guarded: nn.Module | None = None
 
     def set_state(self, step: int, num_inference_steps: int, timestep: torch.Tensor) -> None:
-        """Begin a step; whatever a step that failed has left is dropped.
+        """Begin a step, and drop what a failed step left behind.
 
         Raises:
             ValueError: the pipeline counts more steps than it takes, as with Heun's scheduler.
@@ -81,21 +84,21 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
         if step >= num_inference_steps:
             raise ValueError(
                 f"step {step} of {num_inference_steps}: the scheduler runs the model several times"
-                " a step, which modular pipelines count as steps; use apply_detail_guidance"
+                " per step, and modular pipelines count each run; use apply_detail_guidance"
             )
         super().set_state(step, num_inference_steps, timestep)
         self._release()
         self._forget()
 
     def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
-        """One batch for each branch of this step."""
+        """Return one batch for each branch of this step."""
         with_negative = any(isinstance(x, tuple) and x[1] is not None for x in data.values())
         return self._prepare(with_negative, lambda i, name: self._prepare_batch(data, i, name))
 
     def prepare_inputs_from_block_state(
         self, data: Any, input_fields: dict[str, str | tuple[str, str]]
     ) -> list[Any]:
-        """One batch for each branch of this step."""
+        """Return one batch for each branch of this step."""
         with_negative = any(
             isinstance(names, tuple) and getattr(data, names[1], None) is not None
             for names in input_fields.values()
@@ -108,8 +111,8 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
     def _prepare(self, with_negative: bool, batch: Callable[[int, str], Any]) -> list[Any]:
         weights = self._weights
         if weights.unconditional and not with_negative:
-            raise ValueError("cfg_scale needs a negative prompt, and the pipeline gave none")
-        # D_m comes right after D_c, whose streams it continues.
+            raise ValueError("cfg_scale needs a negative prompt, and the pipeline passed none")
+        # D_m has to follow D_c directly, because it continues its streams.
         self._batches = [batch(0, CONDITIONAL)]
         if weights.degraded:
             self._batches.append(batch(0, DEGRADED))
@@ -118,7 +121,7 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
         return self._batches
 
     def prepare_models(self, denoiser: nn.Module) -> None:
-        """Hook `denoiser` for the batch that comes next; raises what `SharedPrefix.check` does."""
+        """Hook `denoiser` for the next batch, after `SharedPrefix.check`."""
         super().prepare_models(denoiser)
         self._release()
         branch, weights = self._branch, self._weights
@@ -132,11 +135,11 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
             self._prefix.resume(weights.keep)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
-        """Remove the hooks; the pass has done so itself, if there was one."""
+        """Remove the hooks, which a pass has already removed itself."""
         self._release()
 
     def __call__(self, data: list[Any]) -> GuiderOutput:
-        """Combine the batches' `noise_pred`."""
+        """Combine the `noise_pred` of the batches."""
         predictions = {getattr(batch, self._identifier_key): batch.noise_pred for batch in data}
         self._forget()
         return self.forward(**predictions)
@@ -147,23 +150,23 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
         pred_uncond: torch.Tensor | None = None,
         pred_degraded: torch.Tensor | None = None,
     ) -> GuiderOutput:
-        """D in float32, of raw predictions of any one shape."""
+        """Combine raw predictions of the same shape to D, in float32."""
         weights, conditional = self._weights, pred_cond.float()
         pred = conditional
         if pred_uncond is not None:
-            pred = pred + weights.lambda_ * (conditional - pred_uncond.float())
+            pred = pred + term(weights.lambda_, conditional, pred_uncond.float())
         if pred_degraded is not None:
-            pred = pred + weights.w * (conditional - pred_degraded.float())
+            pred = pred + term(weights.w, conditional, pred_degraded.float())
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the running batch is one of the prompt, not of the negative prompt."""
+        """Whether the running batch uses the prompt and not the negative prompt."""
         return self._branch != UNCONDITIONAL
 
     @property
     def num_conditions(self) -> int:
-        """Prompts of a run: 2 with a negative one. Pipelines ask before the first step."""
+        """The number of prompts of a run, which pipelines read before the first step."""
         scale = self._schedule.cfg_scale
         return 1 if scale.first == scale.last == 1.0 else 2
 
@@ -175,26 +178,26 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
 
     @property
     def _branch(self) -> str:
-        """Of the running batch, which is the first that has no prediction yet."""
+        """The branch of the running batch, the first one that has no prediction yet."""
         batch = next(b for b in self._batches if not hasattr(b, "noise_pred"))
         branch: str = getattr(batch, self._identifier_key)
         return branch
 
     def _release(self) -> None:
-        """Take all hooks off."""
+        """Remove all hooks."""
         self._prefix.detach()
         if self._guarded is not None:
             remove_hook(self._guarded)
         self._guarded = None
 
     def _forget(self) -> None:
-        """Drop the tensors of a step."""
+        """Release the tensors of a step."""
         self._prefix.forget()
         self._batches = []
 
 
 class _Guard(ModelHook):  # type: ignore[misc]
-    """Around one pass of the transformer: the pipelines do not clean up after one that raises."""
+    """Cleans up after one pass of the transformer, since pipelines do not if the pass raises."""
 
     def __init__(self, guider: DetailGuidance) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Blocks 0..m run once for D_c and D_m, which are one function up to there (arXiv 2510.11538)."""
+"""Lets D_c and D_m share blocks 0..m, which compute the same for both (arXiv 2510.11538)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
-from intaglio_export.suppress import ma_suppress
+from intaglio.torch_reference.suppression import suppress_channels
 
 HOOK = "intaglio_detail_guidance"
 
 
 class SharedPrefix:
-    """Keeps what block m made in a D_c pass, and lets a D_m pass go on from there.
+    """Keeps the output of block m of a D_c pass, and lets a D_m pass continue from it.
 
-    While attached, every pass keeps block m's output, except one after `resume`: there blocks 0..m
-    are not run, and block m gives the kept streams with the massive channels suppressed.
+    While it is attached, every pass keeps block m's output. A pass after `resume` skips blocks 0..m
+    instead, and block m returns the kept streams with the massive channels suppressed.
     """
 
     def __init__(self, block: int, channels: Sequence[int], ref: Sequence[float] | None) -> None:
         """Suppress `channels` of the image stream after block `block`, towards `ref` (zeros).
 
         Raises:
-            TypeError: the block or a channel is no whole number.
-            ValueError: no channels, or another number of values in `ref`.
+            TypeError: the block or a channel is not a whole number.
+            ValueError: there are no channels, or `ref` has another number of values.
         """
         self.block = _whole(block, "block")
         self.channels = [_whole(channel, "a channel") for channel in channels]
@@ -43,23 +43,23 @@ class SharedPrefix:
         self._attached: list[nn.Module] = []
 
     def check(self, transformer: nn.Module) -> None:
-        """Raises TypeError for an unknown transformer, ValueError where it has no such place."""
+        """Raise TypeError for another transformer, ValueError for a block or channel it lacks."""
         blocks = blocks_of(transformer)
-        width: Any = transformer.inner_dim
+        hidden_size: Any = transformer.inner_dim
         if not 0 <= self.block < len(blocks):
             raise ValueError(
-                f"block {self.block} is not there: the transformer's blocks are 0 to"
+                f"block {self.block} does not exist: the transformer has blocks 0 to"
                 f" {len(blocks) - 1}"
             )
         for channel in self.channels:
-            if not 0 <= channel < width:
+            if not 0 <= channel < hidden_size:
                 raise ValueError(
-                    f"channel {channel} is not there: the image stream's channels are 0 to"
-                    f" {width - 1}"
+                    f"channel {channel} does not exist: the image stream has channels 0 to"
+                    f" {hidden_size - 1}"
                 )
 
     def attach(self, transformer: nn.Module) -> None:
-        """Hook blocks 0..m of `transformer`; raises what `check` raises."""
+        """Hook blocks 0..m of `transformer`, after `check`."""
         self.check(transformer)
         for index, block in enumerate(blocks_of(transformer)[: self.block + 1]):
             registry = HookRegistry.check_if_exists_or_initialize(block)
@@ -67,31 +67,25 @@ class SharedPrefix:
             self._attached.append(block)
 
     def detach(self) -> None:
-        """Take the hooks off again; does nothing where there are none."""
+        """Remove the hooks, if there are any."""
         while self._attached:
             remove_hook(self._attached.pop())
 
-    def resume(self, keep: float, rows: slice = slice(None)) -> None:
-        """Let the next pass continue `rows` of what was kept, massive channels times `keep`."""
-        assert self._streams is not None, "D_m has nothing to go on from: D_c has not been run"
+    def resume(self, ma_keep: float, rows: slice = slice(None)) -> None:
+        """Let the next pass continue `rows` of the kept streams, suppressed by `ma_keep`."""
+        assert self._streams is not None, "D_m continues D_c, which has not been run"
         *others, hidden = self._streams
         assert hidden is not None
-        hidden = hidden[rows]
-        mask, ref = torch.zeros(2, hidden.shape[-1], device=hidden.device)
-        mask[self.channels] = 1.0
-        ref[self.channels] = torch.tensor(self.ref, device=hidden.device)
-        branch = torch.arange(len(hidden), device=hidden.device)
-        kept = torch.full(hidden.shape[:2], keep, device=hidden.device)
-        suppressed = ma_suppress(hidden, mask, ref, branch, kept)
+        suppressed = suppress_channels(hidden[rows], self.channels, self.ref, ma_keep)
         self._resumed = (*(None if x is None else x[rows] for x in others), suppressed)
 
     def forget(self) -> None:
-        """Drop all tensors."""
+        """Release all kept tensors."""
         self._streams = self._resumed = None
 
 
 class _PrefixBlock(ModelHook):  # type: ignore[misc]
-    """One of blocks 0..m: run in a D_c pass, skipped in a D_m pass."""
+    """The hook of one of blocks 0..m, which runs in a D_c pass and is skipped in a D_m pass."""
 
     def __init__(self, prefix: SharedPrefix, last: bool) -> None:
         super().__init__()
@@ -99,7 +93,8 @@ class _PrefixBlock(ModelHook):  # type: ignore[misc]
         self._last = last
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # Only block m's streams are used of a pass that resumes; the others need their form only.
+        # Only block m's streams are used when a pass resumes; earlier blocks may return anything
+        # of the same form.
         if self._prefix._resumed is not None:
             return self._prefix._resumed
         output = self.fn_ref.original_forward(*args, **kwargs)
@@ -109,27 +104,28 @@ class _PrefixBlock(ModelHook):  # type: ignore[misc]
 
 
 def blocks_of(transformer: nn.Module) -> list[nn.Module]:
-    """All blocks in order of execution; they return (encoder_hidden_states, hidden_states).
+    """Return all blocks in order of execution; they return (encoder_hidden_states, hidden_states).
 
     Raises:
-        TypeError: nothing is known about the class of `transformer`.
+        TypeError: the class of `transformer` is not supported.
     """
     if isinstance(transformer, SD3Transformer2DModel):
         return list(transformer.transformer_blocks)
     if isinstance(transformer, FluxTransformer2DModel):
         return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     raise TypeError(
-        f"Detail Guidance does not know the blocks of {type(transformer).__name__}:"
-        " it takes SD3Transformer2DModel and FluxTransformer2DModel, not compiled"
+        f"Detail Guidance does not support {type(transformer).__name__}: it takes"
+        " SD3Transformer2DModel and FluxTransformer2DModel, not compiled"
     )
 
 
 def remove_hook(module: nn.Module, name: str = HOOK) -> None:
-    """Remove our hook from `module` alone, if it is there."""
+    """Remove the hook `name` from `module`, if it has one; submodules keep theirs."""
     HookRegistry.check_if_exists_or_initialize(module).remove_hook(name, recurse=False)
 
 
 def _whole(value: Any, name: str) -> int:
+    """Return `value` if it is a whole number, else raise TypeError."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise TypeError(f"{name} has to be a whole number, not {value!r}")

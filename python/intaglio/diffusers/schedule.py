@@ -1,4 +1,4 @@
-"""The runtime's own windows and ramps, for numbers that come from Python."""
+"""Guidance schedules of the runtime, made from Python values."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from intaglio import _core
 
 
 def make_schedule(**values: Any) -> _core.Guidance:
-    """`cfg_scale`, `cfg_window`, `dg_scale`, `dg_window` and `ma_keep` as the runtime reads them.
+    """Return the runtime's schedule of scales, windows and `ma_keep`.
 
     Raises:
-        TypeError: something that is neither a number nor a pair.
-        ValueError: a window outside 0..1 or empty, keep outside 0..1, values that are not finite.
+        TypeError: a value is neither a number nor a pair of numbers.
+        ValueError: a window is empty or outside 0..1, ma_keep is outside 0..1, or a value is not
+            finite.
     """
     try:
         schedule = _core.Guidance(**values)

@@ -1,0 +1,1 @@
+"""Which channels are massive, what causes them, and the statistics behind the answers."""

@@ -1,0 +1,1 @@
+"""Pictures drawn with guidance methods or interventions, compared seed by seed."""

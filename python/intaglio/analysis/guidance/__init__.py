@@ -1,0 +1,1 @@
+"""Negative branches besides Detail Guidance, effective guidance, and settings as methods."""

@@ -1,0 +1,1 @@
+"""`intaglio probe`: a diffusers model or an observed bundle, from end to end."""

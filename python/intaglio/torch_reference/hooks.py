@@ -1,0 +1,51 @@
+"""Context managers that change what one block of a diffusers transformer returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from intaglio_export.adapters import Adapter
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+@contextmanager
+def replace_streams(
+    adapter: Adapter, block: int, hidden: Change | None = None, text: Change | None = None
+) -> Iterator[None]:
+    """Apply `hidden` to the image stream after block `block`, and `text` to the text stream."""
+
+    def hook(module: object, args: object, output: object) -> object:
+        stream, others = adapter.split(output)
+        if text is not None and others and others[0] is not None:
+            others = (text(others[0]), *others[1:])
+        return adapter.join(hidden(stream) if hidden else stream, others)
+
+    handle = adapter.blocks()[block].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def skip_block(adapter: Adapter, block: int) -> Iterator[None]:
+    """Let block `block` return its inputs."""
+
+    def hook(module: object, args: Any, kwargs: dict[str, Any], output: object) -> object:
+        hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        _, others = adapter.split(output)
+        unchanged = tuple(
+            None if other is None else kwargs["encoder_hidden_states"] for other in others
+        )
+        return adapter.join(hidden_states, unchanged)
+
+    handle = adapter.blocks()[block].register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
