@@ -12,17 +12,9 @@ import pytest
 
 from intaglio_export.engines.builder import BuildRequest, estimates, plan_bytes, plan_work
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.exporter import export_bundle
-from intaglio_export.options import ExportRequest
+from tests import bundles
 from tests.export.engines import ARCH, assert_whole, build, read, without_engines
 
-ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "models" / "fashion-sd3"
-# Of `make test`, which makes them first.
-MADE = {
-    "forked": ROOT / "build/bundles/fashion-sd3",
-    "dual": ROOT / "build/bundles/fashion-sd3-dual",
-}
 Shipped = Callable[[str, str], Path]
 
 
@@ -33,11 +25,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
 
     @cache
     def make(layout: str, dtype: str) -> Path:
-        bundle = root / f"{layout}-{dtype}"
-        if dtype == "float32" and (MADE[layout] / "bundle.json").exists():
-            without_engines(MADE[layout], bundle)
-        else:
-            export_bundle(ExportRequest(MODEL, bundle, layout=layout, dtype=dtype))
+        made = bundles.bundle(bundles.SHIPPED, layout, dtype)
+        bundle = without_engines(made, root / f"{layout}-{dtype}")
         build(bundle)
         return bundle
 

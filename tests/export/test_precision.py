@@ -14,9 +14,8 @@ from torch import nn
 from intaglio_export.adapters import FluxAdapter, SD3Adapter
 from intaglio_export.channels import observe
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.exporter import export_bundle
-from intaglio_export.options import ExportRequest
 from intaglio_export.precision import DTYPES, Products, narrow
+from tests.bundles import bundle
 from tests.families import flux, sd3
 from tests.families.parts import MAX_LENGTH
 
@@ -101,13 +100,9 @@ def test_a_single_stream_block_is_counted_on() -> None:
 
 
 @pytest.fixture(scope="module", params=["float16", "bfloat16"])
-def narrow_bundle(
-    request: pytest.FixtureRequest, sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, torch.dtype]:
-    """The tiny SD3 in a narrow precision."""
-    output = tmp_path_factory.mktemp("narrow") / request.param
-    export_bundle(ExportRequest(sd3_folder, output, dtype=request.param))
-    return output, DTYPES[request.param]
+def narrow_bundle(request: pytest.FixtureRequest) -> tuple[Path, torch.dtype]:
+    """The tiny SD3 in a low precision."""
+    return bundle(dtype=request.param), DTYPES[request.param]
 
 
 def inferred(path: Path) -> dict[str, int]:
