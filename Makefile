@@ -122,7 +122,7 @@ parity: .venv/ready  ## measure every family against diffusers and write docs/pa
 
 # On an idle machine. Models and bundles are kept in build/bench (15 GB); the first run exports them too.
 bench: $(BUNDLE)/bundle.json  ## compare with other runtimes and write docs/performance.md
-	$(BIN)/python -m tests.bench -o docs
+	$(BIN)/python -m benchmarks.bench -o docs
 
 # Pictures first, in a shorter form of the same function (models/training/report.py); hours. Kept in build/report, so it goes on.
 report: .venv/ready  ## probe the shipped model and write docs/reports/fashion-sd3
@@ -132,8 +132,8 @@ report: .venv/ready  ## probe the shipped model and write docs/reports/fashion-s
 	cp -r build/report/{report.md,report.json,settings.json,figures} docs/reports/fashion-sd3/
 
 scale: .venv/ready  ## export full-size models with random weights and write docs/scale.md (15 GB of disk)
-	$(BIN)/python -m tests.scale.sd3_medium build/scale
-	$(BIN)/python -m tests.scale.flux_dev build/scale
+	$(BIN)/python -m benchmarks.scale.sd3_medium build/scale
+	$(BIN)/python -m benchmarks.scale.flux_dev build/scale
 	rm -rf build/scale
 
 clean:  ## remove build results, not the environment

@@ -19,7 +19,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
 from tests.families import parts
-from tests.scale.folders import write_pipeline
+from benchmarks.scale.folders import write_pipeline
 
 def size(name):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""docs/scale.json and its tables, docs/scale.md: `python -m tests.scale.report` writes them."""
+"""Write docs/scale.json and its tables, docs/scale.md: `python -m benchmarks.scale.report`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
-from tests.scale.measuring import ROOT, Measured
+from benchmarks.scale.measuring import ROOT, Measured
 
 DATA = ROOT / "docs/scale.json"
 PAGE = ROOT / "docs/scale.md"
