@@ -145,8 +145,14 @@ def _make(options: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Make every bundle of `SUITE`, in a process for each core."""
+    """Make every bundle of `SUITE`, in a process for each core.
+
+    With a layout as argument, make the tiny SD3 in it and print where it is.
+    """
     folder()
+    if sys.argv[1:]:
+        print(bundle(layout=sys.argv[1]))
+        return
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         for _ in pool.map(_make, SUITE):
             pass
