@@ -62,7 +62,7 @@ build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
 # In two steps: the first holds for as long as the dependencies do, the second rebuilds the C++.
 .venv/dependencies: pyproject.toml constraints.txt | build/system
 	[ -x .venv/bin/pip ] || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -r <($(BIN)/python cmake/requirements.py pyproject.toml)
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -r <($(BIN)/python cmake/requirements.py pyproject.toml)
 	touch $@
 
 # Of the tree build/release: the Python modules, the executable and the C++ tests.

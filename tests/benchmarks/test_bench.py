@@ -19,6 +19,7 @@ from benchmarks.bench.runtimes import COMPILED, EAGER, OURS, PEERS, open_runtime
 from benchmarks.bench.workload import MODES, Workload
 from tests.families import FAMILIES
 
+pytestmark = pytest.mark.exports
 BLOCK, SIDE, TEXT = 1, 6, 16
 QUICK = tuple(name for name in (*OURS, *PEERS) if name != COMPILED)  # that takes a compiler a while
 NAMES = ("sd3", "flux-dedistilled")

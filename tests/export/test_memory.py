@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.exports
 # Of the bundle's weights. A second copy, or a wider one, would take 2 and more.
 SHARE = 1.3
 # Beside weights: activations, graphs, and the one tensor that is being converted or transposed.

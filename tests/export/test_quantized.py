@@ -117,6 +117,7 @@ def test_a_massive_channel_in_float32_saves_the_others(scheme: str, tmp_path: Pa
     assert errors["with"] < 0.5 * errors["without"]
 
 
+@pytest.mark.exports
 def test_a_stream_that_is_read_without_a_norm(tmp_path: Path) -> None:
     """As by the queries of PixArt's cross-attention."""
     output = tmp_path / "bundle"

@@ -116,5 +116,5 @@ def test_prepacked_weights_draw_the_same(shipped: Path) -> None:
 
 def test_narrow_weights_are_not_packed() -> None:
     """They are cast in each step, so there is nothing to pack, and no message about it."""
-    pipeline = intaglio.Pipeline.open(bundles.bundle(dtype="float16"), device="cpu", prepack=True)
+    pipeline = intaglio.Pipeline.open(bundles.bundle(dtype="bfloat16"), device="cpu", prepack=True)
     assert "prepacked" not in pipeline.backend

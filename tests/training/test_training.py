@@ -17,6 +17,8 @@ from diffusers import (
 from models.training import data, evaluate, flow, sampling, text, train
 from tests.training.conftest import load, tiny_arguments
 
+pytestmark = pytest.mark.exports
+
 
 def embed(pipeline: StableDiffusion3Pipeline, prompts: list[str]) -> list[sampling.Prompt]:
     """Conditional and null prompt as the pipeline itself encodes them."""
