@@ -15,8 +15,8 @@ endif()
 include(GNUInstallDirs)
 
 find_program(CCACHE ccache)
-if(CCACHE)  # which takes precompiled headers only where it may leave out of account when they were made
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros ${CCACHE})
+if(CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
 endif()
 
 if(INTAGLIO_SANITIZE)

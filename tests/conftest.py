@@ -60,6 +60,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if needing and not GPU:
         config.hook.pytest_deselected(items=needing)
         items[:] = [item for item in items if item not in needing]
+    # Files with long tests start first, so that the processes end together.
+    long = {item.path for item in items if item.get_closest_marker("exports")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 def open_on(device: str, bundle: Path) -> intaglio.Pipeline:
