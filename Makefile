@@ -1,6 +1,7 @@
-# make demo   everything from a fresh clone to a page of pictures
-# make test   everything that CI runs
-# make help   the rest
+# make demo    everything from a fresh clone to a page of pictures
+# make check   the quick part of the tests, for while you work
+# make test    everything that CI runs
+# make help    the rest
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -11,17 +12,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := models/fashion-sd3
 BUNDLE := build/bundles/fashion-sd3
-DUAL := build/bundles/fashion-sd3-dual
 DEMO := build/demo
 REPORT_IMAGES := 5000
 REPORT_STEPS := 8
+PYTEST_FLAGS ?=
+# A process a core: more threads would only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
 # Without engines/, which makes nothing of a bundle's own.
 EXPORT_SOURCES := $(shell find export -name engines -prune -o -name '*.py' -print) models/bundle.schema.json $(wildcard models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
 
-.PHONY: help setup demo serve test test-python test-cpp test-sanitize lint format parity bench report scale clean
+.PHONY: help setup demo serve check test test-steps test-bundles test-python test-cpp test-sanitize lint format parity bench report scale clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
 
@@ -33,7 +37,15 @@ demo: $(DEMO)/index.html  ## export the shipped model and draw the same seeds fo
 serve: $(BUNDLE)/bundle.json  ## serve the shipped model (docs/serving.md); FLAGS="--port 9000"
 	@exec $(BIN)/intaglio serve $(BUNDLE) $(FLAGS)
 
-test: lint test-cpp test-sanitize test-python  ## everything that CI runs
+check: lint test-cpp  ## lint, types, C++ tests, and the Python tests that export nothing
+	$(PYTEST) $(WORKERS) -q -m "not alone and not exports"
+
+# Steps that do not wait for each other share the cores; each prints when it has ended.
+test:  ## everything that CI runs
+	@$(MAKE) -j2 --output-sync=target test-steps
+	$(MAKE) test-python
+
+test-steps: test-sanitize lint test-cpp test-bundles $(BUNDLE)/bundle.json build/deps/onnxruntime-gpu/ready build/deps/triton/ready
 
 # Installs what is missing only, so that a machine without root but with the packages works too.
 build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
@@ -50,35 +62,32 @@ build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
 # In two steps: the first holds for as long as the dependencies do, the second rebuilds the C++.
 .venv/dependencies: pyproject.toml constraints.txt | build/system
 	[ -x .venv/bin/pip ] || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -r <($(BIN)/python cmake/requirements.py pyproject.toml)
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -r <($(BIN)/python cmake/requirements.py pyproject.toml)
 	touch $@
 
+# Of the tree build/release: the Python modules, the executable and the C++ tests.
 .venv/ready: .venv/dependencies $(CPP_SOURCES)
 	@echo "building the C++ part (the first time takes a few minutes)"
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
 # The C++ has no part in an export, so a rebuild of it makes no new bundles.
-.PRECIOUS: $(BUNDLE)/bundle.json $(DUAL)/bundle.json
+.PRECIOUS: $(BUNDLE)/bundle.json
 $(BUNDLE)/bundle.json: .venv/dependencies $(EXPORT_SOURCES) $(MODEL_FILES) | .venv/ready
 	@mkdir -p $(dir $(BUNDLE))
 	$(BIN)/intaglio export $(MODEL) -o $(BUNDLE)
 	touch $@
 
-$(DUAL)/bundle.json: .venv/dependencies $(EXPORT_SOURCES) $(MODEL_FILES) | .venv/ready
-	@mkdir -p $(dir $(DUAL))
-	$(BIN)/intaglio export $(MODEL) -o $(DUAL) --layout dual
-	touch $@
-
 $(DEMO)/index.html: $(BUNDLE)/bundle.json python/intaglio/demo.py .venv/ready
 	$(BIN)/python -m intaglio.demo $(BUNDLE) -o $(DEMO)
 
-lint: .venv/ready  ## ruff, mypy, clang-format, generated stubs
+lint: .venv/ready  ## ruff, mypy, clang-format, sizes of files and functions, generated stubs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	files=$$(git ls-files '*.cpp' '*.h')
 	$(BIN)/clang-format --dry-run --Werror $$files
+	$(BIN)/python .ci/sizes.py
 	$(BIN)/python python/bindings/make_stubs.py --check
 
 format:  ## reformat Python and C++
@@ -86,21 +95,27 @@ format:  ## reformat Python and C++
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
 
-build/release/build.ninja build/sanitize/build.ninja: build/%/build.ninja: CMakeLists.txt CMakePresets.json | build/system
-	cmake --preset $* >build/$*.log || { cat build/$*.log; exit 1; }
-
-test-cpp: build/release/build.ninja  ## C++ tests
+test-cpp: .venv/ready  ## C++ tests
 	cmake --build --preset release
 	ctest --preset release -j2
 
-# The command too, over a whole run of each layout: what unit tests do not reach.
-test-sanitize: build/sanitize/build.ninja $(BUNDLE)/bundle.json $(DUAL)/bundle.json  ## C++ tests and runs under sanitizers
+build/sanitize/ready: CMakeLists.txt CMakePresets.json $(CPP_SOURCES) $(wildcard tests/cpp/*) | build/system
+	cmake --preset sanitize >build/sanitize.log || { cat build/sanitize.log; exit 1; }
 	cmake --build --preset sanitize
+	touch $@
+
+# The command too, over a whole run of each layout: what unit tests do not reach.
+test-sanitize: build/sanitize/ready .venv/ready  ## C++ tests and runs under sanitizers
 	ctest --preset sanitize -j2
-	for bundle in $(BUNDLE) $(DUAL); do
-	  build/sanitize/cpp/intaglio generate $$bundle --prompt "a dress" --steps 2 --batch 2 --vae-tile 16 -o build/sanitize/image.png \
+	for layout in forked dual; do
+	  build/sanitize/cpp/intaglio generate $$($(BIN)/python -m tests.bundles $$layout) --prompt "a dress" --steps 2 --batch 2 \
+	    --vae-tile 16 -o build/sanitize/image.png \
 	    --onnxruntime $$(echo .venv/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.*)
 	done
+
+# A change of the C++ makes none of them again (tests/bundles.py).
+test-bundles: .venv/ready  ## export the bundles that tests use, unless they are in build/test-bundles
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bundles
 
 # A folder's own time changes with what is put into it, so a file says that it is complete.
 build/deps/onnxruntime-gpu/ready: cmake/onnxruntime_gpu.sh | .venv/dependencies
@@ -111,18 +126,17 @@ build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies
 	cmake/triton_server.sh $(@D) $(BIN)/python
 	touch $@
 
-# A process a core: more threads would only wait for each other. Clusters have the machine for themselves.
-test-python: $(BUNDLE)/bundle.json $(DUAL)/bundle.json build/release/build.ninja build/deps/onnxruntime-gpu/ready build/deps/triton/ready  ## Python, parity, integration and structure tests
-	cmake --build --preset release
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
+# Clusters have the machine for themselves.
+test-python: .venv/ready test-bundles $(BUNDLE)/bundle.json build/deps/onnxruntime-gpu/ready build/deps/triton/ready  ## Python, parity, integration and structure tests
+	$(PYTEST) $(WORKERS) -m "not alone"
+	$(PYTEST) -m alone
 
 parity: .venv/ready  ## measure every family against diffusers and write docs/parity.md
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity/families --parity-table docs/parity.md
+	$(PYTEST) -q $(WORKERS) tests/parity/families --parity-table docs/parity.md
 
 # On an idle machine. Models and bundles are kept in build/bench (15 GB); the first run exports them too.
 bench: $(BUNDLE)/bundle.json  ## compare with other runtimes and write the speed section of docs/performance.md
-	$(BIN)/python -m tests.bench -o docs
+	$(BIN)/python -m benchmarks.bench -o docs
 
 # Pictures first, in a shorter form of the same function (models/training/report.py); hours. Kept in build/report, so it goes on.
 report: .venv/ready  ## probe the shipped model and write docs/reports/fashion-sd3
@@ -132,9 +146,9 @@ report: .venv/ready  ## probe the shipped model and write docs/reports/fashion-s
 	cp -r build/report/{report.md,report.json,settings.json,figures} docs/reports/fashion-sd3/
 
 scale: .venv/ready  ## export full-size models with random weights and write their section of docs/performance.md (15 GB of disk)
-	$(BIN)/python -m tests.scale.sd3_medium build/scale
-	$(BIN)/python -m tests.scale.flux_dev build/scale
+	$(BIN)/python -m benchmarks.scale.sd3_medium build/scale
+	$(BIN)/python -m benchmarks.scale.flux_dev build/scale
 	rm -rf build/scale
 
 clean:  ## remove build results, not the environment
-	rm -rf build/release build/sanitize build/bundles build/demo
+	rm -rf build/release build/sanitize build/bundles build/test-bundles build/demo .venv/ready

@@ -1,10 +1,8 @@
-"""One tiny pipeline and its bundles, exported once a session."""
+"""Fixtures of all tests: the tiny SD3 and its bundles; what a GPU and a parity table need."""
 
 from __future__ import annotations
 
 import ctypes
-import json
-import os
 from ctypes.util import find_library
 from dataclasses import astuple
 from pathlib import Path
@@ -12,27 +10,11 @@ from typing import Any
 
 import pytest
 from diffusers import StableDiffusion3Pipeline
-from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 import intaglio
-from intaglio_export.exporter import export_bundle
-from intaglio_export.options import ExportRequest
-from tests.families.parts import MAX_LENGTH
-from tests.families.sd3 import make_pipeline
+from tests import bundles
 from tests.parity.table import Cell, Table
-
-SETTINGS = {
-    "block": 1,
-    "steps": 4,
-    "cfg_scale": 2.0,
-    "dg_scale": 0.5,
-    "keep": 0.0,
-    "height": 32,
-    "width": 32,
-    "max_sequence_length": MAX_LENGTH,
-}
-
 
 GPU_DEVICES = ("cuda", "ort-tensorrt")
 
@@ -51,22 +33,36 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_TABLE] = Table()
 
 
-def no_gpu() -> str:
-    """Why this machine has no usable GPU; empty when it has."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give the families' runs their cells: all of them where a table of them is written."""
+    if {"dtype", "layout", "mode"} <= set(metafunc.fixturenames) and metafunc.cls is not None:
+        from tests.parity.family import ALL_CELLS, CELLS
+
+        cells = ALL_CELLS if metafunc.config.getoption("--parity-table") else CELLS
+        metafunc.parametrize(("dtype", "layout", "mode"), cells)
+
+
+def gpu_works() -> bool:
+    """Whether this machine has a GPU with a working NVIDIA driver."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == 0)
     except OSError:
-        return "no NVIDIA driver: libcuda.so.1 is not there"
-    if code := driver.cuInit(0):
-        return f"no usable GPU: the driver's cuInit gave error {code}"
-    return ""
+        return False
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if reason := no_gpu():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason=reason))
+# Tests that need a GPU are collected only where there is one.
+GPU = gpu_works()
+collect_ignore = [] if GPU else ["gpu"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing and not GPU:
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if item not in needing]
+    # Files with long tests start first, so that the processes end together.
+    long = {item.path for item in items if item.get_closest_marker("exports")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 def open_on(device: str, bundle: Path) -> intaglio.Pipeline:
@@ -100,58 +96,40 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny pipeline as save_pretrained writes it, with settings; one channel is massive.
-
-    It and the bundles beside it are made once for all processes of pytest-xdist.
-    """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny/tiny-sd3"
-    folder.parent.mkdir(exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "settings.json").exists():
-            make_pipeline().save_pretrained(folder)
-            (folder / "settings.json").write_text(json.dumps(SETTINGS))
-    return folder
+def sd3_folder() -> Path:
+    """The tiny SD3 pipeline as save_pretrained writes it, with settings; one channel is massive."""
+    return bundles.source("sd3")
 
 
 @pytest.fixture(scope="session")
 def sd3_pipeline(sd3_folder: Path) -> StableDiffusion3Pipeline:
-    """The same, loaded back by diffusers in float32."""
+    """The same pipeline, loaded back by diffusers in float32."""
     absent = ("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor")
     return StableDiffusion3Pipeline.from_pretrained(sd3_folder, **dict.fromkeys(absent))
 
 
-def export(source: Path, layout: str, observe: bool = False) -> Path:
-    """`source` exported into a folder beside it, unless it is there."""
-    output = source.parent / (f"{layout}-observed" if observe else layout)
-    with FileLock(f"{output}.lock"):
-        if not output.exists():
-            export_bundle(ExportRequest(source, output, layout=layout, observe=observe))
-    return output
+@pytest.fixture(scope="session")
+def forked_bundle() -> Path:
+    """The tiny SD3 in layout forked. Copy it to change it; so with every bundle below."""
+    return bundles.bundle(layout="forked")
 
 
 @pytest.fixture(scope="session")
-def forked_bundle(sd3_folder: Path) -> Path:
-    return export(sd3_folder, "forked")
-
-
-@pytest.fixture(scope="session")
-def dual_bundle(sd3_folder: Path) -> Path:
-    return export(sd3_folder, "dual")
+def dual_bundle() -> Path:
+    """The tiny SD3 in layout dual."""
+    return bundles.bundle(layout="dual")
 
 
 @pytest.fixture(scope="session", params=["forked", "dual"])
 def bundle(request: pytest.FixtureRequest) -> Path:
-    """The tiny pipeline's bundle, in each layout."""
-    path: Path = request.getfixturevalue(f"{request.param}_bundle")
-    return path
+    """The tiny SD3 in each layout."""
+    return bundles.bundle(layout=request.param)
 
 
 @pytest.fixture(scope="session", params=["forked", "dual"])
-def observed_bundle(request: pytest.FixtureRequest, sd3_folder: Path) -> Path:
-    """The same, exported with --observe."""
-    return export(sd3_folder, request.param, observe=True)
+def observed_bundle(request: pytest.FixtureRequest) -> Path:
+    """The tiny SD3 in each layout, exported with --observe."""
+    return bundles.bundle(layout=request.param, observe=True)
 
 
 def onnxruntime_library() -> Path:

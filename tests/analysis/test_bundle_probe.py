@@ -17,8 +17,7 @@ from intaglio.analysis.channels.recorder import record_bundle
 from intaglio.torch_reference.model import Model
 from intaglio_export.sources import open_source
 from tests.analysis.conftest import Command
-from tests.conftest import export
-from tests.families import FAMILIES
+from tests.bundles import bundle
 from tests.families.parts import MAX_LENGTH
 from tests.families.sd3 import PLANTED
 
@@ -27,8 +26,8 @@ PROMPT = "a dark boot"
 
 
 @pytest.fixture(scope="module")
-def observed(sd3_folder: Path) -> Path:
-    return export(sd3_folder, "forked", observe=True)
+def observed() -> Path:
+    return bundle(observe=True)
 
 
 def test_a_bundle_tells_what_its_model_does(
@@ -110,25 +109,23 @@ def test_a_bundle_that_is_not_observed_says_the_way_out(
 def test_a_bundle_without_text_encoders_is_refused(
     observed: Path, tmp_path: Path, command: Command
 ) -> None:
-    bundle = tmp_path / "bundle"
-    shutil.copytree(observed, bundle)
-    manifest = json.loads((bundle / "bundle.json").read_text("utf-8"))
+    copy = tmp_path / "bundle"
+    shutil.copytree(observed, copy)
+    manifest = json.loads((copy / "bundle.json").read_text("utf-8"))
     prompt = manifest["prompt"]
     prompt |= {"encoders": {}, "pooled": []}
     for segment in prompt["text"]:
         segment["encoders"] = []
-    (bundle / "bundle.json").write_text(json.dumps(manifest))
-    code, _, err = command(bundle, "-o", tmp_path / "out")
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    code, _, err = command(copy, "-o", tmp_path / "out")
     assert (code, "has no text encoders" in err) == (3, True), err
     assert len(err.strip().splitlines()) == 1
 
 
 def test_classes_are_called_so(tmp_path: Path, command: Command) -> None:
-    FAMILIES["dit"].make().save_pretrained(tmp_path / "dit")
-    bundle = export(tmp_path / "dit", "forked", observe=True)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/settings.json").write_text("{}")  # from an earlier probe of the model
-    code, _, err = command(bundle, "-o", tmp_path / "out", "--steps", 4)
+    code, _, err = command(bundle("dit", observe=True), "-o", tmp_path / "out", "--steps", 4)
     assert code == 0, err
     page = (tmp_path / "out/report.md").read_text("utf-8")
     assert "“class 0”: the clean image" in page

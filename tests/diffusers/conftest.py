@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import intaglio
-from intaglio_export.exporter import export_bundle
-from intaglio_export.options import ExportRequest
-from tests.diffusers.runs import BLOCK, HEIGHT, WIDTH
-from tests.families import FAMILIES
-from tests.families.parts import MAX_LENGTH
+from tests.bundles import bundle
 
 Open = Callable[[str], intaglio.Pipeline]
 
@@ -30,20 +23,11 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def runtime(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Open:
-    """Open the exported bundle of a family in the C++ runtime; sd3's is shared with other tests."""
+def runtime() -> Open:
+    """Open the exported bundle of a family in the C++ runtime."""
 
     @cache
     def opened(name: str) -> intaglio.Pipeline:
-        if name == "sd3":
-            return intaglio.Pipeline.open(forked_bundle, threads=1)
-        folder = tmp_path_factory.mktemp("guider") / name
-        FAMILIES[name].make().save_pretrained(folder)
-        settings: dict[str, Any] = {"block": BLOCK, "height": HEIGHT, "width": WIDTH}
-        settings["max_sequence_length"] = MAX_LENGTH
-        (folder / "settings.json").write_text(json.dumps(settings))
-        bundle: Path = folder.parent / "bundle"
-        export_bundle(ExportRequest(folder, bundle, layout="forked"))
-        return intaglio.Pipeline.open(bundle, threads=1)
+        return intaglio.Pipeline.open(bundle(name), threads=1)
 
     return opened

@@ -136,12 +136,13 @@ def test_wrong_flags_of_the_source(
     assert_refused(run(sd3_folder, "-o", "out", *flags), code, says, tmp_path)
 
 
+@pytest.mark.exports
 def test_a_single_file_and_a_lora(run: Run, sd3_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "tuned.safetensors"
     shutil.copy(sd3_folder / "transformer" / "diffusion_pytorch_model.safetensors", file)
     assert_refused(run(file, "-o", "out"), 2, "with --config", tmp_path, left=1)
     write_lora("sd3", tmp_path / "style.safetensors", targets=["attn.to_q"])
-    flags = ["--config", sd3_folder, "--lora", "style.safetensors:0.5"]
+    flags = ["--config", sd3_folder, "--lora", "style.safetensors:0.5", "--text-encoders", "none"]
     flags += ["--settings", sd3_folder / "settings.json", "--dtype", "float16"]
     result = run(file, "-o", "out", *flags)
     assert result.exit_code == 0, result.stderr
@@ -195,14 +196,16 @@ def test_too_full_a_disk_is_seen_before_the_work(
     assert_refused(run(sd3_folder, "-o", "out"), 3, "too full", tmp_path)
 
 
+@pytest.mark.exports
 def test_a_graph_that_differs_is_named_and_nothing_is_written(
     run: Run, sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify, "TOLERANCE", {torch.float32: 1e-12})
-    result = run(sd3_folder, "-o", "out")
+    result = run(sd3_folder, "-o", "out", "--text-encoders", "none")
     assert_refused(result, 3, "transformer/forked.onnx differs from the torch model by", tmp_path)
 
 
+@pytest.mark.exports
 def test_a_bundle_is_replaced_and_the_summary_says_what_was_made(
     run: Run, sd3_folder: Path, tmp_path: Path
 ) -> None:
@@ -210,7 +213,7 @@ def test_a_bundle_is_replaced_and_the_summary_says_what_was_made(
     (tmp_path / "out" / "bundle.json").write_text("{}")
     (tmp_path / "out" / "old.plan").write_text("stale")
     (tmp_path / "s.json").write_text('{"name": "mine", "license": "MIT", "keep": [1, 0]}')
-    flags = ("--settings", "s.json", "--channels", "3,5", "--observe")
+    flags = ("--settings", "s.json", "--channels", "3,5", "--observe", "--text-encoders", "none")
     result = run(sd3_folder, "-o", "out", *flags)
     assert result.exit_code == 0, result.stderr
     manifest = json.loads((tmp_path / "out" / "bundle.json").read_text())

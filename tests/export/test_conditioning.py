@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from intaglio_export.adapters import Adapter, adapter_for
-from intaglio_export.options import LAYOUTS
 from intaglio_export.packing import positions
 from intaglio_export.transformer_graphs import transformer_units
 from intaglio_export.verify import open_session
 from intaglio_export.writing import make_graph, save_graph
+from tests.bundles import BLOCK, bundle
 from tests.export.test_bundle import relative
 from tests.families import FAMILIES
 
-BLOCK = 1
 TOLERANCE = 1e-5
 # Images of 12 x 16 latent cells, unless the model has one size.
 GRID = (6, 8)
@@ -27,8 +26,14 @@ IMAGE = ("x_embedder", "pos_embed")
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def adapter(request: pytest.FixtureRequest) -> Adapter:
-    pipeline = FAMILIES[request.param].make()
+def family(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def adapter(family: str) -> Adapter:
+    pipeline = FAMILIES[family].make()
     adapter = adapter_for(type(pipeline).__name__)
     assert adapter is not None
     return adapter(pipeline)
@@ -56,15 +61,22 @@ def random_inputs(adapter: Adapter, rows: int) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["forked", pytest.param("dual", marks=pytest.mark.exports)])
 def test_both_parts_equal_the_diffusers_model(
-    adapter: Adapter, layout: str, tmp_path: Path
+    family: str, adapter: Adapter, layout: str, tmp_path: Path
 ) -> None:
-    """The graphs of both parts; the op leaves every token alone, so that branches are rows."""
-    sessions = {}
-    for name, unit in transformer_units(adapter, layout, BLOCK).items():
-        save_graph(make_graph(unit), tmp_path / f"{name}.onnx")
-        sessions[name] = open_session(tmp_path / f"{name}.onnx")
+    """Compare what the graphs compute; the op leaves every token alone, so branches are rows.
+
+    The family's bundle has the graphs of layout forked, and conditioning is the same in both.
+    """
+    exported = bundle(family) / "transformer"
+    names = ["conditioning", "forked"] if layout == "forked" else ["conditioning"]
+    sessions = {name: open_session(exported / f"{name}.onnx") for name in names}
+    if layout == "dual":
+        units = transformer_units(adapter, layout, BLOCK)
+        for name in ("base", "degraded"):
+            save_graph(make_graph(units[name]), tmp_path / f"{name}.onnx")
+            sessions[name] = open_session(tmp_path / f"{name}.onnx")
     inputs = random_inputs(adapter, 3)
     expected = adapter.predict(inputs)
     order = torch.tensor([2, 0, 1])  # of conditions: none of the loop's rows is in its place
@@ -85,11 +97,13 @@ def test_both_parts_equal_the_diffusers_model(
         assert relative(torch.from_numpy(got), expected[branch]) < TOLERANCE, name
 
 
-def test_the_loop_carries_no_weights_of_conditioning(adapter: Adapter) -> None:
+def test_the_loop_carries_no_weights_of_conditioning(family: str, adapter: Adapter) -> None:
     """Each weight is in one of the two parts, and no input is left that only conditioning reads."""
-    forked, ahead = transformer_units(adapter, "forked", BLOCK).values()
-    parts = {unit.spec.path: make_graph(unit).graph for unit in (forked, ahead)}
-    loop, conditioning = (set(graph.initializers) for graph in parts.values())
+    graphs = [
+        onnx.load(bundle(family) / "transformer" / f"{name}.onnx", load_external_data=False).graph
+        for name in ("forked", "conditioning")
+    ]
+    loop, conditioning = ({tensor.name for tensor in graph.initializer} for graph in graphs)
     parameters = {f"transformer.{n}" for n, p in adapter.transformer.named_parameters()}
     modules = dict(adapter.transformer.named_modules())
     ends = [m.linear for m in adapter.modulations()] + list(adapter.projection())
@@ -103,9 +117,14 @@ def test_the_loop_carries_no_weights_of_conditioning(adapter: Adapter) -> None:
     assert not any(name.startswith(tuple(hoisted)) for name in loop)
     words = ("time_text_embed", "timestep_embedder", "class_embedder", "context_embedder")
     assert not [n for n in loop if any(w in n for w in words) and not any(i in n for i in IMAGE)]
-    both = {n for n in parameters if n in loop and n in conditioning}
+    # A transposed weight's name begins with that of the parameter.
+    both = {
+        name
+        for name in parameters
+        if all(any(held.startswith(name) for held in part) for part in (loop, conditioning))
+    }
     assert not both
-    roles = {spec.role for spec in forked.spec.inputs}
+    roles = {value.name for value in graphs[0].input}
     assert not roles & {"timestep", "pooled", "guidance", "class", "text"}
 
 

@@ -29,6 +29,8 @@ from tests.export.engines import (
     without_engines,
 )
 
+pytestmark = pytest.mark.exports
+
 
 @pytest.fixture
 def bundle(built: Path, tmp_path: Path) -> Path:

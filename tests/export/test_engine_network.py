@@ -19,6 +19,8 @@ from intaglio_export.engines.profiles import default_profile, input_shapes
 from intaglio_export.writing import Stage, write_stages
 from tests.families.parts import make_t5, make_t5_tokenizer
 
+pytestmark = pytest.mark.exports
+
 # As TensorRT 8 and 10 have said them in builds that succeeded.
 PASSING = [
     "Tactic Device request: 538MB Available: 166MB. Device memory is insufficient to use tactic.",

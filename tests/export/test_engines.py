@@ -1,4 +1,7 @@
-"""Engines of the shipped model, really built: every layout, float32 and float16, no GPU."""
+"""Engines of the shipped model, really built without a GPU.
+
+The families' engines (tests/parity/family.py) are small ones of both layouts and precisions.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,10 @@ import pytest
 
 from intaglio_export.engines.builder import BuildRequest, estimates, plan_bytes, plan_work
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.exporter import export_bundle
-from intaglio_export.options import ExportRequest
+from tests import bundles
 from tests.export.engines import ARCH, assert_whole, build, read, without_engines
 
-ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "models" / "fashion-sd3"
-# Of `make test`, which makes them first.
-MADE = {
-    "forked": ROOT / "build/bundles/fashion-sd3",
-    "dual": ROOT / "build/bundles/fashion-sd3-dual",
-}
+pytestmark = pytest.mark.exports
 Shipped = Callable[[str, str], Path]
 
 
@@ -33,11 +29,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
 
     @cache
     def make(layout: str, dtype: str) -> Path:
-        bundle = root / f"{layout}-{dtype}"
-        if dtype == "float32" and (MADE[layout] / "bundle.json").exists():
-            without_engines(MADE[layout], bundle)
-        else:
-            export_bundle(ExportRequest(MODEL, bundle, layout=layout, dtype=dtype))
+        made = bundles.bundle(bundles.SHIPPED, layout, dtype)
+        bundle = without_engines(made, root / f"{layout}-{dtype}")
         build(bundle)
         return bundle
 
@@ -49,8 +42,9 @@ def components(bundle: Path) -> dict[str, Any]:
     return dict(read(file)["components"])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("layout", ["forked", "dual"])
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [("forked", "float32"), ("forked", "float16"), ("dual", "float32")]
+)
 def test_the_engines_are_what_the_bundle_says(shipped: Shipped, layout: str, dtype: str) -> None:
     bundle = shipped(layout, dtype)
     (folder,) = bundle.glob("engines/*/")
@@ -71,10 +65,10 @@ def test_the_engines_are_what_the_bundle_says(shipped: Shipped, layout: str, dty
     assert document["targets"] == ARCH.split(",")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_forked_has_one_copy_of_the_weights(shipped: Shipped, dtype: str) -> None:
-    forked = components(shipped("forked", dtype))["transformer/forked.onnx"]
-    base = components(shipped("dual", dtype))["transformer/base.onnx"]
+def test_forked_has_one_copy_of_the_weights(shipped: Shipped) -> None:
+    """In float16 assert_weights says the same of the engine alone."""
+    forked = components(shipped("forked", "float32"))["transformer/forked.onnx"]
+    base = components(shipped("dual", "float32"))["transformer/base.onnx"]
     assert forked["weights_bytes"] <= 1.05 * base["weights_bytes"]
 
 

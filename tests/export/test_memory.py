@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.exports
 # Of the bundle's weights. A second copy, or a wider one, would take 2 and more.
 SHARE = 1.3
 # Beside weights: activations, graphs, and the one tensor that is being converted or transposed.
@@ -19,7 +20,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
 from tests.families import parts
-from tests.scale.folders import write_pipeline
+from benchmarks.scale.folders import write_pipeline
 
 def size(name):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()

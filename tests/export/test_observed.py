@@ -21,6 +21,7 @@ from tests.export.engines import assert_whole, build, without_engines
 from tests.export.test_bundle import manifest_of, relative
 from tests.families import FAMILIES
 
+pytestmark = pytest.mark.exports
 BLOCK = 1
 # D_0 of two images, D_c, and D_m that continues D_c.
 BRANCH = [0, 1, 2, 3, 2, 3]

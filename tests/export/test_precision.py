@@ -14,9 +14,8 @@ from torch import nn
 from intaglio_export.adapters import FluxAdapter, SD3Adapter
 from intaglio_export.channels import observe
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.exporter import export_bundle
-from intaglio_export.options import ExportRequest
 from intaglio_export.precision import DTYPES, Products, narrow
+from tests.bundles import bundle
 from tests.families import flux, sd3
 from tests.families.parts import MAX_LENGTH
 
@@ -100,14 +99,15 @@ def test_a_single_stream_block_is_counted_on() -> None:
         observe(FluxAdapter(pipeline, torch.float16), MAX_LENGTH)
 
 
-@pytest.fixture(scope="module", params=["float16", "bfloat16"])
-def narrow_bundle(
-    request: pytest.FixtureRequest, sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, torch.dtype]:
-    """The tiny SD3 in a narrow precision."""
-    output = tmp_path_factory.mktemp("narrow") / request.param
-    export_bundle(ExportRequest(sd3_folder, output, dtype=request.param))
-    return output, DTYPES[request.param]
+# The graph with the op, in the bundles that tests/parity/family.py has.
+GRAPHS = {"float16": ("dual", "degraded"), "bfloat16": ("forked", "forked")}
+
+
+@pytest.fixture(scope="module", params=GRAPHS)
+def narrow_bundle(request: pytest.FixtureRequest) -> tuple[Path, torch.dtype, str]:
+    """The tiny SD3 in a low precision, and which graph has the op."""
+    layout, graph = GRAPHS[request.param]
+    return bundle(layout=layout, dtype=request.param), DTYPES[request.param], graph
 
 
 def inferred(path: Path) -> dict[str, int]:
@@ -120,27 +120,31 @@ def inferred(path: Path) -> dict[str, int]:
     return types
 
 
-def test_products_are_narrow_and_the_rest_is_not(narrow_bundle: tuple[Path, torch.dtype]) -> None:
-    folder, dtype = narrow_bundle
-    seen: dict[str, dict[str, set[int]]] = {"forked": {}, "conditioning": {}}
+def test_products_are_narrow_and_the_rest_is_not(
+    narrow_bundle: tuple[Path, torch.dtype, str],
+) -> None:
+    folder, dtype, loop = narrow_bundle
+    seen: dict[str, dict[str, set[int]]] = {loop: {}, "conditioning": {}}
     for name, by_op in seen.items():
         path = folder / "transformer" / f"{name}.onnx"
         types = inferred(path)
         for node in onnx.load(str(path), load_external_data=False).graph.node:
             by_op.setdefault(node.op_type, set()).add(types[node.input[0]])
-    forked, conditioning = seen["forked"], seen["conditioning"]
-    assert forked["MatMul"] == forked["Attention"] == {TYPES[dtype]}
+    looped, conditioning = seen[loop], seen["conditioning"]
+    assert looped["MatMul"] == looped["Attention"] == {TYPES[dtype]}
     assert conditioning["MatMul"] == {TYPES[dtype]}  # the prompt's projection
     # Gates, norms, the residual stream and the op; modulation.
     for op in ("Mul", "Add", "LayerNormalization", "MASuppress"):
-        assert forked[op] - {onnx.TensorProto.INT64} == {onnx.TensorProto.FLOAT}, op
+        assert looped[op] - {onnx.TensorProto.INT64} == {onnx.TensorProto.FLOAT}, op
     assert conditioning["Gemm"] == {onnx.TensorProto.FLOAT}
 
 
-def test_the_graph_for_cpus_computes_in_float32(narrow_bundle: tuple[Path, torch.dtype]) -> None:
-    folder, dtype = narrow_bundle
+def test_the_graph_for_cpus_computes_in_float32(
+    narrow_bundle: tuple[Path, torch.dtype, str],
+) -> None:
+    folder, dtype, loop = narrow_bundle
     manifest: dict[str, Any] = json.loads((folder / "bundle.json").read_text("utf-8"))
-    graph = manifest["transformer"]["graphs"]["forked"]
+    graph = manifest["transformer"]["graphs"][loop]
     types = inferred(folder / graph["cpu"])
     for node in onnx.load(str(folder / graph["cpu"]), load_external_data=False).graph.node:
         if node.op_type != "Cast":
@@ -148,7 +152,7 @@ def test_the_graph_for_cpus_computes_in_float32(narrow_bundle: tuple[Path, torch
 
 
 def test_weights_are_narrow_in_the_file(
-    narrow_bundle: tuple[Path, torch.dtype], forked_bundle: Path
+    narrow_bundle: tuple[Path, torch.dtype, str], forked_bundle: Path
 ) -> None:
     size = (narrow_bundle[0] / "transformer" / "weights.data").stat().st_size
     assert size < 0.7 * (forked_bundle / "transformer" / "weights.data").stat().st_size

@@ -17,18 +17,15 @@ from intaglio_export.exporter import export_bundle
 from intaglio_export.options import QUANTIZE, ExportRequest
 from intaglio_export.passes.quantize_weights import BLOCK, quantize_weights
 from intaglio_export.verify import QUANTIZED_TOLERANCE, open_session
+from tests import bundles
 from tests.families import FAMILIES
 from tests.families.sd3 import PLANTED
 
 
 @pytest.fixture(scope="module", params=QUANTIZE)
-def quantized(
-    request: pytest.FixtureRequest, sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, Path]:
-    """The tiny SD3, whose channel PLANTED is massive, by scheme."""
-    output = tmp_path_factory.mktemp("quantized") / "bundle"
-    export_bundle(ExportRequest(sd3_folder, output, quantize=request.param))
-    return request.param, output
+def quantized(request: pytest.FixtureRequest) -> tuple[str, Path]:
+    """The tiny SD3, whose channel PLANTED is massive, quantised by a scheme."""
+    return request.param, bundles.bundle(quantize=request.param)
 
 
 def manifest(bundle: Path) -> dict[str, Any]:
@@ -120,6 +117,7 @@ def test_a_massive_channel_in_float32_saves_the_others(scheme: str, tmp_path: Pa
     assert errors["with"] < 0.5 * errors["without"]
 
 
+@pytest.mark.exports
 def test_a_stream_that_is_read_without_a_norm(tmp_path: Path) -> None:
     """As by the queries of PixArt's cross-attention."""
     output = tmp_path / "bundle"

@@ -16,8 +16,7 @@ import pytest
 
 import intaglio
 from intaglio.deploy.folder import held, write_folder
-from intaglio_export.exporter import export_bundle
-from intaglio_export.options import ExportRequest
+from tests.bundles import bundle
 from tests.conftest import onnxruntime_library
 from tests.integration.conftest import ENTRY_POINT, PROMPT, ROOT, Command, check, with_mounts
 from tests.integration.test_standalone import ENTER, linked
@@ -135,11 +134,8 @@ def test_nothing_in_it_names_this_machine(folder: Path, forked_bundle: Path) -> 
         assert [name for name in names if name.encode() in content] == [], path
 
 
-def test_a_bundle_without_encoders_is_tried_on_random_embeddings(
-    sd3_folder: Path, tmp_path: Path
-) -> None:
-    export_bundle(ExportRequest(sd3_folder, tmp_path / "bundle", text_encoders="none"))
-    write_folder(tmp_path / "bundle", tmp_path / "out", None, ignore)
+def test_a_bundle_without_encoders_is_tried_on_random_embeddings(tmp_path: Path) -> None:
+    write_folder(bundle(text_encoders="none"), tmp_path / "out", None, ignore)
     done = subprocess.run(
         [tmp_path / "out" / "smoke_test.sh"], env=BARE, capture_output=True, text=True, check=False
     )

@@ -1,12 +1,12 @@
-"""A family in every layout, guidance mode and precision against diffusers' own float32 pipeline;
-and its engines, which a machine without a GPU can build but not run.
+"""A family's whole runs against diffusers' own float32 pipeline, and its engines, which a machine
+without a GPU can build but not run.
 
-`families/` has a file of tests for each; `make parity` writes the errors to docs/parity.md.
+`families/` has a file of tests for each. `CELLS` are what CI measures of layout, precision and
+guidance mode; `make parity` measures `ALL_CELLS` and writes the errors to docs/parity.md.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 
 import intaglio
-from intaglio_export.exporter import export_bundle
-from intaglio_export.options import LAYOUTS, ExportRequest
+from intaglio_export.options import LAYOUTS
+from tests import bundles
+from tests.bundles import BLOCK
 from tests.conftest import open_on
-from tests.export.engines import assert_op_follows_block, assert_whole, build
+from tests.export.engines import assert_op_follows_block, assert_whole, build, without_engines
 from tests.families import FAMILIES, Family
-from tests.families.parts import MAX_LENGTH
 from tests.parity.diffusers_runs import (
     CLASS,
     HEIGHT,
@@ -42,10 +42,18 @@ from tests.parity.diffusers_runs import (
 )
 from tests.parity.table import Cell, Table
 
-BLOCK = 1
 MODES = {"baseline": (1.0, 0.0), "cfg": (4.0, 0.0), "dg": (1.0, 1.5), "cfg+dg": (4.0, 1.5)}
 # Relative L2 of the final latents.
 LIMITS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+ALL_CELLS = [(dtype, layout, mode) for dtype in LIMITS for layout in LAYOUTS for mode in MODES]
+# Every mode runs once with the tight limit; each other precision runs in one layout, with D_c alone
+# and with all three branches. tests/export/test_conditioning.py has the graphs of layout dual in
+# float32 for every family, and test_runs.py has whole runs of them in every mode for one.
+CELLS = [
+    *(("float32", "forked", mode) for mode in MODES),
+    *(("float16", "dual", mode) for mode in ("baseline", "cfg+dg")),
+    *(("bfloat16", "forked", mode) for mode in ("baseline", "cfg+dg")),
+]
 SEEDS = [11, 4]
 Export = Callable[[str, str], intaglio.Pipeline]
 Reference = Callable[[str], Run]
@@ -73,27 +81,19 @@ class FamilyParity:
         torch.set_num_threads(threads)
 
     @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """The pipeline as save_pretrained writes it, with settings."""
-        folder = tmp_path_factory.mktemp("family") / self.name
-        self.family.make().save_pretrained(folder)
-        settings = {"block": BLOCK, "height": HEIGHT, "width": self.family.width}
-        if not self.family.by_class:
-            settings["max_sequence_length"] = MAX_LENGTH
-        (folder / "settings.json").write_text(json.dumps(settings))
-        return folder
-
-    @pytest.fixture(scope="class")
-    def bundle(self, folder: Path) -> Export:
-        """The bundle in a layout and precision, opened."""
+    def bundle(self) -> Export:
+        """Return the family's bundle in a layout and precision, opened."""
 
         @cache
-        def export(layout: str, dtype: str) -> intaglio.Pipeline:
-            output = folder.parent / f"{layout}-{dtype}"
-            export_bundle(ExportRequest(folder, output, layout=layout, dtype=dtype))
-            return open_on(self.device, output)
+        def opened(layout: str, dtype: str) -> intaglio.Pipeline:
+            return open_on(self.device, bundles.bundle(self.name, layout, dtype))
 
-        return export
+        return opened
+
+    @pytest.fixture
+    def size(self) -> dict[str, int]:
+        """The size that diffusers draws, which need not be the bundle's default."""
+        return {"height": HEIGHT, "width": self.family.width}
 
     @pytest.fixture(scope="class")
     def reference(self) -> Reference:
@@ -116,9 +116,7 @@ class FamilyParity:
         save_embeddings(self.family, tmp_path / "prompt.safetensors")
         return {"prompt_embeds": tmp_path / "prompt.safetensors"}
 
-    @pytest.mark.parametrize("mode", MODES)
-    @pytest.mark.parametrize("layout", LAYOUTS)
-    @pytest.mark.parametrize("dtype", LIMITS)
+    # Of CELLS, or of ALL_CELLS for a table (pytest_generate_tests in tests/conftest.py).
     def test_run_equals_diffusers(
         self,
         dtype: str,
@@ -127,13 +125,14 @@ class FamilyParity:
         bundle: Export,
         reference: Reference,
         condition: dict[str, Any],
+        size: dict[str, int],
         parity_table: Table,
     ) -> None:
         pipeline, expected = bundle(layout, dtype), reference(mode)
         assert pipeline.bundle.massive_activations.channels == [7]
         cfg, dg = MODES[mode]
         got = pipeline.generate(
-            **condition, seeds=SEED, batch=IMAGES, steps=STEPS, cfg_scale=cfg, dg_scale=dg
+            **condition, **size, seeds=SEED, batch=IMAGES, steps=STEPS, cfg_scale=cfg, dg_scale=dg
         )
         error = relative(got.latents, expected.latents)
         assert error < LIMITS[dtype]
@@ -154,19 +153,24 @@ class FamilyParity:
             for other in runs[i + 1 :]:
                 assert relative(one.numpy(), other) > 2 * max(LIMITS.values())
 
-    def test_each_image_its_seed(self, bundle: Export, condition: dict[str, Any]) -> None:
+    def test_each_image_its_seed(
+        self, bundle: Export, condition: dict[str, Any], size: dict[str, int]
+    ) -> None:
         expected = run_with_seeds(self.family.make(), self.family, SEEDS)
         got = bundle("forked", "float32").generate(
-            **condition, seeds=SEEDS, steps=STEPS, cfg_scale=1.0, dg_scale=0.0
+            **condition, **size, seeds=SEEDS, steps=STEPS, cfg_scale=1.0, dg_scale=0.0
         )
         assert relative(got.latents, expected.latents) < LIMITS["float32"]
 
-    def test_image_to_image(self, bundle: Export, condition: dict[str, Any]) -> None:
+    def test_image_to_image(
+        self, bundle: Export, condition: dict[str, Any], size: dict[str, int]
+    ) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, self.family.width, 3), np.uint8)
         picture = Image.fromarray(noise)
         expected = run_from_image(self.family.make(), self.family, picture, SEEDS)
         got = bundle("forked", "float32").generate(
             **condition,
+            **size,
             image=picture,
             strength=STRENGTH,
             seeds=SEEDS,
@@ -176,12 +180,15 @@ class FamilyParity:
         )
         assert relative(got.latents, expected.latents) < LIMITS["float32"]
 
-    @pytest.mark.parametrize("dtype", ["float32", "float16"])
-    def test_engines(self, dtype: str, bundle: Export, folder: Path) -> None:
-        bundle("forked", dtype)
-        path = folder.parent / f"forked-{dtype}"
-        engines = assert_whole(path, build(path)[0].folder)["transformer/forked.onnx"]
-        blocks = [block["dtype"] for block in engines["residual"]]
+    @pytest.mark.exports
+    @pytest.mark.parametrize(("layout", "dtype"), [("forked", "float32"), ("dual", "float16")])
+    def test_engines(self, layout: str, dtype: str, tmp_path: Path) -> None:
+        path = without_engines(bundles.bundle(self.name, layout, dtype), tmp_path / "bundle")
+        engines = assert_whole(path, build(path)[0].folder)
+        reported, op = ("forked", "forked") if layout == "forked" else ("base", "degraded")
+        entry = engines[f"transformer/{reported}.onnx"]
+        blocks = [block["dtype"] for block in entry["residual"]]
         assert blocks == ["float32"] * (len(blocks) - 1) + ["fused"]
-        assert engines["ma_suppress"]["fused"]
-        assert_op_follows_block(path, len(blocks), BLOCK)
+        assert engines[f"transformer/{op}.onnx"]["ma_suppress"]["fused"]
+        if layout == "forked":
+            assert_op_follows_block(path, len(blocks), BLOCK)

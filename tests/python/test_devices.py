@@ -15,15 +15,18 @@ import pytest
 
 import intaglio
 from intaglio import _core
-from intaglio_export.exporter import export_bundle
-from intaglio_export.options import ExportRequest
+from tests import bundles
 from tests.conftest import onnxruntime_library
-
-SHIPPED = Path(__file__).parents[2] / "build/bundles/fashion-sd3"  # of `make test`
 
 
 def options(device: str) -> _core.BackendOptions:
     return _core.BackendOptions(device=device, onnxruntime_library=onnxruntime_library())
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Path:
+    """The shipped model's bundle."""
+    return bundles.bundle(bundles.SHIPPED)
 
 
 def test_auto_is_the_default() -> None:
@@ -72,11 +75,11 @@ def test_unknown_devices_are_a_wrong_call(forked_bundle: Path) -> None:
             _core.make_backend(options(name), bundle)
 
 
-def resident(prepack: bool) -> dict[str, int]:
+def resident(bundle: Path, prepack: bool) -> dict[str, int]:
     """Bytes that a process which has drawn with the shipped model holds, RssAnon and RssFile."""
     program = rf"""
 import pathlib, re, intaglio
-pipeline = intaglio.Pipeline.open({str(SHIPPED)!r}, device="cpu", threads=1, prepack={prepack})
+pipeline = intaglio.Pipeline.open({str(bundle)!r}, device="cpu", threads=1, prepack={prepack})
 pipeline.generate("a dress", steps=1)
 status = pathlib.Path("/proc/self/status").read_text()
 print(*re.findall(r"Rss(?:Anon|File):\s*([0-9]+) kB", status))
@@ -89,20 +92,20 @@ print(*re.findall(r"Rss(?:Anon|File):\s*([0-9]+) kB", status))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells what memory is")
-def test_prepacked_weights_take_the_place_of_mapped_ones() -> None:
-    graph = onnx.load(SHIPPED / "transformer/forked.cpu.onnx", load_external_data=False).graph
+def test_prepacked_weights_take_the_place_of_mapped_ones(shipped: Path) -> None:
+    graph = onnx.load(shipped / "transformer/forked.cpu.onnx", load_external_data=False).graph
     sizes = {tensor.name: 4 * math.prod(tensor.dims) for tensor in graph.initializer}
     matrices = [node.input[1] for node in graph.node if node.op_type == "MatMul"]
     packed = sum(sizes.get(name, 0) for name in matrices)
     assert packed > 16e6, "too little to tell"
-    mapped, own = resident(prepack=False), resident(prepack=True)
+    mapped, own = resident(shipped, prepack=False), resident(shipped, prepack=True)
     assert 0.8 * packed < own["RssAnon"] - mapped["RssAnon"] < 1.2 * packed
     assert 0.8 * packed < mapped["RssFile"] - own["RssFile"] < 1.2 * packed
 
 
-def test_prepacked_weights_draw_the_same() -> None:
+def test_prepacked_weights_draw_the_same(shipped: Path) -> None:
     mapped, packed = (
-        intaglio.Pipeline.open(SHIPPED, device="cpu", prepack=prepack) for prepack in (False, True)
+        intaglio.Pipeline.open(shipped, device="cpu", prepack=prepack) for prepack in (False, True)
     )
     assert "prepacked" in packed.backend
     assert "prepacked" not in mapped.backend
@@ -111,8 +114,7 @@ def test_prepacked_weights_draw_the_same() -> None:
     np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-4)
 
 
-def test_narrow_weights_are_not_packed(sd3_folder: Path, tmp_path: Path) -> None:
-    """They are cast in each step, so there is nothing to pack, and no word of it."""
-    export_bundle(ExportRequest(sd3_folder, tmp_path / "half", dtype="float16"))
-    pipeline = intaglio.Pipeline.open(tmp_path / "half", device="cpu", prepack=True)
+def test_narrow_weights_are_not_packed() -> None:
+    """They are cast in each step, so there is nothing to pack, and no message about it."""
+    pipeline = intaglio.Pipeline.open(bundles.bundle(dtype="bfloat16"), device="cpu", prepack=True)
     assert "prepacked" not in pipeline.backend

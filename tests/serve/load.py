@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx2
 
-from tests.bench.document import write_section
+from benchmarks.bench.document import write_section
 
 CLIENTS = (1, 2, 4, 8)
 ROUNDS = 3

@@ -1,45 +1,31 @@
-"""Files up to 400 lines, functions up to 60."""
+"""The size rules of `make lint` find what is too long."""
 
-import ast
+from __future__ import annotations
+
 import subprocess
+import sys
 from pathlib import Path
 
-import lizard
-import pytest
-
-ROOT = Path(__file__).parents[2]
-LONGEST_FILE = 400
-LONGEST_FUNCTION = 60
+SCRIPT = Path(__file__).parents[2] / ".ci" / "sizes.py"
 
 
-def tracked() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "*.py", "*.cpp", "*.h", "*.cmake", "*.sh", "Makefile"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+def check(path: Path, text: str) -> tuple[int, str]:
+    """Exit code of the script for a file with this text, and what it prints."""
+    path.write_text(text)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, path], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout
 
 
-def test_there_is_something_to_measure() -> None:
-    assert len(tracked()) > 50
-
-
-def python_functions(path: Path) -> dict[str, int]:
-    """Lines of each function's body; a signature with many typed options is no burden."""
-    nodes = ast.walk(ast.parse(path.read_text()))
-    return {
-        n.name: (n.end_lineno or 0) - n.body[0].lineno + 1
-        for n in nodes
-        if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
-
-
-@pytest.mark.parametrize("path", tracked(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_sizes(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= LONGEST_FILE
-    functions = {}
-    if path.suffix == ".py":
-        functions = python_functions(path)
-    elif path.suffix in {".cpp", ".h"}:
-        functions = {f.name: f.nloc for f in lizard.analyze_file(str(path)).function_list}
-    assert {name: n for name, n in functions.items() if n > LONGEST_FUNCTION} == {}
+def test_what_is_too_long_is_named(tmp_path: Path) -> None:
+    python, cpp = tmp_path / "long.py", tmp_path / "long.cpp"
+    assert check(python, "x = 1\n" * 400) == (0, "")
+    assert check(python, "x = 1\n" * 401)[0] == 1
+    body = "    x = 1\n"
+    assert check(python, f"def f(\n    a: int,\n) -> None:\n{body * 60}") == (0, "")
+    code, said = check(python, f"def f() -> None:\n{body * 61}")
+    assert (code, ": f has 61 lines" in said) == (1, True)
+    assert check(cpp, "int f() {\n  g();\n}\n") == (0, "")
+    code, said = check(cpp, "int f() {\n" + "  g();\n" * 61 + "}\n")
+    assert (code, ": f has 6" in said) == (1, True)

@@ -28,6 +28,8 @@ from intaglio_export.options import read_settings
 from intaglio_export.sources import open_source
 from models.training import classifier, data, features, judge, report, text, weaker
 
+pytestmark = pytest.mark.exports
+
 STEPS = 2
 IMAGES = 4
 

@@ -16,6 +16,8 @@ from models.training import classifier, data, evaluate, flow, text, train, vae
 from tests.parity.three_branch_loop import Prompt
 from tests.training.conftest import load, tiny_arguments
 
+pytestmark = pytest.mark.exports
+
 
 def embed(pipeline: StableDiffusion3Pipeline, prompts: list[str]) -> list[Prompt]:
     """Conditional and null prompt as the pipeline itself encodes them."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.document import write_section
-from tests.bench.page import page
-from tests.bench.plain import OPSET
-from tests.bench.plots import plot
-from tests.scale import report
+from benchmarks.bench.document import write_section
+from benchmarks.bench.page import page
+from benchmarks.bench.plain import OPSET
+from benchmarks.bench.plots import plot
+from benchmarks.scale import report
 from tests.serve import load
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -1,5 +1,5 @@
 """Writes SD3-medium's full configuration with random float16 weights: `python -m
-tests.scale.sd3_source FOLDER`."""
+benchmarks.scale.sd3_source FOLDER`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from tests.scale.configurations import clip_tokenizer, sd3_medium
-from tests.scale.folders import write_pipeline
+from benchmarks.scale.configurations import clip_tokenizer, sd3_medium
+from benchmarks.scale.folders import write_pipeline
 
 
 def main(folder: str) -> None:

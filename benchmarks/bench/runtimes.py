@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 import intaglio
+from benchmarks.bench.models import PLANTED, Model
+from benchmarks.bench.plain import PlainTransformer
+from benchmarks.bench.workload import Predict, Sample, Workload, sample
 from intaglio_export.adapters.base import Inputs
-from tests.bench.models import PLANTED, Model
-from tests.bench.plain import PlainTransformer
-from tests.bench.workload import Predict, Sample, Workload, sample
 
 Runtime = Callable[[Workload], Sample]
 FORKED, PREPACKED, DUAL = "intaglio forked", "intaglio forked, prepacked", "intaglio dual"

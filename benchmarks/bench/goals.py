@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from tests.bench.runtimes import EAGER, FORKED, PREPACKED
+from benchmarks.bench.runtimes import EAGER, FORKED, PREPACKED
 
 Data = dict[str, Any]
 MID = ("mid-sd3", "mid-flux")

@@ -11,14 +11,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.bench.counts import count_graph, count_step
-from tests.bench.measuring import DisagreementError, check_same, interleave
-from tests.bench.models import Model
-from tests.bench.plain import PlainTransformer, draw_latents, draw_text, fixed_inputs
-from tests.bench.runtimes import COMPILED, EAGER, OURS, PEERS, open_runtimes
-from tests.bench.workload import MODES, Workload
+from benchmarks.bench.counts import count_graph, count_step
+from benchmarks.bench.measuring import DisagreementError, check_same, interleave
+from benchmarks.bench.models import Model
+from benchmarks.bench.plain import PlainTransformer, draw_latents, draw_text, fixed_inputs
+from benchmarks.bench.runtimes import COMPILED, EAGER, OURS, PEERS, open_runtimes
+from benchmarks.bench.workload import MODES, Workload
 from tests.families import FAMILIES
 
+pytestmark = pytest.mark.exports
 BLOCK, SIDE, TEXT = 1, 6, 16
 QUICK = tuple(name for name in (*OURS, *PEERS) if name != COMPILED)  # that takes a compiler a while
 NAMES = ("sd3", "flux-dedistilled")

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from tests.bench.runtimes import FORKED, OURS
+from benchmarks.bench.runtimes import FORKED, OURS
 
 mpl.use("agg")
 Data = dict[str, Any]

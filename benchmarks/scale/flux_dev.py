@@ -1,4 +1,6 @@
-"""FLUX.1-dev's full configuration as graphs and manifest: `python -m tests.scale.flux_dev WORK`.
+"""Export FLUX.1-dev's full configuration as graphs and manifest.
+
+`python -m benchmarks.scale.flux_dev WORK`
 
 Its 12 billion parameters stay a hole in a file; what is checked is the graph, its shapes, where it
 expects its weights, and the manifest.
@@ -14,10 +16,10 @@ from pathlib import Path
 import jsonschema
 import onnx
 
+from benchmarks.scale.checks import external_tensors
+from benchmarks.scale.measuring import measure
+from benchmarks.scale.report import parts, save
 from intaglio_export import resources
-from tests.scale.checks import external_tensors
-from tests.scale.measuring import measure
-from tests.scale.report import parts, save
 
 PARAMETERS = 11_901_408_320  # of the published model
 BYTES = 2  # of a bfloat16
@@ -40,7 +42,7 @@ def main(work: Path) -> None:
     folder = work / "flux-dev"
     shutil.rmtree(folder, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    made = measure("tests.scale.flux_graph", [str(folder)])
+    made = measure("benchmarks.scale.flux_graph", [str(folder)])
     said = json.loads(made.output)
     assert said["parameters"] == PARAMETERS
     manifest = json.loads((folder / "bundle.json").read_text("utf-8"))

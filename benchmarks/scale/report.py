@@ -1,4 +1,4 @@
-"""Write docs/scale.json and its section of docs/performance.md: `python -m tests.scale.report`."""
+"""Write docs/scale.json and its section of docs/performance.md: `python -m benchmarks.scale.report`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
-from tests.bench.document import write_section
-from tests.scale.measuring import ROOT, Measured
+from benchmarks.bench.document import write_section
+from benchmarks.scale.measuring import ROOT, Measured
 
 DATA = ROOT / "docs/scale.json"
 PAGE = ROOT / "docs/performance.md"

@@ -1,6 +1,6 @@
 """Whether D_m could be computed for a part of the tokens, or of the columns, only.
 
-    python -m tests.scale.sparse_delta models/fashion-sd3
+    python -m benchmarks.scale.sparse_delta models/fashion-sd3
 
 Along guided runs of a model's own settings, of D_c - D_m by the tokens where it is largest (an
 oracle: a runtime would have to guess them): what is lost when the other tokens keep D_c's hidden

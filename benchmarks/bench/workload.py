@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.bench.plain import draw_latents, draw_text, fixed_inputs
 from intaglio_export.adapters import Adapter
 from intaglio_export.adapters.base import Inputs
-from tests.bench.plain import draw_latents, draw_text, fixed_inputs
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 # The raw prediction of each row of the inputs by role, `factors` among them (see plain.py).

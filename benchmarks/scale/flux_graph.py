@@ -1,4 +1,6 @@
-"""FLUX.1-dev's graphs over weights that are never read: `python -m tests.scale.flux_graph FOLDER`.
+"""Export FLUX.1-dev's graphs over weights that are never read.
+
+`python -m benchmarks.scale.flux_graph FOLDER`
 
 The weights are a hole in a .safetensors file: diffusers maps it, the graphs refer to it by offset.
 What the product would write anew, transposed weights, stays a Transpose of the source's weight.
@@ -16,6 +18,9 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers import FluxTransformer2DModel as Transformer
 
+from benchmarks.scale.configurations import clip_tokenizer, flux_dev
+from benchmarks.scale.folders import header, weights_name
+from benchmarks.scale.measuring import MARK
 from intaglio_export import resources
 from intaglio_export.adapters import FluxAdapter
 from intaglio_export.encoders import vae_decoder_unit, vae_encoder_unit
@@ -28,9 +33,6 @@ from intaglio_export.precision import narrow
 from intaglio_export.recipes import find_recipe
 from intaglio_export.transformer_graphs import transformer_units
 from intaglio_export.writing import make_graph, save_graph
-from tests.scale.configurations import clip_tokenizer, flux_dev
-from tests.scale.folders import header, weights_name
-from tests.scale.measuring import MARK
 
 DTYPE = torch.bfloat16
 LENGTH = 512

@@ -1,4 +1,7 @@
-"""Opens a bundle with the runtime and takes a step: `python -m tests.scale.runtime_step BUNDLE`."""
+"""Open a bundle with the runtime and take a step.
+
+`python -m benchmarks.scale.runtime_step BUNDLE`
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 import numpy as np
 
 import intaglio
-from tests.scale.measuring import MARK
+from benchmarks.scale.measuring import MARK
 
 SIDE = 256
 

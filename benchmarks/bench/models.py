@@ -20,11 +20,11 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
+from benchmarks.bench.plain import export_plain
 from intaglio_export.adapters import Adapter
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
 from intaglio_export.sources import open_source
-from tests.bench.plain import export_plain
 from tests.families.parts import (
     make_clip,
     make_clip_tokenizer,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tests.bench.goals import Goal, goals
-from tests.bench.runtimes import FORKED, OURS
+from benchmarks.bench.goals import Goal, goals
+from benchmarks.bench.runtimes import FORKED, OURS
 
 Data = dict[str, Any]
 _HEAD = """\

@@ -1,4 +1,4 @@
-"""Measure speed and write the section of docs/performance.md: `python -m tests.bench -o docs`."""
+"""Measure speed and write the section of docs/performance.md: `python -m benchmarks.bench -o docs`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from tests.bench import process, sections
-from tests.bench.document import write_section
-from tests.bench.inexact import inexact
-from tests.bench.models import Model, models
-from tests.bench.page import page
-from tests.bench.plain import OPSET
-from tests.bench.plots import plot
-from tests.bench.sections import Effort
+from benchmarks.bench import process, sections
+from benchmarks.bench.document import write_section
+from benchmarks.bench.inexact import inexact
+from benchmarks.bench.models import Model, models
+from benchmarks.bench.page import page
+from benchmarks.bench.plain import OPSET
+from benchmarks.bench.plots import plot
+from benchmarks.bench.sections import Effort
 
 PACKAGES = ("torch", "diffusers", "onnxruntime", "openvino", "onnx")
 INEXACT = ("mid-sd3", "fashion-sd3")
@@ -31,7 +31,7 @@ INEXACT = ("mid-sd3", "fashion-sd3")
 
 def main() -> None:
     """Parse, measure, write."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("docs"), help="folder [docs]")
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="kept models")
     parser.add_argument("--models", nargs="*", help="some only, by name")
@@ -55,7 +55,7 @@ def describe(effort: Effort, remark: str) -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0))
     return {
-        "command": shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.bench", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "machine": f"{_processor()}, {cores} cores, {memory / 1e9:.0f} GB of memory",
         "versions": {"Python": platform.python_version()} | _versions(),

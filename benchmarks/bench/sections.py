@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tests.bench.counts import count_step
-from tests.bench.measuring import check_same, interleave, ratio, seconds, spread
-from tests.bench.models import ROOT, Model
-from tests.bench.runtimes import EAGER, FORKED, OURS, PEERS, Runtime, open_runtimes
-from tests.bench.workload import MODES, Workload
+from benchmarks.bench.counts import count_step
+from benchmarks.bench.measuring import check_same, interleave, ratio, seconds, spread
+from benchmarks.bench.models import ROOT, Model
+from benchmarks.bench.runtimes import EAGER, FORKED, OURS, PEERS, Runtime, open_runtimes
+from benchmarks.bench.workload import MODES, Workload
 
 SHIPPED = ROOT / "build/bundles"  # of `make bench`, which exports them first
 Runs = Mapping[str, tuple[Runtime, Workload]]

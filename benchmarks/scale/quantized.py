@@ -1,5 +1,5 @@
 """What quantised weights cost in quality: the shipped model in float32 and in every scheme, on the
-same seeds. `python -m tests.scale.quantized BUNDLE SCHEME=BUNDLE... -o OUT [--images N]`
+same seeds. `python -m benchmarks.scale.quantized BUNDLE SCHEME=BUNDLE... -o OUT [--images N]`
 
 Writes OUT.json (class accuracy, Frechet distance, paired differences from float32 with intervals of
 95 %, relative errors of final latents) and OUT.png (the same seeds side by side, and differences).

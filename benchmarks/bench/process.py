@@ -12,11 +12,11 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from benchmarks.bench.measuring import spread
+from benchmarks.bench.models import Model
+from benchmarks.bench.sections import SHIPPED, Effort, counts, middle, workload_of
+from benchmarks.bench.workload import Workload
 from intaglio.onnxruntime_library import onnxruntime_library
-from tests.bench.measuring import spread
-from tests.bench.models import Model
-from tests.bench.sections import SHIPPED, Effort, counts, middle, workload_of
-from tests.bench.workload import Workload
 
 # The C++ program itself, so that nothing of Python is measured.
 EXECUTABLE = Path(sysconfig.get_path("platlib")) / "intaglio/bin/intaglio"

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import intaglio
+from benchmarks.bench.measuring import interleave, ratio, relative
+from benchmarks.bench.models import PLANTED, Model
+from benchmarks.bench.runtimes import FORKED, Runtime, intaglio_runtime
+from benchmarks.bench.sections import SHIPPED, Effort, middle, workload_of
+from benchmarks.bench.workload import Workload
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import QUANTIZE, ExportRequest
-from tests.bench.measuring import interleave, ratio, relative
-from tests.bench.models import PLANTED, Model
-from tests.bench.runtimes import FORKED, Runtime, intaglio_runtime
-from tests.bench.sections import SHIPPED, Effort, middle, workload_of
-from tests.bench.workload import Workload
 
 PROMPT = "an ankle boot"
 # Schedules that intaglio.analysis.reuse found on the shipped model (docs/performance.md).

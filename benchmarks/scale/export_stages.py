@@ -1,5 +1,7 @@
-"""Exports a pipeline and says where it stands: `python -m tests.scale.export_stages SOURCE BUNDLE
-DTYPE [CHANNELS]`."""
+"""Export a pipeline and print each stage as it starts.
+
+`python -m benchmarks.scale.export_stages SOURCE BUNDLE DTYPE [CHANNELS]`
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks.scale.measuring import MARK
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
-from tests.scale.measuring import MARK
 
 
 def main(source: str, output: str, dtype: str, channels: str | None = None) -> None:

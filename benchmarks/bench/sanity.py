@@ -1,8 +1,8 @@
 """Compare OpenVINO GenAI's own CFG loop with Intaglio's, for docs/performance.md.
 
     pip install -e '.[bench]' openvino-genai==2026.4.1.0
-    python -m tests.bench.sanity mid-sd3 2 9 2  # steps, rounds, threads
-    python -m tests.bench.sanity fashion-sd3 8 31 1
+    python -m benchmarks.bench.sanity mid-sd3 2 9 2  # steps, rounds, threads
+    python -m benchmarks.bench.sanity fashion-sd3 8 31 1
 
 The first run of a model writes its folder for GenAI, laid out as optimum-intel lays it out.
 """
@@ -19,11 +19,11 @@ import openvino_genai
 import openvino_tokenizers
 import torch
 
-from tests.bench.measuring import check_same, interleave, ratio, seconds
-from tests.bench.models import Model, models
-from tests.bench.page import table
-from tests.bench.runtimes import FORKED, Runtime, intaglio_runtime
-from tests.bench.workload import CFG_SCALE, Array, Sample, Workload
+from benchmarks.bench.measuring import check_same, interleave, ratio, seconds
+from benchmarks.bench.models import Model, models
+from benchmarks.bench.page import table
+from benchmarks.bench.runtimes import FORKED, Runtime, intaglio_runtime
+from benchmarks.bench.workload import CFG_SCALE, Array, Sample, Workload
 
 PROMPTS = ["a dress", "dark boot"]  # negative, positive
 GENAI = {"OpenVINO GenAI": False, "OpenVINO GenAI, shapes fixed": True}

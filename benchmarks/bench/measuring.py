@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench.runtimes import OURS, Runtime
-from tests.bench.workload import Array, Sample, Workload
+from benchmarks.bench.runtimes import OURS, Runtime
+from benchmarks.bench.workload import Array, Sample, Workload
 
 TOLERANCE = 1e-3  # relative L2 of final latents
 _REST = 0.05  # seconds for threads of the runtime before to go to sleep

@@ -1,4 +1,6 @@
-"""SD3-medium's full configuration from folder to picture: `python -m tests.scale.sd3_medium WORK`.
+"""Take SD3-medium's full configuration from a folder to a picture.
+
+`python -m benchmarks.scale.sd3_medium WORK`
 
 Writes 4 GB of random float16 weights below WORK, exports them, checks the bundle's structure, opens
 it with the runtime and takes one step; each in a process of its own, whose memory is watched.
@@ -11,8 +13,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.scale.measuring import measure
-from tests.scale.report import parts, row, save
+from benchmarks.scale.measuring import measure
+from benchmarks.scale.report import parts, row, save
 
 DTYPE = "float16"
 CHANNELS = "810"  # random weights have no massive channel to be found
@@ -24,11 +26,11 @@ def main(work: Path) -> None:
     for folder in (source, bundle):
         shutil.rmtree(folder, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    runs = {"write random weights": measure("tests.scale.sd3_source", [str(source)])}
+    runs = {"write random weights": measure("benchmarks.scale.sd3_source", [str(source)])}
     arguments = [str(source), str(bundle), DTYPE, CHANNELS]
-    exported = runs["export"] = measure("tests.scale.export_stages", arguments)
-    runs["check the structure"] = measure("tests.scale.check_bundle", [str(bundle)])
-    stepped = runs["open and step"] = measure("tests.scale.runtime_step", [str(bundle)])
+    exported = runs["export"] = measure("benchmarks.scale.export_stages", arguments)
+    runs["check the structure"] = measure("benchmarks.scale.check_bundle", [str(bundle)])
+    stepped = runs["open and step"] = measure("benchmarks.scale.runtime_step", [str(bundle)])
     files = json.loads((bundle / "bundle.json").read_text("utf-8"))["files"]
     sizes = {name: entry["bytes"] for name, entry in files.items()}
     weights = sum(size for name, size in sizes.items() if name.endswith(".data"))

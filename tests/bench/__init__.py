@@ -1,1 +1,0 @@
-"""Speed of this runtime beside others: `python -m tests.bench`, which `make bench` runs."""
