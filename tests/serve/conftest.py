@@ -19,11 +19,11 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 import intaglio
+from intaglio.serve.api.services import Services
 from intaglio.serve.app import create_app
-from intaglio.serve.connections import listen, uvicorn_config
-from intaglio.serve.models import Models
-from intaglio.serve.services import Services
-from intaglio.serve.settings import Settings
+from intaglio.serve.models.registry import Models
+from intaglio.serve.settings import ServerSettings
+from intaglio.serve.transport.connections import listen, uvicorn_config
 
 PROMPT = "the dark boot"
 # Far more than a test waits for: a run that goes on until it is stopped.
@@ -118,7 +118,7 @@ def serving(
 
     `send_buffer`: bytes that the system keeps for a client that does not read.
     """
-    given = Settings.model_validate({"threads": 1} | settings)
+    given = ServerSettings.model_validate({"threads": 1} | settings)
     app = create_app(Models([str(bundle) for bundle in bundles], given), given)
     listener = listen("127.0.0.1", 0)
     if send_buffer:

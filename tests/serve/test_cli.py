@@ -19,13 +19,13 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from intaglio.serve.api.page import add_page
 from intaglio.serve.app import create_app
 from intaglio.serve.cli import Server
-from intaglio.serve.connections import listen
-from intaglio.serve.models import Models
-from intaglio.serve.page import add_page
-from intaglio.serve.scheduler import Scheduler
-from intaglio.serve.settings import Settings, read_settings
+from intaglio.serve.engine.request_queue import RequestQueue
+from intaglio.serve.models.registry import Models
+from intaglio.serve.settings import ServerSettings, read_settings
+from intaglio.serve.transport.connections import listen
 from tests.integration.conftest import ROOT, absent
 from tests.serve.conftest import serving
 
@@ -51,13 +51,13 @@ def refused(*arguments: str | Path) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("prot = 1", "setting prot"),
-        ("[limits]\nstep = 5", "setting limits.step"),
-        ("[limits]\nsteps = 0", "limits.steps does not fit"),
-        ("port = 70000", "port does not fit"),
-        ("grace = inf", "grace does not fit"),
-        ('proxies = ["proxy.example"]', "proxies.0 does not fit"),
-        ("[limits]\ndeadline = nan", "limits.deadline does not fit"),
+        ("prot = 1", "unknown setting prot"),
+        ("[limits]\nstep = 5", "unknown setting limits.step"),
+        ("[limits]\nsteps = 0", "limits.steps is invalid"),
+        ("port = 70000", "port is invalid"),
+        ("grace = inf", "grace is invalid"),
+        ('proxies = ["proxy.example"]', "proxies.0 is invalid"),
+        ("[limits]\ndeadline = nan", "limits.deadline is invalid"),
         ("port = ", "cannot read --config"),
         ("memory_bytes = 1000", "memory_bytes is 1000"),
         ('port = 0\napi_keys = "none.txt"', "cannot read api_keys in "),
@@ -81,7 +81,7 @@ def test_paths_in_a_file_are_seen_from_its_folder(forked_bundle: Path, tmp_path:
     code, said = refused(forked_bundle, "--config", config, "--port", "0")
     assert (code, said) == (
         3,
-        f"intaglio: api_keys in {config}, {keys}, holds no key: write one a line",
+        f"intaglio: api_keys in {config}, {keys}, has no key: write one key per line",
     )
     keys.write_text("secret")
     settings = read_settings(config, {})
@@ -153,12 +153,12 @@ def test_a_file_without_keys_is_refused(forked_bundle: Path, tmp_path: Path) -> 
     keys = tmp_path / "keys.txt"
     keys.write_text("# none\n\n")
     code, line = refused(forked_bundle, "--port", "0", "--api-keys", keys)
-    assert (code, "holds no key" in line) == (3, True)
+    assert (code, "has no key" in line) == (3, True)
 
 
 def start(app: FastAPI) -> None:
     """Runs a server to its end."""
-    server = Server(app, Settings())
+    server = Server(app, ServerSettings())
     asyncio.run(server.serve([listen("127.0.0.1", 0)]))
 
 
@@ -177,7 +177,7 @@ def test_a_signal_while_it_starts_ends_it() -> None:
 
 
 def test_a_drain_that_fails_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def failing(self: Scheduler, grace: float) -> None:
+    async def failing(self: RequestQueue, grace: float) -> None:
         monkeypatch.undo()  # the one at the end is in order
         raise RuntimeError("not foreseen")
 
@@ -186,9 +186,9 @@ def test_a_drain_that_fails_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None
         os.kill(os.getpid(), signal.SIGTERM)
 
     startup = Server.startup
-    monkeypatch.setattr(Scheduler, "drain", failing)
+    monkeypatch.setattr(RequestQueue, "drain", failing)
     monkeypatch.setattr(Server, "startup", signalled)
-    start(create_app(Models([], Settings()), Settings()))
+    start(create_app(Models([], ServerSettings()), ServerSettings()))
 
 
 # A model whose loading takes an hour, in threads that Python would wait for.
@@ -196,7 +196,7 @@ SLOW = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from intaglio import Pipeline
-from intaglio.serve.worker import Worker
+from intaglio.serve.engine.worker import Worker
 Worker.join.__defaults__ = (0.1,)
 def slow(*args, **keywords):
     print("loading", flush=True)
@@ -277,4 +277,4 @@ def test_what_does_not_exist_is_not_found(forked_bundle: Path) -> None:
         wrong = server.client.put("/v1/jobs/any", json={})
         assert wrong.status_code == 405
         assert wrong.headers["allow"] == "DELETE, GET"
-        assert wrong.json()["error"]["message"] == "this path takes DELETE, GET only: see /docs"
+        assert wrong.json()["error"]["message"] == "this path accepts DELETE, GET only: see /docs"

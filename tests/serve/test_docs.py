@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from intaglio.serve.settings import Settings
+from intaglio.serve.settings import ServerSettings
 from tests.serve.conftest import Running, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
@@ -52,7 +52,7 @@ def test_python(shown: Running, block: str, tmp_path: Path) -> None:
 def test_the_settings_shown_are_the_defaults() -> None:
     (block,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.M | re.S)
     values = tomllib.loads(block)
-    assert Settings.model_validate(values) == Settings()
+    assert ServerSettings.model_validate(values) == ServerSettings()
     optional = set(re.findall(r"^# (\w+) =", block, re.M))
-    assert set(values) | optional == set(Settings.model_fields)
-    assert set(values["limits"]) == set(Settings().limits.__class__.model_fields)
+    assert set(values) | optional == set(ServerSettings.model_fields)
+    assert set(values["limits"]) == set(ServerSettings().limits.__class__.model_fields)

@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import pytest
 
-from intaglio.serve.images import ImageStore
+from intaglio.serve.engine.images import ImageStore
 from tests.serve.conftest import LONG, PROMPT, read_metric, serving, wait_until
 
 # Steps of a run that is to end, but not before a slow machine has looked at it.

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import intaglio
-from intaglio.serve.job import Job
+from intaglio.serve.engine.job import Job
 from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
 
 
@@ -83,11 +83,11 @@ def test_a_reader_that_is_late_gets_the_last_preview_only() -> None:
     async def told() -> list[tuple[int, str, dict[str, Any]]]:
         job = Job(SimpleNamespace(options={"steps": 3}), "", stored=True, preview=True)  # type: ignore[arg-type]
         reading = job.follow()
-        job.wait_at(1)
+        job.set_position(1)
         seen = [await anext(reading)]
         for step in range(1, 4):
             job.advance(step, 1 - step / 3)
-            job.show(step, f"image {step}")
+            job.add_preview(step, f"image {step}")
         job.finish([], [])
         return [*seen, *[event async for event in reading]]
 
@@ -116,7 +116,7 @@ def test_readers_that_leave_leave_nothing_behind(
     job = server.services.jobs[made["id"]]
     for _ in range(40):
         server.events(made["id"], until="step")  # and gone, in the middle of the stream
-    wait_until(lambda: job.watchers == 0)
+    wait_until(lambda: job.readers == 0)
     assert not job.ended.is_set()
     server.client.delete(f"/v1/jobs/{made['id']}").raise_for_status()
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
@@ -125,7 +125,7 @@ def test_readers_that_leave_leave_nothing_behind(
 def test_a_reader_is_told_that_nothing_happens(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("intaglio.serve.job.PING_SECONDS", 0.01)
+    monkeypatch.setattr("intaglio.serve.engine.job.PING_SECONDS", 0.01)
     with server.full():
         waiting = server.post_job(steps=1)
         with server.client.stream("GET", f"/v1/jobs/{waiting['id']}/events") as stream:
@@ -176,7 +176,7 @@ def test_a_deadline_ends_it(server: Running, state: str) -> None:
     assert (name, data) == ("error", ended["error"])
     assert ended["status"] == "failed"
     assert ended["error"]["code"] == "deadline_exceeded"
-    assert ended["error"]["message"] == "the request did not end within 10 seconds"
+    assert ended["error"]["message"] == "the request did not finish within 10 seconds"
 
 
 def test_a_client_that_disconnects_ends_its_run(server: Running) -> None:
@@ -196,7 +196,7 @@ def test_a_job_is_forgotten_by_its_end(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that ran long can still be asked for when those that it outlived cannot."""
-    monkeypatch.setattr("intaglio.serve.services.JOBS_KEPT", 2)
+    monkeypatch.setattr("intaglio.serve.api.services.JOBS_KEPT", 2)
     with serving(forked_bundle, limits={"steps": LONG}) as server:
         long = server.post_job(steps=LONG)
         short = [server.post_job(steps=1) for _ in range(3)]

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import intaglio
-from intaglio.serve.fair_queue import FairQueue
-from intaglio.serve.models import open_model
-from intaglio.serve.worker import OVERTAKEN_MOST
+from intaglio.serve.engine.fair_queue import FairQueue
+from intaglio.serve.engine.worker import OVERTAKEN_LIMIT
+from intaglio.serve.models.registry import open_model
 from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
 
 KEYS = "# for tests\nfirst-key\n\nsecond-key\n"
@@ -118,10 +118,10 @@ def test_what_does_not_fit_the_batch_is_overtaken_a_few_times_only(forked_bundle
         endless = server.post_job(steps=LONG)
         wait_until(lambda: server.job(endless["id"])["status"] == "running")
         other = server.post_job(steps=1, size="24x24")
-        fitting = [server.post_job(steps=1) for _ in range(OVERTAKEN_MOST + 3)]
-        for job in fitting[:OVERTAKEN_MOST]:
+        fitting = [server.post_job(steps=1) for _ in range(OVERTAKEN_LIMIT + 3)]
+        for job in fitting[:OVERTAKEN_LIMIT]:
             assert server.events(job["id"])[-1][0] == "done"
-        left = [server.job(job["id"])["position"] for job in [other, *fitting[OVERTAKEN_MOST:]]]
+        left = [server.job(job["id"])["position"] for job in [other, *fitting[OVERTAKEN_LIMIT:]]]
         assert left == [1, 2, 3, 4]
         assert server.job(endless["id"])["status"] == "running"
         server.client.delete(f"/v1/jobs/{endless['id']}")

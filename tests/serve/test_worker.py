@@ -14,16 +14,14 @@ import pytest
 
 import intaglio
 from intaglio import Pipeline, UsageError
-from intaglio.serve import worker
-from intaglio.serve.admission import Admitted
-from intaglio.serve.embeddings import EmbeddingCache
-from intaglio.serve.errors import ApiError
-from intaglio.serve.images import ImageStore
-from intaglio.serve.job import CANCELLED, Job
+from intaglio.serve.engine import worker
+from intaglio.serve.engine.images import ImageStore
+from intaglio.serve.engine.job import AdmittedRequest, Job
+from intaglio.serve.engine.request_queue import RequestQueue
+from intaglio.serve.errors import CANCELLED, ApiError
 from intaglio.serve.metrics import Metrics
-from intaglio.serve.models import Models, open_model
-from intaglio.serve.scheduler import Scheduler
-from intaglio.serve.settings import Settings
+from intaglio.serve.models.registry import Models, open_model
+from intaglio.serve.settings import ServerSettings
 from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
 
 FAULT = RuntimeError("a fault that a test put there")
@@ -55,7 +53,7 @@ def failing_once(call: Callable[..., Any]) -> Callable[..., Any]:
         (intaglio.Batch, "accepts"),
         (intaglio.Batch, "add"),
         (intaglio.Batch, "step"),
-        (worker.Worker, "_admit"),
+        (worker.Worker, "_fill_batch"),
         (Decoder, "submit"),
     ],
 )
@@ -103,7 +101,7 @@ def test_a_fault_while_others_run_and_wait_ends_them_all(
         runs = server.post_job(steps=LONG)
         wait_until(lambda: server.job(runs["id"])["status"] == "running")
         waits = server.post_job(steps=1)
-        monkeypatch.setattr(worker.Worker, "_admit", failing_once(worker.Worker._admit))
+        monkeypatch.setattr(worker.Worker, "_fill_batch", failing_once(worker.Worker._fill_batch))
         for job in (runs, waits):
             assert server.events(job["id"])[-1][0] == "error"
             assert server.job(job["id"])["error"]["code"] == "internal_error"
@@ -111,21 +109,20 @@ def test_a_fault_while_others_run_and_wait_ends_them_all(
 
 
 def test_what_was_stopped_is_not_decoded() -> None:
-    ends: list[tuple[Any, ...]] = []
-    driver = SimpleNamespace(_end=lambda *values: ends.append(values))
+    failed: list[tuple[Job, ApiError]] = []
+    inbox = SimpleNamespace(fail=lambda job, error: failed.append((job, error)))
     job = job_of("a")
-    job.stop = CANCELLED
-    worker.Worker._finish(driver, job, step=None)  # type: ignore[arg-type]
-    assert ends == [(job, job.fail, CANCELLED)]
+    job.stop_error = CANCELLED
+    worker.Worker._finish(SimpleNamespace(_inbox=inbox), job, step=None)  # type: ignore[arg-type]
+    assert failed == [(job, CANCELLED)]
 
 
 def test_nobody_joins_while_a_full_batch_waits_for_its_decoding() -> None:
-    scheduler = SimpleNamespace(settings=SimpleNamespace(max_batch=2))
     first: Future[None] = Future()
     second: Future[None] = Future()
     first.set_running_or_notify_cancel()
     driver: Any = SimpleNamespace(
-        _scheduler=scheduler, _members={0: "one"}, _decoding={first: 1, second: 1}
+        _max_batch=2, _members={0: "one"}, _decoding={first: 1, second: 1}
     )
     keeps_up = worker.Worker._decoder_keeps_up
     assert keeps_up(driver)  # one is being decoded and one waits
@@ -140,11 +137,11 @@ def test_nobody_joins_while_a_full_batch_waits_for_its_decoding() -> None:
 
 def job_of(client: str, model: Any = None) -> Job:
     options = {"steps": 1, "height": 8, "width": 8}
-    return Job(Admitted(model, options, 1, {}), client, stored=False, preview=False)
+    return Job(AdmittedRequest(model, options, 1, {}), client, stored=False, preview=False)
 
 
 class Idle:
-    """Takes nothing from its queue."""
+    """A runner that takes no job."""
 
     def wake(self) -> None: ...
 
@@ -153,39 +150,31 @@ class Idle:
     def join(self) -> None: ...
 
 
-def scheduled(clients: str, room: int, folder: Path) -> list[Job | ApiError]:
-    """Submits a job for each of the clients in turn; each job, or the error that refused it."""
+def submitted(clients: str, limit: int) -> list[Job | ApiError]:
+    """Submit a job for each of the clients in turn. Return each job, or the error it met."""
     model: Any = SimpleNamespace(name="tiny")
 
-    def submit(scheduler: Scheduler, client: str) -> Job | ApiError:
+    def submit(queue: RequestQueue, client: str) -> Job | ApiError:
         job = job_of(client, model)
         try:
-            scheduler.submit(job, 1000)
+            queue.submit(job, 1000)
         except ApiError as error:
             return error
         assert job.position > 0
         return job
 
     async def run() -> list[Job | ApiError]:
-        settings = Settings.model_validate({"limits": {"queue": room}})
-        models: Any = [model]
-        scheduler = Scheduler(
-            models,
-            settings,
-            ImageStore(folder, 1),
-            EmbeddingCache(0),
-            Metrics(),
-            lambda *_: Idle(),
-        )
-        submitted = [submit(scheduler, client) for client in clients]
-        ended = {job for job in submitted if isinstance(job, Job) and job.ended.is_set()}
-        assert scheduler.waiting == {
-            "tiny": sum(isinstance(job, Job) and job not in ended for job in submitted)
+        settings = ServerSettings.model_validate({"limits": {"queue": limit}})
+        queue = RequestQueue(["tiny"], settings, Metrics(), lambda *_: Idle())
+        jobs = [submit(queue, client) for client in clients]
+        ended = {job for job in jobs if isinstance(job, Job) and job.ended.is_set()}
+        assert queue.waiting == {
+            "tiny": sum(isinstance(job, Job) and job not in ended for job in jobs)
         }
-        for job in set(submitted) - ended:
+        for job in set(jobs) - ended:
             if isinstance(job, Job):
-                scheduler.stop(job, CANCELLED)
-        return submitted
+                queue.stop(job, CANCELLED)
+        return jobs
 
     return asyncio.run(run())
 
@@ -200,10 +189,9 @@ def scheduled(clients: str, room: int, folder: Path) -> list[Job | ApiError]:
         ("abcd", "wwwr"),  # all have one: the first to come stay
     ],
 )
-def test_a_full_queue_is_shared_among_clients(clients: str, outcome: str, tmp_path: Path) -> None:
+def test_a_full_queue_is_shared_among_clients(clients: str, outcome: str) -> None:
     """w: it waits, h: it was handed back, r: it was refused."""
-    submitted = scheduled(clients, 3, tmp_path)
-    for job, what in zip(submitted, outcome, strict=True):
+    for job, what in zip(submitted(clients, 3), outcome, strict=True):
         if what == "r":
             error: ApiError | None = job if isinstance(job, ApiError) else None
         else:
@@ -231,7 +219,7 @@ def test_a_folder_gives_its_bundles_name_however_it_is_written(
 
 @pytest.mark.parametrize("prepack", [True, False])
 def test_settings_reach_the_pipeline(forked_bundle: Path, prepack: bool) -> None:
-    models = Models([str(forked_bundle)], Settings(device="cpu", threads=3, prepack=prepack))
+    models = Models([str(forked_bundle)], ServerSettings(device="cpu", threads=3, prepack=prepack))
     (model,) = models
     backend = models.acquire(model).backend
     assert "cpu, 3 threads" in backend
@@ -240,7 +228,7 @@ def test_settings_reach_the_pipeline(forked_bundle: Path, prepack: bool) -> None
 
 def test_only_as_many_models_make_room_as_it_takes(forked_bundle: Path) -> None:
     arguments = [f"{name}={forked_bundle}" for name in "abc"]
-    models = Models(arguments, Settings(memory_bytes=2 * open_model(arguments[0]).bytes))
+    models = Models(arguments, ServerSettings(memory_bytes=2 * open_model(arguments[0]).bytes))
     a, b, c = models
     models.reserve(b)
     models.reserve(a)

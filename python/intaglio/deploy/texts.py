@@ -11,7 +11,7 @@ from typing import Any
 from intaglio import _core
 from intaglio.deploy.contents import Deployment
 from intaglio.deploy.libraries import glibc_needed
-from intaglio.deploy.tensors import MAX_BATCH, inputs
+from intaglio.serve.triton_tensors import MAX_BATCH, inputs
 
 
 def readme(deployment: Deployment, folder: Path) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from intaglio import _core
 from intaglio.deploy.contents import Deployment, collect_bundle
 from intaglio.deploy.folder import Progress, check_output, copy_sources, placing
-from intaglio.deploy.tensors import MAX_BATCH, OUTPUTS, inputs
 from intaglio.deploy.texts import repository_readme
+from intaglio.serve.triton_tensors import MAX_BATCH, OUTPUTS, inputs
 
 HEADER = """\
 # Checked against Triton's model_config.proto. Parameters are settings of `intaglio serve`

@@ -15,9 +15,9 @@ import typer
 import yaml
 
 from intaglio.serve.cli import serve
-from intaglio.serve.connections import LAST_BYTES
+from intaglio.serve.engine.worker import JOIN_SECONDS
 from intaglio.serve.settings import read_settings
-from intaglio.serve.worker import JOIN_SECONDS
+from intaglio.serve.transport.connections import LAST_BYTES
 from tests.serve.conftest import Running
 
 DEPLOY = Path(__file__).parents[3] / "deploy"

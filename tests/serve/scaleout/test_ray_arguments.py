@@ -9,14 +9,14 @@ import pytest
 from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
 
-from intaglio.serve.models import absolute
+from intaglio.serve.models.registry import absolute
 from intaglio.serve.ray_app import Refused, app
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({}, "bundles is missing: give bundles=FOLDER"),
     ({"bundle": "a"}, "there is no argument bundle: give bundles, config,"),
-    ({"bundles": "a", "cpus": "x"}, "cpus does not fit"),
-    ({"bundles": "a", "gpus": "-1"}, "gpus does not fit"),
+    ({"bundles": "a", "cpus": "x"}, "cpus is invalid"),
+    ({"bundles": "a", "gpus": "-1"}, "gpus is invalid"),
     ({"bundles": "a", "config": "b.toml"}, "cannot read --config {here}/b.toml"),
     ({"bundles": "a"}, "{here}/a"),
     ({"bundles": "n=a"}, "{here}/a"),
@@ -44,8 +44,8 @@ def test_what_does_not_fit_is_one_sentence(
 @pytest.mark.parametrize(
     ("autoscaling", "says"),
     [
-        ({"max_replicas": 0}, "max_replicas does not fit"),
-        ({"min_replicas": 5}, r"autoscaling does not fit: max_replicas \(4\)"),
+        ({"max_replicas": 0}, "max_replicas is invalid"),
+        ({"min_replicas": 5}, r"autoscaling is invalid: max_replicas \(4\)"),
     ],
 )
 def test_autoscaling_is_checked_too(

@@ -161,9 +161,9 @@ def test_requests_of_any_form_run_at_once(triton: Triton, pipeline: intaglio.Pip
 
 
 WRONG: dict[str, tuple[dict[str, list[list[Any]]], str]] = {
-    "steps": ({"steps": [[100_000]]}, "steps 100000 is above this server's limit"),
-    "one of two": ({"steps": [[2], [0]]}, "steps does not fit: .* greater than or equal to 1"),
-    "size": ({"size": [[b"31x31"]]}, "size 31x31 does not fit"),
+    "steps": ({"steps": [[100_000]]}, "steps 100000 exceeds this server's limit"),
+    "one of two": ({"steps": [[2], [0]]}, "steps is invalid: .* greater than or equal to 1"),
+    "size": ({"size": [[b"31x31"]]}, "size 31x31 is invalid"),
     "window": ({"dg_window": [[0.8, 0.2]]}, "dg_window"),
     "not text": ({"negative_prompt": [[b"\xff"]]}, "negative_prompt is not UTF-8 at byte 0"),
 }  # fmt: skip

@@ -13,8 +13,8 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInsta
 
 import intaglio
 from intaglio.deploy.triton import model_name
-from intaglio.serve.schemas import GenerationRequest
-from intaglio.serve.settings import Settings
+from intaglio.serve.api.schemas import GenerationRequest
+from intaglio.serve.settings import ServerSettings
 from tests.fake_bundle import make_bundle
 from tests.integration.conftest import ENTRY_POINT, Command, check
 
@@ -49,10 +49,10 @@ def test_the_configuration_is_in_tritons_schema(repository: Path) -> None:
     config = read_config(repository)
     assert (repository / config.name / "1" / "model.py").is_file()
     assert config.backend == "python"
-    assert config.max_batch_size == Settings().max_batch
+    assert config.max_batch_size == ServerSettings().max_batch
     assert config.HasField("dynamic_batching")
     assert [group.kind for group in config.instance_group] == [ModelInstanceGroup.KIND_MODEL]
-    assert set(config.parameters) <= Settings.model_fields.keys()
+    assert set(config.parameters) <= ServerSettings.model_fields.keys()
     inputs = {given.name: given for given in config.input}
     left_out = {"model", "n", "class_label"}
     assert set(inputs) == GenerationRequest.model_fields.keys() - left_out

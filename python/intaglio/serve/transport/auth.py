@@ -1,4 +1,4 @@
-"""Who asks."""
+"""API keys, and the client that a request belongs to."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ from intaglio.serve.errors import ApiError
 
 
 class ApiKeys:
-    """The keys that are let in."""
+    """The API keys that the server accepts."""
 
     def __init__(self, path: Path, setting: str) -> None:
-        """Reads a file with a key a line; empty lines and those that begin with # do not count.
+        """Read a file with one key per line; empty lines and lines that start with # are ignored.
 
-        Errors call it by the `setting` that it was given as.
-        Raises InputError if it cannot be read or has no key.
+        `setting` is how the user gave the path, for error messages.
+        Raises InputError if the file cannot be read or has no key.
         """
         try:
             lines = path.read_bytes().splitlines()
         except OSError as error:
             raise InputError(f"cannot read {setting}, {path}: {error.strerror}") from None
-        # As headers are stripped: as text.
+        # Strip the same characters that HTTP strips from a header, which is Latin-1 text.
         stripped = [line.decode("latin-1").strip().encode("latin-1") for line in lines]
         self._keys = [line for line in stripped if line and not line.startswith(b"#")]
         if not self._keys:
-            raise InputError(f"{setting}, {path}, holds no key: write one a line")
+            raise InputError(f"{setting}, {path}, has no key: write one key per line")
 
     def find(self, given: str) -> int | None:
-        """The key's number in the file, from 1. Takes as long for any key of the same length."""
-        bytes_given = given.encode("latin-1")  # as headers are decoded
+        """Return the number of the key in the file, counted from 1, or None if it is unknown.
+
+        The time depends on the length of the key alone.
+        """
+        bytes_given = given.encode("latin-1")  # the encoding with which headers are decoded
         matches = [hmac.compare_digest(bytes_given, key) for key in self._keys]
         return matches.index(True) + 1 if any(matches) else None
 
@@ -45,11 +48,11 @@ _BEARER = HTTPBearer(auto_error=False, description="A key of the server's --api-
 async def require_key(
     request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
 ) -> None:
-    """Refuses a request without a key that we know."""
+    """Reject a request that has no valid API key."""
     number = request.app.state.keys.find(given.credentials) if given else None
     if number is None:
-        missing = "the API key is wrong" if given else "an API key is missing"
-        message = f"{missing}: send the header Authorization: Bearer KEY"
+        problem = "the API key is wrong" if given else "the API key is missing"
+        message = f"{problem}: send the header Authorization: Bearer KEY"
         error = ApiError(401, "invalid_api_key", message)
         error.headers["WWW-Authenticate"] = "Bearer"
         raise error
@@ -57,7 +60,7 @@ async def require_key(
 
 
 async def client(request: Request) -> str:
-    """Whose turn a request takes: the key's, or without keys the address's."""
+    """Return the name of the client for fair queueing: its API key, or its address without keys."""
     address = request.client.host if request.client else "local"
     return str(getattr(request.state, "client", address))
 

@@ -1,4 +1,4 @@
-"""Jobs: queued, watched, cancelled; and the images they leave."""
+"""Routes of jobs, their events, and the images that are fetched by URL."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.types import Receive, Scope, Send
 
-from intaglio.serve.admission import deadline_of
-from intaglio.serve.auth import Client
-from intaglio.serve.errors import ApiError, documented
-from intaglio.serve.job import CANCELLED, Job
-from intaglio.serve.openai import image_url
-from intaglio.serve.schemas import JobRequest, JobView
-from intaglio.serve.services import Shared
+from intaglio.serve.api.admission import deadline_of
+from intaglio.serve.api.openai import image_url
+from intaglio.serve.api.schemas import JobRequest, JobView
+from intaglio.serve.api.services import Shared
+from intaglio.serve.engine.job import Job
+from intaglio.serve.errors import CANCELLED, ApiError, documented
+from intaglio.serve.transport.auth import Client
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 images = APIRouter(prefix="/v1/images", tags=["images"])
 
 
 async def find_job(job_id: str, shared: Shared, client: Client) -> Job:
-    """The job of that id. With API keys, only for the one that made it."""
+    """Return the job with that id. With API keys, only the key that created it finds it."""
     job = shared.find(job_id)
     if not job or (shared.settings.api_keys and job.client != client):
         message = (
-            "there is no such job: its time is over, or the server was restarted and has forgotten"
+            "there is no such job: it has expired, or the server was restarted and has forgotten"
             " it; send the request again"
         )
         raise ApiError(404, "job_not_found", message)
@@ -42,31 +42,33 @@ Found = Annotated[Job, Depends(find_job)]
 
 @router.post("", status_code=202, responses=documented(400, 404, 408, 413, 429, 503))
 async def create_job(body: JobRequest, request: Request, shared: Shared, client: Client) -> JobView:
-    """Queues a job and answers at once."""
+    """Queue a job and answer at once."""
     deadline = deadline_of(body.deadline, shared.settings.limits)
     job = shared.make_job(body, client, stored=True, preview=body.preview)
-    shared.scheduler.submit(job, deadline)
+    shared.queue.submit(job, deadline)
     shared.keep(job)
     return _view(job, request)
 
 
 @router.get("/{job_id}", responses=documented(404))
 async def get_job(job: Found, request: Request) -> JobView:
-    """What a job has come to."""
+    """Return the state of a job."""
     return _view(job, request)
 
 
 @router.delete("/{job_id}", responses=documented(404))
 async def cancel_job(job: Found, request: Request, shared: Shared) -> JobView:
-    """Ends a job within a step, and answers when it has ended."""
-    shared.scheduler.stop(job, CANCELLED)
+    """End a job within a step, and answer when it has ended."""
+    shared.queue.stop(job, CANCELLED)
     await job.ended.wait()
     return _view(job, request)
 
 
 class _Events(StreamingResponse):
-    """Ends its generator with the connection, not whenever it is collected. FastAPI's own way of
-    sending events fails in most connections that end early."""
+    """Closes its generator when the connection ends, not when it is garbage-collected.
+
+    FastAPI's own responses with events fail on most connections that end early.
+    """
 
     media_type = "text/event-stream"
 
@@ -99,10 +101,10 @@ async def follow_job(
     job: Found,
     request: Request,
     last_event_id: Annotated[
-        int | None, Header(ge=0, description="go on behind this event")
+        int | None, Header(ge=0, description="continue after this event")
     ] = None,
 ) -> _Events:
-    """Server-sent events until the job has ended: queued, step, preview, then done or error."""
+    """Send server-sent events until the job ends: queued, step, preview, then done or error."""
     after = -1 if last_event_id is None else last_event_id
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return _Events(_events(job, after, request), headers=headers)
@@ -118,7 +120,7 @@ async def _events(job: Job, after: int, request: Request) -> AsyncGenerator[byte
                 yield KEEPALIVE_COMMENT
             else:
                 yield format_sse_event(event=event, id=str(number), data_str=json.dumps(shown))
-            await asyncio.sleep(0)  # others have their turn while many are sent at once
+            await asyncio.sleep(0)  # let other requests run while many events are sent
 
 
 @images.get(
@@ -127,12 +129,13 @@ async def _events(job: Job, after: int, request: Request) -> AsyncGenerator[byte
     responses={200: {"content": {"image/png": {}}}, **documented(404)},
 )
 async def get_image(
-    name: Annotated[str, Path(description="as in a URL that the server gave")], shared: Shared
+    name: Annotated[str, Path(description="the name in a URL that the server returned")],
+    shared: Shared,
 ) -> FileResponse:
-    """An image, by the URL that was given for it. Needs no API key: the name is one."""
+    """Return an image by its URL. No API key is required, since the name is secret."""
     path = shared.store.find(name)
     if not path:
-        raise ApiError(404, "image_not_found", "there is no such image, or its time is over")
+        raise ApiError(404, "image_not_found", "there is no such image, or it has expired")
     return FileResponse(path, media_type="image/png", headers={"Cache-Control": "private"})
 
 

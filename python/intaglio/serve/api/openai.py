@@ -1,4 +1,4 @@
-"""OpenAI's endpoints."""
+"""Routes of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ import time
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from intaglio.serve.admission import deadline_of
-from intaglio.serve.auth import Client
-from intaglio.serve.errors import documented
-from intaglio.serve.http import error_response
-from intaglio.serve.job import CANCELLED, Job
-from intaglio.serve.schemas import (
+from intaglio.serve.api.admission import deadline_of
+from intaglio.serve.api.error_handlers import error_response
+from intaglio.serve.api.model_views import model_view
+from intaglio.serve.api.schemas import (
     ImageData,
     ImageRequest,
     ImagesResponse,
     ModelList,
     ModelView,
 )
-from intaglio.serve.services import Shared
+from intaglio.serve.api.services import Shared
+from intaglio.serve.engine.job import Job
+from intaglio.serve.errors import CANCELLED, documented
+from intaglio.serve.transport.auth import Client
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 
 @router.get("/models")
 async def list_models(shared: Shared) -> ModelList:
-    """The models that requests can name."""
-    return ModelList(data=[model.view for model in shared.models])
+    """Return the models that requests can name."""
+    return ModelList(data=[model_view(model) for model in shared.models])
 
 
 @router.get("/models/{model:path}", responses=documented(404))
 async def get_model(model: str, shared: Shared) -> ModelView:
-    """One of them."""
-    return shared.models.get(model).view
+    """Return one model."""
+    return model_view(shared.models.get(model))
 
 
 @router.post(
@@ -47,27 +48,27 @@ async def get_model(model: str, shared: Shared) -> ModelView:
 async def generate_images(
     body: ImageRequest, request: Request, shared: Shared, client: Client
 ) -> ImagesResponse | JSONResponse:
-    """Draws images and answers when they are there. A client that disconnects ends its run."""
+    """Draw images and answer when they are finished. If the client disconnects, the run ends."""
     stored = body.response_format != "b64_json"
     job = shared.make_job(body, client, stored=stored)
-    shared.scheduler.submit(job, deadline_of(None, shared.settings.limits))
-    await _ended_or_gone(job, request, shared)
+    shared.queue.submit(job, deadline_of(None, shared.settings.limits))
+    await _wait_for_end(job, request, shared)
     if job.error:
-        return error_response(job.error)  # not raised: that is for what is refused
+        return error_response(job.error)  # not raised, since it would count as a rejection
     data = [ImageData(url=image_url(request, name)) for name in job.names]
     data += [ImageData(b64_json=base64.b64encode(png).decode()) for png in job.pngs]
     return ImagesResponse(created=int(time.time()), data=data)
 
 
-async def _ended_or_gone(job: Job, request: Request, shared: Shared) -> None:
-    """Waits for the job, and stops it if the client does not."""
+async def _wait_for_end(job: Job, request: Request, shared: Shared) -> None:
+    """Wait until the job ends, and stop it if the client disconnects."""
     ended = asyncio.ensure_future(job.ended.wait())
-    gone = asyncio.ensure_future(_disconnected(request))
+    disconnected = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({ended, disconnected}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        gone.cancel()
-        shared.scheduler.stop(job, CANCELLED)  # nothing if it has ended
+        disconnected.cancel()
+        shared.queue.stop(job, CANCELLED)  # has no effect if the job has ended
     await ended
 
 
@@ -77,5 +78,5 @@ async def _disconnected(request: Request) -> None:
 
 
 def image_url(request: Request, name: str) -> str:
-    """Where the client finds an image of the store."""
+    """Return the URL of an image in the store."""
     return str(request.url_for("get_image", name=name))

@@ -1,4 +1,4 @@
-"""The bundles that are served: loaded when asked for, evicted when memory runs short."""
+"""The served models: each is loaded on first use and evicted when memory runs short."""
 
 from __future__ import annotations
 
@@ -12,28 +12,20 @@ from pathlib import Path
 
 from intaglio import Bundle, Pipeline, UsageError, _core
 from intaglio.onnxruntime_library import onnxruntime_library
-from intaglio.serve.embeddings import encoder_hash
 from intaglio.serve.errors import ApiError
-from intaglio.serve.schemas import (
-    ModelDefaults,
-    ModelDetails,
-    ModelView,
-    Ramp,
-    Size,
-    Sizes,
-    Window,
-)
-from intaglio.serve.settings import Settings
+from intaglio.serve.models.embeddings import encoder_hash
+from intaglio.serve.settings import ServerSettings
 
 
 @dataclass(eq=False)
 class Model:
-    """A bundle under the name that requests give.
+    """A bundle, with the name by which requests refer to it.
 
     Attributes:
-        bytes: of the bundle's files, about what it takes in memory.
-        encoders: `encoder_hash` of the bundle; empty without text encoders.
-        pipeline: None while it is not loaded.
+        bytes: size of the bundle's files, which is about the memory that it takes.
+        encoders: `encoder_hash` of the bundle; empty if it has no text encoders.
+        pipeline: the loaded bundle; None while it is not loaded.
+        in_use: a worker has acquired or reserved it.
         wanted: another model waits for the memory of this one.
     """
 
@@ -47,73 +39,30 @@ class Model:
     wanted: bool = False
     last_used: float = field(default_factory=time.monotonic)
 
-    @property
-    def unit(self) -> int:
-        """Height and width are multiples of it. Pixels."""
-        return self.bundle.latent.vae_scale_factor * self.bundle.patch_size
-
-    @property
-    def view(self) -> ModelView:
-        """Its entry in the list of models."""
-        bundle, latent = self.bundle, self.bundle.latent
-        largest = Size(height=latent.max_height, width=latent.max_width)
-        details = ModelDetails(
-            family=bundle.family,
-            layout=bundle.layout,
-            size=Size(height=bundle.defaults.height, width=bundle.defaults.width),
-            sizes=None if latent.fixed_size else Sizes(multiple=self.unit, largest=largest),
-            defaults=defaults_of(bundle),
-            prompt=bool(self.encoders),
-            classes=list(range(bundle.classes.count)) if bundle.classes else None,
-        )
-        return ModelView(
-            id=self.name, created=self.created, owned_by=bundle.source, intaglio=details
-        )
-
-
-def defaults_of(bundle: Bundle) -> ModelDefaults:
-    """The bundle's defaults as fields of a request."""
-
-    def ramp(value: _core.Ramp) -> Ramp:
-        return value.first if value.first == value.last else (value.first, value.last)
-
-    def window(value: _core.Window) -> Window:
-        return value.start, value.end
-
-    guidance = bundle.defaults.guidance
-    return ModelDefaults(
-        steps=bundle.defaults.steps,
-        cfg_scale=ramp(guidance.cfg_scale),
-        dg_scale=ramp(guidance.dg_scale),
-        cfg_window=window(guidance.cfg_window),
-        dg_window=window(guidance.dg_window),
-        ma_keep=ramp(guidance.ma_keep),
-    )
-
 
 def _parse(argument: str) -> tuple[str | None, Path]:
-    """The name, if one is given, and the folder."""
+    """Return the name, or None if none is given, and the folder."""
     name, equals, folder = argument.partition("=")
     named = bool(equals) and not Path(argument).exists()
     return (name, Path(folder)) if named else (None, Path(argument))
 
 
 def absolute(argument: str) -> str:
-    """FOLDER or NAME=FOLDER with the folder's absolute path, for a process that runs elsewhere."""
+    """Return FOLDER or NAME=FOLDER with an absolute path, for a process in another folder."""
     name, path = _parse(argument)
     return str(path.absolute()) if name is None else f"{name}={path.absolute()}"
 
 
 def open_model(argument: str) -> Model:
-    """Checks a bundle, given as FOLDER or NAME=FOLDER.
+    """Check the bundle that FOLDER or NAME=FOLDER refers to.
 
-    Raises InputError for it, UsageError for an empty name.
+    Raises InputError for an invalid bundle, and UsageError for an empty name.
     """
     name, path = _parse(argument)
     bundle = Bundle.open(path)
     name = bundle.name if name is None else name
     if not name:
-        raise UsageError(f"{argument} leaves its model without a name: give NAME={path}")
+        raise UsageError(f"{argument} gives its model an empty name: give NAME={path}")
     return Model(
         name=name,
         bundle=bundle,
@@ -124,30 +73,30 @@ def open_model(argument: str) -> Model:
 
 
 class Models:
-    """All of them, and which are loaded. For any thread."""
+    """All served models, and which of them are loaded. Methods may be called from any thread."""
 
-    def __init__(self, arguments: Sequence[str], settings: Settings) -> None:
-        """Checks every bundle; loads none.
+    def __init__(self, arguments: Sequence[str], settings: ServerSettings) -> None:
+        """Check every bundle without loading it.
 
-        Raises InputError for a bundle, UsageError for two of one name and for one that
-        `memory_bytes` is too small for.
+        Raises InputError for an invalid bundle, and UsageError for two bundles with one name or for
+        a bundle that is larger than `memory_bytes`.
         """
         self._options = settings.model_dump(include={"device", "threads", "prepack"})
         self._memory = settings.memory_bytes
         self._models: dict[str, Model] = {}
         self._changed = threading.Condition()
-        self._reserved: set[Model] = set()  # loaded, or being loaded
-        self._waiting: deque[Model] = deque()  # for memory, so that none is overtaken
+        self._reserved: set[Model] = set()  # loaded, or about to be loaded
+        self._waiting: deque[Model] = deque()  # for memory; first come, first served
         for argument in arguments:
             model = open_model(argument)
             if model.name in self._models:
                 raise UsageError(
-                    f"two bundles are called {model.name}: give one as NAME={model.bundle.folder}"
+                    f"two bundles are named {model.name}: give one as NAME={model.bundle.folder}"
                 )
             if self._memory is not None and model.bytes > self._memory:
                 raise UsageError(
-                    f"{model.name} takes {model.bytes} bytes and memory_bytes is {self._memory}:"
-                    " raise it"
+                    f"{model.name} takes {model.bytes} bytes but memory_bytes is {self._memory}:"
+                    " increase memory_bytes"
                 )
             self._models[model.name] = model
 
@@ -155,23 +104,26 @@ class Models:
         return iter(self._models.values())
 
     @property
-    def held_at_once(self) -> int:
-        """How many are loaded at a time at least, even if they are the largest."""
+    def loaded_at_once(self) -> int:
+        """Return how many models fit into memory together, whichever they are."""
         if self._memory is None:
             return len(self._models)
         sizes = sorted((model.bytes for model in self), reverse=True)
         return sum(total <= self._memory for total in accumulate(sizes))
 
     def check_device(self) -> None:
-        """Raises what loading would for the device: UsageError if there is none of that name,
-        UnavailableError if it is not there, or not for one of the bundles."""
+        """Raise the error that loading would raise for the device.
+
+        That is UsageError for an unknown device, and UnavailableError for a device that is not
+        present or that cannot run one of the bundles.
+        """
         library = onnxruntime_library() or ""
         options = _core.BackendOptions(**self._options, onnxruntime_library=library)
         for model in self:
             _core.make_backend(options, model.bundle)
 
     def get(self, name: str | None) -> Model:
-        """The model of that name; without a name the only one. Raises ApiError."""
+        """Return the model with that name, or the only one if no name is given. Raises ApiError."""
         if name is None and len(self._models) == 1:
             return next(iter(self._models.values()))
         names = ", ".join(self._models)
@@ -184,9 +136,9 @@ class Models:
         return self._models[name]
 
     def acquire(self, model: Model) -> Pipeline:
-        """Loads `model` unless it is, and keeps it loaded until `release`.
+        """Load `model` if necessary, and keep it loaded until `release`.
 
-        Waits as `reserve` does. Raises intaglio.Error if it cannot be loaded.
+        Waits for memory as `reserve` does. Raises intaglio.Error if the bundle cannot be loaded.
         """
         self.reserve(model)
         try:
@@ -201,9 +153,9 @@ class Models:
         return model.pipeline
 
     def reserve(self, model: Model) -> None:
-        """Keeps the memory of `model` for it until `release`; does not load it.
+        """Reserve the memory of `model` until `release`, without loading the model.
 
-        Waits for memory while models in use take it.
+        Waits while models in use occupy the memory.
         """
         with self._changed:
             if model not in self._reserved:
@@ -216,7 +168,7 @@ class Models:
             model.in_use = True
 
     def release(self, model: Model) -> None:
-        """Lets `model` be evicted when its memory is needed, now if another waits for it."""
+        """Allow `model` to be evicted, and evict it at once if another model waits for memory."""
         with self._changed:
             model.in_use = False
             model.last_used = time.monotonic()
@@ -230,9 +182,9 @@ class Models:
         self._reserved.discard(model)
 
     def _make_room(self, model: Model) -> bool:
-        """Evicts idle models until `model` fits, those not used for longest first.
+        """Evict idle models, least recently used first, until `model` fits. Return whether it fits.
 
-        If that is not enough, as many of those in use as it takes are asked to end.
+        If that is not enough, mark as many models in use as necessary as `wanted`.
         """
         if self._memory is None:
             return True

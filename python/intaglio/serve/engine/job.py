@@ -1,4 +1,4 @@
-"""A request on its way, and what its client is told of it."""
+"""A job: one admitted request, its state, and the events that its readers receive."""
 
 from __future__ import annotations
 
@@ -6,39 +6,62 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from intaglio.serve.admission import Admitted
 from intaglio.serve.errors import ApiError
+from intaglio.serve.models.registry import Model
 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 Event = tuple[int, str, dict[str, Any]]
-# Of these only the latest counts; steps are all kept.
+# Only the latest event with one of these names is kept; all step events are kept.
 _SUPERSEDED = {"queued", "preview"}
-# Between events, so that proxies do not take a connection for dead.
+# Seconds between events after which a ping is sent, so that proxies do not close the connection.
 PING_SECONDS = 15.0
 
 
-class Job:
-    """Its state belongs to the event loop's thread, where the worker posts its calls.
-
-    The last five attributes are the worker's.
+@dataclass(frozen=True)
+class AdmittedRequest:
+    """A request that passed all checks.
 
     Attributes:
-        stored: images go into the store, by URL; otherwise they stay in `pngs`.
-        preview: decode previews while somebody follows the events.
-        stop: how it shall end when the worker next looks at it; None: it runs on.
-        started: set when it joins a batch, or ends before. ended: set when it has ended.
-        ended_at: when that was, in seconds since 1970; None: it has not.
-        names: of the images in the store. pngs: the images themselves.
-        notes: what the client should know: a prompt that was cut.
-        timings: seconds of each stage.
-        options: for the batch; None: not made yet.
-        overtaken: how many joined a batch before it that came after it.
-        previewing: a preview is being decoded; no other is begun meanwhile.
+        model: the model that draws it.
+        options: keywords of `Pipeline.generate`.
+        images: number of images.
+        fields: the fields of the request, with defaults filled in.
     """
 
-    def __init__(self, admitted: Admitted, client: str, *, stored: bool, preview: bool) -> None:
+    model: Model
+    options: dict[str, Any]
+    images: int
+    fields: dict[str, Any]
+
+
+class Job:
+    """The state of one request. It changes on the event loop's thread only.
+
+    The exceptions are the attributes that the worker sets: `notes`, `timings`, `options`,
+    `overtaken`, `started_at` and `previewing`.
+
+    Attributes:
+        stored: whether images go to the store, to be fetched by URL; otherwise they stay in `pngs`.
+        preview: whether previews are decoded while the events have a reader.
+        stop_error: the error with which the worker ends the job at its next step; None: it runs on.
+        started: set when the job joins a batch, or ends before. ended: set when it has ended.
+        submitted_at: when it was created. started_at: when it joined a batch. Monotonic seconds.
+        ended_at: when it ended, in seconds since 1970; None: it has not ended.
+        names: the images' names in the store. pngs: the images that are not in the store.
+        readers: number of readers of the events.
+        notes: remarks for the client, such as a truncated prompt.
+        timings: seconds of each stage.
+        options: options for the batch; None until they are made.
+        overtaken: number of jobs that came later but joined a batch earlier.
+        previewing: whether a preview is being decoded; no other starts meanwhile.
+    """
+
+    def __init__(
+        self, admitted: AdmittedRequest, client: str, *, stored: bool, preview: bool
+    ) -> None:
         self.id = secrets.token_hex(16)
         self.admitted = admitted
         self.client = client
@@ -46,7 +69,7 @@ class Job:
         self.preview = preview
         self.created = time.time()
         self.ended_at: float | None = None
-        self.submitted = self.moved = time.monotonic()
+        self.submitted_at = self.started_at = time.monotonic()
         self.notes: list[str] = []
         self.timings: dict[str, float] = {}
         self.options: dict[str, Any] | None = None
@@ -59,8 +82,8 @@ class Job:
         self.names: list[str] = []
         self.pngs: list[bytes] = []
         self.error: ApiError | None = None
-        self.stop: ApiError | None = None
-        self.watchers = 0
+        self.stop_error: ApiError | None = None
+        self.readers = 0
         self.started = asyncio.Event()
         self.ended = asyncio.Event()
         self._events: list[tuple[str, dict[str, Any]] | None] = []
@@ -71,34 +94,34 @@ class Job:
     def steps(self) -> int:
         return int(self.admitted.options["steps"])
 
-    def wait_at(self, position: int) -> None:
-        """It stands at this place of the queue, from 1."""
+    def set_position(self, position: int) -> None:
+        """Set the position in the queue, counted from 1."""
         if position != self.position:
             self.position = position
-            self._tell("queued", position=position)
+            self._add_event("queued", position=position)
 
-    def run(self) -> None:
-        """It joined the batch."""
+    def start(self) -> None:
+        """Set the status to running, since the job joined a batch."""
         self.status = "running"
         self.started.set()
 
     def advance(self, step: int, sigma: float) -> None:
-        """So many steps are done."""
+        """Set the number of finished steps."""
         self.step, self.sigma = step, sigma
-        self._tell("step", step=step, steps=self.steps, sigma=sigma)
+        self._add_event("step", step=step, steps=self.steps, sigma=sigma)
 
-    def show(self, step: int, image: str) -> None:
-        """What it looked like after so many steps, as a data URL."""
+    def add_preview(self, step: int, image: str) -> None:
+        """Add the preview, as a data URL, after so many steps."""
         if not self.ended.is_set():
-            self._tell("preview", step=step, image=image)
+            self._add_event("preview", step=step, image=image)
 
     def finish(self, names: list[str], pngs: list[bytes]) -> None:
-        """Its images are there."""
+        """End the job with its images."""
         self.names, self.pngs = names, pngs
         self._end("done", "done", images=names, notes=self.notes)
 
     def fail(self, error: ApiError) -> None:
-        """It ends without images."""
+        """End the job without images."""
         self.error = error
         status: Status = "cancelled" if error.detail.code == "cancelled" else "failed"
         self._end(status, "error", **error.detail.model_dump())
@@ -107,14 +130,14 @@ class Job:
         assert not self.ended.is_set()
         self.status = status
         self.options = None
-        if not self.watchers:
+        if not self.readers:
             self._drop("preview")
-        self._tell(event, **data)
+        self._add_event(event, **data)
         self.ended_at = time.time()
         self.started.set()
         self.ended.set()
 
-    def _tell(self, event: str, **data: Any) -> None:
+    def _add_event(self, event: str, **data: Any) -> None:
         if event in _SUPERSEDED:
             self._drop(event)
             self._latest[event] = len(self._events)
@@ -127,11 +150,12 @@ class Job:
             self._events[self._latest.pop(event)] = None
 
     async def follow(self, after: int = -1) -> AsyncGenerator[Event, None]:
-        """Number, name and data of each event behind number `after`, until the job has ended.
+        """Yield number, name and data of each event after number `after`, until the job has ended.
 
-        When nothing happens there is a "ping" now and then. To be closed by whoever leaves early.
+        A "ping" is yielded when there was no event for a while. A reader that stops early has to
+        close the generator.
         """
-        self.watchers += 1
+        self.readers += 1
         try:
             number = after + 1
             while True:
@@ -148,9 +172,6 @@ class Job:
                 except TimeoutError:
                     yield number - 1, "ping", {}
         finally:
-            self.watchers -= 1
-            if self.ended.is_set() and not self.watchers:
+            self.readers -= 1
+            if self.ended.is_set() and not self.readers:
                 self._drop("preview")
-
-
-CANCELLED = ApiError(409, "cancelled", "the job was cancelled")

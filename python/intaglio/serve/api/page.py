@@ -1,4 +1,4 @@
-"""The page at /, and how browsers are to treat it."""
+"""The page at /, and the headers that restrict what browsers let it do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 
 FOLDER = Path(__file__).with_name("page")
-# Some systems call JavaScript something that browsers refuse as a module.
+# Some systems give JavaScript a type that browsers reject for modules.
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; object-src 'none';"
@@ -21,7 +21,7 @@ _HEADERS = {
 
 
 def add_page(app: FastAPI, folder: Path = FOLDER) -> None:
-    """Serves each file of `folder` under /, and index.html as / itself."""
+    """Serve each file of `folder` under /, and index.html at / as well."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith("."):
             _add_file(app, f"/{path.relative_to(folder)}", path)

@@ -1,18 +1,18 @@
-"""Who is next: clients take turns, each with its oldest request."""
+"""A queue in which clients take turns, each with its oldest request."""
 
 from __future__ import annotations
 
 from collections import deque
 from itertools import chain, zip_longest
 
-from intaglio.serve.job import Job
+from intaglio.serve.engine.job import Job
 
 
 class FairQueue:
-    """Requests that wait for one model. Not for several threads at once."""
+    """The waiting requests of one model. Not safe for use from several threads at once."""
 
     def __init__(self) -> None:
-        # In the order of their turns; no client without requests.
+        # Clients that have requests, in the order of their turns.
         self._clients: dict[str, deque[Job]] = {}
 
     def __len__(self) -> int:
@@ -22,7 +22,7 @@ class FairQueue:
         self._clients.setdefault(job.client, deque()).append(job)
 
     def remove(self, job: Job) -> bool:
-        """Takes `job` out, wherever it stands. False: it was not there."""
+        """Remove `job` from any position. Return whether it was in the queue."""
         waiting = self._clients.get(job.client, deque())
         if job not in waiting:
             return False
@@ -32,7 +32,10 @@ class FairQueue:
         return True
 
     def take(self, job: Job) -> bool:
-        """Takes `job` out to run it: its client's next turn comes after everybody else's."""
+        """Remove `job` to run it, which moves its client's next turn behind all other clients.
+
+        Return whether it was in the queue.
+        """
         if not self.remove(job):
             return False
         if rest := self._clients.pop(job.client, None):
@@ -40,6 +43,6 @@ class FairQueue:
         return True
 
     def order(self) -> list[Job]:
-        """All of them, the next one first."""
+        """Return all jobs in the order in which they are next."""
         rounds = zip_longest(*self._clients.values())
         return [job for job in chain.from_iterable(rounds) if job]

@@ -1,4 +1,4 @@
-"""Prompt embeddings that are kept, the least recently used going first."""
+"""A cache of prompt embeddings that evicts the least recently used ones."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 
 from intaglio import Bundle, Pipeline, PromptEmbeds
 
-# The parts of one text's embedding, as PromptEmbeds names them.
+# The arrays of one text's embedding, by their names in PromptEmbeds.
 _PARTS = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
 
 
 def encoder_hash(bundle: Bundle) -> str:
-    """What tells text encoders apart: SHA-256 over their files' and how the manifest joins them.
+    """Return a hash that identifies the bundle's text encoders.
 
-    Two bundles of one model, say in either layout, have the same.
+    It covers the SHA-256 of their files and the manifest's description of the prompt, so bundles of
+    one model in different layouts have the same hash.
     """
     assert bundle.prompt
     manifest = json.loads((bundle.folder / "bundle.json").read_text("utf-8"))
@@ -37,7 +38,7 @@ def encoder_hash(bundle: Bundle) -> str:
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """One text's arrays, None where the model has no such input, and what is to be said of it."""
+    """The arrays of one text, None where the model has no such input, and the notes about it."""
 
     parts: tuple[Any, ...]
     notes: tuple[str, ...]
@@ -48,16 +49,16 @@ class TextEmbedding:
 
 
 class EmbeddingCache:
-    """Embeddings by text and encoders, up to so many bytes of arrays; for any thread.
+    """Embeddings by text and encoders, up to `capacity` bytes. May be used from any thread.
 
     Attributes:
-        nbytes: of the arrays that are kept.
-        hits: lookups of what was kept. misses: of what had to be encoded.
+        nbytes: size of the cached arrays.
+        hits: lookups that found an embedding. misses: lookups that had to encode the text.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._kept: OrderedDict[tuple[str, str], TextEmbedding] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, str], TextEmbedding] = OrderedDict()
         self._lock = threading.Lock()
         self.nbytes = 0
         self.hits = 0
@@ -66,9 +67,9 @@ class EmbeddingCache:
     def embed(
         self, pipeline: Pipeline, encoders: str, prompt: str, negative_prompt: str
     ) -> tuple[PromptEmbeds, list[str]]:
-        """What `pipeline.embed` gives for the two texts, and its notes.
+        """Return the embeddings that `pipeline.embed` gives for the two texts, and its notes.
 
-        `encoders` is the bundle's `encoder_hash`.
+        `encoders` is the `encoder_hash` of the pipeline's bundle.
         """
         texts = [self._one(pipeline, encoders, text) for text in (prompt, negative_prompt)]
         arrays = {
@@ -83,19 +84,19 @@ class EmbeddingCache:
     def _one(self, pipeline: Pipeline, encoders: str, text: str) -> TextEmbedding:
         key = encoders, text
         with self._lock:
-            if found := self._kept.get(key):
-                self._kept.move_to_end(key)
+            if found := self._entries.get(key):
+                self._entries.move_to_end(key)
                 self.hits += 1
                 return found
             self.misses += 1
-        # The core's, whose notes are a list; the front end's warns.
+        # Call the core, which returns its notes; `Pipeline.embed` would issue them as warnings.
         embeds = pipeline._core.embed(text)
         parts = tuple(getattr(embeds, name) for name in _PARTS)
         embedding = TextEmbedding(parts, tuple(embeds.notes))
         with self._lock:
-            if key not in self._kept:
-                self._kept[key] = embedding
+            if key not in self._entries:
+                self._entries[key] = embedding
                 self.nbytes += embedding.nbytes
             while self.nbytes > self._capacity:
-                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+                self.nbytes -= self._entries.popitem(last=False)[1].nbytes
         return embedding

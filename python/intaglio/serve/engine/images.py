@@ -1,4 +1,4 @@
-"""Images as PNG, and the folder of those that are fetched by URL."""
+"""PNG files, and the folder of images that are fetched by URL."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from intaglio import InputError
 from intaglio.serve.errors import ApiError
 
 _NAME = re.compile(r"[0-9a-f]{32}")
-# Seconds after which half an image is taken for that of a server that was killed.
-_WRITING = 60
+# Seconds after which an unfinished file is removed, since the server that wrote it was killed.
+_UNFINISHED_SECONDS = 60
 
 
 def encode_png(image: Image, texts: dict[str, str]) -> bytes:
-    """The file's bytes, with `texts` in it as `intaglio generate -o` writes them."""
+    """Return a PNG file with `texts` as metadata, as `intaglio generate -o` writes it."""
     info = PngInfo()
     for key, text in texts.items():
         info.add_itxt(key, text)
@@ -32,15 +32,15 @@ def encode_png(image: Image, texts: dict[str, str]) -> bytes:
 
 
 def data_url(png: bytes) -> str:
-    """The image as a URL that holds it."""
+    """Return a data URL of the image."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 class ImageStore:
-    """A folder of images under names that cannot be guessed, each there for `seconds`."""
+    """A folder of images whose names cannot be guessed. Each image expires after `seconds`."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
-        """Raises InputError if the folder cannot be made."""
+        """Create the folder if necessary. Raises InputError if that is not possible."""
         self.folder, self._seconds = folder, seconds
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ class ImageStore:
             raise InputError(f"cannot use the images folder {folder}: {error.strerror}") from None
 
     def write(self, png: bytes) -> str:
-        """Stores an image, whole or not at all. Returns its name. Raises ApiError (507)."""
+        """Store an image as a whole or not at all, and return its name. Raises ApiError (507)."""
         name = secrets.token_hex(16)
         part = self.folder / f"{name}.part"
         try:
@@ -59,28 +59,28 @@ class ImageStore:
             raise ApiError(
                 507,
                 "image_not_stored",
-                f"the image could not be stored: {error.strerror}; free room on the server, or ask"
-                " /v1/images/generations for response_format b64_json",
+                f"the image could not be stored: {error.strerror}; free disk space on the server,"
+                " or ask /v1/images/generations for response_format b64_json",
             ) from None
         return name
 
     def find(self, name: str) -> Path | None:
-        """The file of that name; None if there is none or its time is over."""
+        """Return the image's file, or None if there is no such image or it has expired."""
         path = self.folder / f"{name}.png"
         if not _NAME.fullmatch(name) or _age(path) > self._seconds:
             return None
         return path
 
     def expire(self) -> None:
-        """Removes those whose time is over. Other servers may share the folder."""
-        for suffix, seconds in ((".png", self._seconds), (".part", _WRITING)):
+        """Remove expired images, of this server and of others that share the folder."""
+        for suffix, seconds in ((".png", self._seconds), (".part", _UNFINISHED_SECONDS)):
             for path in self.folder.glob(f"*{suffix}"):
                 if _NAME.fullmatch(path.stem) and _age(path) > seconds:
                     path.unlink(missing_ok=True)
 
 
 def _age(path: Path) -> float:
-    """Seconds since it was written; infinite if it is not there."""
+    """Return the seconds since the file was written; infinity if it does not exist."""
     try:
         return time.time() - path.stat().st_mtime
     except OSError:
