@@ -117,6 +117,6 @@ def test_without_the_schema_nothing_is_written(
     command: Command, forked_bundle: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "tritonclient.py").write_text("raise ImportError('not installed')")
-    says = "Triton's schema is not here (not installed): pip install 'intaglio[triton]'"
+    says = "Triton's schema is not installed (not installed): pip install 'intaglio[triton]'"
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     check(command, 4, says, "deploy", "triton", forked_bundle, "-o", "out", env=env)

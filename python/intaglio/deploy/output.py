@@ -1,4 +1,4 @@
-"""One relocatable folder: bundle, command and libraries."""
+"""Writes a deployment to its output folder, which appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,44 +13,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from intaglio import _core
-from intaglio.deploy.contents import Deployment, collect
-from intaglio.deploy.texts import readme, smoke_test
+from intaglio.deploy.contents import Deployment
 
-# Called with the bytes copied so far and in all.
+# Called with the number of bytes copied so far, and of all bytes.
 Progress = Callable[[int, int], None]
 
 
-def write_folder(
-    bundle: Path, output: Path, onnxruntime: Path | None, progress: Progress
-) -> Deployment:
-    """Write the folder `output`; it appears whole or not at all.
-
-    Raises:
-        InputError: the bundle, or an output that may not be written.
-        UnavailableError: Intaglio's command or ONNX Runtime's library is not there.
-    """
-    check_output(output, bundle)
-    _core.Bundle.open(bundle)
-    deployment = collect(bundle, onnxruntime)
-    with placing(output, deployment.bytes) as work:
-        copy_sources(deployment, work, progress)
-        (work / "README.md").write_text(readme(deployment, work), encoding="utf-8")
-        script = work / "smoke_test.sh"
-        script.write_text(smoke_test(deployment.manifest), encoding="utf-8")
-        script.chmod(0o755)
-    return deployment
-
-
 def check_output(output: Path, bundle: Path) -> None:
-    """See that a folder may be written to `output`.
+    """Check that a folder can be written to `output`.
 
     Raises:
-        UsageError: it would be part of the bundle that it is made from.
-        InputError: there is something already, or the folder above is missing or not writable.
+        UsageError: the output would be inside the bundle.
+        InputError: the output exists and is not empty, or its parent folder is missing or not
+            writable.
     """
     if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(bundle)):
         raise _core.UsageError(
-            f"the output {output} lies in the bundle {bundle}: give a path outside of it with -o"
+            f"the output {output} is in the bundle {bundle}: give a path outside of it with -o"
         )
     if output.is_dir():
         if any(output.iterdir()):
@@ -61,57 +40,61 @@ def check_output(output: Path, bundle: Path) -> None:
         raise _core.InputError(f"the output {output} is not a folder: give another path with -o")
     parent = output.resolve().parent
     if not parent.is_dir():
-        raise _core.InputError(f"the folder {parent} for the output does not exist: make it first")
+        raise _core.InputError(
+            f"the folder {parent} for the output does not exist: create it first"
+        )
     if not os.access(parent, os.W_OK):
-        raise _core.InputError(f"the folder {parent} for the output is not writable")
+        raise _core.InputError(
+            f"the folder {parent} for the output is not writable: give another path with -o"
+        )
 
 
 @contextmanager
-def placing(output: Path, needed: int) -> Iterator[Path]:
-    """A temporary folder beside `output` that takes its place when the block ends without error."""
+def temporary_output(output: Path, needed: int) -> Iterator[Path]:
+    """Yield a temporary folder, which is renamed to `output` if the block ends without error."""
     output = output.resolve()
     prefix, suffix = f".{output.name}.", ".partial"
     for left in output.parent.glob(f"{glob.escape(prefix)}{'?' * 8}{suffix}"):
-        with held(left) as abandoned:  # by a process that was killed
+        with locked(left) as abandoned:  # no other process holds it: its process was killed
             if abandoned:
                 shutil.rmtree(left, ignore_errors=True)
     free = shutil.disk_usage(output.parent).free
     if free < needed:
         raise _core.InputError(
-            f"the disk of {output.parent} is too full: the folder needs {needed / 1e6:.0f} MB and"
-            f" {free / 1e6:.0f} MB are free"
+            f"the disk of {output.parent} has {free / 1e6:.0f} MB free but the folder needs"
+            f" {needed / 1e6:.0f} MB: free some space, or give another path with -o"
         )
     work = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=output.parent))
     try:
-        with held(work):
+        with locked(work):
             work.chmod(0o755)
             yield work
-            work.rename(output)  # over an empty folder, too
+            work.rename(output)  # which may be an empty folder
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[bool]:
-    """Lock a folder for as long as this process lives; whether no other process has it."""
+def locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder until the block or the process ends. Yield whether that was possible."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # gone by now, or somebody else's
+    except OSError:  # it was removed, or belongs to another user
         yield False
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = True
+        owned = True
     except OSError:
-        mine = False
+        owned = False
     try:
-        yield mine
+        yield owned
     finally:
         os.close(descriptor)
 
 
 def copy_sources(deployment: Deployment, folder: Path, progress: Progress) -> None:
-    """Copy all that `deployment` holds into `folder`. Raises as `copy`."""
+    """Copy all files of `deployment` to `folder`. Raises the errors of `copy`."""
     done, total = 0, deployment.bytes
     for name, source in deployment.sources.items():
         for count in copy(source, folder / name, deployment.sha256.get(name)):
@@ -120,10 +103,10 @@ def copy_sources(deployment: Deployment, folder: Path, progress: Progress) -> No
 
 
 def copy(source: Path, target: Path, sha256: str | None) -> Iterator[int]:
-    """Copy a file; yields the bytes of every piece.
+    """Copy a file, and yield the number of bytes of each piece.
 
     Raises:
-        InputError: what was read has not that SHA-256.
+        InputError: the content does not have that SHA-256.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -134,7 +117,7 @@ def copy(source: Path, target: Path, sha256: str | None) -> Iterator[int]:
             yield len(piece)
     if sha256 and digest.hexdigest() != sha256:
         raise _core.InputError(
-            f"{source} is damaged or changed while it was copied (its SHA-256 differs): make it"
-            " again with `intaglio export`"
+            f"{source} is damaged, or changed while it was copied (its SHA-256 differs): export the"
+            " bundle again with `intaglio export`"
         )
     target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
