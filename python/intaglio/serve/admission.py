@@ -124,11 +124,11 @@ def _guided(request: GenerationRequest, model: Model, limits: Limits) -> dict[st
         )
     try:
         guidance = {name: value for name, value in values.items() if name != "steps"}
-        _core.validate(_core.Guidance(**guidance))
+        _core.check_guidance(_core.Guidance(**guidance))
     except UsageError as error:
         # The sentence begins with the option as a flag.
         flag, _, rest = str(error).partition(" ")
-        field = flag.replace("-", "_")
+        field = flag.removeprefix("--").replace("-", "_")
         raise value_error(field, f"{field} {rest}") from None
     return values
 
