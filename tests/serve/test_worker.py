@@ -1,4 +1,4 @@
-"""What waits and runs when something in the server itself fails, is full, or ends."""
+"""The worker, the queue and the models when the server has a fault, is full, or stops."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from intaglio.serve.models.registry import Models, open_model
 from intaglio.serve.settings import ServerSettings
 from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
 
-FAULT = RuntimeError("a fault that a test put there")
+FAULT = RuntimeError("a fault of the test")
 
 
 class Decoder(ThreadPoolExecutor):
-    """The worker's, apart from those of others."""
+    """The executor of the worker, which can be patched apart from others."""
 
 
 def draw(server: Running) -> Any:
@@ -57,7 +57,7 @@ def failing_once(call: Callable[..., Any]) -> Callable[..., Any]:
         (Decoder, "submit"),
     ],
 )
-def test_a_fault_fails_its_request_and_not_the_next(
+def test_a_fault_fails_its_own_request_only(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
     monkeypatch.setattr(worker, "ThreadPoolExecutor", Decoder)
@@ -70,7 +70,7 @@ def test_a_fault_fails_its_request_and_not_the_next(
         assert server.metric("running") + server.metric("queue_depth") == 0
 
 
-def test_a_preview_that_fails_is_only_not_shown(
+def test_a_failing_preview_does_not_fail_its_job(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(worker, "data_url", failing_once(worker.data_url))
@@ -83,7 +83,7 @@ def test_a_preview_that_fails_is_only_not_shown(
     assert [r.exc_info[1] for r in caplog.records if r.message == "bug" and r.exc_info] == [FAULT]
 
 
-def test_old_images_are_removed_after_a_fault_too(
+def test_images_expire_after_a_fault_too(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ImageStore, "expire", failing_once(ImageStore.expire))
@@ -94,7 +94,7 @@ def test_old_images_are_removed_after_a_fault_too(
     assert [r.exc_info[1] for r in caplog.records if r.message == "bug" and r.exc_info] == [FAULT]
 
 
-def test_a_fault_while_others_run_and_wait_ends_them_all(
+def test_a_fault_fails_running_and_waiting_requests(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(forked_bundle, max_batch=1, limits={"steps": LONG}) as server:
@@ -108,7 +108,7 @@ def test_a_fault_while_others_run_and_wait_ends_them_all(
         assert draw(server).status_code == 200
 
 
-def test_what_was_stopped_is_not_decoded() -> None:
+def test_a_stopped_job_is_not_decoded() -> None:
     failed: list[tuple[Job, ApiError]] = []
     inbox = SimpleNamespace(fail=lambda job, error: failed.append((job, error)))
     job = job_of("a")
@@ -117,7 +117,7 @@ def test_what_was_stopped_is_not_decoded() -> None:
     assert failed == [(job, CANCELLED)]
 
 
-def test_nobody_joins_while_a_full_batch_waits_for_its_decoding() -> None:
+def test_no_job_joins_while_a_full_batch_waits_to_be_decoded() -> None:
     first: Future[None] = Future()
     second: Future[None] = Future()
     first.set_running_or_notify_cancel()
@@ -125,7 +125,7 @@ def test_nobody_joins_while_a_full_batch_waits_for_its_decoding() -> None:
         _max_batch=2, _members={0: "one"}, _decoding={first: 1, second: 1}
     )
     keeps_up = worker.Worker._decoder_keeps_up
-    assert keeps_up(driver)  # one is being decoded and one waits
+    assert keeps_up(driver)  # one image is being decoded and one waits
     third: Future[None] = Future()
     driver._decoding[third] = 1
     assert not keeps_up(driver)
@@ -182,15 +182,15 @@ def submitted(clients: str, limit: int) -> list[Job | ApiError]:
 @pytest.mark.parametrize(
     ("clients", "outcome"),
     [
-        ("aaaa", "wwwr"),  # nobody else waits: all of the queue is one client's
-        ("aaab", "wwhw"),  # the newest of the client that has most makes place
-        ("aaabb", "wwhwr"),  # three for two clients: one each, and no more by force
+        ("aaaa", "wwwr"),  # no other client waits, so one client has the whole queue
+        ("aaab", "wwhw"),  # the newest request of the client with most is removed
+        ("aaabb", "wwhwr"),  # the share of two clients is one each, so b cannot remove another
         ("aabc", "whww"),
-        ("abcd", "wwwr"),  # all have one: the first to come stay
+        ("abcd", "wwwr"),  # every client has one, so those that came first stay
     ],
 )
 def test_a_full_queue_is_shared_among_clients(clients: str, outcome: str) -> None:
-    """w: it waits, h: it was handed back, r: it was refused."""
+    """w: it waits, h: it was removed from the queue, r: it was rejected."""
     for job, what in zip(submitted(clients, 3), outcome, strict=True):
         if what == "r":
             error: ApiError | None = job if isinstance(job, ApiError) else None
@@ -199,13 +199,13 @@ def test_a_full_queue_is_shared_among_clients(clients: str, outcome: str) -> Non
             error = job.error
         assert error
         if what == "w":
-            assert error is CANCELLED  # in the end, by the test
+            assert error is CANCELLED  # which the test does at its end
         else:
             assert (error.status, error.detail.code) == (429, "queue_full")
             assert int(error.headers["Retry-After"]) >= 1
 
 
-def test_a_folder_gives_its_bundles_name_however_it_is_written(
+def test_the_spelling_of_a_folder_does_not_change_the_name(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(forked_bundle.parent)
@@ -226,7 +226,7 @@ def test_settings_reach_the_pipeline(forked_bundle: Path, prepack: bool) -> None
     assert ("prepacked" in backend) == prepack
 
 
-def test_only_as_many_models_make_room_as_it_takes(forked_bundle: Path) -> None:
+def test_no_more_models_than_necessary_are_evicted(forked_bundle: Path) -> None:
     arguments = [f"{name}={forked_bundle}" for name in "abc"]
     models = Models(arguments, ServerSettings(memory_bytes=2 * open_model(arguments[0]).bytes))
     a, b, c = models
@@ -237,13 +237,13 @@ def test_only_as_many_models_make_room_as_it_takes(forked_bundle: Path) -> None:
     waiter.start()
     wait_until(lambda: b.wanted)
     assert not a.wanted
-    models.release(a)  # sooner than the one that was asked
+    models.release(a)  # before the model that was asked to make room
     waiter.join()
     assert c.in_use
     assert not any(model.wanted for model in models)
 
 
-def test_a_closing_server_loads_nothing_more(
+def test_a_closing_server_loads_no_model(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []

@@ -22,7 +22,7 @@ HEADERS = {
     "error": "core", "tensor": "core", "rng": "core", "file": "core", "bundle": "bundle",
     "backend": "backend", "tokenizer": "text", "sampling": "sampling", "guidance": "guidance",
     "image": "image", "pipeline": "pipeline", "options": "pipeline", "embedding": "pipeline",
-    "batch": "pipeline",
+    "batch": "pipeline", "generate_options": "pipeline", "validate": "pipeline",
 }  # fmt: skip
 # Of Python's front end, what works on diffusers models and not on bundles (docs/decisions/0010).
 TORCH_SIDE = {"analysis", "diffusers"}

@@ -1,4 +1,4 @@
-"""`intaglio deploy triton`: what it writes is a model repository by Triton's own schema."""
+"""The model repository of `intaglio deploy triton`, checked with Triton's own schema."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.integration.conftest import ENTRY_POINT, Command, check
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """The Python entry point, run in an empty folder."""
+    """The Python entry point, which runs in an empty folder."""
     folder = tmp_path / "work"
     folder.mkdir()
     return Command(ENTRY_POINT, folder)
@@ -39,7 +39,7 @@ def repository(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def read_config(repository: Path) -> ModelConfig:
-    """As Triton reads it: what its schema does not have is an error."""
+    """Parse the configuration with Triton's schema, which rejects unknown fields."""
     (path,) = repository.glob("*/config.pbtxt")
     parsed: ModelConfig = text_format.Parse(path.read_text("utf-8"), ModelConfig())
     return parsed
@@ -62,7 +62,7 @@ def test_the_configuration_is_in_tritons_schema(repository: Path) -> None:
     assert {given.name for given in config.output} == {"png", "seed"}
 
 
-def test_the_bundle_goes_along_whole(repository: Path, forked_bundle: Path) -> None:
+def test_the_whole_bundle_is_copied(repository: Path, forked_bundle: Path) -> None:
     (copied,) = repository.glob("*/1/bundle")
     files = sorted(
         path.relative_to(forked_bundle) for path in forked_bundle.rglob("*") if path.is_file()
@@ -92,7 +92,7 @@ def test_its_readme_lists_the_inputs(repository: Path) -> None:
         ("\N{SNOWMAN}", "intaglio"),
     ],
 )
-def test_a_name_is_one_for_folders(name: str, folder: str) -> None:
+def test_a_model_name_is_valid_in_folders_and_urls(name: str, folder: str) -> None:
     assert model_name(name) == folder
 
 
@@ -108,7 +108,7 @@ def test_a_bundle_without_encoders_is_refused(command: Command, tmp_path: Path) 
     check(command, 3, "has no text encoders", "deploy", "triton", bundle, "-o", "out")
 
 
-def test_a_library_is_for_folders(command: Command, forked_bundle: Path) -> None:
+def test_a_library_is_for_the_other_target(command: Command, forked_bundle: Path) -> None:
     words = ["triton", forked_bundle, "-o", "out", "--onnxruntime", "any.so"]
     check(command, 2, "--onnxruntime is for intaglio deploy folder", "deploy", *words)
 

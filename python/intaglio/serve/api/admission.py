@@ -46,14 +46,10 @@ def _size(request: GenerationRequest, model: Model, limits: Limits) -> tuple[int
     height, width = defaults.height, defaults.width
     if request.size:
         width, height = map(int, request.size.split("x"))
-    if latent.fixed_size and (height, width) != (latent.max_height, latent.max_width):
-        raise value_error(
-            "size",
-            f"size {width}x{height} is invalid: {model.name} draws"
-            f" {latent.max_width}x{latent.max_height} only, so leave size out",
-        )
-    largest_height = min(latent.max_height, limits.height)
-    largest_width = min(latent.max_width, limits.width)
+    largest_height, largest_width = limits.height, limits.width
+    if not latent.fixed_size:
+        largest_height = min(latent.max_height, largest_height)
+        largest_width = min(latent.max_width, largest_width)
     if height > largest_height or width > largest_width:
         raise limit_error(
             "size",
@@ -64,33 +60,25 @@ def _size(request: GenerationRequest, model: Model, limits: Limits) -> tuple[int
 
 def _subject(request: GenerationRequest, model: Model, limits: Limits) -> dict[str, Any]:
     """Return what to draw: the class, or the prompt and the negative prompt."""
-    if classes := model.bundle.classes:
-        for name in TEXTS:
-            if getattr(request, name):
-                message = f"{name} is not for {model.name}: give class_label instead"
-                raise value_error(name, message)
-        (name,) = CLASS
-        label = getattr(request, name)
-        if label is None or not 0 <= label < classes.count:
-            message = f"{name} is missing or unknown: give a number from 0 to {classes.count - 1}"
-            raise value_error(name, message)
-        return {name: label}
+    given = {name: getattr(request, name) for name in (*CLASS, *TEXTS)}
+    if model.bundle.classes:
+        # An empty prompt is accepted, since OpenAI's client always sends one.
+        return {name: value for name, value in given.items() if value not in {None, ""}}
     if not model.encoders:
         raise value_error("model", f"model {model.name} has no text encoders: choose another model")
-    for name in CLASS:
-        if getattr(request, name) is not None:
-            raise value_error(name, f"{name} is not for {model.name}: give prompt instead")
-    if request.prompt is None:
+    subject = {name: value for name, value in given.items() if value is not None}
+    if not subject.keys() & {"prompt", *CLASS}:
         raise value_error("prompt", "prompt is missing: give a description of the image")
-    texts = {name: getattr(request, name) or "" for name in TEXTS}
-    for name, text in texts.items():
-        if len(text) > limits.prompt_characters:
+    for name in TEXTS:
+        length = len(subject.get(name, ""))
+        if length > limits.prompt_characters:
             raise limit_error(
                 name,
-                f"{name} has {len(text)} characters, which exceeds this server's limit: give"
+                f"{name} has {length} characters, which exceeds this server's limit: give"
                 f" {limits.prompt_characters} or fewer",
             )
-    return texts
+    subject.setdefault("negative_prompt", "")
+    return subject
 
 
 def _sampling(request: GenerationRequest, model: Model, limits: Limits) -> dict[str, Any]:

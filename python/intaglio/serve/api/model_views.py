@@ -7,7 +7,6 @@ from typing import Any
 from intaglio import Bundle
 from intaglio.serve.api.options import REQUEST_OPTIONS, SAMPLING, Kind
 from intaglio.serve.api.schemas import ModelDefaults, ModelDetails, ModelView, Size, Sizes
-from intaglio.serve.api.validation import size_multiple
 from intaglio.serve.models.registry import Model
 
 
@@ -19,7 +18,7 @@ def model_view(model: Model) -> ModelView:
         family=bundle.family,
         layout=bundle.layout,
         size=Size(height=bundle.defaults.height, width=bundle.defaults.width),
-        sizes=None if latent.fixed_size else Sizes(multiple=size_multiple(bundle), largest=largest),
+        sizes=None if latent.fixed_size else Sizes(multiple=bundle.size_multiple, largest=largest),
         defaults=defaults_of(bundle),
         prompt=bool(model.encoders),
         classes=list(range(bundle.classes.count)) if bundle.classes else None,

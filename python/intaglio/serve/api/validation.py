@@ -1,34 +1,23 @@
-"""The library's own checks of a request against a bundle, with problems named by request field."""
+"""The library's own checks of a request, with each problem under the name of a request field."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from intaglio import Bundle, UsageError, _core
-from intaglio.serve.api.options import SAMPLING
-from intaglio.serve.errors import ApiError, value_error
+from intaglio import Bundle, _core
+from intaglio.serve.api.options import REQUEST_OPTIONS
+from intaglio.serve.errors import value_error
 
-
-def size_multiple(bundle: Bundle) -> int:
-    """Return the number of pixels that height and width have to be multiples of."""
-    return bundle.latent.vae_scale_factor * bundle.patch_size
+# Request fields that have another name as an option of `Pipeline.generate`.
+_FIELDS = {"height": "size", "width": "size", "seeds": "seed"}
 
 
 def check_options(bundle: Bundle, options: dict[str, Any]) -> None:
-    """Raise ApiError for the first problem of `options`, which are keywords of `generate`."""
-    unit = size_multiple(bundle)
-    if options["height"] % unit or options["width"] % unit:
-        size = f"{options['width']}x{options['height']}"
-        raise value_error("size", f"size {size} is invalid: give multiples of {unit} pixels")
-    guidance = {name: options[name] for name in SAMPLING if name != "steps"}
-    try:
-        _core.validate(_core.Guidance(**guidance))
-    except UsageError as error:
-        raise _as_field(error) from None
+    """Raise ApiError for the first problem with `options`, which are keywords of `generate`.
 
-
-def _as_field(error: UsageError) -> ApiError:
-    """Convert a message that starts with an option's flag."""
-    flag, _, rest = str(error).partition(" ")
-    field = flag.replace("-", "_")
-    return value_error(field, f"{field} {rest}")
+    Problems that no field of a request can solve, such as a bundle without a VAE, are left to the
+    run.
+    """
+    for problem in _core.validate(bundle, options):
+        if problem.field in {*_FIELDS, *REQUEST_OPTIONS}:
+            raise value_error(_FIELDS.get(problem.field, problem.field), problem.message)

@@ -1,9 +1,9 @@
-// The server's HTTP API. Addresses are relative to the page, so that a proxy may add a prefix.
+// The server's HTTP API. URLs are relative to the page, so that a proxy may add a prefix.
 import { readEvents } from "./events.js";
 
 const KEY = "intaglio-api-key";
 
-/** What the server refused or could not do: its own sentence, the field it names, its status. */
+/** An error that the server reported: its message, the field that it names, and the status. */
 export class ApiError extends Error {
   constructor(message, { param = null, status = 0 } = {}) {
     super(message);
@@ -11,13 +11,13 @@ export class ApiError extends Error {
   }
 }
 
-/** The API key in use; it lives as long as the tab. */
+/** The API key, which is stored until the tab is closed. */
 export const apiKey = {
   get: () => sessionStorage.getItem(KEY),
   set: (key) => sessionStorage.setItem(KEY, key),
 };
 
-/** Response of `path`. Throws an ApiError for every answer that is not a success. */
+/** Returns the response of `path`. Throws an ApiError for every answer that reports an error. */
 async function call(path, { headers = {}, ...options } = {}) {
   const key = apiKey.get();
   if (key) headers.Authorization = `Bearer ${key}`;
@@ -41,10 +41,10 @@ const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
 
 export const getModels = async () => (await json("v1/models")).data;
 
-/** Loads the picture that the server calls `url`. Returns its address. */
+/** Loads the picture at the server's `url`, and returns the URL that the page uses. */
 async function load(url) {
   const image = new Image();
-  // By its path: behind a proxy the server may know itself by another name.
+  // Only the path, since the server behind a proxy may have another host name.
   image.src = new URL(url, document.baseURI).pathname;
   await image.decode().catch(() => {
     throw new ApiError("The picture cannot be fetched from the server.");
@@ -53,8 +53,8 @@ async function load(url) {
 }
 
 /**
- * Draws `drawing.request` as a job; keeps `drawing` up to date and tells each `changed`.
- * An aborted `signal` cancels the job, and the promise rejects once the server has said so.
+ * Draws `drawing.request` as a job, updates `drawing`, and calls `changed` after each update.
+ * An aborted `signal` cancels the job; the promise rejects when the server has confirmed it.
  */
 export async function draw(drawing, signal, changed) {
   const job = await json("v1/jobs", {
@@ -71,20 +71,20 @@ export async function draw(drawing, signal, changed) {
     Object.assign(drawing, { picture: await load(images[0]), notes });
     changed();
   } catch (error) {
-    // Nobody follows it any more. keepalive: the page may be closing.
+    // Cancel the job, since the page no longer follows it. keepalive, as the page may be closing.
     const cancelled = call(`v1/jobs/${job.id}`, { method: "DELETE", keepalive: true });
     if (signal.aborted) await cancelled;
-    else cancelled.catch(() => {}); // what came first is told
+    else cancelled.catch(() => {}); // the first error is reported
     throw error;
   }
 }
 
-/** Follows a job to its end. Returns {images, notes}: the images' addresses, and what it says of them. */
-async function watch(id, signal, tell) {
+/** Follows a job to its end, and returns its {images, notes}, of which images are URLs. */
+async function watch(id, signal, update) {
   for (;;) {
-    const end = await follow(await call(`v1/jobs/${id}/events`, { signal }), signal, tell);
+    const end = await follow(await call(`v1/jobs/${id}/events`, { signal }), signal, update);
     if (end) return end;
-    // The stream broke off before the job did.
+    // The stream was interrupted before the job ended.
     const job = await json(`v1/jobs/${id}`, { signal });
     if (job.status === "done") return job;
     if (job.error) throw new ApiError(job.error.message, job.error);
@@ -92,18 +92,18 @@ async function watch(id, signal, tell) {
   }
 }
 
-/** Tells what the events say; returns the data of "done", or nothing when the stream ends. */
-async function follow(response, signal, tell) {
+/** Passes on the events, and returns the data of "done", or null if the stream ends before. */
+async function follow(response, signal, update) {
   try {
     for await (const { type, data } of readEvents(response)) {
-      if (type === "queued") tell({ position: data.position });
-      if (type === "step") tell({ step: data.step, steps: data.steps, sigma: data.sigma });
-      if (type === "preview") tell({ preview: data.image });
+      if (type === "queued") update({ position: data.position });
+      if (type === "step") update({ step: data.step, steps: data.steps, sigma: data.sigma });
+      if (type === "preview") update({ preview: data.image });
       if (type === "done") return data;
       if (type === "error") throw new ApiError(data.message, data);
     }
   } catch (error) {
-    // A TypeError is how fetch calls a lost connection.
+    // fetch throws a TypeError for a lost connection.
     if (signal.aborted || !(error instanceof TypeError)) throw error;
   }
   return null;

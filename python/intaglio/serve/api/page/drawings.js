@@ -1,24 +1,24 @@
-// A run is one or several drawings of one request, which is what the stage and the history show.
+// A run has one or several drawings of a request. The stage and the history show runs.
 
-/** Scale at the first step; a scale is a number, or [first, last] where it changes over the steps. */
+/** Returns a scale at the first step; [first, last] is a scale that changes over the steps. */
 export const first = (scale) => [scale].flat()[0];
 export const scaleText = (scale) => [scale].flat().join(" to ");
 
-/** What is drawn: the prompt, or the class. */
+/** Returns what is drawn: the prompt or the class. */
 export const subject = ({ prompt, class_label }) => prompt ?? `class ${class_label}`;
 
 export const sizeOf = ({ size }) => size.split("x").map(Number);
 
-/** Whether the picture is so small that its pixels are shown instead of being smoothed. */
+/** Returns whether the picture is so small that it is enlarged without smoothing. */
 export const isSmall = (request) => Math.max(...sizeOf(request)) <= 256;
 
-/** One drawing of `request` as it is. */
+/** Returns a run with one drawing of `request`. */
 export function single(request) {
   return { request, drawings: [{ name: "Picture", request }] };
 }
 
-/** The same seed with neither guidance, with each alone and with both. A guidance that `request`
- * leaves off comes with the model's default. */
+/** Returns a run with four drawings of one seed: without guidance, with CFG, with DG and with both.
+ * Where `request` turns a guidance off, the drawings with it use the model's default. */
 export function fourWays(request, defaults) {
   const cfg = first(request.cfg_scale) === 1 ? defaults.cfg_scale : request.cfg_scale;
   const dg = first(request.dg_scale) === 0 ? defaults.dg_scale : request.dg_scale;
@@ -30,9 +30,9 @@ export function fourWays(request, defaults) {
   return { request, drawings };
 }
 
-/** "seed 1, 12 steps, CFG 2, DG 0" */
+/** Returns text like "seed 1, 12 steps, CFG 2, DG 0". */
 export const settings = (request) =>
   `seed ${request.seed}, ${request.steps} steps, ${scales(request)}`;
 
-/** "CFG 2, DG 0" */
+/** Returns text like "CFG 2, DG 0". */
 export const scales = ({ cfg_scale, dg_scale }) => `CFG ${scaleText(cfg_scale)}, DG ${scaleText(dg_scale)}`;

@@ -1,6 +1,6 @@
-// Server-sent events out of a response's body. EventSource cannot send the Authorization header.
+// Reads server-sent events from a response, since EventSource cannot send the Authorization header.
 
-/** Yields {type, data} for every event of `response`; ends where the stream ends or breaks off. */
+/** Yields {type, data} for every event of `response`, until the stream ends or is interrupted. */
 export async function* readEvents(response) {
   let type = "message";
   let data = [];

@@ -1,14 +1,16 @@
-// The form and the request that it stands for.
+// The form, which edits one request. Its fields are those options of a model that have a default.
 import { first, scaleText } from "./drawings.js";
 
 export class RequestForm {
   #form;
   #fields;
+  #sliders;
   #models = [];
 
   constructor(form) {
     this.#form = form;
     this.#fields = form.elements;
+    this.#sliders = [...form.querySelectorAll("input[type=range]")];
     form.addEventListener("input", (event) => {
       if (event.target === this.#fields.model) this.#useModel();
       for (const field of this.#fields) field.removeAttribute("aria-invalid");
@@ -25,7 +27,7 @@ export class RequestForm {
     });
   }
 
-  /** `models`: the data of GET /v1/models, at least one. Until then nothing can be entered. */
+  /** Sets the models, which are the data of GET /v1/models, and enables the form. */
   setModels(models) {
     this.#models = models;
     this.#fields.model.replaceChildren(...models.map(({ id }) => new Option(id)));
@@ -34,20 +36,20 @@ export class RequestForm {
     this.#fields.fields.disabled = false;
   }
 
-  get #facts() {
+  get #details() {
     return this.#models.find(({ id }) => id === this.#fields.model.value).intaglio;
   }
 
   get #byClass() {
-    return this.#facts.classes !== null;
+    return this.#details.classes !== null;
   }
 
-  /** What the chosen model draws with when it is not told otherwise. */
+  /** The chosen model's default of every option that has one. */
   get defaults() {
-    return this.#facts.defaults;
+    return this.#details.defaults;
   }
 
-  /** The request as POST /v1/jobs takes it. */
+  /** Returns the request in the form that POST /v1/jobs takes. */
   read() {
     const text = (name) => this.#fields[name].value;
     const number = (name) => Number(text(name));
@@ -56,17 +58,19 @@ export class RequestForm {
     else request.prompt = text("prompt");
     if (!this.#byClass && text("negative_prompt")) request.negative_prompt = text("negative_prompt");
     request.size = `${text("width")}x${text("height")}`;
-    request.steps = number("steps");
     request.seed = number("seed");
-    for (const name of ["cfg", "dg"]) {
-      request[`${name}_scale`] = this.#scale(`${name}_scale`);
-      const window = [number(`${name}_from`), number(`${name}_to`)];
-      if (String(window) !== String(this.defaults[`${name}_window`])) request[`${name}_window`] = window;
+    for (const [name, value] of Object.entries(this.defaults)) {
+      if (this.#isWindow(name)) {
+        const window = [number(`${name}_from`), number(`${name}_to`)];
+        if (String(window) !== String(value)) request[name] = window;
+      } else if (this.#fields.namedItem(name)) {
+        request[name] = this.#value(name);
+      }
     }
     return request;
   }
 
-  /** Sets the fields to what `read` gave. */
+  /** Sets the fields to a request that `read` returned. */
   restore({ model, ...request }) {
     this.#fields.model.value = model;
     this.#useModel();
@@ -74,10 +78,10 @@ export class RequestForm {
     this.#fields.seed.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
-  /** Points at the field that the server's error names, if it is one of ours. */
+  /** Focuses the field that the server's error names, if the form has it. */
   pointAt(param) {
-    const name = { size: "width", cfg_window: "cfg_from", dg_window: "dg_from" }[param] ?? param;
-    const field = name && this.#fields.namedItem(name);
+    const names = [param, `${param}_from`, param === "size" ? "width" : ""];
+    const field = names.map((name) => this.#fields.namedItem(name)).find((found) => found);
     if (!field) return;
     field.closest("details")?.setAttribute("open", "");
     field.setAttribute("aria-invalid", "true");
@@ -86,7 +90,7 @@ export class RequestForm {
   }
 
   #useModel() {
-    const { size, sizes, classes, defaults } = this.#facts;
+    const { size, sizes, classes, defaults } = this.#details;
     for (const side of ["width", "height"]) {
       const field = this.#fields[side];
       field.disabled = !sizes;
@@ -97,35 +101,39 @@ export class RequestForm {
     this.#fields.prompt.required = !this.#byClass;
     for (const label of this.#form.querySelectorAll(".text")) label.hidden = this.#byClass;
     this.#form.querySelector(".class").hidden = !this.#byClass;
-    for (const name of ["cfg_scale", "dg_scale"]) {
-      const slider = this.#fields[name];
-      slider.max = Math.max(slider.max, first(defaults[name]));
+    for (const slider of this.#sliders) {
+      slider.max = Math.max(slider.max, first(defaults[slider.name]));
     }
     this.#fill({ ...defaults, size: `${size.width}x${size.height}` });
   }
 
-  /** Sets the fields that `values` has, which are those of a request. */
-  #fill({ size, cfg_window, dg_window, ...values }) {
+  /** Sets the fields to the given fields of a request; those without a field in the form are skipped. */
+  #fill({ size, ...values }) {
     [this.#fields.width.value, this.#fields.height.value] = size.split("x");
-    [this.#fields.cfg_from.value, this.#fields.cfg_to.value] = cfg_window;
-    [this.#fields.dg_from.value, this.#fields.dg_to.value] = dg_window;
     for (const [name, value] of Object.entries(values)) {
-      const field = this.#fields.namedItem(name);
-      if (field) field.value = first(value); // ma_keep has no field
+      if (this.#isWindow(name)) {
+        [this.#fields[`${name}_from`].value, this.#fields[`${name}_to`].value] = value;
+      } else if (this.#fields.namedItem(name)) {
+        this.#fields[name].value = first(value);
+      }
     }
   }
 
-  /** The slider's value; a default that changes over the steps stays whole until it is moved. */
-  #scale(name) {
+  #isWindow(name) {
+    return this.#fields.namedItem(`${name}_from`) !== null;
+  }
+
+  /** Returns the field's value. A default that changes over the steps is kept until the field changes. */
+  #value(name) {
     const value = Number(this.#fields[name].value);
     return value === first(this.defaults[name]) ? this.defaults[name] : value;
   }
 
   #showScales() {
-    for (const name of ["cfg_scale", "dg_scale"]) {
-      const text = scaleText(this.#scale(name));
-      this.#form.querySelector(`[data-of=${name}]`).textContent = text;
-      this.#fields[name].ariaValueText = text;
+    for (const slider of this.#sliders) {
+      const text = scaleText(this.#value(slider.name));
+      this.#form.querySelector(`[data-of=${slider.name}]`).textContent = text;
+      slider.ariaValueText = text;
     }
   }
 }

@@ -1,15 +1,15 @@
-// What was drawn since the page was opened.
+// The runs since the page was opened.
 import { isSmall, settings, subject } from "./drawings.js";
 
 export class History {
   #restore;
 
-  /** `restore(run)` is called for the run whose thumbnail is chosen. */
+  /** `restore(run)` is called when the run's thumbnail is clicked. */
   constructor(restore) {
     this.#restore = restore;
   }
 
-  /** Puts a finished run in front. */
+  /** Adds a finished run at the front. */
   add(run) {
     document.getElementById("history").prepend(this.#item(run));
     document.getElementById("past").hidden = false;

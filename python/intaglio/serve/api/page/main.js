@@ -1,4 +1,4 @@
-// Joins the form, the stage and the history to the server.
+// Connects the form, the stage and the history with the server.
 import { ApiError, apiKey, draw, getModels } from "./api.js";
 import { fourWays, single } from "./drawings.js";
 import { RequestForm } from "./form.js";
@@ -33,7 +33,7 @@ async function start(run) {
   running = mine;
   enable();
   report(null);
-  say("Drawing…");
+  showStatus("Drawing…");
   const before = stage.run;
   stage.show(run);
   byId("frame").scrollIntoView({ block: "nearest" });
@@ -44,14 +44,14 @@ async function start(run) {
     history.add(run);
   } catch (error) {
     outcome = mine.signal.aborted ? "Cancelled." : "";
-    mine.abort(); // what is left of a comparison
+    mine.abort(); // cancels the other drawings of a comparison
     if (error instanceof ApiError) report(error);
     else if (error.name !== "AbortError") throw error;
   }
   if (running !== mine) return; // another run has begun
   running = null;
   enable();
-  say(outcome);
+  showStatus(outcome);
   const nothing = run.drawings.every(({ picture, preview }) => !picture && !preview);
   if (nothing && before) stage.show(before);
 }
@@ -62,11 +62,11 @@ function enable() {
   cancel.disabled = !running;
 }
 
-function say(text) {
+function showStatus(text) {
   byId("status").textContent = text;
 }
 
-/** Shows what went wrong, and asks for an API key where that is what the server misses. */
+/** Shows an error, and asks for an API key if the server requires one. */
 function report(error) {
   byId("error").textContent = error?.message ?? "";
   if (!error) return;

@@ -1,14 +1,14 @@
-// The request as text for a terminal and for Python.
+// The request as a curl command and as a Python program.
 import { apiKey } from "./api.js";
 
 const KEY_VARIABLE = "INTAGLIO_API_KEY";
-// What the openai client takes as arguments of its own; the rest goes into extra_body.
+// Arguments of the openai client; all other fields go into extra_body.
 const OPENAI = ["model", "prompt", "size"];
 
 const base = () => new URL("v1", document.baseURI).href;
 const field = ([name, value]) => `${JSON.stringify(name)}: ${JSON.stringify(value)}`;
 
-/** A command that prints the picture's address. */
+/** Returns a command that prints the picture's URL. */
 export function curl(request) {
   const body = Object.entries({ ...request, response_format: "url" }).map(field).join(",\n  ");
   return [
@@ -19,10 +19,10 @@ export function curl(request) {
   ].join(" \\\n  ");
 }
 
-/** A program that writes the picture to picture.png. A JSON value is one of Python as well, since a
- * request has only texts, numbers and lists of numbers. */
+/** Returns a program that writes the picture to picture.png. Its JSON values are valid Python, since a
+ * request has only strings, numbers and lists of numbers. */
 export function python(request) {
-  // The client insists on a prompt, which a model that is drawn by class has no use for.
+  // The client requires a prompt, even for a model that draws by class.
   const all = Object.entries({ ...request, prompt: request.prompt ?? "" });
   const own = all.filter(([name]) => OPENAI.includes(name));
   const extra = all.filter(([name]) => !OPENAI.includes(name));
@@ -54,7 +54,7 @@ export function copies(button, code) {
 
 async function copy(code) {
   if (navigator.clipboard) return navigator.clipboard.writeText(code.textContent);
-  // Over plain HTTP from another machine there is only the old way.
+  // Browsers have no navigator.clipboard on pages from another machine over plain HTTP.
   getSelection().selectAllChildren(code);
   document.execCommand("copy");
 }

@@ -1,10 +1,10 @@
-// Shows a run: one picture, or two of four with a divider between them.
+// Shows a run: one picture, or two pictures of a comparison with a divider between them.
 import { isSmall, scales, settings, sizeOf, subject } from "./drawings.js";
 
 const byId = (id) => document.getElementById(id);
 
 export class Stage {
-  /** What is shown. */
+  /** The run that is shown. */
   run = null;
   #sides = [byId("left_side"), byId("right_side")];
 
@@ -14,7 +14,7 @@ export class Stage {
     this.#split();
   }
 
-  /** Shows `run` in place of what was there. */
+  /** Shows `run` instead of the previous one. */
   show(run) {
     this.run = run;
     const { drawings, request } = run;
@@ -27,7 +27,7 @@ export class Stage {
     this.update(run);
   }
 
-  /** Shows what has become of `run`, if it is the one on the stage. */
+  /** Updates the stage if it shows `run`. */
   update(run) {
     if (run !== this.run) return;
     const { drawings } = run;
@@ -55,9 +55,9 @@ export class Stage {
     byId("drawings").replaceChildren(
       ...drawings.map(({ name, request }) => {
         const item = document.createElement("li");
-        const [title, how] = [document.createElement("strong"), document.createElement("span")];
-        [title.textContent, how.textContent] = [name, scales(request)];
-        item.append(new Image(), title, how);
+        const [title, scale] = [document.createElement("strong"), document.createElement("span")];
+        [title.textContent, scale.textContent] = [name, scales(request)];
+        item.append(new Image(), title, scale);
         return item;
       }),
     );
@@ -68,7 +68,7 @@ export class Stage {
     const done = drawings.reduce((sum, one) => sum + (one.step ?? 0), 0);
     byId("progress").value = done / steps;
     byId("step").textContent = progressText(drawings);
-    // Those of a comparison are of one prompt, and say the same.
+    // The drawings of a comparison have one prompt, and so the same notes.
     byId("notes").textContent = [...new Set(drawings.flatMap(({ notes }) => notes ?? []))].join("; ");
   }
 
@@ -79,12 +79,12 @@ export class Stage {
   }
 }
 
-/** The drawing that is furthest behind, since a comparison waits for it. */
+/** Returns the progress of the slowest drawing, since a comparison waits for it. */
 function progressText(drawings) {
   const [behind] = drawings.filter((one) => !one.picture).sort((a, b) => (a.step ?? 0) - (b.step ?? 0));
   if (!behind) return settings(drawings.at(-1).request);
   if (behind.step) return `step ${behind.step}/${behind.steps}, σ ${behind.sigma.toFixed(3)}`;
-  return behind.position ? `place ${behind.position} in the queue` : "";
+  return behind.position ? `position ${behind.position} in the queue` : "";
 }
 
 function showPicture(image, drawing) {

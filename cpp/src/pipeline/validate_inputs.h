@@ -1,14 +1,17 @@
-// What a call asks to draw, against what the bundle is drawn by.
+// Whether a call gives the transformer the inputs that it takes.
 #pragma once
 
+#include <vector>
+
 #include "intaglio/bundle.h"
-#include "intaglio/pipeline.h"
+#include "intaglio/generate_options.h"
 
 namespace intaglio {
 
-// Prompt, class or embeddings, and distilled guidance: what the bundle takes is there, and nothing
-// else. Throws UsageError, and InputError for broken UTF-8.
-void check_condition(const Bundle& bundle, const GenerateOptions& options);
+// Checks the prompt, the class or the embeddings, and the distilled guidance: what the bundle takes
+// is given, and nothing else. Texts must be UTF-8.
+void validate_inputs(const Bundle& bundle, const GenerateOptions& options,
+                     std::vector<Problem>& problems);
 
 // Throws InputError for embeddings that the transformer cannot take, and where the negative ones
 // are missing although a step runs the unconditional branch.

@@ -1,53 +1,85 @@
-#include "pipeline/condition.h"
+#include "pipeline/validate_inputs.h"
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 #include <string_view>
 
 #include "intaglio/error.h"
+#include "pipeline/problems.h"
 #include "text/unicode.h"
 
 namespace intaglio {
 
 namespace {
 
-void check_class(const Bundle& bundle, const GenerateOptions& options) {
+// A bundle that is drawn by class takes the class and no text.
+void validate_class(const Bundle& bundle, const GenerateOptions& options,
+                    std::vector<Problem>& problems) {
   const std::string last = std::to_string(bundle.classes->count - 1);
   const std::string way_out = bundle.name + " is drawn by class, give --class N from 0 to " + last;
-  const auto refuse = [&](const char* flag, bool given) {
-    if (given) throw UsageError(std::string(flag) + " does not fit: " + way_out);
+  const auto refuse = [&](const char* field, const std::string& what) {
+    problems.push_back({field, what + ": " + way_out});
   };
-  refuse("--prompt", options.prompt.has_value());
-  refuse("--prompt-embeds", options.prompt_embeds.has_value());
-  refuse("--negative-prompt", !options.negative_prompt.empty());
-  if (!options.class_label) throw UsageError("--class is missing: " + way_out);
-  if (*options.class_label < 0 || *options.class_label >= bundle.classes->count)
-    throw UsageError("--class " + std::to_string(*options.class_label) + " is none: " + way_out);
+  if (options.prompt) refuse("prompt", "--prompt does not fit");
+  if (options.prompt_embeds) refuse("prompt_embeds", "--prompt-embeds does not fit");
+  if (!options.negative_prompt.empty())
+    refuse("negative_prompt", "--negative-prompt does not fit");
+  if (!options.class_label) return refuse("class_label", "--class is missing");
+  const int label = *options.class_label;
+  if (label < 0 || label >= bundle.classes->count)
+    refuse("class_label", "--class " + std::to_string(label) + " is not one of its classes");
 }
 
-void check_text(const Bundle& bundle, const GenerateOptions& options) {
+void validate_text(const Bundle& bundle, const GenerateOptions& options,
+                   std::vector<Problem>& problems) {
   const bool encodes = !bundle.prompt->encoders.empty();
+  const auto refuse = [&](const char* field, const std::string& message) {
+    problems.push_back({field, message});
+  };
   if (options.class_label) {
-    throw UsageError("--class does not fit: " + bundle.name + " is drawn by " +
-                     (encodes ? "prompt, give --prompt TEXT"
-                              : "embeddings, give --prompt-embeds F.safetensors"));
+    refuse("class_label", "--class does not fit: " + bundle.name + " is drawn by " +
+                              (encodes ? "prompt, give --prompt TEXT"
+                                       : "embeddings, give --prompt-embeds F.safetensors"));
   }
-  if (options.prompt && options.prompt_embeds)
-    throw UsageError("--prompt and --prompt-embeds exclude each other: give one");
-  if (options.prompt_embeds && !options.negative_prompt.empty()) {
-    throw UsageError(
-        "--negative-prompt goes with --prompt: with --prompt-embeds it belongs into that file, see "
-        "`intaglio embed --help`");
-  }
-  if (options.prompt || (!options.prompt_embeds && !encodes)) check_encoders(bundle);
-  if (!options.prompt && !options.prompt_embeds) {
-    throw UsageError("--prompt is missing: " + bundle.name +
-                     " is drawn by prompt, give --prompt TEXT or --prompt-embeds "
-                     "F.safetensors");
+  if (options.prompt && options.prompt_embeds) {
+    refuse("prompt_embeds", "--prompt and --prompt-embeds exclude each other: give one");
+  } else if (options.prompt_embeds && !options.negative_prompt.empty()) {
+    refuse("negative_prompt",
+           "--negative-prompt goes with --prompt: with --prompt-embeds it belongs into that file, "
+           "see `intaglio embed --help`");
+  } else if (options.prompt || (!options.prompt_embeds && !encodes)) {
+    collect(problems, "prompt", [&] { check_encoders(bundle); });
+  } else if (!options.prompt_embeds) {
+    refuse("prompt", "--prompt is missing: " + bundle.name +
+                         " is drawn by prompt, give --prompt TEXT or --prompt-embeds "
+                         "F.safetensors");
   }
   // Both, and now: a negative prompt that no step asks for still goes into the PNG.
-  if (options.prompt) check_utf8(*options.prompt);
-  check_utf8(options.negative_prompt);
+  if (options.prompt) collect(problems, "prompt", [&] { check_utf8(*options.prompt); });
+  collect(problems, "negative_prompt", [&] { check_utf8(options.negative_prompt); });
+}
+
+void validate_distilled_guidance(const Bundle& bundle, const GenerateOptions& options,
+                                 std::vector<Problem>& problems) {
+  const auto refuse = [&](const std::string& message) {
+    problems.push_back({"distilled_guidance", message});
+  };
+  if (!bundle.input("guidance")) {
+    if (options.distilled_guidance) {
+      refuse("--distilled-guidance does not fit: the transformer of " + bundle.name +
+             " has no input for it, leave it out");
+    }
+    return;
+  }
+  const auto guidance =
+      options.distilled_guidance ? options.distilled_guidance : bundle.defaults.distilled_guidance;
+  if (!guidance) {
+    refuse("--distilled-guidance is missing: the transformer of " + bundle.name +
+           " takes one and the bundle has no default, give a number such as 3.5");
+  } else if (!std::isfinite(static_cast<float>(*guidance))) {
+    refuse("--distilled-guidance must be a finite number");
+  }
 }
 
 // "[1, S, 40]": the shape of the graph's input of that role, of one prompt with S tokens.
@@ -75,7 +107,7 @@ void check_mask(const std::string& name, const Tensor& mask) {
   const auto marks = mask.floats();
   const bool marked = std::ranges::find(marks, 1.0F) != marks.end();
   if (marked && std::ranges::all_of(marks, [](float x) { return x == 0.0F || x == 1.0F; })) return;
-  throw InputError(name + " must hold 1 for tokens and 0 for padding, and a 1 at least");
+  throw InputError(name + " must hold 1 for tokens and 0 for padding, and at least one 1");
 }
 
 void check_part(const Bundle& bundle, const std::string& name, const Tensor& tensor,
@@ -83,7 +115,7 @@ void check_part(const Bundle& bundle, const std::string& name, const Tensor& ten
   const GraphTensor* input = bundle.input(role);
   if (!input) {
     if (tensor.defined())
-      throw InputError(name + " is none of the inputs of " + bundle.name + ": leave it out");
+      throw InputError(name + " is not an input of " + bundle.name + ": leave it out");
     return;
   }
   if (!tensor.defined())
@@ -108,26 +140,14 @@ void check_embedding(const Bundle& bundle, const std::string& prefix,
 
 }  // namespace
 
-void check_condition(const Bundle& bundle, const GenerateOptions& options) {
+void validate_inputs(const Bundle& bundle, const GenerateOptions& options,
+                     std::vector<Problem>& problems) {
   if (bundle.classes) {
-    check_class(bundle, options);
+    validate_class(bundle, options, problems);
   } else {
-    check_text(bundle, options);
+    validate_text(bundle, options, problems);
   }
-  const bool takes_guidance = bundle.input("guidance") != nullptr;
-  if (!takes_guidance && options.distilled_guidance) {
-    throw UsageError("--distilled-guidance does not fit: the transformer of " + bundle.name +
-                     " has no input for it, leave it out");
-  }
-  if (!takes_guidance) return;
-  const auto guidance =
-      options.distilled_guidance ? options.distilled_guidance : bundle.defaults.distilled_guidance;
-  if (!guidance) {
-    throw UsageError("--distilled-guidance is missing: the transformer of " + bundle.name +
-                     " takes one and the bundle has no default, give a number such as 3.5");
-  }
-  if (!std::isfinite(static_cast<float>(*guidance)))
-    throw UsageError("distilled-guidance must be a finite number");
+  validate_distilled_guidance(bundle, options, problems);
 }
 
 void check_embeds(const Bundle& bundle, const PromptEmbeds& embeds, bool unconditional) {
