@@ -129,9 +129,7 @@ def serving(
     thread.start()
     running = Running(app, loop, server, f"http://127.0.0.1:{listener.getsockname()[1]}")
     try:
-        assert (
-            running.client.get("/readyz").status_code == 200
-        )  # waits in the queue of the socket
+        assert running.client.get("/readyz").status_code == 200  # waits in the queue of the socket
         yield running
     finally:
         running.client.close()

@@ -55,9 +55,7 @@ def test_an_unfinished_body_times_out(forked_bundle: Path) -> None:
             client.sendall(HALF)  # then it disconnects
         assert server.metric("rejections_total", code="body_timeout") == 20
         with connect(server) as client:
-            client.sendall(
-                HALF.replace(b"1000", b"30") + b': "a boot", "n": 1}  '
-            )  # whole
+            client.sendall(HALF.replace(b"1000", b"30") + b': "a boot", "n": 1}  ')  # whole
             assert client.recv(12) == b"HTTP/1.1 200"
         assert server.metric("jobs_total") == 1
 
@@ -186,9 +184,7 @@ def test_ten_thousand_malformed_requests(forked_bundle: Path) -> None:
             path = ("/v1/jobs", "/v1/images/generations")[number % 2]
             client.request("POST", path, bytes(body), {"Content-Type": "application/json"})
             answer = client.getresponse()
-            assert json.load(answer)["error"]["message"], (
-                body
-            )  # a valid body exceeds a limit
+            assert json.load(answer)["error"]["message"], body  # a valid body exceeds a limit
             statuses[answer.status] += 1
         client.close()
         assert set(statuses) <= {400, 413}, statuses

@@ -32,7 +32,7 @@ def limited(forked_bundle: Path) -> Iterator[Running]:
         ("size", "52x32", "give up to 48x40"),
         ("size", "32x44", "give up to 48x40"),
         ("size", "48x40", ""),  # 1,920 pixels, which exceed the limit twice only
-        ("size", "33x32", "multiple of 4"),
+        ("size", "33x32", "multiples of 4"),
         ("size", "auto", "size is invalid: give WIDTHxHEIGHT, like 32x32"),
         ("size", "0x32", "size is invalid"),
         ("size", 32, "give WIDTHxHEIGHT, like 32x32"),

@@ -163,7 +163,7 @@ def test_different_requests_run_at_once(triton: Triton, pipeline: intaglio.Pipel
 WRONG: dict[str, tuple[dict[str, list[list[Any]]], str]] = {
     "steps": ({"steps": [[100_000]]}, "steps 100000 exceeds this server's limit"),
     "one of two": ({"steps": [[2], [0]]}, "steps is invalid: .* greater than or equal to 1"),
-    "size": ({"size": [[b"31x31"]]}, "give a multiple of 4"),
+    "size": ({"size": [[b"31x31"]]}, "give multiples of 4"),
     "window": ({"dg_window": [[0.8, 0.2]]}, "dg_window"),
     "not text": ({"negative_prompt": [[b"\xff"]]}, "negative_prompt is not UTF-8 at byte 0"),
 }  # fmt: skip

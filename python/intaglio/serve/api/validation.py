@@ -20,4 +20,15 @@ def check_options(bundle: Bundle, options: dict[str, Any]) -> None:
     """
     for problem in _core.validate(bundle, options):
         if problem.field in {*_FIELDS, *REQUEST_OPTIONS}:
-            raise value_error(_FIELDS.get(problem.field, problem.field), problem.message)
+            field = _FIELDS.get(problem.field, problem.field)
+            message = _size_message(bundle, options) if field == "size" else problem.message
+            raise value_error(field, message)
+
+
+def _size_message(bundle: Bundle, options: dict[str, Any]) -> str:
+    """Return the message for the field `size`, in place of those for height and width."""
+    latent = bundle.latent
+    way_out = f"give multiples of {bundle.size_multiple} pixels"
+    if latent.fixed_size:
+        way_out = f"leave size out, since {latent.max_width}x{latent.max_height} is the only size"
+    return f"size {options['width']}x{options['height']} does not fit {bundle.name}: {way_out}"
