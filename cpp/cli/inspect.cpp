@@ -99,7 +99,7 @@ Json describe(const Bundle& bundle) {
                {"layout", bundle.layout},
                {"dtype", bundle.dtype},
                {"blocks", bundle.blocks},
-               {"channels", bundle.channels},
+               {"channels", bundle.hidden_size},
                {"observed", bundle.observed()},
                {"massive_activations",
                 {{"block", ma.block},

@@ -115,7 +115,13 @@ void bind_bundle(py::module_& module) {
       .def_readonly("transformer_graphs", &Bundle::transformer_graphs)
       .def_readonly("blocks", &Bundle::blocks)
       .def_readonly("patch_size", &Bundle::patch_size, "latent cells")
-      .def_readonly("channels", &Bundle::channels, "width of the image stream")
+      .def_readonly("hidden_size", &Bundle::hidden_size, "channels of the image stream")
+      .def_readonly("channels", &Bundle::hidden_size, "the name of hidden_size until 0.2")
+      .def_property_readonly("size_multiple", &Bundle::size_multiple,
+                             "height and width have to be multiples of this many pixels")
+      .def("check_size", &Bundle::check_size, py::arg("height"), py::arg("width"),
+           "Return what keeps the model from drawing pictures of that size: a problem with height, "
+           "with width, with each, or an empty list.")
       .def_readonly("massive_activations", &Bundle::massive_activations)
       .def_readonly("latent", &Bundle::latent)
       .def_readonly("scheduler", &Bundle::scheduler)
@@ -130,7 +136,7 @@ void bind_bundle(py::module_& module) {
       .def("__repr__", [](const py::object& self) {
         return py::str(
                    "<Bundle {0.name}: {0.family}, {0.layout}, {0.dtype}, {0.blocks} blocks of "
-                   "{0.channels} channels>")
+                   "{0.hidden_size} channels>")
             .format(self);
       });
 }

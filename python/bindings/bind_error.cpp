@@ -80,6 +80,12 @@ void bind_error(py::module_& module) {
       make(module, "Interrupted",
            "The step callback stopped the run. Ctrl-C raises KeyboardInterrupt instead.",
            py::reinterpret_borrow<py::object>(types.base), ExitCode::interrupted);
+  py::class_<Problem>(module, "Problem", "What is wrong with one option of a request.")
+      .def_readonly("field", &Problem::field, "the option's name, as generate() takes it")
+      .def_readonly("message", &Problem::message, "one sentence: what is wrong and what to do")
+      .def("__repr__", [](const Problem& problem) {
+        return "<Problem with " + problem.field + ": " + problem.message + ">";
+      });
   py::register_exception_translator([](std::exception_ptr error) {
     try {
       if (error) std::rethrow_exception(error);

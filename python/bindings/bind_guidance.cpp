@@ -135,10 +135,10 @@ void bind_guidance(py::module_& module) {
   module.def("weights_at", &weights_at, py::arg("guidance"), py::arg("step"), py::arg("steps"));
   module.def("step_weights", &step_weights, py::arg("guidance"), py::arg("steps"),
              "The weights of each step of a run, and which of them reuse a branch's difference.");
-  module.def(
-      "validate", &validate, py::arg("guidance"),
-      "Raises UsageError for a window outside 0..1 or empty, for keep outside 0..1, for a reuse "
-      "interval that grows or is below 1, and for values that are not finite.");
+  module.def("check_guidance", &check_guidance, py::arg("guidance"),
+             "Raise UsageError for a window that is outside 0..1 or empty, for ma_keep outside "
+             "0..1, for a reuse interval that grows or is below 1, and for values that are not "
+             "finite.");
   module.def("combine", &combine_arrays, py::arg("conditional"),
              py::arg("unconditional") = py::none(), py::arg("degraded") = py::none(), py::kw_only(),
              py::arg("weights"),

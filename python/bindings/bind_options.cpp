@@ -2,6 +2,7 @@
 #include "casters.h"
 #include "intaglio/error.h"
 #include "intaglio/options.h"
+#include "intaglio/validate.h"
 #include "options.h"
 #include "text.h"
 
@@ -117,6 +118,17 @@ void bind_options(py::module_& module) {
         return defaults;
       },
       "The default of every option; None: the bundle's.");
+  module.def(
+      "validate",
+      [](const Bundle& bundle, const py::dict& options) {
+        const GenerateOptions read = options_from(options);
+        const py::gil_scoped_release release;
+        return validate(bundle, read);
+      },
+      py::arg("bundle"), py::arg("options"),
+      "Return what is wrong with these keywords of generate(), in the order in which it checks "
+      "them; the list is empty when generate() would start to run. Raises UsageError for a value "
+      "of the wrong type and for a keyword that there is not.");
   module.def(
       "png_text",
       [](const Bundle& bundle, const py::dict& options, std::size_t image) {

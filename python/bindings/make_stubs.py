@@ -31,7 +31,8 @@ def core_stub() -> str:
         text = (Path(folder) / "intaglio" / "_core.pyi").read_text("utf-8")
     # The generator leaves these bare; mypy wants to know.
     text = text.replace("**kwargs)", "**kwargs: typing.Any)").replace("-> dict:", DICT % "->")
-    text = text.replace(": dict,", DICT[:-1] % ":" + ",").replace("os.PathLike", "os.PathLike[str]")
+    text = re.sub(r": dict(?=[,)])", DICT[:-1] % ":", text)
+    text = text.replace("os.PathLike", "os.PathLike[str]")
     # They call themselves intaglio.Error and so on, for people; here is where they come from.
     text = re.sub(r"^from intaglio import [^(\n]+$", "", text, flags=re.MULTILINE)
     return re.sub(r"^class ", error_stubs() + "\nclass ", text, count=1, flags=re.MULTILINE)

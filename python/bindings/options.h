@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "intaglio/pipeline.h"
+#include "intaglio/generate_options.h"
 
 namespace intaglio::python {
 

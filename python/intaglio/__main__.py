@@ -1,4 +1,4 @@
-"""The `intaglio` command: the C++ program, and the subcommands that Python packages bring."""
+"""The `intaglio` command: the C++ program, and subcommands that are written in Python."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from intaglio import _core
 from intaglio.onnxruntime_library import onnxruntime_library
 
 GROUP = "intaglio.commands"
-# Subcommands of the C++ program that run graphs and so take --onnxruntime.
+# Subcommands of the C++ program that run graphs and therefore take --onnxruntime.
 RUNNERS = {"generate", "embed", "bench"}
 
 
 def main() -> None:
-    """Runs the command line of this process and exits with its code (see `intaglio.Error`)."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as by nohup
+    """Run the command line of this process, and exit with its code (see `intaglio.Error`)."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
         signal.signal(signal.SIGINT, end_at_once)
     args = sys.argv[1:]
     if args and not args[0].startswith("-") and args[0] not in RUNNERS:
         for command in entry_points(group=GROUP, name=args[0]):
             sys.exit(run_python(command, args[1:]))
-    # Nothing of Python runs from here on: Ctrl-C should do what it does to the C++ executable.
+    # From here on only C++ runs, so Ctrl-C has to act as on the C++ executable.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     code = _core.run_command(with_library(args))
     if args and args[0] in {"-h", "--help"}:
@@ -41,13 +41,13 @@ INTERRUPTED = "intaglio: interrupted"
 
 
 def end_at_once(*_: object) -> NoReturn:
-    """Handles Ctrl-C while a command is being imported, where an exception can end as any other."""
+    """Exit at Ctrl-C while a command is imported, where code may catch any exception."""
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{INTERRUPTED}\n".encode())
     os._exit(_core.Interrupted.exit_code)
 
 
 def interruptible(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which gets KeyboardInterrupt while it runs, and `end_at_once` around it."""
+    """Return `function` with Ctrl-C raising KeyboardInterrupt in it, instead of `end_at_once`."""
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> Any:
@@ -64,7 +64,7 @@ def interruptible(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_library(args: list[str]) -> list[str]:
-    """`args` with Python's ONNX Runtime, for a command that would need one and was given none."""
+    """Add --onnxruntime with the library of the Python package, where a command needs one."""
     if not args or args[0] not in RUNNERS or any(a.startswith("--onnxruntime") for a in args):
         return args
     library = onnxruntime_library()
@@ -72,7 +72,7 @@ def with_library(args: list[str]) -> list[str]:
 
 
 def run_python(command: EntryPoint, args: list[str]) -> int:
-    """Loads a typer-style function and runs it on `args`. Returns the exit code."""
+    """Load a function with typer's annotations, run it on `args`, and return the exit code."""
     import typer
 
     app = typer.Typer(add_completion=False)
@@ -82,33 +82,37 @@ def run_python(command: EntryPoint, args: list[str]) -> int:
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing in {"", "intaglio", command.module.split(".")[0]}:
-            raise  # a bug of ours, not an extra that was left out
+            raise  # a bug, and not an extra that is not installed
         print(
             f"intaglio: {command.name} needs the Python package {missing}:"
             f' pip install "intaglio[{command.name}]"',
             file=sys.stderr,
         )
         return _core.UnavailableError.exit_code
-    except typer.Abort:  # what becomes of a KeyboardInterrupt that the command does not handle
+    except typer.Abort:  # typer raises this for a KeyboardInterrupt that the command did not catch
         print(INTERRUPTED, file=sys.stderr)
         return _core.Interrupted.exit_code
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what marks a wrong call, in every version
+        if not hasattr(
+            error, "format_message"
+        ):  # which usage errors have in every version of typer
             raise
         wrong = " ".join(error.format_message().split()).rstrip(".")
-        wrong = wrong.replace("Value error, ", "")  # whose library it is says nothing to a person
+        wrong = wrong.replace(
+            "Value error, ", ""
+        )  # pydantic's prefix, which tells the user nothing
         print(f"intaglio: {wrong} (see intaglio {command.name} --help)", file=sys.stderr)
         return _core.UsageError.exit_code
 
 
 def python_commands() -> str:
-    """The section of the help that lists them, in the C++ help's columns."""
+    """Return the section of the help that lists the subcommands in Python."""
     lines = (f"  {c.name:<27} {summary(c)}" for c in sorted(entry_points(group=GROUP)))
     return "\n".join(["Python subcommands:", *lines, ""])
 
 
 def summary(command: EntryPoint) -> str:
-    """First line of the function's docstring, read without importing what it needs."""
+    """Return the first line of the function's docstring, without importing its module."""
     spec = find_spec(command.module)
     if not spec or not spec.origin:
         return "not installed"

@@ -35,6 +35,7 @@ __all__: list[str] = [
     "OptionInfo",
     "OutOfMemoryError",
     "Pipeline",
+    "Problem",
     "Prompt",
     "PromptEmbeds",
     "Ramp",
@@ -52,7 +53,7 @@ __all__: list[str] = [
     "UnavailableError",
     "UsageError",
     "Window",
-    "built_with_tensorrt",
+    "check_guidance",
     "combine",
     "device_names",
     "draw_noise",
@@ -109,6 +110,22 @@ class Interrupted(Error):
     """The step callback stopped the run. Ctrl-C raises KeyboardInterrupt instead."""
 
     exit_code: typing.ClassVar[int] = 130
+
+class Problem:
+    """
+    What is wrong with one option of a request.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def field(self) -> str:
+        """
+        the option's name, as generate() takes it
+        """
+    @property
+    def message(self) -> str:
+        """
+        one sentence: what is wrong and what to do
+        """
 
 class Generator:
     """
@@ -622,12 +639,20 @@ class Bundle:
         Raises InputError naming the file: missing, truncated, tampered with, outside the folder, or of a newer schema.
         """
     def __repr__(self) -> str: ...
+    def check_size(
+        self,
+        height: typing.SupportsInt | typing.SupportsIndex,
+        width: typing.SupportsInt | typing.SupportsIndex,
+    ) -> list[Problem]:
+        """
+        Return what keeps the model from drawing pictures of that size: a problem with height, with width, with each, or an empty list.
+        """
     @property
     def blocks(self) -> int: ...
     @property
     def channels(self) -> int:
         """
-        width of the image stream
+        the name of hidden_size until 0.2
         """
     @property
     def classes(self) -> Classes | None:
@@ -647,6 +672,11 @@ class Bundle:
     def file_bytes(self) -> dict[str, int]: ...
     @property
     def folder(self) -> pathlib.Path: ...
+    @property
+    def hidden_size(self) -> int:
+        """
+        channels of the image stream
+        """
     @property
     def latent(self) -> Latent: ...
     @property
@@ -690,6 +720,11 @@ class Bundle:
     @property
     def scheduler(self) -> SchedulerConfig: ...
     @property
+    def size_multiple(self) -> int:
+        """
+        height and width have to be multiples of this many pixels
+        """
+    @property
     def source(self) -> str: ...
     @property
     def transformer_graphs(self) -> dict[str, Graph]: ...
@@ -710,7 +745,6 @@ class BackendOptions:
         device: str = "auto",
         threads: typing.SupportsInt | typing.SupportsIndex = 0,
         onnxruntime_library: os.PathLike[str] | str | bytes = ...,
-        tensorrt_library: os.PathLike[str] | str | bytes = ...,
         prepack: bool = False,
     ) -> None: ...
     @property
@@ -727,7 +761,6 @@ class BackendOptions:
         """
     @prepack.setter
     def prepack(self, arg0: bool) -> None: ...
-    def tensorrt_library(self, arg0: os.PathLike[str] | str | bytes) -> None: ...
     @property
     def threads(self) -> int:
         """
@@ -1045,6 +1078,11 @@ class Batch:
         of all members
         """
 
+def check_guidance(guidance: Guidance) -> None:
+    """
+    Raise UsageError for a window that is outside 0..1 or empty, for ma_keep outside 0..1, for a reuse interval that grows or is below 1, and for values that are not finite.
+    """
+
 def combine(
     conditional: typing.Any,
     unconditional: typing.Any | None = None,
@@ -1208,9 +1246,9 @@ def to_images(tensor: typing.Any) -> list[PIL.Image.Image]:
     [N, 3, H, W] float32 in [-1, 1] to N images; rounds as diffusers' VaeImageProcessor does.
     """
 
-def validate(guidance: Guidance) -> None:
+def validate(bundle: Bundle, options: dict[str, typing.Any]) -> list[Problem]:
     """
-    Raises UsageError for a window outside 0..1 or empty, for keep outside 0..1, for a reuse interval that grows or is below 1, and for values that are not finite.
+    Return what is wrong with these keywords of generate(), in the order in which it checks them; the list is empty when generate() would start to run. Raises UsageError for a value of the wrong type and for a keyword that there is not.
     """
 
 def weights_at(

@@ -1,4 +1,7 @@
-"""The same seeds drawn four ways, as a picture and a page: `python -m intaglio.demo BUNDLE`."""
+"""Draw the same seeds in four guidance modes, as a picture and a page.
+
+Usage: python -m intaglio.demo BUNDLE
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ LABEL_HEIGHT = 22
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to guide: its name, what makes it, and the pictures and seconds it took."""
+    """A guidance mode: its name and scales, its images by prompt and seed, and what it cost."""
 
     name: str
     cfg_scale: float
@@ -37,7 +40,7 @@ class Mode:
 
 
 def draw_mode(pipeline: Pipeline, name: str, cfg_scale: float, dg_scale: float) -> Mode:
-    """Every prompt with every seed, guided one way."""
+    """Draw every prompt with every seed in one mode."""
     images: dict[tuple[str, int], Image.Image] = {}
     seconds, rows = 0.0, 0
     for prompt in PROMPTS:
@@ -51,7 +54,7 @@ def draw_mode(pipeline: Pipeline, name: str, cfg_scale: float, dg_scale: float) 
 
 
 def comparison(modes: list[Mode]) -> Image.Image:
-    """One row a mode, one column a prompt and seed, with labels."""
+    """Return a picture with one row per mode and one column per prompt and seed, with labels."""
     columns = [(prompt, seed) for prompt in PROMPTS for seed in SEEDS]
     width, height = (ZOOM * side for side in modes[0].images[columns[0]].size)
     sheet = Image.new(
@@ -79,7 +82,7 @@ def comparison(modes: list[Mode]) -> Image.Image:
 
 
 def page(modes: list[Mode], bundle_name: str, backend: str) -> str:
-    """A page that opens offline: the sheet, what each mode cost, and every single image."""
+    """Return a page that opens offline, with the picture, the cost of each mode and all images."""
     plain = modes[0].seconds
     costs = "".join(
         f"<tr><td>{mode.name}</td><td><code>{mode.settings}</code></td><td>{mode.rows}</td>"
@@ -104,13 +107,13 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: auto; pa
 img {{ max-width: 100% }} img[width] {{ image-rendering: pixelated; margin: 0 4px 4px 0 }}
 table {{ border-collapse: collapse }} td, th {{ padding: .2rem 1rem .2rem 0; text-align: left }}
 </style>
-<h1>The same seeds, guided four ways</h1>
+<h1>The same seeds in four guidance modes</h1>
 <p>{html.escape(bundle_name)} on {html.escape(backend)}.
 D = D_c + lambda (D_c - D_0) + w (D_c - D_m), cfg scale = 1 + lambda, dg scale = w.</p>
 <img src="comparison.png" alt="Rows: baseline, CFG, DG, CFG+DG. Columns: prompts and seeds.">
-<h2>What each cost</h2>
+<h2>Cost of each mode</h2>
 <table><tr><th>mode</th><th>flags</th><th>rows through the last block</th><th>denoising</th>
-<th>to baseline</th></tr>{costs}</table>
+<th>relative to baseline</th></tr>{costs}</table>
 <h2>Single images</h2>
 {singles}
 </html>
@@ -118,13 +121,13 @@ D = D_c + lambda (D_c - D_0) + w (D_c - D_m), cfg scale = 1 + lambda, dg scale =
 
 
 def file_name(mode: Mode, prompt: str, seed: int) -> str:
-    """Name of one single image within the output folder."""
+    """Return the name of one image in the output folder."""
     return f"{prompt.replace(' ', '-')}-{seed}-{mode.name.lower().replace('+', '-')}.png"
 
 
 def main() -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run the command line, and return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundle", type=Path, help="folder that `intaglio export` wrote")
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder to write")
     args = parser.parse_args()
@@ -137,7 +140,7 @@ def main() -> int:
 
 
 def write_demo(pipeline: Pipeline, output: Path) -> None:
-    """Draw, then write the pictures first and the page last, so that a page is always whole."""
+    """Draw all modes, and write the page last, so that a page never lacks pictures."""
     guidance = pipeline.bundle.defaults.guidance
     cfg, dg = guidance.cfg_scale.first, guidance.dg_scale.first
     settings = {"baseline": (1.0, 0.0), "CFG": (cfg, 0.0), "DG": (1.0, dg), "CFG+DG": (cfg, dg)}
@@ -153,8 +156,8 @@ def write_demo(pipeline: Pipeline, output: Path) -> None:
         for m in modes
     ]
     files = {"page": "index.html", "picture": "comparison.png", "singles": "*.png"}
-    places = [f"{what:10}{output / name}" for what, name in files.items()]
-    (output / "summary.txt").write_text("\n".join(lines + places) + "\n")
+    paths = [f"{what:10}{output / name}" for what, name in files.items()]
+    (output / "summary.txt").write_text("\n".join(lines + paths) + "\n")
     (output / "index.html").write_text(page(modes, pipeline.bundle.name, pipeline.backend))
 
 

@@ -1,4 +1,4 @@
-"""Where Python's onnxruntime package keeps its library."""
+"""The library in the Python package onnxruntime."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _NAMES = ("libonnxruntime.so*", "libonnxruntime.*dylib", "onnxruntime.dll")
 
 
 def onnxruntime_library() -> Path | None:
-    """The library inside the installed onnxruntime or onnxruntime-gpu; None without one.
+    """Return the library of the installed package onnxruntime or onnxruntime-gpu, if there is one.
 
-    The package itself is not imported: that takes a tenth of a second and loads a second copy of
-    Python bindings that nobody here uses.
+    The package itself is not imported, since that takes 0.1 s and loads bindings that Intaglio does
+    not use.
     """
     spec = find_spec("onnxruntime")
     for folder in (spec.submodule_search_locations or ()) if spec else ():

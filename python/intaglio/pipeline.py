@@ -294,7 +294,7 @@ class Pipeline:
         shown = ", ".join(map(str, found.channels[:8])) + (", ..." if found.channels[8:] else "")
         return (
             f"<Pipeline {self.bundle.name}: {self.bundle.family}, {self.bundle.layout},"
-            f" {self.bundle.blocks} blocks of {self.bundle.channels} channels;"
+            f" {self.bundle.blocks} blocks of {self.bundle.hidden_size} channels;"
             f" suppresses {shown} after block {found.block};"
             f" {self.bundle.defaults}; {self.backend}>"
         )

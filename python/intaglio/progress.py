@@ -1,4 +1,4 @@
-"""A progress bar around a step callback."""
+"""A progress bar for a step callback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OnStep = Callable[[Step], bool | None]
 
 @contextmanager
 def progress_bar(on_step: OnStep | None) -> Iterator[OnStep]:
-    """`on_step` with a bar on stderr (or in the notebook) that follows it."""
+    """Yield a callback that calls `on_step` and moves a bar on stderr, or in the notebook."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -76,8 +76,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Change{"/massive_activations/ref", {1.0}, "one value per channel"},
                     Change{"/massive_activations/ref/0", 1e300, "wrong type"},
                     Change{"/latent/scaling_factor", 0.0, "must not be 0"},
-                    Change{"/defaults/height", 72, "multiple of 16 up to 96"},
-                    Change{"/defaults/width", 80, "multiple of 16 up to 64"}));
+                    Change{"/defaults/height", 72, "give a multiple of 16 from 16 to 96"},
+                    Change{"/defaults/width", 80, "give a multiple of 16 from 16 to 64"}));
 
 INSTANTIATE_TEST_SUITE_P(
     Prompts, BadManifest,
@@ -118,7 +118,7 @@ INSTANTIATE_TEST_SUITE_P(
         Change{"/prompt/text_mask", 3, "text_mask has the wrong type"},
         Change{"/prompt/encoders/clip/graph/inputs/0/role", "image", "must be token_ids or"},
         Change{"/latent/packed", 1, "packed has the wrong type"},
-        Change{"/latent/fixed_size", true, "another size than the one"},
+        Change{"/latent/fixed_size", true, "draws 64x96 pixels only, not 48x64"},
         Change{"/defaults/distilled_guidance", 3.5, "an input of role guidance"}));
 
 // A transformer that is drawn by class, of one size, with packed latents.

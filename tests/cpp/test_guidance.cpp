@@ -139,7 +139,7 @@ TEST(StepWeights, ReuseRunsABranchEveryInterval) {
 
 void expect_refused(const Guidance& guidance, const std::string& named) {
   try {
-    validate(guidance);
+    check_guidance(guidance);
     ADD_FAILURE() << "accepted a bad " << named;
   } catch (const UsageError& error) {
     EXPECT_THAT(error.what(), testing::HasSubstr(named));
@@ -155,7 +155,7 @@ TEST(Validate, RefusesBadWindows) {
     expect_refused(cfg, "cfg-window");
     expect_refused(dg, "dg-window");
   }
-  EXPECT_NO_THROW(validate({}));
+  EXPECT_NO_THROW(check_guidance({}));
 }
 
 TEST(Validate, RefusesIntervalsThatGrowOrAreNone) {
@@ -167,7 +167,7 @@ TEST(Validate, RefusesIntervalsThatGrowOrAreNone) {
   }
   Guidance guidance;
   guidance.reuse_interval = Ramp(3.0, 1.5);
-  EXPECT_NO_THROW(validate(guidance));
+  EXPECT_NO_THROW(check_guidance(guidance));
   guidance.reuse_window = {0.5, 0.5};
   expect_refused(guidance, "reuse-window");
 }

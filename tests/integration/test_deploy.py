@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import intaglio
-from intaglio.deploy.folder import held, write_folder
+from intaglio.deploy.output import locked
+from intaglio.deploy.portable import write_folder
 from tests.bundles import bundle
 from tests.conftest import onnxruntime_library
 from tests.integration.conftest import ENTRY_POINT, PROMPT, ROOT, Command, check, with_mounts
@@ -112,7 +113,7 @@ def test_its_readme_is_about_it(folder: Path) -> None:
         assert f"`lib/{library.name}`" in text
     for where in re.findall(r"`(licenses/[^`]+/)`", text):
         assert any(path.stat().st_size > 500 for path in (folder / where).iterdir())
-    assert "see its maker" not in text
+    assert "see its vendor" not in text
     example = re.search(r"^    (bin/intaglio generate bundle .*)$", text, re.MULTILINE)
     assert example
     model = json.loads((folder / "bundle" / "bundle.json").read_text())
@@ -157,7 +158,7 @@ REFUSED: dict[str, tuple[int, str, list[str]]] = {
         ["folder", "BUNDLE", "-o", "out", "--onnxruntime=/etc/passwd"],
     ),
     "another machine's library": (
-        4, "foreign.so is no program or library for this machine: give one for",
+        4, "foreign.so is not a program or library for this machine: give one for",
         ["folder", "BUNDLE", "-o", "out", "--onnxruntime=foreign.so"],
     ),
     "no target": (
@@ -231,11 +232,11 @@ def test_an_interrupt_leaves_nothing(forked_bundle: Path, tmp_path: Path) -> Non
 SIGNALLED = """
 import os, sys
 from intaglio.__main__ import main
-from intaglio.deploy import cli, folder
+from intaglio.deploy import cli, portable
 number = int(sys.argv.pop())
 def write(bundle, output, onnxruntime, progress):
     stop = lambda done, total: done > total // 2 and os.kill(os.getpid(), number)
-    return folder.write_folder(bundle, output, onnxruntime, stop)
+    return portable.write_folder(bundle, output, onnxruntime, stop)
 cli.write_folder = write
 main()
 """
@@ -258,7 +259,7 @@ def test_what_a_killed_one_left_is_removed(forked_bundle: Path, tmp_path: Path) 
     (tmp_path / ".out.backup.partial").mkdir()  # not its own
     busy = tmp_path / ".out.12345678.partial"
     busy.mkdir()
-    with held(busy):
+    with locked(busy):
         assert signalled(signal.SIGKILL, forked_bundle, tmp_path / "out")[0] == -signal.SIGKILL
         assert len(list(tmp_path.iterdir())) == 3
         write_folder(forked_bundle, tmp_path / "out", None, ignore)

@@ -123,7 +123,7 @@ BAD: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("values", BAD, ids=str)
-def test_validate(values: dict[str, Any]) -> None:
-    _core.validate(_core.Guidance())
+def test_check_guidance(values: dict[str, Any]) -> None:
+    _core.check_guidance(_core.Guidance())
     with pytest.raises(intaglio.UsageError):
-        _core.validate(_core.Guidance(**values))
+        _core.check_guidance(_core.Guidance(**values))

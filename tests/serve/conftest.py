@@ -19,32 +19,32 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 import intaglio
+from intaglio.serve.api.services import Services
 from intaglio.serve.app import create_app
-from intaglio.serve.connections import listen, uvicorn_config
-from intaglio.serve.models import Models
-from intaglio.serve.services import Services
-from intaglio.serve.settings import Settings
+from intaglio.serve.models.registry import Models
+from intaglio.serve.settings import ServerSettings
+from intaglio.serve.transport.connections import listen, uvicorn_config
 
 PROMPT = "the dark boot"
-# Far more than a test waits for: a run that goes on until it is stopped.
+# Far more steps than a test waits for, for a run that goes on until it is stopped.
 LONG = 10_000
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Waits for something that has to come; how long is not what tests are about."""
+    """Wait until a condition is true. Only broken code reaches the limit."""
     end = time.monotonic() + 240
     while not condition():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.02)
 
 
 def fetch(url: str) -> httpx2.Response:
-    """An answer that a machine with other things to do may take its time for."""
+    """Fetch a URL with a timeout that is long enough for a loaded machine."""
     return httpx2.get(url, timeout=120)
 
 
 def read_metric(client: httpx2.Client, name: str, **labels: str) -> float:
-    """A number of /metrics, read with Prometheus' own parser: the sum over other labels."""
+    """Return a value of /metrics, summed over other labels, as Prometheus' own parser reads it."""
     return sum(
         sample.value
         for family in text_string_to_metric_families(client.get("/metrics").text)
@@ -54,7 +54,7 @@ def read_metric(client: httpx2.Client, name: str, **labels: str) -> float:
 
 
 class Running:
-    """A server that answers, and its inside."""
+    """A running server, with access to its application and its event loop."""
 
     def __init__(
         self, app: FastAPI, loop: asyncio.AbstractEventLoop, server: uvicorn.Server, url: str
@@ -69,7 +69,7 @@ class Running:
         return found
 
     def post_job(self, **fields: Any) -> dict[str, Any]:
-        """An accepted job, as the server shows it."""
+        """Post a job that has to be accepted, and return the server's view of it."""
         answer = self.client.post("/v1/jobs", json={"prompt": PROMPT, **fields})
         assert answer.status_code == 202, answer.text
         shown: dict[str, Any] = answer.json()
@@ -77,7 +77,7 @@ class Running:
 
     @contextmanager
     def full(self, **fields: Any) -> Iterator[None]:
-        """A batch that a run without end fills, so that others wait."""
+        """Fill the batch with an endless run, so that other requests wait."""
         job = self.post_job(steps=LONG, n=self.services.settings.max_batch, **fields)
         try:
             wait_until(lambda: self.job(job["id"])["status"] == "running")
@@ -93,7 +93,7 @@ class Running:
         return read_metric(self.client, name, **labels)
 
     def events(self, job_id: str, until: str = "", **headers: str) -> list[tuple[str, Any]]:
-        """Names and data of a job's events, up to the first one called `until`."""
+        """Return names and data of a job's events, up to the first event named `until`."""
         found: list[tuple[str, Any]] = []
         url = f"/v1/jobs/{job_id}/events"
         with self.client.stream("GET", url, headers=headers) as stream:
@@ -114,11 +114,11 @@ class Running:
 def serving(
     *bundles: str | Path, send_buffer: int | None = None, **settings: Any
 ) -> Iterator[Running]:
-    """A server of `bundles`, each a folder or NAME=FOLDER.
+    """Run a server of `bundles`, each given as FOLDER or NAME=FOLDER.
 
-    `send_buffer`: bytes that the system keeps for a client that does not read.
+    `send_buffer` is the number of bytes that the system buffers for a client that does not read.
     """
-    given = Settings.model_validate({"threads": 1} | settings)
+    given = ServerSettings.model_validate({"threads": 1} | settings)
     app = create_app(Models([str(bundle) for bundle in bundles], given), given)
     listener = listen("127.0.0.1", 0)
     if send_buffer:
@@ -129,7 +129,7 @@ def serving(
     thread.start()
     running = Running(app, loop, server, f"http://127.0.0.1:{listener.getsockname()[1]}")
     try:
-        assert running.client.get("/readyz").status_code == 200  # waits in the socket's queue
+        assert running.client.get("/readyz").status_code == 200  # waits in the queue of the socket
         yield running
     finally:
         running.client.close()
@@ -140,7 +140,7 @@ def serving(
 
 @pytest.fixture(scope="session")
 def server(forked_bundle: Path) -> Iterator[Running]:
-    """One of the tiny bundle with settings that most tests can share."""
+    """A server of the tiny bundle, with settings that most tests can share."""
     limits = {"steps": LONG, "n": 2, "deadline": 300}
     with serving(f"tiny={forked_bundle}", max_batch=2, limits=limits) as running:
         yield running
@@ -148,5 +148,5 @@ def server(forked_bundle: Path) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def pipeline(forked_bundle: Path) -> intaglio.Pipeline:
-    """The same bundle as a server loads it, without one."""
+    """The same bundle, loaded with the server's settings but without a server."""
     return intaglio.Pipeline.open(forked_bundle, threads=1, prepack=True)

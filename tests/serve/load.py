@@ -28,7 +28,7 @@ from benchmarks.bench.document import write_section
 
 CLIENTS = (1, 2, 4, 8)
 ROUNDS = 3
-# What clients ask for differs in guidance, steps and seed, and is of one shape.
+# Requests differ in guidance, steps and seed, but not in size.
 MIX: list[dict[str, Any]] = [
     {},
     {"cfg_scale": 1, "dg_scale": 0},
@@ -40,8 +40,12 @@ PROMPTS = ["a dress", "a dark ankle boot", "a bag with a handle", "a coat"]
 
 @dataclass
 class Asked:
-    """One request, in seconds: until its image was there, in the queue, in a batch; the place
-    that it was given in the queue; and its image."""
+    """One request.
+
+    Attributes:
+        latency: seconds until its image arrived. queued, service: seconds in the queue, in a batch.
+        place: its position in the queue when it was submitted.
+    """
 
     number: int
     latency: float
@@ -53,12 +57,12 @@ class Asked:
 
 @dataclass
 class Point:
-    """What so many clients got. Seconds.
+    """The measurements with one number of clients. Times are seconds.
 
     Attributes:
         images_per_second: of each round.
-        speedup: of each round, over that without batching.
-        queue_ratio_p99: of the time in the queue, over the mean service time times the place.
+        speedup: of each round, relative to the round without batching.
+        queue_ratio_p99: of the time in the queue, divided by mean service time times position.
     """
 
     batching: bool
@@ -74,7 +78,7 @@ class Point:
 
 @contextmanager
 def server(bundle: Path, max_batch: int) -> Iterator[tuple[str, int]]:
-    """Its address and process id."""
+    """Run a server, and yield its URL and process id."""
     arguments = ["serve", str(bundle), "--port", "0", "--max-batch", str(max_batch)]
     with subprocess.Popen(
         [sys.executable, "-m", "intaglio", *arguments],
@@ -90,18 +94,18 @@ def server(bundle: Path, max_batch: int) -> Iterator[tuple[str, int]]:
 
 
 def fields(number: int) -> dict[str, Any]:
-    """What the request of that number asks for."""
+    """Return the fields of the request with that number."""
     prompt = PROMPTS[number % len(PROMPTS)]
     return {"prompt": prompt, "seed": number, "steps": 8 + number % 5, **MIX[number % len(MIX)]}
 
 
 def ask(client: httpx2.Client, number: int) -> Asked:
-    """One image, from request to PNG."""
+    """Request one image, and wait until its PNG file arrives."""
     began = time.monotonic()
     made = client.post("/v1/jobs", json={**fields(number), "preview": False})
     made.raise_for_status()
     job = made.json()
-    client.get(f"/v1/jobs/{job['id']}/events").raise_for_status()  # until it has ended
+    client.get(f"/v1/jobs/{job['id']}/events").raise_for_status()  # returns when the job has ended
     ended = client.get(f"/v1/jobs/{job['id']}").json()
     assert ended["status"] == "done", ended
     png = client.get(ended["images"][0]).content
@@ -111,7 +115,7 @@ def ask(client: httpx2.Client, number: int) -> Asked:
 
 
 def drive(url: str, clients: int, requests: int) -> tuple[list[Asked], float]:
-    """All requests, and the seconds that they took together."""
+    """Return all requests, and the seconds that they took together."""
     numbers = iter(range(requests))
     lock, asked, failed = threading.Lock(), [], []
 
@@ -149,7 +153,7 @@ def say(what: str) -> None:
 
 
 def measure(bundle: Path, clients: int, requests: int) -> list[Point]:
-    """Two rows of the table: without batching and with it, in turns, as the machine drifts."""
+    """Return two rows of the table, without and with batching, measured in alternating rounds."""
     asked: dict[bool, list[Asked]] = {False: [], True: []}
     rates: dict[bool, list[float]] = {False: [], True: []}
     with server(bundle, 1) as (single, _), server(bundle, 8) as (batching, _):
@@ -168,7 +172,7 @@ def measure(bundle: Path, clients: int, requests: int) -> list[Point]:
 def point(
     batching: bool, clients: int, asked: list[Asked], rates: list[float], single: list[float]
 ) -> Point:
-    """A row; `rates` and `single` are images a second of each round, here and without batching."""
+    """Return a row. `rates` and `single` are images per second, here and without batching."""
     service = mean(one.service for one in asked)
     latencies = [one.latency for one in asked]
     return Point(
@@ -185,7 +189,7 @@ def point(
 
 
 def memory(bundle: Path, requests: int) -> list[tuple[int, int]]:
-    """Resident bytes of the server after so many requests, ten times."""
+    """Return the resident bytes of the server after each tenth of the requests."""
     found: list[tuple[int, int]] = []
     with server(bundle, 8) as (url, process):
         for done in range(requests // 10, requests + 1, requests // 10):
@@ -233,7 +237,9 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("docs"))
     parser.add_argument("--requests", type=int, default=120, help="for each row of the table")
-    parser.add_argument("--memory", type=int, default=1000, help="requests; 0: leave it out")
+    parser.add_argument(
+        "--memory", type=int, default=1000, help="requests for the memory table; 0: no table"
+    )
     options = parser.parse_args()
     points = [p for n in CLIENTS for p in measure(options.bundle, n, options.requests)]
     resident = memory(options.bundle, options.memory) if options.memory else []

@@ -1,4 +1,4 @@
-"""What `intaglio serve` refuses to start with, in one sentence; and what it puts at /."""
+"""The command `intaglio serve`: errors at start, signals, and the page's files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import httpx2
@@ -19,53 +20,63 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from intaglio.__main__ import GROUP, run_python
+from intaglio.serve.api.page import add_page
 from intaglio.serve.app import create_app
 from intaglio.serve.cli import Server
-from intaglio.serve.connections import listen
-from intaglio.serve.models import Models
-from intaglio.serve.page import add_page
-from intaglio.serve.scheduler import Scheduler
-from intaglio.serve.settings import Settings, read_settings
+from intaglio.serve.engine.request_queue import RequestQueue
+from intaglio.serve.models.registry import Models
+from intaglio.serve.settings import ServerSettings, read_settings
+from intaglio.serve.transport.connections import listen
 from tests.integration.conftest import ROOT, absent
 from tests.serve.conftest import serving
 
 SHIPPED = ROOT / "build" / "bundles" / "fashion-sd3"
 
 
-def refused(*arguments: str | Path) -> tuple[int, str]:
-    """Exit code and the one line of stderr. Nothing stays behind."""
-    with tempfile.TemporaryDirectory() as temporary:
-        run = subprocess.run(
-            [sys.executable, "-m", "intaglio", "serve", *arguments],
-            capture_output=True,
-            env={**os.environ, "TMPDIR": temporary},
-            text=True,
-        )
-        assert not list(Path(temporary).glob("intaglio-*"))
-    assert run.stdout == ""
-    (line,) = run.stderr.splitlines()
-    assert line.startswith("intaglio: ")
-    return run.returncode, line
+Refused = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Refused:
+    """Runs the command in this process: its exit code, and the only line that it prints."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        (command,) = entry_points(group=GROUP, name="serve")
+        code = run_python(command, [str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert not list(temporary.iterdir()), "a refused start left a folder"
+        assert out == ""
+        (line,) = err.splitlines()
+        assert line.startswith("intaglio: ")
+        return code, line
+
+    return run
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("prot = 1", "setting prot"),
-        ("[limits]\nstep = 5", "setting limits.step"),
-        ("[limits]\nsteps = 0", "limits.steps does not fit"),
-        ("port = 70000", "port does not fit"),
-        ("grace = inf", "grace does not fit"),
-        ('proxies = ["proxy.example"]', "proxies.0 does not fit"),
-        ("[limits]\ndeadline = nan", "limits.deadline does not fit"),
+        ("prot = 1", "unknown setting prot"),
+        ("[limits]\nstep = 5", "unknown setting limits.step"),
+        ("[limits]\nsteps = 0", "limits.steps is invalid"),
+        ("port = 70000", "port is invalid"),
+        ("grace = inf", "grace is invalid"),
+        ('proxies = ["proxy.example"]', "proxies.0 is invalid"),
+        ("[limits]\ndeadline = nan", "limits.deadline is invalid"),
         ("port = ", "cannot read --config"),
         ("memory_bytes = 1000", "memory_bytes is 1000"),
         ('port = 0\napi_keys = "none.txt"', "cannot read api_keys in "),
         ('port = 0\nimages = "/dev/null/images"', "cannot use the images folder"),
     ],
 )
-def test_a_setting_that_does_not_fit(
-    forked_bundle: Path, tmp_path: Path, text: str, words: str
+def test_an_invalid_setting_is_named(
+    forked_bundle: Path, tmp_path: Path, refused: Refused, text: str, words: str
 ) -> None:
     config = tmp_path / "serve.toml"
     config.write_text(text)
@@ -74,14 +85,16 @@ def test_a_setting_that_does_not_fit(
     assert words in line
 
 
-def test_paths_in_a_file_are_seen_from_its_folder(forked_bundle: Path, tmp_path: Path) -> None:
+def test_paths_in_a_file_are_relative_to_it(
+    forked_bundle: Path, tmp_path: Path, refused: Refused
+) -> None:
     config, keys = tmp_path / "serve.toml", tmp_path / "keys.txt"
     config.write_text('api_keys = "keys.txt"\nimages = "images"')
     keys.write_text("# none")
-    code, said = refused(forked_bundle, "--config", config, "--port", "0")
-    assert (code, said) == (
+    code, line = refused(forked_bundle, "--config", config, "--port", "0")
+    assert (code, line) == (
         3,
-        f"intaglio: api_keys in {config}, {keys}, holds no key: write one a line",
+        f"intaglio: api_keys in {config}, {keys}, has no key: write one key per line",
     )
     keys.write_text("secret")
     settings = read_settings(config, {})
@@ -90,7 +103,9 @@ def test_paths_in_a_file_are_seen_from_its_folder(forked_bundle: Path, tmp_path:
     assert read_settings(config, {"api_keys": other}).api_keys == other
 
 
-def test_a_refused_start_leaves_no_folder(forked_bundle: Path, tmp_path: Path) -> None:
+def test_a_refused_start_leaves_no_folder(
+    forked_bundle: Path, tmp_path: Path, refused: Refused
+) -> None:
     config = tmp_path / "serve.toml"
     config.write_text('images = "images"')
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -100,7 +115,9 @@ def test_a_refused_start_leaves_no_folder(forked_bundle: Path, tmp_path: Path) -
     assert not (tmp_path / "images").exists()
 
 
-def test_bundles_are_checked_at_start(forked_bundle: Path, tmp_path: Path) -> None:
+def test_bundles_are_checked_at_start(
+    forked_bundle: Path, tmp_path: Path, refused: Refused
+) -> None:
     code, line = refused(tmp_path)
     assert (code, "bundle.json" in line) == (3, True)
     code, line = refused(forked_bundle, forked_bundle)
@@ -108,20 +125,26 @@ def test_bundles_are_checked_at_start(forked_bundle: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("device", "code"), [("gpu", 2), ("tensorrt-rtx", 4)])
-def test_a_device_that_is_not_there_is_said(forked_bundle: Path, device: str, code: int) -> None:
-    """As `intaglio generate` says it: there is none of that name, the bundle has no engines."""
-    generate = subprocess.run(
-        [sys.executable, "-m", "intaglio", "generate", forked_bundle, "--device", device],
-        capture_output=True,
-        text=True,
+def test_a_missing_device_is_reported(forked_bundle: Path, device: str, code: int) -> None:
+    """The whole command in a process of its own, with the message of `intaglio generate`."""
+    generate, serve = (
+        subprocess.run(
+            [sys.executable, "-m", "intaglio", name, forked_bundle, "--device", device],
+            capture_output=True,
+            text=True,
+        )
+        for name in ("generate", "serve")
     )
-    assert refused(forked_bundle, "--device", device) == (code, generate.stderr.strip())
+    assert (serve.returncode, serve.stdout) == (code, "")
+    assert serve.stderr == generate.stderr
+    assert serve.stderr.startswith("intaglio: ")
+    assert serve.stderr.count("\n") == 1
 
 
 def test_make_serve_starts_the_shipped_model() -> None:
     if not (SHIPPED / "bundle.json").exists():
         absent("needs the shipped model's bundle: make demo")
-    # What it is made of is not made again here: other tests use it.
+    # Do not rebuild what other tests use.
     old = [".venv/ready", ".venv/dependencies", "build/bundles/fashion-sd3/bundle.json"]
     line = ["make", "serve", "FLAGS=--port 0", *(f"--old-file={name}" for name in old)]
     with subprocess.Popen(
@@ -142,33 +165,35 @@ def test_make_serve_starts_the_shipped_model() -> None:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_taken_port_is_said(forked_bundle: Path) -> None:
+def test_a_taken_port_is_reported(forked_bundle: Path, refused: Refused) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         code, line = refused(forked_bundle, "--port", port)
     assert (code, f"--port {port}" in line) == (4, True)
 
 
-def test_a_file_without_keys_is_refused(forked_bundle: Path, tmp_path: Path) -> None:
+def test_a_file_without_keys_is_refused(
+    forked_bundle: Path, tmp_path: Path, refused: Refused
+) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("# none\n\n")
     code, line = refused(forked_bundle, "--port", "0", "--api-keys", keys)
-    assert (code, "holds no key" in line) == (3, True)
+    assert (code, "has no key" in line) == (3, True)
 
 
 def start(app: FastAPI) -> None:
-    """Runs a server to its end."""
-    server = Server(app, Settings())
+    """Run a server until it ends."""
+    server = Server(app, ServerSettings())
     asyncio.run(server.serve([listen("127.0.0.1", 0)]))
 
 
-def test_a_signal_while_it_starts_ends_it() -> None:
+def test_a_signal_during_start_ends_the_server() -> None:
     ended = []
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.sleep(0.1)  # the loop sees it
+        await asyncio.sleep(0.1)  # so that the loop handles the signal
         yield
         ended.append(True)
 
@@ -176,27 +201,27 @@ def test_a_signal_while_it_starts_ends_it() -> None:
     assert ended
 
 
-def test_a_drain_that_fails_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def failing(self: Scheduler, grace: float) -> None:
-        monkeypatch.undo()  # the one at the end is in order
-        raise RuntimeError("not foreseen")
+def test_a_failing_drain_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(self: RequestQueue, grace: float) -> None:
+        monkeypatch.undo()  # the second call, at the end, succeeds
+        raise RuntimeError("unexpected")
 
     async def signalled(self: Server, sockets: list[socket.socket] | None = None) -> None:
         await startup(self, sockets)
         os.kill(os.getpid(), signal.SIGTERM)
 
     startup = Server.startup
-    monkeypatch.setattr(Scheduler, "drain", failing)
+    monkeypatch.setattr(RequestQueue, "drain", failing)
     monkeypatch.setattr(Server, "startup", signalled)
-    start(create_app(Models([], Settings()), Settings()))
+    start(create_app(Models([], ServerSettings()), ServerSettings()))
 
 
-# A model whose loading takes an hour, in threads that Python would wait for.
+# Loading this model takes an hour, in threads that Python would wait for at exit.
 SLOW = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from intaglio import Pipeline
-from intaglio.serve.worker import Worker
+from intaglio.serve.engine.worker import Worker
 Worker.join.__defaults__ = (0.1,)
 def slow(*args, **keywords):
     print("loading", flush=True)
@@ -207,7 +232,7 @@ main()
 """
 
 
-def test_it_ends_while_a_model_is_loaded(forked_bundle: Path, tmp_path: Path) -> None:
+def test_it_ends_while_a_model_is_loading(forked_bundle: Path, tmp_path: Path) -> None:
     config = tmp_path / "serve.toml"
     config.write_text("grace = 0")
     line = [sys.executable, "-c", SLOW, "serve", forked_bundle, "--port", "0", "--config", config]
@@ -223,10 +248,10 @@ def test_it_ends_while_a_model_is_loaded(forked_bundle: Path, tmp_path: Path) ->
             process.kill()
 
 
-def test_a_start_that_fails_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_start_has_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        raise RuntimeError("not foreseen")
+        raise RuntimeError("unexpected")
         yield
 
     with pytest.raises(SystemExit) as ended:
@@ -256,7 +281,7 @@ def test_the_pages_files_have_types_and_a_policy(tmp_path: Path) -> None:
         assert client.get(f"/{name}").status_code == 404
 
 
-def test_other_origins_are_let_in_only_when_told(forked_bundle: Path) -> None:
+def test_other_origins_are_allowed_by_setting_only(forked_bundle: Path) -> None:
     origin = {"Origin": "http://elsewhere"}
     with serving(forked_bundle) as server:
         answer = server.client.get("/v1/models", headers=origin)
@@ -277,4 +302,4 @@ def test_what_does_not_exist_is_not_found(forked_bundle: Path) -> None:
         wrong = server.client.put("/v1/jobs/any", json={})
         assert wrong.status_code == 405
         assert wrong.headers["allow"] == "DELETE, GET"
-        assert wrong.json()["error"]["message"] == "this path takes DELETE, GET only: see /docs"
+        assert wrong.json()["error"]["message"] == "this path accepts DELETE, GET only: see /docs"

@@ -1,4 +1,4 @@
-"""Clients that fail: slow ones, those that vanish, and those that send anything."""
+"""Clients that are slow, that disconnect, and that send malformed requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def connect(server: Running, receive_buffer: int = 0) -> socket.socket:
 
 
 def read_until(client: socket.socket, end: bytes) -> bytes:
-    """All that comes, up to `end` and what comes with it."""
+    """Return everything that arrives until `end` has arrived."""
     seen = b""
     while end not in seen:
         part = client.recv(1 << 20)
@@ -41,28 +41,28 @@ HALF = (
 )
 
 
-def test_half_a_body_is_not_waited_for(forked_bundle: Path) -> None:
+def test_an_unfinished_body_times_out(forked_bundle: Path) -> None:
     with serving(forked_bundle, limits={"body_seconds": 2}) as server:
         clients = [connect(server) for _ in range(20)]
         for client in clients:
             client.sendall(HALF)
         for client in clients:
-            answer = client.makefile("rb").read()  # to the end: the server closes
+            answer = client.makefile("rb").read()  # until the server closes
             assert answer.startswith(b"HTTP/1.1 408")
             assert b"body_timeout" in answer
             client.close()
         with connect(server) as client:
-            client.sendall(HALF)  # and gone
+            client.sendall(HALF)  # then it disconnects
         assert server.metric("rejections_total", code="body_timeout") == 20
         with connect(server) as client:
-            client.sendall(HALF.replace(b"1000", b"30") + b': "a boot", "n": 1}  ')  # at once
+            client.sendall(HALF.replace(b"1000", b"30") + b': "a boot", "n": 1}  ')  # whole
             assert client.recv(12) == b"HTTP/1.1 200"
         assert server.metric("jobs_total") == 1
 
 
-def test_half_a_head_is_not_waited_for(forked_bundle: Path) -> None:
+def test_an_unfinished_head_times_out(forked_bundle: Path) -> None:
     head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    with serving(forked_bundle, limits={"body_seconds": 5}) as server:
+    with serving(forked_bundle, limits={"body_seconds": 2}) as server:
         clients = []
         for sent in (head, b"", b"G", head[:-2]):
             clients.append(connect(server))
@@ -70,15 +70,15 @@ def test_half_a_head_is_not_waited_for(forked_bundle: Path) -> None:
         read_until(clients[0], b'{"status":"ok"}')
         clients[0].sendall(head[:-2])
         for client in clients:
-            answer = client.makefile("rb").read()  # to the end: the server closes
+            answer = client.makefile("rb").read()  # until the server closes
             assert answer.startswith(b"HTTP/1.1 408")
             client.close()
         assert server.client.get("/healthz").status_code == 200
 
 
-def test_a_slow_reader_slows_nobody(forked_bundle: Path) -> None:
-    """What it does not read is not written, and it is sent every step that it has missed."""
-    steps = 2000  # more text than all buffers hold
+def test_a_slow_reader_does_not_slow_others(forked_bundle: Path) -> None:
+    """The server stops writing until it reads again, and then sends every step that it missed."""
+    steps = 1300  # their events are more text than all buffers hold
     with serving(forked_bundle, send_buffer=4096, limits={"steps": steps}) as server:
         job = server.post_job(steps=steps)
         with connect(server, receive_buffer=4096) as slow:
@@ -108,17 +108,17 @@ def test_an_answer_before_the_body_ends_the_connection(
     forked_bundle: Path, head: bytes, status: bytes
 ) -> None:
     with serving(forked_bundle, limits={"body_seconds": 1}) as server, connect(server) as client:
-        client.settimeout(60)  # it would be for ever
+        client.settimeout(60)  # a failing test would block
         client.sendall(head)
         with client.makefile("rb") as answer:
             assert answer.readline().split()[1] == status
-            with suppress(ConnectionError):  # closed already
+            with suppress(ConnectionError):  # the server may have closed it
                 client.sendall(b"5")
-                answer.read()  # to the end: the server closes
+                answer.read()  # until the server closes
 
 
-def test_a_body_that_comes_behind_its_answer_harms_nothing(server: Running) -> None:
-    """The next request of the connection is answered."""
+def test_a_body_after_its_answer_is_skipped(server: Running) -> None:
+    """The next request on the connection is answered."""
     with connect(server) as client:
         client.sendall(b"GET /healthz " + EARLY + b"Content-Length: 3\r\n\r\n")
         read_until(client, b'{"status":"ok"}')
@@ -127,28 +127,28 @@ def test_a_body_that_comes_behind_its_answer_harms_nothing(server: Running) -> N
 
 
 def test_connections_have_a_limit(forked_bundle: Path) -> None:
-    """One too many is told so; those that are there go on."""
+    """A connection above the limit gets an error; the open ones continue."""
     with serving(forked_bundle, limits={"connections": 3, "body_seconds": 600}) as server:
         server.client.close()
         connections = server.server.server_state.connections
         wait_until(lambda: not connections)
-        there = [connect(server) for _ in range(3)]
+        open_clients = [connect(server) for _ in range(3)]
         wait_until(lambda: len(connections) == 3)
         refused = fetch(f"{server.url}/healthz")
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["code"] == "connections_full"
-        for client in there:
+        for client in open_clients:
             client.sendall(b"GET /healthz " + EARLY + b"\r\n")
             read_until(client, b'{"status":"ok"}')
-        there.pop().close()
+        open_clients.pop().close()
         wait_until(lambda: fetch(f"{server.url}/healthz").status_code == 200)
-        for client in there:
+        for client in open_clients:
             client.close()
 
 
 @pytest.mark.parametrize(("proxies", "client"), [(["127.0.0.1"], "192.0.2.7"), ([], "127.0.0.1")])
-def test_a_proxy_says_whom_it_asks_for(
+def test_a_trusted_proxy_names_the_client(
     forked_bundle: Path, caplog: pytest.LogCaptureFixture, proxies: list[str], client: str
 ) -> None:
     caplog.set_level("INFO", "intaglio.serve")
@@ -170,11 +170,11 @@ PIECES = [
 
 
 def test_ten_thousand_malformed_requests(forked_bundle: Path) -> None:
-    """Each has an answer in OpenAI's shape, and the server is as well as before."""
+    """Each gets an answer in OpenAI's form, and the server still works afterwards."""
     with serving(forked_bundle, limits={"steps": 1, "body_bytes": 1000}) as server:
         draw = random.Random(0)
         statuses: Counter[int] = Counter()
-        # Ten times as quick as the client of the other tests.
+        # This client is ten times faster than that of the other tests.
         client = HTTPConnection(httpx2.URL(server.url).netloc.decode())
         for number in range(10_000):
             body = bytearray(BODY)
@@ -184,7 +184,7 @@ def test_ten_thousand_malformed_requests(forked_bundle: Path) -> None:
             path = ("/v1/jobs", "/v1/images/generations")[number % 2]
             client.request("POST", path, bytes(body), {"Content-Type": "application/json"})
             answer = client.getresponse()
-            assert json.load(answer)["error"]["message"], body  # steps 2 is above the limit
+            assert json.load(answer)["error"]["message"], body  # a valid body exceeds a limit
             statuses[answer.status] += 1
         client.close()
         assert set(statuses) <= {400, 413}, statuses
@@ -202,10 +202,10 @@ def test_ten_thousand_malformed_requests(forked_bundle: Path) -> None:
         b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
         b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
         b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"GET /" + b"a" * 100_000,  # and never a space
+        b"GET /" + b"a" * 100_000,  # without a space
     ],
 )
-def test_what_is_no_http_is_refused(server: Running, request_bytes: bytes) -> None:
+def test_invalid_http_is_rejected(server: Running, request_bytes: bytes) -> None:
     with connect(server) as client:
         client.sendall(request_bytes)
         client.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""What docs/serving.md shows, run as it is written there."""
+"""The examples, settings and fields in docs/serving.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from intaglio.serve.settings import Settings
+from intaglio.serve.api.schemas import ImageRequest
+from intaglio.serve.settings import ServerSettings
 from tests.serve.conftest import Running, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
@@ -52,7 +53,15 @@ def test_python(shown: Running, block: str, tmp_path: Path) -> None:
 def test_the_settings_shown_are_the_defaults() -> None:
     (block,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.M | re.S)
     values = tomllib.loads(block)
-    assert Settings.model_validate(values) == Settings()
+    assert ServerSettings.model_validate(values) == ServerSettings()
     optional = set(re.findall(r"^# (\w+) =", block, re.M))
-    assert set(values) | optional == set(Settings.model_fields)
-    assert set(values["limits"]) == set(Settings().limits.__class__.model_fields)
+    assert set(values) | optional == set(ServerSettings.model_fields)
+    assert set(values["limits"]) == set(ServerSettings().limits.__class__.model_fields)
+
+
+def test_the_fields_shown_are_those_of_a_request() -> None:
+    (table,) = re.findall(r"^## Requests\n\n(.*?)\n\n", PAGE, re.M | re.S)
+    shown = re.findall(r"`(\w+)`", "\n".join(row.split("|")[1] for row in table.splitlines()))
+    # class_label stands in the row of the prompt, which it replaces.
+    assert {*shown, "class_label"} == set(ImageRequest.model_fields)
+    assert "`class_label`" in table

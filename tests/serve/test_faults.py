@@ -1,4 +1,4 @@
-"""Disks and models that fail, and a server that is told to stop or killed."""
+"""Failing disks and models, and a server that is stopped or killed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ import numpy as np
 import psutil
 import pytest
 
-from intaglio.serve.images import ImageStore
+from intaglio.serve.engine.images import ImageStore
 from tests.serve.conftest import LONG, PROMPT, read_metric, serving, wait_until
 
-# Steps of a run that is to end, but not before a slow machine has looked at it.
-STOPPED_AT = 1500
+# Steps of a run that finishes by itself, but not before a slow machine has asked for its status.
+FINITE = 500
 CONFIG = f"""
 image_seconds = 600
 grace = {{grace}}
@@ -37,7 +37,7 @@ steps = {LONG}
 
 
 class Process:
-    """The command, in a process of its own."""
+    """The command `intaglio serve` in a process of its own."""
 
     def __init__(self, process: subprocess.Popen[str], url: str, log: Path) -> None:
         self.process, self.url, self.log = process, url, log
@@ -50,7 +50,7 @@ class Process:
         return shown
 
     def draw(self, **fields: Any) -> httpx2.Response:
-        """What OpenAI's endpoint answers."""
+        """Return the answer of OpenAI's endpoint."""
         return self.client.post("/v1/images/generations", json={"prompt": PROMPT, **fields})
 
     def status(self, job: dict[str, Any]) -> str:
@@ -60,7 +60,7 @@ class Process:
         return read_metric(self.client, name)
 
     def lines(self, event: str) -> list[dict[str, Any]]:
-        """The log's lines of one kind; every line has to be JSON, but for one being written."""
+        """Return the log's lines of one event. Every finished line has to be JSON."""
         whole, _, _ = self.log.read_text().rpartition("\n")
         lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if line["event"] == event]
@@ -70,7 +70,7 @@ class Process:
 def command(
     bundle: Path, folder: Path, *flags: str, grace: float = 30, file_size: int | None = None
 ) -> Iterator[Process]:
-    """`intaglio serve` with images in `folder`, and no file above `file_size` bytes."""
+    """Run `intaglio serve` with images in `folder`, and a limit on the size of its files."""
     config, log = folder / "serve.toml", folder / "log"
     config.write_text(CONFIG.format(grace=grace, images=folder / "images"))
 
@@ -96,10 +96,10 @@ def command(
             process.kill()
 
 
-def test_a_stopping_server_finishes_what_runs(forked_bundle: Path, tmp_path: Path) -> None:
+def test_a_stopping_server_finishes_running_requests(forked_bundle: Path, tmp_path: Path) -> None:
     with command(forked_bundle, tmp_path, grace=600) as server:
-        # Three sizes, so that they cannot share a batch.
-        running = server.post_job(steps=STOPPED_AT, size="64x64")
+        # The sizes differ, so the requests cannot share a batch.
+        running = server.post_job(steps=FINITE, size="64x64")
         waiting = [server.post_job(steps=2, size=f"{side}x{side}") for side in (32, 40)]
         wait_until(lambda: server.status(running) == "running")
         server.process.terminate()
@@ -116,16 +116,16 @@ def test_a_stopping_server_finishes_what_runs(forked_bundle: Path, tmp_path: Pat
         assert len(list((tmp_path / "images").glob("*.png"))) == 1
 
 
-def test_ctrl_c_stops_it_too(forked_bundle: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_server(forked_bundle: Path, tmp_path: Path) -> None:
     with command(forked_bundle, tmp_path, grace=600) as server:
-        job = server.post_job(steps=STOPPED_AT, size="64x64")
+        job = server.post_job(steps=FINITE, size="64x64")
         wait_until(lambda: server.status(job) == "running")
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(600) == 0
         assert [line["status"] for line in server.lines("job")] == ["done"]
 
 
-def test_what_outlasts_the_grace_ends_in_an_error(forked_bundle: Path, tmp_path: Path) -> None:
+def test_a_run_that_exceeds_the_grace_period_fails(forked_bundle: Path, tmp_path: Path) -> None:
     with command(forked_bundle, tmp_path, grace=0.5) as server:
         job = server.post_job(steps=LONG)
         wait_until(lambda: server.status(job) == "running")
@@ -147,7 +147,7 @@ def test_what_outlasts_the_grace_ends_in_an_error(forked_bundle: Path, tmp_path:
         assert (line["status"], line["error"]) == ("failed", "stopping")
 
 
-def test_killed_under_load_it_starts_again_and_has_its_images(
+def test_after_a_kill_images_are_there_and_jobs_are_not(
     forked_bundle: Path, tmp_path: Path
 ) -> None:
     with command(forked_bundle, tmp_path) as server:
@@ -162,11 +162,11 @@ def test_killed_under_load_it_starts_again_and_has_its_images(
     for part in parts:
         part.write_bytes(b"of a write that was killed")
     os.utime(parts[0], (0, 0))
-    os.utime(parts[1], (2**32, 2**32))  # new, for as long as this takes
+    os.utime(parts[1], (2**32, 2**32))  # newer than the test takes
     with command(forked_bundle, tmp_path) as server:
         assert server.client.get(httpx2.URL(url).path).content == png
         wait_until(lambda: not parts[0].exists())
-        assert parts[1].exists(), "another server may be at it"
+        assert parts[1].exists(), "another server may be writing it"
         for lost in [done, *accepted]:
             for path in (f"/v1/jobs/{lost['id']}", f"/v1/jobs/{lost['id']}/events"):
                 answer = server.client.get(path)
@@ -177,8 +177,8 @@ def test_killed_under_load_it_starts_again_and_has_its_images(
         wait_until(lambda: server.status(job) == "done")
 
 
-def test_a_file_that_goes_away_meanwhile_is_no_error(tmp_path: Path) -> None:
-    """A link to nothing is listed and cannot be looked at."""
+def test_a_file_that_disappears_is_no_error(tmp_path: Path) -> None:
+    """A dangling link is listed but has no status."""
     gone = tmp_path / f"{'0' * 32}.png"
     gone.symlink_to("nothing")
     store = ImageStore(tmp_path, 600)
@@ -191,7 +191,7 @@ def test_a_file_that_goes_away_meanwhile_is_no_error(tmp_path: Path) -> None:
 def test_an_image_that_cannot_be_stored_is_a_clear_error(
     forked_bundle: Path, tmp_path: Path
 ) -> None:
-    """The kernel refuses files above a size, as it refuses them on a full disk."""
+    """The kernel rejects large files, as it rejects any file on a full disk."""
     with command(forked_bundle, tmp_path, file_size=1000) as server:
         answer = server.draw(steps=1)
         assert answer.status_code == 507
@@ -203,13 +203,21 @@ def test_an_image_that_cannot_be_stored_is_a_clear_error(
         assert server.draw(steps=1, response_format="b64_json").status_code == 200
 
 
-def test_the_log_has_no_prompts_unless_asked(forked_bundle: Path, tmp_path: Path) -> None:
+def test_the_log_has_neither_prompts_nor_names_of_images(
+    forked_bundle: Path, tmp_path: Path
+) -> None:
+    """Prompts are private, and whoever knows the name of an image can fetch it."""
     with command(forked_bundle, tmp_path) as server:
-        secret = server.post_job(prompt="a secret boot", negative_prompt="another", steps=1)
-        wait_until(lambda: server.status(secret) == "done")
+        fields = {"prompt": "a secret boot", "negative_prompt": "another", "steps": 1}
+        url = httpx2.URL(server.draw(**fields).json()["data"][0]["url"]).path
         assert len(server.lines("job")) == 1
-        wait_until(lambda: len(server.lines("request")) > 1)
-        for word in ("secret boot", "another"):
+        assert server.client.get(url).status_code == 200
+        assert server.client.get(url.removesuffix(".png")).status_code == 404
+        # A line is written after its answer was sent, so the client may see the answer earlier.
+        wait_until(lambda: len(server.lines("request")) == 3)
+        paths = {line["path"] for line in server.lines("request")}
+        assert paths == {"/v1/images/generations", "/v1/images/{name}.png", None}
+        for word in ("secret boot", "another", Path(url).stem):
             assert word not in server.log.read_text()
 
 
@@ -220,24 +228,11 @@ def test_the_log_has_prompts_when_asked(forked_bundle: Path, tmp_path: Path) -> 
         assert (line["prompt"], line["negative_prompt"]) == ("a secret boot", "another")
 
 
-def test_the_log_has_no_names_of_images(forked_bundle: Path, tmp_path: Path) -> None:
-    """Whoever knows one can fetch it."""
-    with command(forked_bundle, tmp_path) as server:
-        url = httpx2.URL(server.draw(steps=1).json()["data"][0]["url"]).path
-        assert server.client.get(url).status_code == 200
-        assert server.client.get(url.removesuffix(".png")).status_code == 404
-        # A line is written when its answer is out: the client may be here, or ask again, before it.
-        wait_until(lambda: len(server.lines("request")) == 3)
-        paths = {line["path"] for line in server.lines("request")}
-        assert paths == {"/v1/images/generations", "/v1/images/{name}.png", None}
-        assert Path(url).stem not in server.log.read_text()
-
-
-def test_a_bug_is_an_answer_and_a_line(
+def test_an_unexpected_error_is_answered_and_logged(
     forked_bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def bug() -> None:
-        raise RuntimeError("not foreseen")
+        raise RuntimeError("unexpected")
 
     caplog.set_level("INFO", "intaglio.serve")
     with serving(forked_bundle) as server:
@@ -251,7 +246,7 @@ def test_a_bug_is_an_answer_and_a_line(
 
 
 def test_memory_is_flat_over_a_thousand_requests(forked_bundle: Path, tmp_path: Path) -> None:
-    """Half of them jobs that are followed; once as many ended jobs are there as are kept."""
+    """Half of them are jobs with readers. The first round ends more jobs than the server keeps."""
     with command(forked_bundle, tmp_path) as server:
         process = psutil.Process(server.process.pid)
         resident: list[int] = []
@@ -266,13 +261,13 @@ def test_memory_is_flat_over_a_thousand_requests(forked_bundle: Path, tmp_path: 
             with ThreadPoolExecutor(4) as pool:
                 assert all(pool.map(ask, range(requests)))
             resident.append(process.memory_info().rss)
-        # Any of its images, tensors or events would be as much each time.
+        # Leaking an image, a tensor or the events of each request would exceed this.
         assert resident[1] - resident[0] < 400 * 8_000, resident
 
 
 @pytest.fixture(scope="module")
 def broken_bundle(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with NaN for every weight of its transformer."""
+    """The tiny bundle with all weights of its transformer set to NaN."""
     folder = tmp_path_factory.mktemp("broken") / "bundle"
     shutil.copytree(forked_bundle, folder)
     weights = folder / "transformer" / "weights.data"
@@ -286,7 +281,7 @@ def broken_bundle(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def test_a_model_that_makes_nan_ends_in_a_clear_error(
+def test_a_model_that_predicts_nan_is_a_clear_error(
     forked_bundle: Path, broken_bundle: Path
 ) -> None:
     with serving(f"good={forked_bundle}", f"broken={broken_bundle}") as server:

@@ -1,4 +1,4 @@
-"""Jobs from queue to end, their events, and the ways to end early."""
+"""Jobs from the queue to their end, their events, cancelling and deadlines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import intaglio
-from intaglio.serve.job import Job
+from intaglio.serve.engine.job import Job
 from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
 
 
@@ -54,12 +54,12 @@ def test_events_come_in_order(server: Running, pipeline: intaglio.Pipeline) -> N
     previews = [data["step"] for name, data in events if name == "preview"]
     assert previews == sorted(set(previews))
     for i, (name, data) in enumerate(events):
-        if name == "preview":  # decoded beside the steps
+        if name == "preview":  # decoded while the steps go on
             assert ("step", steps[data["step"] - 1]) in events[:i]
     assert events[-1][1] == {"images": server.job(followed["id"])["images"], "notes": []}
 
 
-def test_a_preview_is_that_of_the_step(server: Running, pipeline: intaglio.Pipeline) -> None:
+def test_a_preview_shows_its_step(server: Running, pipeline: intaglio.Pipeline) -> None:
     job = server.post_job(seed=5, steps=LONG)
     events = server.events(job["id"], until="preview")
     server.client.delete(f"/v1/jobs/{job['id']}")
@@ -79,19 +79,19 @@ def test_a_preview_is_that_of_the_step(server: Running, pipeline: intaglio.Pipel
     np.testing.assert_array_equal(np.asarray(drawn), previews[0])
 
 
-def test_a_reader_that_is_late_gets_the_last_preview_only() -> None:
-    async def told() -> list[tuple[int, str, dict[str, Any]]]:
+def test_a_late_reader_gets_the_last_preview_only() -> None:
+    async def follow_late() -> list[tuple[int, str, dict[str, Any]]]:
         job = Job(SimpleNamespace(options={"steps": 3}), "", stored=True, preview=True)  # type: ignore[arg-type]
         reading = job.follow()
-        job.wait_at(1)
+        job.set_position(1)
         seen = [await anext(reading)]
         for step in range(1, 4):
             job.advance(step, 1 - step / 3)
-            job.show(step, f"image {step}")
+            job.add_preview(step, f"image {step}")
         job.finish([], [])
         return [*seen, *[event async for event in reading]]
 
-    events = [(event, data.get("step")) for _, event, data in asyncio.run(told())]
+    events = [(event, data.get("step")) for _, event, data in asyncio.run(follow_late())]
     steps = [("step", 1), ("step", 2), ("step", 3)]
     assert events == [("queued", None), *steps, ("preview", 3), ("done", None)]
 
@@ -101,7 +101,7 @@ def test_no_previews_unless_wanted(server: Running) -> None:
     assert "preview" not in [name for name, _ in server.events(job["id"])]
 
 
-def test_events_go_on_behind_the_last_one_seen(server: Running) -> None:
+def test_events_continue_after_the_last_one_seen(server: Running) -> None:
     job = server.post_job(steps=4, preview=False)
     whole = server.events(job["id"])
     resumed = server.events(job["id"], **{"Last-Event-ID": "2"})
@@ -115,17 +115,17 @@ def test_readers_that_leave_leave_nothing_behind(
     made = server.post_job(steps=LONG, size="96x96")
     job = server.services.jobs[made["id"]]
     for _ in range(40):
-        server.events(made["id"], until="step")  # and gone, in the middle of the stream
-    wait_until(lambda: job.watchers == 0)
+        server.events(made["id"], until="step")  # then it disconnects, in the middle of the stream
+    wait_until(lambda: job.readers == 0)
     assert not job.ended.is_set()
     server.client.delete(f"/v1/jobs/{made['id']}").raise_for_status()
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-def test_a_reader_is_told_that_nothing_happens(
+def test_a_reader_gets_pings_while_nothing_happens(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("intaglio.serve.job.PING_SECONDS", 0.01)
+    monkeypatch.setattr("intaglio.serve.engine.job.PING_SECONDS", 0.01)
     with server.full():
         waiting = server.post_job(steps=1)
         with server.client.stream("GET", f"/v1/jobs/{waiting['id']}/events") as stream:
@@ -143,7 +143,7 @@ def test_a_running_job_is_cancelled_within_a_step(server: Running) -> None:
     assert cancelled.json()["status"] == "cancelled"
     assert cancelled.json()["error"]["code"] == "cancelled"
     steps = server.metric("steps_total")
-    # The batch is free: another one runs to its end, and nobody else makes steps.
+    # The batch is free: another job runs to its end, and no other steps are made.
     server.events(server.post_job(steps=3)["id"])
     assert server.metric("steps_total") == steps + 3
     assert server.events(job["id"])[-1] == ("error", cancelled.json()["error"])
@@ -158,17 +158,17 @@ def test_a_waiting_job_is_cancelled_at_once(server: Running) -> None:
     assert server.events(behind["id"])[-1][0] == "done"
 
 
-def test_cancelling_what_has_ended_changes_nothing(server: Running) -> None:
+def test_cancelling_an_ended_job_changes_nothing(server: Running) -> None:
     job = server.post_job(steps=2)
     server.events(job["id"])
     assert server.client.delete(f"/v1/jobs/{job['id']}").json()["status"] == "done"
 
 
 @pytest.mark.parametrize("state", ["running", "queued"])
-def test_a_deadline_ends_it(server: Running, state: str) -> None:
-    server.events(server.post_job(steps=1)["id"])  # the model is loaded
+def test_a_deadline_ends_a_job(server: Running, state: str) -> None:
+    server.events(server.post_job(steps=1)["id"])  # loads the model
     with server.full(size="96x96") if state == "queued" else nullcontext():
-        job = server.post_job(steps=LONG, size="96x96", deadline=10)
+        job = server.post_job(steps=LONG, size="96x96", deadline=4)
         if state == "running":
             assert server.events(job["id"], until="step")[-1][0] == "step"
         name, data = server.events(job["id"])[-1]
@@ -176,7 +176,7 @@ def test_a_deadline_ends_it(server: Running, state: str) -> None:
     assert (name, data) == ("error", ended["error"])
     assert ended["status"] == "failed"
     assert ended["error"]["code"] == "deadline_exceeded"
-    assert ended["error"]["message"] == "the request did not end within 10 seconds"
+    assert ended["error"]["message"] == "the request did not finish within 4 seconds"
 
 
 def test_a_client_that_disconnects_ends_its_run(server: Running) -> None:
@@ -192,11 +192,11 @@ def test_a_client_that_disconnects_ends_its_run(server: Running) -> None:
     assert server.metric("rejections_total", code="cancelled") == 0
 
 
-def test_a_job_is_forgotten_by_its_end(
+def test_the_jobs_that_ended_first_are_dropped_first(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that ran long can still be asked for when those that it outlived cannot."""
-    monkeypatch.setattr("intaglio.serve.services.JOBS_KEPT", 2)
+    """A job that ran long is kept longer than jobs that ended before it."""
+    monkeypatch.setattr("intaglio.serve.api.services.JOBS_KEPT", 2)
     with serving(forked_bundle, limits={"steps": LONG}) as server:
         long = server.post_job(steps=LONG)
         short = [server.post_job(steps=1) for _ in range(3)]
@@ -209,8 +209,8 @@ def test_a_job_is_forgotten_by_its_end(
         assert found == [404, 404, 200]
 
 
-def test_a_job_is_forgotten_when_its_time_is_over(forked_bundle: Path) -> None:
-    """Whether or not another one is posted."""
+def test_a_job_expires(forked_bundle: Path) -> None:
+    """Even if no other job is posted."""
     with serving(forked_bundle, image_seconds=0.5) as server:
         job = server.post_job(steps=1)
         url = f"/v1/jobs/{job['id']}"
@@ -225,7 +225,7 @@ def test_the_image_endpoint_has_a_deadline(forked_bundle: Path) -> None:
         assert answer.json()["error"]["code"] == "deadline_exceeded"
 
 
-def test_a_prompt_that_is_cut_is_said(server: Running) -> None:
+def test_a_truncated_prompt_has_a_note(server: Running) -> None:
     job = server.post_job(prompt=" ".join(["boot"] * 200), steps=1)
     server.events(job["id"])
     notes = server.job(job["id"])["notes"]

@@ -1,4 +1,4 @@
-"""What is refused before any work starts, and that the answer names the field."""
+"""Requests that are rejected before any work starts, with an answer that names the field."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENDPOINTS = ["/v1/images/generations", "/v1/jobs"]
 def limited(forked_bundle: Path) -> Iterator[Running]:
     with serving(f"tiny={forked_bundle}", max_batch=2, limits=LIMITS) as running:
         yield running
-        assert running.metric("jobs_total") == 0, "a refused request ran"
+        assert running.metric("jobs_total") == 0, "a rejected request ran"
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -31,10 +31,10 @@ def limited(forked_bundle: Path) -> Iterator[Running]:
     [
         ("size", "52x32", "give up to 48x40"),
         ("size", "32x44", "give up to 48x40"),
-        ("size", "48x40", ""),  # 1,920 pixels: within the limit but for n
+        ("size", "48x40", ""),  # 1,920 pixels, which exceed the limit twice only
         ("size", "33x32", "multiples of 4"),
-        ("size", "auto", "size does not fit: give WIDTHxHEIGHT, like 32x32"),
-        ("size", "0x32", "size does not fit"),
+        ("size", "auto", "size is invalid: give WIDTHxHEIGHT, like 32x32"),
+        ("size", "0x32", "size is invalid"),
         ("size", 32, "give WIDTHxHEIGHT, like 32x32"),
         ("steps", 7, "give 6 or fewer"),
         ("steps", 0, "greater than or equal to 1"),
@@ -47,20 +47,20 @@ def limited(forked_bundle: Path) -> Iterator[Running]:
         ("seed", 2**63, "less than or equal"),
         ("prompt", "x" * 51, "give 50 or fewer"),
         ("prompt", None, "prompt is missing"),
-        ("prompt", "\ud800", "prompt does not fit"),
+        ("prompt", "\ud800", "prompt is invalid"),
         ("negative_prompt", "x" * 51, "give 50 or fewer"),
         ("class_label", 1, "drawn by prompt"),
-        ("cfg_scale", "much", "cfg_scale does not fit"),
-        ("cfg_scale", [1, 2, 3], "cfg_scale does not fit: give one number or [first, last]"),
-        ("cfg_scale", float("inf"), "cfg_scale does not fit"),
-        ("dg_scale", float("nan"), "dg_scale does not fit"),
-        ("cfg_window", 0.5, "cfg_window does not fit: give [start, end]"),
+        ("cfg_scale", "much", "cfg_scale is invalid"),
+        ("cfg_scale", [1, 2, 3], "cfg_scale is invalid: give one number or [first, last]"),
+        ("cfg_scale", float("inf"), "cfg_scale is invalid"),
+        ("dg_scale", float("nan"), "dg_scale is invalid"),
+        ("cfg_window", 0.5, "cfg_window is invalid: give [start, end]"),
         ("cfg_window", [0.5, 0.5], "give start < end"),
         ("cfg_window", [0, 1.5], "give start < end"),
         ("dg_window", [0.75, 0.25], "give start < end"),
         ("ma_keep", 1.5, "outside 0..1"),
         ("ma_keep", [0, -1], "outside 0..1"),
-        ("response_format", "png", "response_format does not fit"),
+        ("response_format", "png", "response_format is invalid"),
         ("model", "other", "give one of tiny"),
         ("quality", "hd", "leave it out"),
         ("stream", True, "leave it out"),
@@ -70,7 +70,7 @@ def limited(forked_bundle: Path) -> Iterator[Running]:
         ("negativ_prompt", "light", "give negative_prompt instead"),
     ],
 )
-def test_a_field_is_refused_by_name(
+def test_a_field_is_rejected_by_name(
     limited: Running, endpoint: str, field: str, value: Any, words: str
 ) -> None:
     body = {"prompt": PROMPT, "n": 2 if field == "size" else 1, field: value}
@@ -89,24 +89,24 @@ def test_a_field_is_refused_by_name(
 @pytest.mark.parametrize(
     ("field", "value"), [("deadline", 61), ("deadline", 0), ("preview", "yes")]
 )
-def test_so_is_a_field_of_jobs(limited: Running, field: str, value: Any) -> None:
+def test_a_field_of_jobs_is_rejected_by_name(limited: Running, field: str, value: Any) -> None:
     answer = limited.client.post("/v1/jobs", json={"prompt": PROMPT, field: value})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == field
 
 
-def test_a_job_gives_urls_only(limited: Running) -> None:
+def test_a_job_returns_urls_only(limited: Running) -> None:
     body = {"prompt": PROMPT, "response_format": "b64_json"}
     answer = limited.client.post("/v1/jobs", json=body)
     assert answer.json()["error"]["param"] == "response_format"
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_a_body_is_refused_by_its_length(limited: Running, endpoint: str) -> None:
+def test_a_long_body_is_rejected(limited: Running, endpoint: str) -> None:
     body = b'{"prompt": "' + b"x" * 2000 + b'"}'
-    told = limited.client.post(endpoint, content=body)
+    announced = limited.client.post(endpoint, content=body)
     chunked = limited.client.post(endpoint, content=iter([body[:900], body[900:]]))
-    for answer in (told, chunked):
+    for answer in (announced, chunked):
         assert answer.status_code == 413
         assert answer.json()["error"]["code"] == "body_too_large"
 
@@ -114,14 +114,14 @@ def test_a_body_is_refused_by_its_length(limited: Running, endpoint: str) -> Non
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"{}x", b'{"\\ud800": 1}']
 )
-def test_what_is_no_json_object_is_refused(limited: Running, body: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_rejected(limited: Running, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     answer = limited.client.post("/v1/jobs", content=body, headers=headers)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"]
 
 
-def test_a_body_without_its_type_is_told_so(limited: Running) -> None:
+def test_the_content_type_is_required(limited: Running) -> None:
     answer = limited.client.post("/v1/jobs", content=b'{"prompt": "a dress"}')
     assert answer.status_code == 400
     assert "Content-Type: application/json" in answer.json()["error"]["message"]

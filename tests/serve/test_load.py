@@ -1,4 +1,4 @@
-"""The load test in a short form: results and counts, never times."""
+"""The load test in a short form, which checks images and counts but no times."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_request_under_load_has_its_image(
         prompt, seed = options.pop("prompt"), options.pop("seed")
         expected = pipeline.generate(prompt, seeds=seed, **options).images[0]
         drawn = Image.open(io.BytesIO(one.png))
-        # Rows beside others may round differently; a level of 255 is seen by nobody.
+        # Rows in a batch may round differently, by one level of 255.
         assert abs(np.asarray(drawn, int) - np.asarray(expected, int)).max() <= 1
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 import intaglio
 from tests.serve.conftest import PROMPT, Running, fetch
 
-# As fields of a request, and as keywords of generate().
+# Fields of a request, and the same as keywords of generate() where they differ.
 SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"seed": 3}, {"seeds": 3}),
     ({"seed": 3, "steps": 3, "cfg_scale": 1, "dg_scale": 0}, {}),
@@ -39,7 +39,7 @@ def pixels(png: bytes) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize(("fields", "keywords"), SETTINGS)
-def test_the_image_is_that_of_generate(
+def test_the_image_is_the_one_of_generate(
     client: openai.OpenAI,
     pipeline: intaglio.Pipeline,
     fields: dict[str, Any],
@@ -60,7 +60,7 @@ def test_the_image_is_that_of_generate(
     np.testing.assert_array_equal(drawn, np.asarray(expected))
 
 
-def test_several_images_have_seeds_in_a_row(
+def test_several_images_have_consecutive_seeds(
     client: openai.OpenAI, pipeline: intaglio.Pipeline
 ) -> None:
     answer = client.images.generate(
@@ -75,7 +75,7 @@ def test_several_images_have_seeds_in_a_row(
         np.testing.assert_array_equal(pixels(fetched.content), np.asarray(image))
 
 
-def test_the_png_says_how_to_draw_it_again(client: openai.OpenAI) -> None:
+def test_the_png_has_its_options(client: openai.OpenAI) -> None:
     answer = client.images.generate(model="tiny", prompt=PROMPT, response_format="b64_json")
     assert answer.data
     assert answer.data[0].b64_json
@@ -84,7 +84,7 @@ def test_the_png_says_how_to_draw_it_again(client: openai.OpenAI) -> None:
     assert '"seeds":[' in image.info["intaglio:options"]
 
 
-def test_without_a_seed_each_image_is_another(client: openai.OpenAI) -> None:
+def test_without_a_seed_images_differ(client: openai.OpenAI) -> None:
     drawn = [
         client.images.generate(model="tiny", prompt=PROMPT, response_format="b64_json").data
         for _ in range(2)
@@ -108,7 +108,7 @@ def test_models_are_listed_with_their_defaults(
         client.models.retrieve("gpt-image-1")
 
 
-def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
+def test_errors_become_exceptions_of_the_client(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.images.generate(model="tiny", prompt=PROMPT, style="vivid")
     assert refused.value.param == "style"

@@ -1,4 +1,4 @@
-"""Who is next, who is refused, and who may ask."""
+"""The order of requests, full queues, API keys, metrics, and models that share memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import intaglio
-from intaglio.serve.fair_queue import FairQueue
-from intaglio.serve.models import open_model
-from intaglio.serve.worker import OVERTAKEN_MOST
+from intaglio.serve.engine.fair_queue import FairQueue
+from intaglio.serve.engine.worker import OVERTAKEN_LIMIT
+from intaglio.serve.models.registry import open_model
 from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
 
 KEYS = "# for tests\nfirst-key\n\nsecond-key\n"
@@ -28,7 +28,7 @@ KEYS = "# for tests\nfirst-key\n\nsecond-key\n"
 
 @pytest.fixture(scope="module")
 def keyed(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server with two keys and room for three that wait."""
+    """A server with two keys and room for three waiting requests."""
     keys = tmp_path_factory.mktemp("keys") / "keys.txt"
     keys.write_text(KEYS)
     limits = {"steps": LONG, "queue": 3}
@@ -50,7 +50,7 @@ def of_key(server: Running, method: str, job: dict[str, Any], key: str) -> httpx
 
 
 class Waiting:
-    """As much of a job as the queue looks at."""
+    """The part of a job that the queue uses."""
 
     def __init__(self, client: str) -> None:
         self.client = client
@@ -64,7 +64,7 @@ def test_clients_take_turns_each_in_its_own_order(clients: list[str]) -> None:
     announced: list[Any] = queue.order()
     taken: list[Waiting] = []
     while order := queue.order():
-        assert order == announced[len(taken) :]  # the place that was told is the place that is
+        assert order == announced[len(taken) :]  # as announced
         assert queue.take(order[0])
         taken.append(order[0])  # type: ignore[arg-type]
     assert sorted(map(id, taken)) == sorted(map(id, jobs))
@@ -72,7 +72,9 @@ def test_clients_take_turns_each_in_its_own_order(clients: list[str]) -> None:
     for job in taken:
         served[job.client] += 1
         left = {c for c in clients if served[c] < clients.count(c)}
-        assert all(served[job.client] <= served[c] + 1 for c in left), "somebody waits for two"
+        assert all(served[job.client] <= served[c] + 1 for c in left), (
+            "another client waits for two requests"
+        )
     for client in set(clients):
         own = [job for job in jobs if job.client == client]
         assert [job for job in taken if job.client == client] == own
@@ -80,7 +82,7 @@ def test_clients_take_turns_each_in_its_own_order(clients: list[str]) -> None:
 
 @contextmanager
 def full(server: Running) -> Iterator[None]:
-    """The batch of one is taken by a run without end, so that others wait."""
+    """Fill the batch of one with an endless run, so that other requests wait."""
     job = post(server, "first-key", steps=LONG).json()
     try:
         wait_until(lambda: of_key(server, "GET", job, "first-key").json()["status"] == "running")
@@ -89,12 +91,12 @@ def full(server: Running) -> Iterator[None]:
         of_key(server, "DELETE", job, "first-key").raise_for_status()
 
 
-def test_a_client_with_one_request_passes_one_with_many(keyed: Running) -> None:
+def test_a_client_with_one_request_overtakes_one_with_many(keyed: Running) -> None:
     with full(keyed):
         of_first = [post(keyed, "first-key", steps=1).json() for _ in range(2)]
         of_second = post(keyed, "second-key", steps=1).json()
-        places = [of_key(keyed, "GET", job, "first-key").json()["position"] for job in of_first]
-    assert places == [1, 3]
+        positions = [of_key(keyed, "GET", job, "first-key").json()["position"] for job in of_first]
+    assert positions == [1, 3]
     assert of_second["position"] == 2
     wait_until(lambda: keyed.metric("queue_depth") == 0)
 
@@ -112,16 +114,16 @@ def test_a_full_queue_is_429_with_retry_after(keyed: Running) -> None:
     assert post(keyed, "first-key", steps=1).status_code == 202
 
 
-def test_what_does_not_fit_the_batch_is_overtaken_a_few_times_only(forked_bundle: Path) -> None:
-    """One of another size waits while a run without end keeps the batch from being empty."""
+def test_a_request_that_does_not_fit_is_overtaken_a_few_times_only(forked_bundle: Path) -> None:
+    """A request of another size waits while an endless run keeps the batch in use."""
     with serving(forked_bundle, max_batch=2, limits={"steps": LONG}) as server:
         endless = server.post_job(steps=LONG)
         wait_until(lambda: server.job(endless["id"])["status"] == "running")
         other = server.post_job(steps=1, size="24x24")
-        fitting = [server.post_job(steps=1) for _ in range(OVERTAKEN_MOST + 3)]
-        for job in fitting[:OVERTAKEN_MOST]:
+        fitting = [server.post_job(steps=1) for _ in range(OVERTAKEN_LIMIT + 3)]
+        for job in fitting[:OVERTAKEN_LIMIT]:
             assert server.events(job["id"])[-1][0] == "done"
-        left = [server.job(job["id"])["position"] for job in [other, *fitting[OVERTAKEN_MOST:]]]
+        left = [server.job(job["id"])["position"] for job in [other, *fitting[OVERTAKEN_LIMIT:]]]
         assert left == [1, 2, 3, 4]
         assert server.job(endless["id"])["status"] == "running"
         server.client.delete(f"/v1/jobs/{endless['id']}")
@@ -129,10 +131,10 @@ def test_what_does_not_fit_the_batch_is_overtaken_a_few_times_only(forked_bundle
             assert server.events(job["id"])[-1][0] == "done"
 
 
-def test_requests_share_a_batch_and_get_what_they_would_alone(
+def test_requests_share_a_batch_and_get_the_images_of_single_runs(
     forked_bundle: Path, pipeline: intaglio.Pipeline
 ) -> None:
-    """Different steps, guidance and seeds, joining a batch that runs without end."""
+    """Requests with different steps, guidance and seeds join a batch with an endless run."""
     fields: list[dict[str, Any]] = [
         {"seed": 1, "steps": 9},
         {"seed": 2, "steps": 5, "cfg_scale": 1, "dg_scale": 0},
@@ -148,7 +150,7 @@ def test_requests_share_a_batch_and_get_what_they_would_alone(
             drawn = Image.open(io.BytesIO(server.client.get(url).content))
             keywords = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}
             expected = pipeline.generate(PROMPT, seeds=keywords.pop("seed"), **keywords)
-            # Rows beside others may round differently; a level of 255 is seen by nobody.
+            # Rows in a batch may round differently, by one level of 255.
             difference = np.asarray(drawn, int) - np.asarray(expected.images[0], int)
             assert abs(difference).max() <= 1
         assert server.client.delete(f"/v1/jobs/{endless['id']}").json()["status"] == "cancelled"
@@ -162,7 +164,7 @@ def test_requests_share_a_batch_and_get_what_they_would_alone(
     [("POST", "/v1/images/generations"), ("POST", "/v1/jobs"), ("GET", "/v1/jobs/any"),
      ("DELETE", "/v1/jobs/any"), ("GET", "/v1/jobs/any/events"), ("GET", "/v1/models")],
 )  # fmt: skip
-def test_without_a_key_nothing_is_told(
+def test_every_route_requires_a_key(
     keyed: Running, method: str, path: str, header: str | None
 ) -> None:
     headers = {"Authorization": header} if header else {}
@@ -171,12 +173,12 @@ def test_without_a_key_nothing_is_told(
     assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
-def test_comments_and_empty_lines_are_no_keys(keyed: Running) -> None:
+def test_comments_and_empty_lines_are_not_keys(keyed: Running) -> None:
     for key in ("# for tests", "#", "first-key second-key"):
         assert post(keyed, key).status_code == 401
 
 
-def test_a_key_may_have_any_letters(forked_bundle: Path, tmp_path: Path) -> None:
+def test_a_key_may_have_any_characters(forked_bundle: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("clé\nclà\n", "utf-8")
     with serving(forked_bundle, api_keys=keys) as server:
@@ -185,7 +187,7 @@ def test_a_key_may_have_any_letters(forked_bundle: Path, tmp_path: Path) -> None
             assert server.client.get("/v1/models", headers=headers).status_code == status
 
 
-def test_a_job_is_its_own_keys_only(keyed: Running) -> None:
+def test_only_its_own_key_finds_a_job(keyed: Running) -> None:
     job = post(keyed, "second-key", steps=1).json()
     for method in ("GET", "DELETE"):
         assert of_key(keyed, method, job, "first-key").status_code == 404
@@ -197,8 +199,8 @@ def test_probes_need_no_key(keyed: Running) -> None:
         assert keyed.client.get(path).status_code == 200
 
 
-def test_kept_embeddings_stay_within_their_bytes(forked_bundle: Path) -> None:
-    """There is room for two texts: the empty negative one of every request, and one prompt."""
+def test_cached_embeddings_stay_within_their_limit(forked_bundle: Path) -> None:
+    """The cache has room for two texts: the empty negative prompt, and one prompt."""
     one = intaglio.Pipeline.open(forked_bundle).embed(PROMPT)
     parts = (one.prompt_embeds, one.prompt_attention_mask, one.pooled_prompt_embeds)
     room = 2 * sum(part.nbytes for part in parts if part is not None)
@@ -215,7 +217,7 @@ def test_kept_embeddings_stay_within_their_bytes(forked_bundle: Path) -> None:
         assert server.services.cache.nbytes == 0
 
 
-def test_what_a_request_counts(forked_bundle: Path) -> None:
+def test_the_metrics_of_requests(forked_bundle: Path) -> None:
     with serving(f"tiny={forked_bundle}", max_batch=2) as server:
         body = {"prompt": PROMPT, "n": 2, "steps": 4, "dg_window": [0, 0.5]}
         for _ in range(2):
@@ -228,10 +230,10 @@ def test_what_a_request_counts(forked_bundle: Path) -> None:
         assert count("branch_steps_total", branch="conditional") == 12
         assert count("branch_steps_total", branch="unconditional") == 8
         assert count("branch_steps_total", branch="degraded") == 6
-        # Two images: D_0 and D_c before the fork, D_m too after it.
+        # Two images, with D_0 and D_c before the fork and also D_m after it.
         assert count("rows_total", blocks="base") == 2 * (2 * 4 * 2 + 4)
         assert count("rows_total", blocks="forked") == 2 * (2 * (4 * 2 + 2) + 4 + 2)
-        # The prompt and the empty negative one are encoded once.
+        # The prompt and the empty negative prompt are each encoded once.
         assert count("embedding_cache_total", result="miss") == 2
         assert count("embedding_cache_total", result="hit") == 4
         assert count("queue_wait_seconds_count") == 3
@@ -242,9 +244,7 @@ def test_what_a_request_counts(forked_bundle: Path) -> None:
             assert count("stage_seconds_sum", stage=stage) > 0
 
 
-def test_models_are_loaded_when_asked_for_and_evicted(
-    forked_bundle: Path, dual_bundle: Path
-) -> None:
+def test_models_are_loaded_on_first_use_and_evicted(forked_bundle: Path, dual_bundle: Path) -> None:
     bundles = {"a": forked_bundle, "b": dual_bundle, "c": forked_bundle}
     arguments = [f"{name}={folder}" for name, folder in bundles.items()]
     room = sum(open_model(argument).bytes for argument in arguments[:2])
@@ -264,7 +264,7 @@ def test_models_are_loaded_when_asked_for_and_evicted(
         draw("b")
         draw("a")
         assert loaded() == {"a", "b"}
-        draw("c")  # b was asked for before a
+        draw("c")  # b was used before a
         assert loaded() == {"a", "c"}
 
 

@@ -1,4 +1,4 @@
-"""The OpenAPI page against the server, by schemathesis."""
+"""The server against its OpenAPI document, with schemathesis."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tests.serve.conftest import serving
 LIMITS = {"steps": 4, "n": 1, "width": 32, "height": 32, "queue": 1000}
 
 
-def test_the_server_is_as_its_page_says(forked_bundle: Path, tmp_path: Path) -> None:
-    """Requests that fit the page and requests that do not, and what one answer gives the next."""
+def test_the_server_matches_its_document(forked_bundle: Path, tmp_path: Path) -> None:
+    """Valid and invalid requests, and sequences in which a request uses an earlier answer."""
     with serving(forked_bundle, max_batch=1, limits=LIMITS) as server:
         run = subprocess.run(
             [
                 sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json",
                 "--checks", "all",
-                # What fits the page may still be above a limit, of the server or of a model; and a
-                # job that was cancelled can still be asked for.
+                # A valid request may still exceed a limit of the server or of a model, and a
+                # cancelled job can still be fetched.
                 "--exclude-checks", "positive_data_acceptance,use_after_free",
                 "--max-examples", "25", "--seed", "1", "--generation-database", "none",
                 "--no-shrink", "--continue-on-failure", "--request-timeout", "240",

@@ -1,4 +1,4 @@
-"""What waits and runs when something in the server itself fails, is full, or ends."""
+"""The worker, the queue and the models when the server has a fault, is full, or stops."""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ import pytest
 
 import intaglio
 from intaglio import Pipeline, UsageError
-from intaglio.serve import worker
-from intaglio.serve.admission import Admitted
-from intaglio.serve.embeddings import EmbeddingCache
-from intaglio.serve.errors import ApiError
-from intaglio.serve.images import ImageStore
-from intaglio.serve.job import CANCELLED, Job
+from intaglio.serve.engine import worker
+from intaglio.serve.engine.images import ImageStore
+from intaglio.serve.engine.job import AdmittedRequest, Job
+from intaglio.serve.engine.request_queue import RequestQueue
+from intaglio.serve.errors import CANCELLED, ApiError
 from intaglio.serve.metrics import Metrics
-from intaglio.serve.models import Models, open_model
-from intaglio.serve.scheduler import Scheduler
-from intaglio.serve.settings import Settings
+from intaglio.serve.models.registry import Models, open_model
+from intaglio.serve.settings import ServerSettings
 from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
 
-FAULT = RuntimeError("a fault that a test put there")
+FAULT = RuntimeError("a fault of the test")
 
 
 class Decoder(ThreadPoolExecutor):
-    """The worker's, apart from those of others."""
+    """The executor of the worker, which can be patched apart from others."""
 
 
 def draw(server: Running) -> Any:
@@ -55,11 +53,11 @@ def failing_once(call: Callable[..., Any]) -> Callable[..., Any]:
         (intaglio.Batch, "accepts"),
         (intaglio.Batch, "add"),
         (intaglio.Batch, "step"),
-        (worker.Worker, "_admit"),
+        (worker.Worker, "_fill_batch"),
         (Decoder, "submit"),
     ],
 )
-def test_a_fault_fails_its_request_and_not_the_next(
+def test_a_fault_fails_its_own_request_only(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
     monkeypatch.setattr(worker, "ThreadPoolExecutor", Decoder)
@@ -72,7 +70,7 @@ def test_a_fault_fails_its_request_and_not_the_next(
         assert server.metric("running") + server.metric("queue_depth") == 0
 
 
-def test_a_preview_that_fails_is_only_not_shown(
+def test_a_failing_preview_does_not_fail_its_job(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(worker, "data_url", failing_once(worker.data_url))
@@ -85,7 +83,7 @@ def test_a_preview_that_fails_is_only_not_shown(
     assert [r.exc_info[1] for r in caplog.records if r.message == "bug" and r.exc_info] == [FAULT]
 
 
-def test_old_images_are_removed_after_a_fault_too(
+def test_images_expire_after_a_fault_too(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ImageStore, "expire", failing_once(ImageStore.expire))
@@ -96,39 +94,38 @@ def test_old_images_are_removed_after_a_fault_too(
     assert [r.exc_info[1] for r in caplog.records if r.message == "bug" and r.exc_info] == [FAULT]
 
 
-def test_a_fault_while_others_run_and_wait_ends_them_all(
+def test_a_fault_fails_running_and_waiting_requests(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(forked_bundle, max_batch=1, limits={"steps": LONG}) as server:
         runs = server.post_job(steps=LONG)
         wait_until(lambda: server.job(runs["id"])["status"] == "running")
         waits = server.post_job(steps=1)
-        monkeypatch.setattr(worker.Worker, "_admit", failing_once(worker.Worker._admit))
+        monkeypatch.setattr(worker.Worker, "_fill_batch", failing_once(worker.Worker._fill_batch))
         for job in (runs, waits):
             assert server.events(job["id"])[-1][0] == "error"
             assert server.job(job["id"])["error"]["code"] == "internal_error"
         assert draw(server).status_code == 200
 
 
-def test_what_was_stopped_is_not_decoded() -> None:
-    ends: list[tuple[Any, ...]] = []
-    driver = SimpleNamespace(_end=lambda *values: ends.append(values))
+def test_a_stopped_job_is_not_decoded() -> None:
+    failed: list[tuple[Job, ApiError]] = []
+    inbox = SimpleNamespace(fail=lambda job, error: failed.append((job, error)))
     job = job_of("a")
-    job.stop = CANCELLED
-    worker.Worker._finish(driver, job, step=None)  # type: ignore[arg-type]
-    assert ends == [(job, job.fail, CANCELLED)]
+    job.stop_error = CANCELLED
+    worker.Worker._finish(SimpleNamespace(_inbox=inbox), job, step=None)  # type: ignore[arg-type]
+    assert failed == [(job, CANCELLED)]
 
 
-def test_nobody_joins_while_a_full_batch_waits_for_its_decoding() -> None:
-    scheduler = SimpleNamespace(settings=SimpleNamespace(max_batch=2))
+def test_no_job_joins_while_a_full_batch_waits_to_be_decoded() -> None:
     first: Future[None] = Future()
     second: Future[None] = Future()
     first.set_running_or_notify_cancel()
     driver: Any = SimpleNamespace(
-        _scheduler=scheduler, _members={0: "one"}, _decoding={first: 1, second: 1}
+        _max_batch=2, _members={0: "one"}, _decoding={first: 1, second: 1}
     )
     keeps_up = worker.Worker._decoder_keeps_up
-    assert keeps_up(driver)  # one is being decoded and one waits
+    assert keeps_up(driver)  # one image is being decoded and one waits
     third: Future[None] = Future()
     driver._decoding[third] = 1
     assert not keeps_up(driver)
@@ -140,11 +137,11 @@ def test_nobody_joins_while_a_full_batch_waits_for_its_decoding() -> None:
 
 def job_of(client: str, model: Any = None) -> Job:
     options = {"steps": 1, "height": 8, "width": 8}
-    return Job(Admitted(model, options, 1, {}), client, stored=False, preview=False)
+    return Job(AdmittedRequest(model, options, 1, {}), client, stored=False, preview=False)
 
 
 class Idle:
-    """Takes nothing from its queue."""
+    """A runner that takes no job."""
 
     def wake(self) -> None: ...
 
@@ -153,39 +150,31 @@ class Idle:
     def join(self) -> None: ...
 
 
-def scheduled(clients: str, room: int, folder: Path) -> list[Job | ApiError]:
-    """Submits a job for each of the clients in turn; each job, or the error that refused it."""
+def submitted(clients: str, limit: int) -> list[Job | ApiError]:
+    """Submit a job for each of the clients in turn. Return each job, or the error it met."""
     model: Any = SimpleNamespace(name="tiny")
 
-    def submit(scheduler: Scheduler, client: str) -> Job | ApiError:
+    def submit(queue: RequestQueue, client: str) -> Job | ApiError:
         job = job_of(client, model)
         try:
-            scheduler.submit(job, 1000)
+            queue.submit(job, 1000)
         except ApiError as error:
             return error
         assert job.position > 0
         return job
 
     async def run() -> list[Job | ApiError]:
-        settings = Settings.model_validate({"limits": {"queue": room}})
-        models: Any = [model]
-        scheduler = Scheduler(
-            models,
-            settings,
-            ImageStore(folder, 1),
-            EmbeddingCache(0),
-            Metrics(),
-            lambda *_: Idle(),
-        )
-        submitted = [submit(scheduler, client) for client in clients]
-        ended = {job for job in submitted if isinstance(job, Job) and job.ended.is_set()}
-        assert scheduler.waiting == {
-            "tiny": sum(isinstance(job, Job) and job not in ended for job in submitted)
+        settings = ServerSettings.model_validate({"limits": {"queue": limit}})
+        queue = RequestQueue(["tiny"], settings, Metrics(), lambda *_: Idle())
+        jobs = [submit(queue, client) for client in clients]
+        ended = {job for job in jobs if isinstance(job, Job) and job.ended.is_set()}
+        assert queue.waiting == {
+            "tiny": sum(isinstance(job, Job) and job not in ended for job in jobs)
         }
-        for job in set(submitted) - ended:
+        for job in set(jobs) - ended:
             if isinstance(job, Job):
-                scheduler.stop(job, CANCELLED)
-        return submitted
+                queue.stop(job, CANCELLED)
+        return jobs
 
     return asyncio.run(run())
 
@@ -193,17 +182,16 @@ def scheduled(clients: str, room: int, folder: Path) -> list[Job | ApiError]:
 @pytest.mark.parametrize(
     ("clients", "outcome"),
     [
-        ("aaaa", "wwwr"),  # nobody else waits: all of the queue is one client's
-        ("aaab", "wwhw"),  # the newest of the client that has most makes place
-        ("aaabb", "wwhwr"),  # three for two clients: one each, and no more by force
+        ("aaaa", "wwwr"),  # no other client waits, so one client has the whole queue
+        ("aaab", "wwhw"),  # the newest request of the client with most is removed
+        ("aaabb", "wwhwr"),  # the share of two clients is one each, so b cannot remove another
         ("aabc", "whww"),
-        ("abcd", "wwwr"),  # all have one: the first to come stay
+        ("abcd", "wwwr"),  # every client has one, so those that came first stay
     ],
 )
-def test_a_full_queue_is_shared_among_clients(clients: str, outcome: str, tmp_path: Path) -> None:
-    """w: it waits, h: it was handed back, r: it was refused."""
-    submitted = scheduled(clients, 3, tmp_path)
-    for job, what in zip(submitted, outcome, strict=True):
+def test_a_full_queue_is_shared_among_clients(clients: str, outcome: str) -> None:
+    """w: it waits, h: it was removed from the queue, r: it was rejected."""
+    for job, what in zip(submitted(clients, 3), outcome, strict=True):
         if what == "r":
             error: ApiError | None = job if isinstance(job, ApiError) else None
         else:
@@ -211,13 +199,13 @@ def test_a_full_queue_is_shared_among_clients(clients: str, outcome: str, tmp_pa
             error = job.error
         assert error
         if what == "w":
-            assert error is CANCELLED  # in the end, by the test
+            assert error is CANCELLED  # which the test does at its end
         else:
             assert (error.status, error.detail.code) == (429, "queue_full")
             assert int(error.headers["Retry-After"]) >= 1
 
 
-def test_a_folder_gives_its_bundles_name_however_it_is_written(
+def test_the_spelling_of_a_folder_does_not_change_the_name(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(forked_bundle.parent)
@@ -231,16 +219,16 @@ def test_a_folder_gives_its_bundles_name_however_it_is_written(
 
 @pytest.mark.parametrize("prepack", [True, False])
 def test_settings_reach_the_pipeline(forked_bundle: Path, prepack: bool) -> None:
-    models = Models([str(forked_bundle)], Settings(device="cpu", threads=3, prepack=prepack))
+    models = Models([str(forked_bundle)], ServerSettings(device="cpu", threads=3, prepack=prepack))
     (model,) = models
     backend = models.acquire(model).backend
     assert "cpu, 3 threads" in backend
     assert ("prepacked" in backend) == prepack
 
 
-def test_only_as_many_models_make_room_as_it_takes(forked_bundle: Path) -> None:
+def test_no_more_models_than_necessary_are_evicted(forked_bundle: Path) -> None:
     arguments = [f"{name}={forked_bundle}" for name in "abc"]
-    models = Models(arguments, Settings(memory_bytes=2 * open_model(arguments[0]).bytes))
+    models = Models(arguments, ServerSettings(memory_bytes=2 * open_model(arguments[0]).bytes))
     a, b, c = models
     models.reserve(b)
     models.reserve(a)
@@ -249,13 +237,13 @@ def test_only_as_many_models_make_room_as_it_takes(forked_bundle: Path) -> None:
     waiter.start()
     wait_until(lambda: b.wanted)
     assert not a.wanted
-    models.release(a)  # sooner than the one that was asked
+    models.release(a)  # before the model that was asked to make room
     waiter.join()
     assert c.in_use
     assert not any(model.wanted for model in models)
 
 
-def test_a_closing_server_loads_nothing_more(
+def test_a_closing_server_loads_no_model(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []

@@ -22,7 +22,7 @@ HEADERS = {
     "error": "core", "tensor": "core", "rng": "core", "file": "core", "bundle": "bundle",
     "backend": "backend", "tokenizer": "text", "sampling": "sampling", "guidance": "guidance",
     "image": "image", "pipeline": "pipeline", "options": "pipeline", "embedding": "pipeline",
-    "batch": "pipeline",
+    "batch": "pipeline", "generate_options": "pipeline", "validate": "pipeline",
 }  # fmt: skip
 # Packages of Python's front end that work on diffusers models and not on bundles
 # (docs/decisions/0010, 0020).

@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "intaglio/error.h"
 #include "intaglio/guidance.h"
 #include "intaglio/sampling.h"
 #include "intaglio/tensor.h"
@@ -103,8 +104,8 @@ class Bundle {
   // forked, or base and degraded; and conditioning, where that is computed ahead of the loop
   std::map<std::string, Graph> transformer_graphs;
   int blocks = 0;
-  int patch_size = 0;
-  int channels = 0;
+  int patch_size = 0;   // latent cells
+  int hidden_size = 0;  // channels of the image stream
   std::string quantized;  // how its weights are, for ONNX Runtime on the CPU only; empty: as dtype
   std::vector<double> max_abs;  // largest |z| after each block on the calibration prompts, or empty
   MassiveActivations massive_activations;
@@ -126,6 +127,15 @@ class Bundle {
   const Graph* conditioning() const;
   // What the transformer takes as that role, in the loop or ahead of it; null if it does not.
   const GraphTensor* input(const std::string& role) const;
+  // Height and width have to be multiples of this many pixels: one patch.
+  int size_multiple() const { return latent.vae_scale_factor * patch_size; }
+  // Tokens of a picture of that many pixels.
+  int token_count(int height, int width) const {
+    return (height / size_multiple()) * (width / size_multiple());
+  }
+  // Returns what keeps the model from drawing pictures of that size: a problem with height, with
+  // width, with each, or none.
+  std::vector<Problem> check_size(int height, int width) const;
   // Whether it also outputs hidden_states_K and gate_K of every block K: `intaglio export
   // --observe`.
   bool observed() const;

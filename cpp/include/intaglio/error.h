@@ -1,4 +1,4 @@
-// Errors that a caller can cause, each with the exit code of the command line.
+// Errors that a caller can cause. Each has the exit code that the command line ends with.
 #pragma once
 
 #include <stdexcept>
@@ -15,7 +15,8 @@ enum class ExitCode : int {
   interrupted = 130,
 };
 
-// One sentence: what is wrong, which file or flag, what to do. Bugs assert instead.
+// The message is one sentence: what is wrong, with which file or flag, and what to do. Bugs assert
+// instead.
 class Error : public std::runtime_error {
  public:
   Error(ExitCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
@@ -53,5 +54,15 @@ class Interrupted : public Error {
  public:
   explicit Interrupted(const std::string& message) : Error(ExitCode::interrupted, message) {}
 };
+
+// What is wrong with one option of a request.
+struct Problem {
+  std::string field;    // the option's name in Python and JSON
+  std::string message;  // one sentence: what is wrong and what to do
+  ExitCode code = ExitCode::usage;  // of the error that it becomes
+};
+
+// Throws the UsageError or InputError that the problem stands for.
+[[noreturn]] void throw_problem(const Problem& problem);
 
 }  // namespace intaglio

@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "intaglio/error.h"
+
 namespace intaglio {
 
 // Part of a run: step i of N is inside when start <= i / N < end.
@@ -58,9 +60,11 @@ StepWeights weights_at(const Guidance& guidance, int step, int steps);
 // window, and when its last run is an interval ago.
 std::vector<StepWeights> step_weights(const Guidance& guidance, int steps);
 
-// Throws UsageError for a window outside 0..1 or empty, for keep outside 0..1, for a reuse interval
-// that grows or is below 1, and for values that are not finite.
-void validate(const Guidance& guidance);
+// Returns a problem for each window that is outside 0..1 or empty, for ma_keep outside 0..1, for a
+// reuse interval that grows or is below 1, and for each value that is not finite.
+std::vector<Problem> validate(const Guidance& guidance);
+// Throws the UsageError of the first problem.
+void check_guidance(const Guidance& guidance);
 
 // out = D_c + lambda (D_c - D_0) + w (D_c - D_m), float32, element by element. A branch of weight
 // zero may be empty. `out` may be any of the inputs.

@@ -8,6 +8,7 @@
 #include "intaglio/embedding.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"
+#include "intaglio/generate_options.h"
 #include "intaglio/guidance.h"
 #include "intaglio/image.h"
 #include "intaglio/options.h"
@@ -16,3 +17,4 @@
 #include "intaglio/sampling.h"
 #include "intaglio/tensor.h"
 #include "intaglio/tokenizer.h"
+#include "intaglio/validate.h"

@@ -1,10 +1,14 @@
-// GenerateOptions described once: the command line, Python's keywords, reports and PNG metadata all
-// come from this list.
+// The one list of options: the command line, Python's keywords, the server's fields, reports and
+// PNG metadata all come from it.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <string>
 
-#include "intaglio/pipeline.h"
+#include "intaglio/bundle.h"
+#include "intaglio/generate_options.h"
+#include "intaglio/image.h"
 
 namespace intaglio {
 

@@ -82,6 +82,27 @@ const GraphTensor* Bundle::input(const std::string& role) const {
   return transformer().takes(role) ? &transformer().input(role) : nullptr;
 }
 
+std::vector<Problem> Bundle::check_size(int height, int width) const {
+  const int largest_height = latent.max_height, largest_width = latent.max_width;
+  if (latent.fixed_size && (height != largest_height || width != largest_width)) {
+    return {{height != largest_height ? "height" : "width",
+             name + " draws " + std::to_string(largest_width) + "x" +
+                 std::to_string(largest_height) + " pixels only, not " + std::to_string(width) +
+                 "x" + std::to_string(height) + ": leave --height and --width out"}};
+  }
+  std::vector<Problem> problems;
+  const int unit = size_multiple();
+  const auto check = [&](const std::string& side, int size, int largest) {
+    if (size >= unit && size % unit == 0 && size <= largest) return;
+    problems.push_back({side, "--" + side + " " + std::to_string(size) + " does not fit " + name +
+                                  ": give a multiple of " + std::to_string(unit) + " from " +
+                                  std::to_string(unit) + " to " + std::to_string(largest)});
+  };
+  check("height", height, largest_height);
+  check("width", width, largest_width);
+  return problems;
+}
+
 bool Bundle::observed() const { return transformer().outputs.size() > 1; }
 
 Bundle Bundle::open(const fs::path& folder) {

@@ -142,7 +142,7 @@ void check_outputs(const Node& node, const Graph& graph, const Bundle& bundle) {
       const GraphTensor& output = graph.outputs[place];
       check_one_of(outputs[place].at("dtype"), {"float32"});
       if (rows.empty() || output.axes.size() != axes || output.axes.front() != rows.front() ||
-          output.axes.back() != decltype(output.axes)::value_type{std::int64_t{bundle.channels}}) {
+          output.axes.back() != decltype(output.axes)::value_type{std::int64_t{bundle.hidden_size}}) {
         outputs[place].at("axes").refuse(
             "must be " + std::to_string(axes) + ", first the rows of the " +
             (forks ? "prediction" : "latent") + " and last the transformer's channels");

@@ -36,7 +36,7 @@ void read_transformer(const Node& node, Bundle& bundle) {
   }
   bundle.blocks = node.positive("blocks");
   bundle.patch_size = node.positive("patch_size");
-  bundle.channels = node.positive("channels");
+  bundle.hidden_size = node.positive("channels");
   if (node.has("quantized")) bundle.quantized = node.at("quantized").get<std::string>("scheme");
   if (node.has("max_abs")) bundle.max_abs = node.list<double>("max_abs");
 }
@@ -52,7 +52,7 @@ void read_massive_activations(const Node& node, Bundle& bundle) {
   if (ma.block < 0 || ma.block >= bundle.blocks)
     node.at("block").refuse("is not a block of the transformer");
   for (const int channel : ma.channels) {
-    if (channel < 0 || channel >= bundle.channels)
+    if (channel < 0 || channel >= bundle.hidden_size)
       node.at("channels").refuse("names a channel that the transformer does not have");
   }
   if (ma.channels.empty()) node.at("channels").refuse("is empty");
@@ -89,19 +89,8 @@ Defaults read_defaults(const Node& node, const Bundle& bundle) {
   read_pair(node, "dg_window", guidance.dg_window.start, guidance.dg_window.end);
   read_pair(node, "ma_keep", guidance.ma_keep.first, guidance.ma_keep.last);
 
-  const int unit = bundle.latent.vae_scale_factor * bundle.patch_size;
-  const auto check = [&](const char* key, int size, int largest) {
-    if (size % unit != 0 || size > largest) {
-      node.at(key).refuse("must be a multiple of " + std::to_string(unit) + " up to " +
-                          std::to_string(largest));
-    }
-  };
-  check("height", defaults.height, bundle.latent.max_height);
-  check("width", defaults.width, bundle.latent.max_width);
-  const bool largest =
-      defaults.height == bundle.latent.max_height && defaults.width == bundle.latent.max_width;
-  if (bundle.latent.fixed_size && !largest)
-    node.refuse("has another size than the one that latent.fixed_size leaves");
+  for (const Problem& problem : bundle.check_size(defaults.height, defaults.width))
+    node.at(problem.field.c_str()).refuse("cannot be used (" + problem.message + ")");
   if (node.has("distilled_guidance")) {
     defaults.distilled_guidance = node.get<double>("distilled_guidance");
     if (!bundle.input("guidance"))
@@ -110,7 +99,7 @@ Defaults read_defaults(const Node& node, const Bundle& bundle) {
   return defaults;
 }
 
-// What would be a caller's mistake in a call is the file's fault here.
+// What is a mistake of the caller in a call is a fault of the file here.
 template <typename Check>
 void check_values(const Node& node, Check&& check) {
   try {
@@ -201,10 +190,9 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   if (root.has("vae_decoder")) bundle.vae_decoder = read_graph(root.at("vae_decoder"));
   if (root.has("vae_encoder")) bundle.vae_encoder = read_graph(root.at("vae_encoder"));
   bundle.defaults = read_defaults(root.at("defaults"), bundle);
-  check_values(root.at("defaults"), [&] { validate(bundle.defaults.guidance); });
+  check_values(root.at("defaults"), [&] { check_guidance(bundle.defaults.guidance); });
   check_values(root.at("scheduler"), [&] {
-    const int unit = bundle.latent.vae_scale_factor * bundle.patch_size;
-    const int tokens = (bundle.defaults.height / unit) * (bundle.defaults.width / unit);
+    const int tokens = bundle.token_count(bundle.defaults.height, bundle.defaults.width);
     make_schedule(bundle.scheduler, bundle.defaults.steps, tokens);
   });
   manifest.files = read_files(root.at("files"));

@@ -1,5 +1,6 @@
 #include "intaglio/guidance.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <sstream>
@@ -12,24 +13,63 @@
 namespace intaglio {
 namespace {
 
-// Wide enough for bounds that were computed (0.1 + 0.2), far narrower than any step.
+// Wide enough for bounds that were computed (0.1 + 0.2), far less than any step.
 constexpr double kBoundary = 1e-9;
 
-void validate_window(const char* name, const Window& window) {
-  // Written so that NaN fails too.
-  if (window.start >= 0.0 && window.start < window.end && window.end <= 1.0) return;
-  std::ostringstream message;
-  message << name << " " << window.start << ":" << window.end
-          << " holds no part of the run: give start < end, both within 0..1";
-  throw UsageError(message.str());
+// "dg_window" and 0.7 as "--dg-window 0.7".
+std::string named(const std::string& field, const std::string& value) {
+  std::string flag = "--" + field;
+  std::ranges::replace(flag, '_', '-');
+  return flag + " " + value;
 }
 
-void validate_finite(const char* name, const Ramp& ramp) {
+template <typename... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream stream;
+  (stream << ... << parts);
+  return stream.str();
+}
+
+void validate_window(const char* field, const Window& window, std::vector<Problem>& problems) {
+  // Written so that NaN fails too.
+  if (window.start >= 0.0 && window.start < window.end && window.end <= 1.0) return;
+  problems.push_back(
+      {field, named(field, text(window.start, ":", window.end,
+                                " holds no part of the run: give start < end, both within 0..1"))});
+}
+
+void validate_finite(const char* field, const Ramp& ramp, std::vector<Problem>& problems) {
   for (const double value : {ramp.first, ramp.last}) {
-    if (!std::isfinite(static_cast<float>(value))) {
-      throw UsageError(std::string(name) + " must be a finite number");
-    }
+    if (std::isfinite(static_cast<float>(value))) continue;
+    problems.push_back({field, named(field, "must be a finite number")});
+    return;
   }
+}
+
+void validate_ma_keep(const Ramp& ma_keep, std::vector<Problem>& problems) {
+  for (const double value : {ma_keep.first, ma_keep.last}) {
+    if (value >= 0.0 && value <= 1.0) continue;
+    problems.push_back(
+        {"ma_keep",
+         named("ma_keep",
+               text(value,
+                    " is outside 0..1: 1 leaves massive channels alone, 0 suppresses them"))});
+    return;
+  }
+}
+
+void validate_reuse_interval(const Ramp& interval, std::vector<Problem>& problems) {
+  // More steps than any run has; written so that NaN fails too.
+  if (interval.first >= interval.last && interval.last >= 1.0 && interval.first <= 1e6) return;
+  const std::string value = interval.first == interval.last
+                                ? text(interval.first)
+                                : text(interval.first, ":", interval.last);
+  problems.push_back(
+      {"reuse_interval",
+       named("reuse_interval",
+             value + (interval.first < interval.last
+                          ? " grows: the first number is the larger, as in 3:2"
+                          : " is not a number of steps: give 1 or more"))});
 }
 
 void check_size(const char* name, std::size_t size, std::size_t expected) {
@@ -82,29 +122,21 @@ std::vector<StepWeights> step_weights(const Guidance& guidance, int steps) {
   return all;
 }
 
-void validate(const Guidance& guidance) {
-  validate_finite("cfg-scale", guidance.cfg_scale);
-  validate_finite("dg-scale", guidance.dg_scale);
-  validate_window("cfg-window", guidance.cfg_window);
-  validate_window("dg-window", guidance.dg_window);
-  for (const double keep : {guidance.ma_keep.first, guidance.ma_keep.last}) {
-    if (keep >= 0.0 && keep <= 1.0) continue;
-    std::ostringstream message;
-    message << "ma-keep " << keep
-            << " is outside 0..1: 1 leaves massive channels alone, 0 suppresses them";
-    throw UsageError(message.str());
-  }
-  validate_window("reuse-window", guidance.reuse_window);
-  const Ramp& interval = guidance.reuse_interval;
-  // More steps than any run has; written so that NaN fails too.
-  if (!(interval.first >= interval.last && interval.last >= 1.0 && interval.first <= 1e6)) {
-    std::ostringstream message;
-    message << "reuse-interval " << interval.first;
-    if (interval.first != interval.last) message << ":" << interval.last;
-    message << (interval.first < interval.last ? " grows: the first number is the larger, as in 3:2"
-                                               : " is no number of steps: give 1 or more");
-    throw UsageError(message.str());
-  }
+std::vector<Problem> validate(const Guidance& guidance) {
+  std::vector<Problem> problems;
+  validate_finite("cfg_scale", guidance.cfg_scale, problems);
+  validate_finite("dg_scale", guidance.dg_scale, problems);
+  validate_window("cfg_window", guidance.cfg_window, problems);
+  validate_window("dg_window", guidance.dg_window, problems);
+  validate_ma_keep(guidance.ma_keep, problems);
+  validate_window("reuse_window", guidance.reuse_window, problems);
+  validate_reuse_interval(guidance.reuse_interval, problems);
+  return problems;
+}
+
+void check_guidance(const Guidance& guidance) {
+  const std::vector<Problem> problems = validate(guidance);
+  if (!problems.empty()) throw_problem(problems.front());
 }
 
 void combine(std::span<float> out, std::span<const float> conditional,

@@ -20,15 +20,9 @@ struct Shared {
   bool operator==(const Shared&) const = default;
 };
 
-std::int64_t text_tokens(const Bundle& bundle, const GenerateOptions& options) {
-  if (!bundle.prompt) return 0;
-  if (options.prompt_embeds) return options.prompt_embeds->positive.text.dim(1);  // was checked
-  return bundle.prompt->text_length();
-}
-
-Shared shared_of(const Bundle& bundle, const Request& request, const GenerateOptions& options) {
-  const auto mask = request.mask.floats();
-  return {request.height, request.width, text_tokens(bundle, options), {mask.begin(), mask.end()}};
+Shared shared_of(const Request& request) {
+  const auto mask = request.channel_mask.floats();
+  return {request.height, request.width, request.text_tokens, {mask.begin(), mask.end()}};
 }
 
 std::string size_text(const Shared& shared) {
@@ -55,7 +49,6 @@ std::string difference(const Shared& running, const Shared& asked) {
 
 struct Member {
   Denoising denoising;
-  int vae_tile = 0;
   Stopwatch since_added;
   Generation generation;
   double step_seconds = 0;  // of the evaluations since its last step
@@ -115,20 +108,20 @@ std::string Batch::Impl::refusal(const Request& request, const Shared& shared) c
 
 bool Batch::Impl::accepts(const GenerateOptions& options) const {
   const Request request = resolve(pipeline_->bundle, options);
-  return refusal(request, shared_of(pipeline_->bundle, request, options)).empty();
+  return refusal(request, shared_of(request)).empty();
 }
 
 std::int64_t Batch::Impl::add(const GenerateOptions& options) {
   Stopwatch since_added;
   const Bundle& bundle = pipeline_->bundle;
   const auto request = std::make_shared<const Request>(resolve(bundle, options));
-  Shared shared = shared_of(bundle, *request, options);
+  Shared shared = shared_of(*request);
   if (const std::string why = refusal(*request, shared); !why.empty()) throw UsageError(why);
   const std::int64_t id = next_id_++;
   Generation generation;
-  Denoising denoising = pipeline_->start(*stream_, request, options, generation, id);
+  Denoising denoising = pipeline_->start(*stream_, request, generation, id);
   denoising.begin(stream_->allocate(request->latent_shape, DType::float32),
-                  pipeline_->initial_latents(*stream_, *request, options));
+                  pipeline_->initial_latents(*stream_, *request));
   if (!branches_ || shared != shared_) {
     branches_.reset();  // its memory is needed for the next
     branches_ = std::make_unique<Branches>(bundle, pipeline_->transformer(), denoising, max_images_,
@@ -136,7 +129,7 @@ std::int64_t Batch::Impl::add(const GenerateOptions& options) {
     shared_ = std::move(shared);
   }
   members_.emplace(
-      id, Member{std::move(denoising), options.vae_tile, since_added, std::move(generation)});
+      id, Member{std::move(denoising), since_added, std::move(generation)});
   return id;
 }
 
@@ -187,9 +180,8 @@ BatchStep Batch::Impl::report(Member& member, const Evaluation& last) {
     // Once the model has seen a number that is none, all that follows is.
     const Tensor denoised = on_host(*stream_, member.denoising.guided.denoised);
     check_finite(denoised);
-    step.preview = [pipeline = pipeline_, request = member.denoising.request(), denoised,
-                    tile = member.vae_tile] {
-      return pipeline->decode(*pipeline->backend->make_stream(), *request, denoised, tile);
+    step.preview = [pipeline = pipeline_, request = member.denoising.request(), denoised] {
+      return pipeline->decode(*pipeline->backend->make_stream(), *request, denoised);
     };
     if (member.denoising.ended()) conclude(member, step);
   } catch (const Error& error) {
@@ -204,12 +196,12 @@ BatchStep Batch::Impl::report(Member& member, const Evaluation& last) {
 void Batch::Impl::conclude(Member& member, BatchStep& step) {
   member.denoising.conclude(member.generation);
   step.finish = [pipeline = pipeline_, request = member.denoising.request(),
-                 generation = std::move(member.generation), tile = member.vae_tile,
+                 generation = std::move(member.generation),
                  total = member.since_added] {
     Generation finished = generation;
     Stopwatch watch, since_added = total;
     finished.images =
-        pipeline->decode(*pipeline->backend->make_stream(), *request, generation.latents, tile);
+        pipeline->decode(*pipeline->backend->make_stream(), *request, generation.latents);
     finished.timings.vae = watch.lap();
     finished.timings.total = since_added.lap();
     return finished;

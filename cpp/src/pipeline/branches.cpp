@@ -53,7 +53,7 @@ Branches::Branches(const Bundle& bundle, const TransformerSessions& sessions, De
   }
   for (const auto& [role, row] : like.row(false))
     rows_[role] = allocate(fork_, row.shape(), row.dtype());
-  shared_ = {{"mask", on_stream(shared.mask)}, {"ref", on_stream(shared.ref)}};
+  shared_ = {{"mask", on_stream(shared.channel_mask)}, {"ref", on_stream(shared.ref)}};
   if (bundle.transformer().takes("position"))
     shared_["position"] = on_stream(token_positions(shared.token_rows, shared.token_columns));
   if (bundle.observed()) observe();
@@ -67,7 +67,7 @@ Tensor Branches::on_stream(const Tensor& host) {
 }
 
 void Branches::observe() {
-  const std::int64_t tokens = keep_.whole().dim(1), channels = bundle_.channels;
+  const std::int64_t tokens = keep_.whole().dim(1), channels = bundle_.hidden_size;
   for (int block = 0; block < bundle_.blocks; ++block) {
     const bool forks = forked_ && block > bundle_.massive_activations.block;
     const std::int64_t rows = forks ? 3 * images_ : fork_;

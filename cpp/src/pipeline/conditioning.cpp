@@ -61,7 +61,7 @@ std::vector<Binding> Conditioning::inputs(const Bundle& bundle, const Request& r
     Tensor label({rows_}, DType::int64);
     for (std::int64_t row = 0; row < rows_; ++row)
       label.int64s()[static_cast<std::size_t>(row)] =
-          row % branches_ == branches_ - 1 ? request.class_label : bundle.classes->null;
+          row % branches_ == branches_ - 1 ? std::get<ClassLabel>(request.condition).index : bundle.classes->null;
     stream_.copy(label, add(made, "class", {rows_}, DType::int64));
   }
   if (graph.takes("guidance"))

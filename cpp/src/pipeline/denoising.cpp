@@ -35,7 +35,7 @@ Denoising::Denoising(const Bundle& bundle, const Session* conditioning,
   if (conditioning) conditioning_.emplace(bundle, *conditioning, *request_, embeds, stream);
   if (request_->unconditional) unconditional_row_ = make_row(embeds, true);
   conditional_row_ = make_row(embeds, false);
-  suppression_ = on_stream(request_->suppression);
+  suppression_ = on_stream(request_->token_mask);
   const auto& weights = request_->weights;
   std::vector<Tensor*> own{&guided.denoised, &guided.first, &guided.second};
   if (std::ranges::any_of(weights, &StepWeights::reuse_unconditional))
@@ -66,7 +66,7 @@ std::vector<Binding> Denoising::make_row(const PromptEmbeds& embeds, bool uncond
   }
   if (graph.takes("class")) {
     Tensor label({1}, DType::int64);
-    label.int64s().front() = unconditional ? bundle_->classes->null : request_->class_label;
+    label.int64s().front() = unconditional ? bundle_->classes->null : std::get<ClassLabel>(request_->condition).index;
     row.push_back({"class", on_stream(label)});
   }
   return row;

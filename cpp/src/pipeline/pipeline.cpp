@@ -6,7 +6,7 @@
 #include "bundle/opening.h"
 #include "core/stopwatch.h"
 #include "intaglio/error.h"
-#include "pipeline/condition.h"
+#include "pipeline/validate_inputs.h"
 #include "pipeline/pipeline_impl.h"
 
 namespace intaglio {
@@ -122,20 +122,19 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
   const auto request = std::make_shared<const Request>(resolve(bundle(), options));
   const auto stream = backend().make_stream();
   Generation generation;
-  Denoising denoising = impl_->start(*stream, request, options, generation);
-  const Tensor latents = impl_->initial_latents(*stream, *request, options);
+  Denoising denoising = impl_->start(*stream, request, generation);
+  const Tensor latents = impl_->initial_latents(*stream, *request);
   Branches branches(bundle(), impl_->transformer(), denoising, request->images, *stream);
   denoising.begin(branches.latents(), latents);
   branches.prepare(denoising);
   Reporter reporter(*stream, on_step, branches, denoising.guided.x, [&] {
-    return impl_->decode(*stream, *request, on_host(*stream, denoising.guided.denoised),
-                         options.vae_tile);
+    return impl_->decode(*stream, *request, on_host(*stream, denoising.guided.denoised));
   });
   Stopwatch watch;
   denoise(*stream, denoising, branches, reporter, [this] { impl_->wait_for_check(); }, generation);
   generation.timings.denoise = watch.lap();
 
-  generation.images = impl_->decode(*stream, *request, generation.latents, options.vae_tile);
+  generation.images = impl_->decode(*stream, *request, generation.latents);
   generation.timings.vae = watch.lap();
   generation.timings.total = total.lap();
   return generation;

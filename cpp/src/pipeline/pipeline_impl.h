@@ -60,12 +60,11 @@ class Pipeline::Impl {
 
   // Encodes what the call has to draw, and says so in `generation`.
   Denoising start(Stream& stream, std::shared_ptr<const Request> request,
-                  const GenerateOptions& options, Generation& generation, std::int64_t id = 0);
+                  Generation& generation, std::int64_t id = 0);
   // As the loop has them.
-  Tensor initial_latents(Stream& stream, const Request& request, const GenerateOptions& options);
+  Tensor initial_latents(Stream& stream, const Request& request);
   // On the host.
-  std::vector<Image> decode(Stream& stream, const Request& request, const Tensor& latents,
-                            int tile);
+  std::vector<Image> decode(Stream& stream, const Request& request, const Tensor& latents);
 
   Bundle bundle;
   std::shared_ptr<Backend> backend;
@@ -78,7 +77,7 @@ class Pipeline::Impl {
     return vae_encoder_.get([&] { return std::make_unique<VaeEncoder>(bundle, *backend); });
   }
   // What the call gave, or what its prompts become.
-  PromptEmbeds embeddings(Stream& stream, const Request& request, const GenerateOptions& options);
+  PromptEmbeds encode(Stream& stream, const Request& request);
 
   Lazy<TextStage> text_;
   Lazy<TransformerSessions> transformer_;

@@ -1,35 +1,62 @@
-// A call's options with the bundle's defaults filled in, checked before any work starts.
+// A request with every option resolved: what the bundle's defaults leave open is filled in, and
+// everything is checked before any work starts.
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
 #include <vector>
 
 #include "intaglio/bundle.h"
-#include "intaglio/pipeline.h"
+#include "intaglio/generate_options.h"
 #include "sampling/plan.h"
 
 namespace intaglio {
 
+struct PromptTexts {
+  std::string positive, negative;
+};
+
+struct ClassLabel {
+  int index = 0;
+};
+
 struct Request {
+  // What to draw. Prompt texts still have to be encoded.
+  std::variant<PromptTexts, ClassLabel, PromptEmbeds> condition;
+  float distilled_guidance = 0;
+
   std::int64_t images = 1;
   int height = 0, width = 0;           // pixels
   std::int64_t rows = 0, columns = 0;  // latent cells
   std::int64_t token_rows = 0, token_columns = 0;
-  Shape latent_shape;  // of all images, as the loop has them: packed where the bundle says so
-  int class_label = 0;
-  float distilled_guidance = 0;
-  Guidance guidance;
-  std::vector<StepWeights> weights;  // of each step
-  Schedule schedule;                 // of the steps that run
-  bool unconditional = false;        // whether a step runs that branch
-  Plan plan;                         // the same, as what each evaluation does
+  std::int64_t text_tokens = 0;  // that each prompt has in the transformer
+  // Of all images, as the loop has them: packed where the bundle says so.
+  Shape latent_shape;
+
+  // Where the loop starts: the given latents, or noise, or noise over a picture.
   std::vector<std::uint64_t> seeds;
-  Tensor mask;         // [C]
-  Tensor ref;          // [C]
-  Tensor suppression;  // [tokens]: 1 where massive channels may be suppressed
+  Tensor latents;              // not defined() where they are drawn from `seeds`
+  std::optional<Image> image;  // the picture under the noise
+
+  Schedule schedule;                 // of the steps that run
+  Plan plan;                         // the evaluations of these steps
+  std::vector<StepWeights> weights;  // of each step
+  bool unconditional = false;        // whether any step runs D_0
+
+  Tensor channel_mask;  // [C]: 1 on massive channels
+  Tensor ref;           // [C]: what a suppressed channel goes to
+  Tensor token_mask;    // [tokens]: 1 where massive channels may be suppressed, 0 where never
+
+  int vae_tile = 0;  // pixels
 };
 
-// Throws UsageError and InputError.
+// Throws the UsageError or InputError of the first problem.
 Request resolve(const Bundle& bundle, const GenerateOptions& options);
+
+// Adds every problem to `problems`. The request may be used only if there is none.
+Request resolve(const Bundle& bundle, const GenerateOptions& options,
+                std::vector<Problem>& problems);
 
 }  // namespace intaglio

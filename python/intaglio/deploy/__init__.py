@@ -1,1 +1,1 @@
-"""Turns a bundle into what another machine or a server runs."""
+"""Deploy a bundle to another machine, or to Triton Inference Server."""

@@ -1,4 +1,4 @@
-"""`intaglio deploy`: parses, calls, prints."""
+"""The command `intaglio deploy`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from intaglio import _core
 from intaglio.deploy.contents import Deployment
-from intaglio.deploy.folder import write_folder
+from intaglio.deploy.portable import write_folder
 from intaglio.deploy.triton import write_repository
 
-# What to do with the output, for each target.
+# What the command suggests at its end, for each target.
 TARGETS = {
     "folder": "try it: {output}/smoke_test.sh",
     "triton": "serve it: tritonserver --model-repository {output}",
@@ -26,7 +26,7 @@ TARGETS = {
 
 
 def known_target(target: str) -> str:
-    """Refuse what cannot be written in words of our own: there are but two choices."""
+    """Check the target, with a clearer message than typer has for a choice."""
     if target not in TARGETS:
         _fail(
             f'there is no target "{target}": write intaglio deploy folder BUNDLE -o OUT, or triton',
@@ -41,8 +41,8 @@ def deploy(
         typer.Argument(
             metavar="folder|triton",
             callback=known_target,
-            help="folder: one folder with bundle, command and libraries, which runs"
-            " wherever it is copied to. triton: a model repository for Triton Inference Server.",
+            help="folder: one folder with bundle, command and libraries, which can be copied to"
+            " another machine. triton: a model repository for Triton Inference Server.",
         ),
     ],
     bundle: Annotated[
@@ -51,22 +51,22 @@ def deploy(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="OUT", help="Folder to write to: a new or an empty one."
+            "--output", "-o", metavar="OUT", help="Folder to write; it must be new or empty."
         ),
     ],
     onnxruntime: Annotated[
         Path | None,
         typer.Option(
             metavar="LIBRARY",
-            help="ONNX Runtime's library to put into a folder. Default: that of the Python package"
-            " onnxruntime.",
+            help="ONNX Runtime's library for the target folder. Default: the library of the Python"
+            " package onnxruntime.",
         ),
     ] = None,
 ) -> None:
-    """Write a bundle with what runs it: into one folder for another machine, or for Triton.
+    """Write a bundle together with what runs it, for another machine or for Triton.
 
-    The other machine needs Linux with glibc and, for a GPU, NVIDIA's driver; no Python. Triton's
-    Python needs Intaglio.
+    The other machine needs Linux with glibc and, for a GPU, NVIDIA's driver, but no Python. For
+    Triton, Intaglio has to be installed in the Python that Triton runs.
 
     Example: intaglio deploy folder fashion.bundle -o fashion && fashion/smoke_test.sh
     """
@@ -90,7 +90,7 @@ def deploy(
         use = TARGETS[target].format(output=output)
         typer.echo(f"{output} ({deployment.bytes / 1e6:.1f} MB); {use}")
     except OSError as error:
-        # What is still in the buffer would fail again, with Python's own words, when it exits.
+        # Otherwise Python would try to write the buffer again at exit, and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _fail(
             f"cannot write to standard output: {error.strerror}; {output} was written",
@@ -99,21 +99,22 @@ def deploy(
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
-    """Clean up as for Ctrl-C: what stops containers and services sends SIGTERM."""
+    """Clean up as for Ctrl-C, since containers and services are stopped with SIGTERM."""
     raise KeyboardInterrupt(number)
 
 
 def _write(target: str, bundle: Path, output: Path, onnxruntime: Path | None) -> Deployment:
     if target == "triton" and onnxruntime:
         raise _core.UsageError(
-            "--onnxruntime is for intaglio deploy folder: Triton's Python has its own; leave it out"
+            "--onnxruntime is for intaglio deploy folder: leave it out, since Triton uses that of"
+            " its Python"
         )
     screen = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
-    # Started where it can be seen only: rich ends a bar elsewhere with an empty line.
+    # Started only on a terminal, since rich writes an empty line elsewhere.
     with bar if screen.is_interactive else nullcontext():
         task = bar.add_task("checking the bundle", total=None)
 
@@ -126,6 +127,6 @@ def _write(target: str, bundle: Path, output: Path, onnxruntime: Path | None) ->
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    """One line on stderr, as the C++ command has it."""
+    """Print one line on stderr, in the form of the C++ command, and exit."""
     typer.echo(f"intaglio: {' '.join(message.split())}", err=True)
     raise typer.Exit(code)

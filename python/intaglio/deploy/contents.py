@@ -1,4 +1,4 @@
-"""What a deployment holds, and where each file of it comes from."""
+"""The files of a deployment, and where each of them comes from."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ PACKAGE = Path(_core.__file__).parent
 
 @dataclass
 class Deployment:
-    """What goes into the output.
+    """What is written to the output.
 
     Attributes:
-        sources: where each file comes from, by its path in the folder.
-        sha256: what bundle.json says of its files, by the same path.
-        left_to_cuda: libraries that ONNX Runtime's providers for GPUs ask for.
-        remarks: what the caller should know.
+        manifest: the content of bundle.json.
+        sources: the source of each file, by its path in the output.
+        sha256: the hashes in bundle.json, by the same paths.
+        left_to_cuda: libraries that ONNX Runtime's GPU providers need and that are not included.
+        remarks: sentences for the user.
     """
 
     manifest: dict[str, Any]
@@ -38,7 +39,7 @@ class Deployment:
 
 
 def collect(bundle: Path, onnxruntime: Path | None) -> Deployment:
-    """Find everything that `intaglio deploy folder` writes."""
+    """Return everything that `intaglio deploy folder` writes."""
     deployment = collect_bundle(bundle, "bundle")
     _add_programs(deployment, onnxruntime)
     _add_libraries(deployment)
@@ -46,7 +47,7 @@ def collect(bundle: Path, onnxruntime: Path | None) -> Deployment:
 
 
 def collect_bundle(bundle: Path, folder: str) -> Deployment:
-    """The bundle, for `folder` in the output."""
+    """Return the files of the bundle, which go to `folder` in the output."""
     manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     deployment = Deployment(manifest)
     deployment.sources[f"{folder}/bundle.json"] = bundle / "bundle.json"
@@ -77,14 +78,14 @@ def _add_programs(deployment: Deployment, onnxruntime: Path | None) -> None:
     runtime = onnxruntime or onnxruntime_library()
     if runtime is None or not runtime.is_file():
         raise _core.UnavailableError(
-            f"ONNX Runtime's library {runtime or ''} is not there: pip install onnxruntime, or give"
-            " --onnxruntime LIBRARY"
+            f"ONNX Runtime's library {runtime or ''} does not exist: pip install onnxruntime, or"
+            " give --onnxruntime LIBRARY"
         )
     if b"OrtGetApiBase" not in runtime.read_bytes():
         raise _core.UnavailableError(
             f"{runtime} is not ONNX Runtime's library: give another with --onnxruntime LIBRARY"
         )
-    # Under the name that Intaglio looks for, whatever it is called here.
+    # Intaglio looks for the library under this name.
     sources[f"lib/{runtime.name if '.so' in runtime.name else 'libonnxruntime.so'}"] = runtime
     for provider in sorted(runtime.parent.glob("libonnxruntime_providers_*.so")):
         sources[f"lib/{provider.name}"] = provider
@@ -93,10 +94,10 @@ def _add_programs(deployment: Deployment, onnxruntime: Path | None) -> None:
 
 
 def _add_libraries(deployment: Deployment) -> None:
-    """Whatever the programs and libraries so far are linked with."""
+    """Add all libraries that the programs and libraries so far are linked with."""
     sources = deployment.sources
     programs = {name: path for name, path in sources.items() if name.startswith(("bin/", "lib/"))}
-    # Loaded only when asked for; what they need is CUDA's, gigabytes of one version.
+    # Providers are loaded on demand only, and CUDA's libraries that they need take gigabytes.
     optional = {name for name in programs if name.startswith("lib/libonnxruntime_providers_")}
     libraries = linked(path for name, path in programs.items() if name not in optional)
     for name, path in sorted(libraries.found.items()):
@@ -104,8 +105,8 @@ def _add_libraries(deployment: Deployment) -> None:
             _add_license(deployment, name, [copyright_of(path)])
     if libraries.missing:
         raise _core.UnavailableError(
-            f"{', '.join(libraries.missing)} cannot be found here, which the folder needs: install"
-            " what it comes from"
+            f"the folder needs {', '.join(libraries.missing)}, which this machine does not have:"
+            " install the packages of these libraries"
         )
     needed = linked(programs[name] for name in optional)
     names = sorted({*needed.found, *needed.missing})

@@ -1,4 +1,4 @@
-"""Which shared libraries a program needs, and which of them belong to the system it runs on."""
+"""The shared libraries that a program needs, without those that belong to the system."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from intaglio import _core
 
-# glibc and its loader are one piece and the system's: the loader's path is written into every
-# program, and the system's name service and locales belong to its version. NVIDIA's driver fits
-# the kernel's module. Everything else is taken along, libstdc++ and libgcc_s too: they look for
-# nothing outside, and small systems have none or older ones.
+# glibc is left to the system, since every program contains the path of its loader, and name service
+# and locales depend on its version. NVIDIA's driver has to match the kernel module. All other
+# libraries are included, even libstdc++ and libgcc_s, which small systems lack or have in an older
+# version.
 _SYSTEM = re.compile(
     r"linux-vdso|linux-gate|ld-linux|ld64|libcuda\.so|libnvidia-"
     r"|lib(c|m|mvec|dl|rt|pthread|util|resolv|anl|nsl|thread_db)\.so"
@@ -25,11 +25,11 @@ _GLIBC = re.compile(rb"GLIBC_2\.(\d+)\0")
 
 @dataclass(frozen=True)
 class Linked:
-    """What the loader finds for some programs and libraries.
+    """The libraries that the loader finds for some programs.
 
     Attributes:
-        found: by the name they are asked for, without those of the system.
-        missing: names that were not found.
+        found: the libraries' paths by name, without those of the system.
+        missing: names of libraries that were not found.
     """
 
     found: dict[str, Path]
@@ -37,7 +37,7 @@ class Linked:
 
 
 def linked(programs: Iterable[Path]) -> Linked:
-    """The libraries that `programs` need, theirs included."""
+    """Return the libraries that `programs` need, directly or through other libraries."""
     found: dict[str, Path] = {}
     missing: set[str] = set()
     for program in programs:
@@ -52,7 +52,7 @@ def linked(programs: Iterable[Path]) -> Linked:
             ) from error
         except subprocess.CalledProcessError as error:
             raise _core.UnavailableError(
-                f"{program} is no program or library for this machine: give one for"
+                f"{program} is not a program or library for this machine: give one for"
                 f" {platform.machine()}, ONNX Runtime's with --onnxruntime"
             ) from error
         for name, path in re.findall(r"^\s+(\S+) => (not found|/.+) ?", done.stdout, re.MULTILINE):
@@ -66,7 +66,7 @@ def linked(programs: Iterable[Path]) -> Linked:
 
 
 def glibc_needed(files: Sequence[Path]) -> str:
-    """The oldest glibc that has every symbol version these files ask for: "2.34"."""
+    """Return the oldest version of glibc that can run these files, such as "2.34"."""
     newest = 0
     for file in files:
         with file.open("rb") as stream, mmap(stream.fileno(), 0, prot=PROT_READ) as content:
@@ -75,7 +75,7 @@ def glibc_needed(files: Sequence[Path]) -> str:
 
 
 def copyright_of(library: Path) -> Path | None:
-    """The copyright file of the Debian package that `library` comes from."""
+    """Return the copyright file of the Debian package that contains `library`, if there is one."""
     try:
         owner = subprocess.run(
             ["dpkg", "-S", f"*/{library.name}"], capture_output=True, text=True, check=True
@@ -86,6 +86,6 @@ def copyright_of(library: Path) -> Path | None:
 
 
 def package_copyright(package: str) -> Path | None:
-    """What a Debian package says of its licence."""
+    """Return the copyright file of a Debian package, if it is installed."""
     path = Path("/usr/share/doc") / package / "copyright"
     return path if path.is_file() else None

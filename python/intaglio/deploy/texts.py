@@ -1,4 +1,4 @@
-"""READMEs of what is deployed, and the folder's smoke test."""
+"""The README of a deployment, and the smoke test of the target `folder`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from intaglio import _core
 from intaglio.deploy.contents import Deployment
 from intaglio.deploy.libraries import glibc_needed
-from intaglio.deploy.tensors import MAX_BATCH, inputs
+from intaglio.serve.triton_tensors import MAX_BATCH, inputs
 
 
 def readme(deployment: Deployment, folder: Path) -> str:
-    """How to run what lies in `folder`, what it needs, sizes and licences."""
+    """Return the README of the target `folder`: use, requirements, sizes and licences."""
     manifest = deployment.manifest
     programs = [path for part in ("bin", "lib") for path in sorted((folder / part).iterdir())]
     return _template("README.md").substitute(
         name=manifest["name"],
         source=manifest["source"],
         license=manifest["license"],
-        example=f"bin/intaglio generate bundle {condition(manifest)} -o picture.png",
+        example=f"bin/intaglio generate bundle {subject_flags(manifest)} -o picture.png",
         machine=platform.machine(),
         glibc=glibc_needed(programs),
         gpu=_gpu(deployment),
@@ -31,11 +31,11 @@ def readme(deployment: Deployment, folder: Path) -> str:
 
 
 def repository_readme(deployment: Deployment, name: str) -> str:
-    """How Triton serves the repository, what it needs, and how to ask its model."""
+    """Return the README of the target `triton`: use, requirements and a client."""
     manifest = deployment.manifest
-    asked = 'tensor("class_label", [0], "INT64")'
+    subject = 'tensor("class_label", [0], "INT64")'
     if "classes" not in manifest:
-        asked = 'tensor("prompt", [b"a photograph"], "BYTES")'
+        subject = 'tensor("prompt", [b"a photograph"], "BYTES")'
     rows = [
         f"| `{tensor.name}`{'' if tensor.optional else ', required'} |"
         f" {tensor.data_type.removeprefix('TYPE_')} | {tensor.count} |"
@@ -47,31 +47,35 @@ def repository_readme(deployment: Deployment, name: str) -> str:
         license=manifest["license"],
         version=_core.__version__,
         batch=MAX_BATCH,
-        asked=asked,
+        subject=subject,
         rows="\n".join(rows),
         gpu="\n".join(f"- {remark}." for remark in deployment.remarks),
     )
 
 
 def smoke_test(manifest: dict[str, Any]) -> str:
-    """The script; a bundle that needs embeddings is timed on random ones instead."""
-    name = "smoke_test.sh" if _draws(manifest) else "smoke_test_bench.sh"
-    return _template(name).substitute(condition=condition(manifest))
+    """Return the script, which runs a bundle without text encoders on random embeddings."""
+    name = "smoke_test.sh" if _draws_by_itself(manifest) else "smoke_test_bench.sh"
+    return _template(name).substitute(subject=subject_flags(manifest))
 
 
-def condition(manifest: dict[str, Any]) -> str:
-    """What the bundle is asked to draw by, as flags."""
+def subject_flags(manifest: dict[str, Any]) -> str:
+    """Return flags that say what to draw with the bundle."""
     if "classes" in manifest:
         return "--class 0"
-    return '--prompt "a photograph"' if _draws(manifest) else "--prompt-embeds FILE.safetensors"
+    return (
+        '--prompt "a photograph"'
+        if _draws_by_itself(manifest)
+        else "--prompt-embeds FILE.safetensors"
+    )
 
 
-def _draws(manifest: dict[str, Any]) -> bool:
+def _draws_by_itself(manifest: dict[str, Any]) -> bool:
     return "classes" in manifest or bool(manifest["prompt"]["encoders"])
 
 
 def _template(name: str) -> Template:
-    class PercentTemplate(Template):  # the shell keeps its dollars
+    class PercentTemplate(Template):  # since the shell uses the dollar sign
         delimiter = "%"
 
     return PercentTemplate((files("intaglio.deploy") / "templates" / name).read_text("utf-8"))
@@ -82,11 +86,11 @@ def _gpu(deployment: Deployment) -> str:
     if deployment.left_to_cuda:
         names = ", ".join(f"`{name}`" for name in deployment.left_to_cuda)
         lines.append(
-            "- For `--device cuda` or `ort-tensorrt`, NVIDIA's driver, and of the packages of CUDA,"
+            "- For `--device cuda` or `ort-tensorrt`: NVIDIA's driver, and these libraries of CUDA,"
             f" cuDNN and TensorRT: {names}."
         )
     else:
-        lines.insert(0, "- No GPU: it runs on the processor.")
+        lines.insert(0, "- No GPU is needed: it runs on the processor.")
     return "\n".join(lines)
 
 
@@ -95,7 +99,7 @@ def _rows(folder: Path, programs: list[Path], model_license: str) -> list[str]:
     rows = [f"| `bundle/` | {_size(bundle)} | {model_license} |"]
     for path in programs:
         licenses = folder / "licenses" / _license_of(path.name)
-        where = f"`licenses/{licenses.name}/`" if licenses.is_dir() else "see its maker"
+        where = f"`licenses/{licenses.name}/`" if licenses.is_dir() else "see its vendor"
         name, size = f"{path.parent.name}/{path.name}", _size(path.stat().st_size)
         rows.append(f"| `{name}` | {size} | {where} |")
     return rows

@@ -22,5 +22,5 @@ def make_schedule(**values: Any) -> _core.Guidance:
             "scales and ma_keep take a number or a pair of numbers, and windows a pair of numbers,"
             f" not {values}"
         ) from None
-    _core.validate(schedule)
+    _core.check_guidance(schedule)
     return schedule

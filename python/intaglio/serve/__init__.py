@@ -1,1 +1,1 @@
-"""Bundles as a service: OpenAI's image endpoint, jobs with events, and a page (docs/serving.md)."""
+"""Serve bundles: OpenAI's image endpoint, jobs with events, and a page (docs/serving.md)."""

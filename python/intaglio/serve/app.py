@@ -1,4 +1,4 @@
-"""The application: endpoints, and what runs while it does."""
+"""The FastAPI application, and the tasks that run as long as it does."""
 
 from __future__ import annotations
 
@@ -9,59 +9,39 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
-from fastapi import APIRouter, Depends, FastAPI, Response
-from fastapi.responses import PlainTextResponse
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
 from intaglio import __version__
-from intaglio.serve import jobs, logs, openai
-from intaglio.serve.auth import ApiKeys, require_key
+from intaglio.serve import logs
+from intaglio.serve.api import jobs, openai, probes
+from intaglio.serve.api.error_handlers import add_error_handlers
+from intaglio.serve.api.page import add_page
+from intaglio.serve.api.services import MakeRunner, Services
+from intaglio.serve.engine.images import ImageStore
 from intaglio.serve.errors import documented
-from intaglio.serve.http import BodyLimits, RequestLog, add_error_handlers
-from intaglio.serve.images import ImageStore
 from intaglio.serve.metrics import Metrics
-from intaglio.serve.models import Models
-from intaglio.serve.page import add_page
-from intaglio.serve.scheduler import MakeRunner
-from intaglio.serve.schemas import Health
-from intaglio.serve.services import Services, Shared
-from intaglio.serve.settings import Settings
-from intaglio.serve.worker import Worker
-
-probes = APIRouter(tags=["operation"])
+from intaglio.serve.models.registry import Models
+from intaglio.serve.settings import ServerSettings
+from intaglio.serve.transport.auth import ApiKeys, require_key
+from intaglio.serve.transport.http import BodyLimits, RequestLog
 
 
-@probes.get("/healthz")
-async def healthz() -> Health:
-    """Whether the process answers."""
-    return Health(status="ok")
+def create_app(
+    models: Models, settings: ServerSettings, make_runner: MakeRunner | None = None
+) -> FastAPI:
+    """Create the application that serves `models`.
 
-
-@probes.get("/readyz", responses={503: {"model": Health, "description": "The server is stopping."}})
-async def readyz(shared: Shared, response: Response) -> Health:
-    """Whether requests are taken."""
-    if shared.scheduler.stopping:
-        response.status_code = 503
-        return Health(status="stopping")
-    return Health(status="ok")
-
-
-@probes.get("/metrics", response_class=PlainTextResponse)
-async def metrics(shared: Shared) -> Response:
-    """For Prometheus."""
-    return Response(shared.metrics.page(), media_type=CONTENT_TYPE_LATEST)
-
-
-def create_app(models: Models, settings: Settings, make_runner: MakeRunner = Worker) -> FastAPI:
-    """The server of `models`. Raises InputError for the file of API keys or the images' folder."""
+    Without `make_runner`, models run in this process. Raises InputError for the file of API keys or
+    the folder of images.
+    """
     limits = settings.limits
     keys = ApiKeys(settings.api_keys, settings.shown("api_keys")) if settings.api_keys else None
-    # Last of what may be refused: it leaves a folder.
+    # After the other checks, since it may create a folder.
     store = ImageStore(settings.images, settings.image_seconds) if settings.images else None
     with_key = [Depends(require_key)] if keys else []
-    app = FastAPIOffline(  # FastAPI, with the viewer at /docs from here and not from a CDN
+    app = FastAPIOffline(  # FastAPI whose viewer at /docs needs no CDN
         redoc_url=None,
         title="Intaglio",
         version=__version__,
@@ -74,7 +54,7 @@ def create_app(models: Models, settings: Settings, make_runner: MakeRunner = Wor
         responses = documented(401) if keys else {}
         app.include_router(router, dependencies=with_key, responses=responses)
     app.include_router(jobs.images)
-    app.include_router(probes)
+    app.include_router(probes.router)
     add_page(app)
     add_error_handlers(app)
     _describe(app)
@@ -92,8 +72,11 @@ def create_app(models: Models, settings: Settings, make_runner: MakeRunner = Wor
 
 
 def _describe(app: FastAPI) -> None:
-    """Corrects the OpenAPI page: FastAPI takes it that wrong fields are answered with 422, and
-    errors in the form of what is answered otherwise."""
+    """Correct the OpenAPI document.
+
+    FastAPI assumes that invalid fields are answered with 422, and that an error has the media type
+    of the route's success.
+    """
     schema = app.openapi()
     for path in schema["paths"].values():
         for operation in path.values():
@@ -107,9 +90,15 @@ def _describe(app: FastAPI) -> None:
 
 
 def _lifespan(
-    models: Models, settings: Settings, given: ImageStore | None, make_runner: MakeRunner
+    models: Models,
+    settings: ServerSettings,
+    given: ImageStore | None,
+    make_runner: MakeRunner | None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """Without a `given` store there is one that goes with the server."""
+    """Create the services at start, and close them at the end.
+
+    Without a `given` store, images go to a temporary folder, which is removed at the end.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -120,7 +109,7 @@ def _lifespan(
         cleaner = asyncio.create_task(_expire(store, settings.image_seconds))
         yield
         cleaner.cancel()
-        await app.state.services.scheduler.close()
+        await app.state.services.queue.close()
         if not given:
             shutil.rmtree(store.folder, ignore_errors=True)
 
@@ -132,5 +121,5 @@ async def _expire(store: ImageStore, seconds: float) -> None:
         try:
             await asyncio.to_thread(store.expire)
         except Exception as error:
-            logs.bug(error)  # and on: the disk may come back
+            logs.bug(error)  # continue, since the disk may recover
         await asyncio.sleep(min(60.0, seconds))

@@ -1,4 +1,4 @@
-"""`intaglio serve`: parses, listens, prints."""
+"""The command `intaglio serve`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fastapi import FastAPI
 from intaglio import Error
 from intaglio.serve import logs
 from intaglio.serve.app import create_app
-from intaglio.serve.connections import listen, uvicorn_config
-from intaglio.serve.models import Models
-from intaglio.serve.settings import Settings, read_settings
-from intaglio.serve.worker import Worker
+from intaglio.serve.engine.worker import Worker
+from intaglio.serve.models.registry import Models
+from intaglio.serve.settings import ServerSettings, read_settings
+from intaglio.serve.transport.connections import listen, uvicorn_config
 
 
 def serve(
@@ -30,37 +30,42 @@ def serve(
         list[str],
         typer.Argument(
             metavar="BUNDLE...",
-            help="Folders that `intaglio export` wrote; NAME=FOLDER to give one another name.",
+            help="Folders that `intaglio export` wrote; NAME=FOLDER serves one under another name.",
         ),
     ],
     host: Annotated[
         str | None, typer.Option(help="Address to listen on [127.0.0.1].", metavar="ADDRESS")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port to listen on; 0 takes a free one [8000].", metavar="N")
+        int | None,
+        typer.Option(help="Port to listen on; 0 selects a free one [8000].", metavar="N"),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Settings and limits (docs/serving.md).", metavar="F.toml")
+        Path | None,
+        typer.Option(help="File with settings and limits (docs/serving.md).", metavar="F.toml"),
     ] = None,
     api_keys: Annotated[
-        Path | None, typer.Option(help="File with an API key a line.", metavar="FILE")
+        Path | None, typer.Option(help="File with one API key per line.", metavar="FILE")
     ] = None,
     cors: Annotated[
         list[str] | None,
-        typer.Option(help="Origin whose pages may call the server.", metavar="ORIGIN"),
+        typer.Option(
+            help="Origin whose pages may call the server; may be repeated.", metavar="ORIGIN"
+        ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="Where to run, as for `intaglio generate`.", metavar="NAME"),
+        typer.Option(help="Device to run on, as for `intaglio generate`.", metavar="NAME"),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads to run with; 0: one per core.", metavar="N")
+        int | None, typer.Option(help="Number of threads; 0: one per core.", metavar="N")
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(help="Images that share one run [8].", metavar="N")
+        int | None,
+        typer.Option(help="Largest number of images that share one run [8].", metavar="N"),
     ] = None,
     log_prompts: Annotated[
-        bool | None, typer.Option("--log-prompts", help="Write prompts into the log.")
+        bool | None, typer.Option("--log-prompts", help="Write prompts to the log.")
     ] = None,
 ) -> None:
     """Serve bundles over HTTP: OpenAI's image endpoint, jobs with live previews, and a page.
@@ -76,7 +81,7 @@ def serve(
         models = Models(bundles, settings)
         models.check_device()
         listener = listen(settings.host, settings.port)
-        app = create_app(models, settings)  # after what else may be refused: it makes a folder
+        app = create_app(models, settings)  # after the other checks, since it may create a folder
     except Error as error:
         _fail(str(error), error.exit_code)
     logs.set_up()
@@ -86,15 +91,15 @@ def serve(
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that, when told to stop, first lets the scheduler drain while it still answers."""
+    """A uvicorn server that keeps answering while it drains the request queue before it stops."""
 
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
+    def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
         super().__init__(uvicorn_config(app, settings))
         self._app, self._settings = app, settings
         self._draining: list[asyncio.Task[None]] = []
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-        return nullcontext()  # uvicorn's would end the process with the signal, not with 0
+        return nullcontext()  # uvicorn's handler would make the signal the exit code, not 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
@@ -107,23 +112,27 @@ class Server(uvicorn.Server):
         typer.echo(f"intaglio: serving on http://{shown}:{port}")
 
     def _stop(self) -> None:
-        """The first signal drains; a second one ends what runs at its next step."""
+        """Drain at the first signal; end the running requests at their next step at the second."""
         grace = 0 if self._draining else self._settings.grace
         self._draining.append(asyncio.get_running_loop().create_task(self._drain(grace)))
-        what = "what runs may end; a second signal stops it" if grace else "what runs is stopped"
+        what = "running requests are stopped"
+        if grace:
+            what = "running requests may finish; a second signal stops them"
         logs.write("stopping", grace=grace, what=what)
 
     async def _drain(self, grace: float) -> None:
         try:
-            if self.started:  # otherwise there is nothing to drain yet
-                await self._app.state.services.scheduler.drain(grace)
+            if self.started:  # otherwise there is no queue yet
+                await self._app.state.services.queue.drain(grace)
         finally:
             self.should_exit = True
 
 
 def _leave() -> None:
-    """Ends the process here if a worker outlives the server, as one does that loads a model:
-    Python would take itself apart around C++ that runs, or wait for it."""
+    """End the process at once if a worker still runs, which is the case while it loads a model.
+
+    Otherwise Python would wait for it, or finalize while its C++ code runs.
+    """
     if any(isinstance(thread, Worker) for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

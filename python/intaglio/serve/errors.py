@@ -1,4 +1,4 @@
-"""What a client is told when a request cannot be served, in the shape of OpenAI's API."""
+"""Errors that a client receives, in the form of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class ErrorDetail(BaseModel):
     """One error.
 
     Attributes:
-        message: one sentence: what is wrong and the way out.
-        type: the kind of error, as OpenAI names kinds.
-        param: the field that is wrong, if it is one.
-        code: the error by a short name.
+        message: one sentence that says what is wrong and how to correct it.
+        type: the kind of error, by OpenAI's names.
+        param: the field that is wrong, or None if no single field is.
+        code: a short name of the error.
     """
 
     message: str
@@ -26,7 +26,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is not a success."""
+    """The body of every answer that reports an error."""
 
     error: ErrorDetail
 
@@ -35,9 +35,9 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 
 
 class ApiError(Exception):
-    """A request that ends with a status of 400 or above.
+    """A request that is answered with a status of 400 or above.
 
-    `retry_after` is in seconds; it goes into the header of that name.
+    `retry_after` is the value of the header Retry-After, in seconds.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ApiError(Exception):
         self.detail = ErrorDetail(message=message, type=kind, param=param, code=code)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, it goes from a replica to whoever asked."""
+        """Support pickling, since a Ray replica sends its errors to the front process."""
         return ApiError.__new__, (ApiError, *self.args), self.__dict__
 
     @property
@@ -64,28 +64,31 @@ class ApiError(Exception):
         return ErrorBody(error=self.detail).model_dump()
 
 
-def said(message: str) -> str:
-    """Pydantic's message as the end of a sentence."""
-    message = message.removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+# The answer to an exception that the server does not expect.
+INTERNAL_ERROR = ApiError(
+    500, "internal_error", "the server failed unexpectedly: its log has the traceback"
+)
+CANCELLED = ApiError(409, "cancelled", "the job was cancelled")
 
 
-# What nobody foresaw.
-BUG = ApiError(500, "internal_error", "the server made a mistake; its log says more")
+def reason(pydantic_message: str) -> str:
+    """Return pydantic's message in a form that can end a sentence."""
+    text = pydantic_message.removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]
 
 
 def limit_error(param: str, message: str) -> ApiError:
-    """A field that asks for more than the server gives."""
+    """Return the error for a field that exceeds a limit of the server."""
     return ApiError(400, "limit_exceeded", message, param=param)
 
 
 def value_error(param: str | None, message: str) -> ApiError:
-    """A field that cannot be what it is."""
+    """Return the error for a field whose value is invalid."""
     return ApiError(400, "invalid_value", message, param=param)
 
 
 def run_error(error: intaglio.Error) -> ApiError:
-    """What became of a run in the C++ library."""
+    """Convert an error of the C++ library into one for the client."""
     if isinstance(error, intaglio.UsageError):
         return value_error(None, str(error))
     if isinstance(error, intaglio.OutOfMemoryError):
@@ -94,19 +97,19 @@ def run_error(error: intaglio.Error) -> ApiError:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Entries of the OpenAPI page for answers with these statuses."""
+    """Return the entries of the OpenAPI document for errors with these statuses."""
     return {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in statuses}
 
 
 _MEANINGS = {
     400: "A field is wrong or above a limit; `param` names it.",
-    401: "No API key, or a wrong one.",
-    404: "There is no such thing.",
+    401: "The API key is missing or wrong.",
+    404: "What the path names does not exist.",
     408: "The body took too long to arrive.",
-    413: "The body is above the limit.",
-    429: "The queue is full; `Retry-After` says when to come back.",
+    413: "The body is larger than the limit.",
+    429: "The queue is full; `Retry-After` says when to try again.",
     500: "The run failed.",
-    503: "The server is stopping or out of memory; `Retry-After` says when to come back.",
-    504: "The request did not end before its deadline.",
-    507: "There is no room to store the image.",
+    503: "The server is stopping or out of memory; `Retry-After` says when to try again.",
+    504: "The request did not finish before its deadline.",
+    507: "The image could not be stored, because the disk is full.",
 }

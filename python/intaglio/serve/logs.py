@@ -1,4 +1,4 @@
-"""One JSON object a line, on stderr."""
+"""Logs on stderr, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import json
 import logging
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from intaglio.serve.job import Job
-
-# Ours, uvicorn's, what nobody awaited, and where Python's warnings go: a device passed over.
+# asyncio logs exceptions of tasks that nothing awaited. Python's warnings go to py.warnings, such
+# as the one about a device that was not used.
 _LEVELS = {
     "intaglio.serve": logging.INFO,
     "uvicorn": logging.WARNING,
@@ -22,7 +20,7 @@ _LOGGER = logging.getLogger("intaglio.serve")
 
 
 class JsonFormatter(logging.Formatter):
-    """Time, level and event, and the fields that came with them."""
+    """Formats a record as its time, level and event, followed by its own fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -38,7 +36,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up() -> None:
-    """Sends them to stderr."""
+    """Send all logs of the process to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.captureWarnings(True)
@@ -49,26 +47,10 @@ def set_up() -> None:
 
 
 def write(event: str, **fields: Any) -> None:
-    """One line."""
+    """Write one line."""
     _LOGGER.info(event, extra={"fields": fields})
 
 
 def bug(error: BaseException) -> None:
-    """A line with the traceback of what should not have happened."""
+    """Write a line with the traceback of an exception that the server does not expect."""
     _LOGGER.error("bug", exc_info=error)
-
-
-def job_ended(job: Job, *, prompts: bool) -> None:
-    """A line on a request that has ended, without its prompts unless asked."""
-    texts = ("prompt", "negative_prompt")
-    fields = job.admitted.fields
-    write(
-        "job",
-        id=job.id,
-        client=job.client,
-        status=job.status,
-        error=job.error.detail.code if job.error else None,
-        seconds={name: round(spent, 4) for name, spent in job.timings.items()},
-        notes=job.notes,
-        **{name: value for name, value in fields.items() if prompts or name not in texts},
-    )

@@ -1,4 +1,4 @@
-"""What Prometheus reads."""
+"""Metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from prometheus_client.registry import Collector
 
 from intaglio import Generation
 
-# From a small model's step to a large one's whole run.
+# Bounds from one step of a small model to a whole run of a large one.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class _Collected(Collector):
-    """Metrics read off at each scrape."""
+    """Metrics whose values are read at each scrape."""
 
     def __init__(self, read: Callable[[], Iterator[Metric]]) -> None:
         self._read = read
@@ -25,7 +25,7 @@ class _Collected(Collector):
 
 
 class Metrics:
-    """One server's; counters and histograms are moved by whoever does the thing."""
+    """The metrics of one server. The module that does the counted work raises the counter."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -37,30 +37,30 @@ class Metrics:
             full = f"intaglio_{name}_seconds"
             return Histogram(full, text, labels, buckets=_SECONDS, registry=self.registry)
 
-        self.wait = seconds("queue_wait", "From acceptance to joining a batch", "model")
+        self.wait = seconds("queue_wait", "Time from acceptance to joining a batch", "model")
         self.stage = seconds(
-            "stage", "Of a request: text, denoise, network (of denoise), vae, png", "model", "stage"
+            "stage", "Time of a request in each stage; network is part of denoise", "model", "stage"
         )
         self.run = seconds("batch_step", "One evaluation of all members of a batch", "model")
         self.steps = counter("steps", "Solver steps, over all requests", "model")
         self.rows = counter(
-            "rows", "Rows through the transformer's blocks before and after the fork",
+            "rows", "Rows that ran through the transformer's blocks before and after the fork",
             "model", "blocks",
         )  # fmt: skip
         self.branches = counter(
             "branch_steps", "Steps that ran the branch, over all requests", "model", "branch"
         )
-        self.jobs = counter("jobs", "Requests that ended, by how", "model", "status")
+        self.jobs = counter("jobs", "Finished requests by status", "model", "status")
         self.lost = counter("lost_attempts", "Attempts whose replica died", "model")
-        self.images = counter("images", "Images drawn", "model")
-        self.rejections = counter("rejections", "Requests that were refused, by why", "code")
+        self.images = counter("images", "Generated images", "model")
+        self.rejections = counter("rejections", "Rejected requests by error code", "code")
 
     def read(self, read: Callable[[], Iterator[Metric]]) -> None:
-        """Adds metrics that `read` gives at each scrape."""
+        """Add metrics that `read` returns at each scrape."""
         self.registry.register(_Collected(read))
 
     def generated(self, model: str, generation: Generation, text: float, png: float) -> None:
-        """Counts what a request took; `text` and `png` are seconds."""
+        """Count the work of one finished request; `text` and `png` are seconds."""
         timings = generation.timings
         stages = {
             "text": text, "denoise": timings.denoise, "network": timings.network,
@@ -80,12 +80,12 @@ class Metrics:
         self.images.labels(model).inc(len(generation.images))
 
     def page(self) -> bytes:
-        """In Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 def gauge(name: str, text: str, values: dict[str, float]) -> Metric:
-    """A gauge for each model."""
+    """Return a gauge with one value per model."""
     family = GaugeMetricFamily(f"intaglio_{name}", text, labels=["model"])
     for model, value in values.items():
         family.add_metric([model], value)
@@ -93,7 +93,7 @@ def gauge(name: str, text: str, values: dict[str, float]) -> Metric:
 
 
 def lookups(hits: int, misses: int) -> Metric:
-    """The embedding cache's lookups, by result."""
+    """Return the number of lookups in the embedding cache, by result."""
     family = CounterMetricFamily(
         "intaglio_embedding_cache", "Lookups of prompt embeddings", labels=["result"]
     )

@@ -1,13 +1,13 @@
-"""The server on Ray Serve: a front that keeps the requests, and replicas that draw them.
+"""The server on Ray Serve: one front process with the request queue, and replicas of the models.
 
     serve run intaglio.serve.ray_app:app bundles=fashion.bundle
 
-The front is the HTTP side of `intaglio serve`; each replica has its scheduler and its batch. Ray
-starts as many replicas as the queue needs, and sends a request to one that has its model loaded if
-it can. A replica that dies loses nothing: the front sends again what that had.
+The front is the HTTP side of `intaglio serve`; each replica has a queue and a batch of its own. Ray
+starts as many replicas as the load needs, and prefers a replica that has loaded the model of the
+request. If a replica dies, the front sends its requests to another one.
 """
 
-# No postponed annotations: Ray looks at that of `app`.
+# Annotations are not postponed, since Ray reads the one of `app`.
 
 import tempfile
 from collections.abc import AsyncGenerator
@@ -26,19 +26,19 @@ from ray.serve.handle import DeploymentHandle
 
 from intaglio import Error, UsageError
 from intaglio.serve import logs
+from intaglio.serve.api.schemas import GenerationRequest
+from intaglio.serve.api.services import Services
 from intaglio.serve.app import create_app
-from intaglio.serve.dispatcher import Dispatcher, Drawn
-from intaglio.serve.errors import ApiError, said
-from intaglio.serve.images import ImageStore
-from intaglio.serve.job import CANCELLED, Job
+from intaglio.serve.engine.dispatcher import Dispatcher, ReplicaResult
+from intaglio.serve.engine.images import ImageStore
+from intaglio.serve.engine.inbox import Inbox
+from intaglio.serve.engine.job import Job
+from intaglio.serve.errors import CANCELLED, ApiError, reason
 from intaglio.serve.metrics import Metrics
-from intaglio.serve.models import Model, Models, absolute
-from intaglio.serve.scheduler import Scheduler
-from intaglio.serve.schemas import GenerationRequest
-from intaglio.serve.services import Services
-from intaglio.serve.settings import Settings, read_settings
+from intaglio.serve.models.registry import Model, Models, absolute
+from intaglio.serve.settings import ServerSettings, read_settings
 
-# What Ray raises for a replica that died, and for an answer that was lost with its machine.
+# Ray raises these for a replica that died, and for a result that was lost with its machine.
 LOST = (RayActorError, ObjectLostError)
 
 
@@ -47,14 +47,14 @@ def _split(value: Any) -> Any:
 
 
 class Arguments(BaseModel):
-    """What the application is told: `serve run` takes it as NAME=VALUE, a Serve file as args.
+    """The arguments of the application: NAME=VALUE for `serve run`, `args` in a Serve file.
 
     Attributes:
-        bundles: folders or NAME=FOLDER, at the same path on every machine; on the command line
-            separated by commas.
-        config: file with the settings of `intaglio serve`; host and port are Ray's own matter.
+        bundles: folders or NAME=FOLDER, at the same path on every machine; separated by commas on
+            the command line.
+        config: file with the settings of `intaglio serve`; Ray itself sets host and port.
         autoscaling: fields of Ray Serve's AutoscalingConfig, for the replicas.
-        cpus: of each replica. gpus: likewise.
+        cpus: CPUs of each replica. gpus: GPUs of each replica.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -67,23 +67,23 @@ class Arguments(BaseModel):
 
 
 class Refused(click.ClickException):
-    """Ends `serve run` with one sentence; `serve status` shows it below what Ray adds."""
+    """Ends `serve run` with one sentence, which `serve status` shows below Ray's own message."""
 
     def __init__(self, error: Error) -> None:
         super().__init__(f"intaglio: {' '.join(str(error).split())}")
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Prints it as it is."""
+        """Print the message without a prefix."""
         click.echo(self.message, file, err=True)
 
 
 def app(arguments: Arguments | dict[str, Any]) -> Application:
-    """The application, for `serve run`, a Serve file or `ray.serve.run`.
+    """Build the application for `serve run`, a Serve file or `ray.serve.run`.
 
-    Relative paths are seen from the folder of the process that this runs in: that of `serve run`,
-    but one of the cluster for a Serve file. Raises Refused.
+    Relative paths are relative to the folder of the calling process: that of `serve run`, or for a
+    Serve file a process of the cluster. Raises Refused.
     """
-    # Ray would check them itself if the annotation were `Arguments`, and print a traceback.
+    # With the annotation `Arguments` alone, Ray would check them itself and print a traceback.
     try:
         return _build(Arguments.model_validate(arguments))
     except ValidationError as errors:
@@ -93,20 +93,20 @@ def app(arguments: Arguments | dict[str, Any]) -> Application:
 
 
 def _sentence(errors: ValidationError) -> str:
-    """What is wrong with the arguments: a name that there is not, or the first thing."""
+    """Describe the first error in the arguments, or an unknown name if there is one."""
     wrong = max(errors.errors(), key=lambda error: error["type"] == "extra_forbidden")
-    name = ".".join(map(str, wrong["loc"])) or "autoscaling"  # what Ray checks as a whole
+    name = ".".join(map(str, wrong["loc"])) or "autoscaling"  # which Ray checks as a whole
     if wrong["type"] == "missing":
         return f"{name} is missing: give {name}=FOLDER, or {name} among args of a Serve file"
     if wrong["type"] == "extra_forbidden":
         return f"there is no argument {name}: give {', '.join(Arguments.model_fields)}"
-    return f"{name} does not fit: {said(wrong['msg'])}"
+    return f"{name} is invalid: {reason(wrong['msg'])}"
 
 
 def _build(arguments: Arguments) -> Application:
     bundles = [absolute(bundle) for bundle in arguments.bundles]
     settings = read_settings(arguments.config and arguments.config.absolute(), {})
-    Models(bundles, settings)  # refused here, not by a replica
+    Models(bundles, settings)  # reports a bad bundle here, not in a replica
     defaults = {"max_replicas": 4, "target_ongoing_requests": settings.max_batch}
     scaling = AutoscalingConfig(**defaults | arguments.autoscaling)
     replica = serve.deployment(Replica).options(
@@ -118,63 +118,71 @@ def _build(arguments: Arguments) -> Application:
     front = serve.deployment(Front).options(
         max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0}
     )
-    # As many as all replicas could have are out at once: Ray scales by what it sees.
-    room = scaling.max_replicas * _ongoing(settings)
-    return front.bind(replica.bind(bundles, settings), bundles, settings, room)
+    # The front sends as many requests as all replicas can hold, since Ray scales by what is sent.
+    capacity = scaling.max_replicas * _ongoing(settings)
+    return front.bind(replica.bind(bundles, settings), bundles, settings, capacity)
 
 
-def _ongoing(settings: Settings) -> int:
-    """Requests that a replica has at once: a full batch, and those that join when one leaves."""
+def _ongoing(settings: ServerSettings) -> int:
+    """Return the requests that a replica holds: a full batch, and as many to follow."""
     return 2 * settings.max_batch
 
 
 @serve.ingress()
 class Front:
-    """Takes requests, and keeps each until its images are there."""
+    """Accepts requests, and keeps each until its images arrive."""
 
     def __init__(
-        self, replicas: DeploymentHandle, bundles: list[str], settings: Settings, room: int
+        self,
+        replicas: DeploymentHandle,
+        bundles: list[str],
+        settings: ServerSettings,
+        capacity: int,
     ) -> None:
-        """`room`: requests of a model that are with replicas at once."""
+        """`capacity` is the number of requests of one model that are with replicas at once."""
         logs.set_up()
         self._replicas, self._bundles = replicas, bundles
-        self._settings, self._room = settings, room
+        self._settings, self._capacity = settings, capacity
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(Models(self._bundles, self._settings), self._settings, self._dispatcher)
 
-    def _dispatcher(self, scheduler: Scheduler, model: Model) -> Dispatcher:
+    def _dispatcher(
+        self, inbox: Inbox, model: Model, store: ImageStore, metrics: Metrics
+    ) -> Dispatcher:
         handle = self._replicas.options(stream=True, multiplexed_model_id=model.name)
-        return Dispatcher(scheduler, model, lambda job: _draw(handle, job), LOST, self._room)
+        return Dispatcher(
+            inbox, store, metrics, lambda job: _run(handle, job), LOST, self._capacity
+        )
 
 
-async def _draw(
+async def _run(
     handle: DeploymentHandle, job: Job
-) -> AsyncGenerator[tuple[str, dict[str, Any]] | Drawn, None]:
-    """Has `job` drawn by some replica. Raises one of LOST."""
+) -> AsyncGenerator[tuple[str, dict[str, Any]] | ReplicaResult, None]:
+    """Run `job` on some replica. Raises one of LOST."""
     response = handle.draw.remote(job.admitted.fields, job.client, job.preview)
     try:
-        async for told in response:
-            yield told
+        async for event in response:
+            yield event
     finally:
-        response.cancel()  # nothing if it has ended
+        response.cancel()  # has no effect if it has ended
 
 
 class Replica:
-    """Draws requests of all models, each loaded when it is first asked for."""
+    """Runs requests of all models, each of which is loaded on first use."""
 
-    def __init__(self, bundles: list[str], settings: Settings) -> None:
+    def __init__(self, bundles: list[str], settings: ServerSettings) -> None:
         logs.set_up()
         models = Models(bundles, settings)
-        # The front has counted them already.
+        # The front has applied the limit on waiting requests already.
         limits = settings.limits.model_copy(update={"queue": _ongoing(settings)})
         settings = settings.model_copy(update={"limits": limits})
         self._folder = tempfile.TemporaryDirectory(prefix="intaglio-")
         store = ImageStore(Path(self._folder.name), settings.image_seconds)
         self._services = Services(models, settings, store, Metrics())
 
-        # Tells Ray which models are here. `Models` loads them and counts their memory.
-        @serve.multiplexed(max_num_models_per_replica=models.held_at_once)  # type: ignore[untyped-decorator]
+        # Ray learns from this which models are loaded here; `Models` loads and evicts them.
+        @serve.multiplexed(max_num_models_per_replica=models.loaded_at_once)  # type: ignore[untyped-decorator]
         async def loaded(name: str) -> Model:
             return models.get(name)
 
@@ -182,16 +190,16 @@ class Replica:
 
     async def draw(
         self, fields: dict[str, Any], client: str, preview: bool
-    ) -> AsyncGenerator[tuple[str, dict[str, Any]] | Drawn, None]:
-        """Each step and preview of a request that the front has admitted, then what was drawn."""
+    ) -> AsyncGenerator[tuple[str, dict[str, Any]] | ReplicaResult, None]:
+        """Yield each step and preview of a request that the front has admitted, then the result."""
         services = self._services
         await self._loaded(serve.get_multiplexed_model_id())
         try:
             request = GenerationRequest.model_validate(fields)
             job = services.make_job(request, client, stored=False, preview=preview)
-            services.scheduler.submit(job, services.settings.limits.deadline)
+            services.queue.submit(job, services.settings.limits.deadline)
         except ApiError as error:
-            yield Drawn(error)
+            yield ReplicaResult(error)
             return
         try:
             async with aclosing(job.follow()) as events:
@@ -199,5 +207,5 @@ class Replica:
                     if event in {"step", "preview"}:
                         yield event, data
         finally:
-            services.scheduler.stop(job, CANCELLED)  # nothing if it has ended
-        yield Drawn(job.error, job.pngs, job.notes, job.timings)
+            services.queue.stop(job, CANCELLED)  # has no effect if it has ended
+        yield ReplicaResult(job.error, job.pngs, job.notes, job.timings)

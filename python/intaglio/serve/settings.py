@@ -1,4 +1,4 @@
-"""What a server is told, from a TOML file and flags, and the limits that requests are held to."""
+"""Settings of a server, read from a TOML file and flags, and the limits on requests."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from pydantic import (
 )
 
 from intaglio import InputError, UsageError
-from intaglio.serve.errors import said
+from intaglio.serve.errors import reason
 
 
 class Limits(BaseModel):
-    """The most that one request may ask for, or all together; checked before any work starts.
+    """Limits on requests, checked before any work starts.
 
     Attributes:
         width: pixels. height: pixels.
         steps: denoising steps.
-        n: images.
+        n: images per request.
         total_pixels: n * width * height.
-        prompt_characters: of the prompt, and of the negative prompt.
-        body_bytes: of a request's body.
-        body_seconds: that a body may take to arrive; a request's head has as long.
-        connections: that are open at once; a further one is answered with 503. Well below the
-            1024 files that a process may usually have open.
-        queue: requests that wait, over all models. Clients share a full one: one that holds its
-            share is refused with 429; for another, the newest of the client with most gives way.
+        prompt_characters: length of the prompt, and of the negative prompt.
+        body_bytes: size of a request's body.
+        body_seconds: time in which the body must arrive; the head of a request has the same time.
+        connections: open connections. A further connection is answered with 503. The default is
+            well below 1024, the usual limit on the open files of a process.
+        queue: waiting requests of all models. When the queue is full, a client that has its share
+            or more in it is rejected with 429. For any other client, the newest request of the
+            client with the most requests is removed.
         deadline: seconds from acceptance to the end; a request may ask for less.
     """
 
@@ -46,7 +47,7 @@ class Limits(BaseModel):
 
     width: PositiveInt = 2048
     height: PositiveInt = 2048
-    steps: Annotated[int, Field(ge=1, le=10_000)] = 100  # what any run may have
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 100  # the library's own maximum
     n: PositiveInt = 8
     total_pixels: PositiveInt = 8 * 1024 * 1024
     prompt_characters: PositiveInt = 4000
@@ -66,24 +67,25 @@ def _check_proxy(entry: str) -> str:
 Proxy = Annotated[str, AfterValidator(_check_proxy)]
 
 
-class Settings(BaseModel):
-    """All of a server's settings; a configuration file has them under these names.
+class ServerSettings(BaseModel):
+    """All settings of a server; a configuration file has them under these names.
 
     Attributes:
-        host: address to listen on. port: 0 takes a free one.
-        api_keys: file with a key a line; None: no keys are asked for.
+        host: address to listen on. port: port to listen on; 0 selects a free one.
+        api_keys: file with one key per line; None: no key is required.
         cors: origins whose pages may call the server.
-        proxies: addresses or networks of reverse proxies, whose X-Forwarded-For and
-            X-Forwarded-Proto are believed; "*": anybody's.
-        device: as `Pipeline.open` takes it. threads, prepack: likewise; a server loads a model
-            once, so it packs unless told not to.
+        proxies: addresses or networks of reverse proxies whose X-Forwarded-For and
+            X-Forwarded-Proto are trusted; "*" trusts every address.
+        device: device of `Pipeline.open`. threads: likewise. prepack: likewise, but on by default,
+            since a server loads a model once and then runs it many times.
         max_batch: images that share one run of the transformer.
-        memory_bytes: of loaded bundles, by the size of their files; None: no limit.
-        embedding_bytes: of cached prompt embeddings.
-        images: folder for images that are fetched by URL; None: one that ends with the server.
-        image_seconds: how long such an image, and an ended job, can be fetched.
-        grace: seconds that running requests have to finish once the server is told to stop.
-        log_prompts: write prompts into the log.
+        memory_bytes: total size of the loaded bundles' files; None: no limit.
+        embedding_bytes: size of the cached prompt embeddings.
+        images: folder for images that are fetched by URL; None: a temporary folder that is removed
+            when the server stops.
+        image_seconds: how long such an image, or a finished job, can be fetched.
+        grace: seconds that running requests have to finish after the server is asked to stop.
+        log_prompts: whether prompts are written to the log.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -107,25 +109,25 @@ class Settings(BaseModel):
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def shown(self, name: str) -> str:
-        """A setting as whoever gave it knows it: a flag, or a name in a file."""
+        """Return where the setting was given: as a flag, or as a name in the configuration file."""
         return self._origins.get(name, name)
 
 
-def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
-    """The file's settings with `flags` (None: not given) laid over them.
+def read_settings(config: Path | None, flags: dict[str, Any]) -> ServerSettings:
+    """Read the configuration file and override it with the flags that are not None.
 
-    Relative paths in the file are seen from its folder.
+    Relative paths in the file are relative to its folder.
 
-    Raises InputError for a file that cannot be read, UsageError naming the setting for a value
-    that does not fit.
+    Raises InputError if the file cannot be read, and UsageError, which names the setting, for an
+    unknown setting or an invalid value.
     """
     values: dict[str, Any] = {}
     if config:
         try:
             values = tomllib.loads(config.read_text("utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise InputError(f"cannot read --config {config}: {reason}") from None
+            cause = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"cannot read --config {config}: {cause}") from None
         for name in ("api_keys", "images"):
             if isinstance(values.get(name), str):
                 values[name] = config.parent / values[name]
@@ -134,13 +136,13 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
         if value is not None:
             values[name], origins[name] = value, f"--{name.replace('_', '-')}"
     try:
-        settings = Settings.model_validate(values)
+        settings = ServerSettings.model_validate(values)
     except ValidationError as errors:
         wrong = errors.errors()[0]
         name = ".".join(map(str, wrong["loc"]))
         where = f"--config {config}" if config else "the command line"
         if wrong["type"] == "extra_forbidden":
-            raise UsageError(f"{where} has a setting {name}, which there is not") from None
-        raise UsageError(f"{name} does not fit in {where}: {said(wrong['msg'])}") from None
+            raise UsageError(f"{where} has an unknown setting {name}: remove it") from None
+        raise UsageError(f"{name} is invalid in {where}: {reason(wrong['msg'])}") from None
     settings._origins = origins
     return settings

@@ -1,4 +1,4 @@
-"""The model of `intaglio deploy triton`: the server's scheduler behind Triton's Python backend."""
+"""The model that `intaglio deploy triton` writes: the server's queue in Triton's Python backend."""
 
 from __future__ import annotations
 
@@ -11,41 +11,43 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as triton  # Triton brings it
+import triton_python_backend_utils as triton  # part of Triton
 from pydantic import ValidationError
 
-from intaglio.deploy.tensors import OUTPUTS, inputs
 from intaglio.serve import logs
-from intaglio.serve.errors import BUG, ApiError, said, value_error
-from intaglio.serve.images import ImageStore
-from intaglio.serve.job import CANCELLED, Job
+from intaglio.serve.api.schemas import GenerationRequest
+from intaglio.serve.api.services import Services
+from intaglio.serve.engine.images import ImageStore
+from intaglio.serve.engine.job import Job
+from intaglio.serve.errors import CANCELLED, INTERNAL_ERROR, ApiError, reason, value_error
 from intaglio.serve.metrics import Metrics
-from intaglio.serve.models import Models
-from intaglio.serve.schemas import GenerationRequest
-from intaglio.serve.services import Services
-from intaglio.serve.settings import Settings
+from intaglio.serve.models.registry import Models
+from intaglio.serve.settings import ServerSettings
+from intaglio.serve.triton_tensors import OUTPUTS, inputs
 
-# Seconds between looks at whether a client has gone.
-LOOK = 0.2
+# Seconds between checks whether a client has cancelled its request.
+CANCEL_CHECK_SECONDS = 0.2
 
 
 class TritonPythonModel:
-    """Each image of a request is a job of its own; the request is answered when all have ended."""
+    """Runs each image of a request as a job, and answers when all of them have ended."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the bundle. Raises intaglio.Error for it, ValidationError for a parameter."""
+        """Load the bundle. Raises intaglio.Error for it, and ValidationError for a parameter."""
         logs.set_up()
         config = json.loads(args["model_config"])
         parameters = {
             name: value["string_value"]
             for name, value in config.get("parameters", {}).items()
-            if name.islower()  # Triton's own are in capitals
+            if name.islower()  # Triton's own parameters are in capitals
         }
-        settings = Settings.model_validate({**parameters, "max_batch": config["max_batch_size"]})
+        settings = ServerSettings.model_validate(
+            {**parameters, "max_batch": config["max_batch_size"]}
+        )
         bundle = Path(args["model_repository"]) / args["model_version"] / "bundle"
         models = Models([f"{args['model_name']}={bundle}"], settings)
         (model,) = models
-        models.acquire(model)  # now, so that Triton says ready when it is
+        models.acquire(model)  # now, so that Triton is ready only when the model is loaded
         models.release(model)
         manifest = json.loads((bundle / "bundle.json").read_text("utf-8"))
         self._inputs = inputs(manifest)
@@ -55,14 +57,15 @@ class TritonPythonModel:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         asyncio.run_coroutine_threadsafe(self._begin(models, settings), self._loop).result()
 
-    async def _begin(self, models: Models, settings: Settings) -> None:
+    async def _begin(self, models: Models, settings: ServerSettings) -> None:
         store = ImageStore(Path(self._folder.name), settings.image_seconds)
         self._services = Services(models, settings, store, Metrics())
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Lets requests into the batch, which their answers leave later.
+        """Submit the requests, which are answered later.
 
-        Returns once all have joined it, so those that wait do it in Triton's queue.
+        Returns when all of them have joined the batch, so that further requests wait in Triton's
+        queue.
         """
         joining = [
             asyncio.run_coroutine_threadsafe(self._join(request), self._loop)
@@ -72,9 +75,9 @@ class TritonPythonModel:
             joined.result()
 
     def finalize(self) -> None:
-        """Lets what runs end, as far as the setting grace allows."""
-        scheduler = self._services.scheduler
-        for end in (scheduler.drain(self._services.settings.grace), scheduler.close()):
+        """Let running requests finish within the seconds of the setting `grace`."""
+        queue = self._services.queue
+        for end in (queue.drain(self._services.settings.grace), queue.close()):
             asyncio.run_coroutine_threadsafe(end, self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._folder.cleanup()
@@ -96,7 +99,7 @@ class TritonPythonModel:
             await job.started.wait()
 
     def _rows(self, request: Any) -> list[dict[str, Any]]:
-        """The fields of each image."""
+        """Return the fields of each image."""
         rows: list[dict[str, Any]] = []
         for tensor in self._inputs:
             given = triton.get_input_tensor_by_name(request, tensor.name)
@@ -114,13 +117,13 @@ class TritonPythonModel:
         except ValidationError as errors:
             wrong = errors.errors()[0]
             name = str(wrong["loc"][0])
-            raise value_error(name, f"{name} does not fit: {said(wrong['msg'])}") from None
+            raise value_error(name, f"{name} is invalid: {reason(wrong['msg'])}") from None
         job = self._services.make_job(request, "triton", stored=False)
-        self._services.scheduler.submit(job, self._services.settings.limits.deadline)
+        self._services.queue.submit(job, self._services.settings.limits.deadline)
         return job
 
     async def _answer(self, sender: Any, jobs: list[Job]) -> None:
-        """Sends what comes of them. Nobody else would: whatever goes wrong is sent too."""
+        """Send the images or the error, whichever error it is, since nothing else answers."""
         try:
             response = await self._response(sender, jobs)
         except Exception as error:
@@ -129,14 +132,14 @@ class TritonPythonModel:
         _send(sender, response)
 
     async def _response(self, sender: Any, jobs: list[Job]) -> Any:
-        """The images of all jobs. Raises ApiError."""
+        """Return the response with the images of all jobs. Raises ApiError."""
         ended = asyncio.gather(*(job.ended.wait() for job in jobs))
         error: ApiError | None = None
         while not ended.done():
-            await asyncio.wait({ended}, timeout=LOOK)
+            await asyncio.wait({ended}, timeout=CANCEL_CHECK_SECONDS)
             error = error or next((job.error for job in jobs if job.error), None)
             if error or sender.is_cancelled():
-                self._stop(jobs)  # nothing for those that have ended
+                self._stop(jobs)  # has no effect on jobs that have ended
         if error:
             raise error
         values = {
@@ -148,11 +151,11 @@ class TritonPythonModel:
 
     def _stop(self, jobs: list[Job]) -> None:
         for job in jobs:
-            self._services.scheduler.stop(job, CANCELLED)
+            self._services.queue.stop(job, CANCELLED)
 
 
 def _field(name: str, value: np.ndarray[Any, Any]) -> Any:
-    """One image's entry of a tensor as a field of a request. Raises ApiError."""
+    """Convert one image's entry of a tensor to a field of a request. Raises ApiError."""
     values = value.tolist()
     if values and isinstance(values[0], bytes):
         try:
@@ -163,15 +166,15 @@ def _field(name: str, value: np.ndarray[Any, Any]) -> Any:
 
 
 def _failed(error: Exception) -> Any:
-    """The response that says it; a bug of ours goes into the log."""
+    """Return the response for an error, and log one that the server does not expect."""
     if not isinstance(error, ApiError):
         logs.bug(error)
-        error = BUG
+        error = INTERNAL_ERROR
     return triton.InferenceResponse(error=_error(error))
 
 
 def _error(error: ApiError) -> Any:
-    """As Triton tells kinds of errors apart."""
+    """Convert to Triton's error with the code for its kind."""
     kinds = triton.TritonError
     code = kinds.INTERNAL
     if error.detail.code == CANCELLED.detail.code:

@@ -1,4 +1,4 @@
-"""What tests do and see in the page."""
+"""Actions on the page, and what they show."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PIXELS = """(image) => {
 
 
 class Watch:
-    """What a page asks for, and what goes wrong in it."""
+    """The requests of a page, their responses, and the errors on it."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -43,21 +43,21 @@ class Watch:
         page.on("pageerror", lambda error: self.problems.append(str(error)))
 
     def _hear(self, message: ConsoleMessage) -> None:
-        # Chromium logs every refusal, which tests look at in `responses`.
+        # Chromium logs every error status, which tests check in `responses`.
         if message.type in {"error", "warning"} and "status of" not in message.text:
             self.problems.append(message.text)
 
     def asked(self, path: str, method: str = "POST") -> list[Request]:
-        """The requests to `path` so far."""
+        """Return the requests to `path` so far."""
         return [r for r in self.requests if r.method == method and urlsplit(r.url).path == path]
 
     def created(self) -> list[str]:
-        """The ids of all jobs that the server took."""
+        """Return the ids of all jobs that the server accepted."""
         posts = self.asked("/v1/jobs")
         return [r.json()["id"] for r in self.responses if r.request in posts and r.status == 202]
 
     def jobs(self) -> list[dict[str, Any]]:
-        """The bodies of all jobs that were asked for."""
+        """Return the bodies of all requests for jobs."""
         return [request.post_data_json for request in self.asked("/v1/jobs")]
 
 
@@ -70,7 +70,7 @@ def wait_until(page: Page, status: str) -> None:
 
 
 def pixels(image: Locator) -> NDArray[np.uint8]:
-    """[H, W, 3]: what the browser made of an <img>."""
+    """Return the decoded pixels of an <img>, [H, W, 3]."""
     expect(image).to_be_visible()
     flat = image.evaluate(PIXELS)
     width = image.evaluate("(image) => image.naturalWidth")
@@ -82,6 +82,6 @@ def decoded(png: bytes) -> NDArray[np.uint8]:
 
 
 def assert_same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> None:
-    """One request's picture, drawn twice: in another batch a sum may round to the next level."""
+    """Compare pictures of one request, which may differ by one level if their batches differ."""
     assert one.shape == other.shape
     assert np.abs(one.astype(int) - other).max() <= 1

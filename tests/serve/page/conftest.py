@@ -1,4 +1,4 @@
-"""A real browser on the server's page."""
+"""A real browser that shows the server's page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.serve.page.browser import PROMPT, Watch
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The distribution's. Skips where there is none, which is never in CI."""
+    """Chromium of the system. Skips if there is none, which is never so in CI."""
     chromium = shutil.which("chromium")
     if not chromium:
         absent("there is no chromium on the PATH")
@@ -29,7 +29,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def watch(browser: Browser, server: Any) -> Iterator[Watch]:
-    """The page, ready. Afterwards: nothing went wrong, and nothing was asked of anyone else."""
+    """The page, ready for input. The end checks that it had no error and asked no other server."""
     context = browser.new_context(
         base_url=server.url, permissions=["clipboard-read", "clipboard-write"]
     )

@@ -1,4 +1,4 @@
-"""The page at / for everybody: what it says when something is refused, and how it is read."""
+"""The page's errors, API keys and accessibility."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.serve.page.browser import PROMPT, Watch, pixels, press, wait_until
 PHONE = {"width": 360, "height": 740}
 
 
-def test_a_refusal_is_told_in_the_servers_words(page: Page, watch: Watch) -> None:
+def test_an_error_is_shown_with_the_servers_message(page: Page, watch: Watch) -> None:
     page.get_by_label("Steps", exact=True).fill("1000000000")
     press(page, "Generate")
     alert = page.get_by_role("alert")
@@ -34,7 +34,7 @@ def test_a_refusal_is_told_in_the_servers_words(page: Page, watch: Watch) -> Non
     expect(page.get_by_label("Steps", exact=True)).not_to_have_attribute("aria-invalid", "true")
 
 
-def test_a_window_that_is_refused_is_pointed_at(page: Page) -> None:
+def test_an_invalid_window_is_focused(page: Page) -> None:
     page.get_by_text("More", exact=True).click()
     page.get_by_label("DG from").fill("0.8")
     page.get_by_label("DG to").fill("0.2")
@@ -44,28 +44,28 @@ def test_a_window_that_is_refused_is_pointed_at(page: Page) -> None:
     expect(page.get_by_label("DG from")).to_be_focused()
 
 
-def test_a_prompt_that_is_cut_is_told(page: Page, watch: Watch, server: Any) -> None:
+def test_the_note_on_a_truncated_prompt_is_shown(page: Page, watch: Watch, server: Any) -> None:
     page.get_by_label("Prompt", exact=True).fill("boot " * 200)
     press(page, "Compare")
     wait_until(page, "Done.")
-    said = fetch(f"{server.url}/v1/jobs/{watch.created()[0]}").json()["notes"]
-    assert said
+    sent = fetch(f"{server.url}/v1/jobs/{watch.created()[0]}").json()["notes"]
+    assert sent
     notes = page.locator("#notes")
-    expect(notes).to_have_text("; ".join(said))  # not once for each of the four
+    expect(notes).to_have_text("; ".join(sent))  # once, not for each of the four
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     press(page, "Generate")
     wait_until(page, "Done.")
     expect(notes).to_be_empty()
 
 
-def test_the_description_of_the_api_asks_nobody_else(page: Page) -> None:
-    """`watch` looks at what is asked for."""
+def test_the_api_documentation_asks_no_other_server(page: Page) -> None:
+    """`watch` checks the requests."""
     page.goto("/docs")
     expect(page.get_by_role("heading", name="Intaglio")).to_be_visible()
     expect(page.get_by_role("link", name="/v1/images/generations")).to_be_visible()
 
 
-def test_a_server_that_is_gone_is_told(page: Page, watch: Watch) -> None:
+def test_an_unreachable_server_is_reported(page: Page, watch: Watch) -> None:
     page.route("**/v1/jobs", lambda route: route.abort("connectionrefused"))
     press(page, "Generate")
     expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached")
@@ -74,7 +74,7 @@ def test_a_server_that_is_gone_is_told(page: Page, watch: Watch) -> None:
     problems.clear()
 
 
-def test_a_stream_that_breaks_off_is_taken_up_again(page: Page, watch: Watch) -> None:
+def test_an_interrupted_stream_is_resumed(page: Page, watch: Watch) -> None:
     cut = {"status": 200, "content_type": "text/event-stream", "body": ": nothing yet\r\n\r\n"}
     page.route("**/events", lambda route: route.fulfill(**cut), times=1)
     press(page, "Generate")
@@ -89,7 +89,7 @@ def test_a_job_that_cannot_be_followed_is_cancelled(page: Page, watch: Watch, se
     expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached")
     [job] = watch.created()
     url = f"{server.url}/v1/jobs/{job}"
-    # Its events end when the job does.
+    # The events end when the job ends.
     assert "event: error" in fetch(f"{url}/events").text
     assert fetch(url).json()["status"] == "cancelled"
     problems = watch.problems
@@ -97,9 +97,9 @@ def test_a_job_that_cannot_be_followed_is_cancelled(page: Page, watch: Watch, se
     problems.clear()
 
 
-def test_an_api_key_is_asked_for_when_it_is_needed(browser: Browser, server: Any) -> None:
+def test_an_api_key_is_requested_when_it_is_needed(browser: Browser, server: Any) -> None:
     page = browser.new_context(base_url=server.url).new_page()
-    keys: list[str | None] = []  # that were sent
+    keys: list[str | None] = []  # the keys that the page sent
     valid = "first"
 
     def guard(route: Route) -> None:
@@ -138,7 +138,7 @@ def test_an_api_key_is_asked_for_when_it_is_needed(browser: Browser, server: Any
     page.context.close()
 
 
-def test_a_model_that_is_drawn_by_class_has_classes_for_a_prompt(page: Page, watch: Watch) -> None:
+def test_a_model_that_draws_by_class_has_classes_for_a_prompt(page: Page, watch: Watch) -> None:
     models = json.loads(page.request.get("/v1/models").body())
     details = models["data"][0]["intaglio"]
     details |= {"prompt": False, "classes": [0, 1, 2], "sizes": None}
@@ -149,7 +149,7 @@ def test_a_model_that_is_drawn_by_class_has_classes_for_a_prompt(page: Page, wat
     expect(page.get_by_label("Prompt", exact=True)).to_be_hidden()
     expect(page.get_by_label("Width")).to_be_disabled()
     press(page, "Generate")
-    # The server behind it is drawn by prompt, and says so.
+    # The server's own model draws by prompt, so the server rejects the class.
     expect(page.get_by_role("alert")).to_contain_text("class_label")
     [job] = watch.jobs()
     assert (job["class_label"], job["cfg_scale"]) == (2, [4, 2])
@@ -158,7 +158,7 @@ def test_a_model_that_is_drawn_by_class_has_classes_for_a_prompt(page: Page, wat
 
 
 def open_all(page: Page) -> None:
-    """Everything that the page can show at once."""
+    """Show everything that the page can show at once."""
     page.get_by_text("More", exact=True).click()
     press(page, "Compare")
     wait_until(page, "Done.")

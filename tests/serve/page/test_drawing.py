@@ -1,4 +1,4 @@
-"""The page at / in a real browser, against a real server: drawing, comparing, taking along."""
+"""Drawing, comparing, snippets and history on the page, with a real browser and server."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from playwright.sync_api import Page, expect
 from tests.serve.conftest import fetch
 from tests.serve.page.browser import PROMPT, Watch, assert_same, decoded, pixels, press, wait_until
 
-# So many steps that a run is there until it is stopped; within what the tests' server allows.
+# Steps of a run that goes on until it is stopped, within the limit of the tests' server.
 LONG = 10_000
 
-# Keeps every text and picture that is shown while a run goes on, however short.
+# Records every text and picture that the page shows during a run, however briefly.
 RECORDER = """() => {
   window.shown = { steps: [], pictures: [] };
   new MutationObserver((records) => {
@@ -33,7 +33,7 @@ RECORDER = """() => {
 
 
 def drawn_alone(server: Any, request: dict[str, Any]) -> NDArray[np.uint8]:
-    """[H, W, 3]: what the server draws for `request`, asked without the page."""
+    """Draw `request` without the page, and return the pixels, [H, W, 3]."""
     url = f"{server.url}/v1/images/generations"
     answer = httpx2.post(url, json={**request, "response_format": "url"}, timeout=120)
     assert answer.status_code == 200, answer.text
@@ -41,7 +41,7 @@ def drawn_alone(server: Any, request: dict[str, Any]) -> NDArray[np.uint8]:
 
 
 def drawn_by(server: Any, job: str) -> NDArray[np.uint8]:
-    """[H, W, 3]: the picture of the job of that id."""
+    """Return the pixels of the job's picture, [H, W, 3]."""
     [url] = fetch(f"{server.url}/v1/jobs/{job}").json()["images"]
     return decoded(fetch(url).content)
 
@@ -60,7 +60,7 @@ def test_enter_draws_the_picture_that_the_server_draws(
     drawn = drawn_by(server, job)
     np.testing.assert_array_equal(pixels(page.locator("#left")), drawn)
     assert_same(drawn, drawn_alone(server, request))
-    # Small pictures keep their pixels: one of the screenshot is one of the picture.
+    # Small pictures are enlarged without smoothing.
     expect(page.locator("#left")).to_have_css("image-rendering", "pixelated")
 
 
@@ -69,7 +69,7 @@ def test_the_queue_every_step_and_previews_are_shown(page: Page, server: Any) ->
     page.get_by_label("Steps", exact=True).fill("6")
     with server.full():
         press(page, "Generate")
-        expect(page.locator("#step")).to_have_text("place 1 in the queue")
+        expect(page.locator("#step")).to_have_text("position 1 in the queue")
     wait_until(page, "Done.")
 
     shown = page.evaluate("shown")
@@ -97,7 +97,7 @@ def test_cancel_ends_the_job_at_the_server(page: Page, watch: Watch, server: Any
     assert page.get_by_role("alert").inner_text() == ""
 
 
-def test_a_new_run_takes_the_place_of_the_old(page: Page, watch: Watch, server: Any) -> None:
+def test_a_new_run_replaces_the_old_one(page: Page, watch: Watch, server: Any) -> None:
     page.get_by_label("Steps", exact=True).fill(str(LONG))
     press(page, "Generate")
     expect(page.locator("#step")).to_contain_text("step ")
@@ -105,26 +105,26 @@ def test_a_new_run_takes_the_place_of_the_old(page: Page, watch: Watch, server: 
     press(page, "Generate")
     wait_until(page, "Done.")
     old, new = watch.created()
-    # The old one's events end when it does.
+    # The events of the old job end when it ends.
     assert "event: error" in fetch(f"{server.url}/v1/jobs/{old}/events").text
     np.testing.assert_array_equal(pixels(page.locator("#left")), drawn_by(server, new))
     expect(page.get_by_role("button", name="Restore:")).to_have_count(1)
 
 
-def test_a_page_that_is_left_cancels_its_job(page: Page, watch: Watch, server: Any) -> None:
+def test_leaving_the_page_cancels_its_job(page: Page, watch: Watch, server: Any) -> None:
     page.get_by_label("Steps", exact=True).fill(str(LONG))
     press(page, "Generate")
     expect(page.locator("#step")).to_contain_text("step ")
     [job] = watch.created()
     url = f"{server.url}/v1/jobs/{job}"
     page.goto("/healthz")
-    # Its events end when the job does.
+    # The events end when the job ends.
     assert "event: error" in fetch(f"{url}/events").text
     assert fetch(url).json()["status"] == "cancelled"
 
 
 def seen(page: Page) -> NDArray[np.uint8]:
-    """[H, W, 3]: the colours on the screen in the middle of each pixel of the picture."""
+    """Return the colour on the screen at the centre of each pixel of the picture, [H, W, 3]."""
     frame = page.locator("#frame")
     screen = decoded(frame.screenshot())
     width, height = page.locator("#left").evaluate("(i) => [i.naturalWidth, i.naturalHeight]")
@@ -166,7 +166,7 @@ def test_the_divider_moves_by_keyboard(page: Page) -> None:
     np.testing.assert_array_equal(left, pixels(four.nth(2)))
     np.testing.assert_array_equal(right, pixels(four.nth(1)))
 
-    plain = np.s_[4:12, 2:-2]  # neither names, nor the line at an edge, nor its handle
+    plain = np.s_[4:12, 2:-2]  # without the names, the line at an edge and its handle
     divider.press("End")
     np.testing.assert_array_equal(seen(page)[plain], left[plain])
     divider.press("Home")
@@ -192,7 +192,7 @@ def test_a_guidance_that_is_off_is_compared_at_its_default(page: Page, watch: Wa
 
 
 def fill_all(page: Page) -> None:
-    """A request in which every field has something to say."""
+    """Fill the form so that every field differs from its default."""
     page.get_by_label("Negative prompt").fill("a 'bag' of $HOME")
     page.get_by_label("Seed", exact=True).fill("11")
     page.get_by_label("Steps", exact=True).fill("5")
@@ -204,7 +204,7 @@ def fill_all(page: Page) -> None:
 
 
 def copied(page: Page, button: str, word: str) -> str:
-    """What `button` put into the clipboard, in the end; it has `word`."""
+    """Press `button`, and return the text in the clipboard as soon as it contains `word`."""
     press(page, button)
     text = "navigator.clipboard.readText()"
     page.wait_for_function(f"async (word) => (await {text}).includes(word)", arg=word)

@@ -1,4 +1,4 @@
-"""The container file and the Kubernetes manifest, by linters and beside the real server."""
+"""The container file and the Kubernetes manifest, checked by linters and against the server."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import typer
 import yaml
 
 from intaglio.serve.cli import serve
-from intaglio.serve.connections import LAST_BYTES
+from intaglio.serve.engine.worker import JOIN_SECONDS
 from intaglio.serve.settings import read_settings
-from intaglio.serve.worker import JOIN_SECONDS
+from intaglio.serve.transport.connections import LAST_BYTES
 from tests.serve.conftest import Running
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -74,7 +74,7 @@ def test_the_settings_fit_the_pod(tmp_path: Path) -> None:
     assert volumes == {mount["name"] for mount in CONTAINER["volumeMounts"]}
 
 
-def test_the_pod_and_the_image_give_flags_that_there_are() -> None:
+def test_the_flags_of_the_pod_and_the_image_exist() -> None:
     app = typer.Typer()
     app.command()(serve)
     entry = re.search(r'^ENTRYPOINT \["intaglio", "serve", (.*)\]$', CONTAINERFILE, re.MULTILINE)
@@ -93,7 +93,7 @@ def test_the_container_file_is_clean() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_container_file_copies_what_there_is() -> None:
+def test_the_files_that_the_image_copies_exist() -> None:
     ignored = (DEPLOY / "Containerfile.dockerignore").read_text()
     for name in re.findall(r"^!(\S+)$", ignored, re.MULTILINE):
         assert list(DEPLOY.parent.glob(name)), name

@@ -1,4 +1,4 @@
-"""The server on a real Ray cluster on this machine, with replicas that come, and are killed."""
+"""The server on a real Ray cluster of this machine, with replicas that start and are killed."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ max_batch = 4
 steps = 10_000
 deadline = 300
 """
-# Ray's own, so that a second replica comes within seconds and stays.
+# Settings of Ray, so that a second replica starts within seconds and stays.
 AUTOSCALING = {
     "min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 1, "look_back_period_s": 2,
     "metrics_interval_s": 1,
 }  # fmt: skip
-FEW = 500  # steps that take long enough for something to happen meanwhile
-# Models that nothing has loaded yet, each for one try.
+FEW = 500  # steps of a run that is still running when a replica is killed
+# Models that no replica has loaded yet, each for one attempt.
 FRESH = [f"fresh-{number}" for number in range(7)]
 
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Where the cluster has its sockets and logs; a short path, as sockets want it."""
+    """The folder of the cluster's sockets and logs, with the short path that sockets require."""
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
@@ -64,7 +64,7 @@ def folder() -> Iterator[Path]:
 def url(
     forked_bundle: Path, dual_bundle: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """A cluster with the application, of several models, on one replica."""
+    """The URL of a cluster that runs the application with several models on one replica."""
     config = tmp_path_factory.mktemp("ray") / "serve.toml"
     config.write_text(CONFIG)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -108,7 +108,7 @@ def pixels(png: bytes) -> np.ndarray[Any, Any]:
 def assert_drawn(
     pipeline: intaglio.Pipeline, image: np.ndarray[Any, Any], seed: int, steps: int
 ) -> None:
-    """As generate() alone draws it; in a batch a value may be rounded to its neighbour."""
+    """Compare with generate(). In a batch, a value may round to the next level."""
     expected = np.asarray(pipeline.generate(PROMPT, seeds=seed, steps=steps).images[0]).astype(int)
     assert np.abs(image - expected).max() <= 1
 
@@ -137,7 +137,7 @@ def running_replicas() -> int:
 
 
 def processes(deployment: str) -> list[psutil.Process]:
-    """Those of a deployment's replicas; Ray gives them their titles."""
+    """Return the processes of a deployment's replicas, by the titles that Ray gives them."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -153,7 +153,7 @@ def kill(process: psutil.Process) -> None:
 
 @pytest.fixture(scope="module")
 def grown(url: str) -> None:
-    """Two replicas, since more requests came than one is to have."""
+    """Make Ray start a second replica, with more requests than one replica should have."""
     assert running_replicas() == 1
     jobs = [post_job(url, steps=2000) for _ in range(16)]
     wait_until(lambda: running_replicas() == 2)
@@ -210,28 +210,28 @@ def test_a_killed_replica_loses_no_request(
         ended = job(url, job_id)
         assert ended["status"] == "done", ended
         images[seed] = pixels(fetch(ended["images"][0]).content)
-    assert metric(url, "lost_attempts_total") > lost, "the one that was killed had no request"
+    assert metric(url, "lost_attempts_total") > lost, "the killed replica had no request"
     for seed, image in images.items():
         assert_drawn(pipeline, image, seed, FEW)
 
 
 @pytest.mark.usefixtures("grown")
-def test_a_request_goes_where_its_model_is(client: openai.OpenAI, folder: Path) -> None:
-    """Once Ray has told its router of the model, which it does without telling anybody when.
+def test_a_request_goes_to_the_replica_with_its_model(client: openai.OpenAI, folder: Path) -> None:
+    """Ray's router learns which replica has a model at some time after the first request.
 
-    Requests that come before may go to another replica, which then has the model too. So each try
-    is of a model that nobody has, and waits longer than the last one. Nearly all have to go to one:
-    Ray looks elsewhere when a replica does not say at once how busy it is.
+    Earlier requests may go to another replica, which then loads the model too. So each attempt uses
+    a model that is not loaded yet, and waits longer than the previous one. Nearly all requests have
+    to go to one replica; Ray uses another one if a replica does not report its load at once.
     """
     runs = 30
 
     def drawn(model: str) -> Counter[str]:
-        """Runs of the model by process, as each has logged them; the front logs all of them."""
+        """Count the runs of the model in the log of each process. The front logs all runs."""
         return Counter(
             path.name
             for path in folder.glob("session_latest/logs/worker-*.err")
             for line in path.read_text().splitlines(keepends=True)
-            if '"event": "job"' in line and line.endswith("\n")  # whole
+            if '"event": "job"' in line and line.endswith("\n")  # a finished line
             if json.loads(line)["model"] == model
         )
 
@@ -244,7 +244,7 @@ def test_a_request_goes_where_its_model_is(client: openai.OpenAI, folder: Path) 
         _, replica, *_ = sorted(drawn(model).values(), reverse=True)
         if replica >= 0.9 * runs:
             return
-    pytest.fail("it goes anywhere")
+    pytest.fail("requests go to any replica")
 
 
 def test_a_killed_front_comes_back(
@@ -254,7 +254,7 @@ def test_a_killed_front_comes_back(
     kill(front)
 
     def answers() -> bool:
-        with suppress(httpx2.HTTPError):  # whatever reached the dead one may never be answered
+        with suppress(httpx2.HTTPError):  # a connection to the killed process may never be answered
             return httpx2.get(f"{url}/readyz", timeout=5).status_code == 200
         return False
 
@@ -262,7 +262,7 @@ def test_a_killed_front_comes_back(
     assert_drawn(pipeline, draw(client, 4, steps=5), 4, 5)
 
 
-def test_the_serve_file_is_one() -> None:
+def test_the_serve_file_is_valid() -> None:
     described = yaml.safe_load((ROOT / "deploy" / "ray.yaml").read_text())
     (application,) = ServeDeploySchema.model_validate(described).applications
     assert application.import_path == f"{app.__module__}:{app.__name__}"

@@ -1,4 +1,4 @@
-"""What the application on Ray is told, as Ray hands it over: without a cluster."""
+"""The arguments of the application on Ray, passed as Ray passes them, but without a cluster."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
 
-from intaglio.serve.models import absolute
+from intaglio.serve.models.registry import absolute
 from intaglio.serve.ray_app import Refused, app
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({}, "bundles is missing: give bundles=FOLDER"),
     ({"bundle": "a"}, "there is no argument bundle: give bundles, config,"),
-    ({"bundles": "a", "cpus": "x"}, "cpus does not fit"),
-    ({"bundles": "a", "gpus": "-1"}, "gpus does not fit"),
+    ({"bundles": "a", "cpus": "x"}, "cpus is invalid"),
+    ({"bundles": "a", "gpus": "-1"}, "gpus is invalid"),
     ({"bundles": "a", "config": "b.toml"}, "cannot read --config {here}/b.toml"),
     ({"bundles": "a"}, "{here}/a"),
     ({"bundles": "n=a"}, "{here}/a"),
@@ -24,7 +24,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "says"), WRONG)
-def test_what_does_not_fit_is_one_sentence(
+def test_an_invalid_argument_is_one_sentence(
     arguments: dict[str, Any],
     says: str,
     tmp_path: Path,
@@ -35,17 +35,17 @@ def test_what_does_not_fit_is_one_sentence(
     with pytest.raises(Refused) as refused:
         build(app, arguments)
     refused.value.show()  # what `serve run` does
-    said = capsys.readouterr().err
-    assert said.startswith("intaglio: ")
-    assert says.format(here=tmp_path) in said
-    assert said.count("\n") == 1
+    line = capsys.readouterr().err
+    assert line.startswith("intaglio: ")
+    assert says.format(here=tmp_path) in line
+    assert line.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("autoscaling", "says"),
     [
-        ({"max_replicas": 0}, "max_replicas does not fit"),
-        ({"min_replicas": 5}, r"autoscaling does not fit: max_replicas \(4\)"),
+        ({"max_replicas": 0}, "max_replicas is invalid"),
+        ({"min_replicas": 5}, r"autoscaling is invalid: max_replicas \(4\)"),
     ],
 )
 def test_autoscaling_is_checked_too(
@@ -55,7 +55,7 @@ def test_autoscaling_is_checked_too(
         build(app, {"bundles": str(forked_bundle), "autoscaling": autoscaling})
 
 
-def test_folders_are_seen_from_where_it_is_told(
+def test_folders_are_relative_to_the_calling_process(
     forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(forked_bundle.parent)

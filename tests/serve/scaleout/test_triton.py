@@ -1,4 +1,4 @@
-"""What `intaglio deploy triton` writes, in a real Triton Inference Server."""
+"""A repository that `intaglio deploy triton` wrote, in a real Triton Inference Server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KINDS = {bytes: "BYTES", int: "INT64", float: "FP64"}
 
 @dataclass(frozen=True)
 class Triton:
-    """A server that runs."""
+    """A running Triton server."""
 
     client: InferenceServerClient
     repository: Path
@@ -47,12 +47,12 @@ class Triton:
         return config.parent.name
 
     def jobs(self) -> list[dict[str, Any]]:
-        """What the model has logged of each that ended."""
+        """Return the model's log line of each finished job."""
         lines = self.log.read_text().splitlines()
         return [json.loads(line) for line in lines if '"event": "job"' in line]
 
     def infer(self, **values: list[list[Any]]) -> InferResult:
-        """Asks with a row of values for each image."""
+        """Send a request with a row of values for each image."""
         return self.client.infer(self.model, [tensor(n, v) for n, v in values.items()])
 
 
@@ -77,7 +77,7 @@ def triton(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     subprocess.run([ENTRY_POINT, "deploy", "triton", forked_bundle, "-o", repository], check=True)
     (config,) = repository.glob("*/config.pbtxt")
     config.write_text(config.read_text().replace('string_value: "0"', 'string_value: "1"'))
-    # Triton runs the system's Python; this one's packages are shown to it, and a numpy it can use.
+    # Triton runs the system's Python, which gets this environment's packages and an older numpy.
     (model,) = repository.glob("*/1/model.py")
     packages = sysconfig.get_path("purelib")
     show = f"import site, sys\nsys.path.insert(0, {str(NUMPY)!r})\nsite.addsitedir({packages!r})\n"
@@ -108,7 +108,7 @@ def triton(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def assert_drawn(png: bytes, pipeline: intaglio.Pipeline, **options: Any) -> None:
-    """As generate() alone draws it; in a batch a value may be rounded to its neighbour."""
+    """Compare with generate(). In a batch, a value may round to the next level."""
     image = np.asarray(Image.open(io.BytesIO(png))).astype(int)
     expected = np.asarray(pipeline.generate(PROMPT, **options).images[0]).astype(int)
     assert np.abs(image - expected).max() <= 1
@@ -133,14 +133,14 @@ def test_each_row_is_the_image_of_generate(triton: Triton, pipeline: intaglio.Pi
     assert_drawn(pngs[2, 0], pipeline, seeds=2**40, steps=2, **guided)
 
 
-def test_what_is_left_out_is_the_bundles(triton: Triton, pipeline: intaglio.Pipeline) -> None:
+def test_the_bundle_has_the_defaults(triton: Triton, pipeline: intaglio.Pipeline) -> None:
     answer = triton.infer(prompt=[[PROMPT.encode()]])
     seed = int(answer.as_numpy("seed")[0, 0])
     assert_drawn(answer.as_numpy("png")[0, 0], pipeline, seeds=seed)
 
 
-def test_requests_of_any_form_run_at_once(triton: Triton, pipeline: intaglio.Pipeline) -> None:
-    """More than a batch has room for, of two sizes."""
+def test_different_requests_run_at_once(triton: Triton, pipeline: intaglio.Pipeline) -> None:
+    """There are more requests than the batch has room for, of two sizes."""
 
     def ask(seed: int) -> bytes:
         size = [[b"40x24"]] if seed % 3 == 0 else [[b"32x32"]]
@@ -161,9 +161,9 @@ def test_requests_of_any_form_run_at_once(triton: Triton, pipeline: intaglio.Pip
 
 
 WRONG: dict[str, tuple[dict[str, list[list[Any]]], str]] = {
-    "steps": ({"steps": [[100_000]]}, "steps 100000 is above this server's limit"),
-    "one of two": ({"steps": [[2], [0]]}, "steps does not fit: .* greater than or equal to 1"),
-    "size": ({"size": [[b"31x31"]]}, "size 31x31 does not fit"),
+    "steps": ({"steps": [[100_000]]}, "steps 100000 exceeds this server's limit"),
+    "one of two": ({"steps": [[2], [0]]}, "steps is invalid: .* greater than or equal to 1"),
+    "size": ({"size": [[b"31x31"]]}, "give multiples of 4"),
     "window": ({"dg_window": [[0.8, 0.2]]}, "dg_window"),
     "not text": ({"negative_prompt": [[b"\xff"]]}, "negative_prompt is not UTF-8 at byte 0"),
 }  # fmt: skip
@@ -179,7 +179,7 @@ def test_a_wrong_field_is_named(triton: Triton, name: str) -> None:
 
 
 def test_a_cancelled_request_makes_room(triton: Triton) -> None:
-    """Runs that take far longer than to cancel them leave the batch to one of another size."""
+    """Long runs are cancelled, which frees the batch for a request of another size."""
     runs = {"prompt": [[PROMPT.encode()]], "size": [[b"128x128"]]}
     asked = [tensor(name, value) for name, value in {**runs, "steps": [[100]]}.items()]
     ended: list[Exception | None] = []
@@ -196,12 +196,12 @@ def test_a_cancelled_request_makes_room(triton: Triton) -> None:
     } == {"StatusCode.CANCELLED"}
     assert triton.infer(prompt=[[PROMPT.encode()]], steps=[[1]]).as_numpy("png").shape == (1, 1)
     long = [job for job in triton.jobs() if job["steps"] == 100 and job["size"] == "128x128"]
-    # One that Triton had not handed over yet has no line.
+    # A request that was still in Triton's queue has no line.
     assert {job["status"] for job in long} == {"cancelled"}
     assert any("queued" in job["seconds"] for job in long), "none joined the batch"
 
 
-def test_the_readmes_client(triton: Triton, tmp_path: Path) -> None:
+def test_the_client_in_the_readme(triton: Triton, tmp_path: Path) -> None:
     text = (triton.repository / "README.md").read_text("utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     assert "127.0.0.1:8001" in block

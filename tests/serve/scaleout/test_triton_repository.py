@@ -1,4 +1,4 @@
-"""`intaglio deploy triton`: what it writes is a model repository by Triton's own schema."""
+"""The model repository of `intaglio deploy triton`, checked with Triton's own schema."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInsta
 
 import intaglio
 from intaglio.deploy.triton import model_name
-from intaglio.serve.schemas import GenerationRequest
-from intaglio.serve.settings import Settings
+from intaglio.serve.api.schemas import GenerationRequest
+from intaglio.serve.settings import ServerSettings
 from tests.fake_bundle import make_bundle
 from tests.integration.conftest import ENTRY_POINT, Command, check
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """The Python entry point, run in an empty folder."""
+    """The Python entry point, which runs in an empty folder."""
     folder = tmp_path / "work"
     folder.mkdir()
     return Command(ENTRY_POINT, folder)
@@ -39,7 +39,7 @@ def repository(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def read_config(repository: Path) -> ModelConfig:
-    """As Triton reads it: what its schema does not have is an error."""
+    """Parse the configuration with Triton's schema, which rejects unknown fields."""
     (path,) = repository.glob("*/config.pbtxt")
     parsed: ModelConfig = text_format.Parse(path.read_text("utf-8"), ModelConfig())
     return parsed
@@ -49,10 +49,10 @@ def test_the_configuration_is_in_tritons_schema(repository: Path) -> None:
     config = read_config(repository)
     assert (repository / config.name / "1" / "model.py").is_file()
     assert config.backend == "python"
-    assert config.max_batch_size == Settings().max_batch
+    assert config.max_batch_size == ServerSettings().max_batch
     assert config.HasField("dynamic_batching")
     assert [group.kind for group in config.instance_group] == [ModelInstanceGroup.KIND_MODEL]
-    assert set(config.parameters) <= Settings.model_fields.keys()
+    assert set(config.parameters) <= ServerSettings.model_fields.keys()
     inputs = {given.name: given for given in config.input}
     left_out = {"model", "n", "class_label"}
     assert set(inputs) == GenerationRequest.model_fields.keys() - left_out
@@ -62,7 +62,7 @@ def test_the_configuration_is_in_tritons_schema(repository: Path) -> None:
     assert {given.name for given in config.output} == {"png", "seed"}
 
 
-def test_the_bundle_goes_along_whole(repository: Path, forked_bundle: Path) -> None:
+def test_the_whole_bundle_is_copied(repository: Path, forked_bundle: Path) -> None:
     (copied,) = repository.glob("*/1/bundle")
     files = sorted(
         path.relative_to(forked_bundle) for path in forked_bundle.rglob("*") if path.is_file()
@@ -92,7 +92,7 @@ def test_its_readme_lists_the_inputs(repository: Path) -> None:
         ("\N{SNOWMAN}", "intaglio"),
     ],
 )
-def test_a_name_is_one_for_folders(name: str, folder: str) -> None:
+def test_a_model_name_is_valid_in_folders_and_urls(name: str, folder: str) -> None:
     assert model_name(name) == folder
 
 
@@ -108,7 +108,7 @@ def test_a_bundle_without_encoders_is_refused(command: Command, tmp_path: Path) 
     check(command, 3, "has no text encoders", "deploy", "triton", bundle, "-o", "out")
 
 
-def test_a_library_is_for_folders(command: Command, forked_bundle: Path) -> None:
+def test_a_library_is_for_the_other_target(command: Command, forked_bundle: Path) -> None:
     words = ["triton", forked_bundle, "-o", "out", "--onnxruntime", "any.so"]
     check(command, 2, "--onnxruntime is for intaglio deploy folder", "deploy", *words)
 
@@ -117,6 +117,6 @@ def test_without_the_schema_nothing_is_written(
     command: Command, forked_bundle: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "tritonclient.py").write_text("raise ImportError('not installed')")
-    says = "Triton's schema is not here (not installed): pip install 'intaglio[triton]'"
+    says = "Triton's schema is not installed (not installed): pip install 'intaglio[triton]'"
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     check(command, 4, says, "deploy", "triton", forked_bundle, "-o", "out", env=env)

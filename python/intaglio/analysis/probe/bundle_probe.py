@@ -57,7 +57,7 @@ def probe_bundle(
     drawn = "prompts" if bundle.classes is None else "classes"
     about = {
         "model": f"{bundle.name} ({bundle.family}), {bundle.blocks} blocks of"
-        f" {bundle.channels} channels, an observed bundle",
+        f" {bundle.hidden_size} channels, an observed bundle",
         "conditions": f"{len(texts)} {drawn}, {len(SEEDS)} seeds, {steps} steps, no guidance",
         "versions": ", ".join(map(" ".join, versions().items())),
         "not answered": "effects, comparisons and settings need the diffusers model",

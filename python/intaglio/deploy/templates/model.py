@@ -1,4 +1,4 @@
-"""The model of this folder's bundle; Triton looks for it here."""
+"""The model of the bundle in this folder, under the name that Triton looks for."""
 
 from intaglio.serve.triton_model import TritonPythonModel
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs every guidance mode once on random embeddings: the bundle has no text encoders of its own.
+# Runs every guidance mode once on random embeddings, since the bundle has no text encoders.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 

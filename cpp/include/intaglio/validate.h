@@ -1,0 +1,18 @@
+// Checks a request without running it.
+#pragma once
+
+#include <vector>
+
+#include "intaglio/bundle.h"
+#include "intaglio/error.h"
+#include "intaglio/generate_options.h"
+
+namespace intaglio {
+
+// Returns what is wrong with the options, in the order in which generate() checks them; the list is
+// empty when generate() would start to run. Messages name options as JSON and Python do ("dg_window
+// 0.7:0.2 holds no part of the run ..."), where the error that generate() throws for the first
+// problem names flags.
+std::vector<Problem> validate(const Bundle& bundle, const GenerateOptions& options);
+
+}  // namespace intaglio

@@ -1,0 +1,69 @@
+#include "intaglio/validate.h"
+
+#include <algorithm>
+#include <cctype>
+#include <map>
+#include <string>
+
+#include "intaglio/options.h"
+#include "pipeline/request.h"
+
+namespace intaglio {
+
+namespace {
+
+// Every flag of generate, without its dashes, and the field that it sets.
+std::map<std::string, std::string> fields_by_flag() {
+  std::map<std::string, std::string> fields{{"image", "image"},
+                                            {"ma-tokens", "ma_tokens"},
+                                            {"prompt-embeds", "prompt_embeds"},
+                                            {"latents-in", "latents"}};
+  const GenerateOptions options;
+  visit_options(options, [&](const OptionInfo& info, const auto&) {
+    const std::string flags = flags_of(info);  // "--seed,--seeds"
+    for (std::size_t begin = 2; begin < flags.size();) {
+      const std::size_t end = std::min(flags.find(',', begin), flags.size());
+      fields[flags.substr(begin, end - begin)] = info.name;
+      begin = end + 3;
+    }
+  });
+  return fields;
+}
+
+// Names fields where an error names flags; a command in backticks stays a command.
+std::string with_field_names(const std::string& message) {
+  static const std::map<std::string, std::string> fields = fields_by_flag();
+  const auto in_flag = [](char c) {
+    return std::islower(static_cast<unsigned char>(c)) != 0 || c == '-';
+  };
+  std::string text;
+  bool command = false;
+  for (std::size_t i = 0; i < message.size();) {
+    std::size_t end = i;
+    if (!command && message.compare(i, 2, "--") == 0)
+      end = static_cast<std::size_t>(
+          std::find_if_not(message.begin() + static_cast<std::ptrdiff_t>(i), message.end(),
+                           in_flag) -
+          message.begin());
+    const auto field = end > i ? fields.find(message.substr(i + 2, end - i - 2)) : fields.end();
+    if (field != fields.end()) {
+      text += field->second;
+      i = end;
+      continue;
+    }
+    if (message[i] == '`') command = !command;
+    text += message[i++];
+  }
+  return text;
+}
+
+}  // namespace
+
+std::vector<Problem> validate(const Bundle& bundle, const GenerateOptions& options) {
+  std::vector<Problem> problems;
+  resolve(bundle, options, problems);
+  for (Problem& problem : problems) problem.message = with_field_names(problem.message);
+  return problems;
+}
+
+}  // namespace intaglio

@@ -1,0 +1,187 @@
+#include "pipeline/validate_inputs.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <string_view>
+
+#include "intaglio/error.h"
+#include "pipeline/problems.h"
+#include "text/unicode.h"
+
+namespace intaglio {
+
+namespace {
+
+// A bundle that is drawn by class takes the class and no text.
+void validate_class(const Bundle& bundle, const GenerateOptions& options,
+                    std::vector<Problem>& problems) {
+  const std::string last = std::to_string(bundle.classes->count - 1);
+  const std::string way_out = bundle.name + " is drawn by class, give --class N from 0 to " + last;
+  const auto refuse = [&](const char* field, const std::string& what) {
+    problems.push_back({field, what + ": " + way_out});
+  };
+  if (options.prompt) refuse("prompt", "--prompt does not fit");
+  if (options.prompt_embeds) refuse("prompt_embeds", "--prompt-embeds does not fit");
+  if (!options.negative_prompt.empty())
+    refuse("negative_prompt", "--negative-prompt does not fit");
+  if (!options.class_label) return refuse("class_label", "--class is missing");
+  const int label = *options.class_label;
+  if (label < 0 || label >= bundle.classes->count)
+    refuse("class_label", "--class " + std::to_string(label) + " is not one of its classes");
+}
+
+void validate_text(const Bundle& bundle, const GenerateOptions& options,
+                   std::vector<Problem>& problems) {
+  const bool encodes = !bundle.prompt->encoders.empty();
+  const auto refuse = [&](const char* field, const std::string& message) {
+    problems.push_back({field, message});
+  };
+  if (options.class_label) {
+    refuse("class_label", "--class does not fit: " + bundle.name + " is drawn by " +
+                              (encodes ? "prompt, give --prompt TEXT"
+                                       : "embeddings, give --prompt-embeds F.safetensors"));
+  }
+  if (options.prompt && options.prompt_embeds) {
+    refuse("prompt_embeds", "--prompt and --prompt-embeds exclude each other: give one");
+  } else if (options.prompt_embeds && !options.negative_prompt.empty()) {
+    refuse("negative_prompt",
+           "--negative-prompt goes with --prompt: with --prompt-embeds it belongs into that file, "
+           "see `intaglio embed --help`");
+  } else if (options.prompt || (!options.prompt_embeds && !encodes)) {
+    collect(problems, "prompt", [&] { check_encoders(bundle); });
+  } else if (!options.prompt_embeds) {
+    refuse("prompt", "--prompt is missing: " + bundle.name +
+                         " is drawn by prompt, give --prompt TEXT or --prompt-embeds "
+                         "F.safetensors");
+  }
+  // Both, and now: a negative prompt that no step asks for still goes into the PNG.
+  if (options.prompt) collect(problems, "prompt", [&] { check_utf8(*options.prompt); });
+  collect(problems, "negative_prompt", [&] { check_utf8(options.negative_prompt); });
+}
+
+void validate_distilled_guidance(const Bundle& bundle, const GenerateOptions& options,
+                                 std::vector<Problem>& problems) {
+  const auto refuse = [&](const std::string& message) {
+    problems.push_back({"distilled_guidance", message});
+  };
+  if (!bundle.input("guidance")) {
+    if (options.distilled_guidance) {
+      refuse("--distilled-guidance does not fit: the transformer of " + bundle.name +
+             " has no input for it, leave it out");
+    }
+    return;
+  }
+  const auto guidance =
+      options.distilled_guidance ? options.distilled_guidance : bundle.defaults.distilled_guidance;
+  if (!guidance) {
+    refuse("--distilled-guidance is missing: the transformer of " + bundle.name +
+           " takes one and the bundle has no default, give a number such as 3.5");
+  } else if (!std::isfinite(static_cast<float>(*guidance))) {
+    refuse("--distilled-guidance must be a finite number");
+  }
+}
+
+// "[1, S, 40]": the shape of the graph's input of that role, of one prompt with S tokens.
+std::string shape_for(const GraphTensor& input) {
+  std::string text = "[1";
+  for (std::size_t i = 1; i < input.axes.size(); ++i) {
+    const auto* size = std::get_if<std::int64_t>(&input.axes[i]);
+    text += ", " + (size ? std::to_string(*size) : "S");
+  }
+  return text + "] float32";
+}
+
+bool fits(const Tensor& tensor, const GraphTensor& input, std::int64_t tokens) {
+  const Shape& shape = tensor.shape();
+  if (tensor.dtype() != DType::float32 || shape.size() != input.axes.size()) return false;
+  if (shape.empty() || shape.front() != 1) return false;
+  for (std::size_t i = 1; i < shape.size(); ++i) {
+    const auto* size = std::get_if<std::int64_t>(&input.axes[i]);
+    if (shape[i] != (size ? *size : tokens)) return false;
+  }
+  return true;
+}
+
+void check_mask(const std::string& name, const Tensor& mask) {
+  const auto marks = mask.floats();
+  const bool marked = std::ranges::find(marks, 1.0F) != marks.end();
+  if (marked && std::ranges::all_of(marks, [](float x) { return x == 0.0F || x == 1.0F; })) return;
+  throw InputError(name + " must hold 1 for tokens and 0 for padding, and at least one 1");
+}
+
+void check_part(const Bundle& bundle, const std::string& name, const Tensor& tensor,
+                const char* role, std::int64_t tokens) {
+  const GraphTensor* input = bundle.input(role);
+  if (!input) {
+    if (tensor.defined())
+      throw InputError(name + " is not an input of " + bundle.name + ": leave it out");
+    return;
+  }
+  if (!tensor.defined())
+    throw InputError("the prompt embeddings lack " + name + ", which " + bundle.name +
+                     " takes as " + shape_for(*input) + ": add it");
+  if (!fits(tensor, *input, tokens)) {
+    throw InputError(name + " has shape " + to_string(tensor.shape()) + " " +
+                     name_of(tensor.dtype()) + " where " + bundle.name + " takes " +
+                     shape_for(*input) + " of S >= 1 tokens: make it with this model's encoders");
+  }
+  if (!std::ranges::all_of(tensor.floats(), [](float x) { return std::isfinite(x); }))
+    throw InputError(name + " holds NaN or infinity: give finite numbers");
+  if (std::string_view(role) == "text_mask") check_mask(name, tensor);
+}
+
+void check_embedding(const Bundle& bundle, const std::string& prefix,
+                     const PromptEmbedding& embedding, std::int64_t tokens) {
+  check_part(bundle, prefix + "prompt_embeds", embedding.text, "text", tokens);
+  check_part(bundle, prefix + "prompt_attention_mask", embedding.text_mask, "text_mask", tokens);
+  check_part(bundle, prefix + "pooled_prompt_embeds", embedding.pooled, "pooled", tokens);
+}
+
+}  // namespace
+
+void validate_inputs(const Bundle& bundle, const GenerateOptions& options,
+                     std::vector<Problem>& problems) {
+  if (bundle.classes) {
+    validate_class(bundle, options, problems);
+  } else {
+    validate_text(bundle, options, problems);
+  }
+  validate_distilled_guidance(bundle, options, problems);
+}
+
+void check_embeds(const Bundle& bundle, const PromptEmbeds& embeds, bool unconditional) {
+  const auto tokens_of = [](const PromptEmbedding& embedding) {
+    const Shape& shape = embedding.text.shape();
+    return shape.size() > 1 ? std::max<std::int64_t>(shape[1], 1) : 1;
+  };
+  const std::int64_t tokens = tokens_of(embeds.positive);
+  check_embedding(bundle, "", embeds.positive, tokens);
+  if (!embeds.negative) {
+    if (!unconditional) return;
+    throw InputError(
+        "the prompt embeddings lack negative_prompt_embeds, which CFG needs: add them (`intaglio "
+        "embed --negative-prompt TEXT`), or give --cfg-scale 1");
+  }
+  const std::int64_t negative = tokens_of(*embeds.negative);
+  if (negative != tokens) {
+    throw InputError("negative_prompt_embeds has " + std::to_string(negative) +
+                     " tokens where prompt_embeds has " + std::to_string(tokens) +
+                     ": make both of one length");
+  }
+  check_embedding(bundle, "negative_", *embeds.negative, tokens);
+}
+
+void check_encoders(const Bundle& bundle) {
+  if (bundle.classes)
+    throw UsageError(bundle.name +
+                     " is drawn by class and reads no prompt: give `intaglio "
+                     "generate` --class N");
+  if (!bundle.prompt->encoders.empty()) return;
+  throw UsageError(
+      bundle.name +
+      " has no text encoders: give --prompt-embeds F.safetensors, which `intaglio embed` makes "
+      "from a bundle of this model with them, or diffusers' encode_prompt and safetensors");
+}
+
+}  // namespace intaglio

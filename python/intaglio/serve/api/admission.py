@@ -1,0 +1,105 @@
+"""Admission: a request is checked against all limits before any work starts."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from intaglio.serve.api.model_views import defaults_of
+from intaglio.serve.api.options import CLASS, SAMPLING, TEXTS
+from intaglio.serve.api.schemas import GenerationRequest
+from intaglio.serve.api.validation import check_options
+from intaglio.serve.engine.job import AdmittedRequest
+from intaglio.serve.errors import limit_error, value_error
+from intaglio.serve.models.registry import Model
+from intaglio.serve.settings import Limits
+
+
+def admit(
+    request: GenerationRequest, model: Model, limits: Limits, max_batch: int
+) -> AdmittedRequest:
+    """Check everything that can be checked without running. Raises ApiError naming the field."""
+    images = request.n or 1
+    largest = min(limits.n, max_batch)
+    if images > largest:
+        raise limit_error("n", f"n {images} exceeds this server's limit: give {largest} or fewer")
+    height, width = _size(request, model, limits)
+    if images * height * width > limits.total_pixels:
+        raise limit_error(
+            "size",
+            f"size {width}x{height} times n {images} exceeds this server's limit of"
+            f" {limits.total_pixels} pixels: reduce size or n",
+        )
+    subject = _subject(request, model, limits)
+    sampling = _sampling(request, model, limits)
+    seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+    seeds = [seed + i for i in range(images)]
+    options = {**subject, **sampling, "height": height, "width": width, "seeds": seeds}
+    check_options(model.bundle, options)
+    fields = {"model": model.name, **subject, "n": images, "size": f"{width}x{height}"}
+    return AdmittedRequest(model, options, images, {**fields, "seed": seed, **sampling})
+
+
+def _size(request: GenerationRequest, model: Model, limits: Limits) -> tuple[int, int]:
+    """Return height and width in pixels, which are within the limits of server and model."""
+    defaults, latent = model.bundle.defaults, model.bundle.latent
+    height, width = defaults.height, defaults.width
+    if request.size:
+        width, height = map(int, request.size.split("x"))
+    largest_height, largest_width = limits.height, limits.width
+    if not latent.fixed_size:
+        largest_height = min(latent.max_height, largest_height)
+        largest_width = min(latent.max_width, largest_width)
+    if height > largest_height or width > largest_width:
+        raise limit_error(
+            "size",
+            f"size {width}x{height} exceeds the limit: give up to {largest_width}x{largest_height}",
+        )
+    return height, width
+
+
+def _subject(request: GenerationRequest, model: Model, limits: Limits) -> dict[str, Any]:
+    """Return what to draw: the class, or the prompt and the negative prompt."""
+    given = {name: getattr(request, name) for name in (*CLASS, *TEXTS)}
+    if model.bundle.classes:
+        # An empty prompt is accepted, since OpenAI's client always sends one.
+        return {name: value for name, value in given.items() if value not in {None, ""}}
+    if not model.encoders:
+        raise value_error("model", f"model {model.name} has no text encoders: choose another model")
+    subject = {name: value for name, value in given.items() if value is not None}
+    if not subject.keys() & {"prompt", *CLASS}:
+        raise value_error("prompt", "prompt is missing: give a description of the image")
+    for name in TEXTS:
+        length = len(subject.get(name, ""))
+        if length > limits.prompt_characters:
+            raise limit_error(
+                name,
+                f"{name} has {length} characters, which exceeds this server's limit: give"
+                f" {limits.prompt_characters} or fewer",
+            )
+    subject.setdefault("negative_prompt", "")
+    return subject
+
+
+def _sampling(request: GenerationRequest, model: Model, limits: Limits) -> dict[str, Any]:
+    """Return steps and guidance, with the bundle's defaults for those that are not given."""
+    values: dict[str, Any] = defaults_of(model.bundle).model_dump()
+    given = {name: getattr(request, name) for name in SAMPLING}
+    values |= {name: value for name, value in given.items() if value is not None}
+    if values["steps"] > limits.steps:
+        raise limit_error(
+            "steps",
+            f"steps {values['steps']} exceeds this server's limit: give {limits.steps} or fewer",
+        )
+    return values
+
+
+def deadline_of(requested: float | None, limits: Limits) -> float:
+    """Return the seconds that a request has. Raises ApiError if it asks for more than allowed."""
+    if requested is not None and requested > limits.deadline:
+        raise limit_error(
+            "deadline",
+            f"deadline {requested:g} exceeds this server's limit: give {limits.deadline:g} seconds"
+            " or less",
+        )
+    return limits.deadline if requested is None else requested

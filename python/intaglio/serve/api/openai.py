@@ -1,0 +1,82 @@
+"""Routes of OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from intaglio.serve.api.admission import deadline_of
+from intaglio.serve.api.error_handlers import error_response
+from intaglio.serve.api.model_views import model_view
+from intaglio.serve.api.schemas import (
+    ImageData,
+    ImageRequest,
+    ImagesResponse,
+    ModelList,
+    ModelView,
+)
+from intaglio.serve.api.services import Shared
+from intaglio.serve.engine.job import Job
+from intaglio.serve.errors import CANCELLED, documented
+from intaglio.serve.transport.auth import Client
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+
+@router.get("/models")
+async def list_models(shared: Shared) -> ModelList:
+    """Return the models that requests can name."""
+    return ModelList(data=[model_view(model) for model in shared.models])
+
+
+@router.get("/models/{model:path}", responses=documented(404))
+async def get_model(model: str, shared: Shared) -> ModelView:
+    """Return one model."""
+    return model_view(shared.models.get(model))
+
+
+@router.post(
+    "/images/generations",
+    response_model=ImagesResponse,
+    response_model_exclude_none=True,
+    responses=documented(400, 404, 408, 413, 429, 500, 503, 504, 507),
+)
+async def generate_images(
+    body: ImageRequest, request: Request, shared: Shared, client: Client
+) -> ImagesResponse | JSONResponse:
+    """Draw images and answer when they are finished. If the client disconnects, the run ends."""
+    stored = body.response_format != "b64_json"
+    job = shared.make_job(body, client, stored=stored)
+    shared.queue.submit(job, deadline_of(None, shared.settings.limits))
+    await _wait_for_end(job, request, shared)
+    if job.error:
+        return error_response(job.error)  # not raised, since it would count as a rejection
+    data = [ImageData(url=image_url(request, name)) for name in job.names]
+    data += [ImageData(b64_json=base64.b64encode(png).decode()) for png in job.pngs]
+    return ImagesResponse(created=int(time.time()), data=data)
+
+
+async def _wait_for_end(job: Job, request: Request, shared: Shared) -> None:
+    """Wait until the job ends, and stop it if the client disconnects."""
+    ended = asyncio.ensure_future(job.ended.wait())
+    disconnected = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({ended, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        disconnected.cancel()
+        shared.queue.stop(job, CANCELLED)  # has no effect if the job has ended
+    await ended
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def image_url(request: Request, name: str) -> str:
+    """Return the URL of an image in the store."""
+    return str(request.url_for("get_image", name=name))

@@ -1,0 +1,139 @@
+// The form, which edits one request. Its fields are those options of a model that have a default.
+import { first, scaleText } from "./drawings.js";
+
+export class RequestForm {
+  #form;
+  #fields;
+  #sliders;
+  #models = [];
+
+  constructor(form) {
+    this.#form = form;
+    this.#fields = form.elements;
+    this.#sliders = [...form.querySelectorAll("input[type=range]")];
+    form.addEventListener("input", (event) => {
+      if (event.target === this.#fields.model) this.#useModel();
+      for (const field of this.#fields) field.removeAttribute("aria-invalid");
+      this.#showScales();
+    });
+    form.querySelector("#dice").addEventListener("click", () => {
+      this.#fields.seed.value = crypto.getRandomValues(new Uint32Array(1))[0];
+      this.#fields.seed.dispatchEvent(new Event("input", { bubbles: true }));
+    });
+    this.#fields.prompt.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      form.requestSubmit(form.querySelector("#generate"));
+    });
+  }
+
+  /** Sets the models, which are the data of GET /v1/models, and enables the form. */
+  setModels(models) {
+    this.#models = models;
+    this.#fields.model.replaceChildren(...models.map(({ id }) => new Option(id)));
+    this.#useModel();
+    this.#showScales();
+    this.#fields.fields.disabled = false;
+  }
+
+  get #details() {
+    return this.#models.find(({ id }) => id === this.#fields.model.value).intaglio;
+  }
+
+  get #byClass() {
+    return this.#details.classes !== null;
+  }
+
+  /** The chosen model's default of every option that has one. */
+  get defaults() {
+    return this.#details.defaults;
+  }
+
+  /** Returns the request in the form that POST /v1/jobs takes. */
+  read() {
+    const text = (name) => this.#fields[name].value;
+    const number = (name) => Number(text(name));
+    const request = { model: text("model") };
+    if (this.#byClass) request.class_label = number("class_label");
+    else request.prompt = text("prompt");
+    if (!this.#byClass && text("negative_prompt")) request.negative_prompt = text("negative_prompt");
+    request.size = `${text("width")}x${text("height")}`;
+    request.seed = number("seed");
+    for (const [name, value] of Object.entries(this.defaults)) {
+      if (this.#isWindow(name)) {
+        const window = [number(`${name}_from`), number(`${name}_to`)];
+        if (String(window) !== String(value)) request[name] = window;
+      } else if (this.#fields.namedItem(name)) {
+        request[name] = this.#value(name);
+      }
+    }
+    return request;
+  }
+
+  /** Sets the fields to a request that `read` returned. */
+  restore({ model, ...request }) {
+    this.#fields.model.value = model;
+    this.#useModel();
+    this.#fill({ negative_prompt: "", ...this.defaults, ...request });
+    this.#fields.seed.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
+  /** Focuses the field that the server's error names, if the form has it. */
+  pointAt(param) {
+    const names = [param, `${param}_from`, param === "size" ? "width" : ""];
+    const field = names.map((name) => this.#fields.namedItem(name)).find((found) => found);
+    if (!field) return;
+    field.closest("details")?.setAttribute("open", "");
+    field.setAttribute("aria-invalid", "true");
+    field.setAttribute("aria-errormessage", "error");
+    field.focus();
+  }
+
+  #useModel() {
+    const { size, sizes, classes, defaults } = this.#details;
+    for (const side of ["width", "height"]) {
+      const field = this.#fields[side];
+      field.disabled = !sizes;
+      field.min = field.step = sizes?.multiple ?? 1;
+      field.max = sizes?.largest[side] ?? size[side];
+    }
+    this.#fields.class_label.replaceChildren(...(classes ?? []).map((label) => new Option(label)));
+    this.#fields.prompt.required = !this.#byClass;
+    for (const label of this.#form.querySelectorAll(".text")) label.hidden = this.#byClass;
+    this.#form.querySelector(".class").hidden = !this.#byClass;
+    for (const slider of this.#sliders) {
+      slider.max = Math.max(slider.max, first(defaults[slider.name]));
+    }
+    this.#fill({ ...defaults, size: `${size.width}x${size.height}` });
+  }
+
+  /** Sets the fields to the given fields of a request; those without a field in the form are skipped. */
+  #fill({ size, ...values }) {
+    [this.#fields.width.value, this.#fields.height.value] = size.split("x");
+    for (const [name, value] of Object.entries(values)) {
+      if (this.#isWindow(name)) {
+        [this.#fields[`${name}_from`].value, this.#fields[`${name}_to`].value] = value;
+      } else if (this.#fields.namedItem(name)) {
+        this.#fields[name].value = first(value);
+      }
+    }
+  }
+
+  #isWindow(name) {
+    return this.#fields.namedItem(`${name}_from`) !== null;
+  }
+
+  /** Returns the field's value. A default that changes over the steps is kept until the field changes. */
+  #value(name) {
+    const value = Number(this.#fields[name].value);
+    return value === first(this.defaults[name]) ? this.defaults[name] : value;
+  }
+
+  #showScales() {
+    for (const slider of this.#sliders) {
+      const text = scaleText(this.#value(slider.name));
+      this.#form.querySelector(`[data-of=${slider.name}]`).textContent = text;
+      slider.ariaValueText = text;
+    }
+  }
+}

@@ -1,0 +1,103 @@
+// Connects the form, the stage and the history with the server.
+import { ApiError, apiKey, draw, getModels } from "./api.js";
+import { fourWays, single } from "./drawings.js";
+import { RequestForm } from "./form.js";
+import { History } from "./history.js";
+import { copies, curl, python } from "./snippets.js";
+import { Stage } from "./stage.js";
+
+const byId = (id) => document.getElementById(id);
+
+const form = new RequestForm(byId("request"));
+const stage = new Stage();
+const history = new History((run) => {
+  form.restore(run.request);
+  stage.show(run);
+});
+let running = null;
+
+async function loadModels() {
+  try {
+    const models = await getModels();
+    if (!models.length) throw new ApiError("This server has no models.");
+    form.setModels(models);
+    showSnippets();
+  } catch (error) {
+    report(error);
+  }
+}
+
+async function start(run) {
+  running?.abort();
+  const mine = new AbortController();
+  running = mine;
+  enable();
+  report(null);
+  showStatus("Drawing…");
+  const before = stage.run;
+  stage.show(run);
+  byId("frame").scrollIntoView({ block: "nearest" });
+  let outcome = "Done.";
+  try {
+    const changed = () => stage.update(run);
+    await Promise.all(run.drawings.map((drawing) => draw(drawing, mine.signal, changed)));
+    history.add(run);
+  } catch (error) {
+    outcome = mine.signal.aborted ? "Cancelled." : "";
+    mine.abort(); // cancels the other drawings of a comparison
+    if (error instanceof ApiError) report(error);
+    else if (error.name !== "AbortError") throw error;
+  }
+  if (running !== mine) return; // another run has begun
+  running = null;
+  enable();
+  showStatus(outcome);
+  const nothing = run.drawings.every(({ picture, preview }) => !picture && !preview);
+  if (nothing && before) stage.show(before);
+}
+
+function enable() {
+  const cancel = byId("cancel");
+  if (!running && document.activeElement === cancel) byId("generate").focus();
+  cancel.disabled = !running;
+}
+
+function showStatus(text) {
+  byId("status").textContent = text;
+}
+
+/** Shows an error, and asks for an API key if the server requires one. */
+function report(error) {
+  byId("error").textContent = error?.message ?? "";
+  if (!error) return;
+  form.pointAt(error.param);
+  if (error.status !== 401) return;
+  byId("key").hidden = false;
+  byId("key").elements.key.focus();
+}
+
+function showSnippets() {
+  const request = form.read();
+  byId("curl").textContent = curl(request);
+  byId("python").textContent = python(request);
+}
+
+byId("request").addEventListener("input", showSnippets);
+byId("request").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const request = form.read();
+  start(event.submitter.id === "compare" ? fourWays(request, form.defaults) : single(request));
+});
+byId("cancel").addEventListener("click", () => running.abort());
+byId("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  apiKey.set(byId("key").elements.key.value);
+  byId("key").hidden = true;
+  report(null);
+  if (byId("fields").disabled) loadModels();
+  else showSnippets();
+});
+addEventListener("pagehide", () => running?.abort());
+copies(byId("copy_curl"), byId("curl"));
+copies(byId("copy_python"), byId("python"));
+loadModels();

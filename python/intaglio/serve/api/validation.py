@@ -1,0 +1,34 @@
+"""The library's own checks of a request, with each problem under the name of a request field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from intaglio import Bundle, _core
+from intaglio.serve.api.options import REQUEST_OPTIONS
+from intaglio.serve.errors import value_error
+
+# Request fields that have another name as an option of `Pipeline.generate`.
+_FIELDS = {"height": "size", "width": "size", "seeds": "seed"}
+
+
+def check_options(bundle: Bundle, options: dict[str, Any]) -> None:
+    """Raise ApiError for the first problem with `options`, which are keywords of `generate`.
+
+    Problems that no field of a request can solve, such as a bundle without a VAE, are left to the
+    run.
+    """
+    for problem in _core.validate(bundle, options):
+        if problem.field in {*_FIELDS, *REQUEST_OPTIONS}:
+            field = _FIELDS.get(problem.field, problem.field)
+            message = _size_message(bundle, options) if field == "size" else problem.message
+            raise value_error(field, message)
+
+
+def _size_message(bundle: Bundle, options: dict[str, Any]) -> str:
+    """Return the message for the field `size`, in place of those for height and width."""
+    latent = bundle.latent
+    way_out = f"give multiples of {bundle.size_multiple} pixels"
+    if latent.fixed_size:
+        way_out = f"leave size out, since {latent.max_width}x{latent.max_height} is the only size"
+    return f"size {options['width']}x{options['height']} does not fit {bundle.name}: {way_out}"

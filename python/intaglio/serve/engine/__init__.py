@@ -1,0 +1,1 @@
+"""From a queued job to its images: queue, worker, batch and, on a cluster, the dispatcher."""

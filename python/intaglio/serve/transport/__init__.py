@@ -1,0 +1,1 @@
+"""Connections, HTTP middleware and API keys."""

@@ -1,0 +1,60 @@
+"""Inputs and outputs of the model in Triton, which are the fields of the server's requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from intaglio.serve.api.options import CLASS, REQUEST_OPTIONS, SAMPLING, TEXTS, Kind
+
+# Images in one run of the transformer; the default of `intaglio serve`.
+MAX_BATCH = 8
+# Data type and dimensions of one image's entry; -1: any length, here one or two values.
+_TYPES: dict[Kind, tuple[str, tuple[int, ...]]] = {
+    Kind.TEXT: ("TYPE_STRING", (1,)),
+    Kind.INTEGER: ("TYPE_INT64", (1,)),
+    Kind.RAMP: ("TYPE_FP64", (-1,)),
+    Kind.WINDOW: ("TYPE_FP64", (2,)),
+}
+# A request has to set one of these; every other option has a default.
+_REQUIRED = {"prompt", "class_label"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of Triton's model configuration.
+
+    Attributes:
+        data_type: name of the type in model_config.proto.
+        dims: dimensions of one image's entry; -1: any length.
+        optional: whether it may be left out, for the bundle's default.
+    """
+
+    name: str
+    data_type: str
+    dims: tuple[int, ...] = (1,)
+    optional: bool = True
+
+    @property
+    def count(self) -> str:
+        """The number of values of one image, in words."""
+        return {1: "one", 2: "two", -1: "one or two"}[self.dims[0]]
+
+
+def inputs(manifest: dict[str, Any]) -> list[Tensor]:
+    """Return the inputs of a bundle. A scale is one number, or two: for the first and last step."""
+    return [
+        *map(_input, CLASS if "classes" in manifest else TEXTS),
+        Tensor("size", "TYPE_STRING"),
+        Tensor("seed", "TYPE_INT64"),
+        *map(_input, SAMPLING),
+    ]
+
+
+def _input(name: str) -> Tensor:
+    data_type, dims = _TYPES[REQUEST_OPTIONS[name].kind]
+    return Tensor(name, data_type, dims, optional=name not in _REQUIRED)
+
+
+# The PNG file, with the options that draw it again inside, and its seed.
+OUTPUTS = [Tensor("png", "TYPE_STRING"), Tensor("seed", "TYPE_INT64")]
