@@ -118,13 +118,13 @@ TEST_F(TablesFile, TruncatedAnywhere) {
 }
 
 TEST_F(TablesFile, NamesWhatIsWrong) {
-  expect_refused("", "names no type");
-  expect_refused("[1, 2]", "names no type");
+  expect_refused("", "has no type");
+  expect_refused("[1, 2]", "has no type");
   expect_refused(changed("/type", "t5_unigram"), "t5_unigram");
   expect_refused(changed("/vocab", nlohmann::json::object()), "vocab");
   expect_refused(changed("/vocab", {{"a", "b"}}), "number");
   expect_refused(changed("/vocab", {{"a", -1}}), "negative");
-  expect_refused(changed("/vocab", {{"a", 1.5}}), "whole");
+  expect_refused(changed("/vocab", {{"a", 1.5}}), "integer");
   expect_refused(changed("/vocab", {{"a", 5000000000}}), "large");
   expect_refused(changed("/merges", nlohmann::json::array({"a zzz"})), "a zzz");
   expect_refused(changed("/merges", nlohmann::json::array({"ab"})), "ab");
