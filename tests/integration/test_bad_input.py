@@ -182,7 +182,7 @@ PLAIN = "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}\n"
         (npy(lambda good: good + b"\0"), "is truncated"),
         (b"", "is not a .npy file"),
         (npy(lambda good: b"PK" + good), "is not a .npy file"),
-        (npy(lambda good: good.replace(b"<f4", b">f4")), "give float32"),
+        (npy(lambda good: good.replace(b"<f4", b">f4")), "convert them to float32"),
         (npy(lambda good: good.replace(b"False", b"True ")), "Fortran order"),
         (npy(lambda good: good.replace(b"shape", b"sharp")), "header that cannot be read"),
         (header(PLAIN.format("4294967296, 4294967296")), "is truncated"),
