@@ -1,12 +1,12 @@
-# Library, headers, executable and the package files for find_package(intaglio).
+# Installs the library, the headers, the executable and the package files for find_package(intaglio).
 include(CMakePackageConfigHelpers)
 
 if(INTAGLIO_BUILD_PYTHON)
-  set(INTAGLIO_INSTALL_PREFIX intaglio/)  # inside the wheel's package folder
-  # Wheels hold no symbolic links: versioned names would be three copies of the library.
+  set(INTAGLIO_INSTALL_PREFIX intaglio/)  # the folder of the package in the wheel
+  # A wheel cannot contain symbolic links, so versioned names would be three copies of the library.
   set_property(TARGET intaglio PROPERTY VERSION)
   set_property(TARGET intaglio PROPERTY SOVERSION)
-  # What the exporter reads beside its code; a source checkout has it in models/.
+  # The exporter reads these files from its data folder, and from models/ in a source checkout.
   install(FILES ${PROJECT_SOURCE_DIR}/models/bundle.schema.json
                 ${PROJECT_SOURCE_DIR}/models/engine.schema.json DESTINATION intaglio_export/data)
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/models/recipes DESTINATION intaglio_export/data OPTIONAL)
@@ -16,8 +16,8 @@ set(INTAGLIO_BINDIR ${INTAGLIO_INSTALL_PREFIX}bin)
 set(INTAGLIO_INCLUDEDIR ${INTAGLIO_INSTALL_PREFIX}include)
 
 set_target_properties(intaglio_cli PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
-# RPATH and not RUNPATH: it holds for what the libraries need too, so that a folder with all of them in lib/
-# (intaglio deploy) runs wherever it lies.
+# This flag writes RPATH instead of RUNPATH. RPATH also applies to the dependencies of libraries, so that a
+# folder that `intaglio deploy` wrote runs anywhere with all libraries in its lib/.
 target_link_options(intaglio_cli PRIVATE -Wl,--disable-new-dtags)
 install(TARGETS intaglio EXPORT intaglio-targets LIBRARY DESTINATION ${INTAGLIO_LIBDIR}
   INCLUDES DESTINATION ${INTAGLIO_INCLUDEDIR})

@@ -40,7 +40,7 @@ class Safetensors : public testing::Test {
   }
 };
 
-TEST_F(Safetensors, WhatIsWrittenIsRead) {
+TEST_F(Safetensors, RoundTrip) {
   Tensor a({2, 1}, DType::float32);
   a.floats()[0] = 1.5F;
   a.floats()[1] = -0.0F;
