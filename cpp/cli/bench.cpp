@@ -9,6 +9,7 @@
 
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "cli/help_formatter.h"
 #include "cli/interrupt.h"
 #include "cli/process.h"
 #include "cli/progress.h"
@@ -267,6 +268,7 @@ void add_bench(CLI::App& app) {
                  "print JSON, which also has allocations and copies per step")
       ->group("Output");
   add_loop_flags(*command, flags->run);
+  move_help_flag_to_end(*command);
   command->callback([flags] { bench(*flags); });
 }
 

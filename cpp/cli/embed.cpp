@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/flags.h"
+#include "cli/help_formatter.h"
 #include "cli/output.h"
 #include "intaglio/error.h"
 #include "intaglio/pipeline.h"
@@ -56,6 +57,7 @@ void add_embed(CLI::App& app) {
       ->type_name("FILE.safetensors")
       ->group("Output");
   add_run_flags(*command, flags->run);
+  move_help_flag_to_end(*command);
   command->callback([flags] { embed(*flags); });
 }
 

@@ -17,7 +17,6 @@ void add_bundle(CLI::App& command, std::filesystem::path& bundle) {
 }
 
 void add_run_flags(CLI::App& command, RunFlags& flags) {
-  add_bundle(command, flags.bundle);
   add_flag(command, "--device", flags.backend.device, "NAME",
            "where to run: cpu, cuda or ort-tensorrt (execution providers of ONNX Runtime), or "
            "auto, which takes cuda where it works and cpu elsewhere [auto]")
@@ -30,15 +29,16 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
                   "path of ONNX Runtime's library, when it is not found automatically")
       ->type_name("LIBRARY")
       ->group(kDeviceGroup);
+  add_bundle(command, flags.bundle);
 }
 
 void add_loop_flags(CLI::App& command, RunFlags& flags) {
   add_run_flags(command, flags);
   command
       .add_flag("--prepack", flags.backend.prepack,
-                "on the CPU, rearrange the weights for its kernels once at the start instead of in "
-                "every step; a float32 step takes 5 to 10 % less time, but the start takes longer "
-                "and processes do not share the memory of the weights")
+                "on the CPU, pack the weights for ONNX Runtime's kernels once at the start instead "
+                "of in every step: a float32 step takes 5 to 10 % less time, but the start takes "
+                "longer and processes do not share the memory of the weights")
       ->group(kDeviceGroup);
 }
 

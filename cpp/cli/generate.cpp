@@ -13,6 +13,7 @@
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/flags.h"
+#include "cli/help_formatter.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
 #include "cli/process.h"
@@ -199,8 +200,8 @@ void add_input_flags(GroupedFlags& grouped, Flags& flags) {
   grouped.add({"cfg_scale", "cfg_window", "distilled_guidance", "dg_scale", "dg_window", "ma_keep",
                "ma_channels"});
   grouped.add_path("--ma-tokens", flags.ma_tokens, "MASK.png",
-                   "grey picture of where Detail Guidance acts: it acts fully on white parts and "
-                   "not on black parts");
+                   "grey picture that limits Detail Guidance: white parts get all of it, black "
+                   "parts none");
   grouped.begin_group("Faster guidance");
   grouped.add({"reuse_interval", "reuse_window"});
   grouped.begin_group("Start from a picture or from latents");
@@ -227,7 +228,7 @@ void add_generate(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   CLI::App* command = app.add_subcommand("generate", "draw images from a prompt or a class");
   command->footer(
-      "[x] is a default. Other defaults come from the bundle: `intaglio inspect BUNDLE` shows "
+      "[x] is a default. The other defaults are in the bundle; `intaglio inspect BUNDLE` shows "
       "them.\n"
       "Examples:\n"
       "  intaglio generate bundle --prompt \"a dark ankle boot\" --seeds 1,2,3 -o boot.png\n"
@@ -236,6 +237,7 @@ void add_generate(CLI::App& app) {
   add_input_flags(grouped, *flags);
   add_output_flags(grouped, *flags);
   add_loop_flags(*command, flags->run);
+  move_help_flag_to_end(*command);
   command->callback([flags] { generate(*flags); });
 }
 

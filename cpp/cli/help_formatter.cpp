@@ -1,6 +1,7 @@
 #include "cli/help_formatter.h"
 
 #include <sstream>
+#include <utility>
 
 namespace intaglio::cli {
 
@@ -26,6 +27,19 @@ std::string wrapped(const std::string& text, std::size_t width) {
 
 std::string HelpFormatter::make_option_desc(const CLI::Option* option) const {
   return wrapped(option->get_description(), kHelpWidth - get_column_width());
+}
+
+std::string HelpFormatter::make_help(const CLI::App* app, std::string name,
+                                     CLI::AppFormatMode mode) const {
+  const std::string help = CLI::Formatter::make_help(app, std::move(name), mode);
+  return CLI::detail::find_and_replace(help, "\n\n\n", "\n\n");
+}
+
+void move_help_flag_to_end(CLI::App& command) {
+  // The strings are copied, because set_help_flag destroys the old flag before it adds the new one.
+  const std::string name = command.get_help_ptr()->get_name(false, true);
+  const std::string description = command.get_help_ptr()->get_description();
+  command.set_help_flag(name, description);
 }
 
 }  // namespace intaglio::cli

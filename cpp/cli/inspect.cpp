@@ -7,6 +7,7 @@
 
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "cli/help_formatter.h"
 #include "intaglio/bundle.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"
@@ -176,7 +177,11 @@ void add_inspect(CLI::App& app) {
       "the model, the block m after which the branches fork, the massive channels, the largest\n"
       "image, the defaults of `intaglio generate`, and the TensorRT engines.\n"
       "Example: intaglio inspect bundle --json");
-  command->add_flag("--json", flags->json, "print JSON, which also has the activations per block");
+  command
+      ->add_flag("--json", flags->json,
+                 "print JSON, which also has the largest activation of every block")
+      ->group("Output");
+  move_help_flag_to_end(*command);
   command->callback([flags] {
     const Json json = describe(Bundle::open(flags->bundle));
     if (flags->json) {

@@ -35,8 +35,7 @@ void visit_options(Options& options, Visitor&& visit) {
          "scale of classifier-free guidance (CFG), 1 + lambda; 1 turns it off and saves a branch; "
          "two numbers, S0:S1, change it linearly over the steps"},
         options.cfg_scale);
-  visit({"cfg_window", "A:B",
-         "steps with CFG: step i of N, counted from 0, has it when A <= i/N < B"},
+  visit({"cfg_window", "A:B", "steps with CFG: every i in 0..N-1 with A <= i/N < B"},
         options.cfg_window);
   visit({"distilled_guidance", "G",
          "guidance scale that a guidance-distilled transformer takes as an input"},
@@ -46,9 +45,8 @@ void visit_options(Options& options, Visitor&& visit) {
        "scale w of Detail Guidance (DG); 0 turns it off and saves a branch; two numbers change it "
        "linearly over the steps"},
       options.dg_scale);
-  visit(
-      {"dg_window", "A:B", "steps with DG: step i of N, counted from 0, has it when A <= i/N < B"},
-      options.dg_window);
+  visit({"dg_window", "A:B", "steps with DG: every i in 0..N-1 with A <= i/N < B"},
+        options.dg_window);
   visit(
       {"ma_keep", "R or R0:R1",
        "share of the massive activations that the degraded branch keeps, from 0 (none) to 1 (all); "
@@ -62,9 +60,9 @@ void visit_options(Options& options, Visitor&& visit) {
          "differences from the conditional branch in between, which is faster but not exact; 1 "
          "turns this off; two numbers, the larger one first, change it linearly over the steps"},
         options.reuse_interval);
-  visit(
-      {"reuse_window", "A:B", "steps with --reuse-interval: A <= i/N < B; all steps if not given"},
-      options.reuse_window);
+  visit({"reuse_window", "A:B",
+         "steps with --reuse-interval: every i with A <= i/N < B; all if not given"},
+        options.reuse_window);
   visit({"scheduler", "NAME",
          "euler, heun or dpmpp-2m for a flow matching model; ddim or dpmpp-2m for a model that "
          "predicts epsilon"},
