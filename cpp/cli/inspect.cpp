@@ -170,7 +170,6 @@ void add_inspect(CLI::App& app) {
   };
   auto flags = std::make_shared<Flags>();
   CLI::App* command = app.add_subcommand("inspect", "check the files of a bundle and describe it");
-  add_bundle(*command, flags->bundle);
   command->footer(
       "It compares the size and SHA-256 of every file with the manifest, then prints the "
       "manifest:\n"
@@ -181,6 +180,7 @@ void add_inspect(CLI::App& app) {
       ->add_flag("--json", flags->json,
                  "print JSON, which also has the largest activation of every block")
       ->group("Output");
+  add_bundle(*command, flags->bundle);
   move_help_flag_to_end(*command);
   command->callback([flags] {
     const Json json = describe(Bundle::open(flags->bundle));

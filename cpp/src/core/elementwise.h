@@ -1,6 +1,6 @@
 // Marks a loop whose iteration i reads and writes element i of its arrays only. Such a loop gives
-// the same result whether its arrays overlap or not, but the compiler vectorises it only when it
-// knows.
+// the same result whether its arrays overlap or not, but the compiler vectorises it only with this
+// pragma.
 #pragma once
 
 #if defined(__clang__)
