@@ -1,4 +1,4 @@
-# Distribution packages (cmake/system-packages.txt); `make setup` installs them.
+# These come from packages of the distribution (cmake/system-packages.txt), which `make setup` installs.
 find_package(nlohmann_json 3.11 REQUIRED)
 find_package(CLI11 2.1 REQUIRED)
 find_package(PNG REQUIRED)
@@ -8,8 +8,8 @@ find_package(Threads REQUIRED)
 find_path(UTF8PROC_INCLUDE_DIR utf8proc.h REQUIRED)
 find_library(UTF8PROC_LIBRARY utf8proc REQUIRED)
 
-# Headers only: the library itself is loaded at run time. Distributions older than Debian 13 lack
-# the package, so cmake/onnxruntime_headers.sh unpacks the newer suite's into build/deps.
+# Only ONNX Runtime's headers are needed, because its library is loaded at run time. Distributions older
+# than Debian 13 have no package of them, so cmake/onnxruntime_headers.sh unpacks them into build/deps.
 find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_cxx_api.h
   HINTS ${PROJECT_SOURCE_DIR}/build/deps/onnxruntime/usr/include
   PATH_SUFFIXES onnxruntime REQUIRED)

@@ -1,15 +1,15 @@
-# Library, headers, executable and the package files for find_package(intaglio): in the component `python`
-# below the wheel's package folder, by default as a C++ project expects them.
+# Installs the library, the headers, the executable and the package files for find_package(intaglio). The component
+# `python` installs them below the wheel's package folder, and the default component as a C++ project expects them.
 include(CMakePackageConfigHelpers)
 
 set_target_properties(intaglio_cli PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
-# RPATH and not RUNPATH: it holds for what the libraries need too, so that a folder with all of them in lib/
-# (intaglio deploy) runs wherever it lies.
+# This flag writes RPATH instead of RUNPATH. RPATH also applies to the dependencies of libraries, so that a
+# folder that `intaglio deploy` wrote runs anywhere with all libraries in its lib/.
 target_link_options(intaglio_cli PRIVATE -Wl,--disable-new-dtags)
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/intaglioConfigVersion.cmake COMPATIBILITY SameMajorVersion)
 
-# `exported` names the set of targets, `namelink` is an option of install(TARGETS) or empty. What follows goes
-# to every install().
+# `exported` names the set of targets, and `namelink` is an option of install(TARGETS) or empty. All further arguments
+# go to every install().
 function(intaglio_install prefix exported namelink)
   install(TARGETS intaglio EXPORT ${exported} LIBRARY DESTINATION ${prefix}lib ${ARGN} ${namelink}
     INCLUDES DESTINATION ${prefix}include)
@@ -23,9 +23,9 @@ endfunction()
 
 intaglio_install("" intaglio-targets "")
 if(INTAGLIO_BUILD_PYTHON)
-  # Wheels hold no symbolic links, so the library goes along under its SONAME only.
+  # A wheel cannot contain symbolic links, so it contains the library under its SONAME only.
   intaglio_install(intaglio/ intaglio-python NAMELINK_SKIP COMPONENT python EXCLUDE_FROM_ALL)
-  # What the exporter reads beside its code; a source checkout has it in models/.
+  # The exporter reads these files from its data folder, and from models/ in a source checkout.
   install(FILES ${PROJECT_SOURCE_DIR}/models/bundle.schema.json
                 ${PROJECT_SOURCE_DIR}/models/engine.schema.json
     DESTINATION intaglio_export/data COMPONENT python EXCLUDE_FROM_ALL)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Puts the libraries of the onnxruntime-gpu wheel (250 MB, the version of constraints.txt) into FOLDER, for tests of
-# what they say without a GPU: onnxruntime_gpu.sh FOLDER PYTHON
+# Downloads the onnxruntime-gpu wheel (250 MB, in the version of constraints.txt) and unpacks its libraries into FOLDER.
+# Tests use them to check the messages on a machine without a GPU. Usage: onnxruntime_gpu.sh FOLDER PYTHON
 set -eu
 folder=$1
 python=$2

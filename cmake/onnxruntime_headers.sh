@@ -1,6 +1,6 @@
 #!/bin/sh
-# Puts ONNX Runtime's C++ headers into FOLDER, from Debian's libonnxruntime-dev: the installed one
-# where the distribution has it, else the package of Debian 13 through the mirror already configured.
+# Unpacks ONNX Runtime's C++ headers from Debian's package libonnxruntime-dev into FOLDER, unless they are
+# installed. A distribution without the package gets the one of Debian 13 from its configured mirror.
 set -eu
 folder=$1
 suite=trixie

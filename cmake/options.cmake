@@ -1,6 +1,6 @@
 option(INTAGLIO_BUILD_PYTHON "Build the Python modules" OFF)
 option(INTAGLIO_BUILD_TESTS "Build the C++ tests" OFF)
-option(INTAGLIO_SANITIZE "Address and undefined-behaviour sanitizers" OFF)
+option(INTAGLIO_SANITIZE "Build with the address and undefined-behaviour sanitizers" OFF)
 
 set(CMAKE_CXX_STANDARD 20)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)

@@ -1,4 +1,4 @@
-"""Print what a checkout needs installed: the build's, the package's and every extra's requirements.
+"""Print the requirements of the build, of the package and of all its extras.
 
 Usage: requirements.py pyproject.toml
 """

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Puts Triton Inference Server with its Python backend into FOLDER, from the wheel of nvidia-pytriton (55 MB, the version of
-# constraints.txt), which carries the server itself; for tests: triton_server.sh FOLDER PYTHON
-# Its Python backend was built for numpy 1, so that goes along.
+# Downloads the wheel of nvidia-pytriton (55 MB, in the version of constraints.txt), which contains Triton Inference Server, and
+# unpacks the server with its Python backend into FOLDER, for tests. Usage: triton_server.sh FOLDER PYTHON
+# The Python backend was built for numpy 1, so numpy 1 is installed beside it.
 set -eu
 folder=$1
 python=$2
@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/server"
 "$python" -m zipfile -e "$work"/nvidia_pytriton-*.whl "$work/wheel"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-# The programs look for their libraries beside the package.
+# The programs look for their libraries in a folder beside the package pytriton.
 mkdir -p "$work/server/pytriton/tritonserver"
 mv "$work/wheel/nvidia_pytriton.libs" "$work/server/"
 mv "$work/wheel/pytriton/tritonserver/bin" "$work/wheel/pytriton/tritonserver/backends" "$work/server/pytriton/tritonserver/"

@@ -2,6 +2,6 @@ add_library(intaglio_warnings INTERFACE)
 target_compile_options(intaglio_warnings INTERFACE
   -Wall -Wextra -Wpedantic -Wshadow -Werror)
 if(INTAGLIO_SANITIZE)
-  # Instrumented, GCC 12 sees uninitialised members in the standard library's <regex>.
+  # With sanitizers GCC 12 wrongly reports uninitialised members in the standard library's <regex>.
   target_compile_options(intaglio_warnings INTERFACE -Wno-error=maybe-uninitialized)
 endif()

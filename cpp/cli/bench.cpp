@@ -8,6 +8,9 @@
 #include <optional>
 
 #include "cli/commands.h"
+#include "cli/flags.h"
+#include "cli/help_formatter.h"
+#include "cli/interrupt.h"
 #include "cli/process.h"
 #include "cli/progress.h"
 #include "intaglio/error.h"
@@ -32,9 +35,10 @@ struct Flags {
 struct Mode {
   const char* name;
   double cfg_scale, dg_scale;
-  std::vector<double> seconds;  // of the denoising loop, one a repeat
-  std::vector<double> outside;  // its share outside the network, likewise
-  Generation last;
+  // One value per repeat.
+  std::vector<double> seconds = {};        // of the denoising loop
+  std::vector<double> outside_share = {};  // of that time, outside the transformer's graphs
+  Generation last = {};
 };
 
 double median(std::vector<double> values) {
@@ -43,14 +47,16 @@ double median(std::vector<double> values) {
   return values.size() % 2 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
-// Cost of a run in whole forwards: a row costs (m + 1) / L before the fork and the rest after it.
+// Returns the cost of a run in forwards of the whole transformer. A batch row costs (m + 1) / L of
+// a forward up to block m, where the branches fork, and the rest after it.
 double forwards(const Bundle& bundle, const Generation& generation) {
   const double base = (bundle.massive_activations.block + 1.0) / bundle.blocks;
   return static_cast<double>(generation.base_rows) * base +
          static_cast<double>(generation.forked_rows) * (1.0 - base);
 }
 
-// Random numbers in the place of one prompt's embeddings: the time does not depend on them.
+// Returns random embeddings of one prompt, which serve here because the time does not depend on the
+// values.
 PromptEmbedding random_embedding(const Bundle& bundle) {
   PromptEmbedding embedding;
   Generator generator(0);
@@ -73,8 +79,8 @@ PromptEmbedding random_embedding(const Bundle& bundle) {
   return embedding;
 }
 
-// Something to draw, in the terms of the bundle.
-GenerateOptions anything(const Bundle& bundle) {
+// Returns options that say what to draw, by class, embeddings or prompt as the bundle needs it.
+GenerateOptions some_condition(const Bundle& bundle) {
   GenerateOptions options;
   if (bundle.classes) {
     options.class_label = 0;
@@ -89,13 +95,14 @@ GenerateOptions anything(const Bundle& bundle) {
 void run_modes(const Pipeline& pipeline, const Flags& flags, std::vector<Mode>& modes) {
   const InterruptFlag interrupt;
   ProgressBar bar("measuring", "runs");
-  const GenerateOptions any = anything(pipeline.bundle());
+  const GenerateOptions condition = some_condition(pipeline.bundle());
   const int total = (flags.repeats + 1) * static_cast<int>(modes.size());
   int done = 0;
-  // Interleaved, so that a drifting machine is as unkind to every mode; the first round warms up.
+  // The modes take turns, so that a machine that becomes slower or faster affects all of them
+  // alike. The first round is not measured, because caches are cold.
   for (int repeat = -1; repeat < flags.repeats; ++repeat) {
     for (Mode& mode : modes) {
-      GenerateOptions options = any;
+      GenerateOptions options = condition;
       options.steps = flags.steps;
       options.batch = flags.batch;
       options.height = flags.height;
@@ -107,14 +114,17 @@ void run_modes(const Pipeline& pipeline, const Flags& flags, std::vector<Mode>& 
       options.ma_keep = 0.0;
       mode.last = pipeline.generate(options, [](const Step&) { return !InterruptFlag::raised(); });
       const Timings& timings = mode.last.timings;
-      if (repeat >= 0) mode.seconds.push_back(timings.denoise);
-      if (repeat >= 0) mode.outside.push_back(1.0 - timings.network / timings.denoise);
+      if (repeat >= 0) {
+        mode.seconds.push_back(timings.denoise);
+        mode.outside_share.push_back(1.0 - timings.network / timings.denoise);
+      }
       bar.show(++done, total);
     }
   }
 }
 
-// How the arithmetic counts: a mode's forwards and copies in a step, and its time beside CFG's.
+// Describes a mode: its time, forwards and copies per step, and its time relative to `reference`,
+// CFG.
 Json describe(const Bundle& bundle, const Mode& mode, const Mode& reference) {
   std::vector<double> ratios;
   for (std::size_t i = 0; i < mode.seconds.size(); ++i)
@@ -138,7 +148,7 @@ Json describe(const Bundle& bundle, const Mode& mode, const Mode& reference) {
           {"copied_bytes_per_step", static_cast<double>(mode.last.loop.copied_bytes) / steps}};
 }
 
-// Of the transformer's folder: what its graphs map into memory.
+// Returns the size of the weight files that the transformer's graphs map into memory.
 std::uint64_t weights_bytes(const Bundle& bundle) {
   std::uint64_t bytes = 0;
   for (const auto& [name, size] : bundle.file_bytes) {
@@ -154,9 +164,9 @@ Json summarize(const Pipeline& pipeline, const Flags& flags, const std::vector<M
   Json rows = Json::array();
   for (const Mode& mode : modes) {
     rows.push_back(describe(bundle, mode, reference));
-    // Elsewhere a run of a graph returns when it has been given to the device.
+    // Only on the CPU does the time of a graph's run cover all of its work.
     if (pipeline.backend().choice.device == "cpu")
-      rows.back()["outside_network"] = median(mode.outside);
+      rows.back()["outside_network"] = median(mode.outside_share);
   }
   Json json = {{"bundle", bundle.name},
                {"layout", bundle.layout},
@@ -175,7 +185,7 @@ Json summarize(const Pipeline& pipeline, const Flags& flags, const std::vector<M
   return json;
 }
 
-// Aligned to the right; a dash where it was not measured.
+// Formats the share as a percentage, or as a dash where it was not measured.
 std::string outside_network(const Json& row) {
   if (!row.contains("outside_network")) return "-";
   std::array<char, 16> text{};
@@ -197,7 +207,7 @@ void print(const Pipeline& pipeline, const Json& json) {
     std::printf(", peak memory of the process %.1f MB", megabytes("peak_memory_bytes"));
   std::printf("\n\n");
   std::printf("%-9s %9s %17s %9s %7s %10s %10s %12s\n", "mode", "seconds", "fastest-slowest",
-              "forwards", "to cfg", "predicted", "/predicted", "outside net");
+              "forwards", "vs cfg", "predicted", "/predicted", "outside net");
   for (const Json& row : json["modes"]) {
     const auto number = [&](const char* key) { return row[key].get<double>(); };
     std::printf("%-9s %9.4f %8.4f-%.4f %9.3f %7.3f %10.3f %10.3f %12s\n",
@@ -211,10 +221,10 @@ void print(const Pipeline& pipeline, const Json& json) {
 void bench(const Flags& flags) {
   if (flags.repeats < 1) throw UsageError("--repeats must be at least 1");
   const Pipeline pipeline = open_pipeline(flags.run);
-  std::vector<Mode> modes{{"baseline", 1, 0, {}, {}, {}},
-                          {"cfg", 3, 0, {}, {}, {}},
-                          {"dg", 1, 1, {}, {}, {}},
-                          {"cfg+dg", 3, 1, {}, {}, {}}};
+  std::vector<Mode> modes{{.name = "baseline", .cfg_scale = 1, .dg_scale = 0},
+                          {.name = "cfg", .cfg_scale = 3, .dg_scale = 0},
+                          {.name = "dg", .cfg_scale = 1, .dg_scale = 1},
+                          {.name = "cfg+dg", .cfg_scale = 3, .dg_scale = 1}};
   run_modes(pipeline, flags, modes);
   const Json json = summarize(pipeline, flags, modes);
   if (flags.json) {
@@ -229,26 +239,36 @@ void bench(const Flags& flags) {
 void add_bench(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   CLI::App* command =
-      app.add_subcommand("bench", "time the guidance modes of a bundle against each other");
+      app.add_subcommand("bench", "measure the time of each guidance mode of a bundle");
   command->footer(
-      "Each repeat runs every mode once, in turn, so that a drifting machine is as unkind to all; "
-      "a first round warms up.\n"
-      "  seconds     of the denoising loop, the median of the repeats\n"
-      "  forwards    of the whole transformer in a step, for an image: a branch's row costs\n"
-      "              (m + 1) / L of one before the fork and the rest after it\n"
-      "  to cfg      the time beside CFG's in the same repeat, the median\n"
-      "  predicted   the forwards beside CFG's: what the arithmetic says that ratio should be\n"
-      "  outside net the share of the loop outside the transformer's graphs, on the CPU\n"
-      "--json adds allocations and copies in a step. Compare runs of one machine only, and with "
-      "nothing else running.\n"
+      "The modes are baseline (no guidance), cfg, dg and cfg+dg. Each repeat runs every mode once; "
+      "a\n"
+      "first round is not measured. The columns are\n"
+      "  seconds      median time of the denoising loop\n"
+      "  forwards     forwards of the whole transformer per step and image; a branch costs (m + 1) "
+      "/ L\n"
+      "               of one up to block m of L, where the branches fork, and the rest after it\n"
+      "  vs cfg       median of the time divided by the time of cfg in the same repeat\n"
+      "  predicted    forwards divided by the forwards of cfg, which vs cfg should come close to\n"
+      "  /predicted   vs cfg divided by predicted\n"
+      "  outside net  share of the loop outside the transformer's graphs, on the CPU only\n"
+      "Compare only runs on the same machine, with nothing else running.\n"
       "Example: intaglio bench bundle --steps 4 --height 512 --width 512 --threads 2");
+  constexpr auto run_group = "Runs";
+  const auto add = [&](const char* flag, auto& value, const char* help) {
+    add_flag(*command, flag, value, "N", help)->group(run_group);
+  };
+  add("--steps", flags->steps, "number of denoising steps of a run [28]");
+  add("--batch", flags->batch, "number of images of a run [1]");
+  add("--height", flags->height, "height of the images in pixels [from the bundle]");
+  add("--width", flags->width, "width of the images in pixels [from the bundle]");
+  add("--repeats", flags->repeats, "number of measured runs of each mode [7]");
+  command
+      ->add_flag("--json", flags->json,
+                 "print JSON, which also has allocations and copies per step")
+      ->group("Output");
   add_loop_flags(*command, flags->run);
-  add_flag(*command, "--steps", flags->steps, "N", "denoising steps of a run [28]");
-  add_flag(*command, "--batch", flags->batch, "N", "images of a run [1]");
-  add_flag(*command, "--height", flags->height, "N", "image height in pixels [the bundle's]");
-  add_flag(*command, "--width", flags->width, "N", "image width in pixels [the bundle's]");
-  add_flag(*command, "--repeats", flags->repeats, "N", "runs of each mode, interleaved [7]");
-  command->add_flag("--json", flags->json, "print JSON");
+  move_help_flag_to_end(*command);
   command->callback([flags] { bench(*flags); });
 }
 

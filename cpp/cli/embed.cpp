@@ -3,6 +3,9 @@
 #include <optional>
 
 #include "cli/commands.h"
+#include "cli/console.h"
+#include "cli/flags.h"
+#include "cli/help_formatter.h"
 #include "cli/output.h"
 #include "intaglio/error.h"
 #include "intaglio/pipeline.h"
@@ -18,8 +21,8 @@ struct Flags {
 };
 
 void embed(const Flags& flags) {
-  if (!flags.prompt) throw UsageError("--prompt is missing: give the text to embed");
-  if (flags.output.empty()) throw UsageError("--output is missing: give -o F.safetensors");
+  if (!flags.prompt) throw UsageError("--prompt is missing: give the text to encode");
+  if (flags.output.empty()) throw UsageError("--output is missing: give -o FILE.safetensors");
   check_outputs({flags.output});
   const Pipeline pipeline = open_pipeline(flags.run);
   const PromptEmbeds embeds = pipeline.embed(*flags.prompt, flags.negative_prompt);
@@ -33,17 +36,28 @@ void embed(const Flags& flags) {
 void add_embed(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   CLI::App* command =
-      app.add_subcommand("embed", "write what the text encoders make of a prompt to a file");
+      app.add_subcommand("embed", "run the text encoders on a prompt and save the embeddings");
   command->footer(
-      "For `intaglio generate --prompt-embeds`, there or on a device without text encoders. With "
-      "CFG that\nneeds a negative prompt too: --negative-prompt \"\" is the default of generate.");
-  add_run_flags(*command, flags->run);
-  add_flag(*command, "--prompt", flags->prompt, "TEXT", "what to draw");
+      "`intaglio generate --prompt-embeds FILE` draws from the file, also on a machine that has "
+      "no\n"
+      "text encoders. CFG needs a negative prompt in the file; --negative-prompt \"\" is the one\n"
+      "that `generate` uses by default.\n"
+      "Example:\n"
+      "  intaglio embed bundle --prompt \"a dark ankle boot\" --negative-prompt \"\" \\\n"
+      "      -o boot.safetensors\n"
+      "  intaglio generate bundle --prompt-embeds boot.safetensors -o boot.png");
+  constexpr auto prompt_group = "Prompt";
+  add_flag(*command, "--prompt", flags->prompt, "TEXT", "text that describes the image; required")
+      ->group(prompt_group);
   add_flag(*command, "--negative-prompt", flags->negative_prompt, "TEXT",
-           "what the unconditional branch is asked for; without it, the file serves runs without "
-           "CFG only");
-  command->add_option("-o,--output", flags->output, "where the embeddings go")
-      ->type_name("OUT.safetensors");
+           "prompt of the unconditional branch; without it the file can be used only in runs "
+           "without CFG")
+      ->group(prompt_group);
+  command->add_option("-o,--output", flags->output, "file to write; required")
+      ->type_name("FILE.safetensors")
+      ->group("Output");
+  add_run_flags(*command, flags->run);
+  move_help_flag_to_end(*command);
   command->callback([flags] { embed(*flags); });
 }
 

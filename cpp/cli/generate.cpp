@@ -1,15 +1,20 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
+#include <initializer_list>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <utility>
+#include <string>
+#include <string_view>
 
 #include "cli/commands.h"
+#include "cli/console.h"
+#include "cli/flags.h"
+#include "cli/help_formatter.h"
+#include "cli/interrupt.h"
 #include "cli/output.h"
 #include "cli/process.h"
 #include "cli/progress.h"
@@ -46,12 +51,12 @@ void check_outputs(const Flags& flags) {
       throw UsageError("--output " + flags.output.string() +
                        ": images are written as PNG; end the name in .png");
   }
-  // No machine draws more in one batch; a number typed wrongly is refused for what it is later.
-  constexpr std::size_t most = 1000;
+  // A larger batch fits no machine and is refused later, so only this many paths are checked.
+  constexpr std::size_t max_checked = 1000;
   const auto count =
       static_cast<std::size_t>(std::max<std::int64_t>(image_count(flags.options), 1));
   std::vector<fs::path> paths;
-  for (std::size_t i = 0; i < std::min(count, most); ++i) {
+  for (std::size_t i = 0; i < std::min(count, max_checked); ++i) {
     paths.push_back(numbered(flags.output, i, count));
   }
   for (const fs::path& path : {flags.latents_out, flags.report}) {
@@ -61,9 +66,9 @@ void check_outputs(const Flags& flags) {
 }
 
 Json report(const Flags& flags, const Pipeline& pipeline, const Generation& generation,
-            std::optional<double> first_step_at) {
+            std::optional<double> start_to_first_step) {
   Json seconds = Json::object();
-  if (first_step_at) seconds["start_to_first_step"] = *first_step_at;
+  if (start_to_first_step) seconds["start_to_first_step"] = *start_to_first_step;
   seconds["text"] = generation.timings.text;
   seconds["denoise"] = generation.timings.denoise;
   seconds["network"] = generation.timings.network;
@@ -88,50 +93,133 @@ Json report(const Flags& flags, const Pipeline& pipeline, const Generation& gene
   };
 }
 
-void generate(Flags& flags) {
-  read_inputs(flags);
-  check_outputs(flags);
-  const Pipeline pipeline = open_pipeline(flags.run);
-
-  const InterruptFlag interrupt;
+struct Drawn {
   Generation generation;
-  std::optional<double> first_step_at;
+  std::optional<double> start_to_first_step;  // seconds
+};
+
+Drawn draw(const Pipeline& pipeline, const GenerateOptions& options) {
+  const InterruptFlag interrupt;
+  Drawn drawn;
   {
     ProgressBar bar("denoising", "steps");
-    generation = pipeline.generate(flags.options, [&](const Step& step) {
+    drawn.generation = pipeline.generate(options, [&](const Step& step) {
       bar.show(step.step + 1, step.steps);
       return !InterruptFlag::raised();
     });
-    // What comes after it taken off: a first callback waits until large files are hashed.
-    first_step_at = seconds_since_process_start();
-    if (first_step_at) *first_step_at -= generation.timings.denoise + generation.timings.vae;
+    // The time is taken here and the later stages are subtracted, because the first callback waits
+    // until large files are hashed and so comes later than the first step.
+    drawn.start_to_first_step = seconds_since_process_start();
+    if (drawn.start_to_first_step) {
+      const Timings& timings = drawn.generation.timings;
+      *drawn.start_to_first_step -= timings.denoise + timings.vae;
+    }
   }
-  // After the last step too: nothing is written that was not waited for.
-  if (InterruptFlag::raised()) throw Interrupted("stopped while decoding: nothing was written");
-  print_notes(generation.notes);
+  // Ctrl-C after the last step must not leave files behind either.
+  if (InterruptFlag::raised()) throw Interrupted("stopped during decoding: nothing was written");
+  return drawn;
+}
 
+void write_outputs(const Flags& flags, const Pipeline& pipeline, const Drawn& drawn) {
+  const Generation& generation = drawn.generation;
   for (std::size_t i = 0; i < generation.images.size(); ++i) {
     const fs::path path = numbered(flags.output, i, generation.images.size());
     write_png(path, generation.images[i], png_text(pipeline.bundle(), flags.options, i));
     std::cout << path.string() << '\n';
   }
   if (!flags.latents_out.empty()) save_npy(flags.latents_out, generation.latents);
-  if (!flags.report.empty())
-    write_file(flags.report, report(flags, pipeline, generation, first_step_at).dump(2) + "\n");
+  if (flags.report.empty()) return;
+  const Json json = report(flags, pipeline, generation, drawn.start_to_first_step);
+  write_file(flags.report, json.dump(2) + "\n");
+}
+
+void generate(Flags& flags) {
+  read_inputs(flags);
+  check_outputs(flags);
+  const Pipeline pipeline = open_pipeline(flags.run);
+  const Drawn drawn = draw(pipeline, flags.options);
+  print_notes(drawn.generation.notes);
+  write_outputs(flags, pipeline, drawn);
   if (::isatty(STDERR_FILENO)) {
+    const Timings& timings = drawn.generation.timings;
     std::fprintf(stderr, "%s: text %.2f s, %zu steps %.2f s, decoding %.2f s\n",
-                 pipeline.backend().description().c_str(), generation.timings.text,
-                 generation.step_seconds.size(), generation.timings.denoise,
-                 generation.timings.vae);
+                 pipeline.backend().description().c_str(), timings.text,
+                 drawn.generation.step_seconds.size(), timings.denoise, timings.vae);
   }
 }
 
-// What an option is where neither the call nor the bundle says: " [1]".
+// Returns " [1]" for an option whose default is the number 1 in every bundle, and "" for an option
+// whose default comes from the bundle.
 std::string shown_default(const Json& defaults, const std::string& name) {
   if (!defaults.contains(name)) return "";
   const Json& value = defaults[name];
   const Json& one = value.is_array() && value.size() == 1 ? value[0] : value;
   return one.is_number() ? " [" + one.dump() + "]" : "";
+}
+
+// Adds the flags of `generate` in groups, which --help prints in the order of their first flags.
+class GroupedFlags {
+ public:
+  GroupedFlags(CLI::App& command, GenerateOptions& options)
+      : command_(command), options_(options), defaults_(Json::parse(to_json(options))) {}
+
+  void begin_group(const char* title) { group_ = title; }
+
+  // Adds options of GenerateOptions by their names.
+  void add(std::initializer_list<std::string_view> names) {
+    for (const std::string_view name : names) {
+      visit_options(options_, [&](const OptionInfo& info, auto& value) {
+        if (info.name != name) return;
+        const std::string help = info.help + shown_default(defaults_, info.name);
+        add_flag(command_, flags_of(info), value, info.value, help)->group(group_);
+      });
+    }
+  }
+
+  void add_path(const char* flag, fs::path& path, const char* type, const char* help) {
+    command_.add_option(flag, path, help)->type_name(type)->group(group_);
+  }
+
+ private:
+  CLI::App& command_;
+  GenerateOptions& options_;
+  Json defaults_;
+  std::string group_;
+};
+
+void add_input_flags(GroupedFlags& grouped, Flags& flags) {
+  grouped.begin_group("What to draw");
+  grouped.add({"prompt", "negative_prompt", "class_label"});
+  grouped.add_path("--prompt-embeds", flags.prompt_embeds, "FILE.safetensors",
+                   "embeddings that `intaglio embed` wrote, in place of --prompt");
+  grouped.begin_group("Images");
+  grouped.add({"seeds", "batch", "height", "width"});
+  grouped.begin_group("Sampling");
+  grouped.add({"steps", "scheduler", "vae_tile"});
+  grouped.begin_group("Guidance");
+  grouped.add({"cfg_scale", "cfg_window", "distilled_guidance", "dg_scale", "dg_window", "ma_keep",
+               "ma_channels"});
+  grouped.add_path("--ma-tokens", flags.ma_tokens, "MASK.png",
+                   "grey picture that limits Detail Guidance: white parts get all of it, black "
+                   "parts none");
+  grouped.begin_group("Faster guidance");
+  grouped.add({"reuse_interval", "reuse_window"});
+  grouped.begin_group("Start from a picture or from latents");
+  grouped.add_path("--image", flags.image, "FILE.png", "picture to start from instead of noise");
+  grouped.add({"strength"});
+  grouped.add_path("--latents-in", flags.latents_in, "FILE.npy",
+                   "initial latents instead of seeded noise, as --latents-out writes them: "
+                   "(N, C, h, w), or (N, tokens, C*p*p) for a model with packed latents");
+}
+
+void add_output_flags(GroupedFlags& grouped, Flags& flags) {
+  grouped.begin_group("Output");
+  grouped.add_path("-o,--output", flags.output, "OUT.png",
+                   "image file; several images are written to OUT-0.png, OUT-1.png, ... "
+                   "[image.png]");
+  grouped.add_path("--latents-out", flags.latents_out, "FILE.npy", "also write the final latents");
+  grouped.add_path("--report", flags.report, "FILE.json",
+                   "also write the options, timings and counts of the run");
 }
 
 }  // namespace
@@ -140,31 +228,16 @@ void add_generate(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   CLI::App* command = app.add_subcommand("generate", "draw images from a prompt or a class");
   command->footer(
-      "What is not given and shows no default in brackets comes from the bundle (see `intaglio "
-      "inspect BUNDLE`).\n"
-      "Example: intaglio generate bundle --prompt \"a dark ankle boot\" --seeds 1,2,3 -o boot.png");
+      "[x] is a default. The other defaults are in the bundle; `intaglio inspect BUNDLE` shows "
+      "them.\n"
+      "Examples:\n"
+      "  intaglio generate bundle --prompt \"a dark ankle boot\" --seeds 1,2,3 -o boot.png\n"
+      "  intaglio generate bundle --prompt \"a dark ankle boot\" --cfg-scale 3 --dg-scale 0.5");
+  GroupedFlags grouped(*command, flags->options);
+  add_input_flags(grouped, *flags);
+  add_output_flags(grouped, *flags);
   add_loop_flags(*command, flags->run);
-  const Json defaults = Json::parse(to_json(flags->options));
-  visit_options(flags->options, [&](const OptionInfo& info, auto& value) {
-    add_flag(*command, flags_of(info), value, info.value,
-             info.help + shown_default(defaults, info.name));
-  });
-  const auto add_path = [&](const char* flag, fs::path& path, const char* type, const char* help) {
-    command->add_option(flag, path, help)->type_name(type);
-  };
-  add_path("-o,--output", flags->output, "OUT.png",
-           "where the image goes; several become OUT-0.png, OUT-1.png, ... [image.png]");
-  add_path("--image", flags->image, "FILE.png", "start from this picture instead of noise");
-  add_path("--ma-tokens", flags->ma_tokens, "MASK.png",
-           "where Detail Guidance acts: white suppresses, black leaves alone");
-  add_path("--prompt-embeds", flags->prompt_embeds, "FILE.safetensors",
-           "what `intaglio embed` wrote, in place of --prompt");
-  add_path(
-      "--latents-in", flags->latents_in, "FILE.npy",
-      "initial latents as --latents-out writes them, [N, C, h, w] or packed [N, tokens, C*p*p], "
-      "instead of seeded noise");
-  add_path("--latents-out", flags->latents_out, "FILE.npy", "write the final latents");
-  add_path("--report", flags->report, "FILE.json", "write options, timings and counts");
+  move_help_flag_to_end(*command);
   command->callback([flags] { generate(*flags); });
 }
 

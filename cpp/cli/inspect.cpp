@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/flags.h"
+#include "cli/help_formatter.h"
 #include "intaglio/bundle.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"
@@ -30,7 +32,7 @@ Json describe(const Defaults& defaults) {
   return json;
 }
 
-// What says what to draw: classes, or text encoders with the tokens that each reads.
+// Adds the classes of the bundle, or its text encoders with the number of tokens that each reads.
 void describe_condition(const Bundle& bundle, Json& json) {
   if (bundle.classes) {
     json["classes"] = {{"count", bundle.classes->count}, {"null", bundle.classes->null}};
@@ -42,7 +44,7 @@ void describe_condition(const Bundle& bundle, Json& json) {
     json["text_encoders"][name] = encoder.max_length;
 }
 
-// As --profile of intaglio build takes it.
+// Formats a profile as the flag --profile of `intaglio build` takes it.
 std::string profile_text(const Json& profile) {
   std::string text;
   for (const auto& [axis, range] : profile.items()) {
@@ -55,7 +57,7 @@ std::string profile_text(const Json& profile) {
   return text;
 }
 
-// What engine.json says that a person chooses engines by.
+// Returns the fields of engine.json by which a user chooses engines.
 Json describe_engine(const std::filesystem::path& path) {
   try {
     const Json report = Json::parse(read_file(path));
@@ -65,7 +67,7 @@ Json describe_engine(const std::filesystem::path& path) {
     json["targets"] = report.at("targets").get<std::vector<std::string>>();
     json["flags"] = report.value("flags", std::vector<std::string>());
     json["profiles"] = report.at("profiles");
-    for (const Json& profile : json["profiles"]) profile_text(profile);  // or it is none
+    for (const Json& profile : json["profiles"]) profile_text(profile);  // throws if damaged
     json["plans"] = Json::object();
     for (const auto& [graph, component] : report.at("components").items())
       json["plans"][graph] = component.at("plan_bytes").get<std::uint64_t>();
@@ -75,7 +77,7 @@ Json describe_engine(const std::filesystem::path& path) {
   }
 }
 
-// By the name of their folder in engines/.
+// Describes all engines of the bundle, by the names of their folders in engines/.
 Json describe_engines(const std::filesystem::path& bundle) {
   std::error_code error;
   std::set<std::filesystem::path> folders;
@@ -127,8 +129,9 @@ void print_row(const std::string& name, const Json& value) {
               value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
 }
 
-// Beside the name of the folder, which says what they are for.
-std::string one_line(const Json& engines) {
+// Summarises the engines of one folder. Its name, which is printed before, says their backend and
+// GPU.
+std::string engines_line(const Json& engines) {
   if (engines.contains("broken")) return engines["broken"].get<std::string>();
   const std::size_t count = engines["plans"].size();
   std::uint64_t bytes = 0;
@@ -141,14 +144,14 @@ std::string one_line(const Json& engines) {
   return line;
 }
 
-void print_people(const Json& json) {
+void print_text(const Json& json) {
   for (const auto& [name, value] : json.items()) {
     if (name == "engines") {
       for (const auto& [folder, engines] : value.items())
-        print_row(name, folder + ": " + one_line(engines));
+        print_row(name, folder + ": " + engines_line(engines));
       continue;
     }
-    if (name == "max_abs") continue;  // a number for every block
+    if (name == "max_abs") continue;  // one number per block is too long for a line
     if (!value.is_object() || value.empty() || name == "producer") {
       print_row(name, value);
       continue;
@@ -166,15 +169,25 @@ void add_inspect(CLI::App& app) {
     bool json = false;
   };
   auto flags = std::make_shared<Flags>();
-  CLI::App* command = app.add_subcommand("inspect", "check a bundle's files and say what is in it");
+  CLI::App* command = app.add_subcommand("inspect", "check the files of a bundle and describe it");
+  command->footer(
+      "It compares the size and SHA-256 of every file with the manifest, then prints the "
+      "manifest:\n"
+      "the model, the block m after which the branches fork, the massive channels, the largest\n"
+      "image, the defaults of `intaglio generate`, and the TensorRT engines.\n"
+      "Example: intaglio inspect bundle --json");
+  command
+      ->add_flag("--json", flags->json,
+                 "print JSON, which also has the largest activation of every block")
+      ->group("Output");
   add_bundle(*command, flags->bundle);
-  command->add_flag("--json", flags->json, "print JSON");
+  move_help_flag_to_end(*command);
   command->callback([flags] {
     const Json json = describe(Bundle::open(flags->bundle));
     if (flags->json) {
       std::cout << json.dump(2) << std::endl;
     } else {
-      print_people(json);
+      print_text(json);
     }
   });
 }

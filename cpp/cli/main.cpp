@@ -3,7 +3,8 @@
 #include "intaglio/command.h"
 
 int main(int argc, char** argv) {
-  // A file beyond the size limit is then an error of write() with a message, not a killed process.
+  // Without this, a file that exceeds the size limit of the process kills it. With it, write()
+  // returns an error, which becomes a message.
   std::signal(SIGXFSZ, SIG_IGN);
   return intaglio::run_command({argv + 1, argv + argc});
 }

@@ -7,6 +7,7 @@
 #include <set>
 #include <string>
 
+#include "core/file_kind.h"
 #include "intaglio/error.h"
 
 namespace intaglio::cli {
@@ -14,11 +15,6 @@ namespace intaglio::cli {
 namespace fs = std::filesystem;
 
 namespace {
-
-// Whether it is there and is not written by renaming over it: a device or a pipe.
-bool is_special(const fs::file_status& status) {
-  return fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status);
-}
 
 void check_writable(const fs::path& path) {
   const auto refuse = [&](const std::string& why) {
@@ -30,7 +26,7 @@ void check_writable(const fs::path& path) {
   const fs::file_status status = fs::status(path, error);
   if (fs::is_directory(status) || path.filename().empty()) refuse("it is a folder");
   if (!fs::status_known(status)) refuse(error.message());
-  const fs::path& target = is_special(status) ? path : folder;
+  const fs::path& target = is_device_or_pipe(status) ? path : folder;
   if (::access(target.c_str(), W_OK) != 0) refuse(std::strerror(errno));
 }
 
@@ -41,9 +37,9 @@ void check_outputs(const std::vector<fs::path>& paths) {
   for (const fs::path& path : paths) {
     check_writable(path);
     std::error_code error;
-    if (is_special(fs::status(path, error))) continue;
+    if (is_device_or_pipe(fs::status(path, error))) continue;
     if (!seen.insert(fs::weakly_canonical(fs::absolute(path, error), error)).second) {
-      throw UsageError("two outputs go to " + path.string() + ": give each a name of its own");
+      throw UsageError("two outputs go to " + path.string() + ": give each of them another name");
     }
   }
 }

@@ -1,4 +1,4 @@
-// Files that a command writes.
+// The files that a subcommand writes.
 #pragma once
 
 #include <filesystem>
@@ -6,10 +6,11 @@
 
 namespace intaglio::cli {
 
-// Throws InputError for a path that cannot be written and UsageError for one that is named twice:
-// now rather than after minutes of work.
+// Throws InputError for a path that cannot be written, and UsageError for one that is given twice.
+// Subcommands call it before they start to work, which can take minutes.
 void check_outputs(const std::vector<std::filesystem::path>& paths);
-// OUT.png for a single image, else OUT-<index>.png.
+// Returns `path` when there is one image, and otherwise the path with -<index> before its
+// extension.
 std::filesystem::path numbered(const std::filesystem::path& path, std::size_t index,
                                std::size_t count);
 

@@ -59,7 +59,7 @@ void parse(const std::string& flag, const std::string& text, std::vector<int>& v
 
 void parse(const std::string& flag, const std::string& text, Ramp& value) {
   const auto parts = split(text, ':');
-  constexpr auto expected = "a number, or two as in 0:1";
+  constexpr auto expected = "a number or two numbers such as 0:1";
   if (parts.size() > 2) throw UsageError(flag + " \"" + text + "\" is not " + expected);
   value = Ramp(number<double>(flag, parts.front(), expected),
                number<double>(flag, parts.back(), expected));
@@ -67,7 +67,7 @@ void parse(const std::string& flag, const std::string& text, Ramp& value) {
 
 void parse(const std::string& flag, const std::string& text, Window& value) {
   const auto parts = split(text, ':');
-  constexpr auto expected = "a part of the run such as 0:0.7";
+  constexpr auto expected = "a part of the run such as 0:0.7, from 0 to 1";
   if (parts.size() != 2) throw UsageError(flag + " \"" + text + "\" is not " + expected);
   value = {number<double>(flag, parts[0], expected), number<double>(flag, parts[1], expected)};
 }

@@ -1,4 +1,5 @@
-// The text of a flag to the type of its option. Each throws UsageError naming the flag.
+// Converts the text of a flag to the type of its option. Each function throws UsageError naming the
+// flag when the text does not fit.
 #pragma once
 
 #include <cstdint>

@@ -14,19 +14,20 @@ namespace intaglio::cli {
 std::optional<double> seconds_since_process_start() {
   std::ifstream stream("/proc/self/stat");
   const std::string stat{std::istreambuf_iterator<char>(stream), {}};
-  // The name in parentheses may hold spaces; starttime is the 20th field after it.
+  // The name of the program is in parentheses and may contain spaces. The start time is the 20th
+  // field after it.
   std::istringstream fields(stat.substr(stat.rfind(')') + 1));
   std::string field;
   for (int i = 0; i < 20; ++i) fields >> field;
   timespec now{};
   clock_gettime(CLOCK_BOOTTIME, &now);
-  if (!fields) return {};  // no /proc: a bare chroot
+  if (!fields) return {};  // /proc is missing in a chroot
   const double start = std::stod(field) / static_cast<double>(sysconf(_SC_CLK_TCK));
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9 - start;
 }
 
 std::optional<std::int64_t> peak_memory_bytes() {
-  // Not getrusage: its maximum starts from that of the process that called exec.
+  // getrusage does not fit, because its maximum includes the process that called exec.
   std::ifstream stream("/proc/self/status");
   for (std::string word; stream >> word;) {
     std::int64_t kilobytes = 0;

@@ -4,12 +4,11 @@
 
 #include <chrono>
 #include <cstdio>
+#include <utility>
 
 namespace intaglio::cli {
 
 namespace {
-
-volatile std::sig_atomic_t interrupted = 0;
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -37,17 +36,5 @@ void ProgressBar::show(int done, int total) {
                done / (now() - start_), unit_.c_str());
   drawn_ = true;
 }
-
-InterruptFlag::InterruptFlag() {
-  interrupted = 0;
-  struct sigaction action{};
-  action.sa_handler = [](int) { interrupted = 1; };
-  action.sa_flags = static_cast<int>(SA_RESETHAND);
-  sigaction(SIGINT, &action, &previous_);
-}
-
-InterruptFlag::~InterruptFlag() { sigaction(SIGINT, &previous_, nullptr); }
-
-bool InterruptFlag::raised() { return interrupted != 0; }
 
 }  // namespace intaglio::cli

@@ -1,19 +1,16 @@
-// A progress bar on stderr, and Ctrl-C turned into a flag, for as long as they live.
 #pragma once
 
-#include <csignal>
 #include <string>
-
-#include "intaglio/pipeline.h"
 
 namespace intaglio::cli {
 
+// A progress bar on stderr. Its line ends when it goes out of scope.
 class ProgressBar {
  public:
-  // `unit` is what the bar counts, in the plural.
+  // `unit` is the plural of what the bar counts.
   ProgressBar(std::string label, std::string unit);
   ~ProgressBar();
-  // Draws only when stderr is a terminal.
+  // Draws the bar, unless stderr is not a terminal.
   void show(int done, int total);
 
  private:
@@ -21,17 +18,6 @@ class ProgressBar {
   bool terminal_;
   bool drawn_ = false;
   double start_;
-};
-
-// The first Ctrl-C asks the run to stop after its step; the second ends the process.
-class InterruptFlag {
- public:
-  InterruptFlag();
-  ~InterruptFlag();
-  static bool raised();
-
- private:
-  struct sigaction previous_{};
 };
 
 }  // namespace intaglio::cli

@@ -1,5 +1,5 @@
-// Draws one image from a bundle: generate BUNDLE PROMPT OUT.png [ONNXRUNTIME_LIBRARY]
-// generate.py is the same in Python, line for line.
+// Draws one image from a bundle. Usage: generate BUNDLE PROMPT OUT.png [ONNXRUNTIME_LIBRARY]
+// generate.py is the same program in Python.
 #include <intaglio/intaglio.h>
 
 #include <cstdio>
@@ -18,7 +18,7 @@ int main(int argc, char** argv) {
     options.dg_scale = 0.5;
     const auto on_step = [](const intaglio::Step& step) {
       std::printf("step %d of %d, sigma %.4f\n", step.step + 1, step.steps, step.sigma);
-      return true;  // false stops the run
+      return true;  // to go on; false stops the run
     };
     const auto result = pipeline.generate(options, on_step);
     const auto text = intaglio::png_text(pipeline.bundle(), options, 0);

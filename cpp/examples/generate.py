@@ -1,6 +1,6 @@
-"""Draws one image from a bundle: generate.py BUNDLE PROMPT OUT.png [ONNXRUNTIME_LIBRARY]
+"""Draw one image from a bundle. Usage: generate.py BUNDLE PROMPT OUT.png [ONNXRUNTIME_LIBRARY]
 
-generate.cpp is the same in C++, line for line.
+generate.cpp is the same program in C++.
 """
 
 import sys
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
 
         def on_step(step: intaglio.Step) -> bool:
             print(f"step {step.step + 1} of {step.steps}, sigma {step.sigma:.4f}")
-            return True  # False stops the run
+            return True  # to go on; False stops the run
 
         result = pipeline.generate(argv[2], seeds=7, steps=4, dg_scale=0.5, on_step=on_step)
         result.save(argv[3])

@@ -8,8 +8,9 @@ namespace intaglio::ops {
 
 namespace {
 
-// One token. Compiled with -ffp-contract=off: each operation is rounded once, as SPEC.md demands.
-// Both sides are computed and one is chosen, so that the loop has no branch and becomes vectors.
+// Computes one token. This file is compiled with -ffp-contract=off, so each operation is rounded
+// once, as SPEC.md requires. The loop computes both results and selects one, because a loop without
+// a branch can be vectorised.
 void suppress_token(const float* __restrict x, const float* __restrict mask,
                     const float* __restrict ref, float keep, float* __restrict y,
                     std::size_t channels) {

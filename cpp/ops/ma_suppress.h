@@ -1,5 +1,5 @@
-// The op ai.intaglio::MASuppress on plain memory: what SPEC.md says, and the reference that other
-// implementations are tested against. Knows no runtime.
+// The op ai.intaglio::MASuppress of SPEC.md on plain memory. Other implementations are tested
+// against this one. It does not depend on any runtime.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 
 namespace intaglio::ops {
 
-// Dense and row-major. Sizes that contradict each other are the caller's bug.
+// All arrays are dense and row-major. The caller must pass sizes that fit each other.
 struct MASuppressInputs {
   std::span<const float> hidden;         // [B, T, C]
   std::span<const float> mask;           // [C]
@@ -19,15 +19,15 @@ struct MASuppressInputs {
   std::size_t tokens = 0;                // T
 };
 
-// Throws std::out_of_range naming the first value of `branch` outside [0, rows).
+// Throws std::out_of_range that names the first value of `branch` outside [0, rows).
 void check_branch(std::span<const std::int64_t> branch, std::size_t rows);
 
-// The tokens [begin, end) of the F * T in `output` [F, T, C], so that threads can share the work.
-// `branch` has been checked; `output` overlaps no input.
+// Computes the tokens [begin, end) of the F * T tokens in `output` [F, T, C], so that threads can
+// share the work. The caller must have checked `branch`, and `output` must not overlap an input.
 void ma_suppress_tokens(const MASuppressInputs& inputs, std::span<float> output, std::size_t begin,
                         std::size_t end);
 
-// All of it, checked. `output` is [F, T, C].
+// Checks `branch` and computes all of `output` [F, T, C].
 void ma_suppress(const MASuppressInputs& inputs, std::span<float> output);
 
 }  // namespace intaglio::ops

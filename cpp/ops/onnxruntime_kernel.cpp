@@ -1,7 +1,8 @@
-// libintaglio_ops: MASuppress as a custom op of ONNX Runtime. It links nothing of it: the API comes
-// in through RegisterCustomOps, the entry point that every front end of ONNX Runtime looks for. In
-// C and not through the C++ header, which has one API per process: Python's onnxruntime and
-// libintaglio's are two copies of ONNX Runtime, and one process may hold both.
+// libintaglio_ops: MASuppress as a custom op of ONNX Runtime. The library does not link ONNX
+// Runtime. It receives the API through RegisterCustomOps, the entry point that ONNX Runtime looks
+// for in a library of custom ops. It uses the C API, because the C++ header allows one API per
+// process, and a process may have two copies of ONNX Runtime: that of Python's onnxruntime and that
+// of libintaglio.
 #include <onnxruntime_c_api.h>
 
 #include <algorithm>
@@ -23,13 +24,14 @@ namespace intaglio::ops {
 
 namespace {
 
-// The order in SPEC.md.
+// The inputs in the order of SPEC.md.
 enum Input : std::size_t { kHidden, kMask, kRef, kBranch, kKeep, kInputs };
 constexpr std::array<const char*, kInputs> kNames = {"hidden", "mask", "ref", "branch", "keep"};
 
-constexpr std::size_t kTokensPerTask = 64;  // for fewer, waking a thread costs more than the work
+// Starting a thread costs more than computing fewer tokens than these.
+constexpr std::size_t kTokensPerTask = 64;
 
-// A status of ONNX Runtime as an exception; whoever catches it owns the status.
+// Carries a status of ONNX Runtime as an exception. The function that catches it owns the status.
 struct Failure {
   OrtStatus* status;
 };
@@ -46,19 +48,20 @@ std::string to_string(const Shape& shape) {
   return "[" + text + "]";
 }
 
-// One call of the kernel.
-class Call {
+// One execution of the kernel.
+class Execution {
  public:
-  Call(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {
+  Execution(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {
     for (std::size_t i = 0; i < kInputs; ++i)
       check(api.KernelContext_GetInput(context, i, &values_[i]));
-    // A wrong rank gives a shape that no expectation equals.
+    // A missing axis counts as -1, which no actual size equals, so a wrong rank fails the checks
+    // below.
     const Shape hidden = shape_of(kHidden), branch = shape_of(kBranch);
-    const auto of = [](const Shape& shape, std::size_t axis) {
+    const auto size_of = [](const Shape& shape, std::size_t axis) {
       return axis < shape.size() ? shape[axis] : -1;
     };
-    shape_ = {of(branch, 0), of(hidden, 1), of(hidden, 2)};
-    expect(kHidden, {of(hidden, 0), shape_[1], shape_[2]});
+    shape_ = {size_of(branch, 0), size_of(hidden, 1), size_of(hidden, 2)};
+    expect(kHidden, {size_of(hidden, 0), shape_[1], shape_[2]});
     expect(kMask, {shape_[2]});
     expect(kRef, {shape_[2]});
     expect(kBranch, {shape_[0]});
@@ -67,23 +70,27 @@ class Call {
   }
 
   void run() {
-    inputs_ = {elements<float>(kHidden),           elements<float>(kMask), elements<float>(kRef),
-               elements<std::int64_t>(kBranch),    elements<float>(kKeep), rows_,
-               static_cast<std::size_t>(shape_[1])};
+    inputs_ = {.hidden = elements<float>(kHidden),
+               .mask = elements<float>(kMask),
+               .ref = elements<float>(kRef),
+               .branch = elements<std::int64_t>(kBranch),
+               .keep = elements<float>(kKeep),
+               .rows = rows_,
+               .tokens = static_cast<std::size_t>(shape_[1])};
     check_branch(inputs_.branch, inputs_.rows);
     OrtValue* value = nullptr;
     check(api_.KernelContext_GetOutput(context_, 0, shape_.data(), shape_.size(), &value));
     output_ = {static_cast<float*>(data_of(value)), inputs_.keep.size() * inputs_.mask.size()};
     const std::size_t tasks = (inputs_.keep.size() + kTokensPerTask - 1) / kTokensPerTask;
     const auto task = [](void* self, std::size_t index) {
-      static_cast<const Call*>(self)->work(index);
+      static_cast<const Execution*>(self)->run_task(index);
     };
     if (tasks > 1) check(api_.KernelContext_ParallelFor(context_, task, tasks, 0, this));
-    if (tasks == 1) work(0);
+    if (tasks == 1) run_task(0);
   }
 
  private:
-  void work(std::size_t index) const {
+  void run_task(std::size_t index) const {
     const std::size_t begin = index * kTokensPerTask;
     ma_suppress_tokens(inputs_, output_, begin,
                        std::min(begin + kTokensPerTask, inputs_.keep.size()));
@@ -105,13 +112,13 @@ class Call {
     const Shape shape = shape_of(input);
     if (shape == expected) return;
     throw std::invalid_argument(std::string("MASuppress: ") + kNames[input] + " is " +
-                                to_string(shape) + ", which does not fit the others: see SPEC.md");
+                                to_string(shape) + ", which does not fit the other inputs");
   }
 
   void* data_of(const OrtValue* value) const {
     void* data = nullptr;
-    check(api_.GetTensorMutableData(const_cast<OrtValue*>(value),
-                                    &data));  // the C API has no const form
+    // The C API has no function for const values.
+    check(api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
     return data;
   }
 
@@ -135,11 +142,11 @@ struct Kernel {
   const OrtApi* api;
 };
 
-// No exception may cross the C interface.
+// Runs the kernel and turns exceptions into a status, because none may cross the C interface.
 OrtStatus* compute(void* kernel, OrtKernelContext* context) noexcept {
   const OrtApi& api = *static_cast<const Kernel*>(kernel)->api;
   try {
-    Call(api, context).run();
+    Execution(api, context).run();
     return nullptr;
   } catch (const Failure& failure) {
     return failure.status;
@@ -150,15 +157,14 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) noexcept {
   }
 }
 
-OrtCustomOp describe() {
+OrtCustomOp make_custom_op() {
   OrtCustomOp op{};
   op.version = ORT_API_VERSION;
   op.GetName = [](const OrtCustomOp*) { return "MASuppress"; };
   op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
   op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
-  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* {
-    return nullptr;
-  };  // the CPU's
+  // A null name means the CPU's execution provider.
+  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> std::size_t { return kInputs; };
   op.GetInputType = [](const OrtCustomOp*, std::size_t index) {
     return index == kBranch ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64
@@ -187,20 +193,20 @@ OrtCustomOp describe() {
   return op;
 }
 
-// One domain per copy of ONNX Runtime. A domain must outlive every session that uses it, and
-// nothing tells when the last one ends, so none is ever released; the library stays loaded for the
-// same reason.
+// Returns the domain for one copy of ONNX Runtime. A domain must outlive every session that uses
+// it, and ONNX Runtime does not report the end of the last one, so a domain is never released. The
+// library stays loaded for the same reason.
 OrtCustomOpDomain* domain_of(const OrtApi& api) {
-  static const OrtCustomOp op = describe();
+  static const OrtCustomOp op = make_custom_op();
   static std::mutex mutex;
   static auto* domains = new std::map<const OrtApi*, OrtCustomOpDomain*>;
   const std::scoped_lock lock(mutex);
   OrtCustomOpDomain*& domain = (*domains)[&api];
   if (!domain) {
-    OrtCustomOpDomain* made = nullptr;
-    check(api.CreateCustomOpDomain("ai.intaglio", &made));
-    check(api.CustomOpDomain_Add(made, &op));
-    domain = made;
+    OrtCustomOpDomain* created = nullptr;
+    check(api.CreateCustomOpDomain("ai.intaglio", &created));
+    check(api.CustomOpDomain_Add(created, &op));
+    domain = created;
   }
   return domain;
 }
@@ -212,8 +218,9 @@ OrtCustomOpDomain* domain_of(const OrtApi& api) {
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
     OrtSessionOptions* options, const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(ORT_API_VERSION);
-  if (!api)
-    return nullptr;  // an ONNX Runtime older than the headers: the function in the graph runs
+  // An ONNX Runtime that is older than our headers gets no kernel and runs the function in the
+  // graph.
+  if (!api) return nullptr;
   try {
     return api->AddCustomOpDomain(options, intaglio::ops::domain_of(*api));
   } catch (const intaglio::ops::Failure& failure) {

@@ -13,7 +13,7 @@ namespace fs = std::filesystem;
 
 class EngineCache : public testing::Test {
  protected:
-  // Tests run side by side.
+  // ctest runs the tests at the same time, so each needs a folder of its own.
   fs::path root =
       fs::path(testing::TempDir()) / testing::UnitTest::GetInstance()->current_test_info()->name();
   fs::path bundle = root / "bundle";
@@ -26,41 +26,41 @@ class EngineCache : public testing::Test {
     ::setenv("HOME", (root / "home").c_str(), 1);
   }
   void TearDown() override { fs::remove_all(root); }
-  // Nobody, root included, makes a folder where a file is.
+  // Not even root can create a folder where there is a file.
   void make_read_only() const { write_file(bundle / "engines", ""); }
 };
 
 TEST_F(EngineCache, IsInTheBundle) {
   // The key is the start of FIPS 180-2's example, the SHA-256 of "abc".
-  const fs::path folder = engine_cache(bundle, "1.31.1");
+  const fs::path folder = make_engine_cache(bundle, "1.31.1");
   EXPECT_EQ(folder, bundle / "engines/ort-tensorrt/onnxruntime-1.31.1-ba7816bf8f01cfea");
   EXPECT_TRUE(fs::is_directory(folder));
   EXPECT_FALSE(fs::exists(root / "cache"));
 }
 
-TEST_F(EngineCache, IsTheUsersForAReadOnlyBundle) {
+TEST_F(EngineCache, IsInTheUsersCacheForAReadOnlyBundle) {
   make_read_only();
   const fs::path name = "intaglio/ort-tensorrt/onnxruntime-1.31.1-ba7816bf8f01cfea";
-  EXPECT_EQ(engine_cache(bundle, "1.31.1"), root / "cache" / name);
+  EXPECT_EQ(make_engine_cache(bundle, "1.31.1"), root / "cache" / name);
   ::setenv("XDG_CACHE_HOME", "relative", 1);
-  EXPECT_EQ(engine_cache(bundle, "1.31.1"), root / "home/.cache" / name);
+  EXPECT_EQ(make_engine_cache(bundle, "1.31.1"), root / "home/.cache" / name);
   EXPECT_TRUE(fs::is_directory(root / "home/.cache" / name));
 }
 
-TEST_F(EngineCache, IsNowhereWithoutAFolderToWrite) {
+TEST_F(EngineCache, IsEmptyWithoutAWritableFolder) {
   make_read_only();
   write_file(root / "cache", "");
-  EXPECT_EQ(engine_cache(bundle, "1.31.1"), fs::path());
+  EXPECT_EQ(make_engine_cache(bundle, "1.31.1"), fs::path());
   ::unsetenv("XDG_CACHE_HOME");
   ::unsetenv("HOME");
-  EXPECT_EQ(engine_cache(bundle, "1.31.1"), fs::path());
+  EXPECT_EQ(make_engine_cache(bundle, "1.31.1"), fs::path());
 }
 
-TEST_F(EngineCache, IsAnotherForAnotherBundleOrVersion) {
-  const fs::path first = engine_cache(bundle, "1.31.1");
-  EXPECT_NE(engine_cache(bundle, "1.31.2"), first);
+TEST_F(EngineCache, DiffersForAnotherBundleOrVersion) {
+  const fs::path first = make_engine_cache(bundle, "1.31.1");
+  EXPECT_NE(make_engine_cache(bundle, "1.31.2"), first);
   write_file(bundle / "bundle.json", "abd");
-  EXPECT_NE(engine_cache(bundle, "1.31.1"), first);
+  EXPECT_NE(make_engine_cache(bundle, "1.31.1"), first);
 }
 
 }  // namespace

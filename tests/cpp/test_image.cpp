@@ -37,7 +37,8 @@ TEST_F(Png, RoundTripKeepsEveryPixel) {
   }
 }
 
-// PNG specification 11.3.3.4: keyword, zero, compression flag and method, two empty strings, UTF-8.
+// PNG specification 11.3.3.4: a keyword, a zero byte, the compression flag and method, two empty
+// strings, and the text in UTF-8.
 TEST_F(Png, TextGoesIntoUncompressedUtf8Chunks) {
   write_png(path_, colours(2, 2), {{"Description", "na\xc3\xafve \xe2\x98\x82"}, {"empty", ""}});
   const std::string file = read_file(path_);
@@ -47,7 +48,7 @@ TEST_F(Png, TextGoesIntoUncompressedUtf8Chunks) {
   EXPECT_EQ(file.find("zTXt"), std::string::npos);
 }
 
-TEST_F(Png, RefusesWhatIsNoWholePng) {
+TEST_F(Png, RefusesDamagedAndForeignFiles) {
   write_png(path_, colours(20, 20));
   const std::string whole = read_file(path_);
   for (const std::size_t length :
@@ -65,7 +66,8 @@ TEST_F(Png, RefusesWhatIsNoWholePng) {
   EXPECT_THROW(read_png(path_.parent_path()), InputError);
 }
 
-// VaeImageProcessor: (x / 2 + 0.5).clamp(0, 1), then (x * 255).round(), which is half to even.
+// VaeImageProcessor computes (x / 2 + 0.5).clamp(0, 1), then (x * 255).round(), which rounds halves
+// to even.
 TEST(ToImages, RoundsAsDiffusers) {
   const auto byte = [](float value) {
     Tensor tensor({1, 3, 1, 1}, DType::float32);
@@ -74,8 +76,8 @@ TEST(ToImages, RoundsAsDiffusers) {
   };
   EXPECT_EQ(byte(-1), 0);
   EXPECT_EQ(byte(1), 255);
-  EXPECT_EQ(byte(0), 128);              // 127.5 to even
-  EXPECT_EQ(byte(-1 + 1 / 255.0F), 0);  // 0.5 to even
+  EXPECT_EQ(byte(0), 128);              // 127.5 rounds to even
+  EXPECT_EQ(byte(-1 + 1 / 255.0F), 0);  // 0.5 rounds to even
   EXPECT_EQ(byte(-1 + 1.01F / 255.0F), 1);
   EXPECT_EQ(byte(-3), 0);
   EXPECT_EQ(byte(7), 255);
@@ -83,7 +85,7 @@ TEST(ToImages, RoundsAsDiffusers) {
   EXPECT_EQ(byte(std::numeric_limits<float>::quiet_NaN()), 0);
 }
 
-TEST(ToImages, TakesChannelsFirstAndGivesThemLast) {
+TEST(ToImages, ConvertsChannelsFirstToChannelsLast) {
   Tensor tensor({2, 3, 1, 2}, DType::float32);
   const float levels[] = {-1, 1, 1, -1, 1, 1, -1, -1, -1, -1, 1, -1};
   std::ranges::copy(levels, tensor.floats().begin());
@@ -93,7 +95,7 @@ TEST(ToImages, TakesChannelsFirstAndGivesThemLast) {
   EXPECT_EQ(images[1].pixels, (std::vector<std::uint8_t>{0, 0, 255, 0, 0, 0}));
 }
 
-TEST(FromImage, UndoesToImages) {
+TEST(FromImage, InvertsToImages) {
   Image image{16, 16, {}};
   for (int i = 0; i < 16 * 16 * 3; ++i) image.pixels.push_back(static_cast<std::uint8_t>(i));
   const Tensor tensor = from_image(image);

@@ -1,4 +1,5 @@
-// The reference implementation of MASuppress against torch's golden tensors and against SPEC.md.
+// Compares the reference implementation of MASuppress with golden tensors of torch and with
+// SPEC.md.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -37,7 +38,8 @@ struct Case {
   }
 };
 
-// Sizes around the vector width, F smaller, equal and larger than B, and values of every kind.
+// Makes a case with sizes around the vector width, F smaller than, equal to or larger than B, and
+// unusual values such as NaN.
 Case random_case(std::mt19937& random) {
   const auto size = [&](int limit) {
     return std::uniform_int_distribution<std::size_t>(1, limit)(random);
@@ -60,7 +62,7 @@ Case random_case(std::mt19937& random) {
   return made;
 }
 
-// SPEC.md word for word; volatile keeps each operation apart and rounded.
+// Computes an element by the formula in SPEC.md. volatile makes the compiler round each operation.
 float expected(const Case& given, std::size_t f, std::size_t t, std::size_t c) {
   const auto row = static_cast<std::size_t>(given.branch[f]);
   const float x = given.hidden[(row * given.tokens + t) * given.channels + c];
@@ -78,10 +80,10 @@ std::vector<float> floats(const std::string& name) {
   return {tensor.floats().begin(), tensor.floats().end()};
 }
 
-TEST(MASuppress, GoldenTensorsOfTorch) {
+TEST(MASuppress, EqualsTorch) {
   Case golden{
       3, 5, 8, floats("hidden.npy"), floats("mask.npy"), floats("ref.npy"), {}, floats("keep.npy")};
-  golden.branch.resize(7);  // int64, which load_npy does not read: the file's end
+  golden.branch.resize(7);  // the last 56 bytes of the file hold seven int64 values
   const std::string file =
       read_file(std::filesystem::path(INTAGLIO_TEST_DATA) / "ma_suppress/branch.npy");
   std::memcpy(golden.branch.data(), file.data() + file.size() - 56, 56);
@@ -105,7 +107,7 @@ TEST(MASuppress, FollowsTheSpecification) {
   }
 }
 
-TEST(MASuppress, LeavesEveryBitWhereNothingIsSuppressed) {
+TEST(MASuppress, KeepsEveryBitWhereNothingIsSuppressed) {
   std::mt19937 random(8);
   for (int round = 0; round < 100; ++round) {
     Case given = random_case(random);
@@ -115,7 +117,7 @@ TEST(MASuppress, LeavesEveryBitWhereNothingIsSuppressed) {
       std::ranges::fill(given.mask, 0.0F);
     }
     std::ranges::fill(given.ref, round % 3 ? kInfinity : kNan);
-    for (float& x : given.hidden) {  // signalling NaNs and payloads included
+    for (float& x : given.hidden) {  // includes signalling NaNs and NaNs with payloads
       if (random() % 4 == 0)
         x = std::bit_cast<float>(static_cast<std::uint32_t>(0x7f800001U + random() % 0x7ffffeU));
     }
@@ -152,7 +154,7 @@ TEST(MASuppress, FullSuppressionIsTheReference) {
   EXPECT_THAT(given.run(), testing::ElementsAre(0.0F, -2.0F, -1.5F));
 }
 
-TEST(MASuppress, TokensCanBeSharedOut) {
+TEST(MASuppress, TokensCanBeComputedInParts) {
   std::mt19937 random(10);
   for (int round = 0; round < 50; ++round) {
     const Case given = random_case(random);
@@ -167,7 +169,7 @@ TEST(MASuppress, TokensCanBeSharedOut) {
   }
 }
 
-TEST(MASuppress, RefusesRowsThatAreNotThere) {
+TEST(MASuppress, RefusesRowsOutsideHidden) {
   Case given{2, 1, 1, {1, 2}, {1}, {0}, {0, 1, 1}, {1, 1, 1}};
   for (const std::int64_t wrong :
        {std::int64_t{2}, std::int64_t{-1}, std::numeric_limits<std::int64_t>::min()}) {

@@ -9,7 +9,8 @@ namespace {
 
 constexpr double kTolerance = 1e-5;
 
-// Draws of 1 to 40 values, long and short in turns: blocks, tails, the cached second normal.
+// Long and short draws of 1 to 40 values alternate, which covers whole blocks, the tail after them,
+// and the cached second normal value.
 TEST(Generator, DrawsAsTorchDoes) {
   for (const auto& stream : golden_json("noise.json")) {
     Generator generator(stream["seed"].get<std::uint64_t>());
@@ -23,7 +24,7 @@ TEST(Generator, DrawsAsTorchDoes) {
   }
 }
 
-TEST(Generator, DrawingNothingChangesNothing) {
+TEST(Generator, AnEmptyDrawKeepsTheState) {
   Generator one(3), other(3);
   std::vector<float> nothing, a(5), b(5);
   one.randn(nothing);
@@ -40,7 +41,7 @@ TEST(DrawNoise, OneSeedDrawsTheBatch) {
   EXPECT_LE(largest_difference(noise.floats(), {values.begin(), values.end()}), kTolerance);
 }
 
-TEST(DrawNoise, SeveralSeedsDrawAnImageEach) {
+TEST(DrawNoise, EachSeedDrawsOneImage) {
   const Tensor expected = load_npy(golden_path("noise_each.npy"));
   const auto values = expected.floats();
   const Tensor noise = draw_noise({2, 4, 8, 8}, {5, 6});

@@ -17,7 +17,7 @@ using testing::HasSubstr;
 
 class Safetensors : public testing::Test {
  protected:
-  // Tests run side by side.
+  // ctest runs the tests at the same time, so each needs a file of its own.
   std::filesystem::path path = testing::TempDir() +
                                testing::UnitTest::GetInstance()->current_test_info()->name() +
                                ".safetensors";
@@ -40,7 +40,7 @@ class Safetensors : public testing::Test {
   }
 };
 
-TEST_F(Safetensors, WhatIsWrittenIsRead) {
+TEST_F(Safetensors, RoundTrip) {
   Tensor a({2, 1}, DType::float32);
   a.floats()[0] = 1.5F;
   a.floats()[1] = -0.0F;
@@ -53,8 +53,8 @@ TEST_F(Safetensors, WhatIsWrittenIsRead) {
   EXPECT_EQ(read.at("b").shape(), (Shape{0, 3}));
 }
 
-// The values that IEEE 754 gives these bits: 1, -2, the largest, the smallest normal and
-// subnormal, infinity.
+// IEEE 754 gives these bits the values 1, -2, the largest number, the smallest normal number, the
+// smallest subnormal number, and infinity.
 TEST_F(Safetensors, HalfPrecision) {
   const std::uint16_t bits[] = {0x3c00, 0xc000, 0x7bff, 0x0400, 0x0001, 0x7c00};
   write(R"({"x":{"dtype":"F16","shape":[6],"data_offsets":[0,12]}})",
@@ -84,7 +84,7 @@ TEST_F(Safetensors, HugeShapesAreRefused) {
        {ones, std::string("1,1,1,1,1,1,1,1,1"), std::string("4294967296,4294967296"),
         std::string("0,2147483649"), std::string("0,4611686018427387904,4611686018427387904")}) {
     write(R"({"x":{"dtype":"F32","shape":[)" + shape + R"(],"data_offsets":[0,4]}})", "1234");
-    expect_refused("of more than 8 axes or more than 2^31 numbers");
+    expect_refused("with more than 8 axes or more than 2^31 elements");
   }
 }
 
@@ -124,9 +124,9 @@ TEST_F(Safetensors, DamagedFilesAreRefused) {
     expect_refused("is damaged or truncated at \"x\"");
   }
   write(R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", "12345");
-  expect_refused("goes on after its last tensor");
+  expect_refused("has more data after its last tensor");
   write(R"({"x\u0000":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}})", "12345678");
-  expect_refused(R"("x\u0000" in a type that is not F32, F16, BF16, I64 or BOOL)");
+  expect_refused(R"("x\u0000" of a type other than F32, F16, BF16, I64 and BOOL)");
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ TEST(Tensor, RowsShareMemory) {
   EXPECT_EQ(tensor.floats()[2], 5.0F);
 }
 
-TEST(Tensor, RefusesSizesThatCannotBe) {
+TEST(Tensor, RefusesImpossibleSizes) {
   const std::int64_t large = std::int64_t{1} << 40;
   EXPECT_THROW(Tensor({2, -1}, DType::float32), UsageError);
   EXPECT_THROW(Tensor({0, -1}, DType::float32), UsageError);
@@ -75,7 +75,7 @@ TEST(File, FollowsTheUmask) {
 TEST(File, FailedWriteLeavesNothingBehind) {
   const auto folder =
       std::filesystem::temp_directory_path() / ("intaglio_file_" + std::to_string(::getpid()));
-  std::filesystem::create_directories(folder / "target");  // a folder: the rename fails
+  std::filesystem::create_directories(folder / "target");  // renaming over a folder fails
   EXPECT_THROW(write_file(folder / "target", "content"), InputError);
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);
   std::filesystem::remove_all(folder);

@@ -16,12 +16,13 @@ namespace {
 
 using Ids = std::vector<std::int64_t>;
 
-// The lengths that make_golden.py used.
+// These are the lengths with which make_golden.py encoded the prompts.
 const std::map<std::string, int> kLengths = {
     {"clip_l", 77}, {"clip_g", 16}, {"gaps", 12}, {"t5", 64}};
 
-// About two hundred prompts of odd Unicode, and very long ones. clip_g pads with "!" and finds its
-// start token in the normalized text; gaps lacks most of the byte alphabet; t5 is Unigram.
+// The golden file has about two hundred prompts with unusual Unicode, some of them very long.
+// clip_g pads with "!" and finds its start token in the normalized text, gaps lacks most of the
+// byte alphabet, and t5 is a Unigram tokenizer.
 TEST(Tokenizer, EqualsTransformers) {
   const auto cases = golden_json("tokens.json");
   ASSERT_GT(cases.size(), 180U);
@@ -50,7 +51,7 @@ TEST(ClipTokenizer, ShortLengthsKeepTheSpecialTokens) {
 TEST(ClipTokenizer, RefusesBrokenUtf8) {
   const auto tokenizer = load_tokenizer(golden_path("clip_l.json"));
   const std::string broken[] = {
-      "\x80",                           // a continuation alone
+      "\x80",                           // a continuation byte alone
       "abc\xC3",                        // cut off
       "\xE2\x82",                       // cut off
       "\xF0\x9F\x98",                   // cut off
@@ -59,8 +60,8 @@ TEST(ClipTokenizer, RefusesBrokenUtf8) {
       "\xED\xA0\x80",                   // a surrogate
       "\xF4\x90\x80\x80",               // past U+10FFFF
       "\xFF",                           // never valid
-      "<|endoftext|>\xFE",              // behind a special token
-      std::string(500, 'a') + "\xC3(",  // behind the end of the tokens
+      "<|endoftext|>\xFE",              // after a special token
+      std::string(500, 'a') + "\xC3(",  // after the last token that is used
   };
   for (const std::string& text : broken) {
     try {
@@ -72,7 +73,7 @@ TEST(ClipTokenizer, RefusesBrokenUtf8) {
   }
 }
 
-// Writes tables to a file that goes away with the test.
+// Writes tables to a file and removes it after the test.
 class TablesFile : public testing::Test {
  protected:
   explicit TablesFile(const char* name = "gaps.json") : tables_(golden_json(name)) {}
@@ -117,14 +118,14 @@ TEST_F(TablesFile, TruncatedAnywhere) {
   }
 }
 
-TEST_F(TablesFile, NamesWhatIsWrong) {
-  expect_refused("", "names no type");
-  expect_refused("[1, 2]", "names no type");
+TEST_F(TablesFile, MessageNamesTheProblem) {
+  expect_refused("", "has no type");
+  expect_refused("[1, 2]", "has no type");
   expect_refused(changed("/type", "t5_unigram"), "t5_unigram");
   expect_refused(changed("/vocab", nlohmann::json::object()), "vocab");
   expect_refused(changed("/vocab", {{"a", "b"}}), "number");
   expect_refused(changed("/vocab", {{"a", -1}}), "negative");
-  expect_refused(changed("/vocab", {{"a", 1.5}}), "whole");
+  expect_refused(changed("/vocab", {{"a", 1.5}}), "integer");
   expect_refused(changed("/vocab", {{"a", 5000000000}}), "large");
   expect_refused(changed("/merges", nlohmann::json::array({"a zzz"})), "a zzz");
   expect_refused(changed("/merges", nlohmann::json::array({"ab"})), "ab");
@@ -149,7 +150,7 @@ TEST_F(TablesFile, LongestAddedTokenWins) {
   }
 }
 
-TEST_F(TablesFile, UnknownBytesVanishWithoutAnUnknownToken) {
+TEST_F(TablesFile, UnknownBytesAreDroppedWithoutAnUnknownToken) {
   tables_["unk_token_id"] = nullptr;
   write(tables_.dump());
   const auto tokenizer = load_tokenizer(path_);
@@ -170,7 +171,7 @@ class UnigramTablesFile : public TablesFile {
   }
 };
 
-TEST_F(UnigramTablesFile, NamesWhatIsWrong) {
+TEST_F(UnigramTablesFile, MessageNamesTheProblem) {
   using Json = nlohmann::json;
   write(tables_.dump());
   EXPECT_NO_THROW(load_tokenizer(path_));
@@ -206,7 +207,7 @@ TEST_F(UnigramTablesFile, NamesWhatIsWrong) {
   expect_refused(changed("/added_tokens/0/content", 1), "content");
 }
 
-// A map with numbers that point past its end maps nothing, whatever the text.
+// A character map with offsets past its end must not read there, whatever the text is.
 TEST_F(UnigramTablesFile, DamagedCharacterMapIsHarmless) {
   const std::string whole = tables_["normalizers"][0]["charsmap"];
   const std::string text = golden_json("tokens.json")[70]["text"].get<std::string>() + "½ﬁé\u3000";
@@ -222,7 +223,7 @@ TEST_F(UnigramTablesFile, DamagedCharacterMapIsHarmless) {
   }
 }
 
-TEST_F(UnigramTablesFile, SaysWhatItUsedAndCut) {
+TEST_F(UnigramTablesFile, ReportsUsedTokensAndTruncation) {
   const Tokens all = encode("a dark boot", 30);
   ASSERT_FALSE(all.truncated);
   ASSERT_EQ(all.ids.size(), 30U);

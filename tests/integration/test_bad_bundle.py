@@ -1,4 +1,4 @@
-"""What a damaged bundle gets: refused when it is opened, with one sentence, from both sides."""
+"""Test that opening a damaged bundle fails with one sentence, in the command and in Python."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENCODER = ("prompt", "encoders", "text_encoder")
 
 
 def edited(manifest: Any, place: tuple[str | int, ...], value: Any) -> Any:
-    """A copy with `value` at `place`, or without what is there."""
+    """Return a copy with `value` at `place`, or without that entry for DELETED."""
     changed = copy.deepcopy(manifest)
     node = changed
     for key in place[:-1]:
@@ -42,12 +42,12 @@ def manifest(forked_bundle: Path) -> Any:
 
 @pytest.fixture
 def broken(forked_bundle: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle to break."""
+    """Return a copy of the bundle that a test may damage."""
     return Path(shutil.copytree(forked_bundle, tmp_path / "broken"))
 
 
 def refused(command: Command, folder: Path, says: str) -> None:
-    """Both commands and Python say the same."""
+    """Check that generate, inspect and Python refuse the folder with the same sentence."""
     sentence = check(command, 3, says, "generate", folder, "--prompt", PROMPT)
     assert check(command, 3, says, "inspect", folder) == sentence
     with pytest.raises(intaglio.InputError) as raised:
@@ -80,7 +80,7 @@ def test_truncated_file(command: Command, broken: Path) -> None:
 
 
 def test_tampered_file(command: Command, broken: Path) -> None:
-    """The same size, one bit changed."""
+    """A changed bit is found even if the size is right."""
     graph = broken / "vae_decoder" / "model.onnx"
     content = bytearray(graph.read_bytes())
     content[len(content) // 2] ^= 1
@@ -89,7 +89,7 @@ def test_tampered_file(command: Command, broken: Path) -> None:
 
 
 def test_tampered_large_file(command: Command, broken: Path, tmp_path: Path) -> None:
-    """It is hashed beside the first step, before anything is handed out."""
+    """A large file is hashed during the first step, and its error comes before any result."""
     size = 128 << 20
     with (broken / "large.data").open("wb") as file:
         file.truncate(size)
@@ -189,7 +189,7 @@ def test_manifest_that_is_wrong(
 
 
 def test_graphs_that_contradict_the_manifest(command: Command, manifest: Any, broken: Path) -> None:
-    """Found only by running; ONNX Runtime's own log does not become a second message."""
+    """Only running finds this; ONNX Runtime's own log must not print a second message."""
     wrong = edited(manifest, ("transformer", "patch_size"), 1)
     (broken / "bundle.json").write_text(json.dumps(wrong))
     says = "running transformer/forked.onnx failed in ONNX Runtime"
@@ -206,7 +206,7 @@ def test_graphs_that_contradict_the_manifest(command: Command, manifest: Any, br
 def test_missing_half_of_the_vae(
     command: Command, manifest: Any, broken: Path, part: str, says: str
 ) -> None:
-    """Refused before the first step, not after the last."""
+    """The error comes before the first step, not after the last one."""
     (broken / "bundle.json").write_text(json.dumps(edited(manifest, (part,), DELETED)))
     picture = Image.new("RGB", (32, 32))
     start = broken.parent / "start.png"
@@ -222,7 +222,7 @@ def test_missing_half_of_the_vae(
 
 
 def open_manifest(folder: Path, manifest: Any) -> str:
-    """What opening a folder with only this manifest in it is refused with."""
+    """Return the message of opening a folder that has only this manifest."""
     (folder / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(intaglio.InputError) as raised:
         intaglio.Bundle.open(folder)
@@ -264,7 +264,7 @@ def test_path_outside_on_the_command_line(command: Command, manifest: Any, tmp_p
 
 
 def places(node: Any, place: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
-    """Where every value of a manifest stands, but what the runtime does not read."""
+    """Return the paths of all values in a manifest."""
     children = node.items() if isinstance(node, dict) else ()
     if isinstance(node, list):
         children = enumerate(node)
@@ -285,7 +285,7 @@ ODD = st.one_of(
 def test_any_one_change_is_refused_or_harmless(
     manifest: Any, tmp_path: Path, data: st.DataObject, value: Any
 ) -> None:
-    """No other file is there, so the best that can come is that the first one is missing."""
+    """The folder has no other file, so even a harmless change ends with a missing file."""
     place = data.draw(st.sampled_from(places(manifest)))
     said = open_manifest(tmp_path, edited(manifest, place, value))
     assert str(tmp_path) in said

@@ -1,4 +1,4 @@
-"""What a wrong call gets: one sentence, its exit code, no file; and the same from Python."""
+"""Test that a wrong call gets one sentence, its exit code and no file, and the same in Python."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHAPE = (1, 4, 16, 16)
 
 @dataclass(frozen=True)
 class Mistake:
-    """A call of generate with something wrong, on the command line and in Python."""
+    """A wrong call of generate, as flags of the command line and as keywords in Python."""
 
     says: str
     code: int
@@ -36,7 +36,7 @@ class Mistake:
 
 
 def wrong(code: int, says: str, **keywords: Any) -> Mistake:
-    """Python's keywords, and the flags that say the same."""
+    """Return a mistake with these keywords and the flags that mean the same."""
     flags: list[Any] = []
     for name, value in keywords.items():
         separator = ":" if isinstance(value, tuple) else ","
@@ -161,7 +161,7 @@ def test_latents_that_do_not_fit(
 
 
 def npy(edit: Callable[[bytes], bytes]) -> bytes:
-    """What numpy.save writes for good latents, edited."""
+    """Return the file that numpy.save writes for valid latents, changed by `edit`."""
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(SHAPE, np.float32))
     return edit(buffer.getvalue())
@@ -182,7 +182,7 @@ PLAIN = "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}\n"
         (npy(lambda good: good + b"\0"), "is truncated"),
         (b"", "is not a .npy file"),
         (npy(lambda good: b"PK" + good), "is not a .npy file"),
-        (npy(lambda good: good.replace(b"<f4", b">f4")), "give float32"),
+        (npy(lambda good: good.replace(b"<f4", b">f4")), "convert them to float32"),
         (npy(lambda good: good.replace(b"False", b"True ")), "Fortran order"),
         (npy(lambda good: good.replace(b"shape", b"sharp")), "header that cannot be read"),
         (header(PLAIN.format("4294967296, 4294967296")), "is truncated"),

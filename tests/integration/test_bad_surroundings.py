@@ -1,4 +1,4 @@
-"""Outputs that cannot be written, machines that lack something, and runs that are stopped."""
+"""Test outputs that cannot be written, missing libraries, and runs that are stopped."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_links_and_devices_stay_what_they_are(command: Command, forked_bundle: P
 
 
 def test_disk_full(command: Command, forked_bundle: Path) -> None:
-    """A disk of 16 kB that the picture does not fit on."""
+    """The picture does not fit on a disk of 16 kB."""
     mount = 'mount -t tmpfs -o size=16k tmpfs "$0" && cd "$0" && "$@"; code=$?; ls -A; exit $code'
     space = with_mounts(mount, command.folder)
     large = ["--steps", "1", "--height", "128", "--width", "128"]
@@ -76,7 +76,7 @@ def test_disk_full(command: Command, forked_bundle: Path) -> None:
     done = subprocess.run([*space, *line], capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert done.stderr == "intaglio: cannot write image.png: No space left on device\n"
-    assert done.stdout == ""  # what ls saw
+    assert done.stdout == ""  # ls found no file
 
 
 def test_file_size_limit(command: Command, forked_bundle: Path) -> None:
@@ -108,7 +108,7 @@ UNAVAILABLE = {
 def test_what_is_not_there(command: Command, forked_bundle: Path, name: str) -> None:
     flags, says = UNAVAILABLE[name]
     sentence = check(command, 4, says, "generate", forked_bundle, "--prompt", PROMPT, *flags)
-    # In a process of its own: this one may have loaded ONNX Runtime.
+    # This runs in a new process, because the current one may have loaded ONNX Runtime.
     code = "import sys, intaglio; intaglio.Pipeline.open(sys.argv[1], **{sys.argv[2]: sys.argv[3]})"
     words = [sys.executable, "-c", code, str(forked_bundle), flags[0][2:], flags[1]]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -142,7 +142,7 @@ def test_out_of_memory(command: Command, forked_bundle: Path) -> None:
 
 
 def catches_interrupts(process: subprocess.Popen[str]) -> bool:
-    """Whether it has its own handler of Ctrl-C by now."""
+    """Return whether the process has installed its handler of Ctrl-C."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = int(re.search(r"^SigCgt:\s*(\S+)", status, re.MULTILINE)[1], 16)  # type: ignore[index]
     return bool(caught >> (signal.SIGINT - 1) & 1)

@@ -1,4 +1,4 @@
-"""What the command writes, against Python, Pillow and arithmetic."""
+"""Compare what the command writes with Python, Pillow and arithmetic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE = 32
 
 
 def latents(command: Command, bundle: Path, *args: Any) -> np.ndarray[Any, Any]:
-    """The final latents of a run."""
+    """Run generate and return the final latents."""
     command.draw(bundle, *args, "--latents-out", "latents.npy")
     return np.load(command.folder / "latents.npy")
 
@@ -34,7 +34,7 @@ def report(command: Command, bundle: Path, *args: Any) -> dict[str, Any]:
 
 
 def picture(path: Path, value: int | None, size: tuple[int, int] = (SIZE, SIZE)) -> Path:
-    """A PNG by Pillow: one grey value, or noise."""
+    """Write a PNG with Pillow that has one grey value, or noise for None."""
     random = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
     pixels = random if value is None else np.full_like(random, value)
     Image.fromarray(pixels).save(path)
@@ -67,7 +67,7 @@ def test_given_latents_replace_the_noise(command: Command, forked_bundle: Path) 
 def test_metadata_draws_the_image_again(
     command: Command, forked_bundle: Path, pipeline: intaglio.Pipeline, tmp_path: Path
 ) -> None:
-    prompt = "[a] naïve ☂"  # few tokens, so that none is cut and nothing said
+    prompt = "[a] naïve ☂"  # so few tokens that none is cut and no note is printed
     flags = ["--seeds", "4,9", "--cfg-scale", "1.5:3", "--dg-window", "0:0.5", "--steps", 3]
     flags += ["--scheduler", "heun", "--height", 24, "--ma-channels", "2,5", "--dg-scale", "0.7"]
     command.draw(forked_bundle, "--prompt", prompt, *flags)
@@ -118,7 +118,7 @@ def test_strength_decides_how_many_steps_run(command: Command, forked_bundle: Pa
             command, forked_bundle, "--image", "start.png", "--strength", strength, "--steps", 4
         )
         assert len(done["step_seconds"]) == steps
-    # All of it forgotten: the picture does not matter.
+    # With strength 1 noise replaces the whole picture.
     plain = latents(command, forked_bundle, *GUIDED)
     forgotten = latents(command, forked_bundle, *GUIDED, "--image", "start.png", "--strength", 1)
     kept = latents(command, forked_bundle, *GUIDED, "--image", "start.png", "--strength", 0.4)
@@ -136,7 +136,7 @@ def test_image_gives_the_size(command: Command, forked_bundle: Path) -> None:
 
 
 def test_token_mask(command: Command, forked_bundle: Path) -> None:
-    """Black tokens are left alone, so D_m = D_c and w has no effect."""
+    """Tokens that are black in the mask are not suppressed, so D_m = D_c and w has no effect."""
     for value in (0, 255):
         picture(command.folder / f"{value}.png", value, (19, 33))
     half = np.zeros((SIZE, SIZE), np.uint8)
@@ -178,7 +178,7 @@ def test_rows_are_what_the_windows_say(
     batch: int,
 ) -> None:
     def inside(window: tuple[float, float]) -> int:
-        # In whole numbers: 3/10 is 0.3 exactly, whatever floats make of it.
+        # This computes in whole numbers, because 0.3 is not exact as a float.
         start, end = (round(edge * 100) for edge in window)
         return sum(start * steps <= 100 * i < end * steps for i in range(steps))
 

@@ -1,6 +1,6 @@
-"""Which device runs, and what is said where one does not work.
+"""Test which device runs and which message explains that a device does not work.
 
-With ONNX Runtime's builds for the processor and for GPUs.
+The tests use ONNX Runtime's builds for CPUs and for GPUs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ without_driver = pytest.mark.skipif(has_driver(), reason="this machine has an NV
 
 @pytest.fixture(scope="module", params=[0, 100])  # CUDA_SUCCESS, CUDA_ERROR_NO_DEVICE
 def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A stand-in for NVIDIA's driver, which no test machine has: code of cuInit, environment."""
+    """Build a fake NVIDIA driver and return the result of its cuInit and an environment for it."""
     folder = tmp_path_factory.mktemp("driver")
     source = f"""
     int cuInit(unsigned flags) {{ return {request.param} + 0 * flags; }}
@@ -120,7 +120,9 @@ def test_auto_says_why_a_gpu_build_runs_on_the_processor(
     done = command("generate", forked_bundle, *flags("auto", gpu_build), "--report", "report.json")
     assert done.returncode == 0
     note, end, rest = done.stderr.partition("\n")
-    assert note.startswith("intaglio: note: running on cpu, since device cuda does not work here: ")
+    assert note.startswith(
+        "intaglio: note: running on cpu because device cuda does not work here: "
+    )
     assert "there is no NVIDIA driver" in note
     assert (end, rest) == ("\n", "")
     report = json.loads((command.folder / "report.json").read_text())
@@ -139,7 +141,7 @@ def test_auto_says_why_engines_are_not_used(
     (engines / "engine.json").write_text("{}")
     done = command("generate", bundle, "--prompt", PROMPT, "--steps", 2, "--report", "report.json")
     assert done.returncode == 0
-    assert done.stderr.startswith("intaglio: note: running on cpu, since ")
+    assert done.stderr.startswith("intaglio: note: running on cpu because ")
     assert done.stderr.count("\n") == 1
     assert backend in done.stderr
     reason = json.loads((command.folder / "report.json").read_text())["reason"]
@@ -193,7 +195,7 @@ def test_inspect_lists_engines(command: Command, forked_bundle: Path, tmp_path: 
 def test_inspect_says_which_engines_are_broken(
     command: Command, forked_bundle: Path, tmp_path: Path
 ) -> None:
-    """The bundle runs without them."""
+    """A damaged engine.json is reported, but it does not stop the bundle from running."""
     bundle = shutil.copytree(forked_bundle, tmp_path / "bundle")
     file = bundle / "engines" / "tensorrt-rtx-sm89-float32-59e7185e" / "engine.json"
     file.parent.mkdir(parents=True)

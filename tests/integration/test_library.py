@@ -1,4 +1,4 @@
-"""What libintaglio shows to the program that loads it."""
+"""Test which symbols libintaglio exports."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LIBRARY = EXECUTABLE.with_name("libintaglio.so")
 
 @pytest.fixture(scope="module")
 def exported() -> list[str]:
-    """Names of the symbols that others can bind to, mangled."""
+    """Return the mangled names of the exported symbols."""
     words = ["nm", "--dynamic", "--defined-only", "--format=posix", str(LIBRARY)]
     listed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     return [line.split()[0] for line in listed.splitlines()]
 
 
 def test_only_its_own_names_are_exported(exported: list[str]) -> None:
-    """Another library's ONNX Runtime, CLI11 or JSON in the same process is left alone."""
+    """Other copies of ONNX Runtime, CLI11 or the JSON library in the process are not affected."""
     own = ("_ZN8intaglio", "_ZNK8intaglio", "_ZTIN8intaglio", "_ZTSN8intaglio", "_ZTVN8intaglio")
     assert [name for name in exported if not name.startswith(own)] == []
 
@@ -28,7 +28,7 @@ def test_only_its_own_names_are_exported(exported: list[str]) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "_ZTIN8intaglio10InputErrorE",  # caught outside
+        "_ZTIN8intaglio10InputErrorE",  # a program that uses the library catches it
         "_ZN8intaglio8Pipeline4open",
         "_ZN8intaglio11run_command",
         "_ZN8intaglio8read_png",

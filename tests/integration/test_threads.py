@@ -1,4 +1,4 @@
-"""Many threads of one process open graphs at once."""
+"""Test that many threads of one process can open graphs at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Each opens its pipeline's first graph, behind one barrier: the first sessions of the process.
+# All threads pass one barrier and then open the first sessions of the process.
 PROGRAM = """
 import sys, threading, intaglio
 pipelines = [intaglio.Pipeline.open(sys.argv[1], threads=1) for _ in range(8)]
@@ -28,8 +28,8 @@ sys.exit("\\n".join(failures) or 0)
 
 
 def test_the_first_sessions_may_open_at_once(forked_bundle: Path) -> None:
-    """ONNX Runtime enters our operators' domain into a table without a lock; entered by two at
-    once it refused one of eight processes like this."""
+    """ONNX Runtime adds the domain of our operators to a table without a lock. When two threads did
+    so at once, one of eight processes like this failed."""
     for _ in range(12):
         words = [sys.executable, "-c", PROGRAM, str(forked_bundle)]
         assert subprocess.run(words, capture_output=True, text=True).stderr == ""

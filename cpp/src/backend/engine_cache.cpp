@@ -13,13 +13,15 @@ namespace fs = std::filesystem;
 
 namespace {
 
-bool make_writable(const fs::path& folder) {
+// Creates the folder if needed, and returns whether files can be written in it.
+bool create_writable(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
   return !error && ::access(folder.c_str(), W_OK) == 0;
 }
 
-// The XDG base directory specification: a relative path counts as none.
+// Returns the user's cache folder by the XDG base directory specification, which ignores relative
+// paths, or an empty path.
 fs::path user_cache() {
   const auto absolute = [](const char* name) {
     const char* value = std::getenv(name);
@@ -32,17 +34,18 @@ fs::path user_cache() {
 
 }  // namespace
 
-fs::path engine_cache(const fs::path& bundle, const std::string& version) {
-  // ONNX Runtime looks at a graph's nodes but not at its weights to tell whether an engine is of
-  // it. The manifest lists the SHA-256 of them all, so its own stands for everything.
+fs::path make_engine_cache(const fs::path& bundle, const std::string& version) {
+  // ONNX Runtime compares the nodes of a graph with those of a cached engine, but not the weights.
+  // The manifest lists the SHA-256 of every file, so the hash of the manifest changes with any
+  // weight.
   const std::string key = sha256_of_file(bundle / "bundle.json").substr(0, 16);
   const fs::path name = "onnxruntime-" + version + "-" + key;
-  if (const fs::path own = bundle / "engines" / "ort-tensorrt" / name; make_writable(own))
-    return own;
+  const fs::path in_bundle = bundle / "engines" / "ort-tensorrt" / name;
+  if (create_writable(in_bundle)) return in_bundle;
   const fs::path caches = user_cache();
   if (caches.empty()) return {};
-  const fs::path user = caches / "intaglio" / "ort-tensorrt" / name;
-  return make_writable(user) ? user : fs::path();
+  const fs::path in_cache = caches / "intaglio" / "ort-tensorrt" / name;
+  return create_writable(in_cache) ? in_cache : fs::path();
 }
 
 }  // namespace intaglio

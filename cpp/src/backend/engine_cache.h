@@ -5,8 +5,10 @@
 
 namespace intaglio {
 
-// Where engines that ONNX Runtime of `version` builds for a bundle are kept: in the bundle, in the
-// user's cache folder where that is read-only, or nowhere (empty). The folder is made.
-std::filesystem::path engine_cache(const std::filesystem::path& bundle, const std::string& version);
+// Creates the folder for the engines that ONNX Runtime of this version builds for a bundle, and
+// returns its path. It is in the bundle, or in the user's cache folder when the bundle is
+// read-only. Returns an empty path when neither can be written.
+std::filesystem::path make_engine_cache(const std::filesystem::path& bundle,
+                                        const std::string& version);
 
 }  // namespace intaglio

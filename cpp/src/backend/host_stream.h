@@ -1,4 +1,4 @@
-// The stream of backends whose graphs read and write host memory.
+// A stream for backends whose graphs read and write host memory.
 #pragma once
 
 #include "intaglio/backend.h"

@@ -1,13 +1,13 @@
-// Where libraries that this process has loaded lie.
+// Paths of libraries that this process has loaded.
 #pragma once
 
 #include <filesystem>
 
 namespace intaglio {
 
-// The file that `address` was loaded from, or an empty path.
-std::filesystem::path file_of(const void* address);
-// That of libintaglio.
-std::filesystem::path own_folder();
+// Returns the file that `address` was loaded from, or an empty path.
+std::filesystem::path library_of(const void* address);
+// Returns the folder of libintaglio.
+std::filesystem::path own_library_folder();
 
 }  // namespace intaglio

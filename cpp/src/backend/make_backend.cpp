@@ -20,11 +20,11 @@ bool is_tensorrt(const std::string& device) {
 [[noreturn]] void refuse_engines(const std::string& device) {
   throw UnavailableError("device " + device +
                          " cannot run in this version of Intaglio, which builds TensorRT engines "
-                         "but does not run them yet: use --device cpu or cuda");
+                         "but does not run them yet: use --device cpu or --device cuda");
 }
 
-std::shared_ptr<Backend> chosen(const std::string& device, const BackendOptions& options,
-                                const Bundle& bundle, DeviceChoice choice) {
+std::shared_ptr<Backend> make_for_device(const std::string& device, const BackendOptions& options,
+                                         const Bundle& bundle, DeviceChoice choice) {
   if (is_tensorrt(device)) refuse_engines(device);
   auto backend = make_onnxruntime_backend(device, options, bundle);
   choice.device = device;
@@ -32,29 +32,33 @@ std::shared_ptr<Backend> chosen(const std::string& device, const BackendOptions&
   return backend;
 }
 
-void add(std::string& list, const std::string& text) { list += (list.empty() ? "" : "; ") + text; }
+void append(std::string& list, const std::string& text) {
+  list += (list.empty() ? "" : "; ") + text;
+}
 
-std::shared_ptr<Backend> choose(const BackendOptions& options, const Bundle& bundle) {
+std::shared_ptr<Backend> make_for_best_device(const BackendOptions& options, const Bundle& bundle) {
   DeviceChoice choice;
   if (!bundle.quantized.empty()) {
-    choice.reason = "the bundle's " + bundle.quantized + " weights are for the CPU";
-    return chosen("cpu", options, bundle, choice);
+    choice.reason = "the bundle has " + bundle.quantized + " weights, which run on the CPU only";
+    return make_for_device("cpu", options, bundle, choice);
   }
   for (const std::string device : {"tensorrt-rtx", "tensorrt"}) {
     const bool built = has_engines(bundle, device);
-    const std::string why = built ? "engines cannot be run yet" : "the bundle has no engines for it";
-    add(choice.reason, device + ": " + why);
-    if (built) add(choice.note, device + ": " + why);
+    const std::string reason =
+        device + (built ? ": engines cannot be run yet" : ": the bundle has no engines for it");
+    append(choice.reason, reason);
+    if (built) append(choice.note, reason);
   }
   load_onnxruntime(options.onnxruntime_library);
   try {
-    return chosen("cuda", options, bundle, choice);
+    return make_for_device("cuda", options, bundle, choice);
   } catch (const UnavailableError& error) {
-    add(choice.reason, error.what());
-    // With a GPU, or a library made for one, somebody meant to use it.
-    if (why_no_gpu().empty() || has_provider("cuda")) add(choice.note, error.what());
+    append(choice.reason, error.what());
+    // A machine with a GPU, or with ONNX Runtime's build for GPUs, is expected to use it, so the
+    // user is told why it does not.
+    if (gpu_unavailable_reason().empty() || has_provider("cuda")) append(choice.note, error.what());
   }
-  return chosen("cpu", options, bundle, choice);
+  return make_for_device("cpu", options, bundle, choice);
 }
 
 }  // namespace
@@ -70,12 +74,12 @@ std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundl
     throw UsageError("--threads must be from 0 (one per core) to 1024");
   }
   if (std::ranges::find(device_names(), options.device) == device_names().end()) {
-    std::string known;
-    for (const std::string& name : device_names()) known += (known.empty() ? "" : ", ") + name;
-    throw UsageError("there is no device \"" + options.device + "\": --device is one of " + known);
+    std::string names;
+    for (const std::string& name : device_names()) names += (names.empty() ? "" : ", ") + name;
+    throw UsageError("there is no device \"" + options.device + "\": --device is one of " + names);
   }
-  return options.device == "auto" ? choose(options, bundle)
-                                  : chosen(options.device, options, bundle, {});
+  return options.device == "auto" ? make_for_best_device(options, bundle)
+                                  : make_for_device(options.device, options, bundle, {});
 }
 
 }  // namespace intaglio

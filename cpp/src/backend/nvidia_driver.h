@@ -4,7 +4,8 @@
 
 namespace intaglio {
 
-// Why no NVIDIA GPU can be used here, for people; empty where one can.
-const std::string& why_no_gpu();
+// Returns why this machine has no usable NVIDIA GPU, as a part of a message, or an empty string
+// when it has one. The driver is asked only once per process.
+const std::string& gpu_unavailable_reason();
 
 }  // namespace intaglio

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <exception>
+#include <initializer_list>
 #include <set>
 #include <thread>
 
@@ -18,30 +19,36 @@ namespace intaglio {
 
 namespace {
 
-[[noreturn]] void fail(const std::string& doing, const Ort::Exception& error) {
-  const std::string what = error.what();
-  const bool memory = what.find("allocate memory") != std::string::npos ||
-                      what.find("bad_alloc") != std::string::npos ||
-                      what.find("out of memory") != std::string::npos;  // CUDA's
-  if (memory)
-    throw OutOfMemoryError(doing + " needs more memory than there is: use a smaller size or batch");
-  for (const char* gpu : {"CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure"}) {
-    if (what.find(gpu) != std::string::npos)
-      throw UnavailableError(doing + " failed on the GPU: " + what + "; --device cpu needs none");
-  }
-  throw InputError(doing + " failed in ONNX Runtime: " + what);
+[[noreturn]] void throw_out_of_memory(const std::string& action) {
+  throw OutOfMemoryError(action +
+                         " needs more memory than is available: use a smaller size or batch");
 }
 
-// Runs `body`, turning ONNX Runtime's exceptions into ours. Allocates nothing where all goes well.
+bool contains_any(const std::string& text, std::initializer_list<const char*> parts) {
+  return std::ranges::any_of(
+      parts, [&](const char* part) { return text.find(part) != std::string::npos; });
+}
+
+[[noreturn]] void throw_translated(const std::string& action, const Ort::Exception& error) {
+  const std::string what = error.what();
+  if (contains_any(what, {"allocate memory", "bad_alloc", "out of memory"}))
+    throw_out_of_memory(action);
+  if (contains_any(what, {"CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure"}))
+    throw UnavailableError(action + " failed on the GPU: " + what +
+                           "; use --device cpu to run without it");
+  throw InputError(action + " failed in ONNX Runtime: " + what);
+}
+
+// Calls `body` and translates ONNX Runtime's exceptions into Intaglio's. It takes the parts of the
+// message separately, so that it allocates nothing when `body` succeeds.
 template <typename Body>
-auto translate(const char* doing, const std::string& graph, Body&& body) {
+auto translate_errors(const char* verb, const std::string& graph, Body&& body) {
   try {
     return body();
   } catch (const Ort::Exception& error) {
-    fail(doing + graph, error);
+    throw_translated(verb + graph, error);
   } catch (const std::bad_alloc&) {
-    throw OutOfMemoryError(doing + graph +
-                           " needs more memory than there is: use a smaller size or batch");
+    throw_out_of_memory(verb + graph);
   }
 }
 
@@ -58,7 +65,9 @@ ONNXTensorElementDataType ort_type(DType dtype) {
   return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 }
 
-void check(const std::string& graph, const GraphTensor& declared, const Tensor& tensor) {
+// Throws InputError when the tensor does not have the dtype and the axes that the manifest
+// declares.
+void check_tensor(const std::string& graph, const GraphTensor& declared, const Tensor& tensor) {
   bool fits = tensor.dtype() == declared.dtype && tensor.shape().size() == declared.axes.size();
   for (std::size_t i = 0; fits && i < declared.axes.size(); ++i) {
     const auto* size = std::get_if<std::int64_t>(&declared.axes[i]);
@@ -67,7 +76,7 @@ void check(const std::string& graph, const GraphTensor& declared, const Tensor& 
   if (!fits) {
     throw InputError(graph + " cannot take " + declared.role + " of shape " +
                      to_string(tensor.shape()) + " and type " + name_of(tensor.dtype()) +
-                     ": the bundle's graphs contradict its manifest, export it again");
+                     ": the graphs of the bundle contradict its manifest, so export it again");
   }
 }
 
@@ -83,18 +92,18 @@ class OrtBoundGraph final : public BoundGraph {
     assert(inputs.size() == graph.inputs.size() && outputs.size() == graph.outputs.size());
     for (Binding& binding : inputs_) {
       const GraphTensor& declared = graph.input(binding.role);
-      check(name_, declared, binding.tensor);
+      check_tensor(name_, declared, binding.tensor);
       binding_.BindInput(declared.name.c_str(), view(binding.tensor));
     }
     for (Binding& binding : outputs_) {
       const GraphTensor& declared = graph.output(binding.role);
-      check(name_, declared, binding.tensor);
+      check_tensor(name_, declared, binding.tensor);
       binding_.BindOutput(declared.name.c_str(), view(binding.tensor));
     }
   }
 
   void run() override {
-    translate("running ", name_, [&] { session_->Run(run_options_, binding_); });
+    translate_errors("running ", name_, [&] { session_->Run(run_options_, binding_); });
   }
 
  private:
@@ -108,7 +117,7 @@ class OrtBoundGraph final : public BoundGraph {
   std::string name_;
   Ort::RunOptions run_options_;
   Ort::IoBinding binding_;
-  std::vector<Binding> inputs_, outputs_;  // keep the memory alive
+  std::vector<Binding> inputs_, outputs_;  // they keep the bound memory alive
 };
 
 class OrtSession final : public Session {
@@ -118,7 +127,7 @@ class OrtSession final : public Session {
 
   std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>& inputs,
                                    const std::vector<Binding>& outputs) const override {
-    return translate("binding ", graph_.path, [&] {
+    return translate_errors("binding ", graph_.path, [&] {
       return std::make_unique<OrtBoundGraph>(session_, graph_, inputs, outputs);
     });
   }
@@ -133,7 +142,7 @@ int thread_count(const BackendOptions& options) {
   return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
 }
 
-// The paths of the graphs that run in each step.
+// Returns the paths of the graphs that run in every step.
 std::set<std::string> loop_graphs(const Bundle& bundle) {
   std::set<std::string> paths;
   for (const auto& [name, graph] : bundle.transformer_graphs)
@@ -141,47 +150,52 @@ std::set<std::string> loop_graphs(const Bundle& bundle) {
   return paths;
 }
 
-std::unique_ptr<Session> open(const std::filesystem::path& path, const Graph& graph,
-                              const Ort::SessionOptions& options) {
+std::unique_ptr<Session> open_session(const std::filesystem::path& path, const Graph& graph,
+                                      const Ort::SessionOptions& options) {
   auto session = std::make_shared<Ort::Session>(onnxruntime_environment(), path.c_str(), options);
   return std::make_unique<OrtSession>(std::move(session), graph);
 }
 
-class OrtBackend final : public Backend {
+class OrtCpuBackend final : public Backend {
  public:
-  OrtBackend(const BackendOptions& options, std::string version, const Bundle& bundle)
+  OrtCpuBackend(const BackendOptions& options, std::string version, const Bundle& bundle)
       : version_(std::move(version)),
         threads_(thread_count(options)),
-        narrow_(bundle.dtype != "float32"),
-        // A narrow weight is cast as it is used: nothing constant to pack.
-        prepacked_(options.prepack && !narrow_ ? loop_graphs(bundle) : std::set<std::string>{}) {
+        low_precision_(bundle.dtype != "float32"),
+        // Low-precision weights are cast to float32 in every run, so there is no constant to pack.
+        prepacked_(options.prepack && !low_precision_ ? loop_graphs(bundle)
+                                                      : std::set<std::string>{}) {
     if (!ops_library_.empty())
-      translate("loading ", ops_library_.string(), [&] { register_ops(ops_library_); });
+      translate_errors("loading ", ops_library_.string(), [&] { register_ops(ops_library_); });
   }
 
   std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
                                 const Graph& graph) const override {
-    // What graph.path holds has no kernels for the processor, or slower ones.
+    // Where the manifest gives a second graph for the CPU, the first one has no CPU kernels or
+    // slower ones.
     const auto path = bundle_root / graph.cpu.value_or(graph.path);
-    return translate("loading ", path.string(), [&] {
+    return translate_errors("loading ", path.string(), [&] {
       Ort::SessionOptions options;
       options.SetIntraOpNumThreads(threads_);
-      // A pattern is one more block, taken at the second run (docs/decisions/0012).
+      // A memory pattern would allocate one more block at the second run (docs/decisions/0012).
       options.DisableMemPattern();
       options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
-      // Packing copies the matrices at load, for quicker steps (docs/decisions/0012).
+      // Prepacking copies the matrices when the graph is loaded and makes steps faster
+      // (docs/decisions/0012).
       const bool prepack = prepacked_.contains(graph.path);
       options.AddConfigEntry("session.disable_prepacking", prepack ? "0" : "1");
-      // Either of them would hold a float32 copy of every narrow weight; cast as it is used, what
-      // stays is the mapped file. ONNX Runtime has no constants for these names.
-      if (narrow_)
+      // Each of these two optimizers would keep a float32 copy of every low-precision weight.
+      // Without them a weight is cast when it is used, and only the mapped file stays in memory.
+      // ONNX Runtime defines no constants for their names.
+      if (low_precision_)
         options.AddConfigEntry("optimization.disable_specified_optimizers",
                                "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer");
-      // Threads that go on spinning after a run would take the cores from the next graph's.
+      // Threads that spin after a run would take cores from the threads of the next graph.
       options.AddConfigEntry("session.force_spinning_stop", "1");
-      // ONNX Runtime prefers its kernel to the function in the graph (docs/decisions/0002).
+      // With the library registered, ONNX Runtime runs our kernel of MASuppress in place of the
+      // function in the graph (docs/decisions/0002).
       if (!ops_library_.empty()) options.RegisterCustomOpsLibrary(ops_library_.c_str(), {});
-      return open(path, graph, options);
+      return open_session(path, graph, options);
     });
   }
 
@@ -197,8 +211,8 @@ class OrtBackend final : public Backend {
  private:
   std::string version_;
   int threads_;
-  bool narrow_;                      // weights
-  std::set<std::string> prepacked_;  // graphs' paths
+  bool low_precision_;               // whether the weights are float16 or bfloat16
+  std::set<std::string> prepacked_;  // paths of the graphs whose weights are packed at load
   std::filesystem::path ops_library_ = ops_library();
 };
 
@@ -207,20 +221,20 @@ class OrtGpuBackend final : public Backend {
   OrtGpuBackend(std::string device, const BackendOptions& options, std::string version,
                 const Bundle& bundle)
       : device_(std::move(device)), version_(std::move(version)), threads_(thread_count(options)) {
-    if (device_ == "ort-tensorrt") cache_ = engine_cache(bundle.folder, version_);
+    if (device_ == "ort-tensorrt") cache_ = make_engine_cache(bundle.folder, version_);
   }
 
   std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
                                 const Graph& graph) const override {
     const auto path = bundle_root / graph.path;
-    return translate("loading ", path.string(), [&] {
+    return translate_errors("loading ", path.string(), [&] {
       Ort::SessionOptions options;
-      options.SetIntraOpNumThreads(threads_);  // of what the provider leaves to the processor
+      options.SetIntraOpNumThreads(threads_);  // for nodes that the provider leaves to the CPU
       options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
-      // MASuppress stays the function that it is in the graph: our kernel is the processor's, and
-      // the hidden states would be copied there and back for it.
+      // Our kernel of MASuppress is not registered here. It runs on the CPU, so ONNX Runtime would
+      // copy the hidden states from the GPU and back; the function in the graph runs on the GPU.
       add_provider(options, device_, cache_, graph.path);
-      return open(path, graph, options);
+      return open_session(path, graph, options);
     });
   }
 
@@ -230,8 +244,8 @@ class OrtGpuBackend final : public Backend {
     const bool tensorrt = device_ == "ort-tensorrt";
     return "ONNX Runtime " + version_ + ", " + device_ +
            (!tensorrt        ? ""
-            : cache_.empty() ? ", engines not kept (no folder for them can be written)"
-                             : ", engines kept in " + cache_.string());
+            : cache_.empty() ? ", engines not cached (no folder for them is writable)"
+                             : ", engines cached in " + cache_.string());
   }
 
  private:
@@ -246,7 +260,7 @@ std::shared_ptr<Backend> make_onnxruntime_backend(const std::string& device,
                                                   const BackendOptions& options,
                                                   const Bundle& bundle) {
   const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
-  if (device == "cpu") return std::make_shared<OrtBackend>(options, library.version, bundle);
+  if (device == "cpu") return std::make_shared<OrtCpuBackend>(options, library.version, bundle);
   check_provider(device, library);
   return std::make_shared<OrtGpuBackend>(device, options, library.version, bundle);
 }

@@ -7,9 +7,10 @@
 
 namespace intaglio {
 
-// Graphs on one of ONNX Runtime's providers; `device` is cpu, cuda or ort-tensorrt. The library is
-// loaded now, and a GPU's provider tried out. Tensors are host memory: on a GPU they are copied
-// there and back in every step.
+// Makes a backend that runs graphs with one of ONNX Runtime's execution providers; `device` is cpu,
+// cuda or ort-tensorrt. It loads the library and tries the provider of a GPU at once, and throws
+// UnavailableError when one of them does not work. Tensors are in host memory, so a GPU's provider
+// copies them to the GPU and back in every step.
 std::shared_ptr<Backend> make_onnxruntime_backend(const std::string& device,
                                                   const BackendOptions& options,
                                                   const Bundle& bundle);

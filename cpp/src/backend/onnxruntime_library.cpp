@@ -17,7 +17,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// libonnxruntime.so, or the versioned name that the Python wheel carries.
+// Returns the files named libonnxruntime.so, or libonnxruntime.so with a version as in the Python
+// wheel.
 std::vector<fs::path> libraries_in(const fs::path& folder) {
   std::vector<fs::path> found;
   std::error_code error;
@@ -28,32 +29,34 @@ std::vector<fs::path> libraries_in(const fs::path& folder) {
   return found;
 }
 
+// Returns the libraries to try, in order.
 std::vector<fs::path> candidates(const fs::path& library) {
   if (!library.empty()) return {library};
-  const fs::path own = own_folder();
+  const fs::path own = own_library_folder();
   std::vector<fs::path> paths = libraries_in(own);
-  // Installed by pip: site-packages/intaglio/lib beside site-packages/onnxruntime/capi.
+  // pip installs site-packages/intaglio/lib beside site-packages/onnxruntime/capi.
   for (const fs::path& path : libraries_in(own / "../../onnxruntime/capi")) paths.push_back(path);
   paths.emplace_back("libonnxruntime.so.1");
   paths.emplace_back("libonnxruntime.so");
   return paths;
 }
 
-// A process holds one ONNX Runtime; the linker knows whether another name means the same file.
+// Throws UnavailableError when `library` is not the one that this process has loaded, because a
+// process can hold only one. The dynamic linker knows whether two names mean the same file.
 void check_same(const fs::path& library, const void* loaded, const std::string& loaded_from) {
   if (library.empty()) return;
   void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
   if (handle) dlclose(handle);
   if (handle == loaded) return;
   throw UnavailableError("this process has loaded ONNX Runtime from " + loaded_from +
-                         " and cannot take " + library.string() +
+                         " and cannot load " + library.string() +
                          " as well: give the same library, or start another process");
 }
 
 }  // namespace
 
 fs::path ops_library() {
-  const fs::path own = own_folder();
+  const fs::path own = own_library_folder();
   const fs::path path = own / "libintaglio_ops.so";
   std::error_code error;
   return !own.empty() && fs::exists(path, error) ? path : fs::path();
@@ -69,8 +72,8 @@ const OnnxRuntimeLibrary& load_onnxruntime(const fs::path& library) {
     check_same(library, loaded, loaded_from);
     return runtime;
   }
-  // Its packages since 1.29 report each session to their maker and keep an identifier in the user's
-  // home. A program that draws pictures does not, unless its user has set this to something else.
+  // Since version 1.29 ONNX Runtime's packages report every session to Microsoft and store an
+  // identifier in the user's home. Intaglio turns that off unless the user has set this variable.
   setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   std::string tried;
   for (const fs::path& path : candidates(library)) {
@@ -83,7 +86,7 @@ const OnnxRuntimeLibrary& load_onnxruntime(const fs::path& library) {
     const OrtApi* api = base ? base()->GetApi(ORT_API_VERSION) : nullptr;
     if (api) {
       Ort::InitApi(api);
-      runtime = {base()->GetVersionString(), file_of(reinterpret_cast<const void*>(base))};
+      runtime = {base()->GetVersionString(), library_of(reinterpret_cast<const void*>(base))};
       loaded = handle;
       loaded_from = path.string();
       return runtime;
@@ -95,8 +98,7 @@ const OnnxRuntimeLibrary& load_onnxruntime(const fs::path& library) {
   }
   throw UnavailableError(
       "no usable ONNX Runtime library: give --onnxruntime LIBRARY (onnxruntime_library in a "
-      "program), "
-      "or put libonnxruntime.so.1 where the loader looks (tried" +
+      "program), or put libonnxruntime.so.1 where the dynamic loader finds it (tried" +
       tried.substr(1) + ")");
 }
 

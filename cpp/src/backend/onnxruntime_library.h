@@ -1,4 +1,4 @@
-// Finding and loading libonnxruntime, once per process, and finding our own kernels for it.
+// Finds and loads libonnxruntime once per process, and finds our library of kernels for it.
 #pragma once
 
 #include <filesystem>
@@ -8,16 +8,17 @@ namespace intaglio {
 
 struct OnnxRuntimeLibrary {
   std::string version;
-  std::filesystem::path path;  // of the loaded file; its providers' libraries lie beside it
+  std::filesystem::path path;  // of the loaded file, which has its providers' libraries beside it
 };
 
-// Loads `library`, or when it is empty the first that is found: beside libintaglio, in Python's
-// onnxruntime package beside this one, on the system. Initialises the C++ API. Later calls keep the
-// library of the first. Throws UnavailableError saying what was tried, or that
-// another library than `library` is loaded.
+// Loads `library` and initialises ONNX Runtime's C++ API. When `library` is empty, it loads the
+// first library that it finds beside libintaglio, in the onnxruntime package next to our Python
+// package, or on the system. Later calls return the library of the first call. Throws
+// UnavailableError that says what was tried, or that another library than `library` is already
+// loaded.
 const OnnxRuntimeLibrary& load_onnxruntime(const std::filesystem::path& library);
 
-// libintaglio_ops.so beside libintaglio; empty when it is not there.
+// Returns the path of libintaglio_ops.so beside libintaglio, or an empty path when there is none.
 std::filesystem::path ops_library();
 
 }  // namespace intaglio

@@ -16,8 +16,8 @@ namespace fs = std::filesystem;
 namespace {
 
 struct Provider {
-  const char* name;  // ONNX Runtime's
-  const char* needs;
+  const char* name;       // in ONNX Runtime
+  const char* libraries;  // that it needs, as a part of a message
 };
 
 const Provider& provider_of(const std::string& device) {
@@ -26,10 +26,11 @@ const Provider& provider_of(const std::string& device) {
   return device == "ort-tensorrt" ? tensorrt : cuda;
 }
 
-// The two arrays that ONNX Runtime's C interface takes; they point into the map.
-struct Settings {
+// The keys and the values of a map as the two arrays that ONNX Runtime's C interface takes. They
+// point into the map.
+struct ProviderOptions {
   using Map = std::map<std::string, std::string>;
-  explicit Settings(const Map& map) {
+  explicit ProviderOptions(const Map& map) {
     for (const auto& [key, value] : map) {
       keys.push_back(key.c_str());
       values.push_back(value.c_str());
@@ -44,19 +45,19 @@ void add_cuda(Ort::SessionOptions& options) {
   Ort::ThrowOnError(api.CreateCUDAProviderOptions(&made));
   const std::unique_ptr<OrtCUDAProviderOptionsV2, decltype(api.ReleaseCUDAProviderOptions)> cuda(
       made, api.ReleaseCUDAProviderOptions);
-  // TensorFloat-32 would round the factors of float32 products to 10 bits.
-  const Settings::Map map{{"use_tf32", "0"}};
-  const Settings settings(map);
-  Ort::ThrowOnError(api.UpdateCUDAProviderOptions(cuda.get(), settings.keys.data(),
-                                                  settings.values.data(), settings.keys.size()));
+  // TensorFloat-32 would round the inputs of a float32 matmul to 10 bits of mantissa.
+  const ProviderOptions::Map map{{"use_tf32", "0"}};
+  const ProviderOptions cuda_options(map);
+  Ort::ThrowOnError(api.UpdateCUDAProviderOptions(
+      cuda.get(), cuda_options.keys.data(), cuda_options.values.data(), cuda_options.keys.size()));
   options.AppendExecutionProvider_CUDA_V2(*cuda);
 }
 
 void add_tensorrt(Ort::SessionOptions& options, const fs::path& cache, const std::string& prefix) {
-  // Without trt_fp16_enable and its like networks are strongly typed: precision is what the graph
-  // says. Without trt_profile_* shapes a profile grows with the sizes and batches that are asked
-  // for, and the cache keeps it; fixed ones would refuse what lies outside.
-  Settings::Map map;
+  // Options such as trt_fp16_enable are left out, so TensorRT computes in the types of the graph.
+  // Fixed shapes (trt_profile_*) are left out too, because they would refuse other sizes and
+  // batches; without them a profile grows with the requests, and the cache keeps it.
+  ProviderOptions::Map map;
   if (!cache.empty()) {
     map = {{"trt_engine_cache_enable", "1"},
            {"trt_engine_cache_path", cache.string()},
@@ -69,14 +70,15 @@ void add_tensorrt(Ort::SessionOptions& options, const fs::path& cache, const std
   Ort::ThrowOnError(api.CreateTensorRTProviderOptions(&made));
   const std::unique_ptr<OrtTensorRTProviderOptionsV2, decltype(api.ReleaseTensorRTProviderOptions)>
       tensorrt(made, api.ReleaseTensorRTProviderOptions);
-  const Settings settings(map);
-  Ort::ThrowOnError(api.UpdateTensorRTProviderOptions(
-      tensorrt.get(), settings.keys.data(), settings.values.data(), settings.keys.size()));
+  const ProviderOptions tensorrt_options(map);
+  Ort::ThrowOnError(api.UpdateTensorRTProviderOptions(tensorrt.get(), tensorrt_options.keys.data(),
+                                                      tensorrt_options.values.data(),
+                                                      tensorrt_options.keys.size()));
   options.AppendExecutionProvider_TensorRT_V2(*tensorrt);
 }
 
-// y = Relu(x) on one float, opset 18, as onnx.helper makes it.
-constexpr char one_node[] =
+// An ONNX model that computes y = Relu(x) on one float, opset 18, serialised by onnx.helper.
+constexpr char kReluModel[] =
     "\x08\x08:3\n\x0c\n\x01x\x12\x01y\"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n"
     "\x02\x08\x01"
     "b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
@@ -85,8 +87,8 @@ constexpr char one_node[] =
 }  // namespace
 
 Ort::Env& onnxruntime_environment() {
-  // It must outlive every session, so it is never destroyed. Its errors reach people as exceptions:
-  // logged as well, they would be a second message.
+  // The environment must outlive every session, so it is never destroyed. It logs fatal errors
+  // only, because other errors reach the user as exceptions and would be printed twice.
   static auto* env = new Ort::Env(ORT_LOGGING_LEVEL_FATAL, "intaglio");
   return *env;
 }
@@ -97,7 +99,7 @@ void register_ops(const fs::path& ops_library) {
     Ort::SessionOptions options;
     options.SetIntraOpNumThreads(1);
     options.RegisterCustomOpsLibrary(ops_library.c_str(), {});
-    Ort::Session(onnxruntime_environment(), one_node, sizeof(one_node) - 1, options);
+    Ort::Session(onnxruntime_environment(), kReluModel, sizeof(kReluModel) - 1, options);
   });
 }
 
@@ -116,33 +118,33 @@ void check_provider(const std::string& device, const OnnxRuntimeLibrary& library
            "; install onnxruntime-gpu in place of onnxruntime, or give its library with "
            "--onnxruntime");
   }
-  if (!why_no_gpu().empty())
-    refuse(why_no_gpu() + "; see that nvidia-smi lists a GPU, or use --device cpu");
+  if (!gpu_unavailable_reason().empty())
+    refuse(gpu_unavailable_reason() + "; check that nvidia-smi lists a GPU, or use --device cpu");
   try {
     Ort::SessionOptions options;
     add_provider(options, device, {}, "");
-    Ort::Session(onnxruntime_environment(), one_node, sizeof(one_node) - 1, options);
+    Ort::Session(onnxruntime_environment(), kReluModel, sizeof(kReluModel) - 1, options);
   } catch (const Ort::Exception& error) {
     std::string what = error.what();
     while (what.ends_with('\n')) what.pop_back();
-    const std::string before = "with error: ";  // of the loader
+    const std::string before = "with error: ";  // the dynamic loader's message follows
     const std::size_t found = what.find(before);
-    if (found == std::string::npos) refuse("ONNX Runtime says: " + what + "; use --device cpu");
+    if (found == std::string::npos) refuse("ONNX Runtime reports: " + what + "; use --device cpu");
     refuse("ONNX Runtime's provider cannot be loaded (" + what.substr(found + before.size()) +
-           "); install " + provider.needs +
-           " where the loader finds them, in the version that it asks for, or use --device cpu");
+           "); install the versions of " + provider.libraries +
+           " that it needs where the dynamic loader finds them, or use --device cpu");
   }
 }
 
 void add_provider(Ort::SessionOptions& options, const std::string& device, const fs::path& cache,
                   const std::string& graph) {
-  onnxruntime_environment();  // loading a provider logs, and the log is the environment's
+  onnxruntime_environment();  // loading a provider writes to the log of the environment
   if (device == "ort-tensorrt") {
     std::string prefix = graph;
     std::ranges::replace(prefix, '/', '-');
     add_tensorrt(options, cache, prefix);
   }
-  add_cuda(options);  // for ort-tensorrt: what TensorRT leaves
+  add_cuda(options);  // also for ort-tensorrt, where CUDA runs the nodes that TensorRT does not
 }
 
 }  // namespace intaglio

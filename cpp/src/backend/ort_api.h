@@ -1,4 +1,4 @@
-// ONNX Runtime's C++ API without a link-time dependency on its library.
+// Includes ONNX Runtime's C++ API without a link-time dependency on its library.
 #pragma once
 
 #define ORT_API_MANUAL_INIT

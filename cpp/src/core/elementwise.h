@@ -1,5 +1,6 @@
-// For loops that read and write the same element only: any aliasing of whole spans is harmless, and
-// the compiler has to be told before it vectorises.
+// Marks a loop whose iteration i reads and writes element i of its arrays only. Such a loop gives
+// the same result whether its arrays overlap or not, but the compiler vectorises it only with this
+// pragma.
 #pragma once
 
 #if defined(__clang__)

@@ -9,6 +9,7 @@
 #include <random>
 #include <utility>
 
+#include "core/file_kind.h"
 #include "intaglio/error.h"
 
 namespace intaglio {
@@ -21,7 +22,8 @@ namespace {
   throw InputError("cannot " + verb + " " + path.string() + ": " + std::strerror(error));
 }
 
-// Closes the descriptor, and removes the file at `path` unless it was cleared.
+// Closes the descriptor when it goes out of scope, and removes the file at `path` unless `path` is
+// empty.
 struct OpenFile {
   int descriptor = -1;
   fs::path path = {};
@@ -41,9 +43,10 @@ void write_all(int descriptor, std::string_view content, const fs::path& path) {
   }
 }
 
-// A new file of a random name beside `target`. mkstemp would make it for the owner alone, and the
-// umask cannot be asked for without changing it for every thread of the process.
-void create_beside(const fs::path& target, const fs::path& named, OpenFile& file) {
+// Creates a file with a random name beside `target`. mkstemp would create it for the owner alone,
+// and a process can read its umask only by changing it, which affects all threads. Errors name
+// `requested`.
+void create_beside(const fs::path& target, const fs::path& requested, OpenFile& file) {
   std::random_device random;
   while (true) {
     const fs::path path = target.string() + "." + std::to_string(random()) + ".tmp";
@@ -52,11 +55,11 @@ void create_beside(const fs::path& target, const fs::path& named, OpenFile& file
       file.path = path;
       return;
     }
-    if (errno != EEXIST) fail("write", named, errno);
+    if (errno != EEXIST) fail("write", requested, errno);
   }
 }
 
-// A device or a pipe cannot be renamed over: that would replace it by a plain file.
+// Writes to a device or a pipe, which renaming would replace by a regular file.
 void write_into(const fs::path& path, std::string_view content) {
   OpenFile file{::open(path.c_str(), O_WRONLY | O_CLOEXEC)};
   if (file.descriptor < 0) fail("write", path, errno);
@@ -67,7 +70,8 @@ void write_into(const fs::path& path, std::string_view content) {
 }  // namespace
 
 std::string read_file(const fs::path& path) {
-  // Not a stream: reading a folder through one throws an exception of its own.
+  // std::ifstream throws an exception of its own when the path is a folder, so this uses POSIX
+  // calls.
   const OpenFile file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (file.descriptor < 0) fail("read", path, errno);
   struct stat status{};
@@ -75,7 +79,8 @@ std::string read_file(const fs::path& path) {
   std::string content;
   std::size_t end = 0;
   while (true) {
-    // The size is a guess only (a pipe has none); one byte more meets the end without growing.
+    // The size is only a guess: a pipe has none. One more byte than the guess lets the read that
+    // meets the end of the file happen without growing the buffer.
     const std::size_t guess = static_cast<std::size_t>(status.st_size) + 1;
     if (content.size() == end) content.resize(end < guess ? guess : 2 * end + 65536);
     const ssize_t got = ::read(file.descriptor, content.data() + end, content.size() - end);
@@ -91,11 +96,11 @@ std::string read_file(const fs::path& path) {
 void write_file(const fs::path& path, std::string_view content) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
-  if (fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status)) {
+  if (is_device_or_pipe(status)) {
     write_into(path, content);
     return;
   }
-  // The file that a symbolic link names is what is meant, not the link.
+  // A symbolic link stays; the file that it points to is replaced.
   fs::path target = fs::canonical(path, error);
   if (error) target = path;
   OpenFile file;

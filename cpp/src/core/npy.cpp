@@ -1,11 +1,11 @@
-// NumPy's .npy format, version 1.0 (numpy.lib.format).
-#include <algorithm>
+// Reads and writes NumPy's .npy format, version 1.0, which numpy.lib.format documents.
 #include <cctype>
 #include <charconv>
 #include <cstdint>
 #include <cstring>
 #include <optional>
 
+#include "core/byte_size.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"
 #include "intaglio/tensor.h"
@@ -14,8 +14,8 @@ namespace intaglio {
 
 namespace {
 
-constexpr std::string_view magic = "\x93NUMPY";
-constexpr std::size_t preamble = 10;  // magic, two version bytes, header length
+constexpr std::string_view kMagic = "\x93NUMPY";
+constexpr std::size_t kPreamble = 10;  // bytes: magic, version, length of the header
 
 struct Header {
   std::string descr;
@@ -24,8 +24,8 @@ struct Header {
   std::size_t data_offset = 0;
 };
 
-// Reads the header's dict in the order that numpy.save writes it. By hand: std::regex recurses for
-// every character, and a header may have 65,535.
+// Reads the dict in the header, whose keys come in the order in which numpy.save writes them. It
+// does not use std::regex, which recurses once per character: a header may have 65,535 characters.
 class HeaderReader {
  public:
   explicit HeaderReader(std::string_view text) : text_(text) {}
@@ -56,7 +56,7 @@ class HeaderReader {
       text_.remove_prefix(static_cast<std::size_t>(stop - text_.data()));
       shape.push_back(size);
       if (!skip(",") && !text_.starts_with(')')) return {};
-      skip("");  // the space before the next number
+      skip("");  // skips the space before the next number
     }
     return shape;
   }
@@ -89,28 +89,17 @@ Header parse_header(const std::filesystem::path& path, std::string_view content)
   const auto refuse = [&](const std::string& why) {
     throw InputError(path.string() + " " + why + ": save it with numpy.save");
   };
-  if (content.substr(0, magic.size()) != magic || content.size() < preamble || content[6] != 1) {
+  if (content.substr(0, kMagic.size()) != kMagic || content.size() < kPreamble || content[6] != 1) {
     refuse("is not a .npy file of version 1.0");
   }
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(content[i]); };
-  const std::size_t data_offset = preamble + byte(8) + (byte(9) << 8U);
+  const std::size_t data_offset = kPreamble + byte(8) + (byte(9) << 8U);
   if (content.size() < data_offset) refuse("is truncated");
-  auto header = read_dict(content.substr(preamble, data_offset - preamble));
+  auto header = read_dict(content.substr(kPreamble, data_offset - kPreamble));
   if (!header) refuse("has a header that cannot be read");
   if (header->fortran) refuse("is in Fortran order");
   header->data_offset = data_offset;
   return *header;
-}
-
-// Whether `bytes` hold exactly the shape's elements; no product that could overflow.
-bool fits(const Shape& shape, std::size_t item, std::size_t bytes) {
-  if (std::ranges::find(shape, 0) != shape.end()) return bytes == 0;
-  std::size_t left = bytes / item;
-  for (const std::int64_t size : shape) {
-    if (left % static_cast<std::size_t>(size) != 0) return false;
-    left /= static_cast<std::size_t>(size);
-  }
-  return left == 1 && bytes % item == 0;
 }
 
 }  // namespace
@@ -121,13 +110,14 @@ Tensor load_npy(const std::filesystem::path& path) {
   const bool is_double = header.descr == "<f8";
   const bool is_int64 = header.descr == "<i8";
   if (!is_double && !is_int64 && header.descr != "<f4") {
-    throw InputError(path.string() + " holds " + header.descr + ": give float32");
+    throw InputError(path.string() + " holds values of type " + header.descr +
+                     ": convert them to float32");
   }
   const std::size_t item = header.descr == "<f4" ? 4 : 8;
-  // Before the memory is asked for: the header may promise more than there is anywhere.
-  if (!fits(header.shape, item, content.size() - header.data_offset)) {
-    throw InputError(path.string() + " is truncated: its header says shape " +
-                     to_string(header.shape));
+  // This check comes before the allocation, because a damaged header can claim any size.
+  if (!has_byte_size(header.shape, item, content.size() - header.data_offset)) {
+    throw InputError(path.string() + " is truncated or damaged: its data does not fit the shape " +
+                     to_string(header.shape) + " in its header; save it again with numpy.save");
   }
   Tensor tensor(header.shape, is_int64 ? DType::int64 : DType::float32);
   const auto count = static_cast<std::size_t>(tensor.size());
@@ -152,10 +142,10 @@ void save_npy(const std::filesystem::path& path, const Tensor& tensor) {
                                                        : "|u1";
   std::string header =
       std::string("{'descr': '") + descr + "', 'fortran_order': False, 'shape': (" + shape + "), }";
-  // The data starts at a multiple of 64; a newline ends the header.
-  header.append(63 - (preamble + header.size()) % 64, ' ');
+  // The format aligns the data to 64 bytes and ends the header with a newline.
+  header.append(63 - (kPreamble + header.size()) % 64, ' ');
   header += '\n';
-  std::string content(magic);
+  std::string content(kMagic);
   content += {'\x01', '\x00', static_cast<char>(header.size() & 0xff),
               static_cast<char>(header.size() >> 8U)};
   content += header;

@@ -9,17 +9,17 @@
 namespace intaglio {
 namespace {
 
-// torch fills blocks of this size; shorter tensors take its scalar path.
+// torch fills tensors in blocks of this size, and draws shorter tensors value by value.
 constexpr std::size_t kBlock = 16;
 
-// The low 24 bits, as torch's uniform_real_distribution<float>.
+// Takes the low 24 bits, as torch's uniform_real_distribution<float> does.
 float uniform_float(std::mt19937& engine) {
   constexpr std::uint32_t mask = (1U << 24) - 1;
   constexpr float scale = 1.0F / static_cast<float>(1U << 24);
   return static_cast<float>(static_cast<std::uint32_t>(engine()) & mask) * scale;
 }
 
-// Box-Muller in place: value j and value j + 8 are a pair.
+// Applies the Box-Muller transform in place; values j and j + 8 are a pair.
 void to_normal(std::span<float, kBlock> block) {
   for (std::size_t j = 0; j < kBlock / 2; ++j) {
     const float radius = std::sqrt(-2.0F * std::log(1.0F - block[j]));
@@ -31,7 +31,7 @@ void to_normal(std::span<float, kBlock> block) {
 
 }  // namespace
 
-// torch keeps the low 32 bits of a seed only.
+// torch uses only the low 32 bits of a seed.
 Generator::Generator(std::uint64_t seed) : engine_(static_cast<std::uint32_t>(seed)) {}
 
 double Generator::uniform_double() {
@@ -67,7 +67,8 @@ void Generator::randn(std::span<float> out) {
     to_normal(out.subspan(i).first<kBlock>());
   }
   if (whole == out.size()) return;
-  // What does not fill a block is covered by a fresh last block, which overlaps the one before it.
+  // As in torch, the values after the last whole block come from a new block that ends where `out`
+  // ends and so overwrites a part of the block before it.
   const auto tail = out.last<kBlock>();
   for (float& value : tail) value = uniform_float(engine_);
   to_normal(tail);

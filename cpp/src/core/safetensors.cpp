@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/byte_size.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"
 
@@ -18,12 +19,13 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::size_t preamble = 8;  // the header's length, little-endian
-constexpr std::size_t most_axes = 8;
-constexpr std::int64_t most_numbers = std::int64_t{1} << 31U;  // beyond any embedding
+constexpr std::size_t kPreamble = 8;  // bytes that hold the length of the header, little-endian
+constexpr std::size_t kMaxAxes = 8;
+constexpr std::int64_t kMaxElements = std::int64_t{1} << 31U;  // larger than any embedding
 
 [[noreturn]] void refuse(const std::filesystem::path& path, const std::string& why) {
-  throw InputError(path.string() + " " + why + ": write it with safetensors or `intaglio embed`");
+  throw InputError(path.string() + " " + why +
+                   ": write it again with safetensors or `intaglio embed`");
 }
 
 float from_bfloat16(std::uint16_t bits) {
@@ -51,10 +53,10 @@ void convert(const char* data, std::span<float> values, Convert&& to_float) {
 struct Entry {
   std::string name, dtype;
   Shape shape;
-  std::size_t begin = 0, end = 0;  // within the data
+  std::size_t begin = 0, end = 0;  // offsets in the data
 };
 
-// Json throws for a value of another type or out of range.
+// Throws when a value has another type or is out of range; read_header turns that into a message.
 Entry read_entry(const std::string& name, const Json& json) {
   Entry entry;
   entry.name = Json(name).dump();
@@ -72,7 +74,7 @@ Entry read_entry(const std::string& name, const Json& json) {
   return entry;
 }
 
-// In the order of the header, with __metadata__ left out.
+// Returns the entries in the order of the header, without __metadata__.
 std::vector<std::pair<std::string, Entry>> read_header(const std::filesystem::path& path,
                                                        std::string_view text) {
   std::vector<std::pair<std::string, Entry>> entries;
@@ -95,26 +97,19 @@ std::size_t item_size(const std::string& dtype) {
   return dtype == "I64" ? 8 : 0;
 }
 
-// A size of 0 counts as 1: NumPy multiplies the others, too.
-bool is_huge(const Shape& shape) {
-  std::int64_t numbers = 1;
+// Whether the shape exceeds the limits above. A size of 0 counts as 1, because NumPy also refuses
+// arrays without elements whose other sizes are too large.
+bool is_too_large(const Shape& shape) {
+  std::int64_t elements = 1;
   for (const std::int64_t size : shape) {
-    if (size > most_numbers / numbers) return true;
-    numbers *= std::max<std::int64_t>(size, 1);
+    if (size > kMaxElements / elements) return true;
+    elements *= std::max<std::int64_t>(size, 1);
   }
-  return shape.size() > most_axes;
+  return shape.size() > kMaxAxes;
 }
 
-// Whether the entry has as many bytes as its shape says; no product that could overflow.
 bool fits(const Entry& entry) {
-  const std::size_t bytes = entry.end - entry.begin;
-  if (std::ranges::find(entry.shape, 0) != entry.shape.end()) return bytes == 0;
-  std::size_t left = bytes / item_size(entry.dtype);
-  for (const std::int64_t size : entry.shape) {
-    if (left % static_cast<std::size_t>(size) != 0) return false;
-    left /= static_cast<std::size_t>(size);
-  }
-  return left == 1 && bytes % item_size(entry.dtype) == 0;
+  return has_byte_size(entry.shape, item_size(entry.dtype), entry.end - entry.begin);
 }
 
 Tensor read_tensor(const Entry& entry, std::string_view data) {
@@ -136,7 +131,7 @@ Tensor read_tensor(const Entry& entry, std::string_view data) {
 
 std::uint64_t header_length(std::string_view content) {
   std::uint64_t length = 0;
-  for (std::size_t i = 0; i < preamble; ++i)
+  for (std::size_t i = 0; i < kPreamble; ++i)
     length |= std::uint64_t{static_cast<unsigned char>(content[i])} << (8 * i);
   return length;
 }
@@ -145,28 +140,29 @@ std::uint64_t header_length(std::string_view content) {
 
 NamedTensors load_safetensors(const std::filesystem::path& path) {
   const std::string content = read_file(path);
-  if (content.size() < preamble) refuse(path, "is not a safetensors file");
+  if (content.size() < kPreamble) refuse(path, "is not a safetensors file");
   const std::uint64_t length = header_length(content);
-  if (length > content.size() - preamble) refuse(path, "is truncated, or no safetensors file");
+  if (length > content.size() - kPreamble)
+    refuse(path, "is truncated or is not a safetensors file");
   const std::string_view all(content);
-  const std::string_view data = all.substr(preamble + length);
-  auto entries = read_header(path, all.substr(preamble, length));
+  const std::string_view data = all.substr(kPreamble + length);
+  auto entries = read_header(path, all.substr(kPreamble, length));
   std::ranges::sort(entries, {}, [](const auto& entry) { return entry.second.begin; });
 
-  // As the format demands, the tensors lie one after the other and leave nothing over.
+  // The format requires that the tensors follow each other without gaps and fill the data.
   NamedTensors tensors;
   std::size_t end = 0;
   for (const auto& [name, entry] : entries) {
     if (item_size(entry.dtype) == 0)
-      refuse(path, "holds " + entry.name + " in a type that is not F32, F16, BF16, I64 or BOOL");
-    if (is_huge(entry.shape))
-      refuse(path, "holds " + entry.name + " of more than 8 axes or more than 2^31 numbers");
+      refuse(path, "holds " + entry.name + " of a type other than F32, F16, BF16, I64 and BOOL");
+    if (is_too_large(entry.shape))
+      refuse(path, "holds " + entry.name + " with more than 8 axes or more than 2^31 elements");
     if (entry.begin != end || entry.end < entry.begin || entry.end > data.size() || !fits(entry))
       refuse(path, "is damaged or truncated at " + entry.name);
     end = entry.end;
     tensors[name] = read_tensor(entry, data);
   }
-  if (end != data.size()) refuse(path, "is damaged: it goes on after its last tensor");
+  if (end != data.size()) refuse(path, "is damaged: it has more data after its last tensor");
   return tensors;
 }
 
@@ -183,9 +179,9 @@ void save_safetensors(const std::filesystem::path& path, const NamedTensors& ten
     end += tensor.bytes();
   }
   std::string header = json.dump();
-  header.append((8 - header.size() % 8) % 8, ' ');  // the data is aligned
+  header.append((8 - header.size() % 8) % 8, ' ');  // aligns the data to 8 bytes
   std::string content;
-  for (std::size_t i = 0; i < preamble; ++i)
+  for (std::size_t i = 0; i < kPreamble; ++i)
     content += static_cast<char>(static_cast<std::uint64_t>(header.size()) >> (8 * i) & 0xff);
   content += header;
   for (const auto& [name, tensor] : tensors)

@@ -1,4 +1,5 @@
-// Hugging Face's safetensors: a header's length, the header as JSON, the data.
+// Reads and writes Hugging Face's safetensors format: the length of the header, the header as JSON,
+// and the data.
 #pragma once
 
 #include <filesystem>
@@ -11,10 +12,11 @@ namespace intaglio {
 
 using NamedTensors = std::map<std::string, Tensor>;
 
-// F32, F16, BF16 and I64 (attention masks are that in diffusers), all as float32. Throws InputError
-// naming the file when it is missing, damaged or holds another type.
+// Loads tensors of F32, F16, BF16, BOOL and I64 (diffusers' attention masks are I64), all as
+// float32. Throws InputError naming the file when it is missing, damaged or holds another type.
 NamedTensors load_safetensors(const std::filesystem::path& path);
-// float32 tensors. Written under a temporary name, then renamed.
+// Saves float32 tensors. The file is written under a temporary name and then renamed. Throws
+// InputError naming the file when it cannot be written or a tensor has another type.
 void save_safetensors(const std::filesystem::path& path, const NamedTensors& tensors);
 
 }  // namespace intaglio

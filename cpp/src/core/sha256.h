@@ -5,7 +5,8 @@
 
 namespace intaglio {
 
-// Lower-case hexadecimal SHA-256 of a file's content. Throws InputError when it cannot be read.
+// Returns the SHA-256 of a file's content in lower-case hexadecimal digits. Throws InputError when
+// the file cannot be read.
 std::string sha256_of_file(const std::filesystem::path& path);
 
 }  // namespace intaglio

@@ -5,9 +5,10 @@
 
 namespace intaglio {
 
+// Measures wall-clock time between calls of lap().
 class Stopwatch {
  public:
-  // Seconds since the last lap.
+  // Returns the seconds since the last call, or since the stopwatch was made.
   double lap() {
     const auto now = std::chrono::steady_clock::now();
     return std::chrono::duration<double>(now - std::exchange(start_, now)).count();

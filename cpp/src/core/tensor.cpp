@@ -36,20 +36,21 @@ const char* name_of(DType dtype) {
 }
 
 std::int64_t element_count(const Shape& shape) {
-  // Room for eight bytes an element, so that the size in bytes cannot overflow either.
-  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max() / 8;
+  // An element has at most eight bytes, so with this limit the size in bytes cannot overflow
+  // either.
+  constexpr std::int64_t limit = std::numeric_limits<std::int64_t>::max() / 8;
   std::int64_t count = 1;
   bool empty = false, too_large = false;
   for (const std::int64_t size : shape) {
     if (size < 0) throw UsageError("a tensor cannot have the shape " + to_string(shape));
     empty = empty || size == 0;
-    too_large = too_large || (size > 0 && count > most / size);
+    too_large = too_large || (size > 0 && count > limit / size);
     if (size > 0 && !too_large) count *= size;
   }
   if (empty) return 0;
   if (too_large) {
     throw OutOfMemoryError("a tensor of shape " + to_string(shape) +
-                           " needs more memory than there is: use a smaller size or batch");
+                           " needs more memory than is available: use a smaller size or batch");
   }
   return count;
 }
@@ -65,13 +66,13 @@ std::string to_string(const Shape& shape) {
 Tensor::Tensor(Shape shape, DType dtype)
     : shape_(std::make_shared<const Shape>(std::move(shape))), dtype_(dtype) {
   const std::size_t count = bytes();
-  // 64-byte lines: what vector loads and ONNX Runtime's kernels like best.
+  // Vector loads and ONNX Runtime's kernels are fastest on memory aligned to a cache line.
   constexpr std::align_val_t alignment{64};
   void* memory = ::operator new(count ? count : 1, alignment, std::nothrow);
   if (!memory) {
     throw OutOfMemoryError("a tensor of shape " + to_string(*shape_) + " needs " +
                            std::to_string(count >> 20) +
-                           " MiB, more than there is: use a smaller size or batch");
+                           " MiB, more than is available: use a smaller size or batch");
   }
   std::memset(memory, 0, count);
   owner_ = std::shared_ptr<void>(memory, [](void* p) { ::operator delete(p, alignment); });

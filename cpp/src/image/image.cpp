@@ -8,10 +8,10 @@ namespace intaglio {
 
 namespace {
 
-// diffusers' VaeImageProcessor: (x / 2 + 0.5).clamp(0, 1), then (x * 255).round() to uint8.
+// Converts as diffusers' VaeImageProcessor does: (x / 2 + 0.5).clamp(0, 1), then (x * 255).round().
 std::uint8_t to_byte(float value) {
   const float unit = std::clamp(value * 0.5F + 0.5F, 0.0F, 1.0F);
-  // NaN has no byte; numpy makes it 0.
+  // NaN becomes 0, as in NumPy.
   return std::isnan(unit) ? 0 : static_cast<std::uint8_t>(std::nearbyint(unit * 255.0F));
 }
 

@@ -1,4 +1,5 @@
-// PNG through libpng, with an error handler that throws nothing across C frames.
+// Reads and writes PNG with libpng. libpng is C code, so the callbacks here let no exception escape
+// into it and report errors by longjmp instead.
 #include <png.h>
 
 #include <csetjmp>
@@ -13,14 +14,15 @@ namespace intaglio {
 
 namespace {
 
-void append(png_structp png, png_bytep data, png_size_t count) {
-  bool full = false;  // png_error jumps: not out of a handler, whose exception would never end
+void append_bytes(png_structp png, png_bytep data, png_size_t count) {
+  // png_error leaves by longjmp, which would leak the exception if it were called inside the catch.
+  bool out_of_memory = false;
   try {
     static_cast<std::string*>(png_get_io_ptr(png))->append(reinterpret_cast<char*>(data), count);
   } catch (const std::exception&) {
-    full = true;
+    out_of_memory = true;
   }
-  if (full) png_error(png, "out of memory");
+  if (out_of_memory) png_error(png, "out of memory");
 }
 
 [[noreturn]] void on_error(png_structp png, png_const_charp message) {
@@ -28,7 +30,8 @@ void append(png_structp png, png_bytep data, png_size_t count) {
   png_longjmp(png, 1);
 }
 
-// libpng jumps back here on errors, so nothing with a destructor may live in this frame.
+// Returns false when libpng reports an error. libpng jumps back into this function then, so it must
+// have no variable with a destructor.
 bool encode(png_structp png, png_infop info, const Image& image, png_text* texts, int text_count,
             png_bytep* rows) {
   if (setjmp(png_jmpbuf(png))) return false;
@@ -50,8 +53,8 @@ void write_png(const std::filesystem::path& path, const Image& image, const Text
   png_infop info = png ? png_create_info_struct(png) : nullptr;
   const auto destroy = [&](void*) { png_destroy_write_struct(&png, &info); };
   const std::unique_ptr<void, decltype(destroy)> guard(&png, destroy);
-  if (!info) throw OutOfMemoryError("no memory to write " + path.string());
-  png_set_write_fn(png, &content, append, nullptr);
+  if (!info) throw OutOfMemoryError("there is not enough memory to write " + path.string());
+  png_set_write_fn(png, &content, append_bytes, nullptr);
 
   std::vector<png_text> texts(text.size());
   for (std::size_t i = 0; i < text.size(); ++i) {
@@ -83,14 +86,15 @@ Image decode_png(std::string_view content, const std::string& name) {
   const std::unique_ptr<png_image, decltype(&png_image_free)> guard(&png, png_image_free);
   const auto refuse = [&] {
     const std::string why = png.message;
-    throw InputError(name + " is not a PNG that can be read (" + why + "): convert it to PNG");
+    throw InputError(name + " cannot be read as a PNG file (" + why + "): convert it to PNG");
   };
   if (!png_image_begin_read_from_memory(&png, content.data(), content.size())) refuse();
   png.format = PNG_FORMAT_RGB;
-  png.flags |= PNG_IMAGE_FLAG_16BIT_sRGB;  // else 16 bits without a gamma count as linear light
+  // Without this flag libpng takes 16-bit samples that have no gamma chunk as linear light.
+  png.flags |= PNG_IMAGE_FLAG_16BIT_sRGB;
   Image image{static_cast<int>(png.width), static_cast<int>(png.height), {}};
   image.pixels.resize(PNG_IMAGE_SIZE(png));
-  const png_color black{0, 0, 0};  // what transparent pixels stand on
+  const png_color black{0, 0, 0};  // the background of transparent pixels
   if (!png_image_finish_read(&png, &black, image.pixels.data(), 0, nullptr)) refuse();
   return image;
 }

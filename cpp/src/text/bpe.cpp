@@ -10,8 +10,8 @@
 namespace intaglio {
 namespace {
 
-// GPT-2's printable alphabet for bytes: Latin-1's visible characters stand for themselves, the
-// other 68 bytes for U+0100 and up.
+// Returns GPT-2's mapping of bytes to printable characters: a byte that is a visible Latin-1
+// character maps to that character, and the other 68 bytes map to U+0100 and up.
 std::array<std::string, 256> byte_alphabet() {
   std::array<std::string, 256> alphabet;
   char32_t next = 0x100;
@@ -46,7 +46,7 @@ Bpe::Bpe(const ClipTables& tables) {
   for (const std::string& merge : tables.merges) {
     const auto space = merge.find(' ');
     if (space == std::string::npos) {
-      throw std::invalid_argument("has the merge \"" + merge + "\", which is no pair");
+      throw std::invalid_argument("has the merge \"" + merge + "\", which is not a pair of tokens");
     }
     left.assign(merge, 0, space);
     right.assign(merge, space + 1);
@@ -54,7 +54,7 @@ Bpe::Bpe(const ClipTables& tables) {
     const std::int64_t ids[] = {id_of(left), id_of(right), id_of(joined)};
     for (const std::int64_t id : ids) {
       if (id == kNone) {
-        throw std::invalid_argument("has the merge \"" + merge + "\", which its vocab lacks");
+        throw std::invalid_argument("has the merge \"" + merge + "\", which is not in its vocab");
       }
     }
     const auto key =
@@ -71,27 +71,27 @@ const Bpe::Merge* Bpe::find(const Symbol& left, const Symbol& right) const {
 void Bpe::merge(std::vector<Symbol>& symbols) const {
   std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue;
   const auto at = [&](int i) -> Symbol& { return symbols[static_cast<std::size_t>(i)]; };
-  const auto propose = [&](int left) {
+  const auto push_candidate = [&](int left) {
     if (left < 0 || at(left).next < 0) return;
     const Merge* merge = find(at(left), at(at(left).next));
     if (merge != nullptr) queue.push({merge->rank, left, merge->id});
   };
-  for (int i = 0; i < static_cast<int>(symbols.size()); ++i) propose(i);
+  for (int i = 0; i < static_cast<int>(symbols.size()); ++i) push_candidate(i);
   while (!queue.empty()) {
     const Candidate best = queue.top();
     queue.pop();
     Symbol& left = at(best.left);
-    // A symbol may have been merged since it was proposed.
-    if (left.gone || left.next < 0) continue;
+    // One of the two symbols may have been merged since this candidate was pushed.
+    if (left.merged || left.next < 0) continue;
     Symbol& right = at(left.next);
     const Merge* merge = find(left, right);
     if (merge == nullptr || merge->id != best.id) continue;
     left.id = best.id;
     left.next = right.next;
-    right.gone = true;
+    right.merged = true;
     if (right.next >= 0) at(right.next).previous = best.left;
-    propose(left.previous);
-    propose(best.left);
+    push_candidate(left.previous);
+    push_candidate(best.left);
   }
 }
 
@@ -108,7 +108,7 @@ void Bpe::encode(std::string_view word, std::vector<std::int64_t>& ids) const {
   }
   merge(symbols);
   for (const Symbol& symbol : symbols) {
-    if (!symbol.gone) ids.push_back(symbol.id);
+    if (!symbol.merged) ids.push_back(symbol.id);
   }
 }
 

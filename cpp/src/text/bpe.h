@@ -1,4 +1,4 @@
-// Byte-level byte-pair encoding of one word.
+// Byte-level byte-pair encoding (BPE) of one word.
 #pragma once
 
 #include <array>
@@ -12,13 +12,15 @@ namespace intaglio {
 
 struct ClipTables;
 
-// Merges pairs of symbols, best rank first and leftmost first among equals, as in arXiv 1508.07909.
+// Merges neighbouring symbols in the order of their ranks, as in arXiv 1508.07909. Among equal
+// ranks the leftmost pair is merged first.
 class Bpe {
  public:
-  // Throws std::invalid_argument with the end of a sentence when a merge is not in the vocabulary.
+  // Throws std::invalid_argument when a merge is not in the vocabulary. Its message completes a
+  // sentence that begins with the tokenizer's name.
   explicit Bpe(const ClipTables& tables);
 
-  // Appends the ids of `word` (any bytes); O(n log n) in its length.
+  // Appends the ids of `word`, which may hold any bytes. Takes O(n log n) in the word's length.
   void encode(std::string_view word, std::vector<std::int64_t>& ids) const;
 
  private:
@@ -28,8 +30,8 @@ class Bpe {
   };
   struct Symbol {
     std::uint32_t id;
-    int previous, next;  // -1: none
-    bool gone;
+    int previous, next;  // indices of the neighbours, or -1
+    bool merged;         // into the symbol on its left
   };
   struct Candidate {
     std::uint32_t rank;
@@ -49,8 +51,8 @@ class Bpe {
   void merge(std::vector<Symbol>& symbols) const;
 
   static constexpr std::int64_t kNone = -1;
-  std::array<std::int64_t, 256> inner_;  // id of a byte inside a word
-  std::array<std::int64_t, 256> final_;  // id of a byte that ends it
+  std::array<std::int64_t, 256> inner_;  // ids of bytes that do not end a word
+  std::array<std::int64_t, 256> final_;  // ids of bytes that end a word
   std::unordered_map<std::uint64_t, Merge, PairHash> merges_;
 };
 

@@ -13,31 +13,33 @@ std::uint32_t little_endian(std::string_view bytes) {
   return value;
 }
 
-// A unit of the double array, packed as Darts-clone packs it.
+// These read the fields of one unit of the double array, in the bit layout of Darts-clone.
 bool has_leaf(std::uint32_t unit) { return (unit >> 8 & 1) != 0; }
 std::uint32_t value_of(std::uint32_t unit) { return unit & 0x7FFFFFFF; }
 std::uint32_t label_of(std::uint32_t unit) { return unit & 0x800000FF; }
 std::uint32_t offset_of(std::uint32_t unit) { return unit >> 10 << ((unit & 0x200) >> 6); }
 
-constexpr std::size_t kLongestSequence = 6;  // bytes of a grapheme that may be replaced as a whole
+// A grapheme shorter than this many bytes is looked up as a whole before its characters are.
+constexpr std::size_t kWholeGraphemeLimit = 6;
 
 }  // namespace
 
 Charsmap::Charsmap(std::string_view blob) {
   const std::size_t size = blob.size() < 4 ? 0 : little_endian(blob);
   if (size < 4 || size % 4 != 0 || size > blob.size() - 4) {
-    throw std::invalid_argument("has a character map that is cut off or no character map");
+    throw std::invalid_argument("has a charsmap that is cut off or is not a character map");
   }
   trie_.resize(size / 4);
   for (std::size_t i = 0; i < trie_.size(); ++i) trie_[i] = little_endian(blob.substr(4 + i * 4));
   replacements_ = blob.substr(4 + size);
   if (invalid_utf8(replacements_)) {
-    throw std::invalid_argument("has a character map whose replacements are not UTF-8");
+    throw std::invalid_argument("has a charsmap whose replacements are not valid UTF-8");
   }
 }
 
-// That of the shortest sequence that `text` starts with, though sentencepiece takes the longest:
-// the library does so. A map with numbers out of range maps nothing.
+// Returns the replacement of the shortest sequence that `text` starts with. sentencepiece takes the
+// longest one, but the `tokenizers` library takes the shortest, and we follow the library. A
+// damaged map with values out of range replaces nothing.
 std::optional<std::string_view> Charsmap::replacement(std::string_view text) const {
   std::uint32_t node = offset_of(trie_[0]);
   for (const char c : text) {
@@ -62,7 +64,7 @@ std::string Charsmap::normalize(std::string_view text) const {
   while (!text.empty()) {
     std::string_view grapheme = text.substr(0, grapheme_length(text));
     text.remove_prefix(grapheme.size());
-    if (grapheme.size() < kLongestSequence) {
+    if (grapheme.size() < kWholeGraphemeLimit) {
       if (const auto found = replacement(grapheme)) {
         out += *found;
         continue;

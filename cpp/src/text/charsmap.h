@@ -9,14 +9,17 @@
 
 namespace intaglio {
 
-// A double-array trie (Darts) over UTF-8, whose values are places in a text of replacements.
+// Holds a double-array trie (Darts) over UTF-8 bytes. Its values are offsets into one string that
+// holds all replacements.
 class Charsmap {
  public:
-  // `blob` is a model's precompiled_charsmap: the trie's size in bytes, the trie, replacements that
-  // end with a zero byte. Throws std::invalid_argument with the end of a sentence.
+  // `blob` is a model's precompiled_charsmap: the size of the trie in bytes, the trie, and the
+  // replacements, each of which ends with a zero byte. Throws std::invalid_argument, whose message
+  // completes a sentence that begins with the tokenizer's name.
   explicit Charsmap(std::string_view blob);
 
-  // `text` (valid UTF-8) as the Precompiled normalizer of the `tokenizers` library leaves it.
+  // Normalizes `text`, which must be valid UTF-8, as the Precompiled normalizer of the `tokenizers`
+  // library does.
   std::string normalize(std::string_view text) const;
 
  private:

@@ -9,17 +9,18 @@ namespace {
 
 using Json = nlohmann::json;
 
-// Reads event by event: a tree of fifty thousand nodes would take most of the start-up time.
-class Reader final : public nlohmann::json_sax<Json> {
+// Reads the JSON event by event. A parsed tree of fifty thousand nodes would take most of the time
+// that a program needs to start.
+class TablesReader final : public nlohmann::json_sax<Json> {
  public:
-  explicit Reader(const std::filesystem::path& path) : path_(path) {
-    tables_.vocab.reserve(1U << 16);  // CLIP's has 49,408 tokens
+  explicit TablesReader(const std::filesystem::path& path) : path_(path) {
+    tables_.vocab.reserve(1U << 16);  // CLIP's vocabulary has 49,408 tokens
   }
 
   ClipTables take() {
     if (tables_.vocab.empty()) fail("has no vocab");
     if (!tables_.bos || !tables_.eos || !tables_.pad) {
-      fail("lacks one of bos_token_id, eos_token_id and pad_token_id");
+      fail("lacks bos_token_id, eos_token_id or pad_token_id");
     }
     return std::move(tables_);
   }
@@ -29,29 +30,30 @@ class Reader final : public nlohmann::json_sax<Json> {
     if (depth_ != 3 || section_ != "added_tokens" || !value) return true;
     if (field_ == "normalized") tables_.added_tokens.back().normalized = true;
     if (field_ == "lstrip" || field_ == "rstrip" || field_ == "single_word") {
-      fail("has an added token with " + field_ + ", which this version cannot follow");
+      fail("has an added token with " + field_ + ", which this version does not support");
     }
     return true;
   }
   bool number_integer(number_integer_t) override { return fail("has a negative number"); }
   bool number_unsigned(number_unsigned_t value) override {
-    // Ids index embedding rows, and two of them must fit the key of a merge.
+    // The key of a merge packs two ids into 64 bits.
     if (value > UINT32_MAX) fail("has a token id that is too large");
     number(static_cast<std::int64_t>(value));
     return true;
   }
   bool number_float(number_float_t, const string_t&) override {
-    return fail("has a number that is not whole");
+    return fail("has a number that is not an integer");
   }
   bool string(string_t& value) override {
     if (depth_ == 1 && section_ == "end_of_word_suffix") tables_.end_of_word_suffix = value;
     if (depth_ == 2 && section_ == "merges") tables_.merges.push_back(std::move(value));
-    if (depth_ == 2 && section_ == "vocab") fail("has a token without a number");
+    if (depth_ == 2 && section_ == "vocab") fail("has a token whose id is not a number");
     return true;
   }
   bool binary(binary_t&) override { return true; }
   bool start_object(std::size_t) override {
-    if (depth_ == 2 && section_ == "added_tokens") tables_.added_tokens.push_back({key_, 0, false});
+    if (depth_ == 2 && section_ == "added_tokens")
+      tables_.added_tokens.push_back({.content = key_});
     return ++depth_ <= 3 || fail("is nested too deeply");
   }
   bool end_object() override { return --depth_ >= 0; }
@@ -84,9 +86,9 @@ class Reader final : public nlohmann::json_sax<Json> {
     } else if (section_ == "vocab" && depth_ == 2) {
       tables_.vocab.emplace(std::move(key_), value);
     } else if (section_ == "merges") {
-      fail("has a merge that is no text");
+      fail("has a merge that is not a string");
     } else if (section_ == "added_tokens" && depth_ == 2) {
-      tables_.added_tokens.push_back({key_, value, false});
+      tables_.added_tokens.push_back({.content = key_, .id = value});
     } else if (section_ == "added_tokens" && field_ == "id") {
       tables_.added_tokens.back().id = value;
     }
@@ -101,7 +103,7 @@ class Reader final : public nlohmann::json_sax<Json> {
 }  // namespace
 
 ClipTables read_clip_tables(const std::filesystem::path& path, const std::string& json) {
-  Reader reader(path);
+  TablesReader reader(path);
   Json::sax_parse(json.data(), json.data() + json.size(), &reader);
   return reader.take();
 }

@@ -1,10 +1,11 @@
 #include "text/clip_tokenizer.h"
 
-#include <algorithm>
 #include <initializer_list>
 #include <stdexcept>
+#include <utility>
 
 #include "intaglio/error.h"
+#include "text/padding.h"
 #include "text/unicode.h"
 
 namespace intaglio {
@@ -21,18 +22,19 @@ Bpe make_bpe(const std::filesystem::path& path, const ClipTables& tables) {
 
 std::u32string normalize(std::string_view text) { return lowercase(collapse_spaces(nfc(text))); }
 
-// Calls on_special(id) and on_text(part) in order; the leftmost special wins, then the longest.
-template <typename Char, typename Specials, typename OnSpecial, typename OnText>
-void split_at_specials(std::basic_string_view<Char> text, const Specials& specials,
-                       const OnSpecial& on_special, const OnText& on_text) {
+// Splits `text` at added tokens and calls on_token(id) and on_text(part) in the order of the text.
+// Of overlapping tokens the leftmost counts, and of those that start together the longest.
+template <typename Char, typename AddedTokens, typename OnToken, typename OnText>
+void split_at_added_tokens(std::basic_string_view<Char> text, const AddedTokens& added,
+                           const OnToken& on_token, const OnText& on_text) {
   std::size_t begin = 0;
   std::size_t at = 0;
   while (at < text.size()) {
-    const typename Specials::value_type* best = nullptr;
-    for (const auto& special : specials) {
-      if (text.substr(at).starts_with(special.content) &&
-          (best == nullptr || special.content.size() > best->content.size())) {
-        best = &special;
+    const typename AddedTokens::value_type* best = nullptr;
+    for (const auto& token : added) {
+      if (text.substr(at).starts_with(token.content) &&
+          (best == nullptr || token.content.size() > best->content.size())) {
+        best = &token;
       }
     }
     if (best == nullptr) {
@@ -40,27 +42,28 @@ void split_at_specials(std::basic_string_view<Char> text, const Specials& specia
       continue;
     }
     if (at > begin) on_text(text.substr(begin, at - begin));
-    on_special(best->id);
+    on_token(best->id);
     at += best->content.size();
     begin = at;
   }
   if (text.size() > begin) on_text(text.substr(begin));
 }
 
-// The length of the first of `words` that `text` starts with; 0 for none.
-std::size_t starts_with_any(std::u32string_view text,
-                            std::initializer_list<std::u32string_view> words) {
+// Returns the length of the first of `words` that `text` starts with, or 0.
+std::size_t matched_length(std::u32string_view text,
+                           std::initializer_list<std::u32string_view> words) {
   for (const auto word : words) {
     if (text.starts_with(word)) return word.size();
   }
   return 0;
 }
 
-// The first word of `text`, which does not start with white space:
+// Returns the length of the first word of `text`, which must not start with white space. A word
+// matches the regular expression
 //   's|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+
 std::size_t word_length(std::u32string_view text) {
   const auto contraction =
-      starts_with_any(text, {U"'s", U"'t", U"'re", U"'ve", U"'m", U"'ll", U"'d"});
+      matched_length(text, {U"'s", U"'t", U"'re", U"'ve", U"'m", U"'ll", U"'d"});
   if (contraction > 0) return contraction;
   const CharClass first = classify(text.front());
   if (first == CharClass::number) return 1;
@@ -69,8 +72,8 @@ std::size_t word_length(std::u32string_view text) {
   return length;
 }
 
-// Calls on_word for each word. The pattern's first alternatives are the special tokens' texts, and
-// a second, byte-level split then takes these apart, so that their last sign stays alone.
+// Calls on_word for each word. The pattern of the library starts with the texts of the two special
+// tokens, and the byte-level split that follows cuts such a text into "<|", the name and "|>".
 template <typename OnWord>
 void split_words(std::u32string_view text, const OnWord& on_word) {
   while (!text.empty()) {
@@ -78,7 +81,7 @@ void split_words(std::u32string_view text, const OnWord& on_word) {
       text.remove_prefix(1);
       continue;
     }
-    const auto special = starts_with_any(text, {U"<|startoftext|>", U"<|endoftext|>"});
+    const auto special = matched_length(text, {U"<|startoftext|>", U"<|endoftext|>"});
     if (special > 0) {
       on_word(text.substr(0, 2));
       on_word(text.substr(2, special - 4));
@@ -100,9 +103,9 @@ ClipTokenizer::ClipTokenizer(const std::filesystem::path& path, const ClipTables
     check_utf8(token.content);
     if (token.content.empty()) continue;
     if (token.normalized) {
-      normalized_specials_.push_back({normalize(token.content), token.id});
+      normalized_added_.push_back({normalize(token.content), token.id});
     } else {
-      raw_specials_.push_back({token.content, token.id});
+      raw_added_.push_back({token.content, token.id});
     }
   }
 }
@@ -110,23 +113,17 @@ ClipTokenizer::ClipTokenizer(const std::filesystem::path& path, const ClipTables
 Tokens ClipTokenizer::encode(std::string_view text, int length) const {
   if (length < 2) {
     throw UsageError("a prompt length of " + std::to_string(length) +
-                     " leaves no room for the two special tokens: give 2 or more");
+                     " leaves no room for the start token and the end token: give 2 or more");
   }
   check_utf8(text);
-  const auto size = static_cast<std::size_t>(length);
-  Tokens tokens{{bos_}, 0, false};
-  encode_raw(text, tokens.ids);
-  tokens.truncated = tokens.ids.size() > size - 1;
-  tokens.ids.resize(std::min(tokens.ids.size(), size - 1));
-  tokens.ids.push_back(eos_);
-  tokens.used = static_cast<int>(tokens.ids.size());
-  tokens.ids.resize(size, pad_);
-  return tokens;
+  std::vector<std::int64_t> ids{bos_};
+  encode_raw(text, ids);
+  return end_and_pad(std::move(ids), eos_, pad_, length);
 }
 
 void ClipTokenizer::encode_raw(std::string_view text, std::vector<std::int64_t>& ids) const {
-  split_at_specials(
-      text, raw_specials_, [&](std::int64_t id) { ids.push_back(id); },
+  split_at_added_tokens(
+      text, raw_added_, [&](std::int64_t id) { ids.push_back(id); },
       [&](std::string_view part) { encode_normalized(normalize(part), ids); });
 }
 
@@ -138,8 +135,8 @@ void ClipTokenizer::encode_normalized(std::u32string_view text,
     for (const char32_t c : word) append_utf8(bytes, c);
     bpe_.encode(bytes, ids);
   };
-  split_at_specials(
-      text, normalized_specials_, [&](std::int64_t id) { ids.push_back(id); },
+  split_at_added_tokens(
+      text, normalized_added_, [&](std::int64_t id) { ids.push_back(id); },
       [&](std::u32string_view part) { split_words(part, on_word); });
 }
 

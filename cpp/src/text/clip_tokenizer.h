@@ -1,4 +1,4 @@
-// CLIP's tokenizer (arXiv 2103.00020) as transformers' fast CLIPTokenizer runs it.
+// CLIP's tokenizer (arXiv 2103.00020), equal to transformers' fast CLIPTokenizer.
 #pragma once
 
 #include <filesystem>
@@ -14,14 +14,14 @@ namespace intaglio {
 
 class ClipTokenizer final : public Tokenizer {
  public:
-  // Throws InputError naming `path` when the tables contradict each other.
+  // Throws InputError naming `path`, the file of the tables, when they contradict each other.
   ClipTokenizer(const std::filesystem::path& path, const ClipTables& tables);
 
   Tokens encode(std::string_view text, int length) const override;
 
  private:
   template <typename Char>
-  struct Special {
+  struct AddedTokenText {
     std::basic_string<Char> content;
     std::int64_t id;
   };
@@ -30,8 +30,8 @@ class ClipTokenizer final : public Tokenizer {
   void encode_normalized(std::u32string_view text, std::vector<std::int64_t>& ids) const;
 
   Bpe bpe_;
-  std::vector<Special<char>> raw_specials_;             // found before normalization
-  std::vector<Special<char32_t>> normalized_specials_;  // found after it
+  std::vector<AddedTokenText<char>> raw_added_;             // searched for before normalization
+  std::vector<AddedTokenText<char32_t>> normalized_added_;  // searched for after it
   std::int64_t bos_, eos_, pad_;
 };
 

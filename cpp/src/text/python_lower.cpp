@@ -1,4 +1,4 @@
-// str.lower and str.strip as CPython has them (Objects/unicodeobject.c).
+// Python's str.lower and str.strip, which CPython implements in Objects/unicodeobject.c.
 #include <utf8proc.h>
 
 #include <algorithm>
@@ -8,15 +8,16 @@
 namespace intaglio {
 namespace {
 
-// Cased by the properties Other_Uppercase and Other_Lowercase, as letters are by their category;
-// without those that are ignorable too, which nobody looks at.
+// Characters that are cased by the properties Other_Uppercase and Other_Lowercase; other cased
+// characters are recognised by their category. Characters that are case-ignorable as well are left
+// out, because is_final skips them.
 constexpr CharRange kOtherCased[] = {
     {0xAA, 0xAA},       {0xBA, 0xBA},       {0x2160, 0x217F},   {0x24B6, 0x24E9},
     {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189},
 };
 
-// Word_Break MidLetter, MidNumLet and Single_Quote.
-constexpr CharRange kInsideWords[] = {
+// Characters whose Word_Break property is MidLetter, MidNumLet or Single_Quote.
+constexpr CharRange kMidWord[] = {
     {0x27, 0x27},     {0x2E, 0x2E},     {0x3A, 0x3A},     {0xB7, 0xB7},
     {0x387, 0x387},   {0x55F, 0x55F},   {0x5F4, 0x5F4},   {0x2018, 0x2019},
     {0x2024, 0x2024}, {0x2027, 0x2027}, {0xFE13, 0xFE13}, {0xFE52, 0xFE52},
@@ -30,7 +31,7 @@ bool is_cased(char32_t c) {
     case UTF8PROC_CATEGORY_LT:
       return true;
     default:
-      return within(kOtherCased, c);
+      return contains(kOtherCased, c);
   }
 }
 
@@ -43,11 +44,12 @@ bool is_case_ignorable(char32_t c) {
     case UTF8PROC_CATEGORY_SK:
       return true;
     default:
-      return within(kInsideWords, c);
+      return contains(kMidWord, c);
   }
 }
 
-// Whether the sigma at `at` ends a word: after a cased letter and before none, ignorables aside.
+// Whether the sigma at `at` ends a word: skipping case-ignorable characters, a cased character
+// comes before it and none comes after it.
 bool is_final(std::u32string_view text, std::size_t at) {
   const auto is_relevant = [](char32_t c) { return !is_case_ignorable(c); };
   const auto before = text.substr(0, at);

@@ -1,4 +1,4 @@
-// Opens a tokenizer's tables and picks the family that reads them.
+// Opens the tables of a tokenizer and makes the tokenizer of their type.
 #include "intaglio/tokenizer.h"
 
 #include <nlohmann/json.hpp>
@@ -11,7 +11,7 @@
 namespace intaglio {
 namespace {
 
-// Finds "type" at the top level and stops there; export writes it first.
+// Reads "type" at the top level and stops there. The exporter writes it first, so this is quick.
 class TypeFinder final : public nlohmann::json_sax<nlohmann::json> {
  public:
   std::string type;
@@ -58,8 +58,8 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& tables) {
   }
   throw InputError(
       "the tokenizer " + tables.string() +
-      (finder.type.empty() ? " names no type" : " is of the unknown type \"" + finder.type + "\"") +
-      ": this version reads clip_bpe and unigram");
+      (finder.type.empty() ? " has no type" : " has the unknown type \"" + finder.type + "\"") +
+      ": this version of Intaglio reads clip_bpe and unigram, so export the bundle again");
 }
 
 }  // namespace intaglio

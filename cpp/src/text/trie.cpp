@@ -7,9 +7,10 @@ namespace intaglio {
 Trie::Trie(std::vector<std::pair<std::string, std::uint32_t>> entries) {
   std::ranges::stable_sort(entries, {}, &std::pair<std::string, std::uint32_t>::first);
   struct Range {
-    std::size_t begin, end, depth;  // the entries below a node, which share `depth` bytes
+    std::size_t begin, end,
+        depth;  // the entries below a node; they share their first `depth` bytes
   };
-  // Level by level, so that the children of one node come to lie side by side.
+  // Nodes are added level by level, so that the children of a node are adjacent.
   std::vector<Range> ranges = {{0, entries.size(), 0}};
   nodes_.emplace_back();
   for (std::size_t node = 0; node < nodes_.size(); ++node) {
@@ -38,9 +39,9 @@ std::uint32_t Trie::child(std::uint32_t node, unsigned char label) const {
   return static_cast<std::uint32_t>(found - nodes_.begin());
 }
 
-std::uint32_t Trie::at(std::string_view key) const {
+std::uint32_t Trie::find(std::string_view key) const {
   std::uint32_t value = kNone;
-  prefixes(key, [&](std::size_t length, std::uint32_t found) {
+  for_each_prefix(key, [&](std::size_t length, std::uint32_t found) {
     if (length == key.size()) value = found;
   });
   return value;

@@ -1,4 +1,4 @@
-// Byte strings to numbers, searched for those that a text starts with.
+// A map from byte strings to numbers that finds every key that a text starts with.
 #pragma once
 
 #include <cstdint>
@@ -11,34 +11,35 @@ namespace intaglio {
 
 class Trie {
  public:
-  static constexpr std::uint32_t kNone = UINT32_MAX;  // no value; not to be given as one
+  static constexpr std::uint32_t kNone = UINT32_MAX;  // means no value, so no entry may have it
 
-  // Of a key that comes twice the later value holds; the empty key is never found.
+  // When a key comes twice, the later value counts. The empty key is never found.
   explicit Trie(std::vector<std::pair<std::string, std::uint32_t>> entries);
 
-  // Calls found(length, value) for every key that `text` starts with, shortest first.
-  template <typename Found>
-  void prefixes(std::string_view text, const Found& found) const {
+  // Calls on_key(length, value) for every key that `text` starts with, shortest first.
+  template <typename OnKey>
+  void for_each_prefix(std::string_view text, const OnKey& on_key) const {
     std::uint32_t node = 0;
     for (std::size_t i = 0; i < text.size(); ++i) {
       node = child(node, static_cast<unsigned char>(text[i]));
       if (node == 0) return;
-      if (nodes_[node].value != kNone) found(i + 1, nodes_[node].value);
+      if (nodes_[node].value != kNone) on_key(i + 1, nodes_[node].value);
     }
   }
 
-  // The value of `key`, kNone when it is not there.
-  std::uint32_t at(std::string_view key) const;
+  // Returns the value of `key`, or kNone when the map does not have it.
+  std::uint32_t find(std::string_view key) const;
 
  private:
   struct Node {
     std::uint32_t value = kNone;
-    std::uint32_t first_child = 0;  // children lie side by side in the order of their labels
+    std::uint32_t first_child = 0;  // children are adjacent and sorted by label
     std::uint16_t children = 0;
     unsigned char label = 0;
   };
 
-  std::uint32_t child(std::uint32_t node, unsigned char label) const;  // 0: none
+  // Returns the index of a node's child, or 0 when it has none of that label.
+  std::uint32_t child(std::uint32_t node, unsigned char label) const;
 
   std::vector<Node> nodes_;
 };

@@ -16,9 +16,9 @@ const utf8proc_uint8_t* bytes_of(std::string_view text) {
   return reinterpret_cast<const utf8proc_uint8_t*>(text.data());
 }
 
-// Marks that Unicode gained after version 9, whose tables the `tokenizers` library normalizes with:
-// there they are plain characters, which neither move nor compose. And the Hangul filler U+11A7,
-// which composes with nothing, but which utf8proc lets vanish into a syllable.
+// Marks that Unicode added after version 9. The `tokenizers` library normalizes with the tables of
+// version 9, where these are plain characters that are neither reordered nor composed. U+11A7 is in
+// the list for another reason: utf8proc wrongly composes it with the Hangul syllable before it.
 constexpr CharRange kNewerThanUnicode9[] = {
     {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},
     {0xC3C, 0xC3C},     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x11A7, 0x11A7},
@@ -32,9 +32,9 @@ constexpr CharRange kNewerThanUnicode9[] = {
     {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF},
 };
 
-// Marks that Unicode gained between 15.0, which utf8proc 2.8 knows, and 17.0, which the library
-// finds graphemes with.
-constexpr CharRange kNewMarks[] = {
+// Marks that Unicode added between version 15.0, which utf8proc 2.8 knows, and version 17.0, by
+// which the `tokenizers` library finds graphemes.
+constexpr CharRange kNewerThanUnicode15[] = {
     {0x897, 0x897},     {0x1ACF, 0x1ADD},   {0x1AE0, 0x1AEB},   {0x10D69, 0x10D6D},
     {0x10EFA, 0x10EFC}, {0x113B8, 0x113C0}, {0x113C2, 0x113C2}, {0x113C5, 0x113C5},
     {0x113C7, 0x113CA}, {0x113CC, 0x113D0}, {0x113D2, 0x113D2}, {0x113E1, 0x113E2},
@@ -94,7 +94,7 @@ std::optional<std::size_t> invalid_utf8(std::string_view text) {
 void check_utf8(std::string_view text) {
   if (const auto at = invalid_utf8(text)) {
     throw InputError("the prompt is not valid UTF-8 at byte " + std::to_string(*at) +
-                     ": give it in UTF-8");
+                     ": encode it as UTF-8");
   }
 }
 
@@ -107,7 +107,7 @@ std::u32string nfc(std::string_view text) {
     utf8proc_int32_t c = 0;
     const auto length = static_cast<std::size_t>(
         utf8proc_iterate(bytes_of(text) + at, static_cast<utf8proc_ssize_t>(text.size() - at), &c));
-    if (within(kNewerThanUnicode9, static_cast<char32_t>(c))) {
+    if (contains(kNewerThanUnicode9, static_cast<char32_t>(c))) {
       append_nfc(out, text.substr(begin, at - begin));
       out.push_back(static_cast<char32_t>(c));
       begin = at + length;
@@ -170,7 +170,7 @@ char32_t last_character(std::string_view text) {
   return first_character(text.substr(at));
 }
 
-bool within(std::span<const CharRange> ranges, char32_t c) {
+bool contains(std::span<const CharRange> ranges, char32_t c) {
   const auto after = std::ranges::upper_bound(ranges, c, {}, &CharRange::first);
   return after != ranges.begin() && c <= std::prev(after)->last;
 }
@@ -181,7 +181,8 @@ std::size_t grapheme_length(std::string_view text) {
   std::size_t at = utf8_length(text.front());
   while (at < text.size()) {
     auto next = static_cast<utf8proc_int32_t>(first_character(text.substr(at)));
-    if (within(kNewMarks, static_cast<char32_t>(next))) next = 0x301;  // a mark that all know
+    if (contains(kNewerThanUnicode15, static_cast<char32_t>(next)))
+      next = 0x301;  // a mark that every version has
     if (utf8proc_grapheme_break_stateful(previous, next, &state)) break;
     previous = next;
     at += utf8_length(text[at]);

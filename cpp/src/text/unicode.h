@@ -1,5 +1,5 @@
-// The Unicode steps that tokenizers share, on code points. Characters that are newer than the
-// Unicode of the utf8proc in use count as CharClass::other and keep their case.
+// Unicode functions that several tokenizers use. A character that is newer than the Unicode version
+// of the installed utf8proc is classified as CharClass::other and keeps its case.
 #pragma once
 
 #include <cstddef>
@@ -10,53 +10,56 @@
 
 namespace intaglio {
 
-// Code points from first to last.
+// The code points from first to last, both included.
 struct CharRange {
   char32_t first, last;
 };
 
-// Whether one of `ranges`, which stand in order, has `c`.
-bool within(std::span<const CharRange> ranges, char32_t c);
+// Whether one of `ranges`, which must be sorted, contains `c`.
+bool contains(std::span<const CharRange> ranges, char32_t c);
 
 enum class CharClass { space, letter, number, other };
 
-// White_Space, \p{L}, \p{N}, the rest.
+// Classifies `c` by White_Space, \p{L} and \p{N}.
 CharClass classify(char32_t c);
 
-bool is_space(char32_t c);  // White_Space
+// Whether `c` has the property White_Space.
+bool is_space(char32_t c);
 
-// The first byte that is not UTF-8.
+// Returns the offset of the first byte that is not valid UTF-8.
 std::optional<std::size_t> invalid_utf8(std::string_view text);
 
-// Throws InputError naming that byte.
+// Throws InputError naming that offset, for a prompt that is not valid UTF-8.
 void check_utf8(std::string_view text);
 
-// Normalization form C, as the `tokenizers` library forms it: marks newer than Unicode 9 stay where
-// they are. `text` must be valid UTF-8.
+// Normalizes `text`, which must be valid UTF-8, to form C as the `tokenizers` library does: marks
+// that are newer than Unicode 9 are neither reordered nor composed.
 std::u32string nfc(std::string_view text);
 
-// Every run of white space becomes one space.
+// Replaces every run of white space by one space.
 std::u32string collapse_spaces(std::u32string_view text);
 
-// Character by character, without regard to context: a final sigma stays medial. One character may
-// become two (U+0130).
+// Lowers each character without regard to its neighbours, so a capital sigma at the end of a word
+// becomes a medial sigma. One character, U+0130, becomes two.
 std::u32string lowercase(std::u32string_view text);
 
 // Appends `c` in UTF-8.
 void append_utf8(std::string& out, char32_t c);
 
-// The bytes of a character that begins with `lead`; 0 for the inside of one.
+// Returns the length in bytes of a character that starts with `lead`, or 0 when `lead` is a
+// continuation byte.
 std::size_t utf8_length(char lead);
 
-// The first character of `text` (valid UTF-8, not empty), or its last one.
+// Return the first and the last character of `text`, which must be valid UTF-8 and not empty.
 char32_t first_character(std::string_view text);
 char32_t last_character(std::string_view text);
 
-// The bytes of the first extended grapheme cluster (UAX 29) of `text` (valid UTF-8, not empty).
+// Returns the length in bytes of the first extended grapheme cluster (UAX 29) of `text`, which must
+// be valid UTF-8 and not empty.
 std::size_t grapheme_length(std::string_view text);
 
-// Python's text.lower().strip(): a sigma at the end of a word becomes a final one. `text` must be
-// valid UTF-8.
+// Returns what Python's text.lower().strip() does; a capital sigma at the end of a word becomes a
+// final sigma. `text` must be valid UTF-8.
 std::string python_lower_strip(std::string_view text);
 
 }  // namespace intaglio

@@ -1,4 +1,4 @@
-// The unigram language model (arXiv 1804.10959): a word's most likely pieces.
+// The unigram language model (arXiv 1804.10959), which splits a word into its most likely pieces.
 #pragma once
 
 #include <array>
@@ -17,27 +17,29 @@ class Unigram {
  public:
   explicit Unigram(const UnigramTables& tables);
 
-  // Appends the ids of `word` (valid UTF-8) as the `tokenizers` library finds them; what no piece
-  // covers becomes one unknown token, or its bytes' tokens. O(n * longest piece).
+  // Appends the ids of `word`, which must be valid UTF-8, as the `tokenizers` library does. A run
+  // of characters that no piece covers becomes one unknown token, or the tokens of its bytes. Takes
+  // O(n * length of the longest piece).
   void encode(std::string_view word, std::vector<std::int64_t>& ids) const;
 
  private:
-  struct Step {
+  // The best path to one position of a word.
+  struct PathEnd {
     double score = 0;
-    std::size_t begin = kUnreached;  // where the last piece of the best path begins
+    std::size_t begin = kUnreached;  // where the last piece of the path begins
     std::uint32_t id = 0;
   };
   static constexpr std::size_t kUnreached = SIZE_MAX;
 
-  std::vector<Step> best_path(std::string_view word) const;
+  std::vector<PathEnd> best_paths(std::string_view word) const;
   void append_piece(std::string_view piece, std::vector<std::int64_t>& ids) const;
 
   Trie trie_;
   std::vector<double> scores_;
   double unknown_score_;
-  std::uint32_t unknown_;
+  std::uint32_t unknown_id_;
   bool byte_fallback_;
-  std::array<std::uint32_t, 256> bytes_;  // tokens "<0x00>" to "<0xFF>"; Trie::kNone: lacking
+  std::array<std::uint32_t, 256> byte_ids_;  // of "<0x00>" to "<0xFF>"; Trie::kNone if absent
 };
 
 }  // namespace intaglio

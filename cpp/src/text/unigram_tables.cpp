@@ -16,7 +16,8 @@ using Json = nlohmann::json;
 [[noreturn]] void fail(const std::string& what) { throw std::invalid_argument(what); }
 
 const Json& member(const Json& object, const char* key) {
-  if (!object.is_object()) fail(std::string("has no object around ") + key);
+  if (!object.is_object())
+    fail(std::string("has a value in place of the object that holds ") + key);
   const auto found = object.find(key);
   if (found == object.end()) fail(std::string("lacks ") + key);
   return *found;
@@ -24,27 +25,27 @@ const Json& member(const Json& object, const char* key) {
 
 bool read_bool(const Json& object, const char* key) {
   const Json& value = member(object, key);
-  if (!value.is_boolean()) fail(std::string("has a ") + key + " that is neither true nor false");
+  if (!value.is_boolean()) fail(std::string("has a ") + key + " that is not a boolean");
   return value.get<bool>();
 }
 
 std::string read_text(const Json& object, const char* key) {
   const Json& value = member(object, key);
-  if (!value.is_string()) fail(std::string("has a ") + key + " that is no text");
+  if (!value.is_string()) fail(std::string("has a ") + key + " that is not a string");
   return value.get<std::string>();
 }
 
 const Json& read_list(const Json& object, const char* key) {
   const Json& value = member(object, key);
-  if (!value.is_array()) fail(std::string("has a ") + key + " that is no list");
+  if (!value.is_array()) fail(std::string("has a ") + key + " that is not a list");
   return value;
 }
 
-// Ids index embedding rows.
+// A token id is the index of a row of the text encoder's embeddings.
 std::int64_t read_id(const Json& object, const char* key) {
   const Json& value = member(object, key);
   if (!value.is_number_unsigned() || value.get<std::uint64_t>() > INT32_MAX) {
-    fail(std::string("has a ") + key + " that is no token id");
+    fail(std::string("has a ") + key + " that is not a token id");
   }
   return value.get<std::int64_t>();
 }
@@ -74,20 +75,21 @@ void read_pieces(const Json& json, UnigramTables& tables) {
   const Json& pieces = read_list(json, "pieces");
   const Json& scores = read_list(json, "scores");
   if (pieces.empty() || pieces.size() != scores.size() || pieces.size() > INT32_MAX) {
-    fail("does not have one score for every piece, and a piece at least");
+    fail("must have at least one piece and one score for every piece");
   }
   for (const Json& piece : pieces) {
-    if (!piece.is_string()) fail("has a piece that is no text");
+    if (!piece.is_string()) fail("has a piece that is not a string");
     tables.pieces.push_back(piece.get<std::string>());
   }
   for (const Json& score : scores) {
     if (!score.is_number() || !std::isfinite(score.get<double>())) {
-      fail("has a score that is no number");
+      fail("has a score that is not a finite number");
     }
     tables.scores.push_back(score.get<double>());
   }
   const std::int64_t unk = read_id(json, "unk_token_id");
-  if (unk >= static_cast<std::int64_t>(pieces.size())) fail("has an unk_token_id past its pieces");
+  if (unk >= static_cast<std::int64_t>(pieces.size()))
+    fail("has an unk_token_id that is not the index of a piece");
   tables.unk = static_cast<std::uint32_t>(unk);
 }
 
@@ -101,9 +103,11 @@ UnigramTables read(const Json& json) {
   }
   tables.whitespace_split = read_bool(json, "whitespace_split");
   for (const Json& token : read_list(json, "added_tokens")) {
-    tables.added_tokens.push_back({read_text(token, "content"), read_id(token, "id"),
-                                   read_bool(token, "normalized"), read_bool(token, "lstrip"),
-                                   read_bool(token, "rstrip")});
+    tables.added_tokens.push_back({.content = read_text(token, "content"),
+                                   .id = read_id(token, "id"),
+                                   .normalized = read_bool(token, "normalized"),
+                                   .lstrip = read_bool(token, "lstrip"),
+                                   .rstrip = read_bool(token, "rstrip")});
   }
   tables.eos = read_id(json, "eos_token_id");
   tables.pad = read_id(json, "pad_token_id");

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "intaglio/error.h"
+#include "text/padding.h"
 #include "text/unicode.h"
 
 namespace intaglio {
@@ -61,10 +62,10 @@ UnigramTokenizer::UnigramTokenizer(UnigramTables tables)
 
 Trie UnigramTokenizer::added_tokens(bool normalized) const {
   std::vector<std::pair<std::string, std::uint32_t>> entries;
-  for (std::uint32_t place = 0; place < tables_.added_tokens.size(); ++place) {
-    const UnigramAddedToken& token = tables_.added_tokens[place];
+  for (std::uint32_t index = 0; index < tables_.added_tokens.size(); ++index) {
+    const AddedToken& token = tables_.added_tokens[index];
     if (token.normalized != normalized) continue;
-    entries.emplace_back(normalized ? normalize(token.content) : token.content, place);
+    entries.emplace_back(normalized ? normalize(token.content) : token.content, index);
   }
   return Trie(std::move(entries));
 }
@@ -77,20 +78,13 @@ Tokens UnigramTokenizer::encode(std::string_view text, int length) const {
   check_utf8(text);
   const std::string lower = tables_.lowercase_strip ? python_lower_strip(text) : std::string();
   if (tables_.lowercase_strip) text = lower;
-  const auto size = static_cast<std::size_t>(length);
-  Sink sink{{}, size - 1};
-  split_at_added(text, raw_added_, sink, [&](std::string_view part) {
+  IdBuffer buffer{.ids = {}, .limit = static_cast<std::size_t>(length) - 1};
+  split_at_added_tokens(text, raw_added_, buffer, [&](std::string_view part) {
     const std::string normalized = normalize(part);
-    split_at_added(normalized, normalized_added_, sink,
-                   [&](std::string_view words) { encode_words(words, sink); });
+    split_at_added_tokens(normalized, normalized_added_, buffer,
+                          [&](std::string_view words) { encode_words(words, buffer); });
   });
-  Tokens tokens{{}, 0, sink.full()};
-  tokens.ids = std::move(sink.ids);
-  tokens.ids.resize(std::min(tokens.ids.size(), size - 1));
-  tokens.ids.push_back(tables_.eos);
-  tokens.used = static_cast<int>(tokens.ids.size());
-  tokens.ids.resize(size, tables_.pad);
-  return tokens;
+  return end_and_pad(std::move(buffer.ids), tables_.eos, tables_.pad, length);
 }
 
 std::string UnigramTokenizer::normalize(std::string_view text) const {
@@ -101,17 +95,18 @@ std::string UnigramTokenizer::normalize(std::string_view text) const {
   return out;
 }
 
-// The leftmost added token wins, then the longest; the rest goes to on_text part by part.
+// Splits `text` at added tokens and passes the parts between them to on_text. Of overlapping tokens
+// the leftmost counts, and of those that start together the longest.
 template <typename OnText>
-void UnigramTokenizer::split_at_added(std::string_view text, const Trie& added, Sink& sink,
-                                      const OnText& on_text) const {
-  std::size_t begin = 0;  // of what is not yet handed on
-  for (std::size_t at = 0; at < text.size() && !sink.full();) {
+void UnigramTokenizer::split_at_added_tokens(std::string_view text, const Trie& added,
+                                             IdBuffer& buffer, const OnText& on_text) const {
+  std::size_t begin = 0;  // of the text that has not been passed on yet
+  for (std::size_t at = 0; at < text.size() && !buffer.full();) {
     std::size_t end = 0;
-    const UnigramAddedToken* token = nullptr;
-    added.prefixes(text.substr(at), [&](std::size_t length, std::uint32_t place) {
+    const AddedToken* token = nullptr;
+    added.for_each_prefix(text.substr(at), [&](std::size_t length, std::uint32_t index) {
       end = at + length;
-      token = &tables_.added_tokens[place];
+      token = &tables_.added_tokens[index];
     });
     if (token == nullptr) {
       ++at;
@@ -122,34 +117,34 @@ void UnigramTokenizer::split_at_added(std::string_view text, const Trie& added, 
       if (token->lstrip) before.remove_suffix(trailing_space(before));
       if (!before.empty()) on_text(before);
     }
-    sink.ids.push_back(token->id);
+    buffer.ids.push_back(token->id);
     at = end;
     begin = token->rstrip ? end + leading_space(text.substr(end)) : end;
   }
-  if (text.size() > begin && !sink.full()) on_text(text.substr(begin));
+  if (text.size() > begin && !buffer.full()) on_text(text.substr(begin));
 }
 
-void UnigramTokenizer::encode_words(std::string_view text, Sink& sink) const {
-  if (!tables_.whitespace_split) return encode_word(text, sink);
+void UnigramTokenizer::encode_words(std::string_view text, IdBuffer& buffer) const {
+  if (!tables_.whitespace_split) return encode_word(text, buffer);
   std::size_t begin = 0;
-  for (std::size_t at = 0; at < text.size() && !sink.full();) {
+  for (std::size_t at = 0; at < text.size() && !buffer.full();) {
     const bool space = is_space(first_character(text.substr(at)));
-    if (space && at > begin) encode_word(text.substr(begin, at - begin), sink);
+    if (space && at > begin) encode_word(text.substr(begin, at - begin), buffer);
     at += utf8_length(text[at]);
     if (space) begin = at;
   }
-  if (text.size() > begin && !sink.full()) encode_word(text.substr(begin), sink);
+  if (text.size() > begin && !buffer.full()) encode_word(text.substr(begin), buffer);
 }
 
-// Writes spaces and the word's beginning as "▁", and every part from one to the next is a word of
-// its own to the model.
-void UnigramTokenizer::encode_word(std::string_view word, Sink& sink) const {
+// Replaces spaces and the beginning of the word by "▁" and encodes each part from one "▁" to the
+// next by itself.
+void UnigramTokenizer::encode_word(std::string_view word, IdBuffer& buffer) const {
   std::string part;
   if (!word.starts_with(' ') && !word.starts_with(kMetaspace)) part = kMetaspace;
-  while (!word.empty() && !sink.full()) {
+  while (!word.empty() && !buffer.full()) {
     const bool space = word.starts_with(' ');
     if (space || word.starts_with(kMetaspace)) {
-      if (!part.empty()) model_.encode(part, sink.ids);
+      if (!part.empty()) model_.encode(part, buffer.ids);
       part = kMetaspace;
       word.remove_prefix(space ? 1 : kMetaspace.size());
     } else {
@@ -157,7 +152,7 @@ void UnigramTokenizer::encode_word(std::string_view word, Sink& sink) const {
       word.remove_prefix(1);
     }
   }
-  if (!sink.full()) model_.encode(part, sink.ids);
+  if (!buffer.full()) model_.encode(part, buffer.ids);
 }
 
 }  // namespace intaglio

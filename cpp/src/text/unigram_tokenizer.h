@@ -1,4 +1,4 @@
-// T5's tokenizer (arXiv 1910.10683) as transformers' fast T5Tokenizer runs it.
+// T5's tokenizer (arXiv 1910.10683), equal to transformers' fast T5Tokenizer.
 #pragma once
 
 #include <optional>
@@ -20,8 +20,9 @@ class UnigramTokenizer final : public Tokenizer {
   Tokens encode(std::string_view text, int length) const override;
 
  private:
-  // The ids of one text, collected until there are more than can be used.
-  struct Sink {
+  // Collects the ids of one text. It is full when it holds more than `limit` ids, because the rest
+  // of the text can then only be cut.
+  struct IdBuffer {
     std::vector<std::int64_t> ids;
     std::size_t limit;
     bool full() const { return ids.size() > limit; }
@@ -30,15 +31,16 @@ class UnigramTokenizer final : public Tokenizer {
   Trie added_tokens(bool normalized) const;
   std::string normalize(std::string_view text) const;
   template <typename OnText>
-  void split_at_added(std::string_view text, const Trie& added, Sink& sink,
-                      const OnText& on_text) const;
-  void encode_words(std::string_view text, Sink& sink) const;
-  void encode_word(std::string_view word, Sink& sink) const;
+  void split_at_added_tokens(std::string_view text, const Trie& added, IdBuffer& buffer,
+                             const OnText& on_text) const;
+  void encode_words(std::string_view text, IdBuffer& buffer) const;
+  void encode_word(std::string_view word, IdBuffer& buffer) const;
 
-  UnigramTables tables_;  // without its pieces
+  UnigramTables tables_;  // without pieces and scores, which model_ holds
   Unigram model_;
-  Trie raw_added_;         // places in tables_.added_tokens: those found in the raw text
-  Trie normalized_added_;  // and those found in the normalized one
+  // Both map texts to indices of tables_.added_tokens.
+  Trie raw_added_;         // tokens that are searched for before normalization
+  Trie normalized_added_;  // tokens that are searched for after it
 };
 
 }  // namespace intaglio

@@ -1,0 +1,53 @@
+#include "cli/flags.h"
+
+#include "cli/console.h"
+
+namespace intaglio::cli {
+
+namespace {
+
+constexpr const char* kDeviceGroup = "Device";
+
+}  // namespace
+
+void add_bundle(CLI::App& command, std::filesystem::path& bundle) {
+  command.add_option("bundle", bundle, "the folder that `intaglio export` wrote")
+      ->required()
+      ->type_name("BUNDLE");
+}
+
+void add_run_flags(CLI::App& command, RunFlags& flags) {
+  add_flag(command, "--device", flags.backend.device, "NAME",
+           "where to run: cpu, cuda or ort-tensorrt (execution providers of ONNX Runtime), or "
+           "auto, which takes cuda where it works and cpu elsewhere [auto]")
+      ->group(kDeviceGroup);
+  add_flag(command, "--threads", flags.backend.threads, "N",
+           "number of CPU threads; 0 means one per core [0]")
+      ->group(kDeviceGroup);
+  command
+      .add_option("--onnxruntime", flags.backend.onnxruntime_library,
+                  "path of ONNX Runtime's library, when it is not found automatically")
+      ->type_name("LIBRARY")
+      ->group(kDeviceGroup);
+  add_bundle(command, flags.bundle);
+}
+
+void add_loop_flags(CLI::App& command, RunFlags& flags) {
+  add_run_flags(command, flags);
+  command
+      .add_flag("--prepack", flags.backend.prepack,
+                "on the CPU, pack the weights for ONNX Runtime's kernels once at the start instead "
+                "of in every step: a float32 step takes 5 to 10 % less time, but the start takes "
+                "longer and processes do not share the memory of the weights")
+      ->group(kDeviceGroup);
+}
+
+Pipeline open_pipeline(const RunFlags& flags) {
+  Pipeline pipeline = Pipeline::open(flags.bundle, flags.backend);
+  const DeviceChoice& choice = pipeline.backend().choice;
+  if (!choice.note.empty())
+    print_notes({"running on " + choice.device + " because " + choice.note});
+  return pipeline;
+}
+
+}  // namespace intaglio::cli

@@ -1,0 +1,38 @@
+// Flags that several subcommands share.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <string>
+
+#include "cli/parse.h"
+#include "intaglio/backend.h"
+#include "intaglio/pipeline.h"
+
+namespace intaglio::cli {
+
+// The flags of every subcommand that runs graphs.
+struct RunFlags {
+  std::filesystem::path bundle;
+  BackendOptions backend;
+};
+
+void add_bundle(CLI::App& command, std::filesystem::path& bundle);
+void add_run_flags(CLI::App& command, RunFlags& flags);
+// Adds the flags of add_run_flags and those of subcommands that run the denoising loop.
+void add_loop_flags(CLI::App& command, RunFlags& flags);
+
+// Opens the pipeline. Prints a note when `--device auto` could not use a device that the user may
+// expect it to use.
+Pipeline open_pipeline(const RunFlags& flags);
+
+// Adds a flag whose text cli::parse reads, so that all wrong values get the same kind of message.
+template <typename T>
+CLI::Option* add_flag(CLI::App& command, const std::string& flags, T& value,
+                      const std::string& type, const std::string& help) {
+  const std::string name = flags.substr(flags.rfind("--"));
+  const auto read = [name, &value](const std::string& text) { parse(name, text, value); };
+  return command.add_option_function<std::string>(flags, read, help)->type_name(type);
+}
+
+}  // namespace intaglio::cli
