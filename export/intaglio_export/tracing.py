@@ -8,6 +8,7 @@ from onnxscript import optimizer
 from onnxscript.rewriter import onnx_fusions
 from torch.export import Dim
 
+from intaglio_export.decomposition import prepared_in_place
 from intaglio_export.graphs import ExportUnit, TensorSpec
 from intaglio_export.passes.transpose_weights import transposes_weight
 from intaglio_export.quiet import quiet
@@ -24,7 +25,7 @@ def trace(unit: ExportUnit) -> ir.Model:
     """
     generator = torch.Generator().manual_seed(0)
     dims = _dims(unit)
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), prepared_in_place():
         program = torch.onnx.export(
             unit.module.eval(),
             unit.example_inputs(generator),
