@@ -16,7 +16,7 @@ from rich.table import Table
 
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.options import ExportRequest
-from intaglio_export.quiet import quiet
+from intaglio_export.support.quiet import quiet
 
 
 class Layout(enum.StrEnum):

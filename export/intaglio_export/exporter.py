@@ -8,33 +8,33 @@ from typing import Any
 
 from torch import nn
 
-from intaglio_export import folder
 from intaglio_export.adapters import Adapter
-from intaglio_export.channels import observe
-from intaglio_export.encoders import text_encoder_unit, vae_decoder_unit, vae_encoder_unit
-from intaglio_export.manifest import BundleParts, Suppression, build_manifest, write_manifest
-from intaglio_export.options import (
-    ChannelChoice,
-    ExportRequest,
-    Settings,
-    check_quantize,
-    parse_lora,
-    read_settings,
-)
-from intaglio_export.precision import DTYPES
-from intaglio_export.recipes import Recipe, find_recipe
-from intaglio_export.schedulers import check_scheduler
-from intaglio_export.selection import (
+from intaglio_export.adapters.schedulers import check_scheduler
+from intaglio_export.bundle import output_folder
+from intaglio_export.bundle.manifest import BundleParts, Suppression, build_manifest, write_manifest
+from intaglio_export.bundle.tokenizer_tables import write_table
+from intaglio_export.bundle.writing import Progress, Stage, release, write_stages
+from intaglio_export.calibration.calibrate import calibrate
+from intaglio_export.calibration.recipes import Recipe, find_recipe
+from intaglio_export.calibration.selection import (
     check_guidance,
     check_size,
     choose_block,
     choose_channels,
     disagreement,
 )
+from intaglio_export.networks.encoders import text_encoder_unit, vae_decoder_unit, vae_encoder_unit
+from intaglio_export.networks.transformer_graphs import transformer_units
+from intaglio_export.options import (
+    ChannelChoice,
+    ExportRequest,
+    ModelSettings,
+    check_quantize,
+    parse_lora,
+    read_settings,
+)
+from intaglio_export.precision import DTYPES
 from intaglio_export.sources import Source, open_source
-from intaglio_export.tokenizer import write_table
-from intaglio_export.transformer_graphs import transformer_units
-from intaglio_export.writing import Progress, Stage, release, write_stages
 
 _MEASURING = "Measuring channels"
 
@@ -59,7 +59,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
         ExportError: the source, a setting or the output is wrong, or the bundle differs from the
             torch model; nothing is left at the output but what was there.
     """
-    folder.check_output(request.output)
+    output_folder.check_output(request.output)
     check_quantize(request)
     progress("Loading the model", 0.0)
     source = open_source(
@@ -84,11 +84,11 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     if settings.dg_scale is None:
         remarks.append("No dg_scale has been measured for this model, so the default is 0: no DG.")
     remarks += adapter.left_out()
-    folder.check_space(request.output, _weight_bytes(request, adapter))
+    output_folder.check_space(request.output, _weight_bytes(request, adapter))
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
-    settings = Settings(max_sequence_length=length).over(settings)
+    settings = ModelSettings(max_sequence_length=length).over(settings)
     progress(_MEASURING, 0.1)
-    statistics = observe(adapter, length, lambda share: progress(_MEASURING, 0.1 + 0.15 * share))
+    statistics = calibrate(adapter, length, lambda share: progress(_MEASURING, 0.1 + 0.15 * share))
     if request.text_encoders == "none":
         _drop_encoders(adapter)
     choice = settings.channel_choice() or ChannelChoice("auto")
@@ -97,16 +97,18 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
         remarks += disagreement(recipe.name, suppression, statistics)
     max_abs = [round(float(value), 4) for value in statistics.max_abs]
     exact = tuple(sorted({c for k in range(len(max_abs)) for c in statistics.massive(k)}))
-    with folder.replacing(request.output) as work:
+    with output_folder.replacing(request.output) as work:
         manifest, errors = _write(
             request, source, settings, suppression, max_abs, exact, work, progress
         )
     return ExportResult(manifest, errors, remarks)
 
 
-def _settings(request: ExportRequest, source: Source) -> tuple[Settings, Recipe | None, list[str]]:
+def _settings(
+    request: ExportRequest, source: Source
+) -> tuple[ModelSettings, Recipe | None, list[str]]:
     """Flags over --settings over the source's settings.json over a recipe, and remarks on them."""
-    merged = Settings(block=request.block, channels=request.channels)
+    merged = ModelSettings(block=request.block, channels=request.channels)
     remarks = []
     if request.settings is not None:
         merged = merged.over(read_settings(request.settings))
@@ -119,13 +121,13 @@ def _settings(request: ExportRequest, source: Source) -> tuple[Settings, Recipe 
             recipe = replace(recipe, settings=replace(recipe.settings, channels=None))
         merged = merged.over(recipe.settings)
         remarks.append(f"Recipe {recipe.name}: {recipe.source}")
-    return merged.over(Settings(license=source.license)), recipe, remarks
+    return merged.over(ModelSettings(license=source.license)), recipe, remarks
 
 
 def _write(
     request: ExportRequest,
     source: Source,
-    settings: Settings,
+    settings: ModelSettings,
     suppression: Suppression,
     max_abs: list[float],
     exact: tuple[int, ...],

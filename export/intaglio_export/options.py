@@ -131,7 +131,7 @@ def parse_lora(text: str) -> Lora:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ModelSettings:
     """What is known of a model: where the op stands, and defaults of generation.
 
     None is "not said". `channels` is as in `parse_channels`, or a list of numbers. A settings file
@@ -154,7 +154,7 @@ class Settings:
     width: int | None = None
     max_sequence_length: int | None = None
 
-    def over(self, other: Settings) -> Settings:
+    def over(self, other: ModelSettings) -> ModelSettings:
         """These settings, and `other`'s where these say nothing.
 
         `ref` belongs to `channels`: other's is not taken where the channels are these.
@@ -216,8 +216,8 @@ SETTINGS_SCHEMA: dict[str, Any] = {
 _WINDOWS = ("dg_window", "cfg_window")
 
 
-def read_settings(path: Path) -> Settings:
-    """Read a settings file: a JSON object whose keys are the fields of `Settings`.
+def read_settings(path: Path) -> ModelSettings:
+    """Read a settings file: a JSON object whose keys are the fields of `ModelSettings`.
 
     Raises:
         ExportError: the file is missing, is not JSON, does not fit `SETTINGS_SCHEMA`, or has a
@@ -232,8 +232,8 @@ def read_settings(path: Path) -> Settings:
                 f"The settings file {path}: {name} [{start:g}, {end:g}] holds no part of the run;"
                 " give its start before its end."
             )
-    known = {f.name for f in fields(Settings)}
-    return Settings(**{key: value for key, value in data.items() if key in known})
+    known = {f.name for f in fields(ModelSettings)}
+    return ModelSettings(**{key: value for key, value in data.items() if key in known})
 
 
 def _load(path: Path) -> Any:

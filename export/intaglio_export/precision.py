@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from intaglio_export.errors import ExportError
-from intaglio_export.memory import page_out
+from intaglio_export.support.memory import page_out
 
 DTYPES = {
     "float32": torch.float32,
@@ -30,7 +30,7 @@ DTYPES = {
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
-def narrow(network: nn.Module, dtype: torch.dtype) -> None:
+def store_weights_in(network: nn.Module, dtype: torch.dtype) -> None:
     """Store the weights of products in `dtype`, and all other floating tensors in float32."""
     # T5's `wo`, whose results go beyond float16.
     kept = (getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
@@ -51,7 +51,7 @@ def narrow(network: nn.Module, dtype: torch.dtype) -> None:
             torch.utils.swap_tensors(tensor, converted)  # type: ignore[no-untyped-call]
 
 
-class Products(TorchFunctionMode):
+class LowPrecisionMatmuls(TorchFunctionMode):
     """While active, products round their operands and result to their weight's type.
 
     In an ONNX export the products themselves are in that type. In a plain run they are computed in

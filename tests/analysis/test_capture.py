@@ -11,7 +11,7 @@ from intaglio.analysis.capture import QUANTILES, Recorder
 from intaglio.analysis.methods import Method
 from intaglio.analysis.observation import BATCH, maps, record_model
 from intaglio.analysis.sampler import Model, Step
-from intaglio_export.massive import RATIO
+from intaglio_export.calibration.massive import RATIO
 from tests.analysis.conftest import STEPS
 from tests.families.sd3 import BLOCKS, PLANTED
 

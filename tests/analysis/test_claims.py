@@ -16,7 +16,7 @@ from intaglio.analysis.gallery import Pictures
 from intaglio.analysis.methods import Blurred, Method, Omega, Suppressed
 from intaglio.analysis.quality import Interval
 from intaglio.analysis.sampler import Model, Step
-from intaglio_export.massive import ChannelStatistics
+from intaglio_export.calibration.massive import ChannelStatistics
 
 N = 60
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from intaglio.__main__ import GROUP, run_python
-from intaglio_export import cli, exporter, verify
-from intaglio_export.folder import replacing
+from intaglio_export import cli, exporter
+from intaglio_export.bundle import verify
+from intaglio_export.bundle.output_folder import replacing
 from tests.export.test_lora import write_lora
 
 COMMAND = EntryPoint("export", "intaglio_export.cli:export", GROUP)

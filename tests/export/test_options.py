@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intaglio_export import resources
+from intaglio_export.calibration.recipes import find_recipe
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.options import SETTINGS_SCHEMA, Settings, parse_channels, read_settings
-from intaglio_export.recipes import find_recipe
+from intaglio_export.options import SETTINGS_SCHEMA, ModelSettings, parse_channels, read_settings
+from intaglio_export.support import resources
 
 PATH_SCHEMA = resources.bundle_schema()["$defs"]["path"]
 
@@ -46,16 +46,16 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 def test_settings_lie_over_one_another() -> None:
-    below = Settings(block=3, channels=[1, 2], ref=[0.5, 0.5], steps=8)
-    over = Settings(channels="top:4", keep=0.25).over(below)
+    below = ModelSettings(block=3, channels=[1, 2], ref=[0.5, 0.5], steps=8)
+    over = ModelSettings(channels="top:4", keep=0.25).over(below)
     assert (over.block, over.channels, over.steps) == (3, "top:4", 8)
     assert over.ref is None, "the ref of other channels"
     assert over.keep_range() == [0.25, 0.25]
-    assert Settings(block=0).over(below).block == 0
+    assert ModelSettings(block=0).over(below).block == 0
 
 
 def test_every_setting_may_be_in_a_file() -> None:
-    assert set(SETTINGS_SCHEMA["properties"]) == {*Settings.__dataclass_fields__, "evidence"}
+    assert set(SETTINGS_SCHEMA["properties"]) == {*ModelSettings.__dataclass_fields__, "evidence"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 import jsonschema
 import onnx
 
-from intaglio_export import resources
+from intaglio_export.support import resources
 from tests.scale.checks import external_tensors
 from tests.scale.measuring import measure
 from tests.scale.report import parts, save

@@ -25,8 +25,8 @@ from intaglio.analysis.methods import Suppressed
 from intaglio.analysis.sampler import Model, Step, changing
 from intaglio.analysis.setting import method_of
 from intaglio_export.adapters import Adapter
+from intaglio_export.calibration.prompts import PROMPTS
 from intaglio_export.options import read_settings
-from intaglio_export.prompts import PROMPTS
 from intaglio_export.sources import open_source
 
 SHARES = (0.75, 0.5, 0.25, 0.1)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from intaglio_export.graphs import Axis, ExportUnit, TensorSpec
-from intaglio_export.precision import Products
-from intaglio_export.schedulers import EULER
+from intaglio_export.adapters.schedulers import EULER
+from intaglio_export.graph_specs import Axis, ExportUnit, TensorSpec
+from intaglio_export.precision import LowPrecisionMatmuls
 
 Inputs = dict[str, torch.Tensor]
 # Pixels along a side where no position table ends earlier.
@@ -212,12 +212,12 @@ class Adapter(ABC):
 
     def run(self, inputs: Inputs, where: Callable[[], str] | None = None) -> torch.Tensor:
         """`predict` in the adapter's precision; `where` names the place of an overflow."""
-        with Products(self.dtype, where or (lambda: "the transformer")):
+        with LowPrecisionMatmuls(self.dtype, where or (lambda: "the transformer")):
             return self.predict(inputs)
 
     def project(self, text: torch.Tensor) -> torch.Tensor:
         """The context [P, T, D] that blocks are given for `text` [P, T, text_width]."""
-        with Products(self.dtype, lambda: "the prompt's projection"):
+        with LowPrecisionMatmuls(self.dtype, lambda: "the prompt's projection"):
             for module in self.projection():
                 text = module(text)
         return text

@@ -12,7 +12,7 @@ from intaglio_export.adapters.base import (
     LatentLayout,
     Modulation,
 )
-from intaglio_export.graphs import TensorSpec
+from intaglio_export.graph_specs import TensorSpec
 
 
 class DiTAdapter(Adapter):

@@ -17,7 +17,7 @@ from intaglio_export.adapters.base import (
     PromptLayout,
     TextSegment,
 )
-from intaglio_export.graphs import TensorSpec
+from intaglio_export.graph_specs import TensorSpec
 
 
 class FluxAdapter(Adapter):

@@ -19,9 +19,9 @@ from intaglio_export.adapters.base import (
     PromptLayout,
     TextSegment,
 )
-from intaglio_export.adapters.patching import replaced
 from intaglio_export.errors import ExportError
-from intaglio_export.graphs import TensorSpec
+from intaglio_export.graph_specs import TensorSpec
+from intaglio_export.support.patching import replaced
 
 
 class QwenImageAdapter(Adapter):

@@ -14,7 +14,7 @@ from intaglio_export.adapters.base import (
     PromptLayout,
     TextSegment,
 )
-from intaglio_export.graphs import TensorSpec
+from intaglio_export.graph_specs import TensorSpec
 
 CLIP = ("text_encoder", "text_encoder_2")
 T5 = "text_encoder_3"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from intaglio_export import suppress
+from intaglio_export.networks import suppress
 
 
 def add_op_function(model: ir.Model) -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
-from intaglio_export.quiet import quiet
+from intaglio_export.support.quiet import quiet
 
 DOMAIN = "com.microsoft"
 _SWAP = (0, 2, 1, 3)  # [B, heads, T, width] to [B, T, heads, width], and back

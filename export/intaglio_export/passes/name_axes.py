@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 
-from intaglio_export.graphs import GraphSpec, TensorSpec
+from intaglio_export.graph_specs import GraphSpec, TensorSpec
 
 _DTYPES = {torch.float32: ir.DataType.FLOAT, torch.int64: ir.DataType.INT64}
 

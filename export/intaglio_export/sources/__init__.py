@@ -12,10 +12,10 @@ import torch
 from intaglio_export.adapters import Adapter
 from intaglio_export.errors import ExportError, usage_error
 from intaglio_export.options import Lora
-from intaglio_export.precision import narrow
-from intaglio_export.quiet import no_progress_bars, quiet
+from intaglio_export.precision import store_weights_in
 from intaglio_export.sources import hub
-from intaglio_export.sources.folder import (
+from intaglio_export.sources.lora import fuse_lora
+from intaglio_export.sources.pipeline_folder import (
     SETTINGS,
     PipelineFolder,
     freeze,
@@ -23,8 +23,8 @@ from intaglio_export.sources.folder import (
     load_pipeline,
     open_folder,
 )
-from intaglio_export.sources.lora import fuse_lora
 from intaglio_export.sources.single_file import held_parts, license_in, load_single_file
+from intaglio_export.support.quiet import no_progress_bars, quiet
 
 _FILE = ".safetensors"
 
@@ -95,7 +95,7 @@ def open_source(
     freeze(pipeline)
     for part in ("transformer", *folder.adapter.text_encoders):
         if (network := getattr(pipeline, part, None)) is not None:
-            narrow(network, dtype)
+            store_weights_in(network, dtype)
     return Source(folder.adapter(pipeline, dtype), name, settings, license_name, loras)
 
 

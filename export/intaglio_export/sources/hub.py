@@ -16,9 +16,15 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import weights
-from intaglio_export.sources.folder import CARD, INDEX, SETTINGS, PipelineFolder, open_folder
 from intaglio_export.sources.messages import out_of_memory, plain
 from intaglio_export.sources.parts import held_in
+from intaglio_export.sources.pipeline_folder import (
+    CARD,
+    INDEX,
+    SETTINGS,
+    PipelineFolder,
+    open_folder,
+)
 
 Tell = Callable[[str], None]
 # Of a pipeline, the parts whose weights are not wanted.

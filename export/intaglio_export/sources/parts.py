@@ -14,10 +14,10 @@ import torch
 import transformers
 from torch import nn
 
+from intaglio_export.bundle.tokenizer_tables import sentencepiece_problem
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import weights
 from intaglio_export.sources.messages import out_of_memory, plain
-from intaglio_export.tokenizer import sentencepiece_problem
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 _AGAIN = "download or save the pipeline again"

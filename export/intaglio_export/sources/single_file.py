@@ -16,9 +16,9 @@ from safetensors import safe_open
 
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import weights
-from intaglio_export.sources.folder import PipelineFolder, load_pipeline
 from intaglio_export.sources.messages import out_of_memory, plain
 from intaglio_export.sources.parts import Part
+from intaglio_export.sources.pipeline_folder import PipelineFolder, load_pipeline
 
 _TRANSFORMER = "model.diffusion_model."
 _VAE = ("first_stage_model.", "vae.")

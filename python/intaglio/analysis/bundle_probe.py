@@ -20,8 +20,8 @@ from intaglio.analysis.folder import (
 )
 from intaglio.analysis.origins import origins
 from intaglio.analysis.page import Report, Section
+from intaglio_export.calibration.prompts import PROMPTS
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.prompts import PROMPTS
 
 SEEDS = range(4)
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 import intaglio
 from intaglio.analysis.folder import read_arrays, versions, write_arrays, write_whole
+from intaglio_export.calibration.massive import ChannelStatistics, measure
 from intaglio_export.errors import ExportError
-from intaglio_export.massive import ChannelStatistics, measure
 
 QUANTILES = (0.5, 0.9, 0.99)
-GATE = "gate"  # the point without tokens; see `intaglio_export.observing`
+GATE = "gate"  # the point without tokens; see `intaglio_export.adapters.observing`
 
 Floats = NDArray[np.floating]
 

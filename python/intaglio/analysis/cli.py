@@ -136,7 +136,7 @@ def _refuse_options_of_models(context: typer.Context) -> None:
 
 def _probing() -> ModuleType:
     """`intaglio.analysis.probe`, which needs torch."""
-    from intaglio_export.quiet import quiet
+    from intaglio_export.support.quiet import quiet
 
     try:
         with quiet():

@@ -23,11 +23,11 @@ from scipy import ndimage
 from intaglio.analysis.sampler import Model, Step, fingerprint
 from intaglio_export.adapters import Adapter
 from intaglio_export.adapters.base import Inputs
-from intaglio_export.conditioning import condition
+from intaglio_export.adapters.packing import pack, unpack
 from intaglio_export.errors import ExportError
-from intaglio_export.forking import ForkedTransformer
-from intaglio_export.packing import pack, unpack
-from intaglio_export.quiet import no_progress_bars, quiet
+from intaglio_export.networks.conditioning import condition
+from intaglio_export.networks.forking import ForkedTransformer
+from intaglio_export.support.quiet import no_progress_bars, quiet
 
 Window = tuple[float, float]
 # A constant, or what goes linearly from the first step to the last.

@@ -13,7 +13,7 @@ from intaglio.analysis.capture import Recorder, Statistics
 from intaglio.analysis.methods import Method
 from intaglio.analysis.sampler import Model, Step, identity
 from intaglio_export.adapters.base import Inputs
-from intaglio_export.observing import observing
+from intaglio_export.adapters.observing import observing
 
 POINTS = ("after", "text", "modulated", "gate")
 # Rows that run through the model at once.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from intaglio.analysis import plots
 from intaglio.analysis.capture import Statistics
 from intaglio.analysis.page import Figure, Section, Table
-from intaglio_export.massive import CONDITIONS, RATIO, TOKENS
+from intaglio_export.calibration.massive import CONDITIONS, RATIO, TOKENS
 
 # Of the channels with the largest ratio, how many are compared between blocks.
 TOP = 8

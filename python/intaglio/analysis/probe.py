@@ -37,10 +37,10 @@ from intaglio.analysis.page import Report, Section, plain
 from intaglio.analysis.sampler import Model, fingerprint, identity
 from intaglio.analysis.search import LARGEST
 from intaglio.analysis.setting import method_of
+from intaglio_export.calibration.massive import ChannelStatistics
+from intaglio_export.calibration.prompts import PROMPTS
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.massive import ChannelStatistics
-from intaglio_export.options import Settings, read_settings
-from intaglio_export.prompts import PROMPTS
+from intaglio_export.options import ModelSettings, read_settings
 from intaglio_export.sources import Source, open_source
 
 WEAKER = "weaker"
@@ -124,7 +124,7 @@ class _Work:
                 f" {effects.LEAST} pictures.",
                 ExitCode.USAGE,
             )
-        known = Settings(cfg_scale=request.cfg_scale)
+        known = ModelSettings(cfg_scale=request.cfg_scale)
         for path in (request.settings, source.settings):
             if path is not None:
                 known = known.over(read_settings(path))

@@ -24,9 +24,9 @@ from intaglio.analysis.judge import Judge
 from intaglio.analysis.methods import Method, Suppressed, stack
 from intaglio.analysis.sampler import Model, Step
 from intaglio.analysis.setting import method_of
+from intaglio_export.calibration.prompts import PROMPTS
 from intaglio_export.errors import ExportError
 from intaglio_export.options import read_settings
-from intaglio_export.prompts import PROMPTS
 from intaglio_export.sources import open_source
 
 Matrix = NDArray[np.float64]

@@ -17,7 +17,7 @@ from intaglio.analysis.comparison import against, measured, verdict
 from intaglio.analysis.gallery import Gallery
 from intaglio.analysis.methods import Method, Suppressed
 from intaglio.analysis.page import Figure, Section, Table
-from intaglio_export.massive import ChannelStatistics
+from intaglio_export.calibration.massive import ChannelStatistics
 
 SEED, CONFIRM_SEED = 40_000, 70_000
 # Pictures of the confirmation, at the most.

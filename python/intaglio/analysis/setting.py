@@ -5,10 +5,10 @@ from __future__ import annotations
 from intaglio.analysis.methods import Method, Suppressed
 from intaglio_export.adapters import Adapter
 from intaglio_export.errors import ExportError
-from intaglio_export.options import Settings
+from intaglio_export.options import ModelSettings
 
 
-def method_of(settings: Settings, adapter: Adapter) -> Method | None:
+def method_of(settings: ModelSettings, adapter: Adapter) -> Method | None:
     """CFG and DG as `settings` have them; None where they name no channels, or no weight.
 
     Raises:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from intaglio.analysis.methods import Method
 from intaglio.analysis.sampler import Model, Step
-from intaglio_export.observing import observing
+from intaglio_export.adapters.observing import observing
 
 # Of timesteps, prompts and images that are combined with each other.
 LEVELS = 4

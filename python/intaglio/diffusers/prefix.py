@@ -10,7 +10,7 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
-from intaglio_export.suppress import ma_suppress
+from intaglio_export.networks.suppress import ma_suppress
 
 HOOK = "intaglio_detail_guidance"
 

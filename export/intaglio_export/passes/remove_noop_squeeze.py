@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 
-def idle_squeeze(model: ir.Model) -> None:
+def remove_noop_squeeze(model: ir.Model) -> None:
     """Let the users of such a node use its input.
 
     Precondition: values have the shapes that torch saw.

@@ -7,20 +7,20 @@ from dataclasses import replace
 import torch
 
 from intaglio_export.adapters.base import Adapter
-from intaglio_export.conditioning import (
+from intaglio_export.graph_specs import Axis, ExportUnit, GraphSpec, TensorSpec
+from intaglio_export.networks.conditioning import (
     ConditioningTransformer,
     conditioning_inputs,
     conditioning_outputs,
     loop_inputs,
 )
-from intaglio_export.forking import (
+from intaglio_export.networks.forking import (
     OBSERVED,
     BaseTransformer,
     DegradedTransformer,
     ForkedTransformer,
     ObservedTransformer,
 )
-from intaglio_export.graphs import Axis, ExportUnit, GraphSpec, TensorSpec
 
 
 def transformer_units(

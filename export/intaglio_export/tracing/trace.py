@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import torch
-from onnxscript import optimizer
 from onnxscript.rewriter import onnx_fusions
 from torch.export import Dim
 
-from intaglio_export.decomposition import prepared_in_place
-from intaglio_export.graphs import ExportUnit, TensorSpec
+from intaglio_export.graph_specs import ExportUnit, TensorSpec
 from intaglio_export.passes.transpose_weights import transposes_weight
-from intaglio_export.quiet import quiet
+from intaglio_export.support.quiet import quiet
+from intaglio_export.tracing.decomposition import prepared_in_place
+from intaglio_export.tracing.rewriting import optimize
 
 # 23 keeps Attention, RMSNormalization and Gelu as single nodes.
 OPSET = 23
@@ -47,9 +47,7 @@ def _optimize(model: ir.Model) -> None:
 
     `passes/transpose_weights.py` is for these.
     """
-    optimizer.optimize_ir(
-        model, should_fold=lambda node: False if transposes_weight(node) else None
-    )
+    optimize(model, lambda node: False if transposes_weight(node) else None)
     onnx_fusions.fuse(model)
 
 

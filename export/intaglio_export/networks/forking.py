@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from intaglio_export.adapters.base import Adapter
-from intaglio_export.conditioning import denoise
-from intaglio_export.observing import observing
-from intaglio_export.suppress import ma_suppress
+from intaglio_export.adapters.observing import observing
+from intaglio_export.networks.conditioning import denoise
+from intaglio_export.networks.suppress import ma_suppress
 
 
 @dataclass

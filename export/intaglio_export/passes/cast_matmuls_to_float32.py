@@ -13,7 +13,7 @@ _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _WIDE = ir.DataType.FLOAT
 
 
-def widen_products(model: ir.Model) -> None:
+def cast_matmuls_to_float32(model: ir.Model) -> None:
     """Put casts around every node that has float16 or bfloat16 inputs or outputs.
 
     Precondition: the graph's inputs and outputs are of neither type.

@@ -11,12 +11,14 @@ from typing import Any
 
 import jsonschema
 
-from intaglio_export import __version__, resources, tokenizer
+from intaglio_export import __version__
 from intaglio_export.adapters.base import Adapter, PromptLayout
-from intaglio_export.folder import MANIFEST
-from intaglio_export.graphs import GraphSpec
-from intaglio_export.options import Lora, Settings
-from intaglio_export.schedulers import scheduler_entry
+from intaglio_export.adapters.schedulers import scheduler_entry
+from intaglio_export.bundle import tokenizer_tables
+from intaglio_export.bundle.output_folder import MANIFEST
+from intaglio_export.graph_specs import GraphSpec
+from intaglio_export.options import Lora, ModelSettings
+from intaglio_export.support import resources
 
 SCHEMA_VERSION = 1
 _PRODUCERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
@@ -55,7 +57,7 @@ class BundleParts:
     suppression: Suppression
     prompt: PromptLayout | None
     max_abs: list[float]
-    settings: Settings
+    settings: ModelSettings
     errors: dict[str, float] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
 
@@ -123,7 +125,7 @@ def _prompt(layout: PromptLayout, graphs: dict[str, GraphSpec]) -> dict[str, Any
     encoders = {
         name: {
             "graph": spec.to_json(),
-            "tokenizer": f"{layout.encoders[name].tokenizer}/{tokenizer.FILE_NAME}",
+            "tokenizer": f"{layout.encoders[name].tokenizer}/{tokenizer_tables.FILE_NAME}",
             "max_length": layout.encoders[name].max_length,
         }
         for name, spec in graphs.items()
@@ -163,9 +165,9 @@ def _without_false(data: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if value is not False}
 
 
-def _defaults(adapter: Adapter, settings: Settings) -> dict[str, Any]:
+def _defaults(adapter: Adapter, settings: ModelSettings) -> dict[str, Any]:
     pipeline = adapter.defaults()
-    known = Settings(
+    known = ModelSettings(
         steps=pipeline.steps,
         cfg_scale=pipeline.cfg_scale,
         dg_scale=0.0,  # never a guess: without a measured value the default is no DG

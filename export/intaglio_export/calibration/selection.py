@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from intaglio_export.adapters import Adapter
+from intaglio_export.bundle.manifest import Suppression
+from intaglio_export.calibration.massive import RATIO, ChannelStatistics
 from intaglio_export.errors import ExitCode, ExportError, usage_error
-from intaglio_export.manifest import Suppression
-from intaglio_export.massive import RATIO, ChannelStatistics
-from intaglio_export.options import ChannelChoice, Settings
+from intaglio_export.options import ChannelChoice, ModelSettings
 
 
 def choose_block(block: int | None, blocks: int) -> int:
@@ -22,7 +22,7 @@ def choose_block(block: int | None, blocks: int) -> int:
     return block
 
 
-def check_guidance(settings: Settings, adapter: Adapter) -> None:
+def check_guidance(settings: ModelSettings, adapter: Adapter) -> None:
     """See that a distilled guidance is set for a model that takes one only.
 
     Raises:
@@ -35,7 +35,7 @@ def check_guidance(settings: Settings, adapter: Adapter) -> None:
         )
 
 
-def check_size(settings: Settings, adapter: Adapter) -> None:
+def check_size(settings: ModelSettings, adapter: Adapter) -> None:
     """See that the default size, of `settings` or else of the pipeline, is one of the model's.
 
     Raises:

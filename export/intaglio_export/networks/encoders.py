@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from intaglio_export.adapters.base import Adapter, EncoderLayout
-from intaglio_export.graphs import Axis, ExportUnit, GraphSpec, TensorSpec
-from intaglio_export.precision import Products
+from intaglio_export.graph_specs import Axis, ExportUnit, GraphSpec, TensorSpec
+from intaglio_export.precision import LowPrecisionMatmuls
 
 
 class _TextEncoder(nn.Module):
@@ -29,7 +29,7 @@ class _TextEncoder(nn.Module):
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ids, *mask = tensors
         clip = _is_clip(self.encoder)
-        with Products(self._dtype, lambda: f"the {type(self.encoder).__name__}"):
+        with LowPrecisionMatmuls(self._dtype, lambda: f"the {type(self.encoder).__name__}"):
             out = self.encoder(
                 ids, attention_mask=mask[0] if mask else None, output_hidden_states=clip
             )

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from intaglio_export.adapters.base import Adapter, Inputs
+from intaglio_export.adapters.observing import observing
+from intaglio_export.adapters.packing import pack, positions
+from intaglio_export.calibration.massive import ChannelStatistics, Sums
+from intaglio_export.calibration.prompts import PROMPTS
 from intaglio_export.errors import ExportError
-from intaglio_export.massive import ChannelStatistics, Sums
-from intaglio_export.observing import observing
-from intaglio_export.packing import pack, positions
-from intaglio_export.precision import Products
-from intaglio_export.prompts import PROMPTS
-from intaglio_export.quiet import quiet
+from intaglio_export.precision import LowPrecisionMatmuls
+from intaglio_export.support.quiet import quiet
 
 STEPS = 5
 # Tokens along a side beyond which statistics gain nothing but time.
@@ -27,7 +27,7 @@ MIN_SIDE_TOKENS = 8
 
 
 @torch.no_grad()
-def observe(
+def calibrate(
     adapter: Adapter,
     max_sequence_length: int,
     progress: Callable[[float], None] = lambda share: None,
@@ -87,7 +87,7 @@ def observe(
 def encode(adapter: Adapter, prompts: Sequence[str], max_sequence_length: int) -> Inputs:
     """The transformer's inputs that depend on `prompts` alone, by role."""
     # Prompts longer than the tokenizer's limit are cut, which does not matter here.
-    with quiet(), Products(adapter.dtype, lambda: "a text encoder"):
+    with quiet(), LowPrecisionMatmuls(adapter.dtype, lambda: "a text encoder"):
         inputs = adapter.encode_prompts(list(prompts), max_sequence_length)
     return _taken(adapter, inputs)
 

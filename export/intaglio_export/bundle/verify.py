@@ -9,9 +9,9 @@ from pathlib import Path
 import onnxruntime as ort
 import torch
 
+from intaglio_export.adapters.packing import positions
 from intaglio_export.errors import ExportError
-from intaglio_export.graphs import ExportUnit, GraphSpec, TensorSpec
-from intaglio_export.packing import positions
+from intaglio_export.graph_specs import ExportUnit, GraphSpec, TensorSpec
 
 # Largest relative error. Narrow products round in other places than torch's, now and then.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}

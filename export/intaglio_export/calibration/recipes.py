@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from intaglio_export import resources
-from intaglio_export.options import Settings
+from intaglio_export.options import ModelSettings
+from intaglio_export.support import resources
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Recipe:
     """A known model: its name, its settings, and the sentence on where they come from."""
 
     name: str
-    settings: Settings
+    settings: ModelSettings
     source: str
 
 
@@ -31,7 +31,7 @@ def find_recipe(
         if data["family"] != family:
             continue
         if _agrees(data["match"], config) and _agrees(data.get("match_scheduler", {}), scheduler):
-            return Recipe(data["name"], Settings(**data["settings"]), data["source"])
+            return Recipe(data["name"], ModelSettings(**data["settings"]), data["source"])
     return None
 
 

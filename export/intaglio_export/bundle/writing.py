@@ -16,20 +16,20 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from intaglio_export.graphs import ExportUnit
-from intaglio_export.memory import collect
+from intaglio_export.bundle.verify import reference, verify
+from intaglio_export.graph_specs import ExportUnit
 from intaglio_export.passes.add_op_function import add_op_function
+from intaglio_export.passes.cast_matmuls_to_float32 import cast_matmuls_to_float32
 from intaglio_export.passes.floor_division import floor_division
-from intaglio_export.passes.idle_squeeze import idle_squeeze
 from intaglio_export.passes.multi_head_attention import multi_head_attention
 from intaglio_export.passes.name_axes import name_axes
 from intaglio_export.passes.quantize_weights import quantize_weights
+from intaglio_export.passes.remove_noop_squeeze import remove_noop_squeeze
 from intaglio_export.passes.share_weights import share_weights
 from intaglio_export.passes.strip_metadata import strip_metadata
 from intaglio_export.passes.transpose_weights import transpose_weights
-from intaglio_export.passes.widen_products import widen_products
-from intaglio_export.tracing import trace
-from intaglio_export.verify import reference, verify
+from intaglio_export.support.memory import collect
+from intaglio_export.tracing.trace import trace
 
 # Called with what is being done and the share of the whole that is done.
 Progress = Callable[[str, float], None]
@@ -96,7 +96,7 @@ def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[s
         save_graph(model, work / unit.spec.path)
         if unit.spec.cpu:
             if unit.spec.dtype != torch.float32:
-                widen_products(model)
+                cast_matmuls_to_float32(model)
             multi_head_attention(model)
             save_graph(model, work / unit.spec.cpu)
 
@@ -107,7 +107,7 @@ def make_graph(unit: ExportUnit) -> ir.Model:
     if any(spec.role == "mask" for spec in unit.spec.inputs):
         add_op_function(model)
     floor_division(model)
-    idle_squeeze(model)
+    remove_noop_squeeze(model)
     name_axes(model, unit.spec)
     strip_metadata(model)
     return model

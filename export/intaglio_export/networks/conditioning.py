@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from intaglio_export.adapters.base import Adapter, Inputs
-from intaglio_export.graphs import TensorSpec
+from intaglio_export.graph_specs import TensorSpec
 
 # The transformer's inputs that end in modulations.
 VECTORS = ("timestep", "pooled", "guidance", "class")
