@@ -13,10 +13,30 @@ from hypothesis import strategies as st
 
 from intaglio_export.calibration.recipes import find_recipe
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.options import SETTINGS_SCHEMA, ModelSettings, parse_channels, read_settings
+from intaglio_export.options import (
+    SETTINGS_SCHEMA,
+    ExportRequest,
+    ModelSettings,
+    parse_channels,
+    read_settings,
+)
 from intaglio_export.support import resources
 
 PATH_SCHEMA = resources.bundle_schema()["$defs"]["path"]
+
+
+@pytest.mark.parametrize(
+    ("short", "long"), [("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")]
+)
+def test_a_dtype_has_a_short_and_a_long_name(short: str, long: str) -> None:
+    for name in (short, long):
+        assert str(ExportRequest("model", Path("out"), dtype=name).dtype) == long
+
+
+@pytest.mark.parametrize("name", ["fp8", "FP16", "half", ""])
+def test_other_dtypes_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a valid Dtype"):
+        ExportRequest("model", Path("out"), dtype=name)
 
 
 @given(st.lists(st.integers(0, 9999), min_size=1, max_size=8, unique=True))
@@ -76,8 +96,8 @@ def test_every_setting_may_be_in_a_file() -> None:
         ('{"cfg_scale": 1e39}', "at cfg_scale"),
         ('{"steps": 10001}', "greater than the maximum of 10000"),
         ('{"name": "\\ud800"}', "surrogates"),
-        ('{"dg_window": [0.7, 0.2]}', "dg_window .0.7, 0.2. holds no part"),
-        ('{"cfg_window": [0.5, 0.5]}', "cfg_window .0.5, 0.5. holds no part"),
+        ('{"dg_window": [0.7, 0.2]}', "dg_window .0.7, 0.2. is empty"),
+        ('{"cfg_window": [0.5, 0.5]}', "cfg_window .0.5, 0.5. is empty"),
     ],
 )
 def test_a_bad_settings_file_is_refused(tmp_path: Path, text: str, says: str) -> None:

@@ -28,7 +28,7 @@ from intaglio_export.passes.remove_noop_squeeze import remove_noop_squeeze
 from intaglio_export.passes.share_weights import share_weights
 from intaglio_export.passes.strip_metadata import strip_metadata
 from intaglio_export.passes.transpose_weights import transpose_weights
-from intaglio_export.support.memory import collect
+from intaglio_export.support.memory import collect, collecting_on_demand
 from intaglio_export.tracing.trace import trace
 
 # Called with what is being done and the share of the whole that is done.
@@ -51,6 +51,11 @@ def write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dic
     Raises:
         ExportError: a graph differs from its torch module.
     """
+    with collecting_on_demand():
+        return _write_stages(stages, work, progress)
+
+
+def _write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dict[str, float]:
     errors: dict[str, float] = {}
     total = sum(len(stage.units) for stage in stages)
     for stage in stages:

@@ -11,7 +11,7 @@ The names that are replaced here are internal to torch; constraints.txt pins the
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,16 @@ _ASSERTIONS = {
     _aten.sym_constrain_range_for_size.default,
 }
 _CONVERSIONS = {_aten.to.device, _aten.to.dtype, _aten.to.dtype_layout}
+# Operators whose decomposition holds for every size that the program takes. Others might ask for a
+# size while they are decomposed, and so fix it.
+_DECOMPOSED = _CONVERSIONS | {
+    _aten.__and__.Tensor,
+    _aten.min.other,
+    _aten.outer.default,
+    _aten.rsub.Scalar,
+}
+# Operators that write into their first argument, and those that compute the same without a write.
+_WRITES = {_aten.add_.Tensor: _aten.add.Tensor, _aten.div_.Tensor: _aten.div.Tensor}
 
 
 @contextmanager
@@ -73,47 +83,49 @@ def _translated(registry: Any) -> frozenset[Any]:
 
 
 def _decompose(program: ExportedProgram, registry: Any) -> bool:
-    """Replace the operators that have no translation. Return whether that was possible.
+    """Replace the operators that have no translation. Return False if that is not possible.
 
-    If it was not, the program still computes the same, and torch can decompose it.
+    The program then lacks its assertions only, and torch can decompose it.
     """
     graph = program.graph
     for node in reversed(graph.nodes):
         if node.target in _ASSERTIONS:
             graph.erase_node(node)
     graph.eliminate_dead_code()
-    for node in list(graph.nodes):
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
-            return False
-        if isinstance(node.target, torch._ops.OpOverload) and not _is_translated(node, registry):
-            with graph.inserting_before(node):
-                if (result := _replacement(node, registry)) is None:
-                    return False
-            _replace(node, result)
+    operators = [n for n in graph.nodes if isinstance(n.target, torch._ops.OperatorBase)]
+    untranslated = [node for node in operators if not _is_translated(node.target, registry)]
+    if not all(map(_is_replaceable, untranslated)):
+        return False
+    for node in untranslated:
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(_replacement(node, registry))
+        graph.erase_node(node)
     return True
 
 
-def _is_translated(node: Node, registry: Any) -> bool:
+def _is_translated(target: Any, registry: Any) -> bool:
     # Translations know nothing of writes into tensors.
-    return node.target in _translated(registry) and not node.target._schema.is_mutable  # type: ignore[union-attr]
+    return target in _translated(registry) and not target._schema.is_mutable
 
 
-def _replacement(node: Node, registry: Any) -> Node | Sequence[Node] | None:
-    """Add nodes that compute the same as `node`, and return those of its results."""
+def _is_replaceable(node: Node) -> bool:
+    if node.target in _WRITES or node.target is _aten.detach_.default:
+        written = node.args[0]
+        return isinstance(written, Node) and _is_only_user(node, written)
+    return node.target in _DECOMPOSED
+
+
+def _replacement(node: Node, registry: Any) -> Node:
+    """Add the nodes that compute the same as `node`, and return the last of them."""
     source = node.args[0]
-    if node.target in _CONVERSIONS and isinstance(source, Node):
-        dtype = node.meta["val"].dtype
-        if source.meta["val"].dtype == dtype:
-            return source
-    if node.target._schema.is_mutable:  # type: ignore[union-attr]
-        if not isinstance(source, Node) or not _is_only_user(node, source):
-            return None
-        if node.target is _aten.detach_.default:
-            return source
-        packet = getattr(_aten, node.target._opname.removesuffix("_"))  # type: ignore[union-attr]
-        target = getattr(packet, node.target._overloadname)  # type: ignore[union-attr]
-        if target in _translated(registry):
-            return _copy(node.graph.call_function(target, node.args, node.kwargs), node)
+    assert isinstance(source, Node)
+    keeps_values = node.target is _aten.detach_.default or node.target in _CONVERSIONS
+    if keeps_values and source.meta["val"].dtype == node.meta["val"].dtype:
+        return source
+    if node.target in _WRITES:
+        new = node.graph.call_function(_WRITES[node.target], node.args, node.kwargs)
+        new.meta = dict(node.meta)
+        return new
     return _expand(node, registry)
 
 
@@ -124,8 +136,8 @@ def _is_only_user(node: Node, written: Node) -> bool:
     return all(returned.alias_info is None for returned in written.target._schema.returns)
 
 
-def _expand(node: Node, registry: Any) -> Node | Sequence[Node] | None:
-    """Decompose one operator as torch would, and add the nodes that it consists of."""
+def _expand(node: Node, registry: Any) -> Node:
+    """Decompose one operator as torch would."""
     inputs = list(node.all_input_nodes)
 
     def call(*values: Any) -> Any:
@@ -134,37 +146,14 @@ def _expand(node: Node, registry: Any) -> Node | Sequence[Node] | None:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     values = [source.meta["val"] for source in inputs]
-    parts = make_fx(call, decomposition_table=_decompositions(registry))(*values).graph.nodes
-    placeholders = [part for part in parts if part.op == "placeholder"]
-    copies = dict(zip(placeholders, inputs, strict=True))
-    for part in parts:
-        if part.op == "output":
-            results: Node | Sequence[Node] = map_arg(part.args[0], copies.__getitem__)
-            return results
-        if part.op == "placeholder":
-            continue
-        is_operator = isinstance(part.target, torch._ops.OpOverload)
-        if part.op != "call_function" or (is_operator and not _is_translated(part, registry)):
-            return None
-        copies[part] = _copy(node.graph.node_copy(part, copies.__getitem__), node)
-        copies[part].meta["val"] = part.meta["val"]
-    return None
-
-
-def _copy(new: Node, node: Node) -> Node:
-    """Give `new` what is known of `node`, which it stands for."""
-    new.meta = dict(node.meta)
-    return new
-
-
-def _replace(node: Node, result: Node | Sequence[Node]) -> None:
-    if isinstance(result, Node):
-        node.replace_all_uses_with(result)
-    else:
-        for user in list(node.users):  # each takes one element out of the list
-            user.replace_all_uses_with(result[user.args[1]])  # type: ignore[index]
-            node.graph.erase_node(user)
-    node.graph.erase_node(node)
+    parts = make_fx(call, decomposition_table=_decompositions(registry))(*values).graph
+    copies: dict[Node, Node] = dict(zip(parts.find_nodes(op="placeholder"), inputs, strict=True))
+    result = node.graph.graph_copy(parts, copies)
+    for part, new in copies.items():
+        if part.op != "placeholder":
+            new.meta = dict(node.meta) | {"val": part.meta["val"]}
+    assert isinstance(result, Node)
+    return result
 
 
 class _PromotionOfChangedNodes(type_promotion._TypePromotionInterpreter):

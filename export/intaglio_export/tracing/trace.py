@@ -9,6 +9,7 @@ from torch.export import Dim
 
 from intaglio_export.graph_specs import ExportUnit, TensorSpec
 from intaglio_export.passes.transpose_weights import transposes_weight
+from intaglio_export.support.patching import replaced
 from intaglio_export.support.quiet import quiet
 from intaglio_export.tracing.decomposition import prepared_in_place
 from intaglio_export.tracing.rewriting import optimize
@@ -25,7 +26,9 @@ def trace(unit: ExportUnit) -> ir.Model:
     """
     generator = torch.Generator().manual_seed(0)
     dims = _dims(unit)
-    with quiet(), torch.no_grad(), prepared_in_place():
+    # Every node would note where in Python it was made, which `strip_metadata` drops again.
+    no_traces = replaced([(torch.fx.config, "do_not_emit_stack_traces", True)])
+    with quiet(), torch.no_grad(), no_traces, prepared_in_place():
         program = torch.onnx.export(
             unit.module.eval(),
             unit.example_inputs(generator),
