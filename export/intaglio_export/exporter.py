@@ -1,4 +1,4 @@
-"""The export from end to end: load, find channels, trace, write, verify."""
+"""The whole export: load a model, find its channels, trace, write and verify its graphs."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _MEASURING = "Measuring channels"
 
 
 def _no_progress(what: str, share: float) -> None:
-    """Tell nobody."""
+    """Ignore the progress."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written: the manifest, each graph's relative error, and remarks for the user."""
+    """The manifest that was written, the relative error of each graph, and remarks for the user."""
 
     manifest: dict[str, Any]
     errors: dict[str, float]
@@ -57,7 +57,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
 
     Raises:
         ExportError: the source, a setting or the output is wrong, or the bundle differs from the
-            torch model; nothing is left at the output but what was there.
+            torch model. The output is then as it was before.
     """
     output_folder.check_output(request.output)
     check_quantize(request)
@@ -68,7 +68,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
         request.text_encoders,
         config=request.config,
         loras=[parse_lora(text) for text in request.loras],
-        tell=lambda what: progress(what, 0.0),
+        report=lambda what: progress(what, 0.0),
     )
     adapter = source.adapter
     check_scheduler(adapter.pipeline.scheduler, adapter.prediction_type)
@@ -78,11 +78,13 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     check_guidance(settings, adapter)
     if settings.block is None:
         remarks.append(
-            f"No block is known for this model, so the op stands after the middle one, {block};"
-            " --block moves it."
+            f"No block is known for this model, so channels are suppressed after the middle one,"
+            f" {block}; --block chooses another."
         )
     if settings.dg_scale is None:
-        remarks.append("No dg_scale has been measured for this model, so the default is 0: no DG.")
+        remarks.append(
+            "No dg_scale is known for this model, so the bundle's default is 0, which turns DG off."
+        )
     remarks += adapter.left_out()
     output_folder.check_space(request.output, _weight_bytes(request, adapter))
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
@@ -107,7 +109,10 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
 def _settings(
     request: ExportRequest, source: Source
 ) -> tuple[ModelSettings, Recipe | None, list[str]]:
-    """Flags over --settings over the source's settings.json over a recipe, and remarks on them."""
+    """Merge flags, --settings, the source's settings.json and a recipe, the first of these winning.
+
+    Also returns the recipe, if there is one, and remarks about it.
+    """
     merged = ModelSettings(block=request.block, channels=request.channels)
     remarks = []
     if request.settings is not None:
@@ -134,7 +139,10 @@ def _write(
     work: Path,
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Write and verify every file of the bundle in `work`; the manifest and the relative errors."""
+    """Write and verify every file of the bundle in `work`.
+
+    Returns the manifest and the relative errors.
+    """
     adapter = source.adapter
     pipeline = adapter.pipeline
     assert settings.max_sequence_length is not None
@@ -186,14 +194,14 @@ def _write(
 
 
 def _drop_encoders(adapter: Adapter) -> None:
-    """Let go of text encoders that were needed for measuring only."""
+    """Free the text encoders, which were needed for the measurement only."""
     for name in adapter.text_encoders:
         if (encoder := getattr(adapter.pipeline, name)) is not None:
             release(encoder)
 
 
 def _weight_bytes(request: ExportRequest, adapter: Adapter) -> int:
-    """Bytes of all weights that the bundle will hold."""
+    """Return the bytes of all weights that the bundle will hold."""
     absent = adapter.text_encoders if request.text_encoders == "none" else ()
     modules = [
         part

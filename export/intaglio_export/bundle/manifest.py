@@ -1,4 +1,7 @@
-"""`bundle.json`: the only thing that export and runtime share; schema models/bundle.schema.json."""
+"""Build and write `bundle.json`, the only interface between the exporter and the runtime.
+
+Its schema is models/bundle.schema.json.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _PRODUCERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-
 
 @dataclass(frozen=True)
 class Suppression:
-    """Where the op stands and what it suppresses; `ratio` is in the order of `channels`."""
+    """The block after which channels are suppressed, and which; `ratio` has their order."""
 
     block: int
     channels: list[int]
@@ -36,7 +39,7 @@ class Suppression:
     ref: list[float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As `bundle.schema.json` wants it."""
+        """Return the JSON object of `bundle.schema.json`."""
         data = asdict(self)
         if self.ref is None:
             del data["ref"]
@@ -45,7 +48,7 @@ class Suppression:
 
 @dataclass(frozen=True)
 class BundleParts:
-    """What was exported: the layout, graphs by name, and the settings in force."""
+    """What was exported: the layout, the graphs by name, and the settings that were used."""
 
     layout: str
     dtype: str
@@ -63,7 +66,7 @@ class BundleParts:
 
 
 def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[str, Any]:
-    """The manifest of the files in `folder`."""
+    """Return the manifest of the files in `folder`."""
     name = parts.settings.name or parts.source
     manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -108,7 +111,7 @@ def write_manifest(manifest: dict[str, Any], folder: Path) -> None:
     """Validate `manifest` and write it to `folder`.
 
     Raises:
-        jsonschema.ValidationError: it does not fit the schema, which is a bug of the exporter.
+        jsonschema.ValidationError: it does not fit the schema; this is a bug of the exporter.
     """
     jsonschema.validate(manifest, resources.bundle_schema())
     text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
@@ -121,7 +124,7 @@ def _producer() -> dict[str, str]:
 
 
 def _prompt(layout: PromptLayout, graphs: dict[str, GraphSpec]) -> dict[str, Any]:
-    """The manifest's `prompt`; segments of encoders that the bundle has no graph of are empty."""
+    """Return the manifest's `prompt`. Encoders without a graph are left out of the segments."""
     encoders = {
         name: {
             "graph": spec.to_json(),
@@ -150,7 +153,7 @@ def _prompt(layout: PromptLayout, graphs: dict[str, GraphSpec]) -> dict[str, Any
 
 
 def _quantized(parts: BundleParts) -> dict[str, Any] | None:
-    """The manifest's `transformer.quantized`: what the graphs share, and their largest error."""
+    """Return the manifest's `transformer.quantized` with the largest error of the graphs."""
     specs = [spec for spec in parts.graphs.values() if spec.quantize]
     if not specs:
         return None
@@ -170,7 +173,7 @@ def _defaults(adapter: Adapter, settings: ModelSettings) -> dict[str, Any]:
     known = ModelSettings(
         steps=pipeline.steps,
         cfg_scale=pipeline.cfg_scale,
-        dg_scale=0.0,  # never a guess: without a measured value the default is no DG
+        dg_scale=0.0,  # without a measured value DG is off, because a guess may harm
         height=pipeline.height,
         width=pipeline.width,
         distilled_guidance=pipeline.distilled_guidance,
@@ -178,8 +181,8 @@ def _defaults(adapter: Adapter, settings: ModelSettings) -> dict[str, Any]:
     merged = settings.over(known)
     keys = ["steps", "cfg_scale", "cfg_window", "distilled_guidance", "dg_scale", "dg_window"]
     keys += ["height", "width"]
-    said = {key: value for key in keys if (value := getattr(merged, key)) is not None}
-    return said | {"ma_keep": merged.keep_range()}
+    known_values = {key: value for key in keys if (value := getattr(merged, key)) is not None}
+    return known_values | {"ma_keep": merged.keep_range()}
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:

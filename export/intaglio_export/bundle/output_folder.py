@@ -1,4 +1,4 @@
-"""The output folder: written under a temporary name beside it and put in place in one step."""
+"""Write the output folder under a temporary name beside it, and then exchange it in one step."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _RENAME_EXCHANGE = 2
 
 
 def check_output(path: Path) -> None:
-    """See that a bundle may be written to `path`, or to where it points if it is a symbolic link.
+    """Check that a bundle may be written to `path`, or to the target of a symbolic link there.
 
     Raises:
-        ExportError: there is something that is not a bundle, or the folder above is missing or not
+        ExportError: `path` exists and is not a bundle, or its parent folder is missing or not
             writable.
     """
     if path.is_dir():
@@ -36,16 +36,22 @@ def check_output(path: Path) -> None:
         raise ExportError(f"The output {path} is not a folder; give another path with -o.")
     parent = _real(path).parent
     if not parent.is_dir():
-        raise ExportError(f"The folder {parent} for the output does not exist; make it first.")
+        raise ExportError(
+            f"The parent folder {parent} of the output does not exist; create it first."
+        )
     if not os.access(parent, os.W_OK):
-        raise ExportError(f"The folder {parent} for the output is not writable.")
+        raise ExportError(
+            f"The parent folder {parent} of the output is not writable; choose another with -o."
+        )
 
 
 def check_space(path: Path, needed: int, who: str = "the bundle needs", advice: str = "") -> None:
-    """See that the disk of `path` has `needed` bytes left.
+    """Check that the disk of `path` has `needed` free bytes.
+
+    `who` and `advice` go into the message.
 
     Raises:
-        ExportError: it has not.
+        ExportError: the disk has not.
     """
     parent = _real(path).parent
     free = shutil.disk_usage(parent).free
@@ -58,12 +64,11 @@ def check_space(path: Path, needed: int, who: str = "the bundle needs", advice: 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling folder, which takes `path`'s place when the block ends without error.
+    """Yield a temporary folder beside `path` that replaces it when the block ends without error.
 
-    An existing bundle is exchanged with the new one in one step, and then removed but for its
-    engines, which stay. After an error
-    `path` is as before and the temporary folder is gone. A symbolic link stays, and what it points
-    to is replaced.
+    An existing bundle is exchanged with the new one in one step and then removed; its engines move
+    to the new bundle. After an error `path` is unchanged and the temporary folder is removed. If
+    `path` is a symbolic link, its target is replaced.
     """
     check_output(path)
     path = _real(path)
@@ -73,7 +78,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield work
         if path.exists():
             _exchange(work, path)
-            if (work / ENGINES).is_dir():  # intaglio build sees which of them still fit
+            if (work / ENGINES).is_dir():  # intaglio build checks which of them still fit
                 (work / ENGINES).rename(path / ENGINES)
         else:
             work.rename(path)
@@ -82,12 +87,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _real(path: Path) -> Path:
-    """`path` without symbolic links: exchanging a link would exchange the link alone."""
+    """Resolve symbolic links in `path`: an exchange would otherwise exchange the link itself."""
     return Path(os.path.realpath(path))
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders: atomically where the system can, else by three renames."""
+    """Swap two folders, atomically if the system can do that, else by three renames."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is not None:
         paths = (_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old))

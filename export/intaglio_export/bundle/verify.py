@@ -1,4 +1,4 @@
-"""Runs the written graphs through ONNX Runtime against the torch modules on fresh inputs."""
+"""Compare the written graphs, run by ONNX Runtime, with the torch modules on random inputs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from intaglio_export.adapters.packing import positions
 from intaglio_export.errors import ExportError
 from intaglio_export.graph_specs import ExportUnit, GraphSpec, TensorSpec
 
-# Largest relative error. Narrow products round in other places than torch's, now and then.
+# The largest relative error. Low-precision matmuls may round in other places than torch's.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-# The same with quantised weights; the measured error goes into the manifest.
+# The same for quantised weights. The measured error is written to the manifest.
 QUANTIZED_TOLERANCE = {"int8": 0.05, "int8-dynamic": 0.15, "int4": 0.4}
-# Rows of keep: suppressed altogether, in part, left alone.
+# Values of `keep`: full suppression, partial suppression, none.
 KEEP_LEVELS = (0.0, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of the named axes to try, in units of their multiples."""
+    """Sizes of the named axes that are tried, in units of their multiples."""
 
     rows: int
     base_rows: int
@@ -42,23 +42,23 @@ CASES = (
 
 @dataclass(frozen=True)
 class Reference:
-    """Inputs of a graph in order, and torch's outputs for them."""
+    """The inputs of a graph in order, and torch's outputs for them."""
 
     inputs: Sequence[torch.Tensor]
     outputs: Sequence[torch.Tensor]
 
 
 def open_session(path: Path, dtype: torch.dtype = torch.float32) -> ort.InferenceSession:
-    """A CPU session that maps its weights instead of copying them, to keep the peak memory low.
+    """Open a CPU session that maps its weights instead of copying them, to save memory.
 
-    `dtype` is that of the graph's products. Few kernels for CPUs take narrow weights, and ONNX
-    Runtime's optimizer would keep float32 copies of all of them: without it a weight is widened
-    when its product is due, and let go.
+    `dtype` is the type of the graph's matmuls. Few CPU kernels take low-precision weights, so ONNX
+    Runtime's optimizer would keep float32 copies of all of them. Without the optimizer a weight is
+    cast when its matmul runs, and the copy is freed.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "1")
-    # Idle threads that spin would take the cores from torch, which runs in turn with them.
+    # Spinning threads would take the cores from torch, which runs in turn with ONNX Runtime.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if dtype != torch.float32:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -68,7 +68,7 @@ def open_session(path: Path, dtype: torch.dtype = torch.float32) -> ort.Inferenc
 
 @torch.no_grad()
 def reference(unit: ExportUnit, seed: int = 0) -> list[Reference]:
-    """Fresh random inputs for each case, and what the torch module makes of them."""
+    """Return random inputs for each case, and the outputs of the torch module for them."""
     generator = torch.Generator().manual_seed(seed)
     references = []
     for inputs in _inputs(unit, generator):
@@ -80,9 +80,10 @@ def reference(unit: ExportUnit, seed: int = 0) -> list[Reference]:
 
 
 def verify(spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> float:
-    """The largest relative error ||onnx - torch|| / ||torch|| of an output's row over all cases.
+    """Return the largest relative error ||onnx - torch|| / ||torch|| of a row in all cases.
 
-    Of the graph and the one for CPUs beside it; a narrow graph itself does not run on a CPU.
+    This covers the graph and its variant for CPUs. A low-precision graph does not run on a CPU, so
+    only its variant is run.
 
     Raises:
         ExportError: it exceeds the tolerance of its precision, or a graph does not run.
@@ -95,7 +96,7 @@ def verify(spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> fl
 def _verify(path: str, spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> float:
     try:
         session = open_session(folder / path, spec.dtype)
-    except Exception as error:  # ONNX Runtime raises several classes of its own
+    except Exception as error:  # ONNX Runtime raises errors of several classes
         raise ExportError(f"ONNX Runtime cannot open {path}: {error}") from error
     worst = 0.0
     for case in references:
@@ -116,7 +117,7 @@ def _verify(path: str, spec: GraphSpec, folder: Path, references: Sequence[Refer
 
 
 def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest relative error of a row; infinite where shapes or non-finite values differ."""
+    """Return the largest relative error of a row, infinity for other shapes or NaN."""
     if got.shape != expected.shape:
         return float("inf")
     difference = (got.double() - expected.double()).flatten(1).norm(dim=1)
@@ -126,23 +127,26 @@ def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _inputs(unit: ExportUnit, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
-    """Fresh inputs for each case."""
+    """Yield random inputs for each case."""
     for case in CASES:
         yield _case_inputs(unit, case, generator)
 
 
 def _case_inputs(unit: ExportUnit, case: Case, generator: torch.Generator) -> list[torch.Tensor]:
-    """Fresh inputs for `case`; those that another unit makes are what it makes of fresh inputs."""
-    made: dict[str, torch.Tensor] = {}
+    """Return random inputs for `case`.
+
+    Inputs that another unit produces are computed by that unit from random inputs.
+    """
+    computed: dict[str, torch.Tensor] = {}
     if unit.fed_by is not None:
         rows = _sizes(unit, case)[str(unit.spec.inputs[0].axes[0])]
         feeding = replace(case, rows=rows, base_rows=rows)
         outputs = unit.fed_by.module(*_case_inputs(unit.fed_by, feeding, generator))
         roles = [spec.role for spec in unit.fed_by.spec.outputs]
-        made = dict(zip(roles, outputs, strict=True))
+        computed = dict(zip(roles, outputs, strict=True))
     sizes = _sizes(unit, case)
     return [
-        made[spec.role] if spec.role in made else _input(unit, spec, sizes, case, generator)
+        computed[spec.role] if spec.role in computed else _input(unit, spec, sizes, case, generator)
         for spec in unit.spec.inputs
     ]
 
@@ -154,7 +158,7 @@ def _input(
     case: Case,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Random numbers such as the input can have."""
+    """Return random values in the range that the input takes."""
     value = ExportUnit.random_input(spec, sizes, generator)
     if spec.role == "timestep":
         value = torch.rand(value.shape, generator=generator) * 1000
@@ -169,7 +173,7 @@ def _input(
         value = torch.randint(unit.vocabulary, value.shape, generator=generator)
     elif spec.role == "text_mask":
         value = (torch.rand(value.shape, generator=generator) < 0.7).float()
-        value[:, 0] = 1.0  # a prompt has a token at least
+        value[:, 0] = 1.0  # a prompt has at least one token
     elif spec.role == "position":
         value = positions(case.height, case.width)
     elif spec.role == "guidance":

@@ -1,7 +1,7 @@
-"""Writes graphs to the bundle, one network after the other, and verifies each.
+"""Write the graphs of a bundle, one network after the other, and verify each graph.
 
-To keep the peak memory near one copy of the weights, torch's outputs for the verification are
-computed first, and torch's weights are let go before ONNX Runtime opens the graph.
+The peak memory stays near one copy of the weights: torch's outputs for the verification are
+computed first, and torch's weights are freed before ONNX Runtime opens the graph.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from intaglio_export.passes.transpose_weights import transpose_weights
 from intaglio_export.support.memory import collect, collecting_on_demand
 from intaglio_export.tracing.trace import trace
 
-# Called with what is being done and the share of the whole that is done.
+# A callback that gets the current step as a text and the share of the work that is done.
 Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A network and the graphs made of it; those in one folder share one weights file."""
+    """A network and the graphs made of it. Graphs in one folder share one weights file."""
 
     network: nn.Module
     units: Sequence[ExportUnit]
 
 
 def write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dict[str, float]:
-    """Write and verify all graphs under `work`; relative errors by path.
+    """Write and verify all graphs under `work`. Returns the relative error of each path.
 
-    Each stage's network is left without weights.
+    The network of each stage has no weights afterwards.
 
     Raises:
         ExportError: a graph differs from its torch module.
@@ -71,20 +71,20 @@ def _write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> di
 
 
 def release(network: nn.Module) -> None:
-    """Let go of the memory of all weights.
+    """Free the memory of all weights of `network`.
 
-    The tensors are emptied in place: the exporter keeps references to them beyond its work, and one
-    left is enough to keep a whole mapped file.
+    The tensors are emptied in place, because torch's exporter keeps references to them, and one
+    reference is enough to keep a whole mapped file.
     """
     for tensor in (*network.parameters(), *network.buffers()):
-        for held in (tensor, tensor._base):  # a view keeps what it is a view of
+        for held in (tensor, tensor._base):  # a view keeps its base alive
             if held is not None:
                 held.data = held.new_empty(0)
     collect()
 
 
 def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[str], None]) -> None:
-    """Trace, edit and save graphs that stand in one folder and share one weights file."""
+    """Trace, edit and save the graphs of one folder, which share one weights file."""
     models = []
     for unit in units:
         progress(f"Tracing {unit.spec.path}")
@@ -107,7 +107,7 @@ def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[s
 
 
 def make_graph(unit: ExportUnit) -> ir.Model:
-    """The graph of `unit` with the op's function, weights as torch holds them."""
+    """Return the graph of `unit` with the op's function; its weights still belong to torch."""
     model = trace(unit)
     if any(spec.role == "mask" for spec in unit.spec.inputs):
         add_op_function(model)
@@ -119,5 +119,6 @@ def make_graph(unit: ExportUnit) -> ir.Model:
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
+    """Save `model` and check it with ONNX's own checker."""
     ir.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)

@@ -36,7 +36,7 @@ def fuse_lora(pipeline: Any, lora: Lora, family: str) -> None:
         )
     place = {"weight_name": lora.file.name, "local_files_only": True}
     try:
-        with quiet(logging.ERROR):  # what fails is said in our own words
+        with quiet(logging.ERROR):  # what fails is stored in our own words
             state = pipeline.lora_state_dict(str(lora.file.parent), **place)
             pipeline.load_lora_weights(str(lora.file.parent), adapter_name=_ADAPTER, **place)
     except Exception as error:  # of diffusers and peft
@@ -50,15 +50,15 @@ def fuse_lora(pipeline: Any, lora: Lora, family: str) -> None:
     loaded = _loaded(networks)
     if getattr(pipeline.transformer, "_overwritten_params", None):
         raise ExportError(_foreign(pipeline, lora, "it changes the shape of the transformer"))
-    said = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if problem := _difference(said, loaded):
+    stored = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if problem := _difference(stored, loaded):
         raise ExportError(_foreign(pipeline, lora, problem))
     pipeline.fuse_lora(components=list(networks), lora_scale=lora.scale, adapter_names=[_ADAPTER])
     pipeline.unload_lora_weights()
 
 
 def _loaded(networks: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The LoRA's tensors in the networks, named as in a file of diffusers' format."""
+    """Return the LoRA's tensors in the networks, with the names of diffusers' format."""
     return {
         f"{part}.{name.replace(f'.{_ADAPTER}.', '.')}": tuple(tensor.shape)
         for part, network in networks.items()
@@ -67,17 +67,17 @@ def _loaded(networks: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _difference(said: weights.Shapes, loaded: weights.Shapes) -> str | None:
-    """What of a file was not loaded, or other than it says; diffusers logs some of it at most."""
-    if len(said) != len(loaded):  # by number: the loaders rename what is in older formats
-        if strange := sorted(said.keys() - loaded.keys()):
+def _difference(stored: weights.Shapes, loaded: weights.Shapes) -> str | None:
+    """Say what was not loaded from a file, which diffusers at most logs, or return None."""
+    if len(stored) != len(loaded):  # counts are compared, because older formats use other names
+        if strange := sorted(stored.keys() - loaded.keys()):
             return weights.surplus(strange)
-        return weights.lacking(sorted(loaded.keys() - said.keys()))
-    return weights.misfit(loaded, said, names=False)
+        return weights.lacking(sorted(loaded.keys() - stored.keys()))
+    return weights.misfit(loaded, stored, names=False)
 
 
 def _foreign(pipeline: Any, lora: Lora, why: str) -> str:
     return (
-        f"The LoRA {lora.file} is not one for this {type(pipeline.transformer).__name__}: {why};"
+        f"The LoRA {lora.file} does not fit this {type(pipeline.transformer).__name__}: {why};"
         " give one that was trained on this model."
     )

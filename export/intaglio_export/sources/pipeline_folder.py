@@ -1,4 +1,4 @@
-"""A diffusers pipeline in a folder: what its model_index.json says, and its parts, loaded."""
+"""Read a diffusers pipeline from a folder: its model_index.json and its parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """A folder whose index was read: the adapter of its class, and the parts that are exported."""
+    """A folder whose index was read, with the adapter of its class and the exported parts."""
 
     path: Path
     adapter: type[Adapter]
@@ -38,13 +38,13 @@ class PipelineFolder:
 
 
 def open_folder(path: Path, text_encoders: str = "all") -> PipelineFolder:
-    """Read the index of a pipeline's folder; nothing is loaded, and only the index need be there.
+    """Read the index of a pipeline's folder. No other file has to exist yet.
 
-    `text_encoders` is one of `options.TEXT_ENCODERS`.
+    `text_encoders` is a value of `options.TextEncoders`.
 
     Raises:
-        ExportError: the folder is not a diffusers pipeline, is of an unknown class, or its index
-            does not name a part that the export needs.
+        ExportError: the folder is not a diffusers pipeline, its class is unknown, or its index
+            lacks a part that the export needs.
     """
     index = _read_index(path)
     adapter = adapter_for(index["_class_name"])
@@ -58,7 +58,8 @@ def open_folder(path: Path, text_encoders: str = "all") -> PipelineFolder:
     if text_encoders == "no-t5":
         if not optional:
             raise usage_error(
-                f"--text-encoders no-t5: {adapter.family} models cannot do without their encoders."
+                f"--text-encoders no-t5: {adapter.family} models need their text encoders."
+                " Leave the option out."
             )
         index |= dict.fromkeys(optional)
     parts = {}
@@ -75,10 +76,10 @@ def open_folder(path: Path, text_encoders: str = "all") -> PipelineFolder:
 
 
 def load_pipeline(folder: PipelineFolder, dtype: torch.dtype, given: dict[str, Any]) -> Any:
-    """The diffusers pipeline of the folder's parts, those in `given` taken from there.
+    """Load the diffusers pipeline, except the parts in `given`, which are used as they are.
 
     Raises:
-        ExportError: a part cannot be loaded, or is of a class that the pipeline does not take.
+        ExportError: a part cannot be loaded, or has a class that the pipeline does not accept.
     """
     parts = dict(given)
     for name, part in folder.parts.items():
@@ -89,30 +90,31 @@ def load_pipeline(folder: PipelineFolder, dtype: torch.dtype, given: dict[str, A
     _check_vocabularies(folder, parts)
     arguments = inspect.signature(folder.pipeline_class).parameters
     absent = {name: None for name, a in arguments.items() if a.default is a.empty}
-    said = {k: v for k, v in folder.index.items() if k in arguments and not isinstance(v, list)}
-    return folder.pipeline_class(**absent | said | parts)
+    flags = {k: v for k, v in folder.index.items() if k in arguments and not isinstance(v, list)}
+    return folder.pipeline_class(**absent | flags | parts)
 
 
 def _check_vocabularies(folder: PipelineFolder, parts: dict[str, Any]) -> None:
-    """See that no tokenizer makes numbers that its encoder has no embedding for."""
+    """Check that every token of a tokenizer has an embedding in its encoder."""
     for name in folder.adapter.text_encoders:
         tokenizer = name.replace("text_encoder", "tokenizer")
         if name in parts and len(parts[tokenizer]) > (rows := parts[name].config.vocab_size):
             raise ExportError(
-                f"The source {folder.path} has a {tokenizer} of {len(parts[tokenizer])} tokens, and"
-                f" its {name} knows {rows}: they are not of the same pipeline."
+                f"The source {folder.path} has a {tokenizer} with {len(parts[tokenizer])} tokens and"
+                f" a {name} that knows {rows}: they are not of the same pipeline; give a complete"
+                " pipeline."
             )
 
 
 def freeze(pipeline: Any) -> None:
-    """Put every network of the pipeline into eval mode, without gradients."""
+    """Put every network of the pipeline into eval mode without gradients."""
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
 
 
 def license_of(folder: Path) -> str | None:
-    """The licence that the front matter of the folder's README.md names, or None."""
+    """Return the licence in the front matter of the folder's README.md, or None."""
     card = folder / CARD
     if not card.is_file():
         return None
@@ -134,7 +136,7 @@ def _is_null(entry: Any) -> bool:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    """The pipeline's parts, and its class by `_class_name`."""
+    """Read model_index.json, which holds the pipeline's class and its parts."""
     path = folder / INDEX
     if not path.is_file():
         raise ExportError(
