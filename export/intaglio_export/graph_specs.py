@@ -1,4 +1,4 @@
-"""What a graph's inputs and outputs are: names, roles, types and axes, as in the manifest."""
+"""The inputs and outputs of a graph: names, roles, types and axes, as in the manifest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Axis = int | str
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of a graph. An axis is a fixed size or the name of a dynamic one."""
+    """One input or output of a graph. An axis is a fixed size or the name of a dynamic size."""
 
     role: str
     axes: tuple[Axis, ...]
@@ -19,22 +19,23 @@ class TensorSpec:
 
     @property
     def name(self) -> str:
-        """Name in the ONNX graph: the role, since a role stands at most once in a graph."""
+        """The name in the ONNX graph, which is the role: a graph has each role at most once."""
         return self.role
 
     def to_json(self) -> dict[str, object]:
-        """As `bundle.schema.json` wants it."""
+        """Return the JSON object of `bundle.schema.json`."""
         dtype = str(self.dtype).removeprefix("torch.")
         return {"name": self.name, "role": self.role, "dtype": dtype, "axes": list(self.axes)}
 
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One ONNX file of the bundle: its path there, and its inputs and outputs in order.
+    """One ONNX file of the bundle: its path, and its inputs and outputs in order.
 
-    `dtype` is that of matrix products. `rewrites_attention`: ONNX Runtime has a better operator for
-    attention without a mask than the standard one, and gets a graph of its own. `quantize` is a
-    scheme of `passes/quantize_weights.py`, which keeps the stream's channels `exact` in float32.
+    `dtype` is the type of matrix products. With `rewrites_attention` ONNX Runtime gets a graph of
+    its own, because it has a better operator than the standard one for attention without a mask.
+    `quantize` is a scheme of `passes/quantize_weights.py`, which keeps the channels `exact` of the
+    hidden states in float32.
     """
 
     path: str
@@ -47,13 +48,13 @@ class GraphSpec:
 
     @property
     def cpu(self) -> str | None:
-        """Path of the same graph for ONNX Runtime on the CPU, where it runs another one there."""
+        """The path of the variant for ONNX Runtime on the CPU, or None if there is no variant."""
         if self.dtype == torch.float32 and not self.rewrites_attention:
             return None
         return f"{self.path.removesuffix('.onnx')}.cpu.onnx"
 
     def to_json(self) -> dict[str, object]:
-        """As `bundle.schema.json` wants it."""
+        """Return the JSON object of `bundle.schema.json`."""
         paths = {"path": self.path} | ({"cpu": self.cpu} if self.cpu else {})
         return {
             **paths,
@@ -64,11 +65,12 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class ExportUnit:
-    """A module, the graph it becomes, and example sizes for tracing it.
+    """A module, the graph that it becomes, and example sizes for tracing it.
 
-    `multiples` gives the axes that may only be a multiple of a number (image sides), `maxima` the
-    largest size of an axis, `vocabulary` the number of token ids or classes. Traced sizes are at
-    least 2: torch.export takes 0 and 1 for constants. `fed_by` makes inputs of this one.
+    `multiples` lists axes whose size must be a multiple of a number (image sides), and `maxima` the
+    largest size of axes. `vocabulary` is the number of token ids or classes. Traced sizes are at
+    least 2, because torch.export treats 0 and 1 as constants. `fed_by` is the unit whose outputs
+    are inputs of this one.
     """
 
     module: torch.nn.Module
@@ -80,14 +82,14 @@ class ExportUnit:
     fed_by: ExportUnit | None = None
 
     def example_inputs(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Random inputs of the traced sizes, in order."""
+        """Return random inputs of the traced sizes, in order."""
         return tuple(self.random_input(spec, self.sizes, generator) for spec in self.spec.inputs)
 
     @staticmethod
     def random_input(
         spec: TensorSpec, sizes: dict[str, int], generator: torch.Generator
     ) -> torch.Tensor:
-        """A normal float tensor, or zeros for integers, of `spec` at `sizes`."""
+        """Return a tensor for `spec` at `sizes`: normal floats, or zeros for integers."""
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes]
         if spec.dtype == torch.int64:
             return torch.zeros(shape, dtype=torch.int64)

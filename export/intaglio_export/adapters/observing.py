@@ -1,4 +1,4 @@
-"""What a transformer's blocks compute, told while it runs: every point of a block, by hooks.
+"""Observe what a transformer's blocks compute while it runs, through hooks at these points:
 
 before     [B, T, C]  image stream z[k] that enters block k
 modulated  [B, T, C]  its AdaLN output, which attention reads
@@ -19,21 +19,24 @@ from torch import nn
 from intaglio_export.adapters.base import Adapter
 
 POINTS = ("before", "modulated", "gate", "after", "text")
-# Told the point, the block and the tensor, which is the model's own: copy what you keep.
-Tell = Callable[[str, int, torch.Tensor], None]
+# A callback that gets the point, the block and the tensor. The tensor belongs to the model, so
+# copy it to keep it.
+Observer = Callable[[str, int, torch.Tensor], None]
 
 
 @contextmanager
-def observing(adapter: Adapter, tell: Tell, points: Collection[str] = POINTS) -> Iterator[None]:
-    """Call `tell` for each of `points` in each block of every forward inside.
+def observing(
+    adapter: Adapter, observer: Observer, points: Collection[str] = POINTS
+) -> Iterator[None]:
+    """Call `observer` for each of `points` in each block of every forward inside.
 
-    Hooks of this context come first: what is told of a block is what the block computed, whatever
-    hooks that are added inside make of it.
+    The hooks of this context run first, so they see what a block computed before hooks that are
+    added inside change it.
     """
     handles = [
         handle
         for k, block in enumerate(adapter.blocks())
-        for handle in _hooks(adapter, block, k, tell, points)
+        for handle in _hooks(adapter, block, k, observer, points)
     ]
     try:
         yield
@@ -43,7 +46,7 @@ def observing(adapter: Adapter, tell: Tell, points: Collection[str] = POINTS) ->
 
 
 def _hooks(
-    adapter: Adapter, block: nn.Module, k: int, tell: Tell, points: Collection[str]
+    adapter: Adapter, block: nn.Module, k: int, observer: Observer, points: Collection[str]
 ) -> Iterator[Any]:
     if unknown := set(points) - set(POINTS):
         raise ValueError(f"There is no point {sorted(unknown)[0]}: points are {', '.join(POINTS)}.")
@@ -54,21 +57,21 @@ def _hooks(
         hidden_states = _hidden_states(args, kwargs)
         tokens = hidden_states.shape[1]
         if "before" in points:
-            tell("before", k, hidden_states)
+            observer("before", k, hidden_states)
 
     def attending(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        # Blocks of one stream attend to the text's tokens too, which come first.
-        tell("modulated", k, _hidden_states(args, kwargs)[:, -tokens:])
+        # Single-stream blocks also attend to the text's tokens, which come first.
+        observer("modulated", k, _hidden_states(args, kwargs)[:, -tokens:])
 
     def gating(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        tell("gate", k, adapter.gate(block, kwargs, output))
+        observer("gate", k, adapter.gate(block, kwargs, output))
 
     def leaving(module: nn.Module, args: Any, output: Any) -> None:
         hidden_states, others = adapter.split(output)
         if "after" in points:
-            tell("after", k, hidden_states)
+            observer("after", k, hidden_states)
         if "text" in points and others and others[0] is not None:
-            tell("text", k, others[0])
+            observer("text", k, others[0])
 
     if {"before", "modulated"} & set(points):
         yield block.register_forward_pre_hook(entering, with_kwargs=True)
@@ -81,6 +84,6 @@ def _hooks(
 
 
 def _hidden_states(args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
-    """The image stream of a call, which diffusers names or puts first."""
+    """Return the image stream of a call, which is a named or the first argument."""
     hidden_states: torch.Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     return hidden_states

@@ -1,4 +1,4 @@
-"""Packed latents and the positions of their tokens, as FLUX's pipeline has them."""
+"""Packed latents and the positions of their tokens, as in FLUX's pipeline."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import torch
 
 
 def pack(latents: torch.Tensor, patch: int) -> torch.Tensor:
-    """[N, C, h, w] to [N, tokens, C * patch^2]: a token is a patch, channels slowest inside it."""
+    """Pack [N, C, h, w] to [N, tokens, C * patch^2]; channels are the slowest axis in a token."""
     count, channels, height, width = latents.shape
     patches = latents.view(count, channels, height // patch, patch, width // patch, patch)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * patch**2)
 
 
 def positions(rows: int, columns: int) -> torch.Tensor:
-    """[tokens, 3] float32: (0, row, column) of each token, row by row."""
+    """Return (0, row, column) of each token, row by row, as [tokens, 3] float32."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack([torch.zeros_like(row), row, column], -1).reshape(-1, 3).float()
 
 
 def unpack(latents: torch.Tensor, grid: tuple[int, int], patch: int) -> torch.Tensor:
-    """The inverse of `pack` for `grid` rows and columns of tokens."""
+    """Undo `pack` for `grid`, which holds the rows and columns of tokens."""
     rows, columns = grid
     patches = latents.view(len(latents), rows, columns, -1, patch, patch)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(

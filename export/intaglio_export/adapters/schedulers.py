@@ -1,4 +1,4 @@
-"""Which diffusers schedulers the runtime samples with; others would give other pictures."""
+"""The diffusers schedulers that the runtime supports, and their allowed parameters."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ _MULTISTEP: dict[str, tuple[Any, ...]] = _NEVER | {
     "euler_at_final": (False,),
     "final_sigmas_type": ("zero",),
 }
-# What a model predicts, then the classes that sample it, then the values of each parameter that the
-# runtime samples with; absent from a configuration means that the class has no such parameter.
+# For each prediction type, the classes that sample it, and the supported values of each parameter.
+# A parameter that is missing in a configuration does not exist in that class.
 _ALLOWED: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
     "velocity": {
         EULER: _NEVER,
@@ -56,7 +56,7 @@ _ALLOWED: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
         | _VARIANCE_PRESERVING
         | {
             "lambda_min_clipped": (-math.inf,),
-            # diffusers would cut a prediction down to three channels.
+            # With another value diffusers would truncate a prediction to three channels.
             "variance_type": (None,),
         },
     },
@@ -64,39 +64,39 @@ _ALLOWED: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
 
 
 def check_scheduler(scheduler: Any, prediction_type: str) -> None:
-    """See that the runtime samples as `scheduler` does.
+    """Check that the runtime can sample as `scheduler` does.
 
     Args:
         scheduler: diffusers' scheduler of the pipeline.
         prediction_type: what the model predicts, "velocity" or "epsilon".
 
     Raises:
-        ExportError: it does not know the class, the class does not sample such a model, or a
-            parameter has a value that it does not follow.
+        ExportError: the class is unknown or does not sample such a model, or a parameter has an
+            unsupported value.
     """
     name, config = type(scheduler).__name__, scheduler.config
     classes = _ALLOWED[prediction_type]
     if name not in classes:
         raise ExportError(
-            f"The runtime has no scheduler {name} for a model that predicts {prediction_type}; give"
-            f" the pipeline one of {', '.join(classes)}."
+            f"The runtime has no scheduler {name} for a model that predicts {prediction_type}; use a"
+            f" pipeline with one of {', '.join(classes)}."
         )
     for key, allowed in classes[name].items():
         value = config.get(key, allowed[0])
-        # Configurations may hold null for false.
+        # Configurations may hold null instead of false.
         if value not in allowed and not (value is None and allowed == (False,)):
             raise ExportError(
-                f"The pipeline's {name} has {key} {value!r}, and the runtime samples only with"
-                f" {' or '.join(map(repr, allowed))}: change scheduler/scheduler_config.json."
+                f"The pipeline's {name} has {key} {value!r}, and the runtime supports only"
+                f" {' or '.join(map(repr, allowed))}; change scheduler/scheduler_config.json."
             )
 
 
 def scheduler_entry(scheduler: Any, max_shift: float) -> dict[str, Any]:
-    """The manifest's `scheduler`: the class name and its parameters, verbatim.
+    """Return the manifest's `scheduler`: the class name and its unchanged parameters.
 
-    Infinite parameters are left out: JSON has none, and they mean "no limit". So is a
-    timestep_spacing that is only the class's own: `from_config` of another class takes that
-    class's. `max_shift` is the pipeline's own, for a scheduler that has none.
+    Infinite parameters mean "no limit" and are left out, because JSON has no infinity. A
+    timestep_spacing that is only the default of the class is left out too, because `from_config` of
+    another class uses that class's default. `max_shift` is the pipeline's, for a scheduler without.
     """
     entry: dict[str, Any] = {"type": type(scheduler).__name__}
     for key, value in scheduler.config.items():

@@ -1,4 +1,4 @@
-"""Observes a transformer's image stream while it samples, to find its massive channels."""
+"""Measure a transformer's hidden states in short sampling runs, to find massive channels."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from intaglio_export.precision import LowPrecisionMatmuls
 from intaglio_export.support.quiet import quiet
 
 STEPS = 5
-# Tokens along a side beyond which statistics gain nothing but time.
+# More tokens along a side do not change the statistics.
 MAX_SIDE_TOKENS = 24
-# Images of large models are smaller, down to `MIN_SIDE_TOKENS`, so that their tokens times the
-# model's parameters stay below this: a quarter of a billion parameters still get the full side.
+# Images of large models are smaller, down to `MIN_SIDE_TOKENS`, so that the product of tokens and
+# parameters stays below this. Models up to a quarter of a billion parameters get the full side.
 MAX_TOKEN_PARAMETERS = 1.44e11
 MIN_SIDE_TOKENS = 8
 
@@ -33,14 +33,14 @@ def calibrate(
     progress: Callable[[float], None] = lambda share: None,
     seed: int = 0,
 ) -> ChannelStatistics:
-    """Statistics of every block along short sampling runs of the real model.
+    """Return statistics of every block from short sampling runs of the model.
 
     Each prompt starts from its own noise and takes `STEPS` steps of the pipeline's own scheduler,
-    so timesteps from pure noise to nearly none are seen. `progress` is told the share done.
+    so the timesteps range from pure noise to almost none. `progress` gets the share that is done.
 
-    The cost is bounded by the size of the images, never by their number: up to 24 x 24 tokens, and
-    fewer from a quarter of a billion parameters on, down to 8 x 8 at 2 billion; sizes that a model
-    fixes stay. SD3-medium takes about three minutes on two cores.
+    Large models get smaller images to limit the time: 24 x 24 tokens up to a quarter of a billion
+    parameters, down to 8 x 8 at 2 billion. A model with a fixed image size keeps it. SD3-medium
+    takes about three minutes on two cores.
 
     Raises:
         ExportError: an activation is NaN or infinite.
@@ -53,24 +53,24 @@ def calibrate(
     scheduler = adapter.scheduler(STEPS, grid[0] * grid[1])
     blocks = len(adapter.blocks())
     sums = Sums(blocks, adapter.channels)
-    last = -1  # block that was seen last
+    last = -1  # the last block that was observed
 
-    def tell(point: str, block: int, hidden_states: torch.Tensor) -> None:
+    def add(point: str, block: int, hidden_states: torch.Tensor) -> None:
         nonlocal last
         last = block
         sums.add(block, hidden_states.abs().float().numpy())
 
-    def place() -> str:
+    def current_part() -> str:
         return f"block {last + 1}" if last + 1 < blocks else "what follows the blocks"
 
-    with observing(adapter, tell, ["after"]):
+    with observing(adapter, add, ["after"]):
         for step, timestep in enumerate(scheduler.timesteps):
             inputs = constants | {
                 "latent": latent,
                 "timestep": timestep.float().expand(len(PROMPTS)),
             }
             last = -1
-            prediction = adapter.run(inputs, place)
+            prediction = adapter.run(inputs, current_part)
             latent = scheduler.step(prediction, timestep, latent, return_dict=False)[0]
             progress((step + 1) / len(scheduler.timesteps))
     statistics = sums.result()
@@ -79,26 +79,27 @@ def calibrate(
         block = int((~finite).nonzero()[0])
         raise ExportError(
             f"The transformer's hidden state after block {block} is not finite on a test prompt;"
-            " the weights are damaged or need a wider type than they were made in."
+            " the weights are damaged or need a larger type; download the model again or give"
+            " --dtype fp32."
         )
     return statistics
 
 
 def encode(adapter: Adapter, prompts: Sequence[str], max_sequence_length: int) -> Inputs:
-    """The transformer's inputs that depend on `prompts` alone, by role."""
+    """Return the transformer's inputs that depend only on `prompts`, by role."""
     # Prompts longer than the tokenizer's limit are cut, which does not matter here.
     with quiet(), LowPrecisionMatmuls(adapter.dtype, lambda: "a text encoder"):
         inputs = adapter.encode_prompts(list(prompts), max_sequence_length)
-    return _taken(adapter, inputs)
+    return _used_inputs(adapter, inputs)
 
 
 def fixed_inputs(adapter: Adapter, rows: int, grid: tuple[int, int]) -> Inputs:
-    """The inputs that depend on the size only, `grid` rows and columns of tokens, by role."""
+    """Return the inputs that depend only on the size, `grid` in rows and columns of tokens."""
     guidance = torch.full((rows,), adapter.defaults().distilled_guidance or 1.0)
-    return _taken(adapter, {"position": positions(*grid), "guidance": guidance})
+    return _used_inputs(adapter, {"position": positions(*grid), "guidance": guidance})
 
 
-def _taken(adapter: Adapter, inputs: Inputs) -> Inputs:
+def _used_inputs(adapter: Adapter, inputs: Inputs) -> Inputs:
     roles = {spec.role for spec in adapter.inputs()}
     return {role: value for role, value in inputs.items() if role in roles}
 
@@ -106,7 +107,7 @@ def _taken(adapter: Adapter, inputs: Inputs) -> Inputs:
 def draw_noise(
     adapter: Adapter, grid: tuple[int, int], rows: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Noise in the transformer's layout, drawn unpacked as diffusers does."""
+    """Return noise in the transformer's layout, drawn in the unpacked layout as diffusers does."""
     patch = adapter.patch_size
     shape = (rows, adapter.latent().channels, grid[0] * patch, grid[1] * patch)
     noise = torch.randn(shape, generator=generator)
@@ -114,7 +115,7 @@ def draw_noise(
 
 
 def calibration_grid(adapter: Adapter) -> tuple[int, int]:
-    """Rows and columns of tokens of an image that `observe` draws."""
+    """Return the rows and columns of tokens of a calibration image."""
     layout, defaults = adapter.latent(), adapter.defaults()
     unit = layout.vae_scale_factor * adapter.patch_size
     limit = math.inf if layout.fixed_size else _side_tokens(adapter.transformer)
@@ -122,7 +123,7 @@ def calibration_grid(adapter: Adapter) -> tuple[int, int]:
 
 
 def _side_tokens(transformer: nn.Module) -> int:
-    """Tokens along a side of a calibration image."""
+    """Return the number of tokens along a side of a calibration image."""
     parameters = sum(parameter.numel() for parameter in transformer.parameters())
     side = math.isqrt(int(MAX_TOKEN_PARAMETERS / parameters))
     return max(MIN_SIDE_TOKENS, min(MAX_SIDE_TOKENS, side))

@@ -1,4 +1,4 @@
-"""Prompts that activations are observed with; for all who have no torch, too."""
+"""The prompts of calibration. This module needs no torch."""
 
 from __future__ import annotations
 

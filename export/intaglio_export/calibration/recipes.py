@@ -1,4 +1,4 @@
-"""Recipes: what is known of published models, found by the shape of their transformer."""
+"""Find the recipe of a published model by the configuration of its transformer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from intaglio_export.support import resources
 
 @dataclass(frozen=True)
 class Recipe:
-    """A known model: its name, its settings, and the sentence on where they come from."""
+    """A known model: its name, its settings, and a sentence about their source."""
 
     name: str
     settings: ModelSettings
@@ -22,10 +22,10 @@ class Recipe:
 def find_recipe(
     family: str, config: Mapping[str, Any], scheduler: Mapping[str, Any]
 ) -> Recipe | None:
-    """The recipe of `family` that matches the configurations of transformer and scheduler, or None.
+    """Return the recipe that matches the configurations of transformer and scheduler, or None.
 
-    Published models of one family differ in depth, width or attention, so their configuration tells
-    them apart whatever the folder is called.
+    Published models of one family differ in depth, width or attention, so their configuration
+    identifies them, whatever the folder is called.
     """
     for data in resources.recipes():
         if data["family"] != family:

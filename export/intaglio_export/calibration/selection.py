@@ -1,4 +1,4 @@
-"""Chooses what a bundle does by default: block, channels and size, within the model's limits."""
+"""Choose the block and channels of a bundle, and check its default size and guidance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from intaglio_export.options import ChannelChoice, ModelSettings
 
 
 def choose_block(block: int | None, blocks: int) -> int:
-    """`block`, or the middle one where nothing is known.
+    """Return `block`, or the middle block if it is None.
 
     Raises:
         ExportError: `block` is not in 0..`blocks`-1.
@@ -23,34 +23,34 @@ def choose_block(block: int | None, blocks: int) -> int:
 
 
 def check_guidance(settings: ModelSettings, adapter: Adapter) -> None:
-    """See that a distilled guidance is set for a model that takes one only.
+    """Check that a distilled guidance is only set for a model that takes one.
 
     Raises:
-        ExportError: it is not.
+        ExportError: another model has one.
     """
     if settings.distilled_guidance is not None and adapter.distilled_guidance is None:
         raise ExportError(
-            "The settings give a distilled_guidance, but the model is not guidance-distilled: leave"
-            " it out; cfg_scale is true guidance."
+            "The settings hold a distilled_guidance, but the model is not guidance-distilled; remove"
+            " it and use cfg_scale."
         )
 
 
 def check_size(settings: ModelSettings, adapter: Adapter) -> None:
-    """See that the default size, of `settings` or else of the pipeline, is one of the model's.
+    """Check that the model takes the default size of `settings`, or else of the pipeline.
 
     Raises:
-        ExportError: it is not.
+        ExportError: it does not.
     """
     latent, defaults = adapter.latent(), adapter.defaults()
     unit = latent.vae_scale_factor * adapter.patch_size
-    for name, said, default, largest in (
+    for name, setting, default, largest in (
         ("height", settings.height, defaults.height, latent.max_height),
         ("width", settings.width, defaults.width, latent.max_width),
     ):
-        size = default if said is None else said
+        size = default if setting is None else setting
         if size % unit or not unit <= size <= largest:
             raise ExportError(
-                f"The {name} {size} of {'the pipeline' if said is None else 'the settings'} does"
+                f"The {name} {size} of {'the pipeline' if setting is None else 'the settings'} does"
                 f" not fit the model; give settings with a multiple of {unit} from {unit} to"
                 f" {largest // unit * unit}."
             )
@@ -62,9 +62,9 @@ def choose_channels(
     statistics: ChannelStatistics,
     ref: list[float] | None = None,
 ) -> Suppression:
-    """The channels of `choice` after block `block`, and whether they are massive.
+    """Return the channels of `choice` after block `block`, and whether they are massive.
 
-    `ref` is what each channel of a list goes to; None stands for zeros.
+    `ref` holds the values that suppressed channels get, in the order of a list; None means zeros.
 
     Raises:
         ExportError: a channel is out of range, there are no massive channels to choose, or `ref`
@@ -77,7 +77,7 @@ def choose_channels(
             raise ExportError(_none_massive(block, statistics), ExitCode.BAD_INPUT)
     elif choice.kind == "top":
         if choice.count > count:
-            raise usage_error(f"--channels top:{choice.count}: the stream has {count} channels.")
+            raise usage_error(f"--channels top:{choice.count}: the model has {count} channels.")
         channels = statistics.largest(block)[: choice.count]
     else:
         channels = list(choice.channels)
@@ -98,7 +98,7 @@ def choose_channels(
 
 
 def disagreement(name: str, suppression: Suppression, statistics: ChannelStatistics) -> list[str]:
-    """A remark if the channels of recipe `name` are not those that are massive here."""
+    """Return a remark if the channels of recipe `name` are not the massive channels."""
     block = suppression.block
     found = statistics.massive(block)
     if set(found) == set(suppression.channels):
@@ -108,9 +108,9 @@ def disagreement(name: str, suppression: Suppression, statistics: ChannelStatist
     )
     measured = f"channels {', '.join(map(str, found[:8]))}" if found else "no channel"
     return [
-        f"Recipe {name} disagrees with what was measured: after block {block}, {measured} met the"
-        f" definition of massive; the recipe's stand at ({ratios}) times the median channel, and"
-        f" {RATIO:g} are needed. --channels auto takes the measured ones."
+        f"Recipe {name} disagrees with the measurement: after block {block}, {measured} met the"
+        f" definition of massive. The recipe's channels reach ({ratios}) times the median channel,"
+        f" and massive channels need {RATIO:g}. --channels auto takes the measured channels."
     ]
 
 
@@ -124,7 +124,7 @@ def _none_massive(block: int, statistics: ChannelStatistics) -> str:
         else ""
     )
     return (
-        f"No channel is massive after block {block}: the largest are {candidates}, in times the"
-        f" median channel's mean |z|, and {RATIO:g} are needed.{hint} To suppress some of them"
-        f" anyway, give --channels {best[0]} or, for the K largest, --channels top:K."
+        f"No channel is massive after block {block}: the largest are {candidates}, as multiples of"
+        f" the median channel's mean |z|, and massive channels need {RATIO:g}.{hint} To suppress"
+        f" channels anyway, give --channels {best[0]} or, for the K largest, --channels top:K."
     )

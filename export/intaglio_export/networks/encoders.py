@@ -1,4 +1,4 @@
-"""Graphs beside the transformer: text encoders and the VAE's two halves."""
+"""The other networks of a bundle: text encoders, and the VAE's encoder and decoder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from intaglio_export.precision import LowPrecisionMatmuls
 
 
 class _TextEncoder(nn.Module):
-    """token_ids [n, L] int64 and, if masked, text_mask [n, L] -> the outputs that are asked for.
+    """Map token_ids [n, L] int64 and, if masked, text_mask [n, L] to the chosen outputs.
 
-    `hidden` [n, L, D] is CLIP's last hidden state but one, or T5's last; `pooled` [n, P] is CLIP's
-    projection where it has one.
+    `hidden` [n, L, D] is CLIP's second-last hidden state or T5's last. `pooled` [n, P] is CLIP's
+    projection, or its pooled output if it has no projection.
     """
 
     def __init__(self, encoder: nn.Module, outputs: Sequence[str], dtype: torch.dtype) -> None:
@@ -45,7 +45,7 @@ def _is_clip(encoder: Any) -> bool:
 
 
 class _VaeDecoder(nn.Module):
-    """latent [n, C, h, w], scaling undone -> image [n, 3, H, W] in [-1, 1] (not clamped)."""
+    """Map an unscaled latent [n, C, h, w] to an image [n, 3, H, W] in [-1, 1] (not clamped)."""
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _VaeDecoder(nn.Module):
 
 
 class _VaeEncoder(nn.Module):
-    """image [n, 3, H, W] in [-1, 1] -> mean of the latent [n, C, h, w], not scaled."""
+    """Map an image [n, 3, H, W] in [-1, 1] to the unscaled mean of the latent [n, C, h, w]."""
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class _VaeEncoder(nn.Module):
 def text_encoder_unit(
     encoder: Any, folder: str, layout: EncoderLayout, dtype: torch.dtype
 ) -> ExportUnit:
-    """The graph of a CLIP text model, with or without projection, or of a T5 encoder."""
+    """Return the unit of a CLIP text model, with or without projection, or of a T5 encoder."""
     config = encoder.config
     axes = ("prompts", layout.max_length)
     ids = TensorSpec("token_ids", axes, torch.int64)
@@ -94,17 +94,17 @@ def text_encoder_unit(
 
 
 def vae_decoder_unit(adapter: Adapter) -> ExportUnit:
-    """The graph of the VAE's decoder."""
+    """Return the unit of the VAE's decoder."""
     latent, image = _vae_axes(adapter)
     inputs, outputs = (TensorSpec("latent", latent),), (TensorSpec("image", image),)
     spec = GraphSpec("vae_decoder/model.onnx", inputs, outputs, rewrites_attention=True)
     sizes = {"images": 2, "latent_height": 6, "latent_width": 8}
-    # diffusers only copies memory at 64 images and more, but torch.export must be told not to ask.
+    # From 64 images on, diffusers copies memory. A maximum keeps torch.export from branching there.
     return ExportUnit(_VaeDecoder(adapter), spec, sizes, {}, {"images": 63})
 
 
 def vae_encoder_unit(adapter: Adapter) -> ExportUnit:
-    """The graph of the VAE's encoder; image sides are multiples of its scale factor."""
+    """Return the unit of the VAE's encoder. Image sides are multiples of its scale factor."""
     latent, image = _vae_axes(adapter)
     inputs, outputs = (TensorSpec("image", image),), (TensorSpec("latent", latent),)
     spec = GraphSpec("vae_encoder/model.onnx", inputs, outputs, rewrites_attention=True)

@@ -1,7 +1,7 @@
-"""The op `ai.intaglio::MASuppress`: reference in torch, and the node it becomes in ONNX.
+"""The op `ai.intaglio::MASuppress`: its reference in torch and its definition in ONNX.
 
-Semantics: cpp/ops/SPEC.md. The branches part here (Detail Guidance, arXiv 2510.11538; `keep` and
-its per-token form, arXiv 2607.02968).
+cpp/ops/SPEC.md defines it. The op is where the branches part (Detail Guidance, arXiv 2510.11538;
+`keep` and its per-token form, arXiv 2607.02968).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ NAME = "MASuppress"
 VERSION = 1
 INPUTS = ("hidden", "mask", "ref", "branch", "keep")
 
-# Constants are cast to the type of `hidden` (CastLike): a float32 constant beside a float16 stream
-# is a type error in ONNX.
+# CastLike casts constants to the type of `hidden`, because ONNX does not allow a float32 constant
+# beside a float16 tensor.
 _BODY = (
     ("Constant", (), "one_f"),
     ("CastLike", ("one_f", "hidden"), "one"),
@@ -45,17 +45,17 @@ def ma_suppress(
     branch: torch.Tensor,
     keep: torch.Tensor,
 ) -> torch.Tensor:
-    """Continue rows of `hidden` as branches, and scale their massive channels towards `ref`.
+    """Gather rows of `hidden` for each branch, and move their massive channels towards `ref`.
 
     Args:
         hidden: [B, T, C] float; image tokens after block m.
         mask: [C] float32; 1 on massive channels, else 0.
-        ref: [C] float32; what a suppressed channel goes to.
-        branch: [F] int64, each in [0, B); which row of `hidden` each output row continues.
-        keep: [F, T] float32; 1 leaves the token alone, 0 suppresses it.
+        ref: [C] float32; the value of a fully suppressed channel.
+        branch: [F] int64 in [0, B); the row of `hidden` that each output row continues.
+        keep: [F, T] float32; 1 leaves a token unchanged, 0 suppresses it fully.
 
     Returns:
-        [F, T, C] of the type of `hidden`; bit for bit the gathered row where nothing is suppressed.
+        [F, T, C] with the type of `hidden`. Values that are not suppressed keep all their bits.
 
     Raises:
         IndexError: a value of `branch` is outside [0, B).
@@ -75,7 +75,7 @@ def ma_suppress(
 
 
 def function_proto(opset: int) -> onnx.FunctionProto:
-    """The op as a model-local function in standard operators of `opset` (13 or later)."""
+    """Return the op as a model-local function in standard operators of `opset` (13 or later)."""
     constants = {
         "one_f": onnx.helper.make_tensor("one_f", onnx.TensorProto.FLOAT, [], [1.0]),
         "last_axis": onnx.helper.make_tensor("last_axis", onnx.TensorProto.INT64, [1], [-1]),

@@ -1,16 +1,16 @@
-"""The same graph for runtimes that store a narrow type but do not compute in it (ONNX on CPUs).
+"""Compute low-precision nodes in float32, for runtimes that only store these types.
 
 ONNX Runtime's CPU provider has no kernels for bfloat16, and for float16 it inserts casts that leave
-results unrounded. Here every node is given float32 copies of its narrow inputs, and its result is
-rounded to the narrow type: the values of a kernel that takes that type and sums in float32.
+results unrounded. This pass gives every node float32 copies of its low-precision inputs and rounds
+its result, which gives the values of a low-precision kernel that sums in float32.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_WIDE = ir.DataType.FLOAT
+_LOW_PRECISION = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_FLOAT32 = ir.DataType.FLOAT
 
 
 def cast_matmuls_to_float32(model: ir.Model) -> None:
@@ -20,27 +20,27 @@ def cast_matmuls_to_float32(model: ir.Model) -> None:
     Postcondition: only Cast nodes have inputs or outputs of these types.
     """
     graph = model.graph
-    wide: dict[ir.Value, ir.Value] = {}
+    in_float32: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
         if node.op_type == "Cast" and not node.domain:
             continue
-        for place, value in enumerate(node.inputs):
-            if value is None or value.dtype not in _NARROW:
+        for index, value in enumerate(node.inputs):
+            if value is None or value.dtype not in _LOW_PRECISION:
                 continue
-            if value not in wide:
-                cast = _cast(value, _WIDE, f"{value.name}_wide")
-                wide[value] = cast.outputs[0]
-                # Casts of weights come first in the file: ONNX Runtime then runs each when its
-                # product is due, and beside their products it would run all before the first.
+            if value not in in_float32:
+                cast = _cast(value, _FLOAT32, f"{value.name}_wide")
+                in_float32[value] = cast.outputs[0]
+                # Casts of weights come first in the file. ONNX Runtime then runs each cast just
+                # before its matmul. Next to their matmuls, it would run all casts at the start.
                 graph.insert_before(graph[0] if value.is_initializer() else node, cast)
-            node.replace_input_with(place, wide[value])
+            node.replace_input_with(index, in_float32[value])
         for output in node.outputs:
-            if output.dtype not in _NARROW:
+            if output.dtype not in _LOW_PRECISION:
                 continue
             cast = _cast(output, output.dtype, f"{output.name}_narrow")
             ir.convenience.replace_all_uses_with(output, cast.outputs[0])
-            cast.replace_input_with(0, output)  # the line above has changed this use too
-            output.dtype = _WIDE
+            cast.replace_input_with(0, output)  # the line above has replaced this use too
+            output.dtype = _FLOAT32
             graph.insert_after(node, cast)
 
 

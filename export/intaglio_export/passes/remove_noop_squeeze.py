@@ -1,7 +1,7 @@
-"""Remove Squeeze nodes that squeeze nothing.
+"""Remove Squeeze nodes that do nothing.
 
-torch's `squeeze(1)` leaves an axis that is not 1 alone; the exporter writes a Squeeze without that
-condition when the axis is dynamic (PixArt's tokens), which fails in every runtime.
+torch's `squeeze(1)` changes nothing if the axis is not 1. For a dynamic axis (PixArt's tokens) the
+exporter writes a Squeeze without that condition, which fails in every runtime.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 
 def remove_noop_squeeze(model: ir.Model) -> None:
-    """Let the users of such a node use its input.
+    """Replace the output of such a node by its input.
 
     Precondition: values have the shapes that torch saw.
     Postcondition: no Squeeze has an output of its input's rank.

@@ -1,4 +1,4 @@
-"""LoRA files: fused into the pipeline by diffusers, after making sure that all of one fits."""
+"""Add LoRA files to the weights of a pipeline, after checking that all of their tensors fit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def fuse_lora(pipeline: Any, lora: Lora, family: str) -> None:
     """Add `lora` at its scale to the weights of the pipeline's networks.
 
     Raises:
-        ExportError: the pipeline takes no LoRA, or the file is none, or not all of it fits.
+        ExportError: the pipeline takes no LoRA, or the file is not a LoRA that fits completely.
     """
     if not hasattr(pipeline, "load_lora_weights"):
         raise ExportError(
-            f"--lora {lora.file}: diffusers has no LoRA loader for {family} models; export without."
+            f"--lora {lora.file}: diffusers has no LoRA loader for {family} models; leave out"
+            " --lora."
         )
     if find_spec("peft") is None:
         raise ExportError("--lora needs the package peft; install it (pip install peft).")
@@ -31,15 +32,15 @@ def fuse_lora(pipeline: Any, lora: Lora, family: str) -> None:
         raise ExportError(f"The LoRA {lora.file} does not exist.")
     if any("dora_scale" in name for name in weights.shapes(lora.file)):
         raise ExportError(
-            f"The LoRA {lora.file} is a DoRA, which diffusers cannot load; fuse it where"
-            " it was made."
+            f"The LoRA {lora.file} is a DoRA, which diffusers cannot load; merge it into"
+            " the model with the program that trained it."
         )
-    place = {"weight_name": lora.file.name, "local_files_only": True}
+    where = {"weight_name": lora.file.name, "local_files_only": True}
     try:
-        with quiet(logging.ERROR):  # what fails is stored in our own words
-            state = pipeline.lora_state_dict(str(lora.file.parent), **place)
-            pipeline.load_lora_weights(str(lora.file.parent), adapter_name=_ADAPTER, **place)
-    except Exception as error:  # of diffusers and peft
+        with quiet(logging.ERROR):  # the checks below say what failed
+            state = pipeline.lora_state_dict(str(lora.file.parent), **where)
+            pipeline.load_lora_weights(str(lora.file.parent), adapter_name=_ADAPTER, **where)
+    except Exception as error:  # from diffusers or peft
         if out_of_memory(error):
             raise
         raise ExportError(

@@ -1,4 +1,4 @@
-"""What an adapter changes in diffusers' objects while the transformer runs, and only then."""
+"""Change attributes of other libraries' objects for a limited time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ABSENT = object()
 
 @contextmanager
 def replaced(changes: Iterable[tuple[object, str, Any]]) -> Iterator[None]:
-    """Set (object, attribute, value) inside; afterwards the objects are as they were before."""
+    """Set each (object, attribute, value) inside, and restore the objects afterwards."""
     before = []
     try:
         for owner, name, value in changes:
@@ -20,7 +20,7 @@ def replaced(changes: Iterable[tuple[object, str, Any]]) -> Iterator[None]:
         yield
     finally:
         for owner, name, value in reversed(before):
-            if value is _ABSENT:  # it was the class's
+            if value is _ABSENT:  # the attribute came from the class
                 delattr(owner, name)
             else:
                 setattr(owner, name, value)

@@ -1,4 +1,4 @@
-"""Silence for libraries whose notes say nothing that a user of the export can act on."""
+"""Silence libraries whose messages do not help a user of the export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(level: int = logging.WARNING) -> Iterator[None]:
-    """Hold back log records up to `level`, and Python warnings. Errors still come through."""
+    """Suppress log records up to `level` and Python warnings, but not errors."""
     previous = logging.root.manager.disable
     logging.disable(level)
     try:
@@ -23,7 +23,7 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Hold back the progress bars of diffusers and transformers; the command shows its own."""
+    """Suppress the progress bars of diffusers and transformers; the command shows its own."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -1,4 +1,4 @@
-"""Files that belong to the exporter: schemas of what it writes, and the recipes of known models."""
+"""Read the exporter's own files: the schemas of what it writes, and recipes of known models."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def _root() -> Path:
-    """`data/` of the installed package, or `models/` of a source checkout."""
+    """Return `data/` of the installed package, or `models/` of a source checkout."""
     installed = _PACKAGE / "data"
     return installed if installed.is_dir() else _PACKAGE.parents[1] / "models"
 
 
 def bundle_schema() -> dict[str, Any]:
-    """The JSON schema of `bundle.json`."""
+    """Return the JSON schema of `bundle.json`."""
     return _schema("bundle")
 
 
 def engine_schema() -> dict[str, Any]:
-    """The JSON schema of `engine.json`."""
+    """Return the JSON schema of `engine.json`."""
     return _schema("engine")
 
 
@@ -31,5 +31,5 @@ def _schema(name: str) -> dict[str, Any]:
 
 
 def recipes() -> list[dict[str, Any]]:
-    """All recipes, in the order of their file names."""
+    """Return all recipes in the order of their file names."""
     return [json.loads(p.read_text("utf-8")) for p in sorted((_root() / "recipes").glob("*.json"))]

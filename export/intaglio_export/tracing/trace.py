@@ -1,4 +1,4 @@
-"""From a torch module to an ONNX model in memory, with torch's exporter, once per graph."""
+"""Trace a torch module and translate it to an ONNX model in memory."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ OPSET = 23
 
 
 def trace(unit: ExportUnit) -> ir.Model:
-    """The ONNX model of `unit.module`; its weights still refer to torch's memory.
+    """Return the ONNX model of `unit.module`. Its weights still refer to torch's memory.
 
     Raises:
         torch.onnx.OnnxExporterError: the module cannot be exported.
     """
     generator = torch.Generator().manual_seed(0)
     dims = _dims(unit)
-    # Every node would note where in Python it was made, which `strip_metadata` drops again.
+    # Otherwise every node records where in Python it was made, and `strip_metadata` drops that.
     no_traces = replaced([(torch.fx.config, "do_not_emit_stack_traces", True)])
     with quiet(), torch.no_grad(), no_traces, prepared_in_place():
         program = torch.onnx.export(
@@ -46,16 +46,16 @@ def trace(unit: ExportUnit) -> ir.Model:
 
 
 def _optimize(model: ir.Model) -> None:
-    """What torch's exporter does when asked to, but for its copies of transposed weights.
+    """Optimize as torch's exporter can, but without copying transposed weights.
 
-    `passes/transpose_weights.py` is for these.
+    `passes/transpose_weights.py` handles those.
     """
     optimize(model, lambda node: False if transposes_weight(node) else None)
     onnx_fusions.fuse(model)
 
 
 def _dims(unit: ExportUnit) -> dict[str, object]:
-    """A torch.export dimension for each named axis of the inputs."""
+    """Return a torch.export dimension for each named axis of the inputs."""
     dims: dict[str, object] = {}
     for spec in unit.spec.inputs:
         for axis in spec.axes:
@@ -69,4 +69,4 @@ def _dims(unit: ExportUnit) -> dict[str, object]:
 
 
 def _dynamic(spec: TensorSpec, dims: dict[str, object]) -> dict[int, object]:
-    return {place: dims[axis] for place, axis in enumerate(spec.axes) if isinstance(axis, str)}
+    return {index: dims[axis] for index, axis in enumerate(spec.axes) if isinstance(axis, str)}
