@@ -11,8 +11,8 @@ from torch.export import Dim
 
 from intaglio_export.adapters import Adapter
 from intaglio_export.adapters.base import Inputs
-from intaglio_export.packing import pack, positions
-from intaglio_export.quiet import quiet
+from intaglio_export.adapters.packing import pack, positions
+from intaglio_export.support.quiet import quiet
 
 OPSET = 23
 

@@ -12,7 +12,7 @@ import jsonschema
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from intaglio_export import resources
+from intaglio_export.support import resources
 
 LARGEST_MESSAGE = 2 * 1024**3  # bytes of a protobuf message
 LARGEST_INLINE = 1024

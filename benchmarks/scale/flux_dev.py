@@ -19,7 +19,7 @@ import onnx
 from benchmarks.scale.checks import external_tensors
 from benchmarks.scale.measuring import measure
 from benchmarks.scale.report import parts, save
-from intaglio_export import resources
+from intaglio_export.support import resources
 
 PARAMETERS = 11_901_408_320  # of the published model
 BYTES = 2  # of a bfloat16

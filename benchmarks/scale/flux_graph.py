@@ -21,18 +21,18 @@ from diffusers import FluxTransformer2DModel as Transformer
 from benchmarks.scale.configurations import clip_tokenizer, flux_dev
 from benchmarks.scale.folders import header, weights_name
 from benchmarks.scale.measuring import MARK
-from intaglio_export import resources
 from intaglio_export.adapters import FluxAdapter
-from intaglio_export.encoders import vae_decoder_unit, vae_encoder_unit
-from intaglio_export.graphs import ExportUnit
-from intaglio_export.manifest import BundleParts, Suppression, build_manifest, write_manifest
+from intaglio_export.bundle.manifest import BundleParts, Suppression, build_manifest, write_manifest
+from intaglio_export.bundle.writing import make_graph, save_graph
+from intaglio_export.calibration.recipes import find_recipe
+from intaglio_export.graph_specs import ExportUnit
+from intaglio_export.networks.encoders import vae_decoder_unit, vae_encoder_unit
+from intaglio_export.networks.transformer_graphs import transformer_units
 from intaglio_export.options import Settings
+from intaglio_export.passes.cast_matmuls_to_float32 import cast_matmuls_to_float32
 from intaglio_export.passes.share_weights import share_weights
-from intaglio_export.passes.widen_products import widen_products
-from intaglio_export.precision import narrow
-from intaglio_export.recipes import find_recipe
-from intaglio_export.transformer_graphs import transformer_units
-from intaglio_export.writing import make_graph, save_graph
+from intaglio_export.precision import store_weights_in
+from intaglio_export.support import resources
 
 DTYPE = torch.bfloat16
 LENGTH = 512
@@ -59,7 +59,7 @@ def main(folder: str) -> None:
         save_graph(model, work / spec.path)
         assert spec.cpu is not None
         widened = ir.from_proto(ir.to_proto(model))
-        widen_products(widened)
+        cast_matmuls_to_float32(widened)
         save_graph(widened, work / spec.cpu)
     print(MARK + "writing the manifest")
     channels = list(recipe.settings.channels or ())
@@ -91,7 +91,7 @@ def load(folder: Path) -> FluxAdapter:
     """The adapter over mapped weights; the VAE is a configuration only, text encoders are none."""
     transformer = Transformer.from_pretrained(folder, dtype=DTYPE, local_files_only=True)
     transformer.eval().requires_grad_(False)
-    narrow(transformer, DTYPE)
+    store_weights_in(transformer, DTYPE)
     with torch.device("meta"):
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,

@@ -26,8 +26,8 @@ from intaglio.torch_reference.guidance import Suppressed
 from intaglio.torch_reference.hooks import replace_streams
 from intaglio.torch_reference.model import Model, Step
 from intaglio_export.adapters import Adapter
+from intaglio_export.calibration.prompts import PROMPTS
 from intaglio_export.options import read_settings
-from intaglio_export.prompts import PROMPTS
 from intaglio_export.sources import open_source
 
 SHARES = (0.75, 0.5, 0.25, 0.1)

@@ -1,4 +1,4 @@
-"""`intaglio export`: parses, calls, prints."""
+"""The command `intaglio export`: it parses flags, exports, and prints what was made."""
 
 from __future__ import annotations
 
@@ -15,39 +15,19 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.options import ExportRequest
-from intaglio_export.quiet import quiet
+from intaglio_export.options import ExportRequest, Layout, Quantize, TextEncoders
+from intaglio_export.support.quiet import quiet
 
 
-class Layout(enum.StrEnum):
-    """How the branches are laid out in graphs."""
-
-    forked = "forked"
-    dual = "dual"
-
-
-class Dtype(enum.StrEnum):
-    """Of matrix products and attention."""
+class DtypeName(enum.StrEnum):
+    """The names that --dtype takes: those of torch, and the short ones."""
 
     float32 = "float32"
     float16 = "float16"
     bfloat16 = "bfloat16"
-
-
-class Quantize(enum.StrEnum):
-    """Integer weights of the transformer's matrix products."""
-
-    int8 = "int8"
-    int4 = "int4"
-    int8_dynamic = "int8-dynamic"
-
-
-class TextEncoders(enum.StrEnum):
-    """Which text encoders go into the bundle."""
-
-    all = "all"
-    no_t5 = "no-t5"
-    none = "none"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
 
 
 def export(
@@ -55,10 +35,10 @@ def export(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of a diffusers pipeline, as save_pretrained writes it: model_index.json"
-            " beside transformer/, vae/, text_encoder/ and so on. Or a name on the Hugging Face"
-            " Hub, org/name or org/name@revision, of which what is needed is downloaded. Or one"
-            " .safetensors file of SD3 or FLUX, with --config.",
+            help="What to export: the folder of a diffusers pipeline (model_index.json beside"
+            " transformer/, vae/, text_encoder/ and so on); a model on the Hugging Face Hub as"
+            " org/name or org/name@revision, of which only the needed files are downloaded; or one"
+            " .safetensors file of SD3 or FLUX together with --config.",
         ),
     ],
     output: Annotated[
@@ -67,32 +47,34 @@ def export(
             "--output",
             "-o",
             metavar="BUNDLE",
-            help="Folder to write the bundle to. A bundle that is there is replaced.",
+            help="Folder to write the bundle to. A bundle that exists there is replaced.",
         ),
     ],
     layout: Annotated[
         Layout,
         typer.Option(
-            help="forked: one graph whose branches part after the chosen block (less work, the"
-            " default). dual: two graphs, base and degraded, over one weights file."
+            help="forked: one graph whose branches part after the chosen block. It does less work"
+            " and is the default. dual: two graphs, base and degraded, which share one weights"
+            " file."
         ),
     ] = Layout.forked,
     dtype: Annotated[
-        Dtype,
+        DtypeName,
         typer.Option(
-            help="Type of the weights, matrix products and attention. Everything between them, the"
-            " stream of the massive channels above all, stays float32."
+            help="Type of the weights, matrix products and attention. All other values stay"
+            " float32, above all the hidden states with the massive channels."
         ),
-    ] = Dtype.float32,
+    ] = DtypeName.float32,
     quantize: Annotated[
         Quantize | None,
         typer.Option(
             help="Store the weights of the transformer's matrix products as integers, for ONNX"
-            " Runtime on the CPU. int8, int4: weights only, in blocks of 32. int8-dynamic:"
-            " activations too, as they come, for processors with VNNI: others may saturate. Not"
-            " exact: the error of a forward is measured and written to the manifest; that of D_c -"
-            " D_m is several times as large (docs/performance.md). Massive channels, the"
-            " stream, modulation and gates stay float32."
+            " Runtime on the CPU. int8 and int4 quantise weights only, in blocks of 32."
+            " int8-dynamic also quantises activations while the model runs; it is meant for"
+            " processors with VNNI, and others may saturate. The result is not exact: the error of"
+            " one forward pass is measured and written to the manifest, and the error of D_c - D_m"
+            " is several times as large (docs/performance.md). Massive channels, hidden"
+            " states, modulation and gates stay float32."
         ),
     ] = None,
     block: Annotated[
@@ -100,39 +82,40 @@ def export(
         typer.Option(
             metavar="M",
             help="Suppress channels after this block, counted from 0."
-            " Default: what settings or a recipe say, else the middle block.",
+            " Default: the block in the settings or in a recipe, else the middle block.",
         ),
     ] = None,
     channels: Annotated[
         str | None,
         typer.Option(
             metavar="auto|C,C,...|top:K",
-            help="Channels to suppress. auto: those found massive; 810 or 154,1446: these;"
-            " top:K: the K largest, massive or not."
-            " Default: what settings or a recipe say, else auto.",
+            help="Channels to suppress. auto: all massive channels. A list as in 810 or 154,1446:"
+            " these channels. top:K: the K largest, massive or not."
+            " Default: the channels in the settings or in a recipe, else auto.",
         ),
     ] = None,
     text_encoders: Annotated[
         TextEncoders,
         typer.Option(
-            help="no-t5: leave T5 out where the family can do without it (SD3: zeros stand for its"
-            " part of the prompt). none: the bundle is driven by --prompt-embeds alone."
+            help="no-t5: leave out T5 in families that can run without it (SD3, where zeros replace"
+            " its part of the prompt). none: leave out all text encoders; the bundle then needs"
+            " --prompt-embeds."
         ),
     ] = TextEncoders.all,
     config: Annotated[
         str | None,
         typer.Option(
             metavar="FOLDER|ORG/NAME",
-            help="For a single file: the diffusers pipeline that it is a version of. Configuration,"
-            " tokenizers and whatever the file does not hold come from there.",
+            help="For a single file: the diffusers pipeline that it is a version of. The"
+            " configuration, the tokenizers and all parts that the file lacks are taken from it.",
         ),
     ] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FILE[:SCALE]",
-            help="A LoRA to add to the weights, at SCALE (1 if not said): style.safetensors:0.8."
-            " May be given several times.",
+            help="A LoRA to add to the weights, as in style.safetensors:0.8. The default scale is"
+            " 1. Repeat the option for several LoRAs.",
         ),
     ] = None,
     settings: Annotated[
@@ -141,25 +124,26 @@ def export(
             metavar="F.json",
             help="Measured settings: a JSON object with any of block, channels, ref, keep,"
             " dg_scale, dg_window, cfg_scale, cfg_window, distilled_guidance, steps, height, width,"
-            " max_sequence_length, name, license. It wins over a settings.json beside the model,"
-            " and flags win over it.",
+            " max_sequence_length, name, license. It overrides a settings.json beside the model,"
+            " and flags override it.",
         ),
     ] = None,
     observe: Annotated[
         bool,
         typer.Option(
             "--observe",
-            help="Let the transformer also output its image stream after every block, and every"
-            " block's gate, for a step callback to read. Takes memory on every run.",
+            help="Let the transformer also output its hidden states after every block and every"
+            " block's gate, so that a step callback can read them. Every run then needs more"
+            " memory.",
         ),
     ] = False,
 ) -> None:
     """Turn a diffusers pipeline into a bundle that `intaglio generate` runs.
 
-    The model SOURCE is loaded, the large channels of its transformer are measured, and its networks
-    are written as ONNX graphs with the op that suppresses those channels inside. Then the written
-    graphs are run against the original; if they differ by more than 1e-4 (float32), nothing is
-    written.
+    The command loads the model SOURCE, finds the massive channels of its transformer, and writes its
+    networks as ONNX graphs that contain the op which suppresses these channels. Then it runs the
+    graphs and compares them with the original. If they differ by more than 1e-4 (float32), it
+    writes nothing.
 
     Example: intaglio export models/fashion-sd3 -o fashion.bundle
 
@@ -173,7 +157,7 @@ def export(
             source,
             output,
             layout,
-            dtype,
+            dtype.value,
             block,
             channels,
             settings,
@@ -199,18 +183,18 @@ def export(
 
 
 _NO_MEMORY = (
-    "There is not enough memory for this model: an export needs up to 1.3 times the weights of the"
-    " bundle and 2 GB."
+    "There is not enough memory for this model: an export needs 2 GB and up to 1.3 times the size of"
+    " the bundle's weights."
 )
 
 
 def _export(screen: Console, request: ExportRequest) -> None:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
-    # Started where it can be seen only: rich ends a bar elsewhere with an empty line.
+    # The bar is started in a terminal only: elsewhere rich would print an empty line at its end.
     with bar if screen.is_interactive else nullcontext():
         task = bar.add_task("Starting", total=1.0)
-        # Imported here: torch takes seconds, and --help and usage errors should not wait for it.
+        # Imported here, because torch takes seconds and --help and usage errors should not wait.
         with quiet():
             from intaglio_export.exporter import export_bundle
 
@@ -255,7 +239,7 @@ def _summary(output: Path, manifest: dict[str, Any], errors: dict[str, float]) -
 
 
 def _condition(manifest: dict[str, Any]) -> str:
-    """What a bundle is asked to draw by."""
+    """Return the flag that says what a bundle is to draw."""
     if "classes" in manifest:
         return "--class 0"
     return '--prompt "..."' if manifest["prompt"]["encoders"] else "--prompt-embeds F.safetensors"
@@ -264,8 +248,8 @@ def _condition(manifest: dict[str, Any]) -> str:
 def _system_message(error: OSError, output: Path) -> str:
     if error.errno == errno.ENOSPC:
         return f"The disk of {output} is full; nothing was written."
-    place = error.filename or output
-    return f"Cannot write the bundle: {place}: {error.strerror or error}; nothing was written."
+    path = error.filename or output
+    return f"Cannot write the bundle: {path}: {error.strerror or error}; nothing was written."
 
 
 def _fail(message: str, code: ExitCode) -> None:
@@ -274,18 +258,18 @@ def _fail(message: str, code: ExitCode) -> None:
 
 
 def _say(message: str) -> None:
-    """One line on stderr, as the C++ command has it."""
+    """Print one line to stderr, as the C++ command does."""
     typer.echo(f"intaglio: {' '.join(message.split())}", err=True)
 
 
 def main() -> None:
-    """`python -m intaglio_export`: the same command on its own."""
+    """Run the command as `python -m intaglio_export`."""
     app = typer.Typer(add_completion=False)
     app.command()(export)
     try:
         code = app(standalone_mode=False)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what marks a wrong call, in every version
+        if not hasattr(error, "format_message"):  # every version of typer marks a wrong call so
             raise
         _say(error.format_message())
         code = ExitCode.USAGE

@@ -1,4 +1,4 @@
-"""The error that a user's mistake or machine can cause, with the exit code it ends in."""
+"""The error for mistakes of the user and failures of the machine, with its exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ExitCode(enum.IntEnum):
 
 
 class ExportError(Exception):
-    """One sentence for stderr: what is wrong, which file or flag, what to do."""
+    """An error whose message is one sentence: what is wrong, with which file or flag, what to do."""
 
     def __init__(self, message: str, exit_code: ExitCode = ExitCode.BAD_INPUT) -> None:
         super().__init__(message)
@@ -26,5 +26,5 @@ class ExportError(Exception):
 
 
 def usage_error(message: str) -> ExportError:
-    """An `ExportError` about a flag's value."""
+    """Return an `ExportError` about the value of a flag."""
     return ExportError(message, ExitCode.USAGE)

@@ -1,4 +1,4 @@
-"""The export from end to end: load, find channels, trace, write, verify."""
+"""The whole export: load a model, find its channels, trace, write and verify its graphs."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from typing import Any
 
 from torch import nn
 
-from intaglio_export import folder
 from intaglio_export.adapters import Adapter
-from intaglio_export.channels import observe
-from intaglio_export.encoders import text_encoder_unit, vae_decoder_unit, vae_encoder_unit
-from intaglio_export.manifest import BundleParts, Suppression, build_manifest, write_manifest
-from intaglio_export.options import (
-    ChannelChoice,
-    ExportRequest,
-    Settings,
-    check_quantize,
-    parse_lora,
-    read_settings,
-)
-from intaglio_export.precision import DTYPES
-from intaglio_export.recipes import Recipe, find_recipe
-from intaglio_export.schedulers import check_scheduler
-from intaglio_export.selection import (
+from intaglio_export.adapters.schedulers import check_scheduler
+from intaglio_export.bundle import output_folder
+from intaglio_export.bundle.manifest import BundleParts, Suppression, build_manifest, write_manifest
+from intaglio_export.bundle.tokenizer_tables import write_table
+from intaglio_export.bundle.writing import Progress, Stage, release, write_stages
+from intaglio_export.calibration.calibrate import calibrate
+from intaglio_export.calibration.recipes import Recipe, find_recipe
+from intaglio_export.calibration.selection import (
     check_guidance,
     check_size,
     choose_block,
     choose_channels,
     disagreement,
 )
+from intaglio_export.networks.encoders import text_encoder_unit, vae_decoder_unit, vae_encoder_unit
+from intaglio_export.networks.transformer_graphs import transformer_units
+from intaglio_export.options import (
+    ChannelChoice,
+    ExportRequest,
+    ModelSettings,
+    check_quantize,
+    parse_lora,
+    read_settings,
+)
+from intaglio_export.precision import DTYPES
 from intaglio_export.sources import Source, open_source
-from intaglio_export.tokenizer import write_table
-from intaglio_export.transformer_graphs import transformer_units
-from intaglio_export.writing import Progress, Stage, release, write_stages
 
 _MEASURING = "Measuring channels"
 
 
 def _no_progress(what: str, share: float) -> None:
-    """Tell nobody."""
+    """Ignore the progress."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written: the manifest, each graph's relative error, and remarks for the user."""
+    """The manifest that was written, the relative error of each graph, and remarks for the user."""
 
     manifest: dict[str, Any]
     errors: dict[str, float]
@@ -57,9 +57,9 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
 
     Raises:
         ExportError: the source, a setting or the output is wrong, or the bundle differs from the
-            torch model; nothing is left at the output but what was there.
+            torch model. The output is then as it was before.
     """
-    folder.check_output(request.output)
+    output_folder.check_output(request.output)
     check_quantize(request)
     progress("Loading the model", 0.0)
     source = open_source(
@@ -68,7 +68,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
         request.text_encoders,
         config=request.config,
         loras=[parse_lora(text) for text in request.loras],
-        tell=lambda what: progress(what, 0.0),
+        report=lambda what: progress(what, 0.0),
     )
     adapter = source.adapter
     check_scheduler(adapter.pipeline.scheduler, adapter.prediction_type)
@@ -78,17 +78,19 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     check_guidance(settings, adapter)
     if settings.block is None:
         remarks.append(
-            f"No block is known for this model, so the op stands after the middle one, {block};"
-            " --block moves it."
+            f"No block is known for this model, so channels are suppressed after the middle one,"
+            f" {block}; --block chooses another."
         )
     if settings.dg_scale is None:
-        remarks.append("No dg_scale has been measured for this model, so the default is 0: no DG.")
+        remarks.append(
+            "No dg_scale is known for this model, so the bundle's default is 0, which turns DG off."
+        )
     remarks += adapter.left_out()
-    folder.check_space(request.output, _weight_bytes(request, adapter))
+    output_folder.check_space(request.output, _weight_bytes(request, adapter))
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
-    settings = Settings(max_sequence_length=length).over(settings)
+    settings = ModelSettings(max_sequence_length=length).over(settings)
     progress(_MEASURING, 0.1)
-    statistics = observe(adapter, length, lambda share: progress(_MEASURING, 0.1 + 0.15 * share))
+    statistics = calibrate(adapter, length, lambda share: progress(_MEASURING, 0.1 + 0.15 * share))
     if request.text_encoders == "none":
         _drop_encoders(adapter)
     choice = settings.channel_choice() or ChannelChoice("auto")
@@ -97,16 +99,21 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
         remarks += disagreement(recipe.name, suppression, statistics)
     max_abs = [round(float(value), 4) for value in statistics.max_abs]
     exact = tuple(sorted({c for k in range(len(max_abs)) for c in statistics.massive(k)}))
-    with folder.replacing(request.output) as work:
+    with output_folder.replacing(request.output) as work:
         manifest, errors = _write(
             request, source, settings, suppression, max_abs, exact, work, progress
         )
     return ExportResult(manifest, errors, remarks)
 
 
-def _settings(request: ExportRequest, source: Source) -> tuple[Settings, Recipe | None, list[str]]:
-    """Flags over --settings over the source's settings.json over a recipe, and remarks on them."""
-    merged = Settings(block=request.block, channels=request.channels)
+def _settings(
+    request: ExportRequest, source: Source
+) -> tuple[ModelSettings, Recipe | None, list[str]]:
+    """Merge flags, --settings, the source's settings.json and a recipe, the first of these winning.
+
+    Also returns the recipe, if there is one, and remarks about it.
+    """
+    merged = ModelSettings(block=request.block, channels=request.channels)
     remarks = []
     if request.settings is not None:
         merged = merged.over(read_settings(request.settings))
@@ -119,20 +126,23 @@ def _settings(request: ExportRequest, source: Source) -> tuple[Settings, Recipe 
             recipe = replace(recipe, settings=replace(recipe.settings, channels=None))
         merged = merged.over(recipe.settings)
         remarks.append(f"Recipe {recipe.name}: {recipe.source}")
-    return merged.over(Settings(license=source.license)), recipe, remarks
+    return merged.over(ModelSettings(license=source.license)), recipe, remarks
 
 
 def _write(
     request: ExportRequest,
     source: Source,
-    settings: Settings,
+    settings: ModelSettings,
     suppression: Suppression,
     max_abs: list[float],
     exact: tuple[int, ...],
     work: Path,
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Write and verify every file of the bundle in `work`; the manifest and the relative errors."""
+    """Write and verify every file of the bundle in `work`.
+
+    Returns the manifest and the relative errors.
+    """
     adapter = source.adapter
     pipeline = adapter.pipeline
     assert settings.max_sequence_length is not None
@@ -184,14 +194,14 @@ def _write(
 
 
 def _drop_encoders(adapter: Adapter) -> None:
-    """Let go of text encoders that were needed for measuring only."""
+    """Free the text encoders, which were needed for the measurement only."""
     for name in adapter.text_encoders:
         if (encoder := getattr(adapter.pipeline, name)) is not None:
             release(encoder)
 
 
 def _weight_bytes(request: ExportRequest, adapter: Adapter) -> int:
-    """Bytes of all weights that the bundle will hold."""
+    """Return the bytes of all weights that the bundle will hold."""
     absent = adapter.text_encoders if request.text_encoders == "none" else ()
     modules = [
         part

@@ -1,7 +1,8 @@
-"""The values of flags and settings that need reading: which channels, and measured settings."""
+"""The options of an export, and how their texts and the settings file are read."""
 
 from __future__ import annotations
 
+import enum
 import json
 import math
 from dataclasses import dataclass, fields, replace
@@ -10,40 +11,77 @@ from typing import Any
 
 from intaglio_export.errors import ExportError, usage_error
 
-LAYOUTS = ("forked", "dual")
-# Which text encoders go into the bundle; without any it is driven by prompt embeddings.
-TEXT_ENCODERS = ("all", "no-t5", "none")
-# Schemes of quantisation of the transformer's weights.
-QUANTIZE = ("int8", "int4", "int8-dynamic")
+
+class Layout(enum.StrEnum):
+    """How the branches are laid out in graphs."""
+
+    forked = "forked"
+    dual = "dual"
+
+
+class Dtype(enum.StrEnum):
+    """The type of weights, matrix products and attention; `Dtype("fp16")` is float16."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Dtype | None:
+        short = {"fp32": cls.float32, "fp16": cls.float16, "bf16": cls.bfloat16}
+        return short.get(value) if isinstance(value, str) else None
+
+
+class Quantize(enum.StrEnum):
+    """How the weights of the transformer's matrix products become integers."""
+
+    int8 = "int8"
+    int4 = "int4"
+    int8_dynamic = "int8-dynamic"
+
+
+class TextEncoders(enum.StrEnum):
+    """Which text encoders go into the bundle. Without any it takes prompt embeddings only."""
+
+    all = "all"
+    no_t5 = "no-t5"
+    none = "none"
+
+
+LAYOUTS = tuple(Layout)
+QUANTIZE = tuple(Quantize)
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export and how.
+    """What to export and how. The values of the enums may be given as strings.
 
-    `source` and `config` are as in `sources.open_source`, `loras` as in `parse_lora`.
-    `block` and `channels` (as in `parse_channels`) win over the file `settings`, it over the
-    source's own settings.json, and that over a recipe. With `observe` the transformer also outputs
-    what its blocks compute, as in `transformer_units`. `quantize` is one of `QUANTIZE`, for float32
-    only.
+    `source` and `config` are as in `sources.open_source`, and `loras` as in `parse_lora`.
+    `block` and `channels` (as in `parse_channels`) override the file `settings`, which overrides
+    the source's own settings.json, which overrides a recipe. With `observe` the transformer also
+    outputs what its blocks compute, as in `transformer_units`. `quantize` needs float32.
     """
 
     source: str | Path
     output: Path
-    layout: str = "forked"
-    dtype: str = "float32"
+    layout: Layout | str = Layout.forked
+    dtype: Dtype | str = Dtype.float32
     block: int | None = None
     channels: str | None = None
     settings: Path | None = None
-    text_encoders: str = "all"
+    text_encoders: TextEncoders | str = TextEncoders.all
     config: str | None = None
     loras: tuple[str, ...] = ()
     observe: bool = False
-    quantize: str | None = None
+    quantize: Quantize | str | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("layout", Layout), ("dtype", Dtype), ("text_encoders", TextEncoders)):
+            object.__setattr__(self, name, values(getattr(self, name)))
 
 
 def check_quantize(request: ExportRequest) -> None:
-    """Whether `request` says a known scheme, and float32 with it.
+    """Check that `request` names a known scheme, and only together with float32.
 
     Raises:
         ExportError: it does not.
@@ -52,18 +90,19 @@ def check_quantize(request: ExportRequest) -> None:
         return
     if request.quantize not in QUANTIZE:
         raise usage_error(f"--quantize {request.quantize}: expected {' or '.join(QUANTIZE)}.")
-    if request.dtype != "float32":
+    if request.dtype != Dtype.float32:
         raise usage_error(
-            f"--quantize {request.quantize} is for --dtype float32, which everything but the"
-            f" weights stays in; leave out --quantize or --dtype {request.dtype}."
+            f"--quantize {request.quantize} works with --dtype float32 only, because everything but"
+            f" the weights stays float32; leave out --quantize or --dtype {request.dtype}."
         )
 
 
 @dataclass(frozen=True)
 class ChannelChoice:
-    """`auto` (the massive ones), `top` (the `count` largest), or `channels` as given.
+    """Which channels to suppress.
 
-    Given ones are of kind `list` from a flag and `settings` from a file, as in the manifest's
+    The kind is `auto` for the massive channels and `top` for the `count` largest. For the given
+    `channels` it is `list` if a flag gave them and `settings` if a file did, as in the manifest's
     `found_by`.
     """
 
@@ -76,7 +115,7 @@ def parse_channels(text: str) -> ChannelChoice:
     """Read `auto`, `top:K` or `810,676,...`.
 
     Raises:
-        ExportError: `text` is none of them, or names a channel twice.
+        ExportError: `text` is none of these, or names a channel twice.
     """
     text = text.strip()
     if text == "auto":
@@ -84,9 +123,7 @@ def parse_channels(text: str) -> ChannelChoice:
     if text.startswith("top:"):
         count = text.removeprefix("top:").strip()
         if not (count.isascii() and count.isdigit()) or int(count) == 0:
-            raise usage_error(
-                f"--channels {text}: after top: stands a count of 1 or more, as in top:4."
-            )
+            raise usage_error(f"--channels {text}: top: needs a count of 1 or more, as in top:4.")
         return ChannelChoice("top", count=int(count))
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
@@ -101,7 +138,7 @@ def parse_channels(text: str) -> ChannelChoice:
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file and the scale that it is fused at."""
+    """A LoRA file and the scale at which it is added to the weights."""
 
     file: Path
     scale: float = 1.0
@@ -118,7 +155,7 @@ def parse_lora(text: str) -> Lora:
         try:
             scale = float(tail)
         except ValueError:
-            pass  # a colon of the file's name
+            pass  # the colon belongs to the file's name
         else:
             if not head or not math.isfinite(scale):
                 raise usage_error(
@@ -131,11 +168,11 @@ def parse_lora(text: str) -> Lora:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is known of a model: where the op stands, and defaults of generation.
+class ModelSettings:
+    """What is known of a model: the block and channels of the op, and defaults of generation.
 
-    None is "not said". `channels` is as in `parse_channels`, or a list of numbers. A settings file
-    may also hold `evidence`, whatever says how the values were found; it is not read.
+    None means that nothing is known. `channels` is as in `parse_channels`, or a list of numbers. A
+    settings file may also hold `evidence`, which says how the values were found and is not read.
     """
 
     name: str | None = None
@@ -154,18 +191,20 @@ class Settings:
     width: int | None = None
     max_sequence_length: int | None = None
 
-    def over(self, other: Settings) -> Settings:
-        """These settings, and `other`'s where these say nothing.
+    def over(self, other: ModelSettings) -> ModelSettings:
+        """Return these settings, completed with those of `other`.
 
-        `ref` belongs to `channels`: other's is not taken where the channels are these.
+        `ref` belongs to `channels`, so it is not taken from `other` if the channels are not.
         """
-        said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        if "channels" in said and "ref" not in said:
+        known = {
+            f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None
+        }
+        if "channels" in known and "ref" not in known:
             other = replace(other, ref=None)
-        return replace(other, **said)
+        return replace(other, **known)
 
     def channel_choice(self) -> ChannelChoice | None:
-        """`channels`, read."""
+        """Return what `channels` says, or None."""
         if self.channels is None:
             return None
         if isinstance(self.channels, str):
@@ -173,7 +212,7 @@ class Settings:
         return ChannelChoice("settings", tuple(self.channels))
 
     def keep_range(self) -> list[float]:
-        """`keep` at the first and at the last step; suppressed altogether if not said."""
+        """Return `keep` at the first and at the last step; the default is full suppression."""
         if self.keep is None:
             return [0.0, 0.0]
         return self.keep if isinstance(self.keep, list) else [self.keep, self.keep]
@@ -216,12 +255,12 @@ SETTINGS_SCHEMA: dict[str, Any] = {
 _WINDOWS = ("dg_window", "cfg_window")
 
 
-def read_settings(path: Path) -> Settings:
-    """Read a settings file: a JSON object whose keys are the fields of `Settings`.
+def read_settings(path: Path) -> ModelSettings:
+    """Read a settings file: a JSON object whose keys are the fields of `ModelSettings`.
 
     Raises:
-        ExportError: the file is missing, is not JSON, does not fit `SETTINGS_SCHEMA`, or has a
-            window without a part of the run.
+        ExportError: the file is missing, is not JSON, does not fit `SETTINGS_SCHEMA`, or has an
+            empty window.
     """
     data = _load(path)
     _validate(path, data)
@@ -229,18 +268,18 @@ def read_settings(path: Path) -> Settings:
         start, end = data.get(name, (0, 1))
         if start >= end:
             raise ExportError(
-                f"The settings file {path}: {name} [{start:g}, {end:g}] holds no part of the run;"
-                " give its start before its end."
+                f"The settings file {path}: {name} [{start:g}, {end:g}] is empty; its start must be"
+                " smaller than its end."
             )
-    known = {f.name for f in fields(Settings)}
-    return Settings(**{key: value for key, value in data.items() if key in known})
+    known = {f.name for f in fields(ModelSettings)}
+    return ModelSettings(**{key: value for key, value in data.items() if key in known})
 
 
 def _load(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text, parse_constant=_no_number, parse_float=_finite)
-        json.dumps(data, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be written
+        json.dumps(data, ensure_ascii=False).encode("utf-8")  # fails for a lone surrogate
     except OSError as error:
         raise ExportError(f"Cannot read the settings file {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -249,7 +288,7 @@ def _load(path: Path) -> Any:
 
 
 def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is not a number of JSON")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _finite(text: str) -> float:
@@ -262,9 +301,9 @@ def _finite(text: str) -> float:
 def _validate(path: Path, data: Any) -> None:
     import jsonschema
 
-    # Draft 4: later ones take 3.0 for an integer, Python's indexing does not.
+    # Later drafts than 4 accept 3.0 as an integer, which Python cannot index with.
     validator = jsonschema.Draft4Validator(SETTINGS_SCHEMA)
     error = jsonschema.exceptions.best_match(validator.iter_errors(data))
     if error is not None:
-        place = "/".join(map(str, error.absolute_path)) or "the top level"
-        raise ExportError(f"The settings file {path}: {error.message} (at {place}).")
+        where = "/".join(map(str, error.absolute_path)) or "the top level"
+        raise ExportError(f"The settings file {path}: {error.message} (at {where}).")

@@ -1,11 +1,12 @@
-"""Precision: matrix products and attention in float16 or bfloat16, everything else in float32.
+"""Run matrix products and attention in float16 or bfloat16, and everything else in float32.
 
-Massive activations are what overflows float16 in deployments, so the residual stream, modulation,
-gates, norms and the op stay float32 whatever the precision. Weights of products are stored in the
-narrow type. A product over conditioning vectors (no token axis: time and pooled embeddings, AdaLN)
-reads its narrow weight but is computed in float32; it costs next to nothing.
+Massive activations overflow float16, so the residual stream, modulation, gates, norms and the op
+stay float32 in every precision. The weights of matmuls are stored in the low precision. A matmul
+over conditioning vectors (time and pooled embeddings, AdaLN), which have no token axis, has a
+low-precision weight but is computed in float32, because it costs almost nothing.
 
-Nothing in the model is replaced: a mode sees torch's own calls, while tracing as in a plain run.
+No module of the model is replaced: a torch function mode changes the calls, both while tracing and
+in a plain run.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from intaglio_export.errors import ExportError
-from intaglio_export.memory import page_out
+from intaglio_export.support.memory import page_out
 
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-# What a product's weight belongs to; other parameters are few and stay float32.
-_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+# The modules whose weight is used in a matmul. Other parameters are few and stay float32.
+_MATMULS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
-def narrow(network: nn.Module, dtype: torch.dtype) -> None:
-    """Store the weights of products in `dtype`, and all other floating tensors in float32."""
-    # T5's `wo`, whose results go beyond float16.
+def store_weights_in(network: nn.Module, dtype: torch.dtype) -> None:
+    """Store the weights of matmuls in `dtype`, and all other floating-point tensors in float32."""
+    # This is T5's `wo`, whose results exceed float16.
     kept = (getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
-    products = {
+    matmuls = {
         id(module.weight)
         for name, module in network.named_modules()
-        if isinstance(module, _PRODUCTS) and name.rpartition(".")[2] not in kept
+        if isinstance(module, _MATMULS) and name.rpartition(".")[2] not in kept
     }
     for tensor in (*network.parameters(), *network.buffers()):
-        wanted = dtype if id(tensor) in products else torch.float32
+        wanted = dtype if id(tensor) in matmuls else torch.float32
         if tensor.is_floating_point() and tensor.dtype != wanted:
-            # Not by `tensor.data`: a tensor that views a mapped file would keep its old type there,
-            # and torch.export refuses it.
+            # `tensor.data = converted` would not do: a tensor that views a mapped file keeps its
+            # old type there, and torch.export refuses it.
             converted = tensor.detach().to(wanted)
             page_out(tensor)
             if isinstance(tensor, nn.Parameter):
@@ -51,16 +52,17 @@ def narrow(network: nn.Module, dtype: torch.dtype) -> None:
             torch.utils.swap_tensors(tensor, converted)  # type: ignore[no-untyped-call]
 
 
-class Products(TorchFunctionMode):
-    """While active, products round their operands and result to their weight's type.
+class LowPrecisionMatmuls(TorchFunctionMode):
+    """While active, matmuls round their operands and their result to the type of their weight.
 
-    In an ONNX export the products themselves are in that type. In a plain run they are computed in
-    float32 on rounded operands and the result is rounded: what a kernel that sums in float32 gives.
+    In an ONNX export the matmuls have that type. In a plain run they are computed in float32 on
+    rounded operands and the result is rounded, as a kernel that sums in float32 does it.
 
-    `dtype` is that of attention, which has no weight.
+    `dtype` is the type of attention, which has no weight.
 
     Raises:
-        ExportError: a product exceeds float16; `where` is asked for the place to name.
+        ExportError: a result exceeds float16. `where` returns the name of the current part of the
+            network for the message.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Products(TorchFunctionMode):
         if func is functional.embedding:
             return func(*args, **kwargs).float()
         if func in (functional.linear, torch.conv1d, torch.conv2d, torch.conv3d):
-            return self._product(func, *args, **kwargs)
+            return self._matmul(func, *args, **kwargs)
         return func(*args, **kwargs)
 
     def _attention(
@@ -95,7 +97,7 @@ class Products(TorchFunctionMode):
         **kwargs: Any,
     ) -> torch.Tensor:
         if attn_mask is not None:
-            # ONNX Runtime wants a row of the mask for each query.
+            # ONNX Runtime expects one row of the mask for each query.
             attn_mask = attn_mask.expand(*attn_mask.shape[:-2], query.shape[-2], -1)
             if attn_mask.is_floating_point():
                 attn_mask = attn_mask.to(self._computed)
@@ -105,7 +107,7 @@ class Products(TorchFunctionMode):
         )
         return self._rounded(result, self._dtype).float()
 
-    def _product(
+    def _matmul(
         self,
         func: Any,
         x: torch.Tensor,
@@ -132,13 +134,13 @@ class Products(TorchFunctionMode):
         return self._dtype if torch.onnx.is_in_onnx_export() else torch.float32
 
     def _rounded(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`x` in `dtype`, or its values rounded to it in a plain run."""
-        narrowed = x.to(dtype)
+        """Return `x` in `dtype`, or in a plain run its values rounded to `dtype`."""
+        rounded = x.to(dtype)
         if dtype == torch.float32 or torch.onnx.is_in_onnx_export():
-            return narrowed
-        if dtype == torch.float16 and not narrowed.isfinite().all():
+            return rounded
+        if dtype == torch.float16 and not rounded.isfinite().all():
             raise ExportError(
-                f"In {self._where()} a product reaches {x.abs().max().item():.0f}, and float16 ends"
-                " at 65504: export with --dtype bfloat16 or float32."
+                f"In {self._where()} a matrix product reaches {x.abs().max().item():.0f}, and the"
+                " largest float16 is 65504; export with --dtype bf16 or fp32."
             )
-        return narrowed.float()
+        return rounded.float()

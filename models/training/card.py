@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from intaglio_export.massive import CONDITIONS, RATIO, TOKENS
+from intaglio_export.calibration.massive import CONDITIONS, RATIO, TOKENS
 
 from . import curve, pipeline_folder
 

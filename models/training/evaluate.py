@@ -24,7 +24,7 @@ from intaglio.torch_reference.guidance import Method
 from intaglio.torch_reference.model import Model, Step
 from intaglio_export.adapters import SD3Adapter
 from intaglio_export.adapters.base import Inputs
-from intaglio_export.observing import observing
+from intaglio_export.adapters.observing import observing
 
 from . import classifier, data, flow, pipeline_folder, text, vae
 

@@ -11,7 +11,7 @@ from intaglio.analysis.channels.model_recorder import BATCH, maps, record_model
 from intaglio.analysis.channels.recorder import QUANTILES, Recorder
 from intaglio.torch_reference.guidance import Method
 from intaglio.torch_reference.model import Model, Step
-from intaglio_export.massive import RATIO
+from intaglio_export.calibration.massive import RATIO
 from tests.analysis.conftest import STEPS
 from tests.families.sd3 import BLOCKS, PLANTED
 

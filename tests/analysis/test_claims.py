@@ -20,7 +20,7 @@ from intaglio.analysis.quality import intervals, measures
 from intaglio.analysis.quality.intervals import Interval
 from intaglio.torch_reference.guidance import Method, Suppressed
 from intaglio.torch_reference.model import Model, Step
-from intaglio_export.massive import ChannelStatistics
+from intaglio_export.calibration.massive import ChannelStatistics
 
 N = 60
 

@@ -28,7 +28,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import c
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AddedToken, CLIPTokenizer, T5Tokenizer
 
-from intaglio_export.tokenizer import clip_table, t5_table
+from intaglio_export.bundle.tokenizer_tables import clip_table, t5_table
 
 DATA = Path(__file__).parent
 GOLDEN = DATA / "golden"

@@ -49,7 +49,7 @@ def make_inputs() -> dict[str, torch.Tensor]:
 def main() -> None:
     """Write the inputs and torch's output."""
     sys.path.insert(0, str(REPOSITORY / "export"))
-    from intaglio_export.suppress import ma_suppress
+    from intaglio_export.networks.suppress import ma_suppress
 
     inputs = make_inputs()
     OUT.mkdir(exist_ok=True)

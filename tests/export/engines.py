@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from intaglio_export.engines.builder import BuildRequest, Work, build_engines
+from intaglio_export.engines.builder import BuildPlan, BuildRequest, build_engines
 from intaglio_export.engines.bundle import Component
 from intaglio_export.engines.residual import block_sums
 
@@ -42,7 +42,7 @@ class Names:
         pass
 
 
-def build(bundle: Path, **flags: Any) -> tuple[Work, list[str]]:
+def build(bundle: Path, **flags: Any) -> tuple[BuildPlan, list[str]]:
     """Build for `ARCH`. Returns what is there then, and the graphs that were built."""
     names = Names()
     work = build_engines(BuildRequest(bundle, "tensorrt-rtx", **({"arch": ARCH} | flags)), names)

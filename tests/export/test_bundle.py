@@ -14,8 +14,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch.nn.functional import pad
 
-from intaglio_export import resources
-from intaglio_export.verify import open_session
+from intaglio_export.bundle.verify import open_session
+from intaglio_export.support import resources
 from tests.families.parts import MAX_LENGTH
 from tests.families.sd3 import PLANTED
 

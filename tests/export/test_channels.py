@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from intaglio_export.adapters import SD3Adapter
-from intaglio_export.channels import STEPS, observe
+from intaglio_export.calibration.calibrate import STEPS, calibrate
+from intaglio_export.calibration.massive import CONDITIONS, RATIO, TOKENS, ChannelStatistics
+from intaglio_export.calibration.prompts import PROMPTS
+from intaglio_export.calibration.selection import choose_block, choose_channels, disagreement
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.massive import CONDITIONS, RATIO, TOKENS, ChannelStatistics
 from intaglio_export.options import parse_channels
-from intaglio_export.prompts import PROMPTS
-from intaglio_export.selection import choose_block, choose_channels, disagreement
 from intaglio_export.sources import open_source
 from tests.families.parts import MAX_LENGTH
 
@@ -40,7 +40,7 @@ def plant(adapter: SD3Adapter, level: float) -> None:
 
 def test_a_planted_channel_is_found(adapter: SD3Adapter) -> None:
     plant(adapter, LEVEL)
-    statistics = observe(adapter, MAX_LENGTH)
+    statistics = calibrate(adapter, MAX_LENGTH)
     assert statistics.conditions == len(PROMPTS) * STEPS
     assert statistics.massive(1) == [PLANTED]
     chosen = choose_channels(parse_channels("auto"), 1, statistics)
@@ -50,7 +50,7 @@ def test_a_planted_channel_is_found(adapter: SD3Adapter) -> None:
 
 def test_without_a_planted_channel_auto_stops_and_says_what_to_do(adapter: SD3Adapter) -> None:
     plant(adapter, 0.0)
-    statistics = observe(adapter, MAX_LENGTH)
+    statistics = calibrate(adapter, MAX_LENGTH)
     assert statistics.blocks_with_massive() == []
     with pytest.raises(ExportError, match="top:K") as caught:
         choose_channels(parse_channels("auto"), 1, statistics)
@@ -65,7 +65,7 @@ def test_without_a_planted_channel_auto_stops_and_says_what_to_do(adapter: SD3Ad
 def test_a_damaged_model_is_named(adapter: SD3Adapter) -> None:
     plant(adapter, float("nan"))
     with pytest.raises(ExportError, match="block 0 is not finite"):
-        observe(adapter, MAX_LENGTH)
+        calibrate(adapter, MAX_LENGTH)
 
 
 def test_thresholds_stand_at_their_values() -> None:

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from intaglio.__main__ import GROUP, run_python
-from intaglio_export import cli, exporter, verify
-from intaglio_export.folder import replacing
+from intaglio_export import cli, exporter
+from intaglio_export.bundle import verify
+from intaglio_export.bundle.output_folder import replacing
 from tests.export.test_lora import write_lora
 
 COMMAND = EntryPoint("export", "intaglio_export.cli:export", GROUP)
@@ -116,7 +117,7 @@ def test_a_size_that_the_model_has_not_is_refused_before_the_work(
     settings: dict[str, int],
     says: str,
 ) -> None:
-    monkeypatch.setattr(exporter, "observe", None)
+    monkeypatch.setattr(exporter, "calibrate", None)
     (tmp_path / "s.json").write_text(json.dumps(settings))
     result = run(sd3_folder, "-o", "out", "--settings", "s.json")
     assert_refused(result, 3, says, tmp_path, left=1)
@@ -143,11 +144,12 @@ def test_a_single_file_and_a_lora(run: Run, sd3_folder: Path, tmp_path: Path) ->
     assert_refused(run(file, "-o", "out"), 2, "with --config", tmp_path, left=1)
     write_lora("sd3", tmp_path / "style.safetensors", targets=["attn.to_q"])
     flags = ["--config", sd3_folder, "--lora", "style.safetensors:0.5", "--text-encoders", "none"]
-    flags += ["--settings", sd3_folder / "settings.json", "--dtype", "float16"]
+    flags += ["--settings", sd3_folder / "settings.json", "--dtype", "fp16"]
     result = run(file, "-o", "out", *flags)
     assert result.exit_code == 0, result.stderr
     manifest = json.loads((tmp_path / "out" / "bundle.json").read_text())
     assert (manifest["name"], manifest["source"]) == ("tuned", "tuned")
+    assert manifest["dtype"] == "float16", "the manifest keeps the long name"
     assert manifest["loras"] == [{"file": "style.safetensors", "scale": 0.5}]
 
 

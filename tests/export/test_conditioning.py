@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from intaglio_export.adapters import Adapter, adapter_for
-from intaglio_export.packing import positions
-from intaglio_export.transformer_graphs import transformer_units
-from intaglio_export.verify import open_session
-from intaglio_export.writing import make_graph, save_graph
+from intaglio_export.adapters.packing import positions
+from intaglio_export.bundle.verify import open_session
+from intaglio_export.bundle.writing import make_graph, save_graph
+from intaglio_export.networks.transformer_graphs import transformer_units
 from tests.bundles import BLOCK, bundle
 from tests.export.test_bundle import relative
 from tests.families import FAMILIES

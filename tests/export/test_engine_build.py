@@ -141,7 +141,7 @@ def test_plans_of_another_layout_go(bundle: Path, dual_bundle: Path) -> None:
 def test_a_report_that_cannot_be_read_counts_for_nothing(bundle: Path, text: str) -> None:
     (folder,) = bundle.glob("engines/*/")
     (folder / "engine.json").write_text(text)
-    work = builder.plan_work(builder.BuildRequest(bundle, "tensorrt-rtx", arch="sm89,sm120"))
+    work = builder.plan_build(builder.BuildRequest(bundle, "tensorrt-rtx", arch="sm89,sm120"))
     assert work.folder == folder
     assert [job.entry for job in work.jobs] == [None] * len(graphs(read(bundle / "bundle.json")))
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from intaglio_export.adapters.base import EncoderLayout
-from intaglio_export.encoders import text_encoder_unit
+from intaglio_export.bundle.writing import Stage, write_stages
 from intaglio_export.engines.bundle import Component, components, read_manifest
 from intaglio_export.engines.checks import check_engine
 from intaglio_export.engines.log import LogReader
-from intaglio_export.engines.network import Order, build_plan
+from intaglio_export.engines.network import BuildSpec, build_engine
 from intaglio_export.engines.packages import Package, open_package
 from intaglio_export.engines.profiles import default_profile, input_shapes
-from intaglio_export.writing import Stage, write_stages
+from intaglio_export.networks.encoders import text_encoder_unit
 from tests.families.parts import make_t5, make_t5_tokenizer
 
 pytestmark = pytest.mark.exports
@@ -39,28 +39,30 @@ class Timing(Package):
 
 
 @pytest.fixture
-def order(forked_bundle: Path, tmp_path: Path) -> Order:
+def order(forked_bundle: Path, tmp_path: Path) -> BuildSpec:
     manifest = read_manifest(forked_bundle)
     (encoder,) = (c for c in components(forked_bundle, manifest) if c.kind == "vae_encoder")
     shapes = input_shapes(encoder, default_profile(manifest), manifest)
     graph = forked_bundle / encoder.path
     cache = tmp_path / "timings.timing_cache"
-    return Order("tensorrt-rtx", graph, ("sm89",), (), (shapes,), (), cache)
+    return BuildSpec("tensorrt-rtx", graph, ("sm89",), (), (shapes,), (), cache)
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations:DeprecationWarning")
-def test_a_timing_cache_is_kept_and_a_cut_one_made_anew(order: Order) -> None:
+def test_a_timing_cache_is_kept_and_a_cut_one_made_anew(order: BuildSpec) -> None:
     package = open_package("tensorrt-rtx")
     timing = Timing(package.backend, package.module, package.version)
     for known in (b"", b"foreign"):
         if known:
             order.timing_cache.write_bytes(known)
-        build_plan(timing, order, lambda what, done: None)
+        build_engine(timing, order, lambda what, done: None)
         assert order.timing_cache.read_bytes().startswith(b"ptrt")
         assert [path.name for path in order.timing_cache.parent.iterdir()] == [
             order.timing_cache.name
         ]
-    build_plan(package, replace(order, timing_cache=Path("/none/at/all")), lambda what, done: None)
+    build_engine(
+        package, replace(order, timing_cache=Path("/none/at/all")), lambda what, done: None
+    )
 
 
 @pytest.mark.parametrize("message", PASSING)
@@ -92,6 +94,6 @@ def test_tables_of_positions_are_no_weights(tmp_path: Path) -> None:
     assert abs(part.weights_bytes - weights) < 0.05 * weights
     assert part.table_bytes > 256 * 256 * 8
     shapes = {"token_ids": ((1, 256), (1, 256), (2, 256))}
-    order = Order("tensorrt-rtx", tmp_path / path, ("sm89",), (), (shapes,), (), Path())
-    _, log = build_plan(open_package("tensorrt-rtx"), order, lambda what, done: None)
+    order = BuildSpec("tensorrt-rtx", tmp_path / path, ("sm89",), (), (shapes,), (), Path())
+    _, log = build_engine(open_package("tensorrt-rtx"), order, lambda what, done: None)
     check_engine(part, order, log)

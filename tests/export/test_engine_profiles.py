@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from intaglio_export.engines.bundle import Component
-from intaglio_export.engines.key import Settings, component_key
+from intaglio_export.engines.key import EngineSettings, component_key
 from intaglio_export.engines.profiles import (
     CONDITIONS,
     Profile,
@@ -175,7 +175,7 @@ def read(text: str, model: Any) -> tuple[Profile | None, ExportError | None]:
         return None, error
 
 
-ONE = Settings(
+ONE = EngineSettings(
     "tensorrt-rtx",
     "1.7",
     ("sm89",),
@@ -217,7 +217,11 @@ def test_what_a_component_has_in_its_key(monkeypatch: pytest.MonkeyPatch) -> Non
     part = Weighted("base", Path(), "g.onnx", "base", inputs, [])
 
     def key(
-        settings: Settings = ONE, graph: str = "a", other: str = "c", length: int = 5, **more: Any
+        settings: EngineSettings = ONE,
+        graph: str = "a",
+        other: str = "c",
+        length: int = 5,
+        **more: Any,
     ) -> str:
         digests = {"g.onnx": graph, "w.data": more.pop("weights", "b"), "elsewhere": other}
         model = manifest(8, 2, 64, 64) | {"files": {p: {"sha256": d} for p, d in digests.items()}}

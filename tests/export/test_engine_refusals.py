@@ -17,7 +17,7 @@ import pytest
 from intaglio_export.engines import builder
 from intaglio_export.engines.checks import check_engine
 from intaglio_export.engines.log import Binding, EngineLog
-from intaglio_export.engines.network import Order
+from intaglio_export.engines.network import BuildSpec
 from intaglio_export.engines.packages import gpu_target
 from intaglio_export.engines.profiles import Shape
 from intaglio_export.errors import ExportError
@@ -228,11 +228,11 @@ def test_a_bundle_that_cannot_be_written(bundle: Path) -> None:
 def test_an_engine_that_is_something_else(bundle: Path) -> None:
     """What the builder made is told in words, as bundle.json and the profiles are."""
     request = builder.BuildRequest(bundle, "tensorrt-rtx", arch=ARCH)
-    part = builder.plan_work(request).jobs[-1].component
+    part = builder.plan_build(request).jobs[-1].component
     shapes: dict[str, tuple[Shape, Shape, Shape]] = {
         "image": ((1, 3, 16, 16), (1, 3, 32, 32), (1, 3, 48, 48))
     }
-    order = Order("tensorrt-rtx", bundle / part.path, ("sm89",), (), (shapes,), (), Path())
+    order = BuildSpec("tensorrt-rtx", bundle / part.path, ("sm89",), (), (shapes,), (), Path())
     image = Binding("image", True, "float16", (1, 3, -1, -1), (shapes["image"],))
     log = EngineLog((), (image,), part.weights_bytes, (1,))
     with pytest.raises(ExportError) as raised:

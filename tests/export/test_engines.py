@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from intaglio_export.engines.builder import BuildRequest, estimates, plan_bytes, plan_work
+from intaglio_export.engines.builder import BuildRequest, estimates, plan_build, plan_bytes
 from intaglio_export.errors import ExitCode, ExportError
 from tests import bundles
 from tests.export.engines import ARCH, assert_whole, build, read, without_engines
@@ -94,7 +94,7 @@ def test_memory_is_as_estimated(shipped: Shipped) -> None:
     each."""
     for layout in ("forked", "dual"):
         bundle = shipped(layout, "float32")
-        work = plan_work(BuildRequest(bundle, "tensorrt-rtx", arch=ARCH))
+        work = plan_build(BuildRequest(bundle, "tensorrt-rtx", arch=ARCH))
         for job in work.jobs:
             assert job.entry is not None
             (estimate,), (measured,) = estimates(work, job), job.entry["activation_bytes"]

@@ -10,13 +10,13 @@ import onnx
 import pytest
 import torch
 
-from intaglio_export import resources
 from intaglio_export.adapters import Adapter, adapter_for
-from intaglio_export.conditioning import condition, loop_inputs
-from intaglio_export.graphs import ExportUnit
-from intaglio_export.transformer_graphs import transformer_units
-from intaglio_export.verify import open_session
-from intaglio_export.writing import make_graph, save_graph
+from intaglio_export.bundle.verify import open_session
+from intaglio_export.bundle.writing import make_graph, save_graph
+from intaglio_export.graph_specs import ExportUnit
+from intaglio_export.networks.conditioning import condition, loop_inputs
+from intaglio_export.networks.transformer_graphs import transformer_units
+from intaglio_export.support import resources
 from tests.export.engines import assert_whole, build, without_engines
 from tests.export.test_bundle import manifest_of, relative
 from tests.families import FAMILIES

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from intaglio_export.adapters import adapter_for
-from intaglio_export.channels import calibration_grid, draw_noise, encode, fixed_inputs
-from intaglio_export.observing import POINTS, observing
+from intaglio_export.adapters.observing import POINTS, observing
+from intaglio_export.calibration.calibrate import calibration_grid, draw_noise, encode, fixed_inputs
 from tests.families import FAMILIES
 from tests.families.parts import MAX_LENGTH
 

@@ -11,12 +11,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intaglio_export import resources
+from intaglio_export.calibration.recipes import find_recipe
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.options import SETTINGS_SCHEMA, Settings, parse_channels, read_settings
-from intaglio_export.recipes import find_recipe
+from intaglio_export.options import (
+    SETTINGS_SCHEMA,
+    ExportRequest,
+    ModelSettings,
+    parse_channels,
+    read_settings,
+)
+from intaglio_export.support import resources
 
 PATH_SCHEMA = resources.bundle_schema()["$defs"]["path"]
+
+
+@pytest.mark.parametrize(
+    ("short", "long"), [("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")]
+)
+def test_a_dtype_has_a_short_and_a_long_name(short: str, long: str) -> None:
+    for name in (short, long):
+        assert str(ExportRequest("model", Path("out"), dtype=name).dtype) == long
+
+
+@pytest.mark.parametrize("name", ["fp8", "FP16", "half", ""])
+def test_other_dtypes_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a valid Dtype"):
+        ExportRequest("model", Path("out"), dtype=name)
 
 
 @given(st.lists(st.integers(0, 9999), min_size=1, max_size=8, unique=True))
@@ -46,16 +66,16 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 def test_settings_lie_over_one_another() -> None:
-    below = Settings(block=3, channels=[1, 2], ref=[0.5, 0.5], steps=8)
-    over = Settings(channels="top:4", keep=0.25).over(below)
+    below = ModelSettings(block=3, channels=[1, 2], ref=[0.5, 0.5], steps=8)
+    over = ModelSettings(channels="top:4", keep=0.25).over(below)
     assert (over.block, over.channels, over.steps) == (3, "top:4", 8)
     assert over.ref is None, "the ref of other channels"
     assert over.keep_range() == [0.25, 0.25]
-    assert Settings(block=0).over(below).block == 0
+    assert ModelSettings(block=0).over(below).block == 0
 
 
 def test_every_setting_may_be_in_a_file() -> None:
-    assert set(SETTINGS_SCHEMA["properties"]) == {*Settings.__dataclass_fields__, "evidence"}
+    assert set(SETTINGS_SCHEMA["properties"]) == {*ModelSettings.__dataclass_fields__, "evidence"}
 
 
 @pytest.mark.parametrize(
@@ -76,8 +96,8 @@ def test_every_setting_may_be_in_a_file() -> None:
         ('{"cfg_scale": 1e39}', "at cfg_scale"),
         ('{"steps": 10001}', "greater than the maximum of 10000"),
         ('{"name": "\\ud800"}', "surrogates"),
-        ('{"dg_window": [0.7, 0.2]}', "dg_window .0.7, 0.2. holds no part"),
-        ('{"cfg_window": [0.5, 0.5]}', "cfg_window .0.5, 0.5. holds no part"),
+        ('{"dg_window": [0.7, 0.2]}', "dg_window .0.7, 0.2. is empty"),
+        ('{"cfg_window": [0.5, 0.5]}', "cfg_window .0.5, 0.5. is empty"),
     ],
 )
 def test_a_bad_settings_file_is_refused(tmp_path: Path, text: str, says: str) -> None:

@@ -1,4 +1,4 @@
-"""Products in float16 and bfloat16 inside a float32 stream, and what would overflow."""
+"""LowPrecisionMatmuls in float16 and bfloat16 inside a float32 stream, and what would overflow."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from intaglio_export.adapters import FluxAdapter, SD3Adapter
-from intaglio_export.channels import observe
+from intaglio_export.calibration.calibrate import calibrate
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.precision import DTYPES, Products, narrow
+from intaglio_export.precision import DTYPES, LowPrecisionMatmuls, store_weights_in
 from tests.bundles import bundle
 from tests.families import flux, sd3
 from tests.families.parts import MAX_LENGTH
@@ -29,7 +29,7 @@ def adapter(dtype: torch.dtype, planted: float = 40.0) -> SD3Adapter:
     with torch.no_grad():
         pipeline.transformer.pos_embed.proj.bias[sd3.PLANTED] = planted
     for name in ("transformer", "text_encoder", "text_encoder_2"):
-        narrow(getattr(pipeline, name), dtype)
+        store_weights_in(getattr(pipeline, name), dtype)
     return SD3Adapter(pipeline, dtype)
 
 
@@ -38,9 +38,9 @@ def adapter(dtype: torch.dtype, planted: float = 40.0) -> SD3Adapter:
 def test_a_product_is_that_of_torch_on_narrow_tensors(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(32, 8), torch.randn(2, 5, 32)
-    narrow(layer, dtype)
+    store_weights_in(layer, dtype)
     assert (layer.weight.dtype, layer.bias.dtype) == (dtype, torch.float32)
-    with Products(dtype):
+    with LowPrecisionMatmuls(dtype):
         got = layer(x)
     assert got.dtype == torch.float32
     expected = nn.functional.linear(x.to(dtype), layer.weight).float() + layer.bias
@@ -52,8 +52,8 @@ def test_a_product_is_that_of_torch_on_narrow_tensors(dtype: torch.dtype) -> Non
 def test_conditioning_vectors_keep_float32(dtype: torch.dtype) -> None:
     """Time embeddings and modulation have no axis of tokens."""
     layer, x = nn.Linear(32, 8), torch.randn(2, 32)
-    narrow(layer, dtype)
-    with Products(dtype):
+    store_weights_in(layer, dtype)
+    with LowPrecisionMatmuls(dtype):
         got = layer(x)
     expected = nn.functional.linear(x, layer.weight.float(), layer.bias)
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
@@ -62,7 +62,7 @@ def test_conditioning_vectors_keep_float32(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", NARROW)
 def test_the_stream_does_not_overflow_where_its_channels_would(dtype: torch.dtype) -> None:
     """|z| beyond float16's end is in the residual stream only, and is recorded."""
-    statistics = observe(adapter(dtype, planted=100_000.0), MAX_LENGTH)
+    statistics = calibrate(adapter(dtype, planted=100_000.0), MAX_LENGTH)
     assert statistics.massive(1)[0] == sd3.PLANTED
     assert (statistics.max_abs > 65504).all()
 
@@ -73,7 +73,7 @@ def test_a_block_whose_inside_overflows_is_named(block: int) -> None:
     with torch.no_grad():
         broken.transformer.transformer_blocks[block].ff.net[0].proj.weight.fill_(60000.0)
     with pytest.raises(ExportError, match=rf"block {block} .*65504.*bfloat16") as caught:
-        observe(broken, MAX_LENGTH)
+        calibrate(broken, MAX_LENGTH)
     assert caught.value.exit_code == ExitCode.BAD_INPUT
 
 
@@ -83,9 +83,9 @@ def test_what_transformers_keeps_in_float32_is_kept() -> None:
     pipeline = sd3.make_sd35()
     loud = pipeline.text_encoder_3.encoder.block[0].layer[1].DenseReluDense.wo.weight
     loud.fill_(60000.0)
-    narrow(pipeline.text_encoder_3, torch.float16)
+    store_weights_in(pipeline.text_encoder_3, torch.float16)
     assert loud.dtype == torch.float32
-    with Products(torch.float16):
+    with LowPrecisionMatmuls(torch.float16):
         out = pipeline.text_encoder_3(torch.tensor([[5, 6, 1]])).last_hidden_state
     assert out.isfinite().all()
 
@@ -94,9 +94,9 @@ def test_a_single_stream_block_is_counted_on() -> None:
     pipeline = flux.make_dev()
     with torch.no_grad():
         pipeline.transformer.single_transformer_blocks[1].proj_mlp.weight.fill_(60000.0)
-    narrow(pipeline.transformer, torch.float16)
+    store_weights_in(pipeline.transformer, torch.float16)
     with pytest.raises(ExportError, match="block 3 "):
-        observe(FluxAdapter(pipeline, torch.float16), MAX_LENGTH)
+        calibrate(FluxAdapter(pipeline, torch.float16), MAX_LENGTH)
 
 
 # The graph with the op, in the bundles that tests/parity/family.py has.
@@ -160,6 +160,6 @@ def test_weights_are_narrow_in_the_file(
 
 def test_max_abs_is_recorded(forked_bundle: Path, sd3_pipeline: Any) -> None:
     manifest = json.loads((forked_bundle / "bundle.json").read_text("utf-8"))
-    statistics = observe(SD3Adapter(sd3_pipeline), MAX_LENGTH)
+    statistics = calibrate(SD3Adapter(sd3_pipeline), MAX_LENGTH)
     recorded = torch.tensor(manifest["transformer"]["max_abs"], dtype=torch.float64)
     torch.testing.assert_close(recorded, torch.from_numpy(statistics.max_abs), rtol=1e-3, atol=1e-3)

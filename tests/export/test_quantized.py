@@ -12,11 +12,11 @@ import onnx_ir as ir
 import pytest
 
 import intaglio
+from intaglio_export.bundle.verify import QUANTIZED_TOLERANCE, open_session
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import QUANTIZE, ExportRequest
 from intaglio_export.passes.quantize_weights import BLOCK, quantize_weights
-from intaglio_export.verify import QUANTIZED_TOLERANCE, open_session
 from tests import bundles
 from tests.families import FAMILIES
 from tests.families.sd3 import PLANTED

@@ -17,10 +17,10 @@ from diffusers import (
 
 from intaglio_export import exporter
 from intaglio_export.adapters import FluxAdapter, SD3Adapter
+from intaglio_export.adapters.schedulers import check_scheduler, scheduler_entry
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
-from intaglio_export.schedulers import check_scheduler, scheduler_entry
 from tests.families.sd3 import make_pipeline
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from intaglio_export import suppress
+from intaglio_export.networks import suppress
 from tests.conftest import onnxruntime_library
 
 PACKAGE = Path(sysconfig.get_path("platlib")) / "intaglio"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import intaglio
 from intaglio import _core
-from intaglio_export.schedulers import scheduler_entry
+from intaglio_export.adapters.schedulers import scheduler_entry
 
 CLASSES = {"ddim": DDIMScheduler, "dpmpp-2m": DPMSolverMultistepScheduler}
 SAMPLERS = {"ddim": _core.sample_ddim, "dpmpp-2m": _core.sample_dpmpp_2m}

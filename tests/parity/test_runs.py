@@ -20,7 +20,7 @@ from diffusers import (
 )
 
 import intaglio
-from intaglio_export.schedulers import scheduler_entry
+from intaglio_export.adapters.schedulers import scheduler_entry
 from tests.families.parts import MAX_LENGTH
 from tests.parity.three_branch_loop import Prompt, Suppression, branches, sample
 

@@ -16,9 +16,14 @@ from tokenizers.models import Unigram
 from transformers import AddedToken, PreTrainedTokenizerFast, T5Tokenizer
 
 from intaglio import _core
+from intaglio_export.bundle.tokenizer_tables import (
+    FILE_NAME,
+    sentencepiece_problem,
+    t5_table,
+    write_table,
+)
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import open_source
-from intaglio_export.tokenizer import FILE_NAME, sentencepiece_problem, t5_table, write_table
 from tests.families.sd3 import make_sd35
 from tests.tiny_t5 import make_tokenizer, prompts, write_sentencepiece
 
@@ -283,6 +288,6 @@ def test_a_sentencepiece_file_alone_is_explained(
     model.write_bytes(b"no model")
     with pytest.raises(ExportError, match=r"tokenizer_3/spiece\.model is not a SentencePiece file"):
         open_source(source)
-    monkeypatch.setattr("intaglio_export.tokenizer.find_spec", lambda _: None)
+    monkeypatch.setattr("intaglio_export.bundle.tokenizer_tables.find_spec", lambda _: None)
     with pytest.raises(ExportError, match="needs the package sentencepiece"):
         open_source(source)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers import AddedToken, AutoTokenizer, CLIPTokenizer
 
 from intaglio import _core
+from intaglio_export.bundle.tokenizer_tables import FILE_NAME, clip_table, write_table
 from intaglio_export.errors import ExportError
-from intaglio_export.tokenizer import FILE_NAME, clip_table, write_table
 from tests.tiny_t5 import prompts
 
 ROOT = Path(__file__).parents[2]

@@ -84,8 +84,7 @@ def test_vendor_headers_stay_in_backend_and_ops() -> None:
     wrong = [
         f"{path.relative_to(ROOT)} includes {include}"
         for path in sources("cpp", "python/bindings", "tests/cpp")
-        if path.relative_to(ROOT).parts[1:3] != ("src", "backend")
-        and path.parent.name != "ops"
+        if path.relative_to(ROOT).parts[1:3] != ("src", "backend") and path.parent.name != "ops"
         for include in includes(path)
         if VENDORS.search(include)
     ]

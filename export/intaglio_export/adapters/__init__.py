@@ -1,4 +1,4 @@
-"""One DiT family per file. To add a family: write its adapter and list it in `ADAPTERS`."""
+"""Adapters, one file per DiT family. To add a family, write its adapter and list it below."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
 
 
 def adapter_for(pipeline_class: str) -> type[Adapter] | None:
-    """The adapter of a diffusers pipeline class, or None."""
+    """Return the adapter of a diffusers pipeline class, or None."""
     for adapter in ADAPTERS:
         if pipeline_class in adapter.pipeline_classes:
             return adapter

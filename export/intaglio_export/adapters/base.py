@@ -1,7 +1,7 @@
-"""What the exporter asks of a DiT family. One file per family implements it; see `sd3.py`.
+"""The interface between the exporter and a DiT family. Each family has a file, such as `sd3.py`.
 
 An adapter says where things are in the family's diffusers classes. It copies no model code: the
-exporter runs the diffusers transformer itself and intervenes through hooks (`forking.py`).
+exporter runs the diffusers transformer and changes it through hooks (`networks/forking.py`).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from intaglio_export.graphs import Axis, ExportUnit, TensorSpec
-from intaglio_export.precision import Products
-from intaglio_export.schedulers import EULER
+from intaglio_export.adapters.schedulers import EULER
+from intaglio_export.graph_specs import Axis, ExportUnit, TensorSpec
+from intaglio_export.precision import LowPrecisionMatmuls
 
 Inputs = dict[str, torch.Tensor]
-# Pixels along a side where no position table ends earlier.
+# The largest side in pixels, unless a position table ends earlier.
 LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)
 class Modulation:
-    """A product over conditioning vectors whose result [B, W] modulates the image or text stream.
+    """A matmul over conditioning vectors whose result [B, W] modulates the image or text stream.
 
-    `block` is the first that it modulates; what follows the last of L blocks is block L.
+    `block` is the first block that it modulates; L stands for what follows the last of L blocks.
     """
 
     linear: nn.Linear
@@ -38,16 +38,16 @@ class Modulation:
 
     @property
     def width(self) -> int:
-        """W."""
+        """W, the number of modulation values."""
         return self.linear.out_features
 
 
 @dataclass(frozen=True)
 class LatentLayout:
-    """The latent space, as the manifest's `latent` lists it; sizes in pixels.
+    """The latent space as in the manifest's `latent`, with sizes in pixels.
 
-    `packed`: the transformer takes [N, tokens, channels * patch_size^2], as FLUX packs them.
-    `fixed_size`: images are max_height x max_width and nothing else.
+    If `packed`, the transformer takes [N, tokens, channels * patch_size^2], as FLUX does. If
+    `fixed_size`, all images have max_height x max_width pixels.
     """
 
     channels: int
@@ -62,9 +62,10 @@ class LatentLayout:
 
 @dataclass(frozen=True)
 class EncoderLayout:
-    """A text encoder's tokenizer, tokens per prompt, and what it is asked for.
+    """A text encoder's tokenizer, tokens per prompt, and the outputs that are used.
 
-    `masked`: padding is hidden from it. `lowercase`: the pipeline lowers and strips the prompt.
+    If `masked`, the encoder does not attend to padding. If `lowercase`, the pipeline converts the
+    prompt to lower case and strips it.
     """
 
     tokenizer: str
@@ -76,7 +77,7 @@ class EncoderLayout:
 
 @dataclass(frozen=True)
 class TextSegment:
-    """A stretch of the prompt sequence: outputs of `encoders` joined along channels, else zeros."""
+    """A segment of the prompt sequence: the outputs of `encoders` joined along channels, or zeros."""
 
     encoders: tuple[str, ...]
     length: int
@@ -86,7 +87,7 @@ class TextSegment:
 class PromptLayout:
     """How the encoders' outputs become the inputs `text`, `text_mask` and `pooled`.
 
-    `text_mask` names the encoder whose token mask the transformer takes, if it takes one.
+    `text_mask` is the encoder whose token mask the transformer takes, or None.
     """
 
     max_sequence_length: int
@@ -99,7 +100,7 @@ class PromptLayout:
 
 @dataclass(frozen=True)
 class ClassLayout:
-    """Class labels 0..count-1, and the label that stands for none."""
+    """Class labels 0..count-1, and the label for no class."""
 
     count: int
     null: int
@@ -107,7 +108,7 @@ class ClassLayout:
 
 @dataclass(frozen=True)
 class PipelineDefaults:
-    """What the diffusers pipeline itself would use; `height` and `width` in pixels."""
+    """The defaults of the diffusers pipeline; `height` and `width` are in pixels."""
 
     steps: int
     cfg_scale: float
@@ -123,18 +124,18 @@ class Adapter(ABC):
     family: ClassVar[str]
     pipeline_classes: ClassVar[tuple[str, ...]]
     prediction_type: ClassVar[str]
-    # Text encoders in the pipeline's order, and those among them it can do without.
+    # Text encoders in the pipeline's order, and those of them that are optional.
     text_encoders: ClassVar[tuple[str, ...]] = ()
     optional_encoders: ClassVar[tuple[str, ...]] = ()
-    # "linspace": the pipeline gives the scheduler sigmas linspace(1, 1/N, N) of its own.
+    # "linspace" if the pipeline passes its own sigmas linspace(1, 1/N, N) to the scheduler.
     sigmas: ClassVar[str | None] = None
-    # What the pipeline calls true classifier-free guidance.
+    # The pipeline's argument for true classifier-free guidance.
     cfg_argument: ClassVar[str] = "guidance_scale"
-    # Of a dynamic shift, where the scheduler's configuration has none.
+    # The max_shift of a dynamic shift, if the scheduler's configuration has none.
     max_shift: ClassVar[float] = 1.15
 
     def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
-        """`dtype` is that of matrix products; see `precision.py`."""
+        """`dtype` is the type of matrix products; see `precision.py`."""
         self.pipeline = pipeline
         self.dtype = dtype
 
@@ -149,14 +150,14 @@ class Adapter(ABC):
         config: Mapping[str, Any] = self.pipeline.transformer.config
         return config
 
-    # Where the blocks are and what passes by them.
+    # Where the blocks are, and what they take and return.
 
     def blocks(self) -> Sequence[nn.Module]:
-        """All blocks that carry the image stream, in order of execution."""
+        """Return all blocks that change the image stream, in order of execution."""
         return list(self.transformer.transformer_blocks)
 
     def split(self, output: Any) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-        """Of what a block returned: the image stream [B, T, C], and its other streams.
+        """Split the output of a block into the image stream [B, T, C] and its other streams.
 
         Joint blocks return (encoder_hidden_states, hidden_states), others hidden_states alone.
         """
@@ -165,59 +166,59 @@ class Adapter(ABC):
         return output, ()
 
     def join(self, hidden: torch.Tensor, others: tuple[torch.Tensor | None, ...]) -> Any:
-        """The inverse of `split`."""
+        """Undo `split`."""
         return (*others, hidden) if others else hidden
 
     def attention(self, block: nn.Module) -> nn.Module:
-        """The block's attention over image tokens; its first input is AdaLN's output."""
+        """Return the block's attention over image tokens, whose first input is AdaLN's output."""
         return block.attn  # type: ignore[return-value]
 
     def gating(self, block: nn.Module) -> nn.Module:
-        """The module of `block` whose call `gate` is read from."""
+        """Return the module of `block` whose call contains the gate."""
         return block.norm1  # type: ignore[return-value]
 
     def gate(self, block: nn.Module, kwargs: Mapping[str, Any], output: Any) -> torch.Tensor:
-        """alpha [B, C], AdaLN's residual gate of attention, of a call of `gating(block)`."""
+        """Return alpha [B, C], AdaLN's residual gate of attention, from a call of `gating(block)`."""
         alpha: torch.Tensor = output[1]
         return alpha
 
     @property
     def row_arguments(self) -> tuple[str, ...]:
-        """Keyword arguments of a block, besides streams and `temb`, that carry a batch row."""
+        """The keyword arguments of a block, besides streams and `temb`, that have a batch axis."""
         return ()
 
-    # What depends on prompt and timestep alone, and is computed ahead of the loop.
+    # What depends only on prompt and timestep, and is computed before the denoising loop.
 
     @abstractmethod
     def modulations(self) -> tuple[Modulation, ...]:
-        """Where conditioning vectors end, in the order of the blocks that they are for."""
+        """Return the matmuls that conditioning vectors end in, in the order of their blocks."""
 
     def projection(self) -> tuple[nn.Module, ...]:
-        """What `text` passes before the blocks, one after the other; empty for no text."""
+        """Return the modules that `text` passes before the blocks, in order; empty without text."""
         return ()
 
     # The transformer's inputs.
 
     @abstractmethod
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The transformer's inputs by role, rows named `base_rows`, `latent` first."""
+        """Return the transformer's inputs. `latent` is the first, and rows are called `base_rows`."""
 
     def output_axes(self) -> tuple[Axis, ...]:
-        """Axes of the prediction, rows named `rows`: those of the latent."""
+        """Return the axes of the prediction, which are those of the latent with rows `rows`."""
         return ("rows", *self.inputs()[0].axes[1:])
 
     @abstractmethod
     def predict(self, inputs: Inputs) -> torch.Tensor:
-        """Run the transformer on inputs by role; timesteps in the scheduler's unit."""
+        """Run the transformer on inputs by role. Timesteps are in the scheduler's unit."""
 
     def run(self, inputs: Inputs, where: Callable[[], str] | None = None) -> torch.Tensor:
-        """`predict` in the adapter's precision; `where` names the place of an overflow."""
-        with Products(self.dtype, where or (lambda: "the transformer")):
+        """Call `predict` in the adapter's precision. `where` names the current part for errors."""
+        with LowPrecisionMatmuls(self.dtype, where or (lambda: "the transformer")):
             return self.predict(inputs)
 
     def project(self, text: torch.Tensor) -> torch.Tensor:
-        """The context [P, T, D] that blocks are given for `text` [P, T, text_width]."""
-        with Products(self.dtype, lambda: "the prompt's projection"):
+        """Return the context [P, T, D] that the blocks get for `text` [P, T, text_width]."""
+        with LowPrecisionMatmuls(self.dtype, lambda: "the prompt's projection"):
             for module in self.projection():
                 text = module(text)
         return text
@@ -229,35 +230,35 @@ class Adapter(ABC):
 
     @property
     def channels(self) -> int:
-        """C: width of the image stream."""
+        """C, the number of channels of the hidden states."""
         return int(self.transformer.inner_dim)
 
-    # What else the manifest tells the runtime.
+    # What else the manifest holds.
 
     @abstractmethod
     def latent(self) -> LatentLayout:
-        """Layout and scaling of the latents."""
+        """Return the layout and scaling of the latents."""
 
     def prompt(self, max_sequence_length: int) -> PromptLayout | None:
-        """How prompts are encoded at `max_sequence_length`; None for a model without prompts."""
+        """Return how prompts are encoded, or None for a model without prompts."""
         return None
 
     def classes(self) -> ClassLayout | None:
-        """Class labels, for a model that is conditioned by them."""
+        """Return the class labels, or None for a model without classes."""
         return None
 
     @property
     @abstractmethod
     def default_side(self) -> int:
-        """Pixels along a side of the square that the pipeline draws unless told otherwise."""
+        """Pixels along a side of the square that the pipeline draws by default."""
 
     @property
     def distilled_guidance(self) -> float | None:
-        """What a guidance-distilled model is given by default; None for another."""
+        """The default of a guidance-distilled model's guidance input, or None."""
         return None
 
     def defaults(self) -> PipelineDefaults:
-        """The pipeline's own defaults."""
+        """Return the defaults of the pipeline."""
         return PipelineDefaults(
             steps=self.call_default("num_inference_steps"),
             cfg_scale=self.call_default(self.cfg_argument),
@@ -269,10 +270,10 @@ class Adapter(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
-        """Inputs by role that depend on the prompts only, as the pipeline itself makes them."""
+        """Return the inputs that depend only on the prompts, as the pipeline computes them."""
 
     def random_text(self, rows: int, length: int) -> Inputs:
-        """Normal numbers for prompts where no encoder is at hand: |z| hardly depends on them."""
+        """Return normal numbers in place of encoded prompts, on which |z| hardly depends."""
         specs = [spec for spec in self.inputs() if spec.role in ("text", "text_mask", "pooled")]
         sizes = {"base_rows": rows, "text_length": length}
         inputs = {
@@ -283,25 +284,25 @@ class Adapter(ABC):
             inputs["text_mask"].fill_(1.0)
         return inputs
 
-    # The VAE, between latents whose scaling is undone and images [N, 3, H, W] in [-1, 1].
+    # The VAE converts between unscaled latents and images [N, 3, H, W] in [-1, 1].
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """The image, not clamped."""
+        """Return the image, which is not clamped."""
         image: torch.Tensor = self.pipeline.vae.decode(latents, return_dict=False)[0]
         return image
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """The mean of the latents."""
+        """Return the mean of the latents."""
         mean: torch.Tensor = self.pipeline.vae.encode(image, return_dict=False)[0].mean
         return mean
 
     def scheduler(self, steps: int, tokens: int) -> Any:
-        """A copy of the pipeline's scheduler, timesteps set for images of `tokens` tokens."""
+        """Return a copy of the pipeline's scheduler with timesteps for images of `tokens` tokens."""
         scheduler = deepcopy(self.pipeline.scheduler)
         extra: dict[str, Any] = {}
         if scheduler.config.get("use_dynamic_shifting"):
             extra["mu"] = self._shift(scheduler.config, tokens)
-        # The pipeline gives its own to no other scheduler that there is.
+        # The pipeline passes its own sigmas to this scheduler only.
         if self.sigmas == "linspace" and type(scheduler).__name__ == EULER:
             extra["sigmas"] = np.linspace(1.0, 1 / steps, steps)
             scheduler.set_timesteps(**extra)
@@ -310,17 +311,17 @@ class Adapter(ABC):
         return scheduler
 
     def _shift(self, config: Mapping[str, Any], tokens: int) -> float:
-        """mu of `tokens` image tokens: linear between two lengths, as in `calculate_shift`."""
+        """Return mu for `tokens` image tokens, interpolated as in diffusers' `calculate_shift`."""
         first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         low, high = config.get("base_shift", 0.5), config.get("max_shift", self.max_shift)
         mu: float = low + (high - low) / (last - first) * (tokens - first)
         return mu
 
     def call_default(self, name: str) -> Any:
-        """The default of an argument of the pipeline's `__call__`, None if it has none."""
+        """Return the default of an argument of the pipeline's `__call__`, or None."""
         argument = inspect.signature(type(self.pipeline).__call__).parameters.get(name)
         return argument.default if argument else None
 
     def left_out(self) -> list[str]:
-        """Sentences on parts of the pipeline that the bundle will not hold."""
+        """Return sentences about parts of the pipeline that the bundle does not hold."""
         return []

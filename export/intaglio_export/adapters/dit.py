@@ -12,11 +12,11 @@ from intaglio_export.adapters.base import (
     LatentLayout,
     Modulation,
 )
-from intaglio_export.graphs import TensorSpec
+from intaglio_export.graph_specs import TensorSpec
 
 
 class DiTAdapter(Adapter):
-    """`DiTPipeline`: predicts noise and a sigma that is not used, at one square size."""
+    """`DiTPipeline`, which predicts noise and an unused sigma, at one square size."""
 
     family = "dit"
     pipeline_classes = ("DiTPipeline",)
@@ -46,7 +46,7 @@ class DiTAdapter(Adapter):
             class_labels=inputs["class"],
             return_dict=False,
         )[0]
-        # The second half is the learned sigma, which no sampler here uses.
+        # The second half is the learned sigma, which our samplers do not use.
         return prediction[:, : self.transformer.config.in_channels]
 
     def latent(self) -> LatentLayout:
@@ -72,7 +72,7 @@ class DiTAdapter(Adapter):
         return int(self.latent().max_height)
 
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
-        """Classes spread over the range stand for the prompts."""
+        """Return classes spread over the whole range in place of the prompts."""
         count = self.classes().count
         labels = torch.linspace(0, count - 1, len(prompts)).round().long()
         return {"class": labels}

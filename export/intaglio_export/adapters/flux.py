@@ -17,11 +17,11 @@ from intaglio_export.adapters.base import (
     PromptLayout,
     TextSegment,
 )
-from intaglio_export.graphs import TensorSpec
+from intaglio_export.graph_specs import TensorSpec
 
 
 class FluxAdapter(Adapter):
-    """`FluxPipeline`: T5 for the sequence, CLIP-L for the pooled vector, latents in packed form."""
+    """`FluxPipeline`, with T5 for the sequence, CLIP-L for the pooled vector, and packed latents."""
 
     family = "flux"
     pipeline_classes = ("FluxPipeline",)
@@ -31,7 +31,7 @@ class FluxAdapter(Adapter):
     cfg_argument = "true_cfg_scale"
 
     def blocks(self) -> Sequence[nn.Module]:
-        """Double-stream blocks, then single-stream ones."""
+        """Return the double-stream blocks followed by the single-stream blocks."""
         return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
 
     def gating(self, block: nn.Module) -> nn.Module:
@@ -76,8 +76,8 @@ class FluxAdapter(Adapter):
 
     @property
     def patch_size(self) -> int:
-        # The pipeline packs 2x2 cells into a token; the configuration's patch_size is of what
-        # is packed, and 1.
+        # The pipeline packs 2x2 cells into a token. The configuration's patch_size is 1, because it
+        # counts packed cells.
         return 2
 
     def latent(self) -> LatentLayout:

@@ -18,13 +18,13 @@ from intaglio_export.adapters.base import (
     PromptLayout,
     TextSegment,
 )
-from intaglio_export.adapters.patching import replaced
 from intaglio_export.errors import ExportError
-from intaglio_export.graphs import TensorSpec
+from intaglio_export.graph_specs import TensorSpec
+from intaglio_export.support.patching import replaced
 
 
 class PixArtSigmaAdapter(Adapter):
-    """`PixArtSigmaPipeline`: AdaLN-single, cross-attention to T5 with a mask over its padding."""
+    """`PixArtSigmaPipeline`, with AdaLN-single and masked cross-attention to T5."""
 
     family = "pixart-sigma"
     pipeline_classes = ("PixArtSigmaPipeline",)
@@ -36,14 +36,14 @@ class PixArtSigmaAdapter(Adapter):
         if self.transformer.use_additional_conditions:
             raise ExportError(
                 "The transformer takes resolution and aspect ratio (use_additional_conditions), as"
-                " PixArt-alpha does; PixArt-Sigma's, which this version exports, does not."
+                " PixArt-alpha does; this version exports PixArt-Sigma only."
             )
 
     def attention(self, block: nn.Module) -> nn.Module:
         return block.attn1  # type: ignore[return-value]
 
     def gating(self, block: nn.Module) -> nn.Module:
-        """AdaLN-single: a block adds a table of its own to modulations that are given to all."""
+        """Return the block, which adds its own table to the modulations that all blocks get."""
         return block
 
     def gate(self, block: nn.Module, kwargs: Mapping[str, Any], output: Any) -> torch.Tensor:
@@ -56,7 +56,7 @@ class PixArtSigmaAdapter(Adapter):
         return ("encoder_hidden_states", "encoder_attention_mask", "timestep")
 
     def modulations(self) -> tuple[Modulation, ...]:
-        """One for all blocks, and the embedded timestep itself for what follows them."""
+        """Return one modulation for all blocks, and the embedded timestep for what follows them."""
         single = self.transformer.adaln_single
         embedded = single.emb.timestep_embedder.linear_2
         return (Modulation(single.linear, 0), Modulation(embedded, len(self.blocks())))
@@ -84,13 +84,13 @@ class PixArtSigmaAdapter(Adapter):
                 added_cond_kwargs={"resolution": None, "aspect_ratio": None},
                 return_dict=False,
             )[0]
-        # The second half is the learned sigma, which no sampler here uses.
+        # The second half is the learned sigma, which our samplers do not use.
         return prediction[:, : self.transformer.config.in_channels]
 
     def _for_every_size(self) -> Iterator[tuple[object, str, Any]]:
-        """What an export can follow for any number of rows and tokens, with the same values."""
-        # The table for the pipeline's own size would be taken for that size only, and so split the
-        # graph in two; at no size of its own it is computed for every size.
+        """Yield replacements with the same values that can be traced for any number of rows."""
+        # The model has a table for the pipeline's own size, which would be fixed in the graph. With
+        # an impossible own size, the table is computed for every size.
         yield self.transformer.pos_embed, "height", -1
         for block in self.transformer.transformer_blocks:
             yield block.attn2, "prepare_attention_mask", _mask_for(block.attn2.heads)
@@ -132,7 +132,7 @@ class PixArtSigmaAdapter(Adapter):
 
 
 def _mask_for(heads: int) -> Callable[..., torch.Tensor]:
-    """diffusers' own repeats the mask [B, 1, S] by a count of rows that an export cannot follow."""
+    """Replace diffusers' method, whose number of mask rows [B, 1, S] cannot be traced."""
 
     def prepare(mask: torch.Tensor, *sizes: int) -> torch.Tensor:
         return mask.unsqueeze(1).expand(-1, heads, -1, -1)

@@ -19,13 +19,13 @@ from intaglio_export.adapters.base import (
     PromptLayout,
     TextSegment,
 )
-from intaglio_export.adapters.patching import replaced
 from intaglio_export.errors import ExportError
-from intaglio_export.graphs import TensorSpec
+from intaglio_export.graph_specs import TensorSpec
+from intaglio_export.support.patching import replaced
 
 
 class QwenImageAdapter(Adapter):
-    """`QwenImagePipeline`, driven by prompt embeddings: its text model (Qwen2.5-VL) is left out."""
+    """`QwenImagePipeline` with prompt embeddings: its text model (Qwen2.5-VL) is not exported."""
 
     family = "qwen-image"
     pipeline_classes = ("QwenImagePipeline",)
@@ -37,8 +37,8 @@ class QwenImageAdapter(Adapter):
         super().__init__(pipeline, dtype)
         if self.transformer.config.zero_cond_t or self.transformer.config.use_layer3d_rope:
             raise ExportError(
-                "The transformer is of Qwen-Image-Edit or -Layered (zero_cond_t or"
-                " use_layer3d_rope); this version exports the text-to-image model."
+                "The transformer is from Qwen-Image-Edit or -Layered (zero_cond_t or"
+                " use_layer3d_rope); this version exports the text-to-image model only."
             )
         self._positions = _Positions(self.transformer.pos_embed)
 
@@ -46,7 +46,7 @@ class QwenImageAdapter(Adapter):
         return block.img_mod  # type: ignore[return-value]
 
     def gate(self, block: nn.Module, kwargs: Mapping[str, Any], output: Any) -> torch.Tensor:
-        """Of the modulations of attention and MLP, shift, scale and gate each."""
+        """Return the gate of attention; the output holds shift, scale and gate of attention and MLP."""
         alpha: torch.Tensor = output.chunk(6, dim=-1)[2]
         return alpha
 
@@ -89,9 +89,9 @@ class QwenImageAdapter(Adapter):
 
     @contextmanager
     def _masked(self, mask: torch.Tensor) -> Iterator[None]:
-        """Give the mask to the blocks: what the transformer does with it fixes the text's length.
+        """Give the mask to the blocks, because the transformer's own code fixes the text's length.
 
-        First of a block's hooks, since those of the fork gather its rows.
+        This is the first hook of a block, because the hooks of the fork gather the mask's rows.
         """
 
         def before_block(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -111,7 +111,7 @@ class QwenImageAdapter(Adapter):
         return LatentLayout(
             channels=self.transformer.config.in_channels // self.patch_size**2,
             vae_scale_factor=self.pipeline.vae_scale_factor,
-            scaling_factor=1.0,  # the graphs of the VAE scale each channel themselves
+            scaling_factor=1.0,  # the graphs of the VAE scale each channel
             shift_factor=0.0,
             max_height=LARGEST_SIDE,
             max_width=LARGEST_SIDE,
@@ -147,7 +147,7 @@ class QwenImageAdapter(Adapter):
         return latents
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of each latent channel, [C, 1, 1]."""
+        """Return the mean and standard deviation of each latent channel, [C, 1, 1]."""
         config = self.pipeline.vae.config
         return tuple(
             torch.tensor(values).view(-1, 1, 1)
@@ -156,15 +156,15 @@ class QwenImageAdapter(Adapter):
 
     def left_out(self) -> list[str]:
         return [
-            "The text model (Qwen2.5-VL) is left out: give prompts as embeddings, --prompt-embeds."
+            "The text model (Qwen2.5-VL) is left out; give prompt embeddings with --prompt-embeds."
         ]
 
 
 class _Positions(nn.Module):
-    """`QwenEmbedRope` for positions in place of image shapes, which an export takes for constants.
+    """`QwenEmbedRope` for positions instead of image shapes, which a trace treats as constants.
 
-    Rows and columns are counted from the middle, as `scale_rope` has it, and text goes on from the
-    larger half side along the diagonal.
+    Rows and columns are counted from the middle, as with `scale_rope`. The text continues on the
+    diagonal from the larger half side.
     """
 
     table: torch.Tensor
@@ -179,9 +179,9 @@ class _Positions(nn.Module):
     def forward(
         self, position: torch.Tensor, max_txt_seq_len: int, device: torch.device
     ) -> tuple[_Rotations, _Rotations]:
-        """`position` [tokens, 3] -> rotations of the image's tokens, and of the text's."""
+        """Return the rotations of the image's tokens at `position` [tokens, 3] and of the text's."""
         index = position.long()
-        halves = (index.amax(0) + 2) // 2  # of each axis, the larger half of its size
+        halves = (index.amax(0) + 2) // 2  # the larger half of each axis
         centred = index - torch.where(torch.arange(3) == 0, 0, halves)
         tables = torch.split(self.table, self._axes, dim=1)
         image = [table[self._zero + centred[:, i]] for i, table in enumerate(tables)]
@@ -192,7 +192,7 @@ class _Positions(nn.Module):
 
 @dataclass(frozen=True)
 class _Rotations:
-    """[S, D/2, 2]: what diffusers has as complex numbers, whose unsqueeze ONNX's exporter lacks."""
+    """Complex numbers as [S, D/2, 2], because torch's exporter cannot unsqueeze complex ones."""
 
     parts: torch.Tensor
 

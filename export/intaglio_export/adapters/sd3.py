@@ -14,14 +14,14 @@ from intaglio_export.adapters.base import (
     PromptLayout,
     TextSegment,
 )
-from intaglio_export.graphs import TensorSpec
+from intaglio_export.graph_specs import TensorSpec
 
 CLIP = ("text_encoder", "text_encoder_2")
 T5 = "text_encoder_3"
 
 
 class SD3Adapter(Adapter):
-    """`StableDiffusion3Pipeline`; without T5 its part of the prompt is zeros."""
+    """`StableDiffusion3Pipeline`. Without T5, zeros replace its part of the prompt."""
 
     family = "sd3"
     pipeline_classes = ("StableDiffusion3Pipeline",)
@@ -76,7 +76,7 @@ class SD3Adapter(Adapter):
         )
 
     def prompt(self, max_sequence_length: int) -> PromptLayout:
-        # The pipeline pads and cuts both CLIP prompts to the first tokenizer's length.
+        # The pipeline pads and truncates both CLIP prompts to the first tokenizer's length.
         length = int(self.pipeline.tokenizer_max_length)
         encoders = {
             name: EncoderLayout(_tokenizer(name), length, ("hidden", "pooled")) for name in CLIP
@@ -111,7 +111,7 @@ class SD3Adapter(Adapter):
     def left_out(self) -> list[str]:
         if self.pipeline.text_encoder_3 is not None:
             return []
-        return ["Without its third text encoder (T5), that part of the prompt is zeros."]
+        return ["The third text encoder (T5) is left out; zeros replace its part of the prompt."]
 
 
 def _tokenizer(encoder: str) -> str:

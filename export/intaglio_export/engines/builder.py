@@ -12,18 +12,18 @@ from typing import Any, Protocol
 
 import filelock
 
+from intaglio_export.bundle.output_folder import MANIFEST, check_space
 from intaglio_export.engines import engine_file
 from intaglio_export.engines.bundle import Component, check_contents, components, read_manifest
 from intaglio_export.engines.checks import check_engine, check_residual
 from intaglio_export.engines.estimate import activation_estimate
-from intaglio_export.engines.key import Settings, component_key
-from intaglio_export.engines.network import WEIGHT_STREAMING, Order
+from intaglio_export.engines.key import EngineSettings, component_key
+from intaglio_export.engines.network import WEIGHT_STREAMING, BuildSpec
 from intaglio_export.engines.packages import Package, open_package, parse_targets
 from intaglio_export.engines.profiles import input_shapes, parse_profiles
 from intaglio_export.engines.residual import block_sums, op_layer, residual_types
 from intaglio_export.engines.worker import build_apart
 from intaglio_export.errors import ExitCode, ExportError, usage_error
-from intaglio_export.folder import MANIFEST, check_space
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 # What a plan has beside its weights: as measured, at least 1 MB, and 11 MB for 761 nodes.
@@ -43,7 +43,7 @@ class BuildRequest:
 
 
 @dataclass(frozen=True)
-class Job:
+class BuildTask:
     """A component and its key; `entry` is its part of engine.json if its engine is there."""
 
     component: Component
@@ -52,20 +52,20 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Work:
+class BuildPlan:
     """What there is to do, and the graphs whose engines have just been built."""
 
     manifest: dict[str, Any]
     package: Package
-    settings: Settings
+    settings: EngineSettings
     folder: Path
-    jobs: list[Job]
+    tasks: list[BuildTask]
     built: frozenset[str] = frozenset()
 
     @property
-    def missing(self) -> list[Job]:
+    def missing(self) -> list[BuildTask]:
         """Those whose engine is not there."""
-        return [job for job in self.jobs if job.entry is None]
+        return [task for task in self.tasks if task.entry is None]
 
 
 class Watcher(Protocol):
@@ -81,7 +81,7 @@ class Watcher(Protocol):
         """The component is built."""
 
 
-def plan_work(request: BuildRequest) -> Work:
+def plan_build(request: BuildRequest) -> BuildPlan:
     """What `request` asks for, and which engines of it are there; writes nothing.
 
     Raises:
@@ -103,7 +103,7 @@ def plan_work(request: BuildRequest) -> Work:
         )
     profiles = parse_profiles(request.profiles, manifest)
     package = open_package(request.backend)
-    settings = Settings(
+    settings = EngineSettings(
         request.backend,
         package.version,
         targets or parse_targets(request.backend, request.arch),
@@ -113,14 +113,14 @@ def plan_work(request: BuildRequest) -> Work:
     )
     folder = settings.folder(request.bundle)
     known = engine_file.read(folder)
-    jobs = [
-        _job(component, component_key(settings, component, manifest), folder, known)
+    tasks = [
+        _task(component, component_key(settings, component, manifest), folder, known)
         for component in components(request.bundle, manifest)
     ]
-    work = Work(manifest, package, settings, folder, jobs)
-    for job in work.missing:
-        _sums(job.component, manifest)
-    return work
+    plan = BuildPlan(manifest, package, settings, folder, tasks)
+    for task in plan.missing:
+        _sums(task.component, manifest)
+    return plan
 
 
 def _check_precision(precision: str) -> None:
@@ -134,17 +134,17 @@ def _check_precision(precision: str) -> None:
     raise usage_error(f"--precision {precision} is not one of {', '.join(PRECISIONS)}.")
 
 
-def _job(component: Component, key: str, folder: Path, known: dict[str, Any]) -> Job:
+def _task(component: Component, key: str, folder: Path, known: dict[str, Any]) -> BuildTask:
     entry = known.get(component.path)
     if entry is None or entry["key"] != key:
-        return Job(component, key, None)
+        return BuildTask(component, key, None)
     # Its size only: to read gigabytes before every build would take longer than most builds do.
     plan = folder / entry["plan"]
     there = plan.is_file() and plan.stat().st_size == entry["plan_bytes"]
-    return Job(component, key, entry if there else None)
+    return BuildTask(component, key, entry if there else None)
 
 
-def build_engines(request: BuildRequest, watcher: Watcher) -> Work:
+def build_engines(request: BuildRequest, watcher: Watcher) -> BuildPlan:
     """Build the engines of `request` that are not there; every job of the result has its entry.
 
     An engine is in place as soon as it is built: after an interruption those before it remain.
@@ -152,82 +152,82 @@ def build_engines(request: BuildRequest, watcher: Watcher) -> Work:
     Raises:
         ExportError: a flag, the bundle, the package or the machine does not allow it.
     """
-    work = plan_work(request)  # bad input is found before a folder is made
-    if not work.missing:  # then nothing is written: the bundle may be read-only
-        return work
+    plan = plan_build(request)  # bad input is found before a folder is made
+    if not plan.missing:  # then nothing is written: the bundle may be read-only
+        return plan
     with _locked(request.bundle / "engines"):
-        work = plan_work(request)  # whoever had the lock may have built some
-        built = frozenset(job.component.path for job in work.missing)
-        entries = _build_missing(work, request.bundle, watcher)
-        jobs = [replace(job, entry=entries[job.component.path]) for job in work.jobs]
-        return replace(work, jobs=jobs, built=built)
+        plan = plan_build(request)  # whoever had the lock may have built some
+        built = frozenset(task.component.path for task in plan.missing)
+        entries = _build_missing(plan, request.bundle, watcher)
+        tasks = [replace(task, entry=entries[task.component.path]) for task in plan.tasks]
+        return replace(plan, tasks=tasks, built=built)
 
 
-def _build_missing(work: Work, bundle: Path, watcher: Watcher) -> dict[str, dict[str, Any]]:
+def _build_missing(plan: BuildPlan, bundle: Path, watcher: Watcher) -> dict[str, dict[str, Any]]:
     """Build what is missing. Returns the components of engine.json."""
     check_space(
-        work.folder,
-        sum(plan_bytes(work, job.component) for job in work.missing),
+        plan.folder,
+        sum(plan_bytes(plan, task.component) for task in plan.missing),
         "the engines need",
         "; free some space or move the bundle",
     )
-    entries = {job.component.path: job.entry for job in work.jobs if job.entry is not None}
-    for path in sorted({path for job in work.missing for path in job.component.files}):
-        check_contents(bundle, work.manifest, path)
-    for job in work.missing:
-        watcher.start(job.component)
-        entries[job.component.path] = _build(work, job, watcher)
-        paths = (job.component.path for job in work.jobs)
+    entries = {task.component.path: task.entry for task in plan.tasks if task.entry is not None}
+    for path in sorted({path for task in plan.missing for path in task.component.files}):
+        check_contents(bundle, plan.manifest, path)
+    for task in plan.missing:
+        watcher.start(task.component)
+        entries[task.component.path] = _build(plan, task, watcher)
+        paths = (task.component.path for task in plan.tasks)
         in_order = {path: entries[path] for path in paths if path in entries}
-        engine_file.write(work.folder, work.settings, in_order)
-        _remove_unnamed(work.folder, in_order)
+        engine_file.write(plan.folder, plan.settings, in_order)
+        _remove_unnamed(plan.folder, in_order)
         watcher.finish()
     return entries
 
 
-def plan_bytes(work: Work, component: Component) -> int:
+def plan_bytes(plan: BuildPlan, component: Component) -> int:
     """About what an engine takes on the disk; kernels are there for each profile."""
     kernels = _PLAN_BYTES + _NODE_BYTES * len(component.graph.graph.node)
-    return component.weights_bytes + kernels * len(work.settings.profiles)
+    return component.weights_bytes + kernels * len(plan.settings.profiles)
 
 
-def _build(work: Work, job: Job, watcher: Watcher) -> dict[str, Any]:
+def _build(plan: BuildPlan, task: BuildTask, watcher: Watcher) -> dict[str, Any]:
     """Build one component and put its plan in place. Returns its part of engine.json."""
-    component = job.component
-    sums = _sums(component, work.manifest)
-    order = _order(work, component, sums)
-    work.folder.mkdir(exist_ok=True)
-    plan = work.folder / engine_file.plan_name(component, job.key)
-    unfinished = plan.with_suffix(".partial")
+    component = task.component
+    sums = _sums(component, plan.manifest)
+    spec = _spec(plan, component, sums)
+    plan.folder.mkdir(exist_ok=True)
+    plan_file = plan.folder / engine_file.plan_name(component, task.key)
+    unfinished = plan_file.with_suffix(".partial")
     began = time.monotonic()
     try:
-        built = build_apart(order, unfinished, watcher.update)
+        built = build_apart(spec, unfinished, watcher.update)
         log = built.log
-        check_engine(component, order, log)
-        channels = work.manifest["transformer"]["channels"]
+        check_engine(component, spec, log)
+        channels = plan.manifest["transformer"]["channels"]
         residual = residual_types(sums, log.layers, channels)
         check_residual(component, residual)
-        entry = engine_file.entry(job.key, component, work.manifest, built)
-        unfinished.replace(plan)
+        entry = engine_file.entry(task.key, component, plan.manifest, built)
+        unfinished.replace(plan_file)
     finally:
         unfinished.unlink(missing_ok=True)
-        if not any(work.folder.iterdir()):
-            work.folder.rmdir()
+        if not any(plan.folder.iterdir()):
+            plan.folder.rmdir()
     if residual:
         entry["residual"] = residual
-    if op := op_layer(component.graph, log.layers, len(order.profiles)):
+    if op := op_layer(component.graph, log.layers, len(spec.profiles)):
         entry["ma_suppress"] = op
     entry["seconds"] = round(time.monotonic() - began, 3)
     return entry
 
 
-def estimates(work: Work, job: Job) -> list[int]:
+def estimates(plan: BuildPlan, task: BuildTask) -> list[int]:
     """Activation memory of a job's engine, one per profile (`activation_estimate`)."""
-    order = _order(work, job.component, [])
-    graph = job.component.graph
+    spec = _spec(plan, task.component, [])
+    graph = task.component.graph
     return [
         activation_estimate(graph, {name: largest for name, (_, _, largest) in shapes.items()})
-        for shapes in order.profiles
+        for shapes in spec.profiles
     ]
 
 
@@ -245,16 +245,16 @@ def _sums(component: Component, manifest: dict[str, Any]) -> list[list[str]]:
     return sums
 
 
-def _order(work: Work, component: Component, sums: Sequence[Sequence[str]]) -> Order:
-    settings = work.settings
-    return Order(
+def _spec(plan: BuildPlan, component: Component, sums: Sequence[Sequence[str]]) -> BuildSpec:
+    settings = plan.settings
+    return BuildSpec(
         settings.backend,
         component.folder / component.path,
         settings.targets,
         settings.flags,
-        tuple(input_shapes(component, profile, work.manifest) for profile in settings.profiles),
+        tuple(input_shapes(component, profile, plan.manifest) for profile in settings.profiles),
         tuple(name for names in sums for name in names),
-        work.folder.parent / f"{'-'.join((settings.backend, settings.version, *settings.targets))}"
+        plan.folder.parent / f"{'-'.join((settings.backend, settings.version, *settings.targets))}"
         ".timing_cache",
     )
 

@@ -15,9 +15,9 @@ import jsonschema
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from intaglio_export import resources
+from intaglio_export.bundle.output_folder import MANIFEST
 from intaglio_export.errors import ExportError
-from intaglio_export.folder import MANIFEST
+from intaglio_export.support import resources
 
 SCHEMA_VERSION = 1
 

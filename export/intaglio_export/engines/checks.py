@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from intaglio_export.bundle.output_folder import MANIFEST
 from intaglio_export.engines.bundle import Component, in_words
 from intaglio_export.engines.log import Binding, EngineLog
-from intaglio_export.engines.network import Order
+from intaglio_export.engines.network import BuildSpec
 from intaglio_export.engines.profiles import Shape
 from intaglio_export.errors import ExportError
-from intaglio_export.folder import MANIFEST
 
 # Weights may be folded, transposed and padded, so their memory is not quite the files' bytes.
 WEIGHTS_RATIO = (0.9, 1.1)
 WEIGHTS_SLACK = 256 << 10
 
 
-def check_engine(component: Component, order: Order, log: EngineLog) -> None:
+def check_engine(component: Component, spec: BuildSpec, log: EngineLog) -> None:
     """Compare the engine with the manifest's inputs and outputs and with the profiles asked for.
 
     Raises:
@@ -26,10 +26,10 @@ def check_engine(component: Component, order: Order, log: EngineLog) -> None:
     found = {binding.name: binding for binding in log.bindings}
     for tensor in (*component.inputs, *component.outputs):
         binding = found.pop(tensor["name"], None)
-        if binding is None or not _matches(tensor, binding, order):
+        if binding is None or not _matches(tensor, binding, spec):
             said = in_words(tensor["dtype"], tensor["axes"])
             wanted = [
-                shapes[tensor["name"]] for shapes in order.profiles if tensor["name"] in shapes
+                shapes[tensor["name"]] for shapes in spec.profiles if tensor["name"] in shapes
             ]
             raise _wrong(
                 component,
@@ -38,9 +38,9 @@ def check_engine(component: Component, order: Order, log: EngineLog) -> None:
             )
     if found:
         raise _wrong(component, f"has {', '.join(sorted(found))} beyond the graph's tensors")
-    if len(log.activation_bytes) != len(order.profiles):
+    if len(log.activation_bytes) != len(spec.profiles):
         raise _wrong(
-            component, f"has {len(log.activation_bytes)} profiles and not {len(order.profiles)}"
+            component, f"has {len(log.activation_bytes)} profiles and not {len(spec.profiles)}"
         )
     low, high = (ratio * component.weights_bytes for ratio in WEIGHTS_RATIO)
     high += component.table_bytes
@@ -52,12 +52,12 @@ def check_engine(component: Component, order: Order, log: EngineLog) -> None:
         )
 
 
-def _matches(tensor: dict[str, Any], binding: Binding, order: Order) -> bool:
+def _matches(tensor: dict[str, Any], binding: Binding, spec: BuildSpec) -> bool:
     """Whether type and shape are the manifest's, and an input's profiles those asked for.
 
     A dynamic axis may have become a number, where the profiles leave it one size only.
     """
-    shapes = [ends.get(binding.name) for ends in order.profiles]
+    shapes = [ends.get(binding.name) for ends in spec.profiles]
     is_input = shapes[0] is not None
     return (
         binding.is_input == is_input

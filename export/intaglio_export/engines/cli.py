@@ -14,7 +14,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from intaglio_export.engines.builder import BuildRequest, build_engines, plan_work
+from intaglio_export.engines.builder import BuildRequest, build_engines, plan_build
 from intaglio_export.engines.bundle import Component
 from intaglio_export.engines.report import as_text, plan_table, report_table
 from intaglio_export.errors import ExitCode, ExportError
@@ -93,7 +93,7 @@ def build(
     request = BuildRequest(bundle, backend, arch, precision, tuple(profile or ()), low_memory)
     try:
         if dry_run:
-            _show(plan_table(plan_work(request)), "nothing was built")
+            _show(plan_table(plan_build(request)), "nothing was built")
         else:
             _build(request)
     except ExportError as error:
@@ -116,8 +116,8 @@ def _build(request: BuildRequest) -> None:
     bar = Progress(*columns, console=screen, disable=not screen.is_interactive)
     # Started where it can be seen only: rich ends a bar elsewhere with an empty line.
     with bar if screen.is_interactive else nullcontext():
-        work = build_engines(request, _Bars(bar))
-    _show(report_table(work), f"the engines are in {work.folder}")
+        plan = build_engines(request, _Bars(bar))
+    _show(report_table(plan), f"the engines are in {plan.folder}")
 
 
 def _show(table: RenderableType, so_far: str) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import jsonschema
 
-from intaglio_export import __version__, resources
+from intaglio_export import __version__
 from intaglio_export.engines.bundle import Component
-from intaglio_export.engines.key import Settings
+from intaglio_export.engines.key import EngineSettings
 from intaglio_export.engines.log import layer_types, to_json
 from intaglio_export.engines.worker import Built
+from intaglio_export.support import resources
 
 NAME = "engine.json"
 SCHEMA_VERSION = 1
@@ -57,7 +58,7 @@ def entry(key: str, component: Component, manifest: dict[str, Any], built: Built
     }
 
 
-def write(folder: Path, settings: Settings, entries: dict[str, Any]) -> None:
+def write(folder: Path, settings: EngineSettings, entries: dict[str, Any]) -> None:
     """Replace the engine.json of `folder` in one step.
 
     Raises:

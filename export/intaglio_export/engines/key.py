@@ -19,7 +19,7 @@ BUILDER_REVISION = 1
 
 
 @dataclass(frozen=True)
-class Settings:
+class EngineSettings:
     """What is the same for all engines of one folder."""
 
     backend: str
@@ -40,7 +40,7 @@ class Settings:
         return bundle / "engines" / f"{self.backend}-{targets}-{self.precision}-{self.key}"
 
 
-def component_key(settings: Settings, component: Component, manifest: dict[str, Any]) -> str:
+def component_key(settings: EngineSettings, component: Component, manifest: dict[str, Any]) -> str:
     """16 hexadecimal digits: the settings, the graph, the weights files that it reads, and what the
     manifest makes of them: every profile's shapes, and the image stream that is looked for.
     """

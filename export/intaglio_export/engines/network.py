@@ -20,7 +20,7 @@ _SOURCE_LINE = re.compile(r"\.? In [\w:()]+ at /\S+")  # of the package's own co
 
 
 @dataclass(frozen=True)
-class Order:
+class BuildSpec:
     """What to build: a graph, for which targets, flags and shapes.
 
     `profiles` holds, for each profile, each input's smallest, likeliest and largest shape.
@@ -36,7 +36,9 @@ class Order:
     timing_cache: Path
 
 
-def build_plan(package: Package, order: Order, progress: Progress) -> tuple[memoryview, EngineLog]:
+def build_engine(
+    package: Package, spec: BuildSpec, progress: Progress
+) -> tuple[memoryview, EngineLog]:
     """The plan of `order`, and what the builder says of it.
 
     Raises:
@@ -47,20 +49,20 @@ def build_plan(package: Package, order: Order, progress: Progress) -> tuple[memo
     builder = trt.Builder(_logger(trt, reader))
     strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(strongly_typed)
-    _parse(package, network, builder.logger, order, reader)
+    _parse(package, network, builder.logger, spec, reader)
     _mark_attention(trt, network)
-    _check_types(trt, network, order)
-    config = _configure(package, builder, network, order)
+    _check_types(trt, network, spec)
+    config = _configure(package, builder, network, spec)
     if package.timing_cache:
-        _set_timing_cache(config, order.timing_cache, reader)
+        _set_timing_cache(config, spec.timing_cache, reader)
     config.progress_monitor = _monitor(trt, progress)
     plan = builder.build_serialized_network(network, config)
     if plan is None or reader.problems:
-        raise _refused(package, order, reader.problems or reader.remarks)
+        raise _refused(package, spec, reader.problems or reader.remarks)
     if package.timing_cache:
-        unfinished = order.timing_cache.with_suffix(".partial")
+        unfinished = spec.timing_cache.with_suffix(".partial")
         unfinished.write_bytes(config.get_timing_cache().serialize())
-        unfinished.replace(order.timing_cache)
+        unfinished.replace(spec.timing_cache)
     return memoryview(plan), reader.result()
 
 
@@ -100,12 +102,12 @@ def _monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _parse(package: Package, network: Any, logger: Any, order: Order, reader: LogReader) -> None:
+def _parse(package: Package, network: Any, logger: Any, spec: BuildSpec, reader: LogReader) -> None:
     parser = package.module.OnnxParser(network, logger)
-    if parser.parse_from_file(str(order.graph)) and not reader.problems:
+    if parser.parse_from_file(str(spec.graph)) and not reader.problems:
         return
     said = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-    raise _refused(package, order, said or reader.problems)
+    raise _refused(package, spec, said or reader.problems)
 
 
 def _mark_attention(trt: Any, network: Any) -> None:
@@ -117,34 +119,34 @@ def _mark_attention(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _check_types(trt: Any, network: Any, order: Order) -> None:
+def _check_types(trt: Any, network: Any, spec: BuildSpec) -> None:
     """See that the nodes that must be float32 are; in a strongly typed network they remain so."""
-    expected = set(order.float32_nodes)
+    expected = set(spec.float32_nodes)
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         if layer.name in expected and layer.get_output(0).dtype != trt.float32:
             raise ExportError(
-                f"{order.graph}: the image stream at {layer.name} is"
+                f"{spec.graph}: the image stream at {layer.name} is"
                 f" {layer.get_output(0).dtype}, not float32; export again."
             )
 
 
-def _configure(package: Package, builder: Any, network: Any, order: Order) -> Any:
+def _configure(package: Package, builder: Any, network: Any, spec: BuildSpec) -> Any:
     trt = package.module
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     # On by default; its 10 bits of mantissa are not the float32 that a bundle promises.
     config.clear_flag(trt.BuilderFlag.TF32)
-    for flag in order.flags:
+    for flag in spec.flags:
         config.set_flag(getattr(trt.BuilderFlag, flag.upper()))
     # Nothing is allocated while a graph runs, which a CUDA graph could not record.
-    if package.ahead_of_time and WEIGHT_STREAMING not in order.flags:
+    if package.ahead_of_time and WEIGHT_STREAMING not in spec.flags:
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if package.ahead_of_time:
-        config.num_compute_capabilities = len(order.targets)
-        for i, capability in enumerate(capabilities(package, order.targets)):
+        config.num_compute_capabilities = len(spec.targets)
+        for i, capability in enumerate(capabilities(package, spec.targets)):
             config.set_compute_capability(capability, i)
-    for shapes in order.profiles:
+    for shapes in spec.profiles:
         config.add_optimization_profile(_profile(builder, network, shapes))
     return config
 
@@ -166,10 +168,10 @@ def _profile(builder: Any, network: Any, shapes: dict[str, tuple[Shape, Shape, S
     return profile
 
 
-def _refused(package: Package, order: Order, problems: Sequence[str]) -> ExportError:
-    targets = ", ".join(order.targets)
+def _refused(package: Package, spec: BuildSpec, problems: Sequence[str]) -> ExportError:
+    targets = ", ".join(spec.targets)
     said = dict.fromkeys(_SOURCE_LINE.sub("", problem).rstrip(".") for problem in problems)
     why = "; ".join(said) or "it gives no reason"
     return ExportError(
-        f"{package.title} cannot build {order.graph} for {targets}: {why}.", ExitCode.UNAVAILABLE
+        f"{package.title} cannot build {spec.graph} for {targets}: {why}.", ExitCode.UNAVAILABLE
     )

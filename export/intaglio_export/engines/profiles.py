@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from intaglio_export.bundle.output_folder import MANIFEST
 from intaglio_export.engines.bundle import Component
 from intaglio_export.errors import ExportError, usage_error
-from intaglio_export.folder import MANIFEST
 
 # Larger images are decoded in tiles of this many pixels: the runtime's default of --vae-tile.
 VAE_TILE = 1024

@@ -8,20 +8,20 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from intaglio_export.engines.builder import Job, Work, estimates
+from intaglio_export.engines.builder import BuildPlan, BuildTask, estimates
 
 
-def plan_table(work: Work) -> RenderableType:
+def plan_table(plan: BuildPlan) -> RenderableType:
     """What a build would do, and estimates of memory."""
     table = _table("graph", "engine", ">weights", ">activations")
-    for job in work.jobs:
+    for task in plan.tasks:
         table.add_row(
-            job.component.path,
-            "is there" if job.entry else "to build",
-            _size(job.component.weights_bytes),
-            _sizes(estimates(work, job)),
+            task.component.path,
+            "is there" if task.entry else "to build",
+            _size(task.component.weights_bytes),
+            _sizes(estimates(plan, task)),
         )
-    return Group(_head(work), table, _NOTE)
+    return Group(_head(plan), table, _NOTE)
 
 
 _NOTE = (
@@ -30,20 +30,20 @@ _NOTE = (
 )
 
 
-def report_table(work: Work) -> RenderableType:
+def report_table(plan: BuildPlan) -> RenderableType:
     """What each engine is."""
     table = _table("graph", ">plan", ">weights", ">activations", ">layers", ">seconds")
-    for job in work.jobs:
-        entry = job.entry or {}
+    for task in plan.tasks:
+        entry = task.entry or {}
         table.add_row(
-            job.component.path,
+            task.component.path,
             _size(entry["plan_bytes"]),
             _size(entry["weights_bytes"]),
             _sizes(entry["activation_bytes"]),
             str(entry["layers"]),
-            f"{entry['seconds']:.1f}" if job.component.path in work.built else "was there",
+            f"{entry['seconds']:.1f}" if task.component.path in plan.built else "was there",
         )
-    return Group(_head(work), table, _findings(work.jobs))
+    return Group(_head(plan), table, _findings(plan.tasks))
 
 
 _WIDEST = 10_000  # characters: no path on Linux is longer than 4096
@@ -56,12 +56,12 @@ def as_text(table: RenderableType) -> str:
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
 
 
-def _head(work: Work) -> Table:
+def _head(plan: BuildPlan) -> Table:
     table = _table()
-    settings = work.settings
-    table.add_row("engines", str(work.folder))
+    settings = plan.settings
+    table.add_row("engines", str(plan.folder))
     table.add_row("for", f"{', '.join(settings.targets)}, {settings.precision}")
-    table.add_row("built by", work.package.title)
+    table.add_row("built by", plan.package.title)
     if settings.flags:
         table.add_row("flags", ", ".join(settings.flags))
     for profile in settings.profiles:
@@ -69,17 +69,17 @@ def _head(work: Work) -> Table:
     return table
 
 
-def _findings(jobs: list[Job]) -> Table:
+def _findings(tasks: list[BuildTask]) -> Table:
     """What became of the image stream and of the op in the transformer's engines."""
     table = _table()
-    for job in jobs:
-        entry = job.entry or {}
-        if job.component.is_transformer:
+    for task in tasks:
+        entry = task.entry or {}
+        if task.component.is_transformer:
             types = _types(entry["residual"])
-            table.add_row(job.component.kind, f"image stream after each block: {types}")
+            table.add_row(task.component.kind, f"image stream after each block: {types}")
         if op := entry.get("ma_suppress"):
             place = "fused with its neighbours" if op["fused"] else "in layers of its own"
-            table.add_row(job.component.kind, f"MASuppress: {place}")
+            table.add_row(task.component.kind, f"MASuppress: {place}")
     return table
 
 

@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from intaglio_export.engines.log import EngineLog
-from intaglio_export.engines.network import Order, Progress, build_plan
+from intaglio_export.engines.network import BuildSpec, Progress, build_engine
 from intaglio_export.engines.packages import open_package
 from intaglio_export.errors import ExitCode, ExportError
 
@@ -34,7 +34,7 @@ class Built:
     plan_sha256: str
 
 
-def build_apart(order: Order, plan: Path, progress: Progress) -> Built:
+def build_apart(spec: BuildSpec, plan: Path, progress: Progress) -> Built:
     """Build `order` into the file `plan`, in another process. For the main thread only.
 
     Raises:
@@ -43,12 +43,12 @@ def build_apart(order: Order, plan: Path, progress: Progress) -> Built:
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(order, plan, there), daemon=True)
+    process = context.Process(target=_run, args=(spec, plan, there), daemon=True)
     try:
         with _interrupts_after():
             process.start()
         there.close()
-        return _listen(here, process, order, progress)
+        return _listen(here, process, spec, progress)
     finally:
         if process.pid is not None:
             process.kill()
@@ -72,14 +72,14 @@ def _interrupts_after() -> Iterator[None]:
 
 
 def _listen(
-    connection: Connection, process: BaseProcess, order: Order, progress: Progress
+    connection: Connection, process: BaseProcess, spec: BuildSpec, progress: Progress
 ) -> Built:
     while True:
         try:
             message = connection.recv()
         except EOFError:
             process.join()
-            raise _died(order, process.exitcode) from None
+            raise _died(spec, process.exitcode) from None
         if isinstance(message, Built):
             return message
         if isinstance(message, Exception):
@@ -87,16 +87,16 @@ def _listen(
         progress(*message)
 
 
-def _died(order: Order, code: int | None) -> ExportError:
+def _died(spec: BuildSpec, code: int | None) -> ExportError:
     if code == -signal.SIGKILL:
         return ExportError(
-            f"There is not enough memory to build {order.graph}: the system ended the builder.",
+            f"There is not enough memory to build {spec.graph}: the system ended the builder.",
             ExitCode.NO_MEMORY,
         )
-    return ExportError(f"The builder ended while it built {order.graph} (exit code {code}).")
+    return ExportError(f"The builder ended while it built {spec.graph} (exit code {code}).")
 
 
-def _run(order: Order, plan: Path, connection: Connection) -> None:
+def _run(spec: BuildSpec, plan: Path, connection: Connection) -> None:
     """What the process does; its last message is a `Built`, or an exception."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _silence()
@@ -109,13 +109,13 @@ def _run(order: Order, plan: Path, connection: Connection) -> None:
             connection.send((what, done))
 
     try:
-        package = open_package(order.backend)
-        data, log = build_plan(package, order, progress)
+        package = open_package(spec.backend)
+        data, log = build_engine(package, spec, progress)
         plan.write_bytes(data)
         built = Built(log, data.nbytes, hashlib.sha256(data).hexdigest())
     except MemoryError:
         connection.send(
-            ExportError(f"There is not enough memory to build {order.graph}.", ExitCode.NO_MEMORY)
+            ExportError(f"There is not enough memory to build {spec.graph}.", ExitCode.NO_MEMORY)
         )
     except Exception as error:
         connection.send(error)

@@ -1,1 +1,1 @@
-"""Graph edits, one per file, each with its pre- and postconditions."""
+"""Edits of ONNX graphs, one per file, each with its pre- and postconditions."""

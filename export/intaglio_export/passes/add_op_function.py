@@ -1,10 +1,10 @@
-"""Give the model the function body of `ai.intaglio::MASuppress`."""
+"""Add the function body of `ai.intaglio::MASuppress` to a model."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from intaglio_export import suppress
+from intaglio_export.networks import suppress
 
 
 def add_op_function(model: ir.Model) -> None:
@@ -20,4 +20,4 @@ def add_op_function(model: ir.Model) -> None:
     proto = suppress.function_proto(model.opset_imports[""])
     model.functions[key] = ir.serde.deserialize_function(proto)
     model.opset_imports[suppress.DOMAIN] = suppress.VERSION
-    nodes[0].version = None  # the import says it; a version on the node is not serialised
+    nodes[0].version = None  # the import holds it, and a version on the node would not be saved

@@ -1,7 +1,7 @@
-"""Make divisions of sizes round down, as they do in Python.
+"""Make divisions of sizes round down, as Python does.
 
 torch's exporter writes a size `a // b` as an integer Div, which rounds towards zero in ONNX, and
-its symbolic algebra turns `(n - h) // 2` into terms like `-h // 2`: off by one for odd h.
+its symbolic algebra turns `(n - h) // 2` into terms like `-h // 2`, which is off by one for odd h.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ def floor_division(model: ir.Model) -> None:
     """Replace `Div(a, b)` on scalar int64 by `Div(a - Mod(a, b), b)`.
 
     Precondition: scalar int64 divisions stand for Python's `//` on sizes.
-    Postcondition: each gives the floor of the quotient for any signs.
+    Postcondition: each returns the floor of the quotient for any signs.
     """
     graph = model.graph
     for node in list(graph):

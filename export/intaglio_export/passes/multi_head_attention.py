@@ -1,7 +1,8 @@
-"""Attention as ONNX Runtime's own operator, whose CPU kernel never holds all scores at once.
+"""Replace attention by ONNX Runtime's own operator, which never holds all scores at once.
 
-Its kernel of the standard operator takes memory quadratic in tokens. `MultiHeadAttention` of
-com.microsoft computes the same in blocks (flash attention), as long as there is no mask.
+The memory of the standard operator's CPU kernel grows with the square of the tokens.
+`MultiHeadAttention` of com.microsoft computes the same in blocks (flash attention) if there is no
+mask.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
-from intaglio_export.quiet import quiet
+from intaglio_export.support.quiet import quiet
 
 DOMAIN = "com.microsoft"
 _SWAP = (0, 2, 1, 3)  # [B, heads, T, width] to [B, T, heads, width], and back
@@ -19,12 +20,12 @@ _SWAP = (0, 2, 1, 3)  # [B, heads, T, width] to [B, T, heads, width], and back
 def multi_head_attention(model: ir.Model) -> None:
     """Replace float32 Attention without a mask by MultiHeadAttention on [B, T, heads * width].
 
-    That operator parts the heads itself, so the transposes around an Attention go, and a Concat or
-    a norm between them and it works on [B, T, heads, width].
+    That operator splits the heads itself. The transposes around an Attention are removed, and a
+    Concat or a norm between them and the Attention works on [B, T, heads, width].
 
     Precondition: values have the types and shapes that torch saw.
-    Postcondition: an Attention that is left is masked, or not float32, or its inputs' heads are
-        unknown or differ.
+    Postcondition: each remaining Attention has a mask, is not float32, or has inputs with unknown
+        or different heads.
     """
     for node in list(model.graph):
         if (heads := _heads(node)) is not None:
@@ -34,7 +35,7 @@ def multi_head_attention(model: ir.Model) -> None:
 
 
 def _heads(node: ir.Node) -> tuple[int, int] | None:
-    """Number and width of the heads of an Attention that can be replaced, else None."""
+    """Return the number and width of an Attention's heads, or None if it must stay."""
     if node.op_type != "Attention" or node.domain or node.outputs[0].dtype != ir.DataType.FLOAT:
         return None
     if len(node.outputs) > 1 or node.outputs[0].is_graph_output():
@@ -79,14 +80,16 @@ def _replace(model: ir.Model, node: ir.Node, heads: int, width: int) -> None:
         back.dtype, back.shape = ir.DataType.FLOAT, node.outputs[0].shape
         ir.convenience.replace_all_uses_with(node.outputs[0], back)
     for number, made in enumerate(tape.nodes):
-        made.name = f"{node.name}_heads_{number}"  # torch numbers its names the plain way
+        made.name = (
+            f"{node.name}_heads_{number}"  # no clash with torch, which only appends a number
+        )
         made.outputs[0].name = f"{node.outputs[0].name}_heads_{number}"
     model.graph.insert_before(node, list(tape.nodes))
     model.opset_imports[DOMAIN] = 1
 
 
 def _constant(model: ir.Model, shape: list[int]) -> ir.Value:
-    """A Reshape's target, made once; 0 takes the size from the input."""
+    """Return the shape for a Reshape, added once. 0 takes the size from the input."""
     name = "_".join(["shape", *map(str, shape)])
     if name not in model.graph.initializers:
         value = ir.Value(name=name, const_value=ir.tensor(shape, ir.DataType.INT64, name))
@@ -96,7 +99,7 @@ def _constant(model: ir.Model, shape: list[int]) -> ir.Value:
 
 
 def _tokens_first(value: ir.Value, tape: Tape) -> ir.Value:
-    """`value` [B, heads, T, width] as [B, T, heads, width], by undoing what made it so."""
+    """Return `value` [B, heads, T, width] as [B, T, heads, width], undoing its Transpose."""
     node = value.producer()
     if node is not None and _swaps(node):
         assert node.inputs[0] is not None
@@ -113,7 +116,7 @@ def _tokens_first(value: ir.Value, tape: Tape) -> ir.Value:
 
 
 def _followed(node: ir.Node | None) -> list[ir.Value]:
-    """Inputs of `node` whose heads and tokens can change places instead of its output's."""
+    """Return the inputs of `node` that can be transposed instead of its output."""
     if node is None or node.domain:
         return []
     inputs = [value for value in node.inputs if value is not None]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 
-from intaglio_export.graphs import GraphSpec, TensorSpec
+from intaglio_export.graph_specs import GraphSpec, TensorSpec
 
 _DTYPES = {torch.float32: ir.DataType.FLOAT, torch.int64: ir.DataType.INT64}
 
 
 def name_axes(model: ir.Model, spec: GraphSpec) -> None:
-    """Set names of axes on the graph's border, and drop the exporter's own names inside.
+    """Name the axes of inputs and outputs, and drop the exporter's names inside the graph.
 
-    Precondition: inputs and outputs stand in the order of `spec` under its names.
-    Postcondition: each has exactly the axes and the type of `spec`; values inside keep their type
-    and fixed sizes, and no dynamic axis inside has a name that the border does not define.
+    Precondition: inputs and outputs have the order and the names of `spec`.
+    Postcondition: inputs and outputs have exactly the axes and types of `spec`. Values inside keep
+    their types and fixed sizes, and their dynamic axes have no names.
     """
     border = [*zip(model.graph.inputs, spec.inputs, strict=True)]
     border += zip(model.graph.outputs, spec.outputs, strict=True)
@@ -30,7 +30,7 @@ def name_axes(model: ir.Model, spec: GraphSpec) -> None:
 
 
 def _check(value: ir.Value, tensor: TensorSpec) -> None:
-    assert value.name == tensor.name, f"{value.name} stands where {tensor.name} should"
+    assert value.name == tensor.name, f"{value.name} is in the place of {tensor.name}"
     assert value.dtype == _DTYPES[tensor.dtype], f"{value.name} is {value.dtype}"
     assert value.shape is not None
     assert len(value.shape) == len(tensor.axes)

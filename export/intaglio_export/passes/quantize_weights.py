@@ -1,13 +1,13 @@
-"""Weights of matrix products in 8 or 4 bits; everything between the products stays float32.
+"""Store the weights of matmuls in 8 or 4 bits, while everything between the matmuls stays float32.
 
-The columns of massive channels stay float32 too, as LLM.int8's outliers do (arXiv 2208.07339): a
-product that reads the stream, through a LayerNorm or as it is, becomes the quantised product of the
-other channels plus a small float32 one. An error of a massive channel's weights would be multiplied
-by its activation, and in one scale for a whole tensor a massive channel leaves the others few
-steps.
+The weights of massive channels stay float32 too, like the outliers of LLM.int8 (arXiv 2208.07339).
+A matmul that reads the hidden states, directly or through a LayerNorm, becomes a quantised matmul
+of the other channels plus a small float32 matmul. Otherwise an error in a massive channel's weights
+would be multiplied by its large activation, and with one scale for a whole tensor a massive channel
+would leave few steps to the other channels.
 
-`int8` and `int4` quantise weights alone, in blocks of `BLOCK` input channels: com.microsoft's
-MatMulNBits. `int8-dynamic` also quantises activations as they come, by one scale a tensor, in
+`int8` and `int4` quantise weights only, in blocks of `BLOCK` input channels, with MatMulNBits of
+com.microsoft. `int8-dynamic` also quantises activations at run time, with one scale per tensor, in
 standard operators.
 """
 
@@ -25,22 +25,22 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 
 WEIGHT_BITS = {"int8": 8, "int4": 4, "int8-dynamic": 8}
 BLOCK = 32
-# Smaller weights stay: they save nothing.
+# Smaller weights are not quantised, because they would save nothing.
 SMALLEST = 2048
 
 
 def quantize_weights(model: ir.Model, scheme: str, massive: Sequence[int] = ()) -> None:
     """Quantise the MatMuls with constant weights [K, N] of `SMALLEST` elements or more.
 
-    `scheme` is a key of `WEIGHT_BITS`; `massive` are channels of the stream. Products over
-    conditioning vectors (Gemm: time, pooled prompt, AdaLN) are left alone.
+    `scheme` is a key of `WEIGHT_BITS`; `massive` lists channels of the hidden states. Matmuls over
+    conditioning vectors (Gemm: time, pooled prompt, AdaLN) are not changed.
 
-    Precondition: weights are float32 and stand on the right side of products.
-    Postcondition: no such MatMul is left but those of massive channels.
+    Precondition: weights are float32 and are the right operand of MatMul.
+    Postcondition: the only such MatMuls left are those of massive channels.
     """
     made = _Maker(model.graph)
     streams = _streams(model.graph)
-    for node in [node for node in model.graph if _is_product(node)]:
+    for node in [node for node in model.graph if _is_quantizable(node)]:
         x, weight = node.inputs
         assert x is not None
         assert weight is not None
@@ -68,7 +68,7 @@ def quantize_weights(model: ir.Model, scheme: str, massive: Sequence[int] = ()) 
             del model.graph.initializers[weight.name or ""]
 
 
-def _is_product(node: ir.Node) -> bool:
+def _is_quantizable(node: ir.Node) -> bool:
     if node.op_type != "MatMul" or node.domain:
         return False
     weight = node.inputs[1]
@@ -84,8 +84,7 @@ def _is_product(node: ir.Node) -> bool:
 
 
 def _streams(graph: ir.Graph) -> set[ir.Value]:
-    """What is added up to the input of a LayerNormalization: the residual streams, and the blocks'
-    parts of them."""
+    """Return the residual streams, which end in a LayerNormalization, and all their summands."""
     found: set[ir.Value] = set()
     waiting = [node.inputs[0] for node in graph if node.op_type == "LayerNormalization"]
     while waiting:
@@ -100,7 +99,7 @@ def _streams(graph: ir.Graph) -> set[ir.Value]:
 
 
 def _reads_stream(x: ir.Value, streams: set[ir.Value]) -> bool:
-    """Whether `x` is a stream, or a modulated LayerNorm of one."""
+    """Return whether `x` is a residual stream or a modulated LayerNorm of one."""
     node = x.producer()
     if x in streams:
         return True
@@ -112,7 +111,7 @@ def _reads_stream(x: ir.Value, streams: set[ir.Value]) -> bool:
 
 
 def _replace(node: ir.Node, result: ir.Value) -> None:
-    """Let `result` stand for what `node` made."""
+    """Replace the output of `node` by `result`."""
     old = node.outputs[0]
     graph = node.graph
     assert isinstance(graph, ir.Graph)
@@ -122,7 +121,7 @@ def _replace(node: ir.Node, result: ir.Value) -> None:
 
 
 class _Maker:
-    """Adds nodes and weights to a graph; what several products share is made once."""
+    """Adds nodes and weights to a graph. Nodes that several matmuls share are added once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
@@ -131,7 +130,7 @@ class _Maker:
     def node(
         self, before: ir.Node, op_type: str, *inputs: ir.Value, domain: str = "", **given: int
     ) -> ir.Value:
-        """The output of a new node in front of `before`."""
+        """Insert a node in front of `before` and return its output."""
         return self._add(before, op_type, inputs, domain, 1, given).outputs[0]
 
     def _add(
@@ -145,11 +144,11 @@ class _Maker:
     ) -> ir.Node:
         attributes = [ir.AttrInt64(name, value) for name, value in given.items()]
         node = ir.Node(domain, op_type, inputs, attributes, num_outputs=outputs)
-        self._graph.insert_before(before, node)  # which names it and its outputs
+        self._graph.insert_before(before, node)  # this names the node and its outputs
         return node
 
     def weight(self, of: ir.Node, role: str, values: NDArray[np.generic]) -> ir.Value:
-        """A new initializer."""
+        """Return an initializer with `values`, added once."""
         name = f"{of.inputs[1].name}_{role}" if of.inputs[1] is not None else role
         if name not in self._graph.initializers:
             tensor = ir.tensor(np.ascontiguousarray(values), name=name)
@@ -163,7 +162,7 @@ class _Maker:
         return self._graph.initializers[name]
 
     def without(self, x: ir.Value, channels: Sequence[int], before: ir.Node) -> ir.Value:
-        """`x` with `channels` zeroed."""
+        """Return `x` with `channels` set to zero."""
         if ("without", x) not in self._shared:
             assert before.inputs[1] is not None
             assert before.inputs[1].const_value is not None
@@ -174,7 +173,7 @@ class _Maker:
         return self._shared["without", x].outputs[0]
 
     def picked(self, x: ir.Value, channels: Sequence[int], before: ir.Node) -> ir.Value:
-        """`channels` of `x`."""
+        """Return `channels` of `x`."""
         if ("picked", x) not in self._shared:
             index = self.weight(before, "channels", np.array(channels, np.int64))
             self._shared["picked", x] = self._add(before, "Gather", (x, index), "", 1, {"axis": -1})
@@ -183,7 +182,7 @@ class _Maker:
     def weight_only(
         self, of: ir.Node, x: ir.Value, values: NDArray[np.float32], bits: int
     ) -> ir.Value:
-        """`x` times `values`, which are kept in `bits` a weight and a scale a block."""
+        """Return `x` times `values`, stored with `bits` per weight and a scale per block."""
         config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=bits)
         packed, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(values)
         rows, columns = values.shape
@@ -201,18 +200,18 @@ class _Maker:
         )
 
     def dynamic(self, of: ir.Node, x: ir.Value, values: NDArray[np.float32]) -> ir.Value:
-        """`x` in uint8 times `values` in int8 with a scale a column.
+        """Return `x` in uint8 times `values` in int8, with a scale per column.
 
-        In the form that ONNX Runtime fuses into one node.
+        ONNX Runtime fuses these nodes into one.
         """
         scale = np.maximum(np.abs(values).max(axis=0), np.finfo(np.float32).tiny) / 127
-        narrow = np.rint(values / scale).astype(np.int8)
+        rounded = np.rint(values / scale).astype(np.int8)
         if ("dynamic", x) not in self._shared:
             self._shared["dynamic", x] = self._add(of, "DynamicQuantizeLinear", (x,), "", 3, {})
         quantized, x_scale, x_zero = self._shared["dynamic", x].outputs
         zero = self.weight(of, "zero", np.zeros_like(scale, np.int8))
         product = self.node(
-            of, "MatMulInteger", quantized, self.weight(of, "int8", narrow), x_zero, zero
+            of, "MatMulInteger", quantized, self.weight(of, "int8", rounded), x_zero, zero
         )
         product = self.node(of, "Cast", product, to=ir.DataType.FLOAT.value)
         both = self.node(of, "Mul", x_scale, self.weight(of, "scale", scale.astype(np.float32)))

@@ -1,4 +1,4 @@
-"""Move the weights of one or more graphs into one external file, each distinct tensor once."""
+"""Move the weights of one or more graphs into one external file, without duplicates."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-# Below this, a tensor stays in the graph: shape constants must be visible to shape inference.
+# Smaller tensors stay in the graph, because shape inference must see shape constants.
 INLINE_BYTES = 1024
-# A page, so that runtimes can map the file.
+# The size of a page, so that runtimes can map the file.
 ALIGNMENT = 4096
 
 
 def share_weights(models: Sequence[ir.Model], folder: Path, name: str = "weights.data") -> None:
     """Write the initializers of `models` to `folder`/`name` and let the graphs refer to it.
 
-    Tensors of equal bytes, in one graph or in several, are stored once. Tensors that are external
-    already stay where they are.
+    Tensors with equal bytes are stored once, also across graphs. Tensors that are external already
+    stay where they are.
 
     Precondition: `folder` exists and the models will be saved in it.
     Postcondition: every initializer of `INLINE_BYTES` or more is an external tensor.
@@ -28,7 +28,7 @@ def share_weights(models: Sequence[ir.Model], folder: Path, name: str = "weights
     Raises:
         OSError: the file cannot be written.
     """
-    placed: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     with (folder / name).open("wb") as file:
         for model in models:
             for value in model.graph.initializers.values():
@@ -38,11 +38,11 @@ def share_weights(models: Sequence[ir.Model], folder: Path, name: str = "weights
                     continue
                 data = _bytes(tensor)
                 key = hashlib.sha256(data).hexdigest()
-                if key not in placed:
-                    placed[key] = _append(file, data)
+                if key not in offsets:
+                    offsets[key] = _append(file, data)
                 value.const_value = ir.ExternalTensor(
                     name,
-                    placed[key],
+                    offsets[key],
                     len(data),
                     tensor.dtype,
                     shape=ir.Shape(tensor.shape.numpy()),
@@ -52,12 +52,12 @@ def share_weights(models: Sequence[ir.Model], folder: Path, name: str = "weights
 
 
 def _bytes(tensor: ir.TensorProtocol) -> memoryview:
-    """The tensor's memory; a copy of this one tensor where it is a transposed view."""
+    """Return the tensor's memory, or a copy if the tensor is a transposed view."""
     return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
 
 
 def _append(file: BinaryIO, data: memoryview) -> int:
-    """Where `data` begins in `file`."""
+    """Append `data` to `file`, aligned, and return its offset."""
     offset = -(-file.tell() // ALIGNMENT) * ALIGNMENT
     file.write(b"\0" * (offset - file.tell()))
     file.write(data)

@@ -1,4 +1,4 @@
-"""Drop the exporter's notes: stack traces and source paths of the machine that exported."""
+"""Drop metadata of the exporter, such as source paths of the machine that exported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def strip_metadata(model: ir.Model) -> None:
     """Remove metadata properties and doc strings from the graph, its nodes and values.
 
     Precondition: none.
-    Postcondition: the model's bytes depend on the network only, not on where it was exported.
+    Postcondition: the model's bytes depend only on the network, not on where it was exported.
     """
     model.metadata_props.clear()
     model.doc_string = None

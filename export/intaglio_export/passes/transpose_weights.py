@@ -1,4 +1,4 @@
-"""Turn transposes of weights into transposed weights, without a second copy in memory."""
+"""Replace transposes of weights by transposed weights without a second copy in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 
 def transposes_weight(node: ir.Node) -> bool:
-    """Whether `node` is a Transpose of an initializer that has no other use."""
+    """Return whether `node` is a Transpose of an initializer that has no other use."""
     source = node.inputs[0] if node.op_type == "Transpose" and not node.domain else None
     return source is not None and source.is_initializer() and len(source.uses()) == 1
 
@@ -17,7 +17,7 @@ def transposes_weight(node: ir.Node) -> bool:
 def transpose_weights(model: ir.Model) -> None:
     """Replace each transposed weight by an initializer that is transposed when it is written.
 
-    Precondition: the exporter's constant folding was kept from doing this; it copies every weight.
+    Precondition: constant folding has not done this, because it would copy every weight.
     Postcondition: `transposes_weight` holds for no node of the graph.
     """
     graph = model.graph
@@ -39,7 +39,7 @@ def transpose_weights(model: ir.Model) -> None:
 
 
 class _Transposed:
-    """A tensor to transpose; made anew whenever its content is asked for."""
+    """A tensor that is transposed each time that its content is read."""
 
     def __init__(self, tensor: ir.TensorProtocol, axes: Sequence[int], name: str) -> None:
         self.tensor, self.axes, self.name = tensor, axes, name

@@ -1,4 +1,4 @@
-"""Where a model comes from: a diffusers folder, a name on the Hub, a single file, LoRAs on top."""
+"""Load a model from a diffusers folder, the Hub or a single file, and add LoRAs to it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from intaglio_export.adapters import Adapter
 from intaglio_export.errors import ExportError, usage_error
 from intaglio_export.options import Lora
-from intaglio_export.precision import narrow
-from intaglio_export.quiet import no_progress_bars, quiet
+from intaglio_export.precision import store_weights_in
 from intaglio_export.sources import hub
-from intaglio_export.sources.folder import (
+from intaglio_export.sources.lora import fuse_lora
+from intaglio_export.sources.pipeline_folder import (
     SETTINGS,
     PipelineFolder,
     freeze,
@@ -23,18 +23,18 @@ from intaglio_export.sources.folder import (
     load_pipeline,
     open_folder,
 )
-from intaglio_export.sources.lora import fuse_lora
 from intaglio_export.sources.single_file import held_parts, license_in, load_single_file
+from intaglio_export.support.quiet import no_progress_bars, quiet
 
 _FILE = ".safetensors"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A loaded model, and what else its place says of it.
+    """A loaded model and what is known of its origin.
 
-    `name` is the folder's own name, the Hub name or the file's name without its end; `settings`
-    the settings.json beside the model; `loras` were fused.
+    `name` is the folder's name, the Hub name or the file's name without its suffix. `settings` is
+    the settings.json beside the model. `loras` have been added to the weights.
     """
 
     adapter: Adapter
@@ -51,20 +51,20 @@ def open_source(
     *,
     config: str | None = None,
     loras: Iterable[Lora] = (),
-    tell: hub.Tell = lambda what: None,
+    report: hub.Report = lambda what: None,
 ) -> Source:
     """Load a model with the adapter of its class.
 
-    Weights of matrix products are held in `dtype`, but for the VAE's, which are in float32.
+    The weights of matrix products have the type `dtype`; the VAE is float32.
 
     Args:
         source: a diffusers folder, org/name or org/name@revision on the Hub (a folder of that name
             wins), or a single .safetensors file.
-        dtype: of matrix products.
-        text_encoders: one of `options.TEXT_ENCODERS`.
+        dtype: the type of matrix products.
+        text_encoders: a value of `options.TextEncoders`.
         config: for a single file, the folder or Hub name of the pipeline that it belongs to.
-        loras: to be fused, in order.
-        tell: hears what is being downloaded.
+        loras: LoRAs to add to the weights, in order.
+        report: is called with a text about the progress of downloads.
 
     Raises:
         ExportError: the source is missing, is not a diffusers pipeline, is of an unknown class, or
@@ -74,16 +74,16 @@ def open_source(
     with quiet(), no_progress_bars():
         path = Path(source)
         if path.is_file() or (path.suffix == _FILE and not path.is_dir()):
-            pipeline, folder = _open_file(path, config, dtype, text_encoders, tell)
+            pipeline, folder = _open_file(path, config, dtype, text_encoders, report)
             name, settings, license_name = path.stem, None, license_in(path)
         else:
             if config is not None:
                 raise usage_error(
-                    f"--config {config}: only a single {_FILE} file takes its configuration from"
-                    f" elsewhere, and {source} is none."
+                    f"--config {config} is for a single {_FILE} file, and {source} is not one; leave"
+                    " out --config."
                 )
             folder = _open_pipeline(
-                str(source), dtype, text_encoders, lambda found: frozenset(), tell
+                str(source), dtype, text_encoders, lambda found: frozenset(), report
             )
             pipeline = load_pipeline(folder, dtype, {})
             name = path.resolve().name if path.is_dir() else str(source)
@@ -95,7 +95,7 @@ def open_source(
     freeze(pipeline)
     for part in ("transformer", *folder.adapter.text_encoders):
         if (network := getattr(pipeline, part, None)) is not None:
-            narrow(network, dtype)
+            store_weights_in(network, dtype)
     return Source(folder.adapter(pipeline, dtype), name, settings, license_name, loras)
 
 
@@ -104,9 +104,9 @@ def _open_pipeline(
     dtype: torch.dtype,
     text_encoders: str,
     without: hub.Without,
-    tell: hub.Tell,
+    report: hub.Report,
 ) -> PipelineFolder:
-    """The folder of that name, else the model of that name on the Hub."""
+    """Open the folder of that name, or else the model of that name on the Hub."""
     path = Path(name)
     if path.is_dir():
         return open_folder(path, text_encoders)
@@ -114,28 +114,28 @@ def _open_pipeline(
         raise ExportError(f"{name} is not a folder; give the folder of a diffusers pipeline.")
     if not hub.is_hub_name(name):
         raise ExportError(
-            f"The source folder {name} does not exist, and it is not a name of the Hub, org/name."
+            f"The source folder {name} does not exist, and {name} is not a Hub name (org/name)."
         )
-    return hub.fetch(name, dtype, text_encoders, without, tell)
+    return hub.fetch(name, dtype, text_encoders, without, report)
 
 
 def _open_file(
-    path: Path, config: str | None, dtype: torch.dtype, text_encoders: str, tell: hub.Tell
+    path: Path, config: str | None, dtype: torch.dtype, text_encoders: str, report: hub.Report
 ) -> tuple[Any, PipelineFolder]:
-    """The pipeline of a single file, and the folder that completes it."""
+    """Load the pipeline of a single file, and return it with the folder that completes it."""
     if path.suffix != _FILE:
         raise ExportError(
             f"The source {path} is neither a folder nor a {_FILE} file; give the folder of a"
-            f" diffusers pipeline, a name of the Hub or a {_FILE} file."
+            f" diffusers pipeline, a Hub name or a {_FILE} file."
         )
     if not path.is_file():
         raise ExportError(f"The source {path} does not exist.")
     if config is None:
         raise usage_error(
-            f"The file {path} holds weights and no configuration: name the diffusers folder or Hub"
+            f"The file {path} holds weights but no configuration; name the diffusers folder or Hub"
             " model that it is a version of with --config."
         )
     folder = _open_pipeline(
-        config, dtype, text_encoders, lambda found: held_parts(path, found), tell
+        config, dtype, text_encoders, lambda found: held_parts(path, found), report
     )
     return load_single_file(path, folder, held_parts(path, folder), dtype), folder

@@ -1,4 +1,4 @@
-"""Models by their name on the Hugging Face Hub: fetches what an export needs into its cache."""
+"""Download from the Hugging Face Hub what an export needs of a model."""
 
 from __future__ import annotations
 
@@ -16,21 +16,27 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import weights
-from intaglio_export.sources.folder import CARD, INDEX, SETTINGS, PipelineFolder, open_folder
 from intaglio_export.sources.messages import out_of_memory, plain
 from intaglio_export.sources.parts import held_in
+from intaglio_export.sources.pipeline_folder import (
+    CARD,
+    INDEX,
+    SETTINGS,
+    PipelineFolder,
+    open_folder,
+)
 
-Tell = Callable[[str], None]
-# Of a pipeline, the parts whose weights are not wanted.
+Report = Callable[[str], None]
+# A function that returns the parts of a pipeline whose weights are not needed.
 Without = Callable[[PipelineFolder], frozenset[str]]
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?")
 
-# What huggingface_hub calls the bar that counts the bytes of all files.
+# huggingface_hub's name of the progress bar that counts the bytes of all files.
 _WRITTEN = "huggingface_hub.snapshot_download"
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether `text` may be org/name or org/name@revision."""
+    """Return whether `text` may be org/name or org/name@revision."""
     return _NAME.fullmatch(text) is not None and text[0] not in "./"
 
 
@@ -39,21 +45,21 @@ def fetch(
     dtype: torch.dtype,
     text_encoders: str = "all",
     without: Without = lambda folder: frozenset(),
-    tell: Tell = lambda what: None,
+    report: Report = lambda what: None,
 ) -> PipelineFolder:
-    """The pipeline org/name[@revision], downloaded as far as the export reads it.
+    """Download those files of the pipeline org/name[@revision] that the export reads.
 
-    That is the index, and of each part that is exported its configuration and one set of weights in
-    the variant of `dtype`; of the parts `without` the weights are left out. What the cache has is
-    not downloaded again. `tell` hears of progress.
+    These are the index, and for each exported part its configuration and one set of weights in the
+    variant of `dtype`. The weights of the parts `without` are left out. Files in the cache are not
+    downloaded again. `report` is called with a text about the progress.
 
     Raises:
-        ExportError: the Hub does not give it (and the cache has it not), or it cannot be exported.
+        ExportError: neither the Hub nor the cache has the model, or it cannot be exported.
     """
     match = _NAME.fullmatch(name)
     assert match is not None
     try:
-        tell(f"Looking for {name}")
+        report(f"Looking for {name}")
         root = _snapshot(match, [INDEX, SETTINGS, CARD])
         if not (root / INDEX).is_file():
             raise ExportError(
@@ -63,10 +69,10 @@ def fetch(
         folder = open_folder(root, text_encoders)
         tree = get_cached_repo_tree(match["repo"], revision=root.name)
         files = _needed(folder, [file.path for file in tree], dtype, without(folder))
-        _snapshot(match, files, _progress(name, tree, files, tell))
+        _snapshot(match, files, _progress(name, tree, files, report))
     except ExportError:
         raise
-    except Exception as error:  # of huggingface_hub, its HTTP client, or the disk
+    except Exception as error:  # from huggingface_hub, its HTTP client, or the disk
         if out_of_memory(error):
             raise
         raise ExportError(_sentence(error, name, match)) from error
@@ -87,7 +93,7 @@ def _snapshot(match: re.Match[str], files: list[str], bar: type[Any] | None = No
 def _needed(
     folder: PipelineFolder, files: list[str], dtype: torch.dtype, without: frozenset[str]
 ) -> list[str]:
-    """Of a repository's files those of the exported parts; duplicates in its root are not."""
+    """Choose the files of the exported parts; copies in the root of the repository are not read."""
     needed = []
     for name, part in folder.parts.items():
         beside = [f.removeprefix(f"{name}/") for f in files if f.startswith(f"{name}/")]
@@ -101,17 +107,17 @@ def _needed(
 
 
 class _Silent(tqdm):
-    """A progress bar that nobody sees; the command shows its own."""
+    """A progress bar that prints nothing, because the command shows its own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"file": io.StringIO()})  # type: ignore[no-untyped-call]
 
 
-def _progress(name: str, tree: list[RepoFile], files: list[str], tell: Tell) -> type[_Silent]:
+def _progress(name: str, tree: list[RepoFile], files: list[str], report: Report) -> type[_Silent]:
     total = sum(file.size or 0 for file in tree if file.path in set(files))
 
     class Reporting(_Silent):
-        """Counts by itself: a bar that huggingface_hub has switched off does not."""
+        """Counts bytes itself, because a bar that huggingface_hub has disabled does not."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._written = 0.0 if kwargs.get("name") == _WRITTEN else None
@@ -120,7 +126,7 @@ def _progress(name: str, tree: list[RepoFile], files: list[str], tell: Tell) -> 
         def update(self, n: float | None = 1) -> bool | None:
             if self._written is not None:
                 self._written += n or 0
-                tell(f"Downloading {name} ({self._written / 1e9:.1f} of {total / 1e9:.1f} GB)")
+                report(f"Downloading {name} ({self._written / 1e9:.1f} of {total / 1e9:.1f} GB)")
             shown: bool | None = super().update(n)
             return shown
 
@@ -128,17 +134,17 @@ def _progress(name: str, tree: list[RepoFile], files: list[str], tell: Tell) -> 
 
 
 def _sentence(error: Exception, name: str, match: re.Match[str]) -> str:
-    """What is wrong and what to do, for an error of huggingface_hub or of what it stands on."""
+    """Say what is wrong and what to do, for an error of huggingface_hub or of its libraries."""
     repo, page = match["repo"], f"{constants.ENDPOINT}/{match['repo']}"
     for cause in (error, error.__cause__):
-        if isinstance(cause, hub_errors.GatedRepoError):  # one kind of RepositoryNotFoundError
+        if isinstance(cause, hub_errors.GatedRepoError):  # a subclass of RepositoryNotFoundError
             return (
                 f"The model {repo} is gated: accept its licence on {page}, and log in with"
                 " `hf auth login`."
             )
         if isinstance(cause, hub_errors.RevisionNotFoundError):
             return (
-                f"The model {repo} has no revision {match['revision']}; {page} lists those it has."
+                f"The model {repo} has no revision {match['revision']}; {page} lists its revisions."
             )
         if isinstance(cause, hub_errors.RepositoryNotFoundError):
             return (
@@ -148,28 +154,28 @@ def _sentence(error: Exception, name: str, match: re.Match[str]) -> str:
         if isinstance(cause, hub_errors.OfflineModeIsEnabled):
             return (
                 f"The model {name} is not complete in the cache {constants.HF_HUB_CACHE}, and"
-                " HF_HUB_OFFLINE forbids to download it; unset it, or give a folder."
+                " HF_HUB_OFFLINE forbids the download; unset it, or give a folder."
             )
         if isinstance(cause, hub_errors.HfHubHTTPError):
             code = cause.response.status_code
             return f"The Hub answered with the error {code} for {name}; try again later."
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
             return (
-                f"The disk of the Hub's cache {constants.HF_HUB_CACHE} is full; make room, or set"
+                f"The disk of the Hub's cache {constants.HF_HUB_CACHE} is full; free some space, or set"
                 " HF_HOME to a folder on another disk."
             )
     if isinstance(error, hub_errors.HFValidationError):
-        return f"{name} is neither a folder here nor a name that the Hub can have, org/name."
+        return f"{name} is neither a folder nor a valid Hub name (org/name)."
     if isinstance(error, OSError) and error.filename is not None:
         return f"Cannot write the Hub's cache: {error.filename}: {error.strerror or plain(error)}."
     if isinstance(error, hub_errors.LocalEntryNotFoundError) or _is_connection(error):
         return (
-            f"The Hub ({constants.ENDPOINT}) cannot be reached to download {name}; there is no such"
-            " folder here. Check the network, or give a folder."
+            f"The Hub ({constants.ENDPOINT}) cannot be reached to download {name}, and there is no"
+            " such folder; check the network, or give a folder."
         )
     return f"The model {name} cannot be downloaded: {plain(error)}; try again."
 
 
 def _is_connection(error: Exception) -> bool:
-    """Whether it is of the HTTP client (whose name changes with huggingface_hub's versions)."""
+    """Return whether the error is from the HTTP client, whose name differs between versions."""
     return type(error).__module__.split(".")[0].startswith(("httpx", "httpcore", "requests"))

@@ -1,4 +1,4 @@
-"""LoRA files: fused into the pipeline by diffusers, after making sure that all of one fits."""
+"""Add LoRA files to the weights of a pipeline, after checking that all of their tensors fit."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from intaglio_export.errors import ExportError
 from intaglio_export.options import Lora
-from intaglio_export.quiet import quiet
 from intaglio_export.sources import weights
 from intaglio_export.sources.messages import out_of_memory, plain
+from intaglio_export.support.quiet import quiet
 
 _ADAPTER = "intaglio"
 
@@ -19,11 +19,12 @@ def fuse_lora(pipeline: Any, lora: Lora, family: str) -> None:
     """Add `lora` at its scale to the weights of the pipeline's networks.
 
     Raises:
-        ExportError: the pipeline takes no LoRA, or the file is none, or not all of it fits.
+        ExportError: the pipeline takes no LoRA, or the file is not a LoRA that fits completely.
     """
     if not hasattr(pipeline, "load_lora_weights"):
         raise ExportError(
-            f"--lora {lora.file}: diffusers has no LoRA loader for {family} models; export without."
+            f"--lora {lora.file}: diffusers has no LoRA loader for {family} models; leave out"
+            " --lora."
         )
     if find_spec("peft") is None:
         raise ExportError("--lora needs the package peft; install it (pip install peft).")
@@ -31,15 +32,15 @@ def fuse_lora(pipeline: Any, lora: Lora, family: str) -> None:
         raise ExportError(f"The LoRA {lora.file} does not exist.")
     if any("dora_scale" in name for name in weights.shapes(lora.file)):
         raise ExportError(
-            f"The LoRA {lora.file} is a DoRA, which diffusers cannot load; fuse it where"
-            " it was made."
+            f"The LoRA {lora.file} is a DoRA, which diffusers cannot load; merge it into"
+            " the model with the program that trained it."
         )
-    place = {"weight_name": lora.file.name, "local_files_only": True}
+    where = {"weight_name": lora.file.name, "local_files_only": True}
     try:
-        with quiet(logging.ERROR):  # what fails is said in our own words
-            state = pipeline.lora_state_dict(str(lora.file.parent), **place)
-            pipeline.load_lora_weights(str(lora.file.parent), adapter_name=_ADAPTER, **place)
-    except Exception as error:  # of diffusers and peft
+        with quiet(logging.ERROR):  # the checks below say what failed
+            state = pipeline.lora_state_dict(str(lora.file.parent), **where)
+            pipeline.load_lora_weights(str(lora.file.parent), adapter_name=_ADAPTER, **where)
+    except Exception as error:  # from diffusers or peft
         if out_of_memory(error):
             raise
         raise ExportError(
@@ -50,15 +51,15 @@ def fuse_lora(pipeline: Any, lora: Lora, family: str) -> None:
     loaded = _loaded(networks)
     if getattr(pipeline.transformer, "_overwritten_params", None):
         raise ExportError(_foreign(pipeline, lora, "it changes the shape of the transformer"))
-    said = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if problem := _difference(said, loaded):
+    stored = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if problem := _difference(stored, loaded):
         raise ExportError(_foreign(pipeline, lora, problem))
     pipeline.fuse_lora(components=list(networks), lora_scale=lora.scale, adapter_names=[_ADAPTER])
     pipeline.unload_lora_weights()
 
 
 def _loaded(networks: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The LoRA's tensors in the networks, named as in a file of diffusers' format."""
+    """Return the LoRA's tensors in the networks, with the names of diffusers' format."""
     return {
         f"{part}.{name.replace(f'.{_ADAPTER}.', '.')}": tuple(tensor.shape)
         for part, network in networks.items()
@@ -67,17 +68,17 @@ def _loaded(networks: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _difference(said: weights.Shapes, loaded: weights.Shapes) -> str | None:
-    """What of a file was not loaded, or other than it says; diffusers logs some of it at most."""
-    if len(said) != len(loaded):  # by number: the loaders rename what is in older formats
-        if strange := sorted(said.keys() - loaded.keys()):
+def _difference(stored: weights.Shapes, loaded: weights.Shapes) -> str | None:
+    """Say what was not loaded from a file, which diffusers at most logs, or return None."""
+    if len(stored) != len(loaded):  # counts are compared, because older formats use other names
+        if strange := sorted(stored.keys() - loaded.keys()):
             return weights.surplus(strange)
-        return weights.lacking(sorted(loaded.keys() - said.keys()))
-    return weights.misfit(loaded, said, names=False)
+        return weights.lacking(sorted(loaded.keys() - stored.keys()))
+    return weights.misfit(loaded, stored, names=False)
 
 
 def _foreign(pipeline: Any, lora: Lora, why: str) -> str:
     return (
-        f"The LoRA {lora.file} is not one for this {type(pipeline.transformer).__name__}: {why};"
+        f"The LoRA {lora.file} does not fit this {type(pipeline.transformer).__name__}: {why};"
         " give one that was trained on this model."
     )

@@ -1,4 +1,4 @@
-"""What diffusers, transformers and huggingface_hub say, cut to what concerns a user."""
+"""Shorten messages of diffusers, transformers and huggingface_hub to what helps a user."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from itertools import takewhile
 
-# Advice on Python arguments that nobody can follow from a command line, and all that follows it.
+# The start of advice about Python arguments, which nobody can follow on a command line.
 _ADVICE = re.compile(
     r"low_cpu_mem_usage|ignore_mismatched|trust_remote_code|from_pretrained|https?://|\bissue"
     r"|pip install|[Mm]ake sure|If you|You should|[Pp]lease"
@@ -19,7 +19,10 @@ _LONGEST = 200
 
 
 def plain(error: BaseException) -> str:
-    """The sentences of `error` before its advice, without a stop; else its class's name."""
+    """Return the sentences of `error` before any advice, or else the name of its class.
+
+    The text has no full stop at its end.
+    """
     text = " ".join(str(error).split())
     if match := _SIZES.search(text):
         name, found, expected = match.groups()
@@ -30,11 +33,11 @@ def plain(error: BaseException) -> str:
 
 
 def sizes(name: str, found: Iterable[object], expected: Iterable[object]) -> str:
-    """A tensor whose size is not the model's, in words."""
+    """Say that a tensor has another size than in the model."""
     in_file, in_model = ("x".join(map(str, shape)) or "a number" for shape in (found, expected))
     return f"{name} is {in_file} in it and {in_model} in the model"
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is a lack of memory; torch's allocator has no class of its own for that."""
+    """Return whether memory ran out; torch's allocator raises a plain RuntimeError for that."""
     return isinstance(error, MemoryError) or "not enough memory" in str(error)

@@ -1,4 +1,4 @@
-"""Loads one part of a pipeline's folder: a network, a tokenizer or a scheduler."""
+"""Load one part of a pipeline's folder: a network, a tokenizer or a scheduler."""
 
 from __future__ import annotations
 
@@ -14,46 +14,47 @@ import torch
 import transformers
 from torch import nn
 
+from intaglio_export.bundle.tokenizer_tables import sentencepiece_problem
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import weights
 from intaglio_export.sources.messages import out_of_memory, plain
-from intaglio_export.tokenizer import sentencepiece_problem
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 _AGAIN = "download or save the pipeline again"
-# Of these, tensors that the model does not have are layers that it was not given. Other ones are
-# halves that the pipeline has no use for, such as T5's decoder.
+# Under these names, a tensor that the model lacks is a layer that its configuration forgot. Other
+# unknown tensors are parts that the pipeline does not use, such as T5's decoder.
 _ENCODER = ("encoder.", "text_model.encoder.")
 
-
-# What diffusers called the transformers of DiT and PixArt once; it still loads the right class.
+# The old name of the transformers of DiT and PixArt; diffusers still loads the right class for it.
 _LEGACY = "Transformer2DModel"
-# A tokenizer without any of these is made without a word, and empty.
+# Without any of these files, transformers silently makes an empty tokenizer.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Where a part is, and its class as model_index.json names it."""
+    """The folder of a part, and the class that model_index.json gives it."""
 
     folder: Path
     name: str
     cls: type
 
     @property
-    def place(self) -> Path:
+    def path(self) -> Path:
+        """The folder of the part."""
         return self.folder / self.name
 
     @property
     def is_network(self) -> bool:
+        """Whether the part has weights."""
         return issubclass(self.cls, nn.Module)
 
 
 def part_class(folder: Path, name: str, entry: Any) -> type:
-    """The class of a part's entry in model_index.json, [library, class].
+    """Return the class of an entry [library, class] of model_index.json.
 
     Raises:
-        ExportError: it is of another library, or of a version of it that is not installed.
+        ExportError: it is from another library, or from another version of the library.
     """
     library, class_name = entry
     if library not in LIBRARIES:
@@ -72,7 +73,7 @@ def part_class(folder: Path, name: str, entry: Any) -> type:
 
 
 def check_class(part: Part, loaded: Any, pipeline_class: type) -> None:
-    """See that a network is of the class that the pipeline is made for."""
+    """Check that a network has the class that the pipeline expects."""
     hint = typing.get_type_hints(vars(pipeline_class)["__init__"]).get(part.name)
     known = tuple(c for c in (hint, *typing.get_args(hint)) if inspect.isclass(c))
     if known and not isinstance(loaded, known):
@@ -83,68 +84,68 @@ def check_class(part: Part, loaded: Any, pipeline_class: type) -> None:
 
 
 def held_in(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The type that a part is held in where matrix products are in `dtype`."""
+    """Return the type of a part's weights if matrix products have the type `dtype`."""
     return torch.float32 if name == "vae" else dtype
 
 
 def load_part(part: Part, dtype: torch.dtype) -> Any:
-    """The part as its library loads it; a network's weights as stored, or in `dtype`.
+    """Load the part with its library. Weights have their stored type, or else `dtype`.
 
     Raises:
-        ExportError: it is not there, or cannot be loaded, or its weights are not its model's.
+        ExportError: the part is missing, cannot be loaded, or has weights of another model.
     """
-    if not part.place.is_dir():
+    if not part.path.is_dir():
         raise ExportError(
             f"The source {part.folder} lacks the part {part.name}: its model_index.json names it,"
-            f" but there is no folder {part.place}; {_AGAIN}."
+            f" but there is no folder {part.path}; {_AGAIN}."
         )
     try:
         if part.is_network:
             return _load_network(part, dtype)
         if issubclass(part.cls, diffusers.SchedulerMixin):
-            _read_config(part.place / "scheduler_config.json")
-        elif not any(any(part.place.glob(pattern)) for pattern in _VOCABULARIES):
+            _read_config(part.path / "scheduler_config.json")
+        elif not any(any(part.path.glob(pattern)) for pattern in _VOCABULARIES):
             raise ExportError(
-                f"The folder {part.place} holds no vocabulary (tokenizer.json); {_AGAIN}."
+                f"The folder {part.path} holds no vocabulary (tokenizer.json); {_AGAIN}."
             )
         cls: Any = part.cls
         return cls.from_pretrained(str(part.folder), subfolder=part.name, local_files_only=True)
     except ExportError:
         raise
-    except Exception as error:  # the libraries raise what they like
+    except Exception as error:  # the libraries raise errors of any class
         if out_of_memory(error):
             raise
         problem = None if part.is_network else sentencepiece_problem(part.folder)
-        sentence = f"The part {part.place} cannot be loaded: {plain(error)}; {_AGAIN}."
+        sentence = f"The part {part.path} cannot be loaded: {plain(error)}; {_AGAIN}."
         raise ExportError(problem or sentence) from error
 
 
 def _load_network(part: Part, dtype: torch.dtype) -> nn.Module:
-    config = _read_config(part.place / "config.json")
+    config = _read_config(part.path / "config.json")
     named = config.get("_class_name", part.cls.__name__)
     if _LEGACY not in (named, part.cls.__name__) and named != part.cls.__name__:
         raise ExportError(
-            f"The part {part.place} is of class {named} by its config.json, and of class"
+            f"The part {part.path} is of class {named} by its config.json, and of class"
             f" {part.cls.__name__} by the model_index.json above it; {_AGAIN}."
         )
-    names, variant = weights.choose((p.name for p in part.place.iterdir()), dtype)
+    names, variant = weights.choose((p.name for p in part.path.iterdir()), dtype)
     if not names:
-        raise ExportError(f"The folder {part.place} holds no weights (.safetensors); {_AGAIN}.")
-    weights.check_whole(part.place, names)
+        raise ExportError(f"The folder {part.path} holds no weights (.safetensors); {_AGAIN}.")
+    weights.check_whole(part.path, names)
     safe = names[0].endswith(".safetensors")
     # As stored, so that the file is mapped and not converted into a second copy: `narrow` does that
-    # tensor by tensor. The VAE is not narrowed.
+    # tensor by tensor. The VAE stays float32.
     if safe and part.name != "vae":
-        dtype = weights.stored_dtype(part.place / names[0]) or dtype
+        dtype = weights.stored_dtype(part.path / names[0]) or dtype
     options: dict[str, Any] = {}
     cls: Any = part.cls
     if safe and issubclass(part.cls, diffusers.ModelMixin):
         expected = weights.empty_like(cls, part.folder, part.name)
-        found = {k: v for name in names for k, v in weights.shapes(part.place / name).items()}
-        # By equal names: diffusers renames those of older files.
+        found = {k: v for name in names for k, v in weights.shapes(part.path / name).items()}
+        # Only equal names are compared, because diffusers renames the tensors of older files.
         _refuse(part, names, weights.misfit(expected, found, names=False))
     elif not issubclass(part.cls, diffusers.ModelMixin):
-        options["ignore_mismatched_sizes"] = True  # told of below, in fewer words
+        options["ignore_mismatched_sizes"] = True  # `_difference` reports them in one sentence
     network, info = cls.from_pretrained(
         str(part.folder),
         subfolder=part.name,
@@ -161,7 +162,7 @@ def _load_network(part: Part, dtype: torch.dtype) -> nn.Module:
 
 
 def _difference(info: dict[str, Any], strict: bool) -> str | None:
-    """What diffusers and transformers only log: weights that stay random, and unused layers."""
+    """Say what diffusers and transformers only log: weights that stay random, and unused layers."""
     if mismatched := sorted(info["mismatched_keys"]):
         name, found, expected = mismatched[0]
         return weights.misfit({name: tuple(expected)}, {name: tuple(found)})
@@ -175,7 +176,7 @@ def _difference(info: dict[str, Any], strict: bool) -> str | None:
 def _refuse(part: Part, names: list[str], problem: str | None) -> None:
     if problem is not None:
         raise ExportError(
-            f"The weights {part.place / names[0]} do not fit {part.place / 'config.json'}:"
+            f"The weights {part.path / names[0]} do not fit {part.path / 'config.json'}:"
             f" {problem}; {_AGAIN}."
         )
 

@@ -1,6 +1,6 @@
-"""One .safetensors file: a transformer, or a whole pipeline, in its original format or diffusers'.
+"""Load one .safetensors file: a transformer or a whole pipeline, in any format diffusers reads.
 
-What the file does not hold, configuration above all, comes from a pipeline's folder.
+The configuration and all parts that the file lacks come from a pipeline's folder.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from safetensors import safe_open
 
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import weights
-from intaglio_export.sources.folder import PipelineFolder, load_pipeline
 from intaglio_export.sources.messages import out_of_memory, plain
 from intaglio_export.sources.parts import Part
+from intaglio_export.sources.pipeline_folder import PipelineFolder, load_pipeline
 
 _TRANSFORMER = "model.diffusion_model."
 _VAE = ("first_stage_model.", "vae.")
 _ENCODERS = "text_encoders."
-# What quantized checkpoints carry beside their weights, and what is a weight.
+# Names of weights, and of what quantized checkpoints store beside them.
 _WEIGHT = re.compile(r"(weight|bias|scale|scaled_fp8|absmax|quant_map|quant_state.*)$")
 
 
 def held_parts(file: Path, folder: PipelineFolder) -> frozenset[str]:
-    """The parts of the pipeline whose weights `file` holds, from its header.
+    """Return the parts of the pipeline whose weights are in `file`, by its header.
 
     Raises:
         ExportError: the file is cut short, or diffusers cannot read single files of this family.
@@ -55,10 +55,10 @@ def held_parts(file: Path, folder: PipelineFolder) -> frozenset[str]:
 def load_single_file(
     file: Path, folder: PipelineFolder, held: frozenset[str], dtype: torch.dtype
 ) -> Any:
-    """The pipeline of `folder` with the `held` parts from `file`, as diffusers converts them.
+    """Load the pipeline of `folder` with the parts `held` from `file`, converted by diffusers.
 
     Raises:
-        ExportError: the file does not hold what the folder's configuration describes.
+        ExportError: the weights in the file do not fit the folder's configuration.
     """
     given = {"transformer": _transformer(file, folder.parts["transformer"], dtype)}
     if "vae" in held:
@@ -67,13 +67,13 @@ def load_single_file(
 
 
 def license_in(file: Path) -> str | None:
-    """The licence in the file's own metadata (of the Stability model specification), or None."""
+    """Return the licence in the file's metadata (Stability model specification), or None."""
     with safe_open(file, "pt") as opened:
         return (opened.metadata() or {}).get("modelspec.license")
 
 
 def _read(file: Path, prefixes: tuple[str, ...] | None) -> dict[str, torch.Tensor]:
-    """The tensors under `prefixes`; without them, those of a transformer."""
+    """Read the tensors under `prefixes`, or those of a transformer if that is None."""
     with safe_open(file, "pt") as opened:
         keys = list(opened.keys())
         if prefixes is None and any(key.startswith(_TRANSFORMER) for key in keys):
@@ -104,13 +104,13 @@ def _transformer(file: Path, part: Part, dtype: torch.dtype) -> Any:
 
 
 def converted(file: Path, part: Part, state: dict[str, Any]) -> dict[str, Any]:
-    """The tensors of a transformer in diffusers' format; its converter takes them from `state`.
+    """Convert a transformer to diffusers' format. The converter removes tensors from `state`.
 
     Raises:
-        ExportError: `state`, read from `file`, is not a transformer of that class, or is more.
+        ExportError: `state`, read from `file`, is not exactly a transformer of that class.
     """
     if any(key.startswith(("transformer_blocks.", "single_transformer_blocks.")) for key in state):
-        return state  # diffusers' own names, but not all of them
+        return state  # the names are diffusers', but some are missing
     try:
         convert = SINGLE_FILE_LOADABLE_CLASSES[part.cls.__name__]["checkpoint_mapping_fn"]
         made: dict[str, Any] = convert(checkpoint=state)
@@ -148,7 +148,7 @@ def _vae(file: Path, part: Part) -> Any:
 def _encoders(
     file: Path, folder: PipelineFolder, held: frozenset[str], dtype: torch.dtype
 ) -> dict[str, Any]:
-    """The text encoders that the file holds."""
+    """Load the text encoders that the file holds."""
     from diffusers.loaders import single_file_utils
 
     encoders = {}
@@ -183,7 +183,7 @@ def _is_t5(part: Part) -> bool:
 
 
 def _complete(file: Path, part: Part, network: Any) -> Any:
-    """`network`, if the file held all of it: diffusers leaves what was not there without data."""
+    """Return `network` if the file held all of it; diffusers leaves missing tensors without data."""
     empty = sorted(name for name, tensor in network.state_dict().items() if tensor.is_meta)
     if empty:
         raise ExportError(_unlike(file, part, weights.lacking(empty)))
@@ -193,6 +193,6 @@ def _complete(file: Path, part: Part, network: Any) -> Any:
 def _unlike(file: Path, part: Part, why: str) -> str:
     return (
         f"The file {file} does not hold the {part.cls.__name__} that"
-        f" {part.place / 'config.json'} describes: {why}; give the model's own"
+        f" {part.path / 'config.json'} describes: {why}; give the model's own"
         " folder with --config."
     )

@@ -1,4 +1,4 @@
-"""Weight files: which of a part's files to read, and whether they are whole and fit the model."""
+"""Choose the weight files of a part, and check that they are complete and fit the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?"
     r"(?:-\d{5}-of-\d{5})?\.(?P<kind>safetensors|bin)"
 )
-# What a publisher calls the files that are in this type already.
+# How file names show that the weights are stored in this type.
 _VARIANTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 _STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LFS = b"version https://git-lfs"
@@ -28,15 +28,15 @@ AGAIN = "download it again"
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file of that name is for weights, of whatever kind, by diffusers' naming."""
+    """Return whether a file of that name holds weights in any format that diffusers knows."""
     return name.endswith((".safetensors", ".bin", ".msgpack", ".onnx", ".pb", ".pt", ".h5"))
 
 
 def choose(names: Iterable[str], dtype: torch.dtype) -> tuple[list[str], str | None]:
-    """Of a part's file names: those of the weights to read for `dtype`, and their variant.
+    """Choose the weight files of a part to read for `dtype`, and return them with their variant.
 
-    safetensors before .bin (some older models have nothing else), the variant of `dtype` before the
-    plain files, and those before any other variant.
+    safetensors come before .bin, which is all that some older models have. The variant of `dtype`
+    comes before the plain files, and these come before any other variant.
     """
     sets: dict[tuple[str, str | None], list[str]] = {}
     for name in sorted(names):
@@ -54,7 +54,7 @@ def choose(names: Iterable[str], dtype: torch.dtype) -> tuple[list[str], str | N
 
 
 def index_of(name: str) -> str:
-    """The name of the index that goes with the weight file `name` when it is one of several."""
+    """Return the name of the index that belongs to `name`, a weight file of several."""
     match = _WEIGHTS.fullmatch(name)
     assert match is not None
     stem = name.split(".", 1)[0].split("-", 1)[0]
@@ -63,10 +63,10 @@ def index_of(name: str) -> str:
 
 
 def check_whole(folder: Path, names: list[str]) -> None:
-    """See that the chosen weight files of a part are all there and not cut short.
+    """Check that all chosen weight files of a part exist and are complete.
 
     Raises:
-        ExportError: one is not.
+        ExportError: a file is missing or cut short.
     """
     if index := next((folder / index_of(name) for name in names if "-of-" in name), None):
         listed = set(_read_index(index).values())
@@ -88,10 +88,10 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The tensors of a .safetensors file, from its header.
+    """Read the shapes of all tensors from the header of a .safetensors file.
 
     Raises:
-        ExportError: the file is cut short or is none.
+        ExportError: the file is cut short or is not a .safetensors file.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -110,7 +110,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def stored_dtype(path: Path) -> torch.dtype | None:
-    """The type of a .safetensors file's first tensor of a known floating type."""
+    """Return the type of the first floating-point tensor in a .safetensors file."""
     with safe_open(path, "pt") as file:
         for name in file.keys():  # noqa: SIM118 (it has no other way to be iterated)
             if dtype := _STORED.get(file.get_slice(name).get_dtype()):
@@ -119,9 +119,9 @@ def stored_dtype(path: Path) -> torch.dtype | None:
 
 
 def misfit(expected: Shapes, found: Shapes, *, names: bool = True) -> str | None:
-    """How tensors differ from those of a model, in words; None if they do not.
+    """Say how tensors differ from those of a model, or return None.
 
-    `names` False compares the shapes of equal names only.
+    With `names=False` only the shapes of tensors with equal names are compared.
     """
     for name in sorted(expected.keys() & found.keys()):
         if expected[name] != found[name]:
@@ -134,7 +134,7 @@ def misfit(expected: Shapes, found: Shapes, *, names: bool = True) -> str | None
 
 
 def lacking(names: list[str]) -> str:
-    """A file that has not all of a model's tensors, in words."""
+    """Say that a file lacks tensors of the model."""
     return f"it lacks {names[0]}{_others(names)}"
 
 

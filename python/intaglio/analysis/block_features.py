@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from intaglio_export.adapters import adapter_for
 from intaglio_export.adapters.base import Adapter
-from intaglio_export.channels import encode, fixed_inputs
-from intaglio_export.massive import CONDITIONS, measure
-from intaglio_export.observing import observing
-from intaglio_export.packing import pack
-from intaglio_export.quiet import quiet
+from intaglio_export.adapters.observing import observing
+from intaglio_export.adapters.packing import pack
+from intaglio_export.calibration.calibrate import encode, fixed_inputs
+from intaglio_export.calibration.massive import CONDITIONS, measure
+from intaglio_export.support.quiet import quiet
 
 Floats = NDArray[np.float32]
 

@@ -144,7 +144,7 @@ def _refuse_model_options(context: typer.Context) -> None:
 
 def _import_model_probe() -> ModuleType:
     """Import the probe of diffusers models, which needs torch."""
-    from intaglio_export.quiet import quiet
+    from intaglio_export.support.quiet import quiet
 
     try:
         with quiet():

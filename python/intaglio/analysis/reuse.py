@@ -27,7 +27,6 @@ from intaglio.torch_reference.model import Model, Step
 from intaglio_export.adapters.base import Inputs
 from intaglio_export.errors import ExportError
 from intaglio_export.options import read_settings
-from intaglio_export.prompts import PROMPTS
 from intaglio_export.sources import open_source
 
 Matrix = NDArray[np.float64]

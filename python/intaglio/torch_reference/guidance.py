@@ -17,8 +17,8 @@ import torch
 from intaglio.torch_reference.model import Model, Predict, Step
 from intaglio.torch_reference.suppression import channel_tensors
 from intaglio_export.adapters.base import Inputs
-from intaglio_export.conditioning import condition
-from intaglio_export.forking import ForkedTransformer
+from intaglio_export.networks.conditioning import condition
+from intaglio_export.networks.forking import ForkedTransformer
 
 Window = tuple[float, float]
 # The values at the first and the last step; steps in between are on the line through both.

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from intaglio_export.adapters import Adapter
 from intaglio_export.adapters.base import Inputs
-from intaglio_export.channels import calibration_grid, draw_noise, encode, fixed_inputs
-from intaglio_export.packing import unpack
+from intaglio_export.adapters.packing import unpack
+from intaglio_export.calibration.calibrate import calibration_grid, draw_noise, encode, fixed_inputs
 
 
 @dataclass(frozen=True)

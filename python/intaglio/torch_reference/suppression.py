@@ -1,6 +1,6 @@
 """Suppression of massive channels in torch, by the op that the exporter also traces.
 
-The formula itself is `intaglio_export.suppress.ma_suppress`; cpp/ops/SPEC.md specifies it.
+The formula itself is `intaglio_export.networks.suppress.ma_suppress`; cpp/ops/SPEC.md specifies it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from intaglio_export.suppress import ma_suppress
+from intaglio_export.networks.suppress import ma_suppress
 
 
 def channel_tensors(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from intaglio.analysis.channels.recorder import Statistics
 from intaglio.analysis.report import plots
 from intaglio.analysis.report.page import Figure, Section, Table
-from intaglio_export.massive import CONDITIONS, RATIO, TOKENS
+from intaglio_export.calibration.massive import CONDITIONS, RATIO, TOKENS
 
 # How many of the channels with the largest ratio are compared between blocks.
 TOP = 8

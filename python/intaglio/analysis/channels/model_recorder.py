@@ -14,7 +14,7 @@ from intaglio.torch_reference.fingerprint import identity
 from intaglio.torch_reference.guidance import Method
 from intaglio.torch_reference.model import Model, Predict, Step
 from intaglio_export.adapters.base import Inputs
-from intaglio_export.observing import observing
+from intaglio_export.adapters.observing import observing
 
 POINTS = ("after", "text", "modulated", "gate")
 # Rows that run through the model at once.

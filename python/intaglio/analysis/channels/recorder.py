@@ -25,10 +25,9 @@ from intaglio.analysis.report.output_folder import (
     write_whole,
 )
 from intaglio_export.errors import ExportError
-from intaglio_export.massive import ChannelStatistics, measure
 
 QUANTILES = (0.5, 0.9, 0.99)
-GATE = "gate"  # the only point without tokens; see `intaglio_export.observing`
+GATE = "gate"  # the only point without tokens; see `intaglio_export.adapters.observing`
 
 Floats = NDArray[np.floating]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from intaglio.torch_reference.guidance import Method
 from intaglio.torch_reference.model import Model, Step
-from intaglio_export.observing import observing
+from intaglio_export.adapters.observing import observing
 
 # How many timesteps, prompts and images are combined with each other.
 LEVELS = 4

@@ -20,7 +20,7 @@ from intaglio.analysis.quality.intervals import Interval
 from intaglio.analysis.report import plots
 from intaglio.analysis.report.page import Figure, Section, Table
 from intaglio.torch_reference.guidance import Method, Suppressed
-from intaglio_export.massive import ChannelStatistics
+from intaglio_export.calibration.massive import ChannelStatistics
 
 SEED, CONFIRM_SEED = 40_000, 70_000
 # At most this many pictures confirm the setting.

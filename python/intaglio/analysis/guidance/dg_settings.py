@@ -5,10 +5,10 @@ from __future__ import annotations
 from intaglio.torch_reference.guidance import Method, Suppressed
 from intaglio_export.adapters import Adapter
 from intaglio_export.errors import ExportError
-from intaglio_export.options import Settings
+from intaglio_export.options import ModelSettings
 
 
-def method_from_settings(settings: Settings, adapter: Adapter) -> Method | None:
+def method_from_settings(settings: ModelSettings, adapter: Adapter) -> Method | None:
     """Return the method that `settings` describe; None if they name no channels or no weight.
 
     Raises:

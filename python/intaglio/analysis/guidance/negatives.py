@@ -16,9 +16,9 @@ from intaglio.torch_reference.hooks import skip_block
 from intaglio.torch_reference.model import Model, Step
 from intaglio_export.adapters import Adapter
 from intaglio_export.adapters.base import Inputs
+from intaglio_export.adapters.packing import pack, unpack
 from intaglio_export.errors import ExportError
-from intaglio_export.packing import pack, unpack
-from intaglio_export.quiet import no_progress_bars, quiet
+from intaglio_export.support.quiet import no_progress_bars, quiet
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from intaglio.analysis.report.output_folder import (
 )
 from intaglio.analysis.report.page import Report, Section
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.prompts import PROMPTS
 
 SEEDS = range(4)
 

@@ -31,9 +31,7 @@ from intaglio.torch_reference.fingerprint import fingerprint, identity
 from intaglio.torch_reference.guidance import Method, Suppressed
 from intaglio.torch_reference.model import Model
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.massive import ChannelStatistics
-from intaglio_export.options import Settings, read_settings
-from intaglio_export.prompts import PROMPTS
+from intaglio_export.options import ModelSettings, read_settings
 from intaglio_export.sources import Source, open_source
 
 WEAKER = "weaker"
@@ -117,7 +115,7 @@ class _Probe:
                 f" {effects.LEAST} pictures.",
                 ExitCode.USAGE,
             )
-        known = Settings(cfg_scale=request.cfg_scale)
+        known = ModelSettings(cfg_scale=request.cfg_scale)
         for path in (request.settings, source.settings):
             if path is not None:
                 known = known.over(read_settings(path))

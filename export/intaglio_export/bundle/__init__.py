@@ -1,0 +1,1 @@
+"""The files of a bundle: graphs, tokenizer tables and the manifest, written and verified."""

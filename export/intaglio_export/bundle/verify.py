@@ -1,0 +1,203 @@
+"""Compare the written graphs, run by ONNX Runtime, with the torch modules on random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnxruntime as ort
+import torch
+
+from intaglio_export.adapters.packing import positions
+from intaglio_export.errors import ExportError
+from intaglio_export.graph_specs import ExportUnit, GraphSpec, TensorSpec
+
+# The largest relative error. Low-precision matmuls may round in other places than torch's.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+# The same for quantised weights. The measured error is written to the manifest.
+QUANTIZED_TOLERANCE = {"int8": 0.05, "int8-dynamic": 0.15, "int4": 0.4}
+# Values of `keep`: full suppression, partial suppression, none.
+KEEP_LEVELS = (0.0, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of the named axes that are tried, in units of their multiples."""
+
+    rows: int
+    base_rows: int
+    height: int
+    width: int
+    text_length: int
+
+
+CASES = (
+    Case(rows=1, base_rows=1, height=4, width=4, text_length=3),
+    Case(rows=3, base_rows=1, height=3, width=5, text_length=7),
+    Case(rows=4, base_rows=2, height=6, width=4, text_length=2),
+    Case(rows=9, base_rows=6, height=5, width=7, text_length=11),
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The inputs of a graph in order, and torch's outputs for them."""
+
+    inputs: Sequence[torch.Tensor]
+    outputs: Sequence[torch.Tensor]
+
+
+def open_session(path: Path, dtype: torch.dtype = torch.float32) -> ort.InferenceSession:
+    """Open a CPU session that maps its weights instead of copying them, to save memory.
+
+    `dtype` is the type of the graph's matmuls. Few CPU kernels take low-precision weights, so ONNX
+    Runtime's optimizer would keep float32 copies of all of them. Without the optimizer a weight is
+    cast when its matmul runs, and the copy is freed.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    # Spinning threads would take the cores from torch, which runs in turn with ONNX Runtime.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if dtype != torch.float32:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = False
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@torch.no_grad()
+def reference(unit: ExportUnit, seed: int = 0) -> list[Reference]:
+    """Return random inputs for each case, and the outputs of the torch module for them."""
+    generator = torch.Generator().manual_seed(seed)
+    references = []
+    for inputs in _inputs(unit, generator):
+        outputs = unit.module(*inputs)
+        references.append(
+            Reference(inputs, (outputs,) if isinstance(outputs, torch.Tensor) else outputs)
+        )
+    return references
+
+
+def verify(spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> float:
+    """Return the largest relative error ||onnx - torch|| / ||torch|| of a row in all cases.
+
+    This covers the graph and its variant for CPUs. A low-precision graph does not run on a CPU, so
+    only its variant is run.
+
+    Raises:
+        ExportError: it exceeds the tolerance of its precision, or a graph does not run.
+    """
+    paths = [spec.path] if spec.dtype == torch.float32 else []
+    paths += [spec.cpu] if spec.cpu else []
+    return max(_verify(path, spec, folder, references) for path in paths)
+
+
+def _verify(path: str, spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> float:
+    try:
+        session = open_session(folder / path, spec.dtype)
+    except Exception as error:  # ONNX Runtime raises errors of several classes
+        raise ExportError(f"ONNX Runtime cannot open {path}: {error}") from error
+    worst = 0.0
+    for case in references:
+        feeds = {s.name: x.numpy() for s, x in zip(spec.inputs, case.inputs, strict=True)}
+        try:
+            got = session.run([output.name for output in spec.outputs], feeds)
+        except Exception as error:
+            raise ExportError(f"ONNX Runtime cannot run {path}: {error}") from error
+        pairs = zip(got, case.outputs, strict=True)
+        worst = max(worst, *(_error(torch.from_numpy(g), e) for g, e in pairs))
+    limit = QUANTIZED_TOLERANCE[spec.quantize] if spec.quantize else TOLERANCE[spec.dtype]
+    if worst > limit:
+        raise ExportError(
+            f"The graph {path} differs from the torch model by {worst:.2e} (relative),"
+            f" more than {limit:.0e}; nothing was written."
+        )
+    return worst
+
+
+def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest relative error of a row, infinity for other shapes or NaN."""
+    if got.shape != expected.shape:
+        return float("inf")
+    difference = (got.double() - expected.double()).flatten(1).norm(dim=1)
+    size = expected.double().flatten(1).norm(dim=1)
+    error = (difference / size.clamp_min(1e-12)).max().item()
+    return error if error == error else float("inf")
+
+
+def _inputs(unit: ExportUnit, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
+    """Yield random inputs for each case."""
+    for case in CASES:
+        yield _case_inputs(unit, case, generator)
+
+
+def _case_inputs(unit: ExportUnit, case: Case, generator: torch.Generator) -> list[torch.Tensor]:
+    """Return random inputs for `case`.
+
+    Inputs that another unit produces are computed by that unit from random inputs.
+    """
+    computed: dict[str, torch.Tensor] = {}
+    if unit.fed_by is not None:
+        rows = _sizes(unit, case)[str(unit.spec.inputs[0].axes[0])]
+        feeding = replace(case, rows=rows, base_rows=rows)
+        outputs = unit.fed_by.module(*_case_inputs(unit.fed_by, feeding, generator))
+        roles = [spec.role for spec in unit.fed_by.spec.outputs]
+        computed = dict(zip(roles, outputs, strict=True))
+    sizes = _sizes(unit, case)
+    return [
+        computed[spec.role] if spec.role in computed else _input(unit, spec, sizes, case, generator)
+        for spec in unit.spec.inputs
+    ]
+
+
+def _input(
+    unit: ExportUnit,
+    spec: TensorSpec,
+    sizes: dict[str, int],
+    case: Case,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Return random values in the range that the input takes."""
+    value = ExportUnit.random_input(spec, sizes, generator)
+    if spec.role == "timestep":
+        value = torch.rand(value.shape, generator=generator) * 1000
+    elif spec.role == "mask":
+        value = (torch.rand(value.shape, generator=generator) < 0.1).float()
+    elif spec.role == "branch":
+        value = torch.arange(case.rows) % case.base_rows
+    elif spec.role == "keep":
+        levels = torch.tensor(KEEP_LEVELS)
+        value = levels[torch.randint(len(levels), value.shape, generator=generator)]
+    elif spec.role in ("token_ids", "class"):
+        value = torch.randint(unit.vocabulary, value.shape, generator=generator)
+    elif spec.role == "text_mask":
+        value = (torch.rand(value.shape, generator=generator) < 0.7).float()
+        value[:, 0] = 1.0  # a prompt has at least one token
+    elif spec.role == "position":
+        value = positions(case.height, case.width)
+    elif spec.role == "guidance":
+        value = 1 + 4 * torch.rand(value.shape, generator=generator)
+    return value
+
+
+def _sizes(unit: ExportUnit, case: Case) -> dict[str, int]:
+    def side(axis: str, units: int) -> int:
+        multiple = unit.multiples.get(axis, 1)
+        return multiple * min(units, unit.maxima.get(axis, units * multiple) // multiple)
+
+    height, width = side("latent_height", case.height), side("latent_width", case.width)
+    patch_y, patch_x = unit.multiples.get("latent_height", 1), unit.multiples.get("latent_width", 1)
+    return {
+        "rows": case.rows,
+        "base_rows": case.base_rows,
+        "conditions": case.rows,
+        "prompts": case.base_rows,
+        "images": case.base_rows if case.base_rows < 3 else 2,
+        "text_length": case.text_length,
+        "latent_height": height,
+        "latent_width": width,
+        "tokens": (height // patch_y) * (width // patch_x),
+        "image_height": side("image_height", case.height),
+        "image_width": side("image_width", case.width),
+    }

@@ -1,0 +1,203 @@
+"""The transformer in two parts: what prompt and timestep alone decide, and the rest.
+
+Every AdaLN modulation is a function of the timestep and of vectors that the prompt, the class or
+the guidance gives; the prompt's projection is one of the prompt. Both can be computed ahead of the
+denoising loop, whose graph then carries no weights for them. A forward hook on each of these
+products takes its result from the one part, or puts it into the other; the model's own code runs
+unchanged, and what nobody uses any more falls out when a graph is made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from intaglio_export.adapters.base import Adapter, Inputs
+from intaglio_export.graph_specs import TensorSpec
+
+# The transformer's inputs that end in modulations.
+VECTORS = ("timestep", "pooled", "guidance", "class")
+Rows = Callable[[torch.Tensor], torch.Tensor]
+
+
+def conditioning_inputs(adapter: Adapter) -> tuple[TensorSpec, ...]:
+    """The part ahead of the loop: `conditions` rows of vectors, and `prompts` of text."""
+    vectors = [replace(s, axes=("conditions", *s.axes[1:])) for s in _of(adapter, VECTORS)]
+    text = [replace(s, axes=("prompts", *s.axes[1:])) for s in _of(adapter, ("text",))]
+    return (*vectors, *text)
+
+
+def conditioning_outputs(adapter: Adapter) -> tuple[TensorSpec, ...]:
+    """`modulation`, of all blocks and the output in one row, and `context` where there is text."""
+    width = sum(modulation.width for modulation in adapter.modulations())
+    outputs = [TensorSpec("modulation", ("conditions", width))]
+    for text in _of(adapter, ("text",)):
+        projected = adapter.projection()[-1]
+        axes = ("prompts", text.axes[1], _width(projected))
+        outputs.append(TensorSpec("context", axes))
+    return tuple(outputs)
+
+
+def loop_inputs(adapter: Adapter) -> tuple[TensorSpec, ...]:
+    """The part in the loop: the adapter's inputs, with what the other part made of some of them."""
+    made = {spec.role: spec for spec in conditioning_outputs(adapter)}
+    inputs = []
+    for spec in adapter.inputs():
+        role = {"timestep": "modulation", "text": "context"}.get(spec.role, spec.role)
+        if role in made:
+            inputs.append(TensorSpec(role, ("base_rows", *made[role].axes[1:])))
+        elif role not in VECTORS:
+            inputs.append(spec)
+    return tuple(inputs)
+
+
+class ConditioningTransformer(nn.Module):
+    """The part ahead of the loop: from `conditioning_inputs` to `conditioning_outputs`."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
+        self.transformer = adapter.transformer
+        self._adapter = adapter
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        specs = conditioning_inputs(self._adapter)
+        inputs = {spec.role: x for spec, x in zip(specs, tensors, strict=True)}
+        text = inputs.pop("text", None)
+        with _taken(self._adapter) as taken, _WithoutTokens():
+            patch = self._adapter.patch_size
+            sizes = {"base_rows": inputs["timestep"].shape[0], "text_length": 1, "tokens": 1}
+            sizes |= {"latent_height": patch, "latent_width": patch}
+            self._adapter.run(_completed(self._adapter, inputs, sizes))
+        modulation = torch.cat([taken[k] for k in range(len(taken))], dim=1)
+        return (modulation,) if text is None else (modulation, self._adapter.project(text))
+
+
+def denoise(
+    adapter: Adapter,
+    tensors: Sequence[torch.Tensor],
+    block: int | None = None,
+    rows: Rows = lambda value: value,
+) -> torch.Tensor:
+    """The part in the loop: the prediction for `tensors` in the order of `loop_inputs`.
+
+    `rows` gathers the modulations of what follows `block`, where rows change.
+    """
+    inputs = {spec.role: x for spec, x in zip(loop_inputs(adapter), tensors, strict=True)}
+    modulation, context = inputs.pop("modulation"), inputs.pop("context", None)
+    sizes = {"base_rows": modulation.shape[0]}
+    if context is not None:
+        sizes["text_length"] = context.shape[1]
+    parts = _parts(adapter, modulation, block, rows)
+    with _put(adapter, parts, context):
+        return adapter.run(_completed(adapter, inputs, sizes))
+
+
+@torch.no_grad()
+def condition(adapter: Adapter, inputs: Inputs) -> list[torch.Tensor]:
+    """What the part in the loop takes where the whole transformer would take `inputs`, by role."""
+    vectors = [inputs[spec.role] for spec in conditioning_inputs(adapter)]
+    roles = [spec.role for spec in conditioning_outputs(adapter)]
+    known = inputs | dict(zip(roles, ConditioningTransformer(adapter)(*vectors), strict=True))
+    return [known[spec.role] for spec in loop_inputs(adapter)]
+
+
+def _of(adapter: Adapter, roles: Sequence[str]) -> list[TensorSpec]:
+    return [spec for spec in adapter.inputs() if spec.role in roles]
+
+
+def _width(module: nn.Module) -> int:
+    """Channels of a projection's result: those of its last product."""
+    return [m.out_features for m in module.modules() if isinstance(m, nn.Linear)][-1]
+
+
+def _completed(adapter: Adapter, inputs: Inputs, sizes: Mapping[str, int]) -> Inputs:
+    """`inputs`, and zeros for the transformer's others: nothing that is used depends on them."""
+    some = next(iter(inputs.values()))
+    zeros = {
+        spec.role: some.new_zeros(
+            [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes],
+            dtype=spec.dtype,
+        )
+        for spec in adapter.inputs()
+        if spec.role not in inputs
+    }
+    return zeros | inputs
+
+
+def _parts(
+    adapter: Adapter, modulation: torch.Tensor, block: int | None, rows: Rows
+) -> list[torch.Tensor]:
+    """The columns of `modulation` for each of the adapter's modulations, those after `block` with
+    the rows there."""
+    found = adapter.modulations()
+    before = [m.width for m in found if block is None or m.block <= block]
+    after = [m.width for m in found[len(before) :]]
+    if not after:
+        return list(torch.split(modulation, before, dim=1))
+    first, rest = torch.split(modulation, [sum(before), sum(after)], dim=1)
+    return [*torch.split(first, before, dim=1), *torch.split(rows(rest), after, dim=1)]
+
+
+@contextmanager
+def _taken(adapter: Adapter) -> Iterator[dict[int, torch.Tensor]]:
+    """The results of the adapter's modulations in a forward inside, by their place."""
+    taken: dict[int, torch.Tensor] = {}
+
+    def take(place: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+        return lambda module, args, output: taken.update({place: output})
+
+    with _hooked((m.linear, take(place)) for place, m in enumerate(adapter.modulations())):
+        yield taken
+
+
+@contextmanager
+def _put(
+    adapter: Adapter, parts: Sequence[torch.Tensor], context: torch.Tensor | None
+) -> Iterator[None]:
+    """Let a forward inside have `parts` for its modulations, and `context` for its text's."""
+    results = [*zip([m.linear for m in adapter.modulations()], parts, strict=True)]
+    if context is not None:
+        results.append((adapter.projection()[-1], context))  # type: ignore[arg-type]
+
+    def put(result: torch.Tensor) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
+        return lambda module, args, output: result
+
+    with _hooked((module, put(result)) for module, result in results):
+        yield
+
+
+@contextmanager
+def _hooked(hooks: Iterator[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _WithoutTokens(TorchFunctionMode):
+    """While active, products and attention over tokens give zeros and read no weights.
+
+    What is left of a forward is what conditioning vectors, which have no axis of tokens, become.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            return torch.zeros_like(args[0] if args else (kwargs or {})["query"])
+        if func is functional.linear and args[0].ndim > 2:
+            return args[0].new_zeros(*args[0].shape[:-1], args[1].shape[0])
+        return func(*args, **(kwargs or {}))

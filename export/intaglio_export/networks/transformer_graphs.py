@@ -1,0 +1,130 @@
+"""The transformer's graphs in the two layouts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from intaglio_export.adapters.base import Adapter
+from intaglio_export.graph_specs import Axis, ExportUnit, GraphSpec, TensorSpec
+from intaglio_export.networks.conditioning import (
+    ConditioningTransformer,
+    conditioning_inputs,
+    conditioning_outputs,
+    loop_inputs,
+)
+from intaglio_export.networks.forking import (
+    OBSERVED,
+    BaseTransformer,
+    DegradedTransformer,
+    ForkedTransformer,
+    ObservedTransformer,
+)
+
+
+def transformer_units(
+    adapter: Adapter, layout: str, block: int, observe: bool = False
+) -> dict[str, ExportUnit]:
+    """The graphs of `layout` ("forked" or "dual") by the name they have in the manifest.
+
+    Beside the layout's own there is `conditioning`, which feeds them. The op stands after block
+    `block`. Dual's graphs have one kind of row, so it is named `rows`.
+    With `observe`, the graph that every step runs (forked, base) also outputs `hidden_states_k`
+    and `gate_k` of every block k.
+    """
+    channels = adapter.channels
+    base = list(loop_inputs(adapter))
+    to_channels = [TensorSpec("mask", (channels,)), TensorSpec("ref", (channels,))]
+    branch = TensorSpec("branch", ("rows",), torch.int64)
+    keep = TensorSpec("keep", ("rows", _tokens(adapter)))
+    if layout == "forked":
+        inputs = {"forked": [*base, *to_channels, branch, keep]}
+        modules: dict[str, torch.nn.Module] = {"forked": ForkedTransformer(adapter, block)}
+    else:
+        base = [replace(tensor, axes=_rows(tensor.axes)) for tensor in base]
+        inputs = {"base": base, "degraded": [*base, *to_channels, keep]}
+        modules = {
+            "base": BaseTransformer(adapter),
+            "degraded": DegradedTransformer(adapter, block),
+        }
+    prediction: tuple[TensorSpec, ...] = (TensorSpec("prediction", adapter.output_axes()),)
+    outputs = dict.fromkeys(modules, prediction)
+    if observe:
+        name = next(iter(modules))
+        modules[name] = ObservedTransformer(adapter, modules[name])
+        outputs[name] += _observed(adapter, block if layout == "forked" else -1)
+    conditioning = _unit(
+        adapter,
+        ConditioningTransformer(adapter),
+        "conditioning",
+        conditioning_inputs(adapter),
+        conditioning_outputs(adapter),
+    )
+    units = {
+        name: _unit(adapter, modules[name], name, tuple(inputs[name]), outputs[name], conditioning)
+        for name in modules
+    }
+    return units | {"conditioning": conditioning}
+
+
+def _observed(adapter: Adapter, block: int) -> tuple[TensorSpec, ...]:
+    """What an observed graph outputs beside the prediction; it has base rows up to `block`."""
+    axes: dict[str, tuple[Axis, ...]] = {
+        "hidden_states": (_tokens(adapter), adapter.channels),
+        "gate": (adapter.channels,),
+    }
+    return tuple(
+        TensorSpec(f"{role}_{k}", ("base_rows" if k <= block else "rows", *axes[role]))
+        for role in OBSERVED
+        for k in range(len(adapter.blocks()))
+    )
+
+
+def _rows(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    return tuple("rows" if axis == "base_rows" else axis for axis in axes)
+
+
+def _unit(
+    adapter: Adapter,
+    module: torch.nn.Module,
+    name: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    fed_by: ExportUnit | None = None,
+) -> ExportUnit:
+    patch = adapter.patch_size
+    latent = adapter.latent()
+    height, width = 6 * patch, 8 * patch
+    # Rows of one kind differ from others, or torch.export would take the two for one size.
+    sizes = {"base_rows": 2, "rows": 3, "text_length": 5, "tokens": 48}
+    sizes |= {"conditions": 3, "prompts": 2}
+    sizes |= {"latent_height": height, "latent_width": width}
+    classes = adapter.classes()
+    return ExportUnit(
+        module,
+        GraphSpec(
+            f"transformer/{name}.onnx",
+            inputs,
+            outputs,
+            adapter.dtype,
+            rewrites_attention=fed_by is not None,
+        ),
+        sizes,
+        {"latent_height": patch, "latent_width": patch},
+        {
+            "latent_height": latent.max_height // latent.vae_scale_factor,
+            "latent_width": latent.max_width // latent.vae_scale_factor,
+        },
+        vocabulary=classes.count if classes else 1,
+        fed_by=fed_by,
+    )
+
+
+def _tokens(adapter: Adapter) -> Axis:
+    """The axis of image tokens: a number where images have one size only."""
+    latent = adapter.latent()
+    if not latent.fixed_size:
+        return "tokens"
+    unit = latent.vae_scale_factor * adapter.patch_size
+    return (latent.max_height // unit) * (latent.max_width // unit)
