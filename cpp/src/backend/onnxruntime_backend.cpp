@@ -65,7 +65,7 @@ void check(const std::string& graph, const GraphTensor& declared, const Tensor& 
     fits = tensor.dim(i) > 0 && (!size || *size == tensor.dim(i));
   }
   if (!fits) {
-    throw InputError(graph + " cannot take " + declared.role + " of shape " +
+    throw InputError(graph + " cannot take " + to_string(declared.role) + " of shape " +
                      to_string(tensor.shape()) + " and type " + name_of(tensor.dtype()) +
                      ": the bundle's graphs contradict its manifest, export it again");
   }

@@ -116,7 +116,7 @@ class AppliedGuidance(ABC):
         weights = _core.weights_at(self._schedule, *position(self._pipe.scheduler))
         if not weights.degraded:
             return None
-        self._prefix.resume(weights.keep, rows)
+        self._prefix.resume(weights.ma_keep, rows)
         # `forward` and not the module, whose hook we are in.
         degraded = self._transformer.forward(**kwargs | {"return_dict": False})[0]
         difference: torch.Tensor = prediction[rows].float() - degraded.float()
