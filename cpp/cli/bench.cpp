@@ -57,10 +57,10 @@ double forwards(const Bundle& bundle, const Generation& generation) {
 
 // Returns random embeddings of one prompt, which serve here because the time does not depend on the
 // values.
-PromptEmbedding random_embedding(const Bundle& bundle) {
-  PromptEmbedding embedding;
+TextConditioning random_conditioning(const Bundle& bundle) {
+  TextConditioning embedding;
   Generator generator(0);
-  const auto fill = [&](const char* role, Tensor& tensor, std::int64_t tokens) {
+  const auto fill = [&](Role role, Tensor& tensor, std::int64_t tokens) {
     const GraphTensor* input = bundle.input(role);
     if (!input) return;
     Shape shape{1};
@@ -72,9 +72,9 @@ PromptEmbedding random_embedding(const Bundle& bundle) {
     tensor = Tensor(shape, DType::float32);
     generator.randn(tensor.floats());
   };
-  fill("text", embedding.text, bundle.prompt->max_sequence_length);
-  fill("text_mask", embedding.text_mask, embedding.text.dim(1));
-  fill("pooled", embedding.pooled, 1);
+  fill(Role::text, embedding.text, bundle.prompt->max_sequence_length);
+  fill(Role::text_mask, embedding.text_mask, embedding.text.dim(1));
+  fill(Role::pooled, embedding.pooled, 1);
   if (embedding.text_mask.defined()) std::ranges::fill(embedding.text_mask.floats(), 1.0F);
   return embedding;
 }
@@ -85,7 +85,9 @@ GenerateOptions some_condition(const Bundle& bundle) {
   if (bundle.classes) {
     options.class_label = 0;
   } else if (bundle.prompt->encoders.empty()) {
-    options.prompt_embeds = PromptEmbeds{random_embedding(bundle), random_embedding(bundle), {}};
+    options.prompt_embeds = PromptEmbeddings{.positive = random_conditioning(bundle),
+                                             .negative = random_conditioning(bundle),
+                                             .notes = {}};
   } else {
     options.prompt = "a photograph";
   }
@@ -169,7 +171,7 @@ Json summarize(const Pipeline& pipeline, const Flags& flags, const std::vector<M
       rows.back()["outside_network"] = median(mode.outside_share);
   }
   Json json = {{"bundle", bundle.name},
-               {"layout", bundle.layout},
+               {"layout", name_of(bundle.layout)},
                {"block", bundle.massive_activations.block},
                {"blocks", bundle.blocks},
                {"steps", flags.steps},

@@ -25,9 +25,9 @@ void embed(const Flags& flags) {
   if (flags.output.empty()) throw UsageError("--output is missing: give -o FILE.safetensors");
   check_outputs({flags.output});
   const Pipeline pipeline = open_pipeline(flags.run);
-  const PromptEmbeds embeds = pipeline.embed(*flags.prompt, flags.negative_prompt);
-  print_notes(embeds.notes);
-  save_prompt_embeds(flags.output, embeds);
+  const PromptEmbeddings embeddings = pipeline.embed(*flags.prompt, flags.negative_prompt);
+  print_notes(embeddings.notes);
+  save_prompt_embeds(flags.output, embeddings);
   std::cout << flags.output.string() << '\n';
 }
 

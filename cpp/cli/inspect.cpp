@@ -98,7 +98,7 @@ Json describe(const Bundle& bundle) {
                {"family", bundle.family},
                {"source", bundle.source},
                {"license", bundle.license},
-               {"layout", bundle.layout},
+               {"layout", name_of(bundle.layout)},
                {"dtype", bundle.dtype},
                {"blocks", bundle.blocks},
                {"channels", bundle.hidden_size},
@@ -109,7 +109,7 @@ Json describe(const Bundle& bundle) {
                  {"massive", ma.massive},
                  {"found_by", ma.found_by},
                  {"ratio", ma.ratio}}},
-               {"prediction_type", bundle.prediction_type},
+               {"prediction_type", name_of(bundle.prediction_type)},
                {"scheduler", bundle.scheduler.type}};
   if (!bundle.quantized.empty()) json["quantized"] = bundle.quantized;
   if (!bundle.max_abs.empty()) json["max_abs"] = bundle.max_abs;

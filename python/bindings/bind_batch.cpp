@@ -35,24 +35,26 @@ void bind_batch(py::module_& module) {
           [](const BatchStep& step) -> py::object {
             return step.error ? exception_of(*step.error) : py::none();
           },
-          "what generate() would have raised, or None")
+          "the error that generate() would have raised, or None")
       .def(
           "preview", [](const BatchStep& step) { return step.preview(); }, Released(),
-          "The estimate of the clean images after this step, decoded.")
+          "Return the estimate of the clean images after this step, decoded.")
       .def(
           "finish", [](const BatchStep& step) { return step.finish(); }, Released(),
-          "What generate() returns. Raises UsageError before the last step.");
+          "Return what generate() returns. Raises UsageError before the last step.");
   py::class_<Batch>(module, "Batch",
                     "Requests that run together; `intaglio.Batch` is the typed front end.")
       .def(py::init<const Pipeline&, std::int64_t>(), py::arg("pipeline"),
            py::arg("max_images") = 8)
-      .def("add", &add, "Keywords of Pipeline.generate() but on_step. Returns the member's id.")
-      .def("accepts", &accepts, "Whether add() would take the request in.")
+      .def("add", &add,
+           "Take a request in, with the keywords of Pipeline.generate() but on_step. Returns its "
+           "id.")
+      .def("accepts", &accepts, "Return whether add() would take the request in.")
       .def("remove", &Batch::remove, py::arg("id"), Released())
       .def("step", &Batch::step, Released(),
-           "One evaluation of every member in one run of the transformer.")
+           "Run one evaluation of every member in one run of the transformer.")
       .def("__len__", &Batch::size)
-      .def_property_readonly("images", &Batch::images, "of all members");
+      .def_property_readonly("images", &Batch::images, "the number of images of all members");
 }
 
 }  // namespace intaglio::python

@@ -8,7 +8,8 @@ namespace {
 void bind_graph(py::module_& module) {
   py::class_<GraphTensor>(module, "GraphTensor", "An input or output of a graph, by its role.")
       .def_readonly("name", &GraphTensor::name)
-      .def_readonly("role", &GraphTensor::role)
+      .def_property_readonly("role",
+                             [](const GraphTensor& tensor) { return to_string(tensor.role); })
       .def_property_readonly("dtype",
                              [](const GraphTensor& tensor) { return name_of(tensor.dtype); })
       .def_readonly("axes", &GraphTensor::axes, "sizes, and the names of dynamic axes");
@@ -26,7 +27,8 @@ void bind_prompt(py::module_& module) {
                     "path of the tokenizer's tables, relative to the bundle's folder")
       .def_readonly("max_length", &TextEncoder::max_length);
   py::class_<TextSegment>(module, "TextSegment",
-                          "Encoders whose hidden states are joined along channels; none: zeros.")
+                          "Encoders whose hidden states are joined along channels. A segment "
+                          "without encoders is zeros.")
       .def_readonly("encoders", &TextSegment::encoders)
       .def_readonly("length", &TextSegment::length);
   py::class_<Prompt>(module, "Prompt",
@@ -37,22 +39,22 @@ void bind_prompt(py::module_& module) {
       .def_readonly("text_width", &Prompt::text_width)
       .def_readonly("pooled", &Prompt::pooled)
       .def_readonly("text_mask", &Prompt::text_mask,
-                    "the encoder whose tokens the transformer's text_mask marks; empty: none")
+                    "the encoder whose tokens the transformer's text_mask marks, or empty")
       .def_property_readonly("text_length", &Prompt::text_length);
 }
 
 void bind_parts(py::module_& module) {
-  py::class_<Classes>(module, "Classes", "Of a model that is drawn by class.")
+  py::class_<Classes>(module, "Classes", "The classes of a model that is drawn by class.")
       .def_readonly("count", &Classes::count)
-      .def_readonly("null", &Classes::null, "what the unconditional branch is asked for")
+      .def_readonly("null", &Classes::null, "the class of the unconditional branch")
       .def("__repr__", [](const py::object& self) {
         return py::str("Classes(count={0.count}, null={0.null})").format(self);
       });
   py::class_<MassiveActivations>(module, "MassiveActivations",
-                                 "Where the op stands and what it suppresses by default.")
-      .def_readonly("block", &MassiveActivations::block, "m: the op stands after this block")
+                                 "Where the op is and what it suppresses by default.")
+      .def_readonly("block", &MassiveActivations::block, "m: the op comes after this block")
       .def_readonly("channels", &MassiveActivations::channels)
-      .def_readonly("ref", &MassiveActivations::ref, "what each channel goes to; empty: zeros")
+      .def_readonly("ref", &MassiveActivations::ref, "what each channel goes to; if empty, 0")
       .def_readonly("ratio", &MassiveActivations::ratio, "mean |z| over the median channel's")
       .def_readonly("found_by", &MassiveActivations::found_by)
       .def_readonly("massive", &MassiveActivations::massive,
@@ -63,7 +65,7 @@ void bind_parts(py::module_& module) {
                    "found_by={0.found_by!r}, massive={0.massive})")
             .format(self);
       });
-  py::class_<Latent>(module, "Latent", "Layout and scaling of the latents.")
+  py::class_<Latent>(module, "Latent", "The layout and the scaling of the latents.")
       .def_readonly("channels", &Latent::channels, "unpacked")
       .def_readonly("vae_scale_factor", &Latent::vae_scale_factor,
                     "pixels per latent cell along one side")
@@ -73,7 +75,7 @@ void bind_parts(py::module_& module) {
       .def_readonly("max_width", &Latent::max_width, "pixels")
       .def_readonly("packed", &Latent::packed, "latents are [N, tokens, channels * patch_size^2]")
       .def_readonly("fixed_size", &Latent::fixed_size, "max_height x max_width only");
-  py::class_<Defaults>(module, "Defaults", "What generate() uses where it is told nothing.")
+  py::class_<Defaults>(module, "Defaults", "What generate() uses for options that are not given.")
       .def_readonly("steps", &Defaults::steps)
       .def_readonly("guidance", &Defaults::guidance)
       .def_readonly("height", &Defaults::height, "pixels")
@@ -97,26 +99,30 @@ void bind_bundle(py::module_& module) {
                      "The folder that `intaglio export` writes and the runtime reads.")
       .def_static(
           "open", &Bundle::open, py::arg("folder"), py::call_guard<py::gil_scoped_release>(),
-          "Reads and validates bundle.json, and the size and SHA-256 of every file it lists.\n\n"
-          "Raises InputError naming the file: missing, truncated, tampered with, outside the "
-          "folder, or of a newer schema.")
+          "Read bundle.json and check it, and the size and SHA-256 of every file that it lists.\n\n"
+          "Raises InputError, naming the file, if one is missing, truncated, tampered with or "
+          "outside the folder, or if the schema is newer than this version.")
       .def_readonly("folder", &Bundle::folder)
       .def_readonly("name", &Bundle::name)
       .def_readonly("family", &Bundle::family)
       .def_readonly("source", &Bundle::source)
       .def_readonly("license", &Bundle::license)
-      .def_readonly("layout", &Bundle::layout, "forked or dual")
+      .def_property_readonly(
+          "layout", [](const Bundle& bundle) { return name_of(bundle.layout); }, "forked or dual")
       .def_property_readonly("observed", &Bundle::observed,
-                             "whether it was exported with --observe: a step callback can read "
-                             "hidden_states() and gate()")
-      .def_readonly("dtype", &Bundle::dtype, "of matrix products and attention")
-      .def_readonly("prediction_type", &Bundle::prediction_type)
+                             "whether it was exported with --observe, so that a step callback "
+                             "can read hidden_states() and gate()")
+      .def_readonly("dtype", &Bundle::dtype, "of matmuls and attention")
+      .def_property_readonly(
+          "prediction_type", [](const Bundle& bundle) { return name_of(bundle.prediction_type); },
+          "velocity or epsilon")
       .def_readonly("producer", &Bundle::producer, "versions of what wrote the bundle")
       .def_readonly("transformer_graphs", &Bundle::transformer_graphs)
       .def_readonly("blocks", &Bundle::blocks)
       .def_readonly("patch_size", &Bundle::patch_size, "latent cells")
       .def_readonly("hidden_size", &Bundle::hidden_size, "channels of the image stream")
-      .def_readonly("channels", &Bundle::hidden_size, "the name of hidden_size until 0.2")
+      .def_readonly("channels", &Bundle::hidden_size,
+                    "the old name of hidden_size, kept for one version")
       .def_property_readonly("size_multiple", &Bundle::size_multiple,
                              "height and width have to be multiples of this many pixels")
       .def("check_size", &Bundle::check_size, py::arg("height"), py::arg("width"),
@@ -126,7 +132,8 @@ void bind_bundle(py::module_& module) {
       .def_readonly("latent", &Bundle::latent)
       .def_readonly("scheduler", &Bundle::scheduler)
       .def_readonly("max_abs", &Bundle::max_abs,
-                    "largest |z| after each block on the calibration prompts; empty: not measured")
+                    "the largest |z| after each block on the calibration prompts; empty if not "
+                    "measured")
       .def_readonly("prompt", &Bundle::prompt, "None for a bundle that is drawn by class")
       .def_readonly("classes", &Bundle::classes, "None for a bundle that is drawn by prompt")
       .def_readonly("vae_decoder", &Bundle::vae_decoder)

@@ -64,7 +64,7 @@ void bind_error(py::module_& module) {
   };
   types.base = make(
       module, "Error",
-      "Something that the caller can mend; `exit_code` is what the command line would end with.",
+      "Something that the caller can correct. `exit_code` is what the command line would end with.",
       py::reinterpret_borrow<py::object>(PyExc_Exception), ExitCode::bad_input);
   types.usage =
       make(module, "UsageError", "A call that makes no sense: steps 0, an unknown scheduler.",

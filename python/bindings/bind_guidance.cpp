@@ -16,7 +16,7 @@ std::string text(double value) {
 
 void bind_window(py::module_& module) {
   py::class_<Window>(module, "Window",
-                     "Part of a run: step i of N is inside when start <= i / N < end.")
+                     "A part of a run: step i of N is inside when start <= i / N < end.")
       .def(py::init([](double start, double end) { return Window{start, end}; }),
            py::arg("start") = 0.0, py::arg("end") = 1.0)
       .def(py::init([](std::pair<double, double> both) { return Window{both.first, both.second}; }),
@@ -50,51 +50,34 @@ void bind_ramp(py::module_& module) {
 
 void bind_weights(py::module_& module) {
   py::class_<StepWeights>(module, "StepWeights",
-                          "What one step runs. A branch whose weight is zero is not run.")
-      .def(py::init([](float lambda, float w, float keep, bool reuse_unconditional,
+                          "What one step runs. A branch whose weight is zero does not run.")
+      .def(py::init([](float lambda, float w, float ma_keep, bool reuse_unconditional,
                        bool reuse_degraded) {
-             return StepWeights{lambda, w, keep, reuse_unconditional, reuse_degraded};
+             return StepWeights{.lambda = lambda,
+                                .w = w,
+                                .ma_keep = ma_keep,
+                                .reuse_unconditional = reuse_unconditional,
+                                .reuse_degraded = reuse_degraded};
            }),
-           py::arg("lambda_") = 0.0F, py::arg("w") = 0.0F, py::arg("keep") = 0.0F, py::kw_only(),
+           py::arg("lambda_") = 0.0F, py::arg("w") = 0.0F, py::arg("ma_keep") = 0.0F, py::kw_only(),
            py::arg("reuse_unconditional") = false, py::arg("reuse_degraded") = false)
       .def_readwrite("lambda_", &StepWeights::lambda)
       .def_readwrite("w", &StepWeights::w)
-      .def_readwrite("keep", &StepWeights::keep)
+      .def_readwrite("ma_keep", &StepWeights::ma_keep)
       .def_property_readonly("unconditional", &StepWeights::unconditional)
       .def_property_readonly("degraded", &StepWeights::degraded)
       .def_readwrite("reuse_unconditional", &StepWeights::reuse_unconditional,
-                     "whether the difference from D_c comes from earlier steps")
+                     "whether the branch's difference from D_c comes from earlier steps")
       .def_readwrite("reuse_degraded", &StepWeights::reuse_degraded)
       .def_property_readonly("runs_unconditional", &StepWeights::runs_unconditional)
       .def_property_readonly("runs_degraded", &StepWeights::runs_degraded)
       .def("__repr__", [](const py::object& self) {
         return py::str(
-                   "StepWeights(lambda_={0.lambda_}, w={0.w}, keep={0.keep}, "
+                   "StepWeights(lambda_={0.lambda_}, w={0.w}, ma_keep={0.ma_keep}, "
                    "reuse_unconditional={0.reuse_unconditional}, "
                    "reuse_degraded={0.reuse_degraded})")
             .format(self);
       });
-}
-
-Tensor combine_arrays(const Tensor& conditional, const std::optional<Tensor>& unconditional,
-                      const std::optional<Tensor>& degraded, const StepWeights& weights) {
-  require_float32(conditional, "conditional");
-  const auto branch = [&](const std::optional<Tensor>& given, bool needed,
-                          const char* name) -> std::span<const float> {
-    if (!needed) return {};
-    if (!given) throw UsageError(std::string(name) + " is needed, since its weight is not zero");
-    require_float32(*given, name);
-    if (given->shape() != conditional.shape()) {
-      throw UsageError(std::string(name) + " has shape " + to_string(given->shape()) +
-                       " where conditional has " + to_string(conditional.shape()));
-    }
-    return given->floats();
-  };
-  Tensor out(conditional.shape(), DType::float32);
-  combine(out.floats(), conditional.floats(),
-          branch(unconditional, weights.unconditional(), "unconditional"),
-          branch(degraded, weights.degraded(), "degraded"), weights);
-  return out;
 }
 
 }  // namespace
@@ -106,8 +89,13 @@ void bind_guidance(py::module_& module) {
                        "D = D_c + lambda (D_c - D_0) + w (D_c - D_m), arXiv 2510.11538.")
       .def(py::init([](Ramp cfg_scale, Window cfg_window, Ramp dg_scale, Window dg_window,
                        Ramp ma_keep, Ramp reuse_interval, Window reuse_window) {
-             return Guidance{cfg_scale, cfg_window,     dg_scale,    dg_window,
-                             ma_keep,   reuse_interval, reuse_window};
+             return Guidance{.cfg_scale = cfg_scale,
+                             .cfg_window = cfg_window,
+                             .dg_scale = dg_scale,
+                             .dg_window = dg_window,
+                             .ma_keep = ma_keep,
+                             .reuse_interval = reuse_interval,
+                             .reuse_window = reuse_window};
            }),
            py::kw_only(), py::arg("cfg_scale") = Ramp(1.0), py::arg("cfg_window") = Window{},
            py::arg("dg_scale") = Ramp(0.0), py::arg("dg_window") = Window{},
@@ -121,7 +109,8 @@ void bind_guidance(py::module_& module) {
       .def_readwrite("ma_keep", &Guidance::ma_keep,
                      "1 leaves massive channels alone, 0 suppresses them")
       .def_readwrite("reuse_interval", &Guidance::reuse_interval,
-                     "steps from one run of D_0 and D_m to the next inside reuse_window")
+                     "the number of steps from one run of D_0 and D_m to the next inside "
+                     "reuse_window")
       .def_readwrite("reuse_window", &Guidance::reuse_window)
       .def("__repr__", [](const py::object& self) {
         return py::str(
@@ -132,18 +121,15 @@ void bind_guidance(py::module_& module) {
             .format(self);
       });
   bind_weights(module);
-  module.def("weights_at", &weights_at, py::arg("guidance"), py::arg("step"), py::arg("steps"));
+  module.def("weights_at", &weights_at, py::arg("guidance"), py::arg("step"), py::arg("steps"),
+             "Return the weights of one step by itself, without reuse.");
   module.def("step_weights", &step_weights, py::arg("guidance"), py::arg("steps"),
-             "The weights of each step of a run, and which of them reuse a branch's difference.");
+             "Return the weights of each step of a run, and which steps reuse a branch's "
+             "difference.");
   module.def("check_guidance", &check_guidance, py::arg("guidance"),
              "Raise UsageError for a window that is outside 0..1 or empty, for ma_keep outside "
              "0..1, for a reuse interval that grows or is below 1, and for values that are not "
              "finite.");
-  module.def("combine", &combine_arrays, py::arg("conditional"),
-             py::arg("unconditional") = py::none(), py::arg("degraded") = py::none(), py::kw_only(),
-             py::arg("weights"),
-             "D_c + lambda (D_c - D_0) + w (D_c - D_m) of float32 arrays, element by element.\n"
-             "A branch of weight zero may be None.");
 }
 
 }  // namespace intaglio::python

@@ -19,7 +19,7 @@ std::string convert(py::handle value) {
   return utf8_of(value.cast<py::str>());
 }
 
-// NumPy's numbers too, which are no Python floats.
+// Also takes NumPy's numbers, which are not Python floats.
 template <>
 Ramp convert(py::handle value) {
   const bool number = PyNumber_Check(value.ptr()) && !py::hasattr(value, "__len__");
@@ -36,7 +36,7 @@ void assign(std::optional<T>& field, py::handle value) {
   field = convert<T>(value);
 }
 
-// One number stands for a list of one. (NumPy's arrays have __index__ as well as a length.)
+// A number stands for a list of one. (NumPy's arrays have __index__ as well as a length.)
 template <typename T>
 void assign(std::vector<T>& field, py::handle value) {
   if (PyIndex_Check(value.ptr()) && !py::hasattr(value, "__len__")) {
@@ -68,17 +68,17 @@ GenerateOptions options_from(const py::dict& keywords) {
       refuse(info, value);
     }
   });
-  // Not on the list: a flag gives a file for these, Python gives the thing itself.
+  // These are not on the list: a flag names a file for them, and Python gives the object itself.
   if (const py::object value = take("ma_tokens"); !value.is_none())
     options.ma_tokens = image_from(value);
   if (const py::object value = take("image"); !value.is_none()) options.image = image_from(value);
   if (const py::object value = take("latents"); !value.is_none())
     options.latents = tensor_from(value);
   if (const py::object value = take("prompt_embeds"); !value.is_none()) {
-    if (!py::isinstance<PromptEmbeds>(value))
-      throw UsageError("prompt_embeds takes PromptEmbeds or the path of their file, not " +
+    if (!py::isinstance<PromptEmbeddings>(value))
+      throw UsageError("prompt_embeds takes PromptEmbeddings or the path of their file, not " +
                        py::repr(value).cast<std::string>());
-    options.prompt_embeds = value.cast<PromptEmbeds>();
+    options.prompt_embeds = value.cast<PromptEmbeddings>();
   }
   for (const auto& [name, value] : left) {
     throw UsageError("generate() has no option " + py::str(name).cast<std::string>());
@@ -92,7 +92,7 @@ void bind_options(py::module_& module) {
       .def_property_readonly("name", [](const OptionInfo& info) { return info.name; })
       .def_property_readonly(
           "value", [](const OptionInfo& info) { return info.value; },
-          "what the help calls the value")
+          "the name of the value in the help")
       .def_property_readonly("flags", &flags_of)
       .def_property_readonly("help", [](const OptionInfo& info) { return info.help; })
       .def("__repr__", [](const OptionInfo& info) {
@@ -106,7 +106,7 @@ void bind_options(py::module_& module) {
         visit_options(options, [&](const OptionInfo& info, const auto&) { infos.push_back(info); });
         return infos;
       },
-      "Every option of generate(), in the order of the help.");
+      "Return every option of generate(), in the order of the help.");
   module.def(
       "option_defaults",
       [] {
@@ -117,7 +117,7 @@ void bind_options(py::module_& module) {
         });
         return defaults;
       },
-      "The default of every option; None: the bundle's.");
+      "Return the default of every option; None stands for the bundle's.");
   module.def(
       "validate",
       [](const Bundle& bundle, const py::dict& options) {
@@ -135,7 +135,8 @@ void bind_options(py::module_& module) {
         return png_text(bundle, options_from(options), image);
       },
       py::arg("bundle"), py::arg("options"), py::arg("image"),
-      "What a PNG says about the image with this number in its batch: how to draw it again.");
+      "Return what a PNG says about the image with this number in its batch: how to draw it "
+      "again.");
 }
 
 }  // namespace intaglio::python

@@ -8,8 +8,8 @@
 namespace intaglio::python {
 namespace {
 
-// The run is inside generate() while a callback looks at it; afterwards there is nothing to look
-// at.
+// Takes the step's functions away when its callback returns: after that the run goes on, and what
+// they point to changes or ends.
 class StepGuard {
  public:
   explicit StepGuard(Step& step) : step_(step) {}
@@ -39,7 +39,7 @@ Tensor latents(const Step& step) {
   return step.latents();
 }
 
-Tensor told(const Step& step, std::function<Tensor(int)> Step::* output, int block) {
+Tensor observed(const Step& step, std::function<Tensor(int)> Step::* output, int block) {
   if (!(step.*output)) {
     throw UsageError(
         "hidden_states() and gate() work only inside the step callback that got this step");
@@ -67,7 +67,7 @@ Generation generate(const Pipeline& pipeline, const py::object& on_step,
 }
 
 void bind_step(py::module_& module) {
-  py::class_<Step>(module, "Step", "What a step callback sees.")
+  py::class_<Step>(module, "Step", "What a step callback sees of the run.")
       .def_readonly("step", &Step::step, "just done, from 0")
       .def_readonly("steps", &Step::steps)
       .def_readonly("sigma", &Step::sigma, "the step started from")
@@ -75,29 +75,30 @@ void bind_step(py::module_& module) {
                     "of the step's last evaluation of the model, in the scheduler's unit")
       .def_property_readonly(
           "latents", &latents,
-          "After the step: float32, as Generation.latents. On the processor this is the run's own "
-          "memory: the next step\n"
-          "overwrites it (copy what you keep). What you write into it is what the next step starts "
-          "from. Works during the\n"
-          "callback only.")
+          "The latents after the step: float32, laid out as Generation.latents. On the processor "
+          "this "
+          "is the run's own\nmemory, which the next step overwrites: copy what you keep. The next "
+          "step starts from what you write into\nit. Works only during the callback.")
       .def("preview", &preview,
-           "The current estimate of the clean images, decoded. Works during the callback only.")
+           "Return the current estimate of the clean images, decoded. Works only during the "
+           "callback.")
       .def(
           "hidden_states",
-          [](const Step& step, int block) { return told(step, &Step::hidden_states, block); },
+          [](const Step& step, int block) { return observed(step, &Step::hidden_states, block); },
           py::arg("block"),
-          "The image stream after a block at the step's last evaluation of the model: a copy,\n"
-          "[rows, tokens, channels] float32. After block m it is what channels are suppressed in\n"
-          "next. Rows stand in the order D_0, D_c and, after block m in layout forked, D_m,\n"
-          "without those of branches that did not run; images in order within each. Works during\n"
-          "the callback only.\n\n"
+          "Return the image stream after a block at the step's last evaluation of the model: a\n"
+          "copy, [rows, tokens, channels] float32. After block m it is taken before channels are\n"
+          "suppressed. Rows stand in the order D_0, D_c and, after block m in layout forked, D_m,\n"
+          "without the rows of branches that did not run, and with images in order within each.\n"
+          "Works only during the callback.\n\n"
           "Raises UsageError for a bundle that was not exported with --observe, and for a block\n"
-          "that is not there.")
+          "that the transformer does not have.")
       .def(
-          "gate", [](const Step& step, int block) { return told(step, &Step::gate, block); },
+          "gate", [](const Step& step, int block) { return observed(step, &Step::gate, block); },
           py::arg("block"),
-          "The factor that a block's attention is added to the image stream with: AdaLN's gate,\n"
-          "[rows, channels] float32. Otherwise as hidden_states().")
+          "Return the factor that a block's attention is multiplied by before it is added to the\n"
+          "image stream: AdaLN's gate, a copy, [rows, channels] float32. The rows are those of\n"
+          "hidden_states(), and it raises the same errors.")
       .def("__repr__", [](const py::object& self) {
         return py::str("<Step {} of {}, sigma {:.4f}>")
             .format(self.attr("step"), self.attr("steps"), self.attr("sigma"));
@@ -109,8 +110,8 @@ void bind_generation(py::module_& module) {
       .def_readonly("text", &Timings::text)
       .def_readonly("denoise", &Timings::denoise)
       .def_readonly("network", &Timings::network,
-                    "of denoise, in the transformer's graphs; on a GPU only until they have been "
-                    "given to it")
+                    "the part of denoise in the transformer's graphs; on a GPU only until they "
+                    "have been given to it")
       .def_readonly("vae", &Timings::vae)
       .def_readonly("total", &Timings::total)
       .def("__repr__", [](const py::object& self) {
@@ -129,7 +130,7 @@ void bind_generation(py::module_& module) {
       .def_readonly("step_seconds", &Generation::step_seconds)
       .def_readonly("base_rows", &Generation::base_rows)
       .def_readonly("forked_rows", &Generation::forked_rows)
-      .def_readonly("loop", &Generation::loop, "what the denoising loop asked its stream for")
+      .def_readonly("loop", &Generation::loop, "the allocations and copies of the denoising loop")
       .def_readonly("unconditional_steps", &Generation::unconditional_steps)
       .def_readonly("degraded_steps", &Generation::degraded_steps)
       .def_readonly("notes", &Generation::notes);
@@ -143,18 +144,19 @@ void bind_pipeline(py::module_& module) {
   py::class_<Pipeline>(
       module, "Pipeline",
       "From a bundle and a prompt to images; `intaglio.Pipeline` is the typed front end.")
-      .def_static("open", &Pipeline::open, py::arg("bundle"),
-                  py::arg_v("backend", BackendOptions{}, "BackendOptions()"),
-                  py::call_guard<py::gil_scoped_release>(),
-                  "Raises InputError for the bundle, UnavailableError for the device.")
+      .def_static(
+          "open", &Pipeline::open, py::arg("bundle"),
+          py::arg_v("backend", BackendOptions{}, "BackendOptions()"),
+          py::call_guard<py::gil_scoped_release>(),
+          "Open a bundle. Raises InputError for the bundle and UnavailableError for the device.")
       .def_property_readonly("bundle", &Pipeline::bundle,
                              py::return_value_policy::reference_internal)
       .def_property_readonly(
           "backend", [](const Pipeline& pipeline) { return pipeline.backend().description(); },
-          "what it runs on, for people")
+          "a description for people of what it runs on")
       .def_property_readonly(
           "choice", [](const Pipeline& pipeline) { return pipeline.backend().choice; },
-          "the device, and why it")
+          "the device that was chosen, and why")
       .def(
           "embed",
           [](const Pipeline& pipeline, const py::str& prompt,
@@ -166,10 +168,13 @@ void bind_pipeline(py::module_& module) {
             return pipeline.embed(text, negative);
           },
           py::arg("prompt"), py::arg("negative_prompt") = py::none(),
-          "Raises UsageError for a bundle without text encoders.")
+          "Return what the text encoders make of the prompts. Raises UsageError for a bundle "
+          "without "
+          "text encoders.")
       .def("generate", &generate, py::arg("on_step") = py::none(),
-           "Keywords as option_infos() lists them, and image, latents, ma_tokens,\n"
-           "prompt_embeds.");
+           "Draw images. Takes the keywords that option_infos() lists, and image, latents, "
+           "ma_tokens "
+           "and prompt_embeds.");
 }
 
 }  // namespace intaglio::python

@@ -1,4 +1,4 @@
-// One function for each public header, in the order that the types need.
+// One function for each public header, in the order in which the types need each other.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -22,7 +22,7 @@ void bind_pipeline(pybind11::module_& module);
 void bind_batch(pybind11::module_& module);
 void bind_command(pybind11::module_& module);
 
-// The exception that the error becomes in Python, not raised.
+// Returns the exception that the error becomes in Python, without raising it.
 pybind11::object exception_of(const Error& error);
 
 }  // namespace intaglio::python

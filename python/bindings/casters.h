@@ -13,14 +13,14 @@ namespace intaglio::python {
 
 namespace py = pybind11;
 
-// Over the same memory where `array` is float32, int64 or uint8 in C order on the CPU.
-// Throws InputError for anything else; it never converts or copies.
+// Returns a tensor over the memory of `array`, which must be float32, int64 or uint8 in C order on
+// the CPU. Throws InputError for anything else; it never converts or copies.
 Tensor tensor_from(py::handle array);
 py::object to_numpy(const Tensor& tensor);
-// The library asserts what Python may get wrong; throws InputError naming the argument.
+// Throws InputError naming the argument, since the library only asserts the type.
 void require_float32(const Tensor& tensor, const char* argument);
 
-// From a PIL image of any mode (as read_png reads it from a file), or a uint8 array [H, W] or [H,
+// Reads a PIL image of any mode, as read_png reads it from a file, or a uint8 array [H, W] or [H,
 // W, 3]. Throws InputError.
 Image image_from(py::handle picture);
 py::object to_pil(const Image& image);

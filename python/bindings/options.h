@@ -1,4 +1,4 @@
-// Python's keywords to GenerateOptions, by the library's one list of options.
+// Reads Python's keywords into GenerateOptions, by the library's one list of options.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,8 +7,8 @@
 
 namespace intaglio::python {
 
-// A keyword that is None is left at its default. Throws UsageError for a value of the wrong type
-// and for an unknown keyword, InputError for a picture or an array that cannot be used.
+// Leaves an option whose keyword is None at its default. Throws UsageError for a value of the wrong
+// type and for an unknown keyword, and InputError for a picture or an array that cannot be used.
 GenerateOptions options_from(const pybind11::dict& keywords);
 
 }  // namespace intaglio::python

@@ -11,8 +11,8 @@
 
 import os
 
-# ONNX Runtime's packages since 1.29 report every session to their maker and keep an identifier in
-# the user's home; read when it is loaded.
+# Since 1.29, ONNX Runtime's packages report every session to their maker and keep an identifier in
+# the user's home. The variable is read when the library is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from intaglio._core import (
@@ -21,7 +21,8 @@ from intaglio._core import (
     InputError,
     Interrupted,
     OutOfMemoryError,
-    PromptEmbeds,
+    Problem,
+    PromptEmbeddings,
     Step,
     Timings,
     UnavailableError,
@@ -29,7 +30,9 @@ from intaglio._core import (
     __version__,
 )
 from intaglio.batch import Batch, BatchStep
-from intaglio.pipeline import Generation, Pipeline
+from intaglio.pipeline import Generation, Pipeline, validate
+
+PromptEmbeds = PromptEmbeddings  # the old name, kept for one version
 
 __all__ = [
     "Batch",
@@ -41,10 +44,13 @@ __all__ = [
     "Interrupted",
     "OutOfMemoryError",
     "Pipeline",
+    "Problem",
+    "PromptEmbeddings",
     "PromptEmbeds",
     "Step",
     "Timings",
     "UnavailableError",
     "UsageError",
     "__version__",
+    "validate",
 ]

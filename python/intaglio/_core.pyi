@@ -37,12 +37,12 @@ __all__: list[str] = [
     "Pipeline",
     "Problem",
     "Prompt",
+    "PromptEmbeddings",
     "PromptEmbeds",
     "Ramp",
     "Schedule",
     "SchedulerConfig",
     "Step",
-    "StepPoint",
     "StepWeights",
     "StreamCounts",
     "TextEncoder",
@@ -54,7 +54,6 @@ __all__: list[str] = [
     "UsageError",
     "Window",
     "check_guidance",
-    "combine",
     "device_names",
     "draw_noise",
     "from_image",
@@ -67,14 +66,9 @@ __all__: list[str] = [
     "png_text",
     "read_png",
     "run_command",
-    "sample_ddim",
-    "sample_dpmpp_2m",
-    "sample_euler",
-    "sample_heun",
     "save_npy",
     "scheduler_type",
     "step_weights",
-    "to_denoised",
     "to_images",
     "validate",
     "weights_at",
@@ -82,7 +76,7 @@ __all__: list[str] = [
 ]
 
 class Error(Exception):
-    """Something that the caller can mend; `exit_code` is what the command line would end with."""
+    """Something that the caller can correct. `exit_code` is what the command line would end with."""
 
     exit_code: typing.ClassVar[int] = 3
 
@@ -173,12 +167,11 @@ class Tokenizer:
 
 class SchedulerConfig:
     """
-    Parameters of diffusers' schedulers, by their names there, but for prediction_type: velocity or epsilon.
+    Parameters of diffusers' schedulers, by their names there. Only prediction_type has values of its own: velocity or epsilon.
     """
 
     beta_schedule: str
     linspace_sigmas: bool
-    prediction_type: str
     set_alpha_to_one: bool
     time_shift_type: str
     timestep_spacing: str
@@ -214,6 +207,13 @@ class SchedulerConfig:
     @num_train_timesteps.setter
     def num_train_timesteps(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
     @property
+    def prediction_type(self) -> str:
+        """
+        velocity or epsilon
+        """
+    @prediction_type.setter
+    def prediction_type(self, arg1: str) -> None: ...
+    @property
     def shift(self) -> float: ...
     @shift.setter
     def shift(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
@@ -237,12 +237,12 @@ class Schedule:
         alphas: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] | None = None,
     ) -> None:
         """
-        Without alphas: those of flow matching, 1 - sigma. Raises UsageError for lengths that do not fit.
+        Without alphas, take those of flow matching: 1 - sigma. Raises UsageError for lengths that do not fit.
         """
     def __repr__(self) -> str: ...
     def last(self, count: typing.SupportsInt | typing.SupportsIndex) -> Schedule:
         """
-        The last `count` steps (image-to-image).
+        Return the last `count` steps, for image-to-image.
         """
     @property
     def alphas(self) -> list[float]:
@@ -254,7 +254,7 @@ class Schedule:
     @property
     def end_sigmas(self) -> list[float]:
         """
-        where each step of sample_ddim ends; empty: where the next one begins
+        where each step of DDIM ends; empty if each ends where the next one begins
         """
     @property
     def sigmas(self) -> list[float]:
@@ -269,24 +269,9 @@ class Schedule:
         N values, in the unit the model was trained on (0 to 1000)
         """
 
-class StepPoint:
-    """
-    Where a sampler stands: `step` of `steps` (Heun's two evaluations share it).
-    """
-    @property
-    def alpha(self) -> float: ...
-    @property
-    def sigma(self) -> float: ...
-    @property
-    def step(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def timestep(self) -> float: ...
-
 class Window:
     """
-    Part of a run: step i of N is inside when start <= i / N < end.
+    A part of a run: step i of N is inside when start <= i / N < end.
     """
     @typing.overload
     def __init__(
@@ -394,14 +379,14 @@ class Guidance:
     @property
     def reuse_interval(self) -> Ramp:
         """
-        steps from one run of D_0 and D_m to the next inside reuse_window
+        the number of steps from one run of D_0 and D_m to the next inside reuse_window
         """
     @reuse_interval.setter
     def reuse_interval(self, arg0: Ramp) -> None: ...
 
 class StepWeights:
     """
-    What one step runs. A branch whose weight is zero is not run.
+    What one step runs. A branch whose weight is zero does not run.
     """
 
     reuse_degraded: bool
@@ -409,7 +394,7 @@ class StepWeights:
         self,
         lambda_: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         w: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        keep: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        ma_keep: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         *,
         reuse_unconditional: bool = False,
         reuse_degraded: bool = False,
@@ -418,17 +403,17 @@ class StepWeights:
     @property
     def degraded(self) -> bool: ...
     @property
-    def keep(self) -> float: ...
-    @keep.setter
-    def keep(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
-    @property
     def lambda_(self) -> float: ...
     @lambda_.setter
     def lambda_(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
     @property
+    def ma_keep(self) -> float: ...
+    @ma_keep.setter
+    def ma_keep(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
     def reuse_unconditional(self) -> bool:
         """
-        whether the difference from D_c comes from earlier steps
+        whether the branch's difference from D_c comes from earlier steps
         """
     @reuse_unconditional.setter
     def reuse_unconditional(self, arg0: bool) -> None: ...
@@ -494,7 +479,7 @@ class TextEncoder:
 
 class TextSegment:
     """
-    Encoders whose hidden states are joined along channels; none: zeros.
+    Encoders whose hidden states are joined along channels. A segment without encoders is zeros.
     """
     @property
     def encoders(self) -> list[str]: ...
@@ -518,14 +503,14 @@ class Prompt:
     @property
     def text_mask(self) -> str:
         """
-        the encoder whose tokens the transformer's text_mask marks; empty: none
+        the encoder whose tokens the transformer's text_mask marks, or empty
         """
     @property
     def text_width(self) -> int: ...
 
 class Classes:
     """
-    Of a model that is drawn by class.
+    The classes of a model that is drawn by class.
     """
     def __repr__(self) -> str: ...
     @property
@@ -533,18 +518,18 @@ class Classes:
     @property
     def null(self) -> int:
         """
-        what the unconditional branch is asked for
+        the class of the unconditional branch
         """
 
 class MassiveActivations:
     """
-    Where the op stands and what it suppresses by default.
+    Where the op is and what it suppresses by default.
     """
     def __repr__(self) -> str: ...
     @property
     def block(self) -> int:
         """
-        m: the op stands after this block
+        m: the op comes after this block
         """
     @property
     def channels(self) -> list[int]: ...
@@ -563,12 +548,12 @@ class MassiveActivations:
     @property
     def ref(self) -> list[float]:
         """
-        what each channel goes to; empty: zeros
+        what each channel goes to; if empty, 0
         """
 
 class Latent:
     """
-    Layout and scaling of the latents.
+    The layout and the scaling of the latents.
     """
     @property
     def channels(self) -> int:
@@ -607,7 +592,7 @@ class Latent:
 
 class Defaults:
     """
-    What generate() uses where it is told nothing.
+    What generate() uses for options that are not given.
     """
     def __repr__(self) -> str: ...
     @property
@@ -634,9 +619,9 @@ class Bundle:
     @staticmethod
     def open(folder: os.PathLike[str] | str | bytes) -> Bundle:
         """
-        Reads and validates bundle.json, and the size and SHA-256 of every file it lists.
+        Read bundle.json and check it, and the size and SHA-256 of every file that it lists.
 
-        Raises InputError naming the file: missing, truncated, tampered with, outside the folder, or of a newer schema.
+        Raises InputError, naming the file, if one is missing, truncated, tampered with or outside the folder, or if the schema is newer than this version.
         """
     def __repr__(self) -> str: ...
     def check_size(
@@ -652,7 +637,7 @@ class Bundle:
     @property
     def channels(self) -> int:
         """
-        the name of hidden_size until 0.2
+        the old name of hidden_size, kept for one version
         """
     @property
     def classes(self) -> Classes | None:
@@ -664,7 +649,7 @@ class Bundle:
     @property
     def dtype(self) -> str:
         """
-        of matrix products and attention
+        of matmuls and attention
         """
     @property
     def family(self) -> str: ...
@@ -691,14 +676,14 @@ class Bundle:
     @property
     def max_abs(self) -> list[float]:
         """
-        largest |z| after each block on the calibration prompts; empty: not measured
+        the largest |z| after each block on the calibration prompts; empty if not measured
         """
     @property
     def name(self) -> str: ...
     @property
     def observed(self) -> bool:
         """
-        whether it was exported with --observe: a step callback can read hidden_states() and gate()
+        whether it was exported with --observe, so that a step callback can read hidden_states() and gate()
         """
     @property
     def patch_size(self) -> int:
@@ -706,7 +691,10 @@ class Bundle:
         latent cells
         """
     @property
-    def prediction_type(self) -> str: ...
+    def prediction_type(self) -> str:
+        """
+        velocity or epsilon
+        """
     @property
     def producer(self) -> dict[str, str]:
         """
@@ -750,7 +738,7 @@ class BackendOptions:
     @property
     def onnxruntime_library(self) -> pathlib.Path:
         """
-        empty: searched for
+        if empty, it is searched for
         """
     @onnxruntime_library.setter
     def onnxruntime_library(self, arg0: os.PathLike[str] | str | bytes) -> None: ...
@@ -771,7 +759,7 @@ class BackendOptions:
 
 class DeviceChoice:
     """
-    The device that make_backend took.
+    The device that make_backend chose.
     """
     @property
     def device(self) -> str:
@@ -781,12 +769,12 @@ class DeviceChoice:
     @property
     def note(self) -> str:
         """
-        the part of it that points at something to repair, or empty
+        the part of the reason that the user can do something about, or empty
         """
     @property
     def reason(self) -> str:
         """
-        for auto: why not each better one; else empty
+        for auto: why each better device is not used; else empty
         """
 
 class Backend:
@@ -801,7 +789,7 @@ class Backend:
 
 class StreamCounts:
     """
-    What a run asked of the memory that it works on.
+    What a run did with the memory that it works on.
     """
     def __repr__(self) -> str: ...
     @property
@@ -811,7 +799,7 @@ class StreamCounts:
     @property
     def copies(self) -> int: ...
 
-class PromptEmbeds:
+class PromptEmbeddings:
     """
     What the text encoders make of a prompt, under the names of diffusers' arguments.
 
@@ -819,10 +807,10 @@ class PromptEmbeds:
     and pooled_prompt_embeds [1, P], and those of the negative prompt; None where the model has no such input.
     """
     @staticmethod
-    def load(path: os.PathLike[str] | str | bytes) -> PromptEmbeds:
+    def load(path: os.PathLike[str] | str | bytes) -> PromptEmbeddings:
         """
-        Reads safetensors of F32, F16, BF16, I64 or BOOL under these names, or prompt_embeds_mask for the
-        mask, as diffusers calls Qwen-Image's. Raises InputError naming the file.
+        Read safetensors of F32, F16, BF16, I64 or BOOL under these names, or prompt_embeds_mask for the
+        mask, as diffusers calls that of Qwen-Image. Raises InputError naming the file.
         """
     def __init__(
         self,
@@ -835,12 +823,12 @@ class PromptEmbeds:
         negative_pooled_prompt_embeds: typing.Any = None,
     ) -> None:
         """
-        Over the same memory: anything with __dlpack__, of float32 in C order. Masks of int64 or bool are
-        converted.
+        Share the memory of the given arrays: anything with __dlpack__, of float32 in C order. Masks of int64
+        or bool are converted.
         """
     def save(self, path: os.PathLike[str] | str | bytes) -> None:
         """
-        Writes safetensors of F32, under a temporary name, then renamed.
+        Write safetensors of F32 under a temporary name, then rename it.
         """
     @property
     def negative_pooled_prompt_embeds(self) -> typing.Any: ...
@@ -874,44 +862,45 @@ class OptionInfo:
     @property
     def value(self) -> str:
         """
-        what the help calls the value
+        the name of the value in the help
         """
 
 class Step:
     """
-    What a step callback sees.
+    What a step callback sees of the run.
     """
     def __repr__(self) -> str: ...
     def gate(
         self, block: typing.SupportsInt | typing.SupportsIndex
     ) -> numpy.typing.NDArray[typing.Any]:
         """
-        The factor that a block's attention is added to the image stream with: AdaLN's gate,
-        [rows, channels] float32. Otherwise as hidden_states().
+        Return the factor that a block's attention is multiplied by before it is added to the
+        image stream: AdaLN's gate, a copy, [rows, channels] float32. The rows are those of
+        hidden_states(), and it raises the same errors.
         """
     def hidden_states(
         self, block: typing.SupportsInt | typing.SupportsIndex
     ) -> numpy.typing.NDArray[typing.Any]:
         """
-        The image stream after a block at the step's last evaluation of the model: a copy,
-        [rows, tokens, channels] float32. After block m it is what channels are suppressed in
-        next. Rows stand in the order D_0, D_c and, after block m in layout forked, D_m,
-        without those of branches that did not run; images in order within each. Works during
-        the callback only.
+        Return the image stream after a block at the step's last evaluation of the model: a
+        copy, [rows, tokens, channels] float32. After block m it is taken before channels are
+        suppressed. Rows stand in the order D_0, D_c and, after block m in layout forked, D_m,
+        without the rows of branches that did not run, and with images in order within each.
+        Works only during the callback.
 
         Raises UsageError for a bundle that was not exported with --observe, and for a block
-        that is not there.
+        that the transformer does not have.
         """
     def preview(self) -> list[PIL.Image.Image]:
         """
-        The current estimate of the clean images, decoded. Works during the callback only.
+        Return the current estimate of the clean images, decoded. Works only during the callback.
         """
     @property
     def latents(self) -> numpy.typing.NDArray[typing.Any]:
         """
-        After the step: float32, as Generation.latents. On the processor this is the run's own memory: the next step
-        overwrites it (copy what you keep). What you write into it is what the next step starts from. Works during the
-        callback only.
+        The latents after the step: float32, laid out as Generation.latents. On the processor this is the run's own
+        memory, which the next step overwrites: copy what you keep. The next step starts from what you write into
+        it. Works only during the callback.
         """
     @property
     def sigma(self) -> float:
@@ -941,7 +930,7 @@ class Timings:
     @property
     def network(self) -> float:
         """
-        of denoise, in the transformer's graphs; on a GPU only until they have been given to it
+        the part of denoise in the transformer's graphs; on a GPU only until they have been given to it
         """
     @property
     def text(self) -> float: ...
@@ -967,7 +956,7 @@ class Generation:
     @property
     def loop(self) -> StreamCounts:
         """
-        what the denoising loop asked its stream for
+        the allocations and copies of the denoising loop
         """
     @property
     def notes(self) -> list[str]: ...
@@ -985,28 +974,27 @@ class Pipeline:
     @staticmethod
     def open(bundle: os.PathLike[str] | str | bytes, backend: BackendOptions = ...) -> Pipeline:
         """
-        Raises InputError for the bundle, UnavailableError for the device.
+        Open a bundle. Raises InputError for the bundle and UnavailableError for the device.
         """
-    def embed(self, prompt: str, negative_prompt: str | None = None) -> PromptEmbeds:
+    def embed(self, prompt: str, negative_prompt: str | None = None) -> PromptEmbeddings:
         """
-        Raises UsageError for a bundle without text encoders.
+        Return what the text encoders make of the prompts. Raises UsageError for a bundle without text encoders.
         """
     def generate(self, on_step: typing.Any = None, **kwargs: typing.Any) -> Generation:
         """
-        Keywords as option_infos() lists them, and image, latents, ma_tokens,
-        prompt_embeds.
+        Draw images. Takes the keywords that option_infos() lists, and image, latents, ma_tokens and prompt_embeds.
         """
     @property
     def backend(self) -> str:
         """
-        what it runs on, for people
+        a description for people of what it runs on
         """
     @property
     def bundle(self) -> Bundle: ...
     @property
     def choice(self) -> DeviceChoice:
         """
-        the device, and why it
+        the device that was chosen, and why
         """
 
 class BatchStep:
@@ -1015,11 +1003,11 @@ class BatchStep:
     """
     def finish(self) -> Generation:
         """
-        What generate() returns. Raises UsageError before the last step.
+        Return what generate() returns. Raises UsageError before the last step.
         """
     def preview(self) -> list[PIL.Image.Image]:
         """
-        The estimate of the clean images after this step, decoded.
+        Return the estimate of the clean images after this step, decoded.
         """
     @property
     def done(self) -> bool:
@@ -1029,7 +1017,7 @@ class BatchStep:
     @property
     def error(self) -> typing.Any:
         """
-        what generate() would have raised, or None
+        the error that generate() would have raised, or None
         """
     @property
     def id(self) -> int: ...
@@ -1061,21 +1049,21 @@ class Batch:
     def __len__(self) -> int: ...
     def accepts(self, **kwargs: typing.Any) -> bool:
         """
-        Whether add() would take the request in.
+        Return whether add() would take the request in.
         """
     def add(self, **kwargs: typing.Any) -> int:
         """
-        Keywords of Pipeline.generate() but on_step. Returns the member's id.
+        Take a request in, with the keywords of Pipeline.generate() but on_step. Returns its id.
         """
     def remove(self, id: typing.SupportsInt | typing.SupportsIndex) -> None: ...
     def step(self) -> list[BatchStep]:
         """
-        One evaluation of every member in one run of the transformer.
+        Run one evaluation of every member in one run of the transformer.
         """
     @property
     def images(self) -> int:
         """
-        of all members
+        the number of images of all members
         """
 
 def check_guidance(guidance: Guidance) -> None:
@@ -1083,21 +1071,9 @@ def check_guidance(guidance: Guidance) -> None:
     Raise UsageError for a window that is outside 0..1 or empty, for ma_keep outside 0..1, for a reuse interval that grows or is below 1, and for values that are not finite.
     """
 
-def combine(
-    conditional: typing.Any,
-    unconditional: typing.Any | None = None,
-    degraded: typing.Any | None = None,
-    *,
-    weights: StepWeights,
-) -> numpy.typing.NDArray[typing.Any]:
-    """
-    D_c + lambda (D_c - D_0) + w (D_c - D_m) of float32 arrays, element by element.
-    A branch of weight zero may be None.
-    """
-
 def device_names() -> list[str]:
     """
-    What BackendOptions.device may be.
+    Return what BackendOptions.device may be.
     """
 
 def draw_noise(
@@ -1128,7 +1104,7 @@ def load_tokenizer(tables: os.PathLike[str] | str | bytes) -> Tokenizer:
 
 def make_backend(options: BackendOptions, bundle: Bundle) -> Backend:
     """
-    What runs this bundle's graphs. Raises UsageError for an unknown device, and UnavailableError when the device, its library or its engines are not there.
+    Return what runs this bundle's graphs. Raises UsageError for an unknown device, and UnavailableError when the device or its library is missing.
     """
 
 def make_schedule(
@@ -1137,26 +1113,26 @@ def make_schedule(
     image_seq_len: typing.SupportsInt | typing.SupportsIndex = 0,
 ) -> Schedule:
     """
-    diffusers' set_timesteps(num_inference_steps=steps); `image_seq_len` (latent patches) matters for dynamic
-    shifting only. Raises UsageError for steps < 1, for more steps than the scheduler has timesteps, and for a type it
-    does not know or that does not fit the prediction type.
+    Return what diffusers' set_timesteps(num_inference_steps=steps) makes. `image_seq_len`, the number of latent
+    patches, matters for dynamic shifting only. Raises UsageError for steps < 1, for more steps than the scheduler has
+    timesteps, and for a type that is unknown or does not fit the prediction type.
     """
 
 def option_defaults() -> dict[str, typing.Any]:
     """
-    The default of every option; None: the bundle's.
+    Return the default of every option; None stands for the bundle's.
     """
 
 def option_infos() -> list[OptionInfo]:
     """
-    Every option of generate(), in the order of the help.
+    Return every option of generate(), in the order of the help.
     """
 
 def png_text(
     bundle: Bundle, options: dict[str, typing.Any], image: typing.SupportsInt | typing.SupportsIndex
 ) -> list[tuple[str, str]]:
     """
-    What a PNG says about the image with this number in its batch: how to draw it again.
+    Return what a PNG says about the image with this number in its batch: how to draw it again.
     """
 
 def read_png(path: os.PathLike[str] | str | bytes) -> PIL.Image.Image:
@@ -1169,53 +1145,6 @@ def run_command(args: collections.abc.Sequence[str]) -> int:
     The whole command line in this process; `args` without the program's name. Returns the exit code.
     """
 
-def sample_ddim(
-    denoise: collections.abc.Callable[[numpy.typing.NDArray[typing.Any], StepPoint], typing.Any],
-    x: typing.Any,
-    schedule: Schedule,
-    on_step: collections.abc.Callable[[StepPoint, numpy.typing.NDArray[typing.Any]], typing.Any]
-    | None = None,
-) -> numpy.typing.NDArray[typing.Any]:
-    """
-    DDIM, arXiv 2010.02502 equation 12 with eta 0. Otherwise as sample_euler.
-    """
-
-def sample_dpmpp_2m(
-    denoise: collections.abc.Callable[[numpy.typing.NDArray[typing.Any], StepPoint], typing.Any],
-    x: typing.Any,
-    schedule: Schedule,
-    on_step: collections.abc.Callable[[StepPoint, numpy.typing.NDArray[typing.Any]], typing.Any]
-    | None = None,
-) -> numpy.typing.NDArray[typing.Any]:
-    """
-    DPM-Solver++(2M), arXiv 2211.01095 algorithm 2, with lambda = log(alpha / sigma). Otherwise as sample_euler.
-    """
-
-def sample_euler(
-    denoise: collections.abc.Callable[[numpy.typing.NDArray[typing.Any], StepPoint], typing.Any],
-    x: typing.Any,
-    schedule: Schedule,
-    on_step: collections.abc.Callable[[StepPoint, numpy.typing.NDArray[typing.Any]], typing.Any]
-    | None = None,
-) -> numpy.typing.NDArray[typing.Any]:
-    """
-    Euler's method on the probability flow, arXiv 2206.00364 algorithm 1 without churn.
-
-    denoise(x, point) gives the clean data that it predicts, of x's shape, float32; x is the noise at
-    schedule.sigmas[0]. on_step(point, x) sees x after each step; returning False stops. Returns x.
-    """
-
-def sample_heun(
-    denoise: collections.abc.Callable[[numpy.typing.NDArray[typing.Any], StepPoint], typing.Any],
-    x: typing.Any,
-    schedule: Schedule,
-    on_step: collections.abc.Callable[[StepPoint, numpy.typing.NDArray[typing.Any]], typing.Any]
-    | None = None,
-) -> numpy.typing.NDArray[typing.Any]:
-    """
-    Heun's second-order method, arXiv 2206.00364 algorithm 1; the last step is Euler's. Otherwise as sample_euler.
-    """
-
 def save_npy(path: os.PathLike[str] | str | bytes, tensor: typing.Any) -> None:
     """
     Written under a temporary name, then renamed.
@@ -1223,22 +1152,15 @@ def save_npy(path: os.PathLike[str] | str | bytes, tensor: typing.Any) -> None:
 
 def scheduler_type(name: str, prediction_type: str) -> str:
     """
-    diffusers' class for euler, heun, dpmpp-2m or ddim. Raises UsageError naming those that fit a model of this
-    prediction type.
+    Return diffusers' class for euler, heun, dpmpp-2m or ddim. Raises UsageError, naming the schedulers that fit a model
+    of this prediction type.
     """
 
 def step_weights(
     guidance: Guidance, steps: typing.SupportsInt | typing.SupportsIndex
 ) -> list[StepWeights]:
     """
-    The weights of each step of a run, and which of them reuse a branch's difference.
-    """
-
-def to_denoised(
-    prediction_type: str, x: typing.Any, point: StepPoint, prediction: typing.Any
-) -> numpy.typing.NDArray[typing.Any]:
-    """
-    The clean data that a model's output at `point` means: x - sigma * velocity, or (x - sigma * epsilon) / alpha.
+    Return the weights of each step of a run, and which steps reuse a branch's difference.
     """
 
 def to_images(tensor: typing.Any) -> list[PIL.Image.Image]:
@@ -1246,7 +1168,7 @@ def to_images(tensor: typing.Any) -> list[PIL.Image.Image]:
     [N, 3, H, W] float32 in [-1, 1] to N images; rounds as diffusers' VaeImageProcessor does.
     """
 
-def validate(bundle: Bundle, options: dict[str, typing.Any]) -> list[Problem]:
+def validate(bundle: Bundle, options: dict) -> list[Problem]:
     """
     Return what is wrong with these keywords of generate(), in the order in which it checks them; the list is empty when generate() would start to run. Raises UsageError for a value of the wrong type and for a keyword that there is not.
     """
@@ -1255,7 +1177,11 @@ def weights_at(
     guidance: Guidance,
     step: typing.SupportsInt | typing.SupportsIndex,
     steps: typing.SupportsInt | typing.SupportsIndex,
-) -> StepWeights: ...
+) -> StepWeights:
+    """
+    Return the weights of one step by itself, without reuse.
+    """
+
 def write_png(
     path: os.PathLike[str] | str | bytes,
     image: PIL.Image.Image,
@@ -1266,3 +1192,4 @@ def write_png(
     """
 
 __version__: str = "0.1.0"
+PromptEmbeds = PromptEmbeddings

@@ -1,4 +1,4 @@
-"""Requests that run together, each as `Pipeline.generate` would run it alone."""
+"""Requests that run together. Each one gets what `Pipeline.generate` would give it alone."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 
 
 class BatchStep:
-    """A solver step of one member that has ended. Needs the batch no more: `preview` and `finish`
-    may be called from other threads while it goes on.
+    """A solver step of one member that has ended. It does not need the batch: `preview` and `finish`
+    may be called from other threads while the batch goes on.
 
     Attributes:
-        id: the member's, from `Batch.add`.
-        step: just done, from 0.
-        steps: how many the member runs.
-        sigma: the step started from.
-        timestep: of its last evaluation of the model, in the scheduler's unit.
-        done: it was the last; the member is out of the batch.
-        error: what `generate` would have raised (predictions that are NaN), or None. The member is
-            out of the batch.
+        id: the id of the member, as `Batch.add` returned it.
+        step: the step that has ended, from 0.
+        steps: how many steps the member runs.
+        sigma: the noise level that the step started from.
+        timestep: the timestep of the step's last evaluation of the model, in the scheduler's unit.
+        done: whether it was the last step. The member has then left the batch.
+        error: what `generate` would have raised, for instance for predictions that are NaN, or
+            None. With an error the member has left the batch.
     """
 
     def __init__(
         self, core: _core.BatchStep, bundle: _core.Bundle, options: dict[str, Any]
     ) -> None:
-        """`Batch.step` makes them."""
+        """Use `Batch.step`."""
         self.id: int = core.id
         self.step: int = core.step
         self.steps: int = core.steps
@@ -40,16 +40,16 @@ class BatchStep:
         self._core, self._bundle, self._options = core, bundle, options
 
     def preview(self) -> list[Image]:
-        """The estimate of the clean images after this step, decoded. Raises `error` if there is
+        """Decode the estimate of the clean images after this step. Raises `error` if there is
         one."""
         return self._core.preview()
 
     def finish(self) -> Generation:
-        """What `generate` would have returned: decodes the images.
+        """Decode the images and return what `generate` would have returned.
 
-        `loop` is empty, `base_rows` and `forked_rows` are the member's own, and of `timings`
-        denoise and network are of the evaluations that the member was in. Warns about a prompt
-        that was cut.
+        `loop` is empty, `base_rows` and `forked_rows` are the member's own, and the timings denoise
+        and network are those of the evaluations that the member was in. Warns about a prompt that
+        was cut.
 
         Raises:
             UsageError: the member is not done.
@@ -64,7 +64,7 @@ class BatchStep:
 
 class Batch:
     """Requests of one size that share every run of the transformer, joining and leaving between
-    evaluations. Guidance, windows, keep, steps, schedulers, seeds and prompts are each one's own.
+    evaluations. Each one has its own guidance, windows, ma_keep, steps, scheduler, seeds and prompt.
 
         batch = intaglio.Batch(pipeline)
         batch.add(prompt="a boot", seeds=1)
@@ -74,28 +74,27 @@ class Batch:
                 if step.done:
                     step.finish().save(f"{step.id}.png")
 
-    Each gets what it would get alone. Where activations are quantised together with those of other
-    rows (`intaglio export --quantize int8-dynamic`), there is one at a time. Not safe from several
-    threads at once.
+    Each gets what it would get alone. A bundle whose activations are quantised together with those
+    of other rows (`intaglio export --quantize int8-dynamic`) therefore takes one request at a time.
+    A batch is not safe to use from several threads at once.
     """
 
     def __init__(self, pipeline: Pipeline, max_images: int = 8) -> None:
-        """Holds memory for `max_images` images from the first request on. Raises UsageError for
-        less than 1."""
+        """Make an empty batch. From its first request on it has memory for `max_images` images.
+        Raises UsageError for less than 1."""
         self._bundle = pipeline.bundle
         self._core = _core.Batch(pipeline._core, max_images)
         self._options: dict[int, dict[str, Any]] = {}
 
     def add(self, **options: Any) -> int:
-        """Takes a request in: the keywords of `Pipeline.generate` but on_step and progress.
+        """Take a request in, with the keywords of `Pipeline.generate` but on_step and progress.
 
-        Its prompt is encoded here, unless `prompt_embeds` is given. Returns the member's id. When
-        it raises, the batch is as it was.
+        Encodes its prompt, unless `prompt_embeds` is given. Returns the member's id. When it
+        raises, the batch is as it was.
 
         Raises:
-            UsageError: what `generate` raises before it runs; and a request that `accepts` says no
-                to.
-            InputError: as `generate`.
+            UsageError: `generate` would raise it before it runs, or `accepts` refuses the request.
+            InputError: `generate` would raise it.
         """
         options = core_options(options)
         member = self._core.add(**options)
@@ -103,21 +102,22 @@ class Batch:
         return member
 
     def accepts(self, **options: Any) -> bool:
-        """Whether there is room for the request's images, and it has the size, the number of text
-        tokens and the channels of those that run, if any do. Raises what `generate` would for
+        """Return whether there is room for the request's images and, if others run, whether it has
+        their size, their number of text tokens and their channels. Raises what `generate` would for
         options that make no sense."""
         return self._core.accepts(**core_options(options))
 
     def remove(self, member: int) -> None:
-        """Frees the rows of the member with this id. Raises UsageError when it is not there."""
+        """Free the rows of the member with this id. Raises UsageError when there is none."""
         self._core.remove(member)
         del self._options[member]
 
     def step(self) -> list[BatchStep]:
-        """One evaluation of every member, in one run of the transformer.
+        """Run one evaluation of every member, in one run of the transformer.
 
-        Returns the solver steps that ended, by id; Heun's take two evaluations. Raises when the run
-        as a whole fails, like OutOfMemoryError; every member is then as it was.
+        Returns the solver steps that ended, by id; a step of Heun takes two evaluations. When the
+        run as a whole fails it raises, for instance OutOfMemoryError, and every member is as it
+        was.
         """
         ended = [
             BatchStep(core, self._bundle, self._options[core.id]) for core in self._core.step()
@@ -132,7 +132,7 @@ class Batch:
 
     @property
     def images(self) -> int:
-        """Images of all members."""
+        """The number of images of all members."""
         return self._core.images
 
     def __repr__(self) -> str:

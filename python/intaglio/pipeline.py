@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     Picture = Image | NDArray[np.uint8]
 
-# A constant, or a value that goes linearly from the first step to the last.
+# A constant, or a pair whose value goes linearly from the first step to the last.
 Ramp = float | tuple[float, float]
-# Part of a run: step i of N is inside (start, end) when start <= i / N < end.
+# A part of the run: step i of N is inside (start, end) when start <= i / N < end.
 Window = tuple[float, float]
 
-# Of what the core's generate() returns, what goes into Generation as it is.
+# The attributes of the core's Generation that are taken over unchanged.
 _SAME = (
     "latents", "timings", "step_seconds", "base_rows", "forked_rows", "loop",
     "unconditional_steps", "degraded_steps",
@@ -35,11 +35,25 @@ _SAME = (
 
 
 def core_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of `Pipeline.generate` as the core takes them: embeddings are loaded."""
+    """Return keywords of `Pipeline.generate` as the core takes them: embeddings are loaded."""
     embeds = options.get("prompt_embeds")
     if isinstance(embeds, str | os.PathLike):
-        return options | {"prompt_embeds": _core.PromptEmbeds.load(os.fspath(embeds))}
+        return options | {"prompt_embeds": _core.PromptEmbeddings.load(os.fspath(embeds))}
     return options
+
+
+def validate(bundle: _core.Bundle, **options: Any) -> list[_core.Problem]:
+    """Return what is wrong with a request, without running it.
+
+    Takes the keywords of `Pipeline.generate` but on_step and progress. The list has a `field` and a
+    `message` for each problem, in the order in which `generate` checks them; it is empty when
+    `generate` would start to run.
+
+    Raises:
+        UsageError: a value has the wrong type, or there is no such keyword.
+        InputError: a picture, an array or a file of embeddings that cannot be read.
+    """
+    return _core.validate(bundle, core_options(options))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,14 +66,14 @@ class Generation:
             [N, C, h, w], or [N, tokens, C * patch_size^2] where the bundle packs them as FLUX
             does. `generate(latents=...)` takes the same layout.
         timings: seconds of each stage: text, denoise, vae, total; and network, the part of
-            denoise that the transformer's graphs took.
+            denoise in the transformer's graphs.
         step_seconds: seconds of each step, without the step callback.
         base_rows: batch rows that ran through blocks 0..m, summed over the run.
-        forked_rows: batch rows that ran through the blocks after m, likewise.
-        loop: allocations and copies that the denoising loop asked its device's memory for.
+        forked_rows: the same for the blocks after m.
+        loop: allocations and copies of the denoising loop.
         unconditional_steps: the steps that ran D_0.
         degraded_steps: the steps that ran D_m.
-        texts: for each image, what its PNG says about it (`save` writes this).
+        texts: what the PNG of each image says about it; `save` writes this.
     """
 
     images: list[Image]
@@ -77,7 +91,7 @@ class Generation:
     def of(
         cls, result: _core.Generation, bundle: _core.Bundle, options: dict[str, Any]
     ) -> Generation:
-        """What the core made of `options`. Warns of its notes, in the name of the caller's."""
+        """Convert what the core made of `options`, and warn the caller's caller of its notes."""
         for note in result.notes:
             warnings.warn(note, stacklevel=3)
         images = result.images
@@ -88,7 +102,7 @@ class Generation:
         )
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Writes the images as PNG with their options inside, as `intaglio generate -o` does.
+        """Write the images as PNG with their options inside, as `intaglio generate -o` does.
 
         One image goes to `path` itself; several become NAME-0.png, NAME-1.png, ... Returns the
         paths. Raises InputError when one cannot be written.
@@ -110,7 +124,7 @@ class Generation:
         )
 
     def _repr_png_(self) -> bytes:
-        """The images side by side, for notebooks."""
+        """Show the images side by side in notebooks."""
         from PIL import Image
 
         width, height = self.images[0].size
@@ -123,8 +137,8 @@ class Generation:
 
 
 class Pipeline:
-    """A bundle, loaded. Several threads may generate from one pipeline at once; each gets what it
-    would get alone."""
+    """A bundle that is loaded. Several threads may generate from one pipeline at once, and each gets
+    what it would get alone."""
 
     def __init__(self, core: _core.Pipeline) -> None:
         """Use `Pipeline.open`."""
@@ -140,28 +154,30 @@ class Pipeline:
         onnxruntime: str | os.PathLike[str] | None = None,
         prepack: bool = False,
     ) -> Pipeline:
-        """Opens the folder that `intaglio export` wrote.
+        """Open the folder that `intaglio export` wrote.
+
+        Warns when a GPU, or engines that the bundle has, are not used.
 
         Args:
-            bundle: the folder; every file's size and SHA-256 is checked against its manifest.
-            device: where to run: cpu; cuda or ort-tensorrt (ONNX Runtime's providers); auto: cuda
-                where it works, else cpu. Warns when a GPU, or engines that the bundle has, are
-                not used. tensorrt-rtx and tensorrt are refused: engines can be built but not yet
-                run.
-            threads: threads to run with; 0: one per logical core.
-            onnxruntime: ONNX Runtime's library; None: that of Python's onnxruntime package, or
+            bundle: the folder. The size and SHA-256 of every file are checked against its
+                manifest.
+            device: where to run: cpu; cuda or ort-tensorrt, which are ONNX Runtime's providers; or
+                auto, which takes cuda where it works and else cpu. tensorrt-rtx and tensorrt are
+                refused, since engines can be built but not yet run.
+            threads: how many threads run; 0 is one per logical core.
+            onnxruntime: ONNX Runtime's library. None takes that of Python's onnxruntime package, or
                 the system's.
             prepack: whether weights of the loop's graphs, float32 or quantised, are packed for the
-                processor when they are loaded, not in each step: quicker steps, a slower start,
-                and memory of this process's own in place of the mapped file, which processes
-                share. Where ONNX Runtime runs them on the CPU; ignored elsewhere. Latents differ
-                by rounding.
+                processor when they are loaded instead of in each step. Steps are faster then, the
+                start is slower, and the process has memory of its own in place of the mapped file,
+                which processes share. Only ONNX Runtime on the CPU does this. Latents differ by
+                rounding.
 
         Raises:
             UsageError: there is no device of that name.
             InputError: a file of the bundle is missing, truncated, tampered with or newer than
                 this version understands.
-            UnavailableError: the device or ONNX Runtime is not there.
+            UnavailableError: the device or ONNX Runtime is missing.
         """
         library = onnxruntime or onnxruntime_library() or ""
         options = _core.BackendOptions(
@@ -184,23 +200,23 @@ class Pipeline:
 
     @property
     def backend(self) -> str:
-        """What the graphs run on: "ONNX Runtime 1.32.0, cpu, 2 threads"."""
+        """A description of what the graphs run on: "ONNX Runtime 1.32.0, cpu, 2 threads"."""
         return self._core.backend
 
     @property
     def device(self) -> str:
-        """The device that they run on; what was taken for auto."""
+        """The device that the graphs run on. For auto it is the device that was chosen."""
         return self._core.choice.device
 
-    def embed(self, prompt: str, negative_prompt: str | None = None) -> _core.PromptEmbeds:
-        """What the text encoders make of a prompt, for `generate(prompt_embeds=...)`.
+    def embed(self, prompt: str, negative_prompt: str | None = None) -> _core.PromptEmbeddings:
+        """Encode a prompt for `generate(prompt_embeds=...)`.
 
-        With CFG that needs the negative prompt too: "" is the default of `generate`. Warns about
-        a prompt that is longer than an encoder reads.
+        Runs with CFG need the negative prompt too; "" is the default of `generate`. Warns about a
+        prompt that is longer than an encoder reads.
 
         Raises:
             UsageError: the bundle has no text encoders.
-            InputError: a prompt with lone surrogates.
+            InputError: a prompt has lone surrogates.
         """
         embeds = self._core.embed(prompt, negative_prompt)
         for note in embeds.notes:
@@ -233,55 +249,57 @@ class Pipeline:
         image: Picture | None = None,
         latents: Any = None,
         ma_tokens: Picture | None = None,
-        prompt_embeds: _core.PromptEmbeds | str | os.PathLike[str] | None = None,
+        prompt_embeds: _core.PromptEmbeddings | str | os.PathLike[str] | None = None,
         on_step: OnStep | None = None,
         progress: bool = False,
     ) -> Generation:
-        """Draws images: D = D_c + (cfg_scale - 1)(D_c - D_0) + dg_scale (D_c - D_m).
+        """Draw images: D = D_c + (cfg_scale - 1)(D_c - D_0) + dg_scale (D_c - D_m).
 
-        What is None comes from the bundle's defaults. Sizes are pixels. A scale or `ma_keep` may
-        be a pair: it then goes linearly from the first step to the last.
+        Options that are None take the bundle's defaults. Sizes are in pixels. A scale or `ma_keep`
+        may be a pair, whose value goes linearly from the first step to the last.
 
         Args:
             prompt: what to draw. One of prompt, class_label and prompt_embeds is needed.
             class_label: the class to draw, for bundles that are drawn by class.
-            negative_prompt: what the unconditional branch D_0 is asked for instead of nothing.
+            negative_prompt: the prompt of the unconditional branch D_0, in place of an empty one.
             steps: denoising steps.
             seeds: one seed for the whole batch, or one for each image; the noise is that of
                 torch.Generator("cpu").manual_seed(seed).
             batch: images drawn from one seed.
             height: image height. width: image width.
             cfg_scale: classifier-free guidance, 1 + lambda; 1 is off and saves a branch.
-            cfg_window: part of the run with it: step i of N when start <= i / N < end.
+            cfg_window: the part of the run with CFG: step i of N when start <= i / N < end.
             distilled_guidance: guidance that the transformer was distilled with and takes as an
-                input (FLUX.1-dev); refused for others.
+                input (FLUX.1-dev). Other transformers refuse it.
             dg_scale: Detail Guidance (arXiv 2510.11538); 0 is off and saves a branch.
-            dg_window: part of the run with it.
-            ma_keep: how much of the massive channels D_m keeps: 0 none, 1 all.
+            dg_window: the part of the run with Detail Guidance.
+            ma_keep: how much of the massive channels D_m keeps: 0 is nothing, 1 is everything.
             ma_channels: channels to suppress instead of the bundle's.
-            reuse_interval: run D_0 and D_m every so many steps only, extrapolating D_c - D_0 and
-                D_c - D_m in between: not exact. `intaglio.analysis.reuse` finds an interval.
-            reuse_window: the part of the run with it; all of it if None.
+            reuse_interval: run D_0 and D_m in one of so many steps, and extrapolate D_c - D_0 and
+                D_c - D_m in the others. This is not exact. `intaglio.analysis.reuse` finds an
+                interval.
+            reuse_window: the part of the run with reuse_interval; None is all of it.
             scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
-            strength: how much of `image` is forgotten, 0.6 unless given: 1 all of it.
+            strength: how much of `image` is forgotten, 0.6 unless given; 1 is all of it.
             vae_tile: larger images are decoded in overlapping tiles of this size.
-            image: start from this picture (Pillow, or uint8 [H, W] or [H, W, 3]).
-            latents: float32 in the layout of `Generation.latents` in place of noise: anything
-                with __dlpack__, in C order.
-            ma_tokens: where Detail Guidance acts: white suppresses, black leaves alone.
-                Averaged per token, so it needs a pixel per token at least.
-            prompt_embeds: what `embed` returned or its file, in place of texts.
-            on_step: called after each step with a `Step`; returning False stops the run. What it
-                raises is raised here. `step.latents` is the run's own memory: copy what you keep.
-                Of a bundle exported with --observe, `step.hidden_states(k)` is the image stream
-                after block k and `step.gate(k)` the block's gate, both copies.
-            progress: show a progress bar.
+            image: the picture to start from (Pillow, or uint8 [H, W] or [H, W, 3]).
+            latents: the latents to start from in place of noise, float32 in the layout of
+                `Generation.latents`: anything with __dlpack__, in C order.
+            ma_tokens: a picture of where Detail Guidance acts: white suppresses, black leaves
+                alone. It is averaged per token, so it needs at least a pixel per token.
+            prompt_embeds: what `embed` returned, or its file, in place of texts.
+            on_step: a function that is called after each step with a `Step`. When it returns False
+                the run stops. What it raises is raised here. `step.latents` is the run's own
+                memory: copy what you keep. For a bundle exported with --observe,
+                `step.hidden_states(k)` is a copy of the image stream after block k, and
+                `step.gate(k)` a copy of the block's gate.
+            progress: whether to show a progress bar.
 
         Raises:
             UsageError: options that make no sense, like steps 0 (also a ValueError).
-            InputError: a prompt, picture or array that cannot be used (also a ValueError).
+            InputError: a prompt, picture or array cannot be used (also a ValueError).
             Interrupted: `on_step` returned False. Ctrl-C raises KeyboardInterrupt within a step.
-            OutOfMemoryError: also a MemoryError.
+            OutOfMemoryError: there is too little memory (also a MemoryError).
         """
         options = {k: v for k, v in locals().items() if k not in {"self", "on_step", "progress"}}
         options = core_options(options)

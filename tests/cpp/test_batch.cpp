@@ -43,13 +43,14 @@ class RowModel : public BoundGraph {
     asked_.rows.push_back(prediction_.dim(0));
     for (std::int64_t row = 0; row < prediction_.dim(0); ++row) {
       const auto at = static_cast<std::size_t>(row);
-      const auto from = inputs_.contains("branch") ? inputs_["branch"].int64s()[at] : row;
-      const float keep = inputs_.contains("keep") ? mean(inputs_["keep"].rows(row, row + 1)) : 1.0F;
-      const float text = mean(inputs_["text"].rows(from, from + 1));
+      const auto from = inputs_.contains(Role::branch) ? inputs_[Role::branch].int64s()[at] : row;
+      const float keep =
+          inputs_.contains(Role::keep) ? mean(inputs_[Role::keep].rows(row, row + 1)) : 1.0F;
+      const float text = mean(inputs_[Role::text].rows(from, from + 1));
       const float number =
-          (text + inputs_["timestep"].rows(from, from + 1).floats().front() / 1e3F) *
+          (text + inputs_[Role::timestep].rows(from, from + 1).floats().front() / 1e3F) *
           (0.5F + 0.5F * keep);
-      std::ranges::transform(inputs_["latent"].rows(from, from + 1).floats(),
+      std::ranges::transform(inputs_[Role::latent].rows(from, from + 1).floats(),
                              prediction_.rows(row, row + 1).floats().begin(),
                              [&](float x) { return 0.5F * x + number; });
     }
@@ -57,7 +58,7 @@ class RowModel : public BoundGraph {
 
  private:
   Asked& asked_;
-  std::map<std::string, Tensor> inputs_;
+  std::map<Role, Tensor> inputs_;
   Tensor prediction_;
 };
 

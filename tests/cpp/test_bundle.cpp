@@ -14,7 +14,7 @@ using testing::HasSubstr;
 TEST(Manifest, GoodOneIsRead) {
   const Manifest manifest = parse_manifest(good().dump(), "bundle.json");
   const Bundle& bundle = manifest.bundle;
-  EXPECT_EQ(bundle.transformer_graphs.at("forked").input("latent").axes.at(1),
+  EXPECT_EQ(bundle.transformer_graphs.at("forked").input(Role::latent).axes.at(1),
             (std::variant<std::int64_t, std::string>(std::int64_t{4})));
   EXPECT_EQ(bundle.blocks, 6);
   EXPECT_EQ(bundle.massive_activations.channels, (std::vector<int>{3, 30}));
@@ -32,7 +32,7 @@ TEST(Manifest, GoodOneIsRead) {
 
 TEST(Manifest, NodesNameTheRoleTheyLack) {
   const Manifest manifest = parse_manifest(good().dump(), "bundle.json");
-  EXPECT_THROW(manifest.bundle.transformer_graphs.at("forked").input("guidance"), InputError);
+  EXPECT_THROW(manifest.bundle.transformer_graphs.at("forked").input(Role::guidance), InputError);
 }
 
 class BadManifest : public testing::TestWithParam<Change> {};
@@ -142,8 +142,8 @@ TEST(Manifest, OtherInputsAreRead) {
   EXPECT_EQ(bundle.defaults.distilled_guidance, 3.5);
   EXPECT_EQ(bundle.max_abs, (std::vector<double>{1.0, 2.5}));
   EXPECT_EQ(bundle.transformer().cpu, "transformer/cpu.onnx");
-  EXPECT_TRUE(bundle.transformer().takes("class"));
-  EXPECT_FALSE(bundle.transformer().takes("text"));
+  EXPECT_TRUE(bundle.transformer().takes(Role::class_label));
+  EXPECT_FALSE(bundle.transformer().takes(Role::text));
 
   forked["inputs"].erase(2);
   EXPECT_THROW(parse_manifest(json.dump(), "bundle.json"), InputError);
@@ -251,7 +251,7 @@ TEST(Manifest, VariancePreservingSchedulersAreReadWhereTheyAreSampled) {
   for (const Json& sampled : {ddim, dpm}) {
     json["scheduler"] = sampled;
     const SchedulerConfig config = parse_manifest(json.dump(), "bundle.json").bundle.scheduler;
-    EXPECT_EQ(config.prediction_type, "epsilon");
+    EXPECT_EQ(config.prediction_type, PredictionType::epsilon);
     EXPECT_EQ(config.beta_start, 0.0002);
     EXPECT_EQ(config.beta_end, 0.03);
     EXPECT_EQ(config.beta_schedule, "scaled_linear");

@@ -11,12 +11,12 @@ namespace {
 TEST(Manifest, WhatIsMadeAheadOfTheLoopIsAnInputToo) {
   const Bundle without = parse_manifest(good().dump(), "bundle.json").bundle;
   EXPECT_EQ(without.conditioning(), nullptr);
-  EXPECT_EQ(without.input("text"), &without.transformer().input("text"));
-  EXPECT_EQ(without.input("guidance"), nullptr);
+  EXPECT_EQ(without.input(Role::text), &without.transformer().input(Role::text));
+  EXPECT_EQ(without.input(Role::guidance), nullptr);
   const Bundle bundle = parse_manifest(hoisted().dump(), "bundle.json").bundle;
   ASSERT_NE(bundle.conditioning(), nullptr);
-  EXPECT_EQ(bundle.input("text"), &bundle.conditioning()->input("text"));
-  EXPECT_EQ(bundle.input("latent"), &bundle.transformer().input("latent"));
+  EXPECT_EQ(bundle.input(Role::text), &bundle.conditioning()->input(Role::text));
+  EXPECT_EQ(bundle.input(Role::latent), &bundle.transformer().input(Role::latent));
   EXPECT_FALSE(bundle.observed());
 }
 

@@ -73,9 +73,9 @@ class EnginesTest : public testing::Test {
     bundle_.file_sha256 = {{kGraph, std::string(64, 'a')}, {kWeights, std::string(64, 'b')}};
     graph_.path = kGraph;
     graph_.inputs = {
-        {"latent", "latent", DType::float32, {"base_rows", 4, "latent_height", "latent_width"}},
-        {"branch", "branch", DType::int64, {"rows"}}};
-    graph_.outputs = {{"prediction", "prediction", DType::float32, {"rows", 4, "h", "w"}}};
+        {"latent", Role::latent, DType::float32, {"base_rows", 4, "latent_height", "latent_width"}},
+        {"branch", Role::branch, DType::int64, {"rows"}}};
+    graph_.outputs = {{"prediction", Role::prediction, DType::float32, {"rows", 4, "h", "w"}}};
   }
   ~EnginesTest() override { fs::remove_all(root_); }
 

@@ -10,6 +10,7 @@
 #include "golden.h"
 #include "intaglio/error.h"
 #include "intaglio/sampling.h"
+#include "plan_runner.h"
 #include "sampling/plan.h"
 #include "toy_model.h"
 
@@ -24,7 +25,7 @@ constexpr const char* kDdim = "DDIMScheduler";
 SchedulerConfig config_of(const std::string& type) {
   SchedulerConfig config;
   config.type = type;
-  if (type == kDdim) config.prediction_type = "epsilon";
+  if (type == kDdim) config.prediction_type = PredictionType::epsilon;
   return config;
 }
 
@@ -35,18 +36,18 @@ struct ToyRun {
   int done = 0;
 
   ToyRun(const std::string& type, const Schedule& schedule, std::vector<float> start,
-         const OnStep& on_step = {}, const std::string& prediction_type = "velocity")
+         const OnStep& on_step = {}, PredictionType prediction_type = PredictionType::velocity)
       : x(std::move(start)) {
-    const Denoiser model = [&](std::span<const float> at, const StepPoint& point,
-                               std::span<float> denoised) {
+    const Model model = [&](std::span<const float> at, const StepPoint& point,
+                            std::span<float> prediction) {
       calls.push_back(point);
       for (std::size_t i = 0; i < at.size(); ++i) {
-        denoised[i] =
-            prediction_type == "epsilon" ? epsilon(at[i], point) : velocity(at[i], point.timestep);
+        prediction[i] = prediction_type == PredictionType::epsilon
+                            ? epsilon(at[i], point)
+                            : velocity(at[i], point.timestep);
       }
-      to_denoised(prediction_type, at, point, denoised);
     };
-    done = run_plan(find_planner(type)(schedule), model, x, on_step);
+    done = run_plan(find_planner(type)(schedule), prediction_type, model, x, on_step);
   }
 };
 
@@ -107,10 +108,12 @@ TEST(Schedule, RefusesWhatMakesNoSense) {
   refused([](auto& c) { c.shift_terminal = 0.1; }, 1);
   refused([](auto& c) { c.time_shift_type = "cubic"; }, 4);
   refused([](auto& c) { c.num_train_timesteps = 0; }, 4);
-  refused([](auto& c) { c.prediction_type = "epsilon"; }, 4);
+  refused([](auto& c) { c.prediction_type = PredictionType::epsilon; }, 4);
   refused([](auto& c) { c.type = kDdim; }, 4);
   const auto epsilon_refused = [&](auto change, int steps) {
-    refused([&](auto& c) { c.type = kDdim, c.prediction_type = "epsilon", change(c); }, steps);
+    refused(
+        [&](auto& c) { c.type = kDdim, c.prediction_type = PredictionType::epsilon, change(c); },
+        steps);
   };
   epsilon_refused([](auto&) {}, 1001);
   epsilon_refused([](auto& c) { c.type = kDpm; }, 1001);
@@ -131,15 +134,15 @@ TEST(Schedule, RefusesWhatMakesNoSense) {
 }
 
 TEST(Scheduler, NamesAndTypes) {
-  EXPECT_EQ(scheduler_type("euler", "velocity"), kEuler);
-  EXPECT_EQ(scheduler_type("heun", "velocity"), kHeun);
-  EXPECT_EQ(scheduler_type("dpmpp-2m", "velocity"), kDpm);
-  EXPECT_EQ(scheduler_type("dpmpp-2m", "epsilon"), kDpm);
-  EXPECT_EQ(scheduler_type("ddim", "epsilon"), kDdim);
+  EXPECT_EQ(scheduler_type("euler", PredictionType::velocity), kEuler);
+  EXPECT_EQ(scheduler_type("heun", PredictionType::velocity), kHeun);
+  EXPECT_EQ(scheduler_type("dpmpp-2m", PredictionType::velocity), kDpm);
+  EXPECT_EQ(scheduler_type("dpmpp-2m", PredictionType::epsilon), kDpm);
+  EXPECT_EQ(scheduler_type("ddim", PredictionType::epsilon), kDdim);
   EXPECT_EQ(find_planner(kHeun), plan_heun);
   EXPECT_EQ(find_planner(kDdim), plan_ddim);
   EXPECT_THROW(find_planner("euler"), UsageError);
-  const auto refused = [](const char* name, const char* prediction_type, const char* says) {
+  const auto refused = [](const char* name, PredictionType prediction_type, const char* says) {
     try {
       scheduler_type(name, prediction_type);
       ADD_FAILURE() << "accepted " << name;
@@ -147,10 +150,11 @@ TEST(Scheduler, NamesAndTypes) {
       EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr(name), testing::HasSubstr(says)));
     }
   };
-  refused("plms", "velocity", "unknown scheduler \"plms\": use one of euler, heun, dpmpp-2m");
-  refused("ddim", "velocity",
+  refused("plms", PredictionType::velocity,
+          "unknown scheduler \"plms\": use one of euler, heun, dpmpp-2m");
+  refused("ddim", PredictionType::velocity,
           "does not fit a model that predicts velocity: use one of euler, heun");
-  refused("euler", "epsilon",
+  refused("euler", PredictionType::epsilon,
           "does not fit a model that predicts epsilon: use one of dpmpp-2m, ddim");
 }
 
@@ -166,8 +170,9 @@ TEST(Sampler, WholeRunsEqualDiffusers) {
                      config.prediction_type);
     EXPECT_EQ(run.done, steps - begin);
     // The first alpha divides the rounding of an epsilon, the second multiplies it.
-    const double grows =
-        config.prediction_type == "epsilon" ? 1e-6 * schedule.alphas[1] / schedule.alphas[0] : 0.0;
+    const double grows = config.prediction_type == PredictionType::epsilon
+                             ? 1e-6 * schedule.alphas[1] / schedule.alphas[0]
+                             : 0.0;
     EXPECT_LE(relative_l2(run.x, golden["end"].get<std::vector<float>>()), std::max(1e-5, grows));
     std::vector<float> timesteps;
     for (const StepPoint& point : run.calls) timesteps.push_back(point.timestep);
@@ -215,11 +220,16 @@ TEST(Sampler, ConstantPredictionIsReached) {
   for (const char* type : {kEuler, kHeun, kDpm, kDdim}) {
     for (const int steps : {1, 2, 7, 20}) {
       std::vector<float> x = {3.0F, -2.0F, 0.25F};
-      const auto answer = [](std::span<const float>, const StepPoint&, std::span<float> denoised) {
-        std::fill(denoised.begin(), denoised.end(), 0.75F);
+      const SchedulerConfig config = config_of(type);
+      const bool flow = config.prediction_type == PredictionType::velocity;
+      // The prediction that means the clean data 0.75.
+      const Model answer = [&](std::span<const float> at, const StepPoint& point,
+                               std::span<float> prediction) {
+        for (std::size_t i = 0; i < at.size(); ++i)
+          prediction[i] = (at[i] - (flow ? 1.0F : point.alpha) * 0.75F) / point.sigma;
       };
-      const Plan plan = find_planner(type)(make_schedule(config_of(type), steps, 64));
-      EXPECT_EQ(run_plan(plan, answer, x, {}), steps);
+      const Plan plan = find_planner(type)(make_schedule(config, steps, 64));
+      EXPECT_EQ(run_plan(plan, config.prediction_type, answer, x), steps);
       for (const float value : x) EXPECT_NEAR(value, 0.75F, 1e-5F) << type << " " << steps;
     }
   }
@@ -241,15 +251,18 @@ TEST(Sampler, NoStepsLeaveTheSampleAlone) {
 }
 
 TEST(Denoised, OfAModelsOutput) {
-  const std::vector<float> x = {2.0F, -1.0F};
-  const StepPoint point{0, 1, 0.5F, 10.0F, 0.25F};
-  std::vector<float> output = {1.0F, 3.0F};
-  to_denoised("velocity", x, point, output);
-  EXPECT_EQ(output, (std::vector{1.5F, -2.5F}));
-  output = {1.0F, 3.0F};
-  to_denoised("epsilon", x, point, output);
-  EXPECT_EQ(output, (std::vector{6.0F, -10.0F}));
-  EXPECT_THROW(to_denoised("sample", x, point, output), UsageError);
+  const ToDenoised flow{.velocity = true, .sigma = 0.5F, .alpha = 0.25F};
+  EXPECT_EQ(flow(2.0F, 1.0F), 1.5F);
+  EXPECT_EQ(flow(-1.0F, 3.0F), -2.5F);
+  const ToDenoised noise{.velocity = false, .sigma = 0.5F, .alpha = 0.25F};
+  EXPECT_EQ(noise(2.0F, 1.0F), 6.0F);
+  EXPECT_EQ(noise(-1.0F, 3.0F), -10.0F);
+}
+
+TEST(PredictionType, NamesAreThoseOfTheBundle) {
+  for (const char* name : {"velocity", "epsilon"})
+    EXPECT_STREQ(name_of(prediction_type_from(name)), name);
+  EXPECT_THROW(prediction_type_from("sample"), UsageError);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The model of the runs in tests/data/golden/runs.json, and how to compare with them.
+// The analytic models of the runs in tests/data/golden/runs.json, and a comparison with them.
 #pragma once
 
 #include <cmath>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "intaglio/sampling.h"
+#include "sampling/plan.h"
 
 namespace intaglio {
 
@@ -19,7 +20,8 @@ inline SchedulerConfig config_from(const nlohmann::json& json) {
   config.use_dynamic_shifting = json.value("use_dynamic_shifting", false);
   config.time_shift_type = json.value("time_shift_type", "exponential");
   config.shift_terminal = json.value("shift_terminal", 0.0);
-  config.prediction_type = json.value("prediction_type", config.prediction_type);
+  if (json.contains("prediction_type"))
+    config.prediction_type = prediction_type_from(json.at("prediction_type"));
   config.linspace_sigmas = json.value("linspace_sigmas", false);
   config.beta_start = json.value("beta_start", config.beta_start);
   config.beta_end = json.value("beta_end", config.beta_end);
@@ -30,7 +32,7 @@ inline SchedulerConfig config_from(const nlohmann::json& json) {
   return config;
 }
 
-// make_golden.py has the same.
+// tests/data/make_golden.py has the same two models.
 inline float velocity(float x, float timestep) {
   const float t = timestep / 1000.0F;
   return std::sin(3.0F * x) + t * x - 0.5F * std::cos(2.0F * t);

@@ -13,10 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from intaglio_export.tracing.trace.trace import OPSET
 
 from intaglio_export.networks import suppress
 from intaglio_export.networks.suppress import ma_suppress
+from intaglio_export.tracing.trace import OPSET
 
 GOLDEN = Path(__file__).parents[1] / "data" / "ma_suppress"
 

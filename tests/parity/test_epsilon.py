@@ -1,5 +1,7 @@
 """Schedules and whole runs of epsilon models against diffusers' variance preserving schedulers."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,9 @@ from hypothesis import strategies as st
 import intaglio
 from intaglio import _core
 from intaglio_export.adapters.schedulers import scheduler_entry
+from tests.analytic_bundle import SIZE, encoded, make_bundle
 
 CLASSES = {"ddim": DDIMScheduler, "dpmpp-2m": DPMSolverMultistepScheduler}
-SAMPLERS = {"ddim": _core.sample_ddim, "dpmpp-2m": _core.sample_dpmpp_2m}
 
 # What of a configuration file both classes read; a key that is not there is the class's own value.
 COMMON = st.fixed_dictionaries(
@@ -90,17 +92,18 @@ def test_schedules(
 
 
 def epsilon(x: torch.Tensor, timestep: float, products: torch.Tensor) -> torch.Tensor:
-    """A model that knows about the noise level, as any does, with some curvature."""
+    """The model of the bundle. It knows the noise level, as any model does, and has curvature."""
     product = products[int(timestep)]
     return (1 - product) ** 0.5 * x + 0.3 * product**0.5 * torch.sin(2 * x + timestep / 300)
 
 
 def distance(own: Any, name: str, steps: int, begin: int = 0) -> float | None:
-    """Relative L2 between a run by `name` and that of the class made with `from_config`.
+    """Return the relative L2 between a run by `name` and one of the class from `from_config`.
 
-    In units of what rounding may do: the first prediction is divided by the first alpha, and the
-    first step multiplies it with the second. torch's float32 square root differs between machines
-    in the last place, so this is all that can be asked for.
+    Both start from a picture, noised as far as the step `begin`. The unit is what rounding may do:
+    the first prediction is divided by the first alpha, and the first step multiplies it by the
+    second. torch's float32 square root differs between machines in the last place, so no more can
+    be asked for.
     """
     theirs = CLASSES[name].from_config(
         own.config, **{"clip_sample": False} if name == "ddim" else {}
@@ -109,21 +112,26 @@ def distance(own: Any, name: str, steps: int, begin: int = 0) -> float | None:
     if not usable(theirs, steps):
         return None
     products = theirs.alphas_cumprod
-    start = torch.randn(2, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(1))
-    x = start * theirs.init_noise_sigma
-    theirs_from = theirs.timesteps[begin:]
-    for timestep in theirs_from:
+    picture = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(1))
+    timesteps = theirs.timesteps[begin:]
+    x = theirs.add_noise(torch.from_numpy(encoded(picture)), noise, timesteps[:1])
+    for timestep in timesteps:
         model = epsilon(x, float(timestep), products)
         x = theirs.step(model, timestep, x, return_dict=False)[0]
 
-    def denoise(x: np.ndarray, point: _core.StepPoint) -> np.ndarray:
-        model = epsilon(torch.from_numpy(x), point.timestep, products).numpy()
-        return _core.to_denoised("epsilon", x, point, model)
-
+    with TemporaryDirectory() as folder:
+        pipeline = make_bundle(
+            Path(folder) / "b", scheduler_entry(own, 1.15), products.numpy().astype(np.float32)
+        )
+        got = pipeline.generate(
+            class_label=0, image=picture, strength=(steps - begin - 0.5) / steps, seeds=1,
+            steps=steps, scheduler=name,
+        )  # fmt: skip
+    assert len(got.step_seconds) == steps - begin
     ours = schedule(own, name, steps).last(steps - begin)
-    got = SAMPLERS[name](denoise, start.numpy(), ours)
     unit = max(1e-5, 1e-6 * ours.alphas[1] / ours.alphas[0])
-    return float(np.linalg.norm(got - x.numpy()) / np.linalg.norm(x.numpy())) / unit
+    return float(np.linalg.norm(got.latents - x.numpy()) / np.linalg.norm(x.numpy())) / unit
 
 
 @settings(deadline=None, max_examples=300)

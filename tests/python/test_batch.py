@@ -299,7 +299,7 @@ def test_cut_prompts_warn(forked: intaglio.Pipeline) -> None:
 
 
 def test_there_has_to_be_room(forked: intaglio.Pipeline) -> None:
-    with pytest.raises(intaglio.UsageError, match="max_images 0 is no room"):
+    with pytest.raises(intaglio.UsageError, match="max_images 0 leaves no room"):
         intaglio.Batch(forked, 0)
     assert "0 requests" in repr(intaglio.Batch(forked))
 

@@ -8,12 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import intaglio
 from intaglio import _core
+from tests.fake_bundle import CHANNELS, CLASSES, make_bundle, predict
 from tests.parity.three_branch_loop import Deltas
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> intaglio.Pipeline:
+    """A bundle whose transformer is a formula."""
+    return intaglio.Pipeline.open(make_bundle(tmp_path_factory.mktemp("fake") / "b", "class"))
+
 
 WEIGHTS = st.floats(-8, 8, width=32)
 INTERVALS = st.lists(st.floats(1, 9), min_size=2, max_size=2).map(lambda ends: sorted(ends)[::-1])
@@ -22,23 +30,25 @@ WINDOWS = st.lists(st.integers(0, 40), min_size=2, max_size=2, unique=True).map(
 )
 
 
-@given(lambda_=WEIGHTS, w=WEIGHTS, seed=st.integers(0, 99))
-def test_combine_is_the_papers_formula(lambda_: float, w: float, seed: int) -> None:
-    c, u, d = np.random.default_rng(seed).standard_normal((3, 2, 5)).astype(np.float32)
-    got = _core.combine(c, u, d, weights=_core.StepWeights(lambda_, w))
-    np.testing.assert_allclose(got, c + lambda_ * (c - u) + w * (c - d), rtol=2e-5, atol=2e-5)
-
-
-def test_a_branch_without_weight_may_be_left_out() -> None:
-    c, u = np.ones(3, np.float32), np.zeros(3, np.float32)
-    np.testing.assert_array_equal(_core.combine(c, weights=_core.StepWeights()), c)
-    np.testing.assert_array_equal(_core.combine(c, u, weights=_core.StepWeights(2.0)), 3 * c)
-    with pytest.raises(intaglio.UsageError, match="degraded is needed"):
-        _core.combine(c, u, weights=_core.StepWeights(2.0, 1.0))
-    with pytest.raises(intaglio.UsageError, match=r"shape \[2\]"):
-        _core.combine(c, u[:2], weights=_core.StepWeights(2.0))
-    with pytest.raises(intaglio.InputError, match="float32"):
-        _core.combine(np.arange(3), weights=_core.StepWeights())
+@given(cfg_scale=st.one_of(st.just(1.0), WEIGHTS), dg_scale=st.one_of(st.just(0.0), WEIGHTS))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_step_is_the_papers_formula(
+    model: intaglio.Pipeline, cfg_scale: float, dg_scale: float
+) -> None:
+    """One step of Euler, from sigma 1 to 0, lands on x - D."""
+    x = np.random.default_rng(3).standard_normal((2, CHANNELS, 8, 16)).astype(np.float32)
+    got = model.generate(
+        class_label=4, latents=x, batch=2, steps=1, cfg_scale=cfg_scale, dg_scale=dg_scale
+    )
+    c, u, m = (
+        predict(x, 1000.0, keep, {"class": label})
+        for keep, label in ((1, 4), (1, CLASSES["null"]), (0, 4))
+    )
+    lambda_ = np.float32(cfg_scale - 1)
+    expected = x - (c + lambda_ * (c - u) + np.float32(dg_scale) * (c - m))
+    np.testing.assert_allclose(got.latents, expected, rtol=2e-5, atol=1e-4)
+    assert got.unconditional_steps == ([0] if lambda_ else [])
+    assert got.degraded_steps == ([0] if dg_scale else [])
 
 
 @given(start=st.integers(0, 100), end=st.integers(0, 100), steps=st.integers(1, 60))

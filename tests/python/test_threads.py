@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import intaglio
-from intaglio import _core
 from tests.python.conftest import PROMPT
 
 JOBS: list[dict[str, Any]] = [
@@ -128,17 +127,16 @@ def test_ctrl_c_stops_a_run_without_callback(forked_bundle: Path) -> None:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_in_a_sampler_with_a_python_denoiser() -> None:
+def test_ctrl_c_in_a_step_callback(forked: intaglio.Pipeline) -> None:
     seen: list[int] = []
 
-    def on_step(point: _core.StepPoint, x: np.ndarray[Any, Any]) -> None:
-        seen.append(point.step)
-        if point.step == 2:
+    def on_step(step: intaglio.Step) -> None:
+        seen.append(step.step)
+        if step.step == 2:
             signal.raise_signal(signal.SIGINT)
 
-    schedule = _core.make_schedule(_core.SchedulerConfig(), 10)
     try:
-        _core.sample_euler(lambda x, point: x, np.ones(4, np.float32), schedule, on_step)
+        forked.generate(PROMPT, steps=10, on_step=on_step)
     except KeyboardInterrupt:
         seen.append(-1)
     assert seen == [0, 1, 2, -1]

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ LAYERS = {
 LAYERS["pipeline"] = set(LAYERS)
 # The public header of each layer, by its name without the folder and ending.
 HEADERS = {
-    "error": "core", "tensor": "core", "rng": "core", "file": "core", "bundle": "bundle",
+    "error": "core", "role": "core", "tensor": "core", "rng": "core", "file": "core", "bundle": "bundle",
     "backend": "backend", "tokenizer": "text", "sampling": "sampling", "guidance": "guidance",
     "image": "image", "pipeline": "pipeline", "options": "pipeline", "embedding": "pipeline",
     "batch": "pipeline", "generate_options": "pipeline", "validate": "pipeline",
@@ -78,6 +79,18 @@ def test_public_headers_show_no_third_party() -> None:
             assert include.startswith("intaglio/") or ("/" not in include and "." not in include), (
                 path
             )
+
+
+def test_no_header_includes_itself_by_way_of_others() -> None:
+    roots = [ROOT / folder for folder in ("cpp/include", "cpp/src", "cpp", "python/bindings")]
+
+    def found(include: str) -> list[Path]:
+        return [root / include for root in roots if (root / include).is_file()][:1]
+
+    headers = [path for path in sources("cpp", "python/bindings") if path.suffix == ".h"]
+    graph = {path: [p for i in includes(path) for p in found(i)] for path in headers}
+    assert sum(map(len, graph.values())) > 100  # the includes are found
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_vendor_headers_stay_in_backend_and_ops() -> None:

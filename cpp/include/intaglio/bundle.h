@@ -1,4 +1,4 @@
-// The folder that export writes and the runtime reads; the schema is models/bundle.schema.json.
+// The folder that export writes and the runtime reads. Its schema is models/bundle.schema.json.
 #pragma once
 
 #include <cstdint>
@@ -11,14 +11,20 @@
 
 #include "intaglio/error.h"
 #include "intaglio/guidance.h"
+#include "intaglio/role.h"
 #include "intaglio/sampling.h"
 #include "intaglio/tensor.h"
 
 namespace intaglio {
 
+// forked: one graph, whose rows of D_m continue those of D_c after block m. dual: a graph `base`
+// for D_0 and D_c, and a graph `degraded` for D_m.
+enum class Layout { forked, dual };
+const char* name_of(Layout layout);
+
 struct GraphTensor {
   std::string name;
-  std::string role;
+  Role role;
   DType dtype = DType::float32;
   std::vector<std::variant<std::int64_t, std::string>> axes;  // a size, or a dynamic axis' name
 };
@@ -29,9 +35,9 @@ struct Graph {
   std::vector<GraphTensor> inputs;
   std::vector<GraphTensor> outputs;
   // Throws InputError when the graph has no tensor of that role.
-  const GraphTensor& input(const std::string& role) const;
-  const GraphTensor& output(const std::string& role) const;
-  bool takes(const std::string& role) const;  // whether it has an input of that role
+  const GraphTensor& input(const Role& role) const;
+  const GraphTensor& output(const Role& role) const;
+  bool takes(const Role& role) const;  // whether it has an input of that role
 };
 
 struct TextEncoder {
@@ -40,7 +46,7 @@ struct TextEncoder {
   int max_length = 0;     // tokens
 };
 
-// Encoders whose hidden states are joined along channels; none: zeros.
+// Encoders whose hidden states are joined along channels. A segment without encoders is zeros.
 struct TextSegment {
   std::vector<std::string> encoders;
   int length = 0;
@@ -48,19 +54,19 @@ struct TextSegment {
 
 struct Prompt {
   int max_sequence_length = 0;
-  std::map<std::string, TextEncoder> encoders;  // none: embeddings have to be given
+  std::map<std::string, TextEncoder> encoders;  // if empty, embeddings have to be given
   std::vector<TextSegment> text;
   int text_width = 0;
   std::vector<std::string> pooled;
   std::string text_mask;  // the encoder whose tokens the transformer's text_mask marks, or empty
-  // Rows of the text input: the segments' lengths summed.
+  // The number of tokens in the text input: the sum of the segments' lengths.
   int text_length() const;
 };
 
-// Of a model that is drawn by class instead of by prompt.
+// The classes of a model that is drawn by class instead of by prompt.
 struct Classes {
   int count = 0;
-  int null = 0;  // what the unconditional branch is asked for
+  int null = 0;  // the class of the unconditional branch
 };
 
 struct MassiveActivations {
@@ -99,19 +105,21 @@ class Bundle {
   static Bundle open(const std::filesystem::path& folder);
 
   std::filesystem::path folder;
-  std::string name, family, source, license, layout, dtype, prediction_type;
+  std::string name, family, source, license, dtype;
+  Layout layout = Layout::forked;
+  PredictionType prediction_type = PredictionType::velocity;
   std::map<std::string, std::string> producer;
-  // forked, or base and degraded; and conditioning, where that is computed ahead of the loop
+  // By name: forked, or base and degraded; and conditioning where it is computed ahead of the loop.
   std::map<std::string, Graph> transformer_graphs;
   int blocks = 0;
-  int patch_size = 0;   // latent cells
-  int hidden_size = 0;  // channels of the image stream
-  std::string quantized;  // how its weights are, for ONNX Runtime on the CPU only; empty: as dtype
+  int patch_size = 0;     // latent cells
+  int hidden_size = 0;    // channels of the image stream
+  std::string quantized;  // the scheme of its weights on the CPU; empty where they are as dtype
   std::vector<double> max_abs;  // largest |z| after each block on the calibration prompts, or empty
   MassiveActivations massive_activations;
   Latent latent;
   SchedulerConfig scheduler;
-  // One of the two.
+  // A bundle has exactly one of the two.
   std::optional<Prompt> prompt;
   std::optional<Classes> classes;
   std::optional<Graph> vae_decoder;
@@ -122,11 +130,11 @@ class Bundle {
 
   // The graph that every step runs: forked, or base.
   const Graph& transformer() const;
-  // The graph that makes the modulations of a whole schedule and the prompt's projection ahead of
-  // it; null where every step makes its own.
+  // The graph that computes the modulations of a whole schedule and the prompt's projection ahead
+  // of it; null where every step computes its own.
   const Graph* conditioning() const;
-  // What the transformer takes as that role, in the loop or ahead of it; null if it does not.
-  const GraphTensor* input(const std::string& role) const;
+  // The transformer's input of that role, in the loop or ahead of it; null if there is none.
+  const GraphTensor* input(const Role& role) const;
   // Height and width have to be multiples of this many pixels: one patch.
   int size_multiple() const { return latent.vae_scale_factor * patch_size; }
   // Tokens of a picture of that many pixels.
@@ -136,8 +144,8 @@ class Bundle {
   // Returns what keeps the model from drawing pictures of that size: a problem with height, with
   // width, with each, or none.
   std::vector<Problem> check_size(int height, int width) const;
-  // Whether it also outputs hidden_states_K and gate_K of every block K: `intaglio export
-  // --observe`.
+  // Whether the transformer also outputs hidden_states_K and gate_K of every block K, as `intaglio
+  // export --observe` makes it.
   bool observed() const;
 };
 

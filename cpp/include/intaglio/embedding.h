@@ -1,4 +1,4 @@
-// What the text encoders make of a prompt, and its file.
+// What the text encoders make of a prompt, and the file that holds it.
 #pragma once
 
 #include <filesystem>
@@ -10,24 +10,30 @@
 
 namespace intaglio {
 
-// Inputs of the transformer, float32; one that the model does not have is not defined().
-struct PromptEmbedding {
+// The transformer's inputs that come from one text, float32. An input that the model does not have
+// is not defined().
+struct TextConditioning {
   Tensor text;       // [1, S, D]
   Tensor text_mask;  // [1, S]: 1 for tokens, 0 for padding
   Tensor pooled;     // [1, P]
 };
 
-struct PromptEmbeds {
-  PromptEmbedding positive;
-  std::optional<PromptEmbedding> negative;  // needed where CFG is on
-  std::vector<std::string> notes;           // prompts that were cut; not in the file
+struct PromptEmbeddings {
+  TextConditioning positive;
+  std::optional<TextConditioning> negative;  // needed where CFG is on
+  std::vector<std::string> notes;            // prompts that were cut; not in the file
 };
 
-// Safetensors of F32, F16, BF16, I64 or BOOL under the names of diffusers' arguments:
-// prompt_embeds, prompt_attention_mask (or prompt_embeds_mask) and pooled_prompt_embeds, and
-// negative_ before each. Throws InputError naming the file.
-PromptEmbeds load_prompt_embeds(const std::filesystem::path& path);
-// Throws InputError for what is not float32. Written as F32 under a temporary name, then renamed.
-void save_prompt_embeds(const std::filesystem::path& path, const PromptEmbeds& embeds);
+// The old names, kept for one version.
+using PromptEmbedding = TextConditioning;
+using PromptEmbeds = PromptEmbeddings;
+
+// Reads safetensors of F32, F16, BF16, I64 or BOOL under the names of diffusers' arguments:
+// prompt_embeds, prompt_attention_mask (or prompt_embeds_mask) and pooled_prompt_embeds, and the
+// same with negative_ before them. Throws InputError naming the file.
+PromptEmbeddings load_prompt_embeds(const std::filesystem::path& path);
+// Writes F32 under a temporary name, then renames it. Throws InputError for tensors of another
+// type.
+void save_prompt_embeds(const std::filesystem::path& path, const PromptEmbeddings& embeddings);
 
 }  // namespace intaglio

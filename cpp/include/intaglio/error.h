@@ -57,8 +57,8 @@ class Interrupted : public Error {
 
 // What is wrong with one option of a request.
 struct Problem {
-  std::string field;    // the option's name in Python and JSON
-  std::string message;  // one sentence: what is wrong and what to do
+  std::string field;                // the option's name in Python and JSON
+  std::string message;              // one sentence: what is wrong and what to do
   ExitCode code = ExitCode::usage;  // of the error that it becomes
 };
 

@@ -19,7 +19,7 @@ struct GenerateOptions {
   // One of these three says what to draw. A bundle is drawn by class or by text, never by both.
   std::optional<std::string> prompt;
   std::optional<int> class_label;
-  std::optional<PromptEmbeds> prompt_embeds;
+  std::optional<PromptEmbeddings> prompt_embeds;
   std::string negative_prompt;
   std::optional<int> steps;
   std::vector<std::uint64_t> seeds = {0};  // one for the whole batch, or one for each image

@@ -2,14 +2,13 @@
 //   D = D_c + lambda (D_c - D_0) + w (D_c - D_m)
 #pragma once
 
-#include <span>
 #include <vector>
 
 #include "intaglio/error.h"
 
 namespace intaglio {
 
-// Part of a run: step i of N is inside when start <= i / N < end.
+// A part of a run: step i of N is inside when start <= i / N < end.
 struct Window {
   double start = 0.0;
   double end = 1.0;
@@ -32,32 +31,32 @@ struct Guidance {
   Ramp dg_scale = 0.0;  // w; 0 needs no degraded branch
   Window dg_window;
   Ramp ma_keep = 0.0;  // 1 leaves massive channels alone, 0 suppresses them
-  // Inside the window D_0 and D_m are run every interval-th step, rounded down, and their
-  // differences from D_c are extrapolated in between (as FasterCache reuses CFG's, arXiv
-  // 2410.19355). It may not grow over the run: 1 runs them in every step.
+  // Inside the window D_0 and D_m run in one of so many steps (rounded down), and their differences
+  // from D_c are extrapolated in the others, as FasterCache reuses that of CFG (arXiv 2410.19355).
+  // 1 runs them in every step. The interval may not grow over the run.
   Ramp reuse_interval = 1.0;
   Window reuse_window;
 };
 
-// What one step runs. A branch whose weight is zero is not run.
+// What one step runs. A branch whose weight is zero does not run.
 struct StepWeights {
   float lambda = 0;
   float w = 0;
-  float keep = 0;
-  // Whether the difference from D_c comes from earlier steps.
+  float ma_keep = 0;
+  // Whether the branch's difference from D_c comes from earlier steps.
   bool reuse_unconditional = false;
   bool reuse_degraded = false;
   bool unconditional() const { return lambda != 0; }
-  // Keeping everything makes D_m equal to D_c, and its term zero.
-  bool degraded() const { return w != 0 && keep < 1; }
+  // D_m that keeps everything equals D_c, and its term is zero.
+  bool degraded() const { return w != 0 && ma_keep < 1; }
   bool runs_unconditional() const { return unconditional() && !reuse_unconditional; }
   bool runs_degraded() const { return degraded() && !reuse_degraded; }
 };
 
-// Of one step by itself: without reuse.
+// Returns the weights of one step by itself, without reuse.
 StepWeights weights_at(const Guidance& guidance, int step, int steps);
-// Of all steps of a run. A branch runs in the first step that it has weight in, outside the reuse
-// window, and when its last run is an interval ago.
+// Returns the weights of all steps of a run. A branch runs in the first step in which it has
+// weight, in every such step outside the reuse window, and when its last run is an interval ago.
 std::vector<StepWeights> step_weights(const Guidance& guidance, int steps);
 
 // Returns a problem for each window that is outside 0..1 or empty, for ma_keep outside 0..1, for a
@@ -65,11 +64,5 @@ std::vector<StepWeights> step_weights(const Guidance& guidance, int steps);
 std::vector<Problem> validate(const Guidance& guidance);
 // Throws the UsageError of the first problem.
 void check_guidance(const Guidance& guidance);
-
-// out = D_c + lambda (D_c - D_0) + w (D_c - D_m), float32, element by element. A branch of weight
-// zero may be empty. `out` may be any of the inputs.
-void combine(std::span<float> out, std::span<const float> conditional,
-             std::span<const float> unconditional, std::span<const float> degraded,
-             const StepWeights& weights);
 
 }  // namespace intaglio

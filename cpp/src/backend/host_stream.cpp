@@ -23,12 +23,12 @@ void HostStream::copy(const Tensor& from, Tensor to) {
 
 void HostStream::fill(Tensor to, float value) { std::ranges::fill(to.floats(), value); }
 
-void HostStream::fill_keep(Tensor rows, const Tensor& suppression, float keep) {
-  assert(rows.dim(1) == suppression.size());
-  const auto values = suppression.floats();
+void HostStream::fill_keep(Tensor rows, const Tensor& token_mask, float ma_keep) {
+  assert(rows.dim(1) == token_mask.size());
+  const auto values = token_mask.floats();
   for (auto row = rows.floats(); !row.empty(); row = row.subspan(values.size())) {
     std::ranges::transform(values, row.begin(),
-                           [keep](float value) { return keep_value(keep, value); });
+                           [ma_keep](float value) { return keep_value(ma_keep, value); });
   }
 }
 

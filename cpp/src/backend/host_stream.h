@@ -10,7 +10,7 @@ class HostStream final : public Stream {
   Tensor allocate(const Shape& shape, DType dtype) override;
   void copy(const Tensor& from, Tensor to) override;
   void fill(Tensor to, float value) override;
-  void fill_keep(Tensor rows, const Tensor& suppression, float keep) override;
+  void fill_keep(Tensor rows, const Tensor& token_mask, float ma_keep) override;
   void step(const GuidedStep& step) override;
   void wait() override {}
 };

@@ -74,7 +74,7 @@ void check_tensor(const std::string& graph, const GraphTensor& declared, const T
     fits = tensor.dim(i) > 0 && (!size || *size == tensor.dim(i));
   }
   if (!fits) {
-    throw InputError(graph + " cannot take " + declared.role + " of shape " +
+    throw InputError(graph + " cannot take " + to_string(declared.role) + " of shape " +
                      to_string(tensor.shape()) + " and type " + name_of(tensor.dtype()) +
                      ": the graphs of the bundle contradict its manifest, so export it again");
   }

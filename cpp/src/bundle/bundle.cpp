@@ -18,16 +18,17 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const GraphTensor& find(const std::vector<GraphTensor>& tensors, const std::string& role,
+const GraphTensor& find(const std::vector<GraphTensor>& tensors, const Role& role,
                         const std::string& graph) {
   const auto it =
       std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.role == role; });
   if (it == tensors.end())
-    throw InputError(graph + " has no tensor of role " + role + ": export the bundle again");
+    throw InputError(graph + " has no tensor of role " + to_string(role) +
+                     ": export the bundle again");
   return *it;
 }
 
-// Hashed in a tenth of a second; graphs, which a parser reads, are smaller.
+// A file of this size is hashed in a tenth of a second. Graphs, which a parser reads, are smaller.
 constexpr std::uint64_t kLarge = 128U << 20U;
 
 void check_size(const fs::path& path, const ListedFile& listed) {
@@ -53,11 +54,11 @@ void check_content(const fs::path& path, const ListedFile& listed) {
 
 }  // namespace
 
-const GraphTensor& Graph::input(const std::string& role) const { return find(inputs, role, path); }
-const GraphTensor& Graph::output(const std::string& role) const {
-  return find(outputs, role, path);
-}
-bool Graph::takes(const std::string& role) const {
+const char* name_of(Layout layout) { return layout == Layout::forked ? "forked" : "dual"; }
+
+const GraphTensor& Graph::input(const Role& role) const { return find(inputs, role, path); }
+const GraphTensor& Graph::output(const Role& role) const { return find(outputs, role, path); }
+bool Graph::takes(const Role& role) const {
   return std::ranges::find(inputs, role, &GraphTensor::role) != inputs.end();
 }
 
@@ -68,7 +69,7 @@ int Prompt::text_length() const {
 }
 
 const Graph& Bundle::transformer() const {
-  return transformer_graphs.at(layout == "forked" ? "forked" : "base");
+  return transformer_graphs.at(layout == Layout::forked ? "forked" : "base");
 }
 
 const Graph* Bundle::conditioning() const {
@@ -76,7 +77,7 @@ const Graph* Bundle::conditioning() const {
   return found == transformer_graphs.end() ? nullptr : &found->second;
 }
 
-const GraphTensor* Bundle::input(const std::string& role) const {
+const GraphTensor* Bundle::input(const Role& role) const {
   const Graph* ahead = conditioning();
   if (ahead && ahead->takes(role)) return &ahead->input(role);
   return transformer().takes(role) ? &transformer().input(role) : nullptr;

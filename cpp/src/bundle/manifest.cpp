@@ -18,20 +18,21 @@ void read_transformer(const Node& node, Bundle& bundle) {
   auto& read = bundle.transformer_graphs;
   if (graphs.has("conditioning"))
     read["conditioning"] = read_conditioning_graph(graphs.at("conditioning"));
-  const auto read_as = [&](const char* name, std::vector<std::string> op) {
-    read[name] = read_transformer_graph(
-        graphs.at(name), {std::move(op), bundle.latent.packed, bundle.conditioning()});
+  const auto read_as = [&](const char* name, std::vector<Role> op) {
+    read[name] = read_transformer_graph(graphs.at(name), {.op = std::move(op),
+                                                          .packed = bundle.latent.packed,
+                                                          .conditioning = bundle.conditioning()});
   };
-  if (bundle.layout == "forked") {
-    read_as("forked", {"mask", "ref", "branch", "keep"});
+  if (bundle.layout == Layout::forked) {
+    read_as("forked", {Role::mask, Role::ref, Role::branch, Role::keep});
   } else {
     read_as("base", {});
-    read_as("degraded", {"mask", "ref", "keep"});
+    read_as("degraded", {Role::mask, Role::ref, Role::keep});
     if (read["degraded"].inputs.size() != read["base"].inputs.size() + 3)
       graphs.at("degraded").refuse("must take what base takes, and mask, ref and keep");
     for (const GraphTensor& input : read["base"].inputs) {
       if (!read["degraded"].takes(input.role))
-        graphs.at("degraded").refuse("does not take " + input.role + " as base does");
+        graphs.at("degraded").refuse("does not take " + to_string(input.role) + " as base does");
     }
   }
   bundle.blocks = node.positive("blocks");
@@ -63,9 +64,12 @@ void read_massive_activations(const Node& node, Bundle& bundle) {
 Latent read_latent(const Node& node) {
   // The decoder's input is divided by it.
   if (node.get<float>("scaling_factor") == 0.0F) node.at("scaling_factor").refuse("must not be 0");
-  Latent latent{node.positive("channels"),          node.positive("vae_scale_factor"),
-                node.get<double>("scaling_factor"), node.get<double>("shift_factor"),
-                node.positive("max_height"),        node.positive("max_width")};
+  Latent latent{.channels = node.positive("channels"),
+                .vae_scale_factor = node.positive("vae_scale_factor"),
+                .scaling_factor = node.get<double>("scaling_factor"),
+                .shift_factor = node.get<double>("shift_factor"),
+                .max_height = node.positive("max_height"),
+                .max_width = node.positive("max_width")};
   node.get_if("packed", latent.packed);
   node.get_if("fixed_size", latent.fixed_size);
   return latent;
@@ -80,8 +84,11 @@ void read_pair(const Node& node, const char* key, double& first, double& second)
 }
 
 Defaults read_defaults(const Node& node, const Bundle& bundle) {
-  Defaults defaults{
-      node.positive("steps"), {}, node.positive("height"), node.positive("width"), {}};
+  Defaults defaults{.steps = node.positive("steps"),
+                    .guidance = {},
+                    .height = node.positive("height"),
+                    .width = node.positive("width"),
+                    .distilled_guidance = {}};
   Guidance& guidance = defaults.guidance;
   guidance.cfg_scale = node.get<double>("cfg_scale");
   guidance.dg_scale = node.get<double>("dg_scale");
@@ -93,7 +100,7 @@ Defaults read_defaults(const Node& node, const Bundle& bundle) {
     node.at(problem.field.c_str()).refuse("cannot be used (" + problem.message + ")");
   if (node.has("distilled_guidance")) {
     defaults.distilled_guidance = node.get<double>("distilled_guidance");
-    if (!bundle.input("guidance"))
+    if (!bundle.input(Role::guidance))
       node.at("distilled_guidance").refuse("is for a transformer with an input of role guidance");
   }
   return defaults;
@@ -123,12 +130,13 @@ std::map<std::string, ListedFile> read_files(const Node& node) {
   std::map<std::string, ListedFile> files;
   for (const auto& [path, entry] : node.members()) {
     entry.check_inside(path);
-    files[path] = {entry.get<std::uint64_t>("bytes"), entry.get<std::string>("sha256")};
+    files[path] = {.bytes = entry.get<std::uint64_t>("bytes"),
+                   .sha256 = entry.get<std::string>("sha256")};
   }
   return files;
 }
 
-// Every file the runtime will open has to be among those whose hash is checked.
+// Every file that the runtime opens has to be among those whose hash is checked.
 void check_listed(const Manifest& manifest, const Node& files) {
   const auto check = [&](const std::string& path) {
     if (!manifest.files.contains(path)) files.refuse("does not list " + path);
@@ -173,11 +181,10 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   bundle.family = root.get<std::string>("family");
   bundle.source = root.get<std::string>("source");
   bundle.license = root.get<std::string>("license");
-  bundle.layout = root.get<std::string>("layout");
-  check_one_of(root.at("layout"), {"forked", "dual"});
+  bundle.layout = read_one_of(root.at("layout"), {Layout::forked, Layout::dual});
   bundle.dtype = root.get<std::string>("dtype");
-  bundle.prediction_type = root.get<std::string>("prediction_type");
-  check_one_of(root.at("prediction_type"), {"velocity", "epsilon"});
+  bundle.prediction_type =
+      read_one_of(root.at("prediction_type"), {PredictionType::velocity, PredictionType::epsilon});
   bundle.latent = read_latent(root.at("latent"));
   read_transformer(root.at("transformer"), bundle);
   read_massive_activations(root.at("massive_activations"), bundle);

@@ -1,4 +1,4 @@
-// bundle.json as text to a Bundle; opens no other file.
+// Reads the text of bundle.json into a Bundle, without opening any other file.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +22,9 @@ struct Manifest {
 
 inline constexpr int supported_schema = 1;
 
-// `name` is the file's, for messages. Throws InputError for text that is not JSON, a newer schema,
-// a missing or wrongly typed field (by its path), a path that leaves the folder, and
-// contradictions.
+// `name` is the name of the file, for messages. Throws InputError for text that is not JSON, for a
+// newer schema, for a missing or wrongly typed field (by its path), for a path that leaves the
+// folder, and for contradictions.
 Manifest parse_manifest(std::string_view text, const std::string& name);
 
 }  // namespace intaglio

@@ -1,4 +1,4 @@
-// Opening a bundle without waiting for gigabytes to be hashed.
+// Opens a bundle without waiting until gigabytes are hashed.
 #pragma once
 
 #include <filesystem>
@@ -10,11 +10,12 @@ namespace intaglio {
 
 struct OpenedBundle {
   Bundle bundle;
-  // Compares the SHA-256 of the files that open_bundle left out. Throws InputError as Bundle::open.
+  // Compares the SHA-256 of the files that open_bundle left out. Throws InputError as Bundle::open
+  // does.
   std::function<void()> check_large_files;
 };
 
-// As Bundle::open, but for the SHA-256 of large files, which are weights only.
+// Does what Bundle::open does, but leaves out the SHA-256 of large files, which are always weights.
 OpenedBundle open_bundle(const std::filesystem::path& folder);
 
 }  // namespace intaglio

@@ -8,26 +8,32 @@ namespace intaglio {
 
 namespace {
 
-// Channels that the encoder gives for `role`, whose tensor the runtime has to make room for.
-int width_of(const Node& node, const TextEncoder& encoder, const std::string& role) {
+// Returns the number of channels of the encoder's output of that role, for which the runtime has to
+// allocate memory.
+int width_of(const Node& node, const TextEncoder& encoder, const Role& role) {
   const auto& outputs = encoder.graph.outputs;
   const auto it = std::ranges::find(outputs, role, &GraphTensor::role);
-  if (it == outputs.end()) node.refuse("names an encoder that has no output of role " + role);
+  if (it == outputs.end())
+    node.refuse("names an encoder that has no output of role " + to_string(role));
   const auto* width = it->axes.empty() ? nullptr : std::get_if<std::int64_t>(&it->axes.back());
-  if (!width) node.refuse("names an encoder whose " + role + " has no fixed last axis");
+  if (!width) node.refuse("names an encoder whose " + to_string(role) + " has no fixed last axis");
   return static_cast<int>(*width);
 }
 
 TextEncoder read_encoder(const Node& node) {
-  TextEncoder encoder{read_graph(node.at("graph")), node.file_path("tokenizer"),
-                      node.positive("max_length")};
-  // The two special tokens need a place each.
+  TextEncoder encoder{.graph = read_graph(node.at("graph")),
+                      .tokenizer = node.file_path("tokenizer"),
+                      .max_length = node.positive("max_length")};
+  // There has to be room for the two special tokens.
   if (encoder.max_length < 2) node.at("max_length").refuse("must be at least 2");
-  for (const Node& input : node.at("graph").at("inputs").items())
-    check_one_of(input.at("role"), {"token_ids", "text_mask"});
-  for (const Node& output : node.at("graph").at("outputs").items()) {
-    check_one_of(output.at("role"), {"hidden", "pooled"});
-    width_of(output, encoder, output.get<std::string>("role"));
+  const auto inputs = node.at("graph").at("inputs").items();
+  for (std::size_t i = 0; i < inputs.size(); ++i)
+    check_role(inputs[i], encoder.graph.inputs[i].role, {Role::token_ids, Role::text_mask});
+  const auto outputs = node.at("graph").at("outputs").items();
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const Role role = encoder.graph.outputs[i].role;
+    check_role(outputs[i], role, {Role::hidden, Role::pooled});
+    width_of(outputs[i], encoder, role);
   }
   return encoder;
 }
@@ -39,11 +45,12 @@ const TextEncoder& find_encoder(const Node& node, const Prompt& prompt) {
 }
 
 TextSegment read_segment(const Node& node, const Prompt& prompt) {
-  TextSegment segment{node.list<std::string>("encoders"), node.positive("length")};
+  TextSegment segment{.encoders = node.list<std::string>("encoders"),
+                      .length = node.positive("length")};
   std::int64_t width = 0;
   for (const Node& name : node.at("encoders").items()) {
     const TextEncoder& encoder = find_encoder(name, prompt);
-    width += width_of(name, encoder, "hidden");
+    width += width_of(name, encoder, Role::hidden);
     if (segment.length > encoder.max_length) {
       node.at("length").refuse("is longer than what its encoders give");
     }
@@ -65,10 +72,10 @@ Prompt read_prompt(const Node& node) {
   if (prompt.text.empty() && !prompt.encoders.empty()) node.at("text").refuse("is empty");
   prompt.pooled = node.list<std::string>("pooled");
   for (const Node& name : node.at("pooled").items()) {
-    width_of(name, find_encoder(name, prompt), "pooled");
+    width_of(name, find_encoder(name, prompt), Role::pooled);
   }
   node.get_if("text_mask", prompt.text_mask);
-  // Tokens of one encoder, so they are the text's only where that has no other part.
+  // The mask marks tokens of one encoder, so it fits a text that has no other part.
   const std::vector<std::string> masked{prompt.text_mask};
   if (!prompt.text_mask.empty() && !prompt.encoders.empty() &&
       (prompt.text.size() != 1 || prompt.text.front().encoders != masked)) {
@@ -78,18 +85,18 @@ Prompt read_prompt(const Node& node) {
 }
 
 Classes read_classes(const Node& node) {
-  const Classes classes{node.positive("count"), node.get<int>("null")};
+  const Classes classes{.count = node.positive("count"), .null = node.get<int>("null")};
   if (classes.null < 0) node.at("null").refuse("must be at least 0");
   return classes;
 }
 
-// What the transformer takes has to be what the manifest says how to make.
+// The manifest has to say how to make every input that the transformer takes.
 void check_prompt(const Node& node, const Prompt& prompt, const Bundle& bundle) {
-  if (!bundle.input("text")) node.refuse("is for a transformer that has no input of role text");
-  if (prompt.encoders.empty()) return;  // the embeddings that are given are checked instead
-  if (!bundle.input("pooled") != prompt.pooled.empty())
+  if (!bundle.input(Role::text)) node.refuse("is for a transformer that has no input of role text");
+  if (prompt.encoders.empty()) return;  // then the given embeddings are checked
+  if (!bundle.input(Role::pooled) != prompt.pooled.empty())
     node.at("pooled").refuse("contradicts the transformer's inputs");
-  if (!bundle.input("text_mask") != prompt.text_mask.empty())
+  if (!bundle.input(Role::text_mask) != prompt.text_mask.empty())
     node.refuse("and the transformer's inputs disagree about text_mask");
 }
 
@@ -99,16 +106,17 @@ void read_condition(const Node& root, Bundle& bundle) {
   if (!root.has("classes")) {
     bundle.prompt = read_prompt(root.at("prompt"));
     check_prompt(root.at("prompt"), *bundle.prompt, bundle);
-    if (bundle.input("class")) root.at("prompt").refuse("is for a transformer drawn by class");
+    if (bundle.input(Role::class_label))
+      root.at("prompt").refuse("is for a transformer drawn by class");
     return;
   }
   if (root.has("prompt")) root.at("classes").refuse("excludes prompt");
   bundle.classes = read_classes(root.at("classes"));
-  for (const char* role : {"text", "text_mask", "pooled"}) {
+  for (const Role role : {Role::text, Role::text_mask, Role::pooled}) {
     if (bundle.input(role))
-      root.at("classes").refuse(std::string("is for a transformer that takes ") + role);
+      root.at("classes").refuse("is for a transformer that takes " + to_string(role));
   }
-  if (!bundle.input("class"))
+  if (!bundle.input(Role::class_label))
     root.at("classes").refuse("is for a transformer that has no input of role class");
 }
 

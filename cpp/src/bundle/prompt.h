@@ -1,4 +1,4 @@
-// How the transformer is told what to draw, in the manifest.
+// The manifest's prompt or classes.
 #pragma once
 
 #include "bundle/json_node.h"
@@ -6,8 +6,8 @@
 
 namespace intaglio {
 
-// Sets bundle.prompt or bundle.classes, of which the manifest `root` has to have one, and refuses
-// what the transformer's inputs contradict.
+// Sets bundle.prompt or bundle.classes, of which the manifest `root` has to have exactly one, and
+// refuses what the transformer's inputs contradict.
 void read_condition(const Node& root, Bundle& bundle);
 
 }  // namespace intaglio

@@ -8,7 +8,7 @@ namespace intaglio {
 
 namespace {
 
-// Ignoring a parameter would give other pictures than diffusers does.
+// A parameter that was ignored would give other pictures than diffusers draws.
 [[noreturn]] void refuse_sampling(const Node& parameter) {
   parameter.refuse("is something that this version does not sample with");
 }
@@ -35,23 +35,23 @@ void check_variance_preserving(const Node& node) {
   check_null(node, {"trained_betas"});
 }
 
-// DDIMScheduler as sample_ddim runs it: it clips unless told not to.
+// Only DDIMScheduler as plan_ddim runs it. It clips unless the configuration says otherwise.
 void check_ddim(const Node& node) {
   check_variance_preserving(node);
   if (node.get<bool>("clip_sample")) refuse_sampling(node.at("clip_sample"));
 }
 
-// DPMSolverMultistepScheduler as sample_dpmpp_2m runs it. Its defaults are those of diffusers:
-// where they are no flow model's, the manifest has to say otherwise.
-void check_dpm_solver(const Node& node, const std::string& prediction_type) {
-  if (prediction_type == "velocity") {
+// Only DPMSolverMultistepScheduler as plan_dpmpp_2m runs it. What the manifest leaves out is
+// diffusers' default, so for a flow model it has to say where it differs.
+void check_dpm_solver(const Node& node, PredictionType prediction_type) {
+  if (prediction_type == PredictionType::velocity) {
     if (!node.get<bool>("use_flow_sigmas")) refuse_sampling(node.at("use_flow_sigmas"));
     if (node.get<std::string>("prediction_type") != "flow_prediction")
       refuse_sampling(node.at("prediction_type"));
   } else {
     check_off(node, {"use_flow_sigmas"});
     check_variance_preserving(node);
-    // diffusers would take three channels of a prediction with variance_type.
+    // With variance_type diffusers would use only three channels of the prediction.
     check_null(node, {"lambda_min_clipped", "variance_type"});
   }
   int order = 2;
@@ -73,7 +73,7 @@ void check_dpm_solver(const Node& node, const std::string& prediction_type) {
 
 }  // namespace
 
-SchedulerConfig read_scheduler(const Node& root, const std::string& prediction_type) {
+SchedulerConfig read_scheduler(const Node& root, PredictionType prediction_type) {
   const Node node = root.at("scheduler");
   SchedulerConfig config;
   config.type = node.get<std::string>("type");
@@ -101,7 +101,8 @@ SchedulerConfig read_scheduler(const Node& root, const std::string& prediction_t
   check_off(node, {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
                    "invert_sigmas", "stochastic_sampling"});
   if (config.type == "DPMSolverMultistepScheduler") check_dpm_solver(node, prediction_type);
-  if (config.type == "DDIMScheduler" && prediction_type == "epsilon") check_ddim(node);
+  if (config.type == "DDIMScheduler" && prediction_type == PredictionType::epsilon)
+    check_ddim(node);
   return config;
 }
 

@@ -1,7 +1,6 @@
-// The manifest's scheduler, refused where the runtime would sample otherwise than diffusers.
+// The manifest's scheduler. It is refused where the runtime would sample differently than
+// diffusers.
 #pragma once
-
-#include <string>
 
 #include "bundle/json_node.h"
 #include "intaglio/sampling.h"
@@ -9,6 +8,6 @@
 namespace intaglio {
 
 // Reads `scheduler` and `sigmas` of the manifest `root`. Throws InputError.
-SchedulerConfig read_scheduler(const Node& root, const std::string& prediction_type);
+SchedulerConfig read_scheduler(const Node& root, PredictionType prediction_type);
 
 }  // namespace intaglio

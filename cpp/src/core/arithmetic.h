@@ -6,25 +6,28 @@
 
 namespace intaglio {
 
-// A branch's last two differences from D_c, kept for steps that do not run it; null where none do.
-struct KeptDelta {
+// The last two differences of a branch from D_c, for steps that do not run the branch. Both are
+// null where no step of the run reuses them.
+struct DeltaCache {
   float* newer = nullptr;
   float* older = nullptr;
 };
 
-// How a branch's difference from D_c comes about: from its prediction, or on the line through the
-// two that are kept.
+// A branch's difference from D_c: computed from its prediction, or taken from the line through the
+// two cached ones.
 struct Delta {
   bool reused = false;
-  float slope = 0;  // distance from the newer, by that between the two; 0 takes the newer
+  // The distance from the newer difference, in units of the distance between the two; 0 takes the
+  // newer one.
+  float slope = 0;
 
-  float operator()(float conditional, const float* branch,
-                                        const KeptDelta& kept, std::size_t i) const {
-    if (reused) return kept.newer[i] + slope * (kept.newer[i] - kept.older[i]);
+  float operator()(float conditional, const float* branch, const DeltaCache& cache,
+                   std::size_t i) const {
+    if (reused) return cache.newer[i] + slope * (cache.newer[i] - cache.older[i]);
     const float delta = conditional - branch[i];
-    if (kept.newer) {
-      kept.older[i] = kept.newer[i];
-      kept.newer[i] = delta;
+    if (cache.newer) {
+      cache.older[i] = cache.newer[i];
+      cache.newer[i] = delta;
     }
     return delta;
   }
@@ -40,15 +43,14 @@ struct Combine {
   Delta unconditional_delta;
   Delta degraded_delta;
 
-  float operator()(const float* conditional, const float* unconditional,
-                                        const float* degraded, std::size_t i,
-                                        const KeptDelta& kept_unconditional = {},
-                                        const KeptDelta& kept_degraded = {}) const {
+  float operator()(const float* conditional, const float* unconditional, const float* degraded,
+                   std::size_t i, const DeltaCache& unconditional_cache = {},
+                   const DeltaCache& degraded_cache = {}) const {
     const float c = conditional[i];
     float guided = c;
     if (has_unconditional)
-      guided = guided + lambda * unconditional_delta(c, unconditional, kept_unconditional, i);
-    if (has_degraded) guided = guided + w * degraded_delta(c, degraded, kept_degraded, i);
+      guided = guided + lambda * unconditional_delta(c, unconditional, unconditional_cache, i);
+    if (has_degraded) guided = guided + w * degraded_delta(c, degraded, degraded_cache, i);
     return guided;
   }
 };
@@ -65,13 +67,13 @@ struct ToDenoised {
   }
 };
 
-// What a sampler keeps of one element between its evaluations; each gives the two its own meaning.
+// What a sampler remembers of one element from the evaluation before.
 struct SamplerMemory {
-  float first = 0;
-  float second = 0;
+  float previous_denoised = 0;  // the clean data that it predicted
+  float previous_x = 0;         // where it was made
 };
 
-// How one evaluation of the model moves x (see plan.h for whose updates they are).
+// How one evaluation of the model moves x. plan.h says which sampler each update belongs to.
 struct EulerUpdate {
   float sigma = 1;
   float dt = 0;
@@ -80,34 +82,35 @@ struct EulerUpdate {
   }
 };
 
-// Euler's step, and what HeunCorrect needs of it: the slope, and where the step began.
+// Euler's step, which also remembers what HeunCorrect needs.
 struct HeunPredict {
   float sigma = 1;
   float dt = 0;
   float operator()(float x, float denoised, SamplerMemory& memory) const {
-    memory.first = (x - denoised) / sigma;
-    memory.second = x;
-    return x + dt * memory.first;
+    memory = {.previous_denoised = denoised, .previous_x = x};
+    return x + dt * ((x - denoised) / sigma);
   }
 };
 
-// From where the step began, along the mean of the slopes at both of its ends.
+// Goes from where the step began along the mean of the slopes at its two ends.
 struct HeunCorrect {
-  float sigma = 1;  // at the end
+  float begin_sigma = 1;  // where the step began
+  float sigma = 1;        // where it ends
   float dt = 0;
   float operator()(float x, float denoised, SamplerMemory& memory) const {
-    return memory.second + dt * (0.5F * (memory.first + (x - denoised) / sigma));
+    const float begin_slope = (memory.previous_x - memory.previous_denoised) / begin_sigma;
+    return memory.previous_x + dt * (0.5F * (begin_slope + (x - denoised) / sigma));
   }
 };
 
-// bend is 0 in a step of first order, and the memory the last evaluation's clean data.
+// `bend` is 0 in a step of first order.
 struct Dpmpp2mUpdate {
   float decay = 1;
   float gain = 0;
   float bend = 0;
   float operator()(float x, float denoised, SamplerMemory& memory) const {
-    const float change = bend * (denoised - memory.first);
-    memory.first = denoised;
+    const float change = bend * (denoised - memory.previous_denoised);
+    memory.previous_denoised = denoised;
     return decay * x + gain * (denoised + change);
   }
 };
@@ -125,9 +128,10 @@ struct DdimUpdate {
 
 using Update = std::variant<EulerUpdate, HeunPredict, HeunCorrect, Dpmpp2mUpdate, DdimUpdate>;
 
-// keep of a token whose massive channels may be suppressed by `suppression`, 0 to 1.
-inline float keep_value(float keep, float suppression) {
-  return 1.0F - (1.0F - keep) * suppression;
+// The `keep` that the op gets for a token whose massive channels may be suppressed by `token_mask`,
+// 0 to 1.
+inline float keep_value(float ma_keep, float token_mask) {
+  return 1.0F - (1.0F - ma_keep) * token_mask;
 }
 
 }  // namespace intaglio

@@ -22,15 +22,15 @@ StepElements elements_of(const GuidedStep& step) {
     elements.degraded = check(step.degraded);
   elements.x = check(step.x);
   elements.denoised = check(step.denoised);
-  elements.first = check(step.first);
-  elements.second = check(step.second);
+  elements.previous_denoised = check(step.previous_denoised);
+  elements.previous_x = check(step.previous_x);
   if (step.newer_unconditional.defined())
-    elements.kept_unconditional = {check(step.newer_unconditional),
-                                   check(step.older_unconditional)};
+    elements.unconditional_cache = {check(step.newer_unconditional),
+                                    check(step.older_unconditional)};
   if (step.newer_degraded.defined())
-    elements.kept_degraded = {check(step.newer_degraded), check(step.older_degraded)};
-  assert(!combine.unconditional_delta.reused || elements.kept_unconditional.newer);
-  assert(!combine.degraded_delta.reused || elements.kept_degraded.newer);
+    elements.degraded_cache = {check(step.newer_degraded), check(step.older_degraded)};
+  assert(!combine.unconditional_delta.reused || elements.unconditional_cache.newer);
+  assert(!combine.degraded_delta.reused || elements.degraded_cache.newer);
   return elements;
 }
 

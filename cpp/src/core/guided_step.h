@@ -1,4 +1,4 @@
-// One evaluation's arithmetic in one pass: guidance, the clean data, and the sampler's update.
+// The arithmetic of one evaluation in one pass: guidance, the clean data, and the sampler's update.
 #pragma once
 
 #include <cstddef>
@@ -14,11 +14,12 @@ struct GuidedStep {
   Combine combine;
   ToDenoised to_denoised;
   Update update;
-  Tensor conditional, unconditional, degraded;  // raw predictions; without memory where not run
-  Tensor x;                                     // what the model saw, and then where the step ends
-  Tensor denoised;                              // the clean data that the predictions mean
-  Tensor first, second;                         // SamplerMemory's parts
-  // KeptDelta's parts; without memory where no step of the run reuses them.
+  // The raw predictions. A branch that did not run may be without memory.
+  Tensor conditional, unconditional, degraded;
+  Tensor x;                              // what the model saw; afterwards, where the step ends
+  Tensor denoised;                       // the clean data that the predictions mean
+  Tensor previous_denoised, previous_x;  // the parts of SamplerMemory
+  // The parts of each branch's DeltaCache, without memory where no step of the run reuses them.
   Tensor newer_unconditional, older_unconditional, newer_degraded, older_degraded;
 };
 
@@ -29,28 +30,27 @@ struct StepElements {
   const float* degraded = nullptr;
   float* x = nullptr;
   float* denoised = nullptr;
-  float* first = nullptr;
-  float* second = nullptr;
-  KeptDelta kept_unconditional, kept_degraded;
+  float* previous_denoised = nullptr;
+  float* previous_x = nullptr;
+  DeltaCache unconditional_cache, degraded_cache;
 };
 
 StepElements elements_of(const GuidedStep& step);
 
 template <typename AnyUpdate>
 inline void guided_element(const StepElements& e, const Combine& combine,
-                                                const ToDenoised& to_denoised,
-                                                const AnyUpdate& update, std::size_t i) {
-  const float prediction =
-      combine(e.conditional, e.unconditional, e.degraded, i, e.kept_unconditional, e.kept_degraded);
+                           const ToDenoised& to_denoised, const AnyUpdate& update, std::size_t i) {
+  const float prediction = combine(e.conditional, e.unconditional, e.degraded, i,
+                                   e.unconditional_cache, e.degraded_cache);
   const float denoised = to_denoised(e.x[i], prediction);
-  SamplerMemory memory{e.first[i], e.second[i]};
+  SamplerMemory memory{.previous_denoised = e.previous_denoised[i], .previous_x = e.previous_x[i]};
   e.x[i] = update(e.x[i], denoised, memory);
   e.denoised[i] = denoised;
-  e.first[i] = memory.first;
-  e.second[i] = memory.second;
+  e.previous_denoised[i] = memory.previous_denoised;
+  e.previous_x[i] = memory.previous_x;
 }
 
-// On the processor, in host memory.
+// Runs the step on the processor, in host memory.
 void run_on_host(const GuidedStep& step);
 
 }  // namespace intaglio

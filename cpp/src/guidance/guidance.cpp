@@ -2,12 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <sstream>
 #include <string>
 
-#include "core/arithmetic.h"
-#include "core/elementwise.h"
 #include "intaglio/error.h"
 
 namespace intaglio {
@@ -51,9 +48,9 @@ void validate_ma_keep(const Ramp& ma_keep, std::vector<Problem>& problems) {
     if (value >= 0.0 && value <= 1.0) continue;
     problems.push_back(
         {"ma_keep",
-         named("ma_keep",
-               text(value,
-                    " is outside 0..1: 1 leaves massive channels alone, 0 suppresses them"))});
+         named(
+             "ma_keep",
+             text(value, " is outside 0..1: 1 leaves massive channels alone, 0 suppresses them"))});
     return;
   }
 }
@@ -66,16 +63,9 @@ void validate_reuse_interval(const Ramp& interval, std::vector<Problem>& problem
                                 : text(interval.first, ":", interval.last);
   problems.push_back(
       {"reuse_interval",
-       named("reuse_interval",
-             value + (interval.first < interval.last
-                          ? " grows: the first number is the larger, as in 3:2"
-                          : " is not a number of steps: give 1 or more"))});
-}
-
-void check_size(const char* name, std::size_t size, std::size_t expected) {
-  if (size == expected) return;
-  throw UsageError(std::string("combine: the ") + name + " branch has " + std::to_string(size) +
-                   " values, but the output has " + std::to_string(expected));
+       named("reuse_interval", value + (interval.first < interval.last
+                                            ? " grows: the first number is the larger, as in 3:2"
+                                            : " is not a number of steps: give 1 or more"))});
 }
 
 }  // namespace
@@ -99,7 +89,7 @@ StepWeights weights_at(const Guidance& guidance, int step, int steps) {
   if (guidance.dg_window.contains(step, steps)) {
     weights.w = static_cast<float>(guidance.dg_scale.at(step, steps));
   }
-  weights.keep = static_cast<float>(guidance.ma_keep.at(step, steps));
+  weights.ma_keep = static_cast<float>(guidance.ma_keep.at(step, steps));
   return weights;
 }
 
@@ -137,22 +127,6 @@ std::vector<Problem> validate(const Guidance& guidance) {
 void check_guidance(const Guidance& guidance) {
   const std::vector<Problem> problems = validate(guidance);
   if (!problems.empty()) throw_problem(problems.front());
-}
-
-void combine(std::span<float> out, std::span<const float> conditional,
-             std::span<const float> unconditional, std::span<const float> degraded,
-             const StepWeights& weights) {
-  const std::size_t size = out.size();
-  check_size("conditional", conditional.size(), size);
-  if (weights.unconditional()) check_size("unconditional", unconditional.size(), size);
-  if (weights.degraded()) check_size("degraded", degraded.size(), size);
-
-  const Combine guided{weights.lambda,     weights.w, weights.unconditional(),
-                       weights.degraded(), {},        {}};
-  INTAGLIO_ELEMENTWISE
-  for (std::size_t i = 0; i < size; ++i) {
-    out[i] = guided(conditional.data(), unconditional.data(), degraded.data(), i);
-  }
 }
 
 }  // namespace intaglio

@@ -9,12 +9,12 @@ namespace intaglio {
 
 namespace {
 
-constexpr std::pair<const char*, Tensor PromptEmbedding::*> parts[] = {
-    {"prompt_embeds", &PromptEmbedding::text},
-    {"prompt_attention_mask", &PromptEmbedding::text_mask},
-    {"pooled_prompt_embeds", &PromptEmbedding::pooled}};
+constexpr std::pair<const char*, Tensor TextConditioning::*> parts[] = {
+    {"prompt_embeds", &TextConditioning::text},
+    {"prompt_attention_mask", &TextConditioning::text_mask},
+    {"pooled_prompt_embeds", &TextConditioning::pooled}};
 
-// What diffusers calls the mask of Qwen-Image.
+// Accepts the name that diffusers gives to the mask of Qwen-Image.
 void rename_mask(const std::filesystem::path& path, NamedTensors& tensors,
                  const std::string& prefix) {
   auto node = tensors.extract(prefix + "prompt_embeds_mask");
@@ -27,52 +27,53 @@ void rename_mask(const std::filesystem::path& path, NamedTensors& tensors,
   tensors.insert(std::move(node));
 }
 
-// Moves what belongs to one prompt out of `tensors`.
-PromptEmbedding take(NamedTensors& tensors, const std::string& prefix) {
-  PromptEmbedding embedding;
+// Moves the tensors of one prompt out of `tensors`.
+TextConditioning take(NamedTensors& tensors, const std::string& prefix) {
+  TextConditioning conditioning;
   for (const auto& [name, part] : parts) {
-    if (auto node = tensors.extract(prefix + name)) embedding.*part = std::move(node.mapped());
+    if (auto node = tensors.extract(prefix + name)) conditioning.*part = std::move(node.mapped());
   }
-  return embedding;
+  return conditioning;
 }
 
-void put(NamedTensors& tensors, const std::string& prefix, const PromptEmbedding& embedding) {
+void put(NamedTensors& tensors, const std::string& prefix, const TextConditioning& conditioning) {
   for (const auto& [name, part] : parts) {
-    if ((embedding.*part).defined()) tensors[prefix + name] = embedding.*part;
+    if ((conditioning.*part).defined()) tensors[prefix + name] = conditioning.*part;
   }
 }
 
 }  // namespace
 
-PromptEmbeds load_prompt_embeds(const std::filesystem::path& path) {
+PromptEmbeddings load_prompt_embeds(const std::filesystem::path& path) {
   NamedTensors tensors = load_safetensors(path);
   for (const char* prefix : {"", "negative_"}) rename_mask(path, tensors, prefix);
-  PromptEmbeds embeds;
+  PromptEmbeddings embeddings;
   if (!tensors.contains("prompt_embeds"))
     throw InputError(path.string() +
                      " holds no prompt_embeds: write it with `intaglio embed`, or under the names "
                      "of diffusers' arguments");
-  embeds.positive = take(tensors, "");
-  PromptEmbedding negative = take(tensors, "negative_");
+  embeddings.positive = take(tensors, "");
+  TextConditioning negative = take(tensors, "negative_");
   if (negative.text.defined()) {
-    embeds.negative = std::move(negative);
+    embeddings.negative = std::move(negative);
   } else if (negative.pooled.defined() || negative.text_mask.defined()) {
     throw InputError(path.string() +
                      " holds a part of the negative prompt without negative_prompt_embeds: write "
                      "all of it, or none");
   }
   if (!tensors.empty()) {
-    throw InputError(path.string() + " holds \"" + tensors.begin()->first +
-                     "\", which is no prompt embedding: give prompt_embeds, prompt_attention_mask "
-                     "and pooled_prompt_embeds, and negative_ before each");
+    throw InputError(
+        path.string() + " holds \"" + tensors.begin()->first +
+        "\", which is not a prompt embedding: give prompt_embeds, prompt_attention_mask "
+        "and pooled_prompt_embeds, and negative_ before each");
   }
-  return embeds;
+  return embeddings;
 }
 
-void save_prompt_embeds(const std::filesystem::path& path, const PromptEmbeds& embeds) {
+void save_prompt_embeds(const std::filesystem::path& path, const PromptEmbeddings& embeddings) {
   NamedTensors tensors;
-  put(tensors, "", embeds.positive);
-  if (embeds.negative) put(tensors, "negative_", *embeds.negative);
+  put(tensors, "", embeddings.positive);
+  if (embeddings.negative) put(tensors, "negative_", *embeddings.negative);
   save_safetensors(path, tensors);
 }
 

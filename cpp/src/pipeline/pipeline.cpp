@@ -1,143 +1,125 @@
 #include "intaglio/pipeline.h"
 
-#include <functional>
 #include <utility>
 
 #include "bundle/opening.h"
 #include "core/stopwatch.h"
 #include "intaglio/error.h"
+#include "pipeline/denoising_loop.h"
+#include "pipeline/loaded_pipeline.h"
 #include "pipeline/validate_inputs.h"
-#include "pipeline/pipeline_impl.h"
 
 namespace intaglio {
 
 namespace {
 
-// Calls back where a step ends. One for a run: what a callback sees is made once.
-class Reporter {
+// What a step callback sees of the run. There is one for all steps, so that a step allocates
+// nothing.
+class StepView {
  public:
-  Reporter(Stream& stream, const StepCallback& on_step, const Branches& branches, Tensor x,
-           std::function<std::vector<Image>()> preview)
-      : stream_(stream), on_step_(on_step), x_(std::move(x)) {
+  StepView(LoadedPipeline& pipeline, Stream& stream, const DenoisingLoop& loop, LoopMember& member)
+      : stream_(stream), guided_(member.state.guided) {
     step_.latents = [this] {
-      if (!shown_.defined()) shown_ = x_.device() == Device::cpu ? x_ : on_host(stream_, x_);
+      if (!shown_.defined())
+        shown_ = guided_.x.device() == Device::cpu ? guided_.x : on_host(stream_, guided_.x);
       return shown_;
     };
-    step_.preview = std::move(preview);
-    step_.hidden_states = [this, &branches](int block) {
-      return on_host(stream_, branches.told("hidden_states", block));
+    step_.preview = [this, &pipeline, request = member.state.request()] {
+      return pipeline.decode(stream_, *request, on_host(stream_, guided_.denoised));
     };
-    step_.gate = [this, &branches](int block) {
-      return on_host(stream_, branches.told("gate", block));
+    step_.hidden_states = [this, &loop](int block) {
+      return on_host(stream_, loop.executor().observed(Role::hidden_states, block));
+    };
+    step_.gate = [this, &loop](int block) {
+      return on_host(stream_, loop.executor().observed(Role::gate, block));
     };
   }
-  Reporter(const Reporter&) = delete;  // the functions point here
+  StepView(const StepView&) = delete;  // the functions point here
+  StepView& operator=(const StepView&) = delete;
 
-  // After the step that `last` ended; takes back what was written into the latents. False: stop.
-  bool report(const Evaluation& last) {
-    if (!on_step_) return true;
+  // Calls back after the step that `last` ended, and takes back what was written into the latents.
+  // Returns false when the run is to stop.
+  bool call(const StepCallback& on_step, const Evaluation& last) {
     step_.step = last.ended->step;
     step_.steps = last.ended->steps;
     step_.sigma = last.ended->sigma;
     step_.timestep = last.point.timestep;
     shown_ = {};
-    const bool go_on = on_step_(step_);
-    if (shown_.defined()) stream_.copy(shown_, x_);
+    const bool go_on = on_step(step_);
+    if (shown_.defined()) stream_.copy(shown_, guided_.x);
     return go_on;
   }
 
  private:
   Stream& stream_;
-  const StepCallback& on_step_;
-  Tensor x_, shown_;
+  GuidedStep& guided_;
+  Tensor shown_;  // the latents, once the callback has asked for them
   Step step_;
 };
 
-// Calls `check` where a step ends, before anything is handed out.
-void denoise(Stream& stream, Denoising& denoising, Branches& branches, Reporter& reporter,
-             const std::function<void()>& check, Generation& generation) {
-  Stopwatch watch;
-  const int steps = denoising.request()->schedule.steps();
-  generation.step_seconds.reserve(static_cast<std::size_t>(steps));
-  const StreamCounts before = stream.counts();
-  StreamCounts called_back;  // what a callback asked for is not the loop's
-  Denoising* const alone[] = {&denoising};
-  while (!denoising.ended()) {
-    branches.run(alone);
-    const Evaluation& evaluation = denoising.advance();
-    if (!evaluation.ended) continue;
-    stream.wait();
-    generation.step_seconds.push_back(watch.lap());
-    check();
-    const StreamCounts own = stream.counts();
-    if (!reporter.report(evaluation)) {
-      throw Interrupted("stopped after step " + std::to_string(evaluation.point.step + 1) + " of " +
-                        std::to_string(steps));
-    }
-    called_back += stream.counts() - own;
-    watch.lap();  // the callback's time is not the step's
-  }
-  generation.timings.network = branches.network_seconds;
-  generation.loop = stream.counts() - before - called_back;
-  denoising.conclude(generation);
-}
-
 }  // namespace
 
-Pipeline::Pipeline(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Pipeline::Pipeline(std::shared_ptr<LoadedPipeline> loaded) : loaded_(std::move(loaded)) {}
 Pipeline::Pipeline(Pipeline&&) noexcept = default;
 Pipeline& Pipeline::operator=(Pipeline&&) noexcept = default;
 Pipeline::~Pipeline() = default;
 
 Pipeline::Pipeline(Bundle bundle, std::shared_ptr<Backend> backend)
-    : Pipeline(std::make_shared<Impl>(std::move(bundle), std::move(backend))) {}
+    : Pipeline(std::make_shared<LoadedPipeline>(std::move(bundle), std::move(backend))) {}
 
 Pipeline Pipeline::open(const std::filesystem::path& bundle, const BackendOptions& backend) {
   OpenedBundle opened = open_bundle(bundle);
   auto used = make_backend(backend, opened.bundle);
   Pipeline pipeline(std::move(opened.bundle), std::move(used));
-  pipeline.impl_->check_in_background(std::move(opened.check_large_files));
+  pipeline.loaded_->check_in_background(std::move(opened.check_large_files));
   return pipeline;
 }
 
-const Bundle& Pipeline::bundle() const { return impl_->bundle; }
-const Backend& Pipeline::backend() const { return *impl_->backend; }
+const Bundle& Pipeline::bundle() const { return loaded_->bundle; }
+const Backend& Pipeline::backend() const { return *loaded_->backend; }
 
-PromptEmbeds Pipeline::embed(const std::string& prompt,
-                             const std::optional<std::string>& negative_prompt) const {
-  check_encoders(impl_->bundle);
+PromptEmbeddings Pipeline::embed(const std::string& prompt,
+                                 const std::optional<std::string>& negative_prompt) const {
+  check_encoders(loaded_->bundle);
   const auto stream = backend().make_stream();
-  PromptEmbeds embeds;
-  embeds.positive = impl_->text().encode(*stream, prompt, "prompt", embeds.notes);
+  PromptEmbeddings embeddings;
+  embeddings.positive = loaded_->text().encode(*stream, prompt, "prompt", embeddings.notes);
   if (negative_prompt) {
-    embeds.negative =
-        impl_->text().encode(*stream, *negative_prompt, "negative prompt", embeds.notes);
+    embeddings.negative =
+        loaded_->text().encode(*stream, *negative_prompt, "negative prompt", embeddings.notes);
   }
-  impl_->wait_for_check();
-  return embeds;
+  loaded_->wait_for_check();
+  return embeddings;
 }
 
 Generation Pipeline::generate(const GenerateOptions& options, const StepCallback& on_step) const {
   Stopwatch total;
   const auto request = std::make_shared<const Request>(resolve(bundle(), options));
   const auto stream = backend().make_stream();
-  Generation generation;
-  Denoising denoising = impl_->start(*stream, request, generation);
-  const Tensor latents = impl_->initial_latents(*stream, *request);
-  Branches branches(bundle(), impl_->transformer(), denoising, request->images, *stream);
-  denoising.begin(branches.latents(), latents);
-  branches.prepare(denoising);
-  Reporter reporter(*stream, on_step, branches, denoising.guided.x, [&] {
-    return impl_->decode(*stream, *request, on_host(*stream, denoising.guided.denoised));
-  });
+  DenoisingLoop loop(*loaded_, *stream, request->images);
+  LoopMember& member = loop.add(request);
+  Generation& generation = member.generation;
+  StepView view(*loaded_, *stream, loop, member);
   Stopwatch watch;
-  denoise(*stream, denoising, branches, reporter, [this] { impl_->wait_for_check(); }, generation);
+  const StreamCounts before = stream->counts();
+  StreamCounts called_back;  // what a callback asked for is not the loop's
+  while (!member.state.ended()) {
+    if (loop.evaluate().empty() || !on_step) continue;
+    const StreamCounts own = stream->counts();
+    const Evaluation& last = member.state.last();
+    if (!view.call(on_step, last)) {
+      throw Interrupted("stopped after step " + std::to_string(last.point.step + 1) + " of " +
+                        std::to_string(request->schedule.steps()));
+    }
+    called_back += stream->counts() - own;
+  }
+  generation.loop = stream->counts() - before - called_back;
+  finalize(member, *stream);
   generation.timings.denoise = watch.lap();
-
-  generation.images = impl_->decode(*stream, *request, generation.latents);
+  generation.images = loaded_->decode(*stream, *request, generation.latents);
   generation.timings.vae = watch.lap();
   generation.timings.total = total.lap();
-  return generation;
+  return std::move(generation);
 }
 
 }  // namespace intaglio

@@ -80,8 +80,7 @@ bool set_images(Request& request, const Bundle& bundle, const GenerateOptions& o
     problems.push_back({field, message});
     return false;
   };
-  if (options.batch < 1 || request.images < 1)
-    return refuse("batch", "--batch must be at least 1");
+  if (options.batch < 1 || request.images < 1) return refuse("batch", "--batch must be at least 1");
   if (options.seeds.empty()) return refuse("seeds", "--seeds is empty: give at least one seed");
   if (options.batch != 1 && options.batch != request.images) {
     return refuse("seeds", "--seeds gives " + std::to_string(request.images) +
@@ -233,7 +232,7 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   if (guidance && !request.plan.empty()) set_weights(request, *guidance);
   if (options.prompt_embeds && bundle.prompt) {
     collect(problems, "prompt_embeds",
-            [&] { check_embeds(bundle, *options.prompt_embeds, request.unconditional); });
+            [&] { check_embeddings(bundle, *options.prompt_embeds, request.unconditional); });
   }
   set_channels(request, bundle, options, problems);
   if (sized) {

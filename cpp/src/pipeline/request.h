@@ -24,7 +24,7 @@ struct ClassLabel {
 
 struct Request {
   // What to draw. Prompt texts still have to be encoded.
-  std::variant<PromptTexts, ClassLabel, PromptEmbeds> condition;
+  std::variant<PromptTexts, ClassLabel, PromptEmbeddings> condition;
   float distilled_guidance = 0;
 
   std::int64_t images = 1;

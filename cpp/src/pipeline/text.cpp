@@ -34,9 +34,9 @@ TextStage::Encoded TextStage::run(Stream& stream, const Encoder& encoder,
 
   std::vector<Binding> inputs, outputs;
   for (const GraphTensor& input : description.graph.inputs)
-    inputs.push_back({input.role, input.role == "token_ids" ? token_ids : encoded.mask});
+    inputs.push_back({input.role, input.role == Role::token_ids ? token_ids : encoded.mask});
   for (const GraphTensor& output : description.graph.outputs) {
-    const bool hidden = output.role == "hidden";
+    const bool hidden = output.role == Role::hidden;
     const Shape shape = hidden ? Shape{1, length, last_axis(output)} : Shape{1, last_axis(output)};
     Tensor& result = hidden ? encoded.hidden : encoded.pooled;
     result = Tensor(shape, DType::float32);
@@ -46,8 +46,8 @@ TextStage::Encoded TextStage::run(Stream& stream, const Encoder& encoder,
   return encoded;
 }
 
-PromptEmbedding TextStage::encode(Stream& stream, const std::string& prompt,
-                                  const std::string& name, std::vector<std::string>& notes) const {
+TextConditioning TextStage::encode(Stream& stream, const std::string& prompt,
+                                   const std::string& name, std::vector<std::string>& notes) const {
   std::map<std::string, Encoded> encoded;
   for (const auto& [key, encoder] : encoders_) {
     encoded[key] = run(stream, encoder, prompt);
@@ -56,16 +56,16 @@ PromptEmbedding TextStage::encode(Stream& stream, const std::string& prompt,
                       std::to_string(encoder.description->max_length) + "): its end is ignored");
     }
   }
-  PromptEmbedding embedding;
-  embedding.text = join_text(encoded);
-  if (!prompt_.pooled.empty()) embedding.pooled = join_pooled(encoded);
+  TextConditioning conditioning;
+  conditioning.text = join_text(encoded);
+  if (!prompt_.pooled.empty()) conditioning.pooled = join_pooled(encoded);
   if (!prompt_.text_mask.empty()) {
     const std::int64_t length = prompt_.text_length();
-    embedding.text_mask = Tensor({1, length}, DType::float32);
+    conditioning.text_mask = Tensor({1, length}, DType::float32);
     const auto mask = encoded.at(prompt_.text_mask).mask.floats();
-    std::copy_n(mask.begin(), length, embedding.text_mask.floats().begin());
+    std::copy_n(mask.begin(), length, conditioning.text_mask.floats().begin());
   }
-  return embedding;
+  return conditioning;
 }
 
 Tensor TextStage::join_text(const std::map<std::string, Encoded>& encoded) const {

@@ -1,4 +1,4 @@
-// Prompts to the transformer's text inputs.
+// Turns prompts into the transformer's text inputs.
 #pragma once
 
 #include <map>
@@ -15,12 +15,12 @@ namespace intaglio {
 
 class TextStage {
  public:
-  // The bundle has a prompt and encoders: others are refused before.
+  // The bundle must have a prompt and encoders; requests for other bundles are refused before.
   TextStage(const Bundle& bundle, const Backend& backend);
-  // Says in `notes` where an encoder does not read the whole of it; there it is called `name`.
+  // Adds a note, which calls the prompt `name`, for each encoder that does not read all of it.
   // Throws InputError for broken UTF-8. Safe to call from several threads at once.
-  PromptEmbedding encode(Stream& stream, const std::string& prompt, const std::string& name,
-                         std::vector<std::string>& notes) const;
+  TextConditioning encode(Stream& stream, const std::string& prompt, const std::string& name,
+                          std::vector<std::string>& notes) const;
 
  private:
   struct Encoder {
@@ -29,7 +29,8 @@ class TextStage {
     std::unique_ptr<Session> session;
   };
   struct Encoded {
-    Tensor hidden;  // [1, length, width]; not defined where the encoder gives none, as `pooled`
+    // Not defined where the encoder does not give it.
+    Tensor hidden;  // [1, length, width]
     Tensor pooled;  // [1, width]
     Tensor mask;    // [1, length]
     bool truncated = false;

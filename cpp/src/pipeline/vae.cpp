@@ -7,7 +7,7 @@ namespace intaglio {
 
 namespace {
 
-// The window [top, top + h) x [left, left + w) of [1, C, H, W].
+// Returns the window [top, top + h) x [left, left + w) of [1, C, H, W].
 Tensor crop(const Tensor& source, std::int64_t top, std::int64_t left, std::int64_t height,
             std::int64_t width) {
   Tensor result({1, source.dim(1), height, width}, DType::float32);
@@ -86,7 +86,8 @@ Tensor VaeDecoder::decode_whole(Stream& stream, Graphs& graphs, const Tensor& la
     const std::int64_t factor = latent_.vae_scale_factor;
     bound.latents = Tensor(latents.shape(), DType::float32);
     bound.image = Tensor({1, 3, latents.dim(2) * factor, latents.dim(3) * factor}, DType::float32);
-    bound.graph = session_->bind(stream, {{"latent", bound.latents}}, {{"image", bound.image}});
+    bound.graph =
+        session_->bind(stream, {{Role::latent, bound.latents}}, {{Role::image, bound.image}});
   }
   std::ranges::copy(latents.floats(), bound.latents.floats().begin());
   bound.graph->run();
@@ -98,7 +99,7 @@ Tensor VaeDecoder::decode_tiled(Stream& stream, Graphs& graphs, const Tensor& la
   const std::int64_t factor = latent_.vae_scale_factor;
   const std::int64_t stride = tile - tile / 4;     // cells
   const std::int64_t fade = tile * factor / 4;     // pixels
-  const std::int64_t kept = tile * factor - fade;  // pixels of a tile that stay
+  const std::int64_t kept = tile * factor - fade;  // pixels of a tile that are not blended over
   Tensor image({1, 3, latents.dim(2) * factor, latents.dim(3) * factor}, DType::float32);
   std::vector<Tensor> above;
   for (std::int64_t top = 0; top < latents.dim(2); top += stride) {
@@ -126,7 +127,7 @@ Tensor VaeEncoder::encode(Stream& stream, const Tensor& image) const {
   const std::int64_t factor = latent_.vae_scale_factor;
   Tensor latents({1, latent_.channels, image.dim(2) / factor, image.dim(3) / factor},
                  DType::float32);
-  session_->bind(stream, {{"image", image}}, {{"latent", latents}})->run();
+  session_->bind(stream, {{Role::image, image}}, {{Role::latent, latents}})->run();
   for (float& value : latents.floats()) {
     value = (value - static_cast<float>(latent_.shift_factor)) *
             static_cast<float>(latent_.scaling_factor);

@@ -1,4 +1,4 @@
-// Latents to images and back.
+// Turns latents into images and back.
 #pragma once
 
 #include <map>
@@ -11,15 +11,15 @@ namespace intaglio {
 
 class VaeDecoder {
  public:
-  // The bundle has one: resolve() refuses those that do not.
+  // The bundle must have a decoder; resolve() refuses those that have none.
   VaeDecoder(const Bundle& bundle, const Backend& backend);
-  // Scheduler's latents [N, C, h, w] to images [N, 3, H, W] in [-1, 1], one at a time, and in
-  // overlapping tiles of `tile` pixels where an image is larger (blended as diffusers'
-  // AutoencoderKL.tiled_decode does).
+  // Decodes the scheduler's latents [N, C, h, w] to images [N, 3, H, W] in [-1, 1], one image at a
+  // time. An image that is larger than `tile` pixels is decoded in overlapping tiles of that size,
+  // which are blended as diffusers' AutoencoderKL.tiled_decode blends them.
   Tensor decode(Stream& stream, const Tensor& latents, int tile) const;
 
  private:
-  // The graph for each size that one call meets: all its images, or tiles, share them.
+  // The bound graphs of one call by the shape of their latents: images and tiles share them.
   struct Bound {
     Tensor latents, image;
     std::unique_ptr<BoundGraph> graph;
@@ -35,10 +35,10 @@ class VaeDecoder {
 
 class VaeEncoder {
  public:
-  // The bundle has one: resolve() refuses a start from a picture otherwise.
+  // The bundle must have an encoder; resolve() refuses to start from a picture otherwise.
   VaeEncoder(const Bundle& bundle, const Backend& backend);
-  // An image [1, 3, H, W] to the latents [1, C, h, w] the scheduler starts from (the mean of the
-  // encoder's distribution).
+  // Encodes an image [1, 3, H, W] to the latents [1, C, h, w] that the scheduler starts from: the
+  // mean of the encoder's distribution.
   Tensor encode(Stream& stream, const Tensor& image) const;
 
  private:

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
-#include <string_view>
 
 #include "intaglio/error.h"
 #include "pipeline/problems.h"
@@ -23,8 +22,7 @@ void validate_class(const Bundle& bundle, const GenerateOptions& options,
   };
   if (options.prompt) refuse("prompt", "--prompt does not fit");
   if (options.prompt_embeds) refuse("prompt_embeds", "--prompt-embeds does not fit");
-  if (!options.negative_prompt.empty())
-    refuse("negative_prompt", "--negative-prompt does not fit");
+  if (!options.negative_prompt.empty()) refuse("negative_prompt", "--negative-prompt does not fit");
   if (!options.class_label) return refuse("class_label", "--class is missing");
   const int label = *options.class_label;
   if (label < 0 || label >= bundle.classes->count)
@@ -65,7 +63,7 @@ void validate_distilled_guidance(const Bundle& bundle, const GenerateOptions& op
   const auto refuse = [&](const std::string& message) {
     problems.push_back({"distilled_guidance", message});
   };
-  if (!bundle.input("guidance")) {
+  if (!bundle.input(Role::guidance)) {
     if (options.distilled_guidance) {
       refuse("--distilled-guidance does not fit: the transformer of " + bundle.name +
              " has no input for it, leave it out");
@@ -110,8 +108,8 @@ void check_mask(const std::string& name, const Tensor& mask) {
   throw InputError(name + " must hold 1 for tokens and 0 for padding, and at least one 1");
 }
 
-void check_part(const Bundle& bundle, const std::string& name, const Tensor& tensor,
-                const char* role, std::int64_t tokens) {
+void check_part(const Bundle& bundle, const std::string& name, const Tensor& tensor, Role role,
+                std::int64_t tokens) {
   const GraphTensor* input = bundle.input(role);
   if (!input) {
     if (tensor.defined())
@@ -128,14 +126,15 @@ void check_part(const Bundle& bundle, const std::string& name, const Tensor& ten
   }
   if (!std::ranges::all_of(tensor.floats(), [](float x) { return std::isfinite(x); }))
     throw InputError(name + " holds NaN or infinity: give finite numbers");
-  if (std::string_view(role) == "text_mask") check_mask(name, tensor);
+  if (role == Role::text_mask) check_mask(name, tensor);
 }
 
-void check_embedding(const Bundle& bundle, const std::string& prefix,
-                     const PromptEmbedding& embedding, std::int64_t tokens) {
-  check_part(bundle, prefix + "prompt_embeds", embedding.text, "text", tokens);
-  check_part(bundle, prefix + "prompt_attention_mask", embedding.text_mask, "text_mask", tokens);
-  check_part(bundle, prefix + "pooled_prompt_embeds", embedding.pooled, "pooled", tokens);
+void check_conditioning(const Bundle& bundle, const std::string& prefix,
+                        const TextConditioning& embedding, std::int64_t tokens) {
+  check_part(bundle, prefix + "prompt_embeds", embedding.text, Role::text, tokens);
+  check_part(bundle, prefix + "prompt_attention_mask", embedding.text_mask, Role::text_mask,
+             tokens);
+  check_part(bundle, prefix + "pooled_prompt_embeds", embedding.pooled, Role::pooled, tokens);
 }
 
 }  // namespace
@@ -150,26 +149,27 @@ void validate_inputs(const Bundle& bundle, const GenerateOptions& options,
   validate_distilled_guidance(bundle, options, problems);
 }
 
-void check_embeds(const Bundle& bundle, const PromptEmbeds& embeds, bool unconditional) {
-  const auto tokens_of = [](const PromptEmbedding& embedding) {
+void check_embeddings(const Bundle& bundle, const PromptEmbeddings& embeddings,
+                      bool unconditional) {
+  const auto tokens_of = [](const TextConditioning& embedding) {
     const Shape& shape = embedding.text.shape();
     return shape.size() > 1 ? std::max<std::int64_t>(shape[1], 1) : 1;
   };
-  const std::int64_t tokens = tokens_of(embeds.positive);
-  check_embedding(bundle, "", embeds.positive, tokens);
-  if (!embeds.negative) {
+  const std::int64_t tokens = tokens_of(embeddings.positive);
+  check_conditioning(bundle, "", embeddings.positive, tokens);
+  if (!embeddings.negative) {
     if (!unconditional) return;
     throw InputError(
         "the prompt embeddings lack negative_prompt_embeds, which CFG needs: add them (`intaglio "
         "embed --negative-prompt TEXT`), or give --cfg-scale 1");
   }
-  const std::int64_t negative = tokens_of(*embeds.negative);
+  const std::int64_t negative = tokens_of(*embeddings.negative);
   if (negative != tokens) {
     throw InputError("negative_prompt_embeds has " + std::to_string(negative) +
                      " tokens where prompt_embeds has " + std::to_string(tokens) +
                      ": make both of one length");
   }
-  check_embedding(bundle, "negative_", *embeds.negative, tokens);
+  check_conditioning(bundle, "negative_", *embeddings.negative, tokens);
 }
 
 void check_encoders(const Bundle& bundle) {

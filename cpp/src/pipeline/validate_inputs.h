@@ -15,7 +15,7 @@ void validate_inputs(const Bundle& bundle, const GenerateOptions& options,
 
 // Throws InputError for embeddings that the transformer cannot take, and where the negative ones
 // are missing although a step runs the unconditional branch.
-void check_embeds(const Bundle& bundle, const PromptEmbeds& embeds, bool unconditional);
+void check_embeddings(const Bundle& bundle, const PromptEmbeddings& embeddings, bool unconditional);
 
 // Throws UsageError when the bundle has no text encoders.
 void check_encoders(const Bundle& bundle);

@@ -1,6 +1,7 @@
-// The table of schedulers: a new one is a row here, its schedule and its plan.
+// The table of schedulers. A new one needs a row here, its schedule and its plan.
 #include <array>
 #include <cmath>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -13,30 +14,32 @@ namespace intaglio {
 namespace {
 
 struct Scheduler {
-  std::string_view name;        // on the command line
-  std::string_view type;        // in diffusers
-  std::string_view prediction;  // of the models that it samples
+  std::string_view name;      // on the command line
+  std::string_view type;      // in diffusers
+  PredictionType prediction;  // of the models that it samples
   Schedule (*schedule)(const SchedulerConfig&, int steps, int image_seq_len);
   Planner planner;
 };
 
 constexpr std::array kSchedulers = {
-    Scheduler{"euler", "FlowMatchEulerDiscreteScheduler", "velocity", flow_match_schedule,
-              plan_euler},
-    Scheduler{"heun", "FlowMatchHeunDiscreteScheduler", "velocity", flow_match_schedule, plan_heun},
-    Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", "velocity", dpm_flow_schedule,
+    Scheduler{"euler", "FlowMatchEulerDiscreteScheduler", PredictionType::velocity,
+              flow_match_schedule, plan_euler},
+    Scheduler{"heun", "FlowMatchHeunDiscreteScheduler", PredictionType::velocity,
+              flow_match_schedule, plan_heun},
+    Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", PredictionType::velocity,
+              dpm_flow_schedule, plan_dpmpp_2m},
+    Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", PredictionType::epsilon, dpm_vp_schedule,
               plan_dpmpp_2m},
-    Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", "epsilon", dpm_vp_schedule, plan_dpmpp_2m},
-    Scheduler{"ddim", "DDIMScheduler", "epsilon", ddim_schedule, plan_ddim},
+    Scheduler{"ddim", "DDIMScheduler", PredictionType::epsilon, ddim_schedule, plan_ddim},
 };
 
-// An empty prediction type stands for all.
-std::string listed(std::string_view Scheduler::* field, const std::string& prediction) {
+// The names or types of the schedulers that sample such models; of all, without a prediction type.
+std::string listed(std::string_view Scheduler::* field, std::optional<PredictionType> prediction) {
   std::string list;
   for (std::size_t i = 0; i < kSchedulers.size(); ++i) {
     const Scheduler& scheduler = kSchedulers[i];
-    if (!prediction.empty() && scheduler.prediction != prediction) continue;
-    if (prediction.empty() && i > 0 && kSchedulers[i - 1].*field == scheduler.*field) continue;
+    if (prediction && scheduler.prediction != *prediction) continue;
+    if (!prediction && i > 0 && kSchedulers[i - 1].*field == scheduler.*field) continue;
     if (!list.empty()) list += ", ";
     list += scheduler.*field;
   }
@@ -44,27 +47,24 @@ std::string listed(std::string_view Scheduler::* field, const std::string& predi
 }
 
 const Scheduler& find(std::string_view Scheduler::* field, const std::string& value,
-                      const std::string& prediction) {
+                      std::optional<PredictionType> prediction) {
   bool known = false;
   for (const Scheduler& scheduler : kSchedulers) {
     if (scheduler.*field != value) continue;
     known = true;
-    if (prediction.empty() || scheduler.prediction == prediction) return scheduler;
+    if (!prediction || scheduler.prediction == *prediction) return scheduler;
   }
   const std::string fitting = listed(field, prediction);
-  if (fitting.empty()) {
-    throw UsageError("unknown prediction type \"" + prediction + "\": use velocity or epsilon");
-  }
   if (!known) {
     throw UsageError("unknown scheduler \"" + value + "\": use one of " + fitting);
   }
-  throw UsageError("scheduler \"" + value + "\" does not fit a model that predicts " + prediction +
-                   ": use one of " + fitting);
+  throw UsageError("scheduler \"" + value + "\" does not fit a model that predicts " +
+                   name_of(*prediction) + ": use one of " + fitting);
 }
 
 void check(const SchedulerConfig& config, int steps) {
   if (steps < 1) throw UsageError("steps " + std::to_string(steps) + ": give 1 or more");
-  constexpr int limit = 1000000;  // beyond any model, and no reason for gigabytes of schedule
+  constexpr int limit = 1000000;  // beyond any model; keeps a bad file from asking for gigabytes
   if (config.num_train_timesteps < 1 || config.num_train_timesteps > limit) {
     throw UsageError("num_train_timesteps must be from 1 to " + std::to_string(limit));
   }
@@ -88,12 +88,22 @@ void check(const SchedulerConfig& config, int steps) {
 
 }  // namespace
 
-std::string scheduler_type(const std::string& name, const std::string& prediction_type) {
+const char* name_of(PredictionType type) {
+  return type == PredictionType::velocity ? "velocity" : "epsilon";
+}
+
+PredictionType prediction_type_from(const std::string& name) {
+  for (const PredictionType type : {PredictionType::velocity, PredictionType::epsilon})
+    if (name == name_of(type)) return type;
+  throw UsageError("unknown prediction type \"" + name + "\": use velocity or epsilon");
+}
+
+std::string scheduler_type(const std::string& name, PredictionType prediction_type) {
   return std::string(find(&Scheduler::name, name, prediction_type).type);
 }
 
 Planner find_planner(const std::string& scheduler_type) {
-  return find(&Scheduler::type, scheduler_type, "").planner;
+  return find(&Scheduler::type, scheduler_type, std::nullopt).planner;
 }
 
 Schedule make_schedule(const SchedulerConfig& config, int steps, int image_seq_len) {

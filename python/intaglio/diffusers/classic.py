@@ -117,7 +117,7 @@ class AppliedGuidance(ABC):
         weights = _core.weights_at(self._schedule, *position(self._pipe.scheduler))
         if not weights.degraded:
             return None
-        self._prefix.resume(weights.keep, rows)
+        self._prefix.resume(weights.ma_keep, rows)
         # This calls `forward`, because calling the module would run this hook again.
         degraded = self._transformer.forward(**kwargs | {"return_dict": False})[0]
         return term(weights.w, prediction[rows].float(), degraded.float())

@@ -132,7 +132,7 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
         registry = HookRegistry.check_if_exists_or_initialize(denoiser)
         registry.register_hook(_Guard(self), HOOK)
         if branch == DEGRADED:
-            self._prefix.resume(weights.keep)
+            self._prefix.resume(weights.ma_keep)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """Remove the hooks, which a pass has already removed itself."""

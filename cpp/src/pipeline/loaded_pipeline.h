@@ -1,22 +1,22 @@
-// What a pipeline has loaded, and the stages of a call but the loop.
+// What a pipeline has loaded, and the stages of a call around the denoising loop.
 #pragma once
 
 #include <functional>
 #include <future>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "intaglio/pipeline.h"
-#include "pipeline/branches.h"
-#include "pipeline/denoising.h"
+#include "pipeline/branch_buffers.h"
 #include "pipeline/request.h"
 #include "pipeline/text.h"
 #include "pipeline/vae.h"
 
 namespace intaglio {
 
-// Loaded at first use: a run waits for no graph that it does not need.
+// Loaded when it is first used, so that a run waits for no graph that it does not need.
 template <typename T>
 class Lazy {
  public:
@@ -36,16 +36,16 @@ class Lazy {
   std::unique_ptr<T> value_;
 };
 
-class Pipeline::Impl {
+class LoadedPipeline {
  public:
-  Impl(Bundle opened, std::shared_ptr<Backend> used)
+  LoadedPipeline(Bundle opened, std::shared_ptr<Backend> used)
       : bundle(std::move(opened)), backend(std::move(used)) {}
 
-  // Hash large files beside the work that needs no verdict yet.
+  // Hashes large files in the background, beside the work that can begin without the result.
   void check_in_background(std::function<void()> check) {
     checked_ = std::async(std::launch::async, std::move(check)).share();
   }
-  // Has to be called before anything that was computed is handed out. Throws what the check threw.
+  // Must be called before anything that was computed is handed out. Throws what the check threw.
   void wait_for_check() const {
     if (checked_.valid()) checked_.get();
   }
@@ -53,17 +53,16 @@ class Pipeline::Impl {
   const TextStage& text() {
     return text_.get([&] { return std::make_unique<TextStage>(bundle, *backend); });
   }
-  const TransformerSessions& transformer() {
-    return transformer_.get(
-        [&] { return std::make_unique<TransformerSessions>(load_transformer(bundle, *backend)); });
-  }
+  const TransformerSessions& transformer();
+  // Loads the transformer in the background. The future is not valid where it is loaded already.
+  std::future<void> load_transformer();
 
-  // Encodes what the call has to draw, and says so in `generation`.
-  Denoising start(Stream& stream, std::shared_ptr<const Request> request,
-                  Generation& generation, std::int64_t id = 0);
-  // As the loop has them.
+  // Encodes the request's prompts. Returns the embeddings that were given in their place, and none
+  // for a bundle that is drawn by class.
+  PromptEmbeddings encode(Stream& stream, const Request& request);
+  // Returns the latents that the loop starts from, laid out as the loop has them.
   Tensor initial_latents(Stream& stream, const Request& request);
-  // On the host.
+  // Decodes latents that are laid out as the loop has them, in host memory.
   std::vector<Image> decode(Stream& stream, const Request& request, const Tensor& latents);
 
   Bundle bundle;
@@ -76,8 +75,6 @@ class Pipeline::Impl {
   const VaeEncoder& vae_encoder() {
     return vae_encoder_.get([&] { return std::make_unique<VaeEncoder>(bundle, *backend); });
   }
-  // What the call gave, or what its prompts become.
-  PromptEmbeds encode(Stream& stream, const Request& request);
 
   Lazy<TextStage> text_;
   Lazy<TransformerSessions> transformer_;

@@ -1,0 +1,51 @@
+// What a graph's tensor is for. The manifest gives each one by name; the runtime binds by role.
+#pragma once
+
+#include <compare>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace intaglio {
+
+struct Role {
+  enum Kind {
+    latent,
+    text,
+    text_mask,
+    pooled,
+    timestep,
+    guidance,
+    position,
+    class_label,  // "class" in the manifest
+    modulation,
+    context,
+    // Inputs of the op (cpp/ops/SPEC.md).
+    mask,
+    ref,
+    branch,
+    keep,
+    // Outputs, and inputs of text encoders and the VAE.
+    prediction,
+    token_ids,
+    hidden,
+    image,
+    // Outputs of each block of an observed transformer.
+    hidden_states,
+    gate,
+  };
+  Kind kind = latent;
+  int block = -1;  // of hidden_states and gate; else -1
+
+  Role() = default;
+  Role(Kind of_kind, int of_block = -1)
+      : kind(of_kind), block(of_block) {}  // NOLINT: a kind is a role
+  auto operator<=>(const Role&) const = default;
+};
+
+// The name in the manifest: "latent", "class", "hidden_states_3".
+std::string to_string(const Role& role);
+// Returns none for a name that is not one of them.
+std::optional<Role> role_from(std::string_view name);
+
+}  // namespace intaglio

@@ -1,0 +1,44 @@
+// The memory that the transformer's graphs read and write.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "intaglio/backend.h"
+#include "intaglio/bundle.h"
+#include "pipeline/row_views.h"
+
+namespace intaglio {
+
+// The transformer's graphs, loaded: forked, or base and degraded; and conditioning where the bundle
+// has it.
+using TransformerSessions = std::map<std::string, std::unique_ptr<Session>>;
+
+// The number of rows of each branch.
+struct BranchRows {
+  std::int64_t unconditional = 0, conditional = 0, degraded = 0;
+  std::int64_t base() const { return unconditional + conditional; }
+  auto operator<=>(const BranchRows&) const = default;
+};
+
+// Rows stand in the order D_0, D_c, D_m. With room for N images D_m begins at row 2N, and D_0 and
+// D_c end there, so that fewer rows are a shorter view of the same memory. All of it is the
+// stream's.
+struct BranchBuffers {
+  std::int64_t images = 0;          // N
+  RowViews latent;                  // [2N, ...]
+  RowViews timestep;                // [2N]; not defined where modulations are precomputed
+  RowViews modulation;              // [2N, W]; not defined where the graph takes timesteps
+  RowViews prediction;              // [3N, ...]
+  RowViews ma_keep;                 // [3N, T]
+  std::map<Role, Tensor> rows;      // [2N, ...]: the inputs above, and what stays with a prompt
+  std::map<Role, Tensor> shared;    // inputs that are the same for every row
+  std::map<Role, Tensor> observed;  // outputs: [2N, ...] or, after the fork, [3N, ...]
+
+  std::int64_t fork() const { return 2 * images; }  // the row where D_m begins
+};
+
+}  // namespace intaglio

@@ -1,0 +1,190 @@
+#include "pipeline/branch_executor.h"
+
+#include <algorithm>
+#include <cassert>
+
+#include "core/stopwatch.h"
+#include "intaglio/error.h"
+#include "pipeline/packing.h"
+
+namespace intaglio {
+
+namespace {
+
+BranchRows rows_of(std::int64_t images, const StepWeights& weights) {
+  return {.unconditional = weights.runs_unconditional() ? images : 0,
+          .conditional = images,
+          .degraded = weights.runs_degraded() ? images : 0};
+}
+
+}  // namespace
+
+SharedInputs shared_inputs(DenoisingState& state) {
+  const Request& request = *state.request();
+  SharedInputs shared{.latent = request.latent_shape,
+                      .token_rows = request.token_rows,
+                      .token_columns = request.token_columns,
+                      .channel_mask = request.channel_mask,
+                      .ref = request.ref,
+                      .rows = {},
+                      .modulation = 0};
+  shared.latent.front() = 1;
+  for (const auto& [role, row] : state.row(false))
+    shared.rows[role] = {.shape = row.shape(), .dtype = row.dtype()};
+  if (const Tensor* modulation = state.modulation(false)) shared.modulation = modulation->dim(1);
+  return shared;
+}
+
+BranchExecutor::BranchExecutor(const Bundle& bundle, const TransformerSessions& sessions,
+                               const SharedInputs& shared, std::int64_t images, Stream& stream)
+    : bundle_(bundle),
+      stream_(stream),
+      owners_(static_cast<std::size_t>(2 * images)),
+      keeps_(static_cast<std::size_t>(images)) {
+  const auto allocate = [&](std::int64_t rows, Shape shape, DType dtype = DType::float32) {
+    shape.front() = rows;
+    return stream_.allocate(shape, dtype);
+  };
+  buffers_.images = images;
+  const std::int64_t fork = buffers_.fork();
+  const std::int64_t tokens = shared.token_rows * shared.token_columns;
+  buffers_.latent = RowViews(allocate(fork, shared.latent));
+  buffers_.prediction = RowViews(allocate(3 * images, shared.latent));
+  buffers_.ma_keep = RowViews(stream.allocate({3 * images, tokens}, DType::float32));
+  stream.fill(buffers_.ma_keep.whole(), 1.0F);
+  buffers_.rows[Role::latent] = buffers_.latent.whole();
+  if (shared.modulation > 0) {
+    buffers_.modulation = RowViews(stream.allocate({fork, shared.modulation}, DType::float32));
+    buffers_.rows[Role::modulation] = buffers_.modulation.whole();
+  } else {
+    buffers_.timestep = RowViews(stream.allocate({fork}, DType::float32));
+    buffers_.rows[Role::timestep] = buffers_.timestep.whole();
+  }
+  for (const auto& [role, size] : shared.rows)
+    buffers_.rows[role] = allocate(fork, size.shape, size.dtype);
+  buffers_.shared = {{Role::mask, on_stream(shared.channel_mask)},
+                     {Role::ref, on_stream(shared.ref)}};
+  if (bundle.transformer().takes(Role::position)) {
+    buffers_.shared[Role::position] =
+        on_stream(token_positions(shared.token_rows, shared.token_columns));
+  }
+  if (bundle.observed()) allocate_observed();
+  graphs_ = make_layout_graphs(bundle, sessions, buffers_, stream);
+  ordered_.reserve(static_cast<std::size_t>(images));
+}
+
+Tensor BranchExecutor::on_stream(const Tensor& host) {
+  Tensor tensor = stream_.allocate(host.shape(), host.dtype());
+  stream_.copy(host, tensor);
+  return tensor;
+}
+
+void BranchExecutor::allocate_observed() {
+  const std::int64_t tokens = buffers_.ma_keep.whole().dim(1), channels = bundle_.hidden_size;
+  for (int block = 0; block < bundle_.blocks; ++block) {
+    const bool forked =
+        bundle_.layout == Layout::forked && block > bundle_.massive_activations.block;
+    const std::int64_t rows = forked ? 3 * buffers_.images : buffers_.fork();
+    buffers_.observed[{Role::hidden_states, block}] =
+        stream_.allocate({rows, tokens, channels}, DType::float32);
+    buffers_.observed[{Role::gate, block}] = stream_.allocate({rows, channels}, DType::float32);
+  }
+}
+
+Tensor BranchExecutor::observed(Role::Kind output, int block) const {
+  if (buffers_.observed.empty()) {
+    throw UsageError(bundle_.name +
+                     " is not observed and does not give the hidden states and gates of its "
+                     "blocks: export it again with --observe");
+  }
+  if (block < 0 || block >= bundle_.blocks) {
+    throw UsageError("the transformer has no block " + std::to_string(block) +
+                     ": its blocks are 0 to " + std::to_string(bundle_.blocks - 1));
+  }
+  const Tensor& tensor = buffers_.observed.at({output, block});
+  const std::int64_t first = buffers_.fork() - last_rows_.base();
+  return tensor.rows(first, std::min(buffers_.fork() + last_rows_.degraded, tensor.dim(0)));
+}
+
+// Fills the request's rows of D_0 or D_c, which begin at `first`.
+void BranchExecutor::fill_rows(DenoisingState& state, bool unconditional, std::int64_t first) {
+  const std::int64_t last = first + state.images();
+  // The latents are copied here and not where a step ends, since a callback may write into them.
+  stream_.copy(state.guided.x, buffers_.latent.at(first, last));
+  if (const Tensor* modulation = state.modulation(unconditional)) {
+    for (std::int64_t row = first; row < last; ++row)
+      stream_.copy(*modulation, buffers_.modulation.at(row, row + 1));
+  } else {
+    stream_.fill(buffers_.timestep.at(first, last), state.next().point.timestep);
+  }
+  (unconditional ? state.guided.unconditional : state.guided.conditional) =
+      buffers_.prediction.at(first, last);
+  const RowOwner owner{.id = state.id(), .unconditional = unconditional};
+  for (std::int64_t row = first; row < last; ++row) {
+    RowOwner& current = owners_[static_cast<std::size_t>(row)];
+    if (current == owner) continue;
+    for (const auto& [role, tensor] : state.row(unconditional))
+      stream_.copy(tensor, buffers_.rows.at(role).rows(row, row + 1));
+    current = owner;
+  }
+}
+
+void BranchExecutor::fill_degraded_rows(DenoisingState& state, std::int64_t first) {
+  const std::int64_t last = first + state.images();
+  state.guided.degraded = buffers_.prediction.at(first, last);
+  const RowKeep keep{.id = state.id(), .ma_keep = state.weights().ma_keep};
+  const auto current = std::span(keeps_).subspan(static_cast<std::size_t>(first - buffers_.fork()),
+                                                 static_cast<std::size_t>(state.images()));
+  if (std::ranges::all_of(current, [&](const RowKeep& row) { return row == keep; })) return;
+  stream_.fill_keep(buffers_.ma_keep.at(first, last), state.token_mask(), keep.ma_keep);
+  std::ranges::fill(current, keep);
+}
+
+void BranchExecutor::prepare(DenoisingState& state) {
+  const std::int64_t images = state.images(), fork = buffers_.fork();
+  if (state.request()->unconditional) fill_rows(state, true, fork - 2 * images);
+  fill_rows(state, false, fork - images);
+  fill_degraded_rows(state, fork);
+  for (const StepWeights& weights : state.request()->weights)
+    graphs_->bind(rows_of(images, weights));
+}
+
+// Assigns every request its rows and fills them.
+BranchRows BranchExecutor::assign_rows(std::span<DenoisingState* const> states) {
+  ordered_.clear();
+  for (const bool degraded : {false, true}) {
+    for (DenoisingState* state : states)
+      if (state->weights().runs_degraded() == degraded) ordered_.push_back(state);
+  }
+  BranchRows all;
+  for (const DenoisingState* state : ordered_) {
+    const BranchRows rows = rows_of(state->images(), state->weights());
+    all.unconditional += rows.unconditional;
+    all.conditional += rows.conditional;
+    all.degraded += rows.degraded;
+  }
+  assert(all.conditional <= buffers_.images);
+  std::int64_t conditional = buffers_.fork() - all.conditional, degraded = buffers_.fork();
+  std::int64_t unconditional = conditional - all.unconditional;
+  for (DenoisingState* state : ordered_) {
+    const BranchRows rows = rows_of(state->images(), state->weights());
+    if (rows.unconditional > 0) fill_rows(*state, true, unconditional);
+    fill_rows(*state, false, conditional);
+    if (rows.degraded > 0) fill_degraded_rows(*state, degraded);
+    unconditional += rows.unconditional;
+    conditional += rows.conditional;
+    degraded += rows.degraded;
+  }
+  return all;
+}
+
+void BranchExecutor::run(std::span<DenoisingState* const> states) {
+  const BranchRows rows = assign_rows(states);
+  graphs_->bind(rows);
+  Stopwatch watch;
+  graphs_->run(rows);
+  network_seconds += watch.lap();
+  last_rows_ = rows;
+}
+
+}  // namespace intaglio

@@ -1,0 +1,90 @@
+// Runs the transformer's branches for one request or several.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "intaglio/backend.h"
+#include "intaglio/bundle.h"
+#include "pipeline/branch_buffers.h"
+#include "pipeline/denoising_state.h"
+#include "pipeline/layout_graphs.h"
+
+namespace intaglio {
+
+// What the requests that run together have in common.
+struct SharedInputs {
+  struct Size {
+    Shape shape;  // [1, ...], of one row
+    DType dtype = DType::float32;
+  };
+  Shape latent;  // [1, ...]: of one image
+  std::int64_t token_rows = 0, token_columns = 0;
+  Tensor channel_mask, ref;     // [C]
+  std::map<Role, Size> rows;    // the inputs that stay the same for a row
+  std::int64_t modulation = 0;  // its size; 0 where the transformer takes timesteps
+};
+SharedInputs shared_inputs(DenoisingState& state);
+
+// Runs the branches that each request's next evaluation needs and leaves each prediction in memory
+// of its own. Requests that run D_m come last among the rows of D_c, so that what D_m continues are
+// the last of them. A row's inputs are filled once, as long as it stays with its request.
+class BranchExecutor {
+ public:
+  // Has room for so many images, of requests whose shared inputs are `shared`.
+  BranchExecutor(const Bundle& bundle, const TransformerSessions& sessions,
+                 const SharedInputs& shared, std::int64_t images, Stream& stream);
+  BranchExecutor(const BranchExecutor&) = delete;  // the graphs point into the buffers
+  BranchExecutor& operator=(const BranchExecutor&) = delete;
+
+  // The rows of D_c when there is no more room, in the stream's memory.
+  Tensor latents() const { return buffers_.latent.whole().rows(buffers_.images, buffers_.fork()); }
+
+  // Fills and binds what a request that fills all rows needs in any of its evaluations.
+  void prepare(DenoisingState& state);
+
+  // Leaves the predictions where each request's next step combines them.
+  void run(std::span<DenoisingState* const> states);
+
+  // Returns an output of a block of an observed bundle, in the stream's memory: hidden_states
+  // [rows, T, C] or gate [rows, C] of the rows that the last run() ran through it. Throws
+  // UsageError for another bundle or block.
+  Tensor observed(Role::Kind output, int block) const;
+
+  double network_seconds = 0;  // in the graphs, of all runs
+
+ private:
+  // The request whose inputs a row holds.
+  struct RowOwner {
+    std::int64_t id = -1;
+    bool unconditional = false;
+    bool operator==(const RowOwner&) const = default;
+  };
+  // The request and the ma_keep that a row of D_m was filled with.
+  struct RowKeep {
+    std::int64_t id = -1;
+    float ma_keep = 1;
+    bool operator==(const RowKeep&) const = default;
+  };
+
+  Tensor on_stream(const Tensor& host);
+  void allocate_observed();
+  BranchRows assign_rows(std::span<DenoisingState* const> states);
+  void fill_rows(DenoisingState& state, bool unconditional, std::int64_t first);
+  void fill_degraded_rows(DenoisingState& state, std::int64_t first);
+
+  const Bundle& bundle_;
+  Stream& stream_;
+  BranchBuffers buffers_;
+  std::unique_ptr<LayoutGraphs> graphs_;
+  std::vector<RowOwner> owners_;          // of the rows of D_0 and D_c
+  std::vector<RowKeep> keeps_;            // of the rows of D_m
+  std::vector<DenoisingState*> ordered_;  // the requests of the last run()
+  BranchRows last_rows_;                  // of the last run()
+};
+
+}  // namespace intaglio

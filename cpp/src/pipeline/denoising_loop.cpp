@@ -1,0 +1,132 @@
+#include "pipeline/denoising_loop.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "intaglio/error.h"
+
+namespace intaglio {
+
+namespace {
+
+std::vector<int> steps_that(const std::vector<StepWeights>& weights,
+                            bool (StepWeights::*run)() const) {
+  std::vector<int> steps;
+  for (std::size_t i = 0; i < weights.size(); ++i)
+    if ((weights[i].*run)()) steps.push_back(static_cast<int>(i));
+  return steps;
+}
+
+}  // namespace
+
+bool share_inputs(const Request& a, const Request& b) {
+  return a.height == b.height && a.width == b.width && a.text_tokens == b.text_tokens &&
+         std::ranges::equal(a.channel_mask.floats(), b.channel_mask.floats());
+}
+
+LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
+  const Stopwatch since_added;
+  Stopwatch watch;
+  Generation generation;
+  auto loading = pipeline_.load_transformer();  // while the prompt is encoded
+  const PromptEmbeddings embeddings = pipeline_.encode(stream_, *request);
+  generation.notes = embeddings.notes;
+  generation.timings.text = watch.lap();
+  if (loading.valid()) loading.get();
+  const Bundle& bundle = pipeline_.bundle;
+  const TransformerSessions& sessions = pipeline_.transformer();
+  const Session* precompute = bundle.conditioning() ? sessions.at("conditioning").get() : nullptr;
+  DenoisingState state(bundle, precompute, request, embeddings, stream_, next_id_);
+  const Tensor latents = pipeline_.initial_latents(stream_, *request);
+
+  if (!executor_ || !share_inputs(*shared_with_, *request)) {
+    executor_.reset();  // its memory is needed for the next
+    executor_ = std::make_unique<BranchExecutor>(bundle, sessions, shared_inputs(state),
+                                                 max_images_, stream_);
+    shared_with_ = request;
+  }
+  // A request that fills the executor runs alone, and its rows never move: x can be its rows of
+  // D_c, and everything is filled and bound ahead.
+  const bool fills = request->images == max_images_;
+  state.begin(
+      fills ? executor_->latents() : stream_.allocate(request->latent_shape, DType::float32),
+      latents);
+  if (fills) executor_->prepare(state);
+  generation.step_seconds.reserve(static_cast<std::size_t>(request->schedule.steps()));
+  LoopMember& member = members_
+                           .emplace(next_id_, LoopMember{.state = std::move(state),
+                                                         .generation = std::move(generation),
+                                                         .since_added = since_added})
+                           .first->second;
+  ++next_id_;
+  list_members();
+  return member;
+}
+
+bool DenoisingLoop::remove(std::int64_t id) {
+  const bool found = members_.erase(id) > 0;
+  list_members();
+  return found;
+}
+
+void DenoisingLoop::list_members() {
+  states_.clear();
+  for (auto& [id, member] : members_) states_.push_back(&member.state);
+  ended_.clear();
+  ended_.reserve(members_.size());
+}
+
+std::span<LoopMember* const> DenoisingLoop::evaluate() {
+  ended_.clear();
+  if (members_.empty()) return ended_;
+  Stopwatch watch;
+  const double network_before = executor_->network_seconds;
+  executor_->run(states_);
+  for (auto& [id, member] : members_)
+    if (member.state.advance().ended) ended_.push_back(&member);
+  if (!ended_.empty()) stream_.wait();
+  const double seconds = watch.lap();
+  // Nothing that was computed is handed out before the check.
+  if (!ended_.empty()) pipeline_.wait_for_check();
+  for (auto& [id, member] : members_) {
+    member.step_seconds += seconds;
+    member.generation.timings.denoise += seconds;
+    member.generation.timings.network += executor_->network_seconds - network_before;
+  }
+  for (LoopMember* member : ended_)
+    member->generation.step_seconds.push_back(std::exchange(member->step_seconds, 0));
+  return ended_;
+}
+
+std::int64_t DenoisingLoop::images() const {
+  std::int64_t images = 0;
+  for (const auto& [id, member] : members_) images += member.state.images();
+  return images;
+}
+
+void finalize(LoopMember& member, Stream& stream) {
+  const std::vector<StepWeights>& weights = member.state.request()->weights;
+  Generation& generation = member.generation;
+  generation.unconditional_steps = steps_that(weights, &StepWeights::runs_unconditional);
+  generation.degraded_steps = steps_that(weights, &StepWeights::runs_degraded);
+  generation.base_rows = member.state.base_rows();
+  generation.forked_rows = member.state.forked_rows();
+  generation.latents = on_host(stream, member.state.guided.x);
+  check_finite(generation.latents);
+}
+
+void check_finite(const Tensor& latents) {
+  if (std::ranges::all_of(latents.floats(), [](float v) { return std::isfinite(v); })) return;
+  throw InputError(
+      "the model's prediction became NaN or infinite: lower --cfg-scale and --dg-scale, or "
+      "export in float32");
+}
+
+Tensor on_host(Stream& stream, const Tensor& tensor) {
+  Tensor host(tensor.shape(), tensor.dtype());
+  stream.copy(tensor, host);
+  return host;
+}
+
+}  // namespace intaglio

@@ -1,0 +1,78 @@
+// The denoising loop: every request runs in it, alone or with others.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/stopwatch.h"
+#include "pipeline/branch_executor.h"
+#include "pipeline/denoising_state.h"
+#include "pipeline/loaded_pipeline.h"
+
+namespace intaglio {
+
+// A request in the loop, with the results that are known so far.
+struct LoopMember {
+  DenoisingState state;
+  Generation generation;
+  Stopwatch since_added;
+  double step_seconds = 0;  // of the evaluations since its last step
+};
+
+// Requests that share the transformer's runs; they must agree in what SharedInputs holds. Whoever
+// uses the loop checks that, and that there is room for their images.
+class DenoisingLoop {
+ public:
+  // Both must outlive the loop, which has memory for so many images at once.
+  DenoisingLoop(LoadedPipeline& pipeline, Stream& stream, std::int64_t max_images)
+      : pipeline_(pipeline), stream_(stream), max_images_(max_images) {}
+
+  // Encodes the prompt and allocates and binds what the request needs. When it throws, the loop is
+  // as it was.
+  LoopMember& add(std::shared_ptr<const Request> request);
+  // Returns false where no member has that id.
+  bool remove(std::int64_t id);
+
+  // Runs one evaluation of every member in one run of the transformer, and returns the members
+  // whose solver step it ended. Nothing is allocated, unless other rows run than before. Where the
+  // run itself fails it throws, and every member is as it was.
+  std::span<LoopMember* const> evaluate();
+
+  std::size_t size() const { return members_.size(); }
+  std::int64_t images() const;
+  // Both only where there is a member.
+  const BranchExecutor& executor() const { return *executor_; }
+  const Request& shared_with() const { return *shared_with_; }
+
+ private:
+  void list_members();
+
+  LoadedPipeline& pipeline_;
+  Stream& stream_;
+  std::int64_t max_images_;
+  std::int64_t next_id_ = 0;
+  std::shared_ptr<const Request> shared_with_;  // one of the requests that executor_ is for
+  std::unique_ptr<BranchExecutor> executor_;
+  std::map<std::int64_t, LoopMember> members_;  // by id
+  // The members as evaluate() needs them, so that it allocates nothing.
+  std::vector<DenoisingState*> states_;
+  std::vector<LoopMember*> ended_;
+};
+
+// Whether two requests may share an executor.
+bool share_inputs(const Request& a, const Request& b);
+
+// Completes the results of a member whose last step has ended, but for its images. Throws
+// InputError for latents that are not finite.
+void finalize(LoopMember& member, Stream& stream);
+
+// Throws InputError, saying what to do, for values that are not finite.
+void check_finite(const Tensor& latents);
+
+// A copy in host memory.
+Tensor on_host(Stream& stream, const Tensor& tensor);
+
+}  // namespace intaglio

@@ -1,0 +1,63 @@
+#include "pipeline/loaded_pipeline.h"
+
+#include <algorithm>
+#include <variant>
+
+#include "intaglio/rng.h"
+#include "pipeline/packing.h"
+
+namespace intaglio {
+
+const TransformerSessions& LoadedPipeline::transformer() {
+  return transformer_.get([&] {
+    auto sessions = std::make_unique<TransformerSessions>();
+    for (const auto& [name, graph] : bundle.transformer_graphs)
+      (*sessions)[name] = backend->load(bundle.folder, graph);
+    return sessions;
+  });
+}
+
+std::future<void> LoadedPipeline::load_transformer() {
+  if (transformer_.loaded()) return {};
+  return std::async(std::launch::async, [this] { transformer(); });
+}
+
+PromptEmbeddings LoadedPipeline::encode(Stream& stream, const Request& request) {
+  if (const auto* given = std::get_if<PromptEmbeddings>(&request.condition)) return *given;
+  PromptEmbeddings embeddings;
+  const auto* texts = std::get_if<PromptTexts>(&request.condition);
+  if (!texts) return embeddings;
+  embeddings.positive = text().encode(stream, texts->positive, "prompt", embeddings.notes);
+  if (request.unconditional) {
+    embeddings.negative =
+        text().encode(stream, texts->negative, "negative prompt", embeddings.notes);
+  }
+  return embeddings;
+}
+
+Tensor LoadedPipeline::initial_latents(Stream& stream, const Request& request) {
+  if (request.latents.defined()) return request.latents;
+  Tensor latents = draw_noise(
+      {request.images, bundle.latent.channels, request.rows, request.columns}, request.seeds);
+  if (request.image) {
+    // diffusers' scale_noise (flow matching) and add_noise (variance preserving).
+    const Tensor image = vae_encoder().encode(stream, from_image(*request.image));
+    const float sigma = request.schedule.sigmas.front(), alpha = request.schedule.alphas.front();
+    for (std::int64_t n = 0; n < request.images; ++n) {
+      std::ranges::transform(
+          latents.rows(n, n + 1).floats(), image.floats(), latents.rows(n, n + 1).floats().begin(),
+          [sigma, alpha](float noise, float clean) { return sigma * noise + alpha * clean; });
+    }
+  }
+  return bundle.latent.packed ? pack(latents, bundle.patch_size) : latents;
+}
+
+std::vector<Image> LoadedPipeline::decode(Stream& stream, const Request& request,
+                                          const Tensor& latents) {
+  const Tensor unpacked = bundle.latent.packed ? unpack(latents, request.token_rows,
+                                                        request.token_columns, bundle.patch_size)
+                                               : latents;
+  return to_images(vae_decoder().decode(stream, unpacked, request.vae_tile));
+}
+
+}  // namespace intaglio

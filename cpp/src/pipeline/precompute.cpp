@@ -1,0 +1,120 @@
+#include "pipeline/precompute.h"
+
+#include <algorithm>
+#include <variant>
+
+namespace intaglio {
+
+namespace {
+
+// Rows of a part: engines are built for as many (engines/profiles.py). The number is even, so that
+// both branches of a timestep are in one part.
+constexpr std::int64_t kPartRows = 64;
+
+std::int64_t last_axis(const GraphTensor& tensor) {
+  return std::get<std::int64_t>(tensor.axes.back());  // bundle/graph.cpp checks that it is one
+}
+
+}  // namespace
+
+Precomputed::Precomputed(const Bundle& bundle, const Session& session, const Request& request,
+                         const PromptEmbeddings& embeddings, Stream& stream)
+    : stream_(stream), branches_(request.unconditional ? 2 : 1) {
+  Prompts prompts;
+  if (branches_ == 2) prompts.push_back(embeddings.negative ? &*embeddings.negative : nullptr);
+  prompts.push_back(&embeddings.positive);
+  std::vector<float> rows;  // of each timestep, the branches one after the other
+  for (const Evaluation& evaluation : request.plan) {
+    const float timestep = evaluation.point.timestep;
+    if (indices_.emplace(timestep, static_cast<std::int64_t>(rows.size()) / branches_).second)
+      rows.insert(rows.end(), static_cast<std::size_t>(branches_), timestep);
+  }
+  all_rows_ = static_cast<std::int64_t>(rows.size());
+  rows_ = std::min(kPartRows, all_rows_);
+  Tensor all({all_rows_}, DType::float32);
+  std::ranges::copy(rows, all.floats().begin());
+  for (std::int64_t part = 0; part * rows_ < all_rows_; ++part)
+    timesteps_.push_back(all.rows(first_row(part), first_row(part) + rows_));
+
+  const std::vector<Binding> given = inputs(bundle, request, prompts);
+  bound_ =
+      session.bind(stream, given, outputs(*bundle.conditioning(), prompts.back()->text.shape()));
+  run(0);
+}
+
+Tensor Precomputed::add(std::vector<Binding>& bindings, Role role, const Shape& shape,
+                        DType dtype) {
+  bindings.push_back({role, stream_.allocate(shape, dtype)});
+  return bindings.back().tensor;
+}
+
+// The inputs. All but the timesteps are the same in every part.
+std::vector<Binding> Precomputed::inputs(const Bundle& bundle, const Request& request,
+                                         const Prompts& prompts) {
+  const Graph& graph = *bundle.conditioning();
+  const auto prompt = [&](std::int64_t row) {
+    return prompts[static_cast<std::size_t>(row % branches_)];
+  };
+  std::vector<Binding> made;
+  timestep_ = add(made, Role::timestep, {rows_});
+  if (graph.takes(Role::class_label)) {
+    Tensor label({rows_}, DType::int64);
+    for (std::int64_t row = 0; row < rows_; ++row)
+      label.int64s()[static_cast<std::size_t>(row)] =
+          row % branches_ == branches_ - 1 ? std::get<ClassLabel>(request.condition).index
+                                           : bundle.classes->null;
+    stream_.copy(label, add(made, Role::class_label, {rows_}, DType::int64));
+  }
+  if (graph.takes(Role::guidance))
+    stream_.fill(add(made, Role::guidance, {rows_}), request.distilled_guidance);
+  if (graph.takes(Role::pooled)) {
+    const Tensor pooled = add(made, Role::pooled, {rows_, prompts.back()->pooled.dim(1)});
+    for (std::int64_t row = 0; row < rows_; ++row)
+      stream_.copy(prompt(row)->pooled, pooled.rows(row, row + 1));
+  }
+  if (graph.takes(Role::text)) {
+    Shape shape = prompts.back()->text.shape();
+    shape.front() = branches_;
+    const Tensor text = add(made, Role::text, shape);
+    for (std::int64_t row = 0; row < branches_; ++row)
+      stream_.copy(prompt(row)->text, text.rows(row, row + 1));
+  }
+  return made;
+}
+
+std::vector<Binding> Precomputed::outputs(const Graph& graph, const Shape& text) {
+  std::vector<Binding> made;
+  const Tensor modulation =
+      add(made, Role::modulation, {rows_, last_axis(graph.output(Role::modulation))});
+  for (std::int64_t row = 0; row < rows_; ++row)
+    modulation_.push_back(modulation.rows(row, row + 1));
+  if (graph.takes(Role::text))
+    context_ =
+        add(made, Role::context, {branches_, text.at(1), last_axis(graph.output(Role::context))});
+  return made;
+}
+
+// All parts have one length, so that the graph is bound once; the last one begins inside the part
+// before it.
+std::int64_t Precomputed::first_row(std::int64_t part) const {
+  return std::min(part * rows_, all_rows_ - rows_);
+}
+
+void Precomputed::run(std::int64_t part) {
+  part_ = part;
+  stream_.copy(timesteps_[static_cast<std::size_t>(part)], timestep_);
+  bound_->run();
+}
+
+const Tensor& Precomputed::modulation(float timestep, bool unconditional) {
+  const std::int64_t row = indices_.at(timestep) * branches_ + branch_index(unconditional);
+  if (const std::int64_t part = row / rows_; part != part_) run(part);
+  return modulation_[static_cast<std::size_t>(row - first_row(part_))];
+}
+
+Tensor Precomputed::context(bool unconditional) const {
+  const std::int64_t row = branch_index(unconditional);
+  return context_.rows(row, row + 1);
+}
+
+}  // namespace intaglio

@@ -1,0 +1,56 @@
+// What prompt and timestep alone decide: the graph `conditioning`, run ahead of the loop.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "intaglio/backend.h"
+#include "intaglio/bundle.h"
+#include "intaglio/embedding.h"
+#include "pipeline/request.h"
+
+namespace intaglio {
+
+// The graph's outputs for the timesteps of a request's plan and for the branches D_c and, where a
+// step runs it, D_0. All images of the request share them. The stream's memory holds one part of
+// the schedule at a time, since a modulation of a large model is four megabytes.
+class Precomputed {
+ public:
+  // `embeddings` must have what the graph takes, and a negative prompt where a step runs D_0.
+  Precomputed(const Bundle& bundle, const Session& session, const Request& request,
+              const PromptEmbeddings& embeddings, Stream& stream);
+
+  // Returns the modulation of a timestep of the plan, [1, W]. It is valid until the modulation of
+  // another part is asked for.
+  const Tensor& modulation(float timestep, bool unconditional);
+  // Returns the projected prompt, [1, T, D]. The transformer must be drawn by prompt.
+  Tensor context(bool unconditional) const;
+
+ private:
+  using Prompts = std::vector<const TextConditioning*>;  // of each branch
+
+  // The index of a branch: D_0 comes first, where there is one.
+  std::int64_t branch_index(bool unconditional) const { return unconditional ? 0 : branches_ - 1; }
+  Tensor add(std::vector<Binding>& bindings, Role role, const Shape& shape,
+             DType dtype = DType::float32);
+  std::vector<Binding> inputs(const Bundle& bundle, const Request& request, const Prompts& prompts);
+  std::vector<Binding> outputs(const Graph& graph, const Shape& text);
+  std::int64_t first_row(std::int64_t part) const;
+  void run(std::int64_t part);
+
+  Stream& stream_;
+  std::int64_t branches_;
+  std::int64_t rows_;                      // of a part
+  std::map<float, std::int64_t> indices_;  // of timesteps, in the order of the plan
+  std::int64_t all_rows_;                  // of the whole plan
+  std::vector<Tensor> timesteps_;          // [rows_] of each part, on the host
+  Tensor timestep_;                        // [rows_], the graph's input
+  std::vector<Tensor> modulation_;         // [1, W] of each row of the part
+  Tensor context_;                         // [branches, T, D]
+  std::int64_t part_ = 0;                  // the part that was run last
+  std::unique_ptr<BoundGraph> bound_;
+};
+
+}  // namespace intaglio

@@ -1,0 +1,71 @@
+"""validate() lists by field what generate() refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import intaglio
+from tests.python.conftest import PROMPT
+
+WRONG: list[tuple[dict[str, Any], list[str], str]] = [
+    ({"height": 31}, ["height"], "height 31 does not fit"),
+    ({"height": 0, "width": 1 << 20}, ["height", "width"], "give a multiple of 4 from 4 to"),
+    ({"steps": 0}, ["steps"], "give 1 or more"),
+    ({"seeds": []}, ["seeds"], "seeds is empty"),
+    ({"seeds": [1, 2], "batch": 3}, ["seeds"], "batch asks for 3: leave batch out"),
+    ({"dg_window": (0.7, 0.2)}, ["dg_window"], "dg_window 0.7:0.2 holds no part of the run"),
+    (
+        {"cfg_scale": float("nan"), "ma_keep": 1.5},
+        ["cfg_scale", "ma_keep"],
+        "cfg_scale must be a finite number",
+    ),
+    ({"reuse_interval": (2, 3)}, ["reuse_interval"], "reuse_interval 2:3 grows"),
+    ({"ma_channels": [64]}, ["ma_channels"], "ma_channels 64 is not a channel"),
+    ({"scheduler": "magic"}, ["scheduler"], "use one of euler, heun, dpmpp-2m"),
+    ({"vae_tile": 3}, ["vae_tile"], "vae_tile must be a multiple of"),
+    ({"class_label": 1}, ["class_label"], "class_label does not fit"),
+    ({"prompt": "a \ud800 bag"}, ["prompt"], "UTF-8"),
+    ({"latents": np.zeros((1, 4, 8, 8), np.float32)}, ["latents"], "shape"),
+    ({"ma_tokens": np.zeros((2, 2), np.uint8)}, ["ma_tokens"], "picture for ma_tokens is smaller"),
+]
+
+
+@pytest.mark.parametrize(("options", "fields", "says"), WRONG, ids=lambda x: str(x)[:40])
+def test_every_problem_is_listed_and_the_first_is_raised(
+    forked: intaglio.Pipeline, options: dict[str, Any], fields: list[str], says: str
+) -> None:
+    problems = intaglio.validate(forked.bundle, **{"prompt": PROMPT, **options})
+    assert [problem.field for problem in problems] == fields
+    assert any(says in problem.message for problem in problems)
+    with pytest.raises(intaglio.Error) as raised:
+        forked.generate(**{"prompt": PROMPT, **options})
+    # The same sentence, in the words of the command line.
+    assert len(str(raised.value)) >= len(problems[0].message)
+    assert str(raised.value).split(":")[-1].replace("-", "").replace("_", "") == (
+        problems[0].message.split(":")[-1].replace("-", "").replace("_", "")
+    )
+
+
+def test_nothing_is_wrong_with_what_runs(forked: intaglio.Pipeline) -> None:
+    options = {"prompt": PROMPT, "height": 24, "width": 40, "seeds": [1, 2], "scheduler": "heun"}
+    assert intaglio.validate(forked.bundle, **options) == []
+    assert intaglio.validate(forked.bundle, prompt=PROMPT) == []
+
+
+def test_a_value_of_another_type_is_raised(forked: intaglio.Pipeline) -> None:
+    with pytest.raises(intaglio.UsageError, match="steps takes N"):
+        intaglio.validate(forked.bundle, prompt=PROMPT, steps="many")
+    with pytest.raises(intaglio.UsageError, match="no option guidance"):
+        intaglio.validate(forked.bundle, prompt=PROMPT, guidance=3)
+
+
+def test_a_bundle_checks_a_size(forked: intaglio.Pipeline) -> None:
+    bundle = forked.bundle
+    assert bundle.size_multiple == bundle.latent.vae_scale_factor * bundle.patch_size
+    assert bundle.check_size(bundle.latent.max_height, bundle.latent.max_width) == []
+    problems = bundle.check_size(bundle.size_multiple + 1, bundle.latent.max_width + 1)
+    assert [problem.field for problem in problems] == ["height", "width"]
+    assert "give a multiple of" in problems[0].message
