@@ -1168,7 +1168,7 @@ def to_images(tensor: typing.Any) -> list[PIL.Image.Image]:
     [N, 3, H, W] float32 in [-1, 1] to N images; rounds as diffusers' VaeImageProcessor does.
     """
 
-def validate(bundle: Bundle, options: dict) -> list[Problem]:
+def validate(bundle: Bundle, options: dict[str, typing.Any]) -> list[Problem]:
     """
     Return what is wrong with these keywords of generate(), in the order in which it checks them; the list is empty when generate() would start to run. Raises UsageError for a value of the wrong type and for a keyword that there is not.
     """

@@ -25,6 +25,7 @@ from intaglio.analysis.quality.judge import Judge
 from intaglio.torch_reference.guidance import Method, Suppressed, run_branches, term
 from intaglio.torch_reference.model import Model, Step
 from intaglio_export.adapters.base import Inputs
+from intaglio_export.calibration.prompts import PROMPTS
 from intaglio_export.errors import ExportError
 from intaglio_export.options import read_settings
 from intaglio_export.sources import open_source

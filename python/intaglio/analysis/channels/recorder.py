@@ -24,6 +24,7 @@ from intaglio.analysis.report.output_folder import (
     write_arrays,
     write_whole,
 )
+from intaglio_export.calibration.massive import ChannelStatistics, measure
 from intaglio_export.errors import ExportError
 
 QUANTILES = (0.5, 0.9, 0.99)

@@ -19,6 +19,7 @@ from intaglio.analysis.report.output_folder import (
     versions,
 )
 from intaglio.analysis.report.page import Report, Section
+from intaglio_export.calibration.prompts import PROMPTS
 from intaglio_export.errors import ExitCode, ExportError
 
 SEEDS = range(4)

@@ -30,6 +30,8 @@ from intaglio.analysis.report.page import Report, Section, plain
 from intaglio.torch_reference.fingerprint import fingerprint, identity
 from intaglio.torch_reference.guidance import Method, Suppressed
 from intaglio.torch_reference.model import Model
+from intaglio_export.calibration.massive import ChannelStatistics
+from intaglio_export.calibration.prompts import PROMPTS
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.options import ModelSettings, read_settings
 from intaglio_export.sources import Source, open_source
