@@ -170,7 +170,7 @@ def test_other_families_are_probed(family: str, small: Any, tmp_path: Path) -> N
         ({"judge": Path("nowhere")}, "judge nowhere cannot be read"),
         ({"weaker": Path("nowhere")}, "weaker model nowhere is not a folder"),
         ({"settings": Path("nowhere.json")}, "nowhere.json"),
-        ({"prompts": Path("nowhere.txt")}, "leave one of the two out"),
+        ({"prompts": Path("nowhere.txt")}, "leave out --prompts or the judge"),
         ({"height": 33}, "--height 33: sizes of this model are multiples of 4"),
     ],
 )
