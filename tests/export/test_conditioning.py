@@ -11,10 +11,9 @@ import torch
 
 from intaglio_export.adapters import Adapter, adapter_for
 from intaglio_export.packing import positions
-from intaglio_export.transformer_graphs import transformer_units
+from intaglio_export.precision import DTYPES, narrow
 from intaglio_export.verify import open_session
-from intaglio_export.writing import make_graph, save_graph
-from tests.bundles import BLOCK, bundle
+from tests.bundles import bundle
 from tests.export.test_bundle import relative
 from tests.families import FAMILIES
 
@@ -31,8 +30,7 @@ def family(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture(scope="module")
-def adapter(family: str) -> Adapter:
+def make_adapter(family: str) -> Adapter:
     pipeline = FAMILIES[family].make()
     adapter = adapter_for(type(pipeline).__name__)
     assert adapter is not None
@@ -61,22 +59,24 @@ def random_inputs(adapter: Adapter, rows: int) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layout", ["forked", pytest.param("dual", marks=pytest.mark.exports)])
+@pytest.mark.parametrize(
+    ("layout", "dtype", "ending"),
+    [("forked", "float32", "onnx"), ("dual", "float16", "cpu.onnx")],
+    ids=["forked", "dual"],
+)
 def test_both_parts_equal_the_diffusers_model(
-    family: str, adapter: Adapter, layout: str, tmp_path: Path
+    family: str, layout: str, dtype: str, ending: str
 ) -> None:
     """Compare what the graphs compute; the op leaves every token alone, so branches are rows.
 
-    The family's bundle has the graphs of layout forked, and conditioning is the same in both.
+    Those of layout dual hold weights in float16, and for processors they compute in float32.
     """
-    exported = bundle(family) / "transformer"
-    names = ["conditioning", "forked"] if layout == "forked" else ["conditioning"]
-    sessions = {name: open_session(exported / f"{name}.onnx") for name in names}
-    if layout == "dual":
-        units = transformer_units(adapter, layout, BLOCK)
-        for name in ("base", "degraded"):
-            save_graph(make_graph(units[name]), tmp_path / f"{name}.onnx")
-            sessions[name] = open_session(tmp_path / f"{name}.onnx")
+    adapter = make_adapter(family)
+    narrow(adapter.transformer, DTYPES[dtype])
+    adapter.transformer.float()
+    folder = bundle(family, layout, dtype) / "transformer"
+    loop = ["forked"] if layout == "forked" else ["base", "degraded"]
+    sessions = {name: open_session(folder / f"{name}.{ending}") for name in ["conditioning", *loop]}
     inputs = random_inputs(adapter, 3)
     expected = adapter.predict(inputs)
     order = torch.tensor([2, 0, 1])  # of conditions: none of the loop's rows is in its place
@@ -97,8 +97,9 @@ def test_both_parts_equal_the_diffusers_model(
         assert relative(torch.from_numpy(got), expected[branch]) < TOLERANCE, name
 
 
-def test_the_loop_carries_no_weights_of_conditioning(family: str, adapter: Adapter) -> None:
+def test_the_loop_carries_no_weights_of_conditioning(family: str) -> None:
     """Each weight is in one of the two parts, and no input is left that only conditioning reads."""
+    adapter = make_adapter(family)
     graphs = [
         onnx.load(bundle(family) / "transformer" / f"{name}.onnx", load_external_data=False).graph
         for name in ("forked", "conditioning")
