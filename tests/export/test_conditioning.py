@@ -11,9 +11,10 @@ import torch
 
 from intaglio_export.adapters import Adapter, adapter_for
 from intaglio_export.packing import positions
-from intaglio_export.precision import DTYPES, narrow
+from intaglio_export.transformer_graphs import transformer_units
 from intaglio_export.verify import open_session
-from tests.bundles import bundle
+from intaglio_export.writing import make_graph, save_graph
+from tests.bundles import BLOCK, bundle
 from tests.export.test_bundle import relative
 from tests.families import FAMILIES
 
@@ -30,7 +31,8 @@ def family(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def make_adapter(family: str) -> Adapter:
+@pytest.fixture(scope="module")
+def adapter(family: str) -> Adapter:
     pipeline = FAMILIES[family].make()
     adapter = adapter_for(type(pipeline).__name__)
     assert adapter is not None
@@ -59,24 +61,22 @@ def random_inputs(adapter: Adapter, rows: int) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("layout", "dtype", "ending"),
-    [("forked", "float32", "onnx"), ("dual", "float16", "cpu.onnx")],
-    ids=["forked", "dual"],
-)
+@pytest.mark.parametrize("layout", ["forked", pytest.param("dual", marks=pytest.mark.exports)])
 def test_both_parts_equal_the_diffusers_model(
-    family: str, layout: str, dtype: str, ending: str
+    family: str, adapter: Adapter, layout: str, tmp_path: Path
 ) -> None:
     """Compare what the graphs compute; the op leaves every token alone, so branches are rows.
 
-    Those of layout dual hold weights in float16, and for processors they compute in float32.
+    The family's bundle has the graphs of layout forked, and conditioning is the same in both.
     """
-    adapter = make_adapter(family)
-    narrow(adapter.transformer, DTYPES[dtype])
-    adapter.transformer.float()
-    folder = bundle(family, layout, dtype) / "transformer"
-    loop = ["forked"] if layout == "forked" else ["base", "degraded"]
-    sessions = {name: open_session(folder / f"{name}.{ending}") for name in ["conditioning", *loop]}
+    exported = bundle(family) / "transformer"
+    names = ["conditioning", "forked"] if layout == "forked" else ["conditioning"]
+    sessions = {name: open_session(exported / f"{name}.onnx") for name in names}
+    if layout == "dual":
+        units = transformer_units(adapter, layout, BLOCK)
+        for name in ("base", "degraded"):
+            save_graph(make_graph(units[name]), tmp_path / f"{name}.onnx")
+            sessions[name] = open_session(tmp_path / f"{name}.onnx")
     inputs = random_inputs(adapter, 3)
     expected = adapter.predict(inputs)
     order = torch.tensor([2, 0, 1])  # of conditions: none of the loop's rows is in its place
@@ -97,9 +97,8 @@ def test_both_parts_equal_the_diffusers_model(
         assert relative(torch.from_numpy(got), expected[branch]) < TOLERANCE, name
 
 
-def test_the_loop_carries_no_weights_of_conditioning(family: str) -> None:
+def test_the_loop_carries_no_weights_of_conditioning(family: str, adapter: Adapter) -> None:
     """Each weight is in one of the two parts, and no input is left that only conditioning reads."""
-    adapter = make_adapter(family)
     graphs = [
         onnx.load(bundle(family) / "transformer" / f"{name}.onnx", load_external_data=False).graph
         for name in ("forked", "conditioning")
