@@ -37,7 +37,8 @@ demo: $(DEMO)/index.html  ## export the shipped model and draw the same seeds fo
 serve: $(BUNDLE)/bundle.json  ## serve the shipped model (docs/serving.md); FLAGS="--port 9000"
 	@exec $(BIN)/intaglio serve $(BUNDLE) $(FLAGS)
 
-check: lint test-cpp  ## lint, types, C++ tests, and the Python tests that export nothing
+check:  ## lint, types, C++ tests, and the Python tests that export nothing
+	@$(MAKE) -j2 --output-sync=target lint test-cpp
 	$(PYTEST) $(WORKERS) -q -m "not alone and not exports"
 
 # Steps that do not wait for each other share the cores; each prints when it has ended.
