@@ -58,8 +58,8 @@ def open_folder(path: Path, text_encoders: str = "all") -> PipelineFolder:
     if text_encoders == "no-t5":
         if not optional:
             raise usage_error(
-                f"--text-encoders no-t5: {adapter.family} models need their text encoders; leave out"
-                " the option."
+                f"--text-encoders no-t5: {adapter.family} models need their text encoders;"
+                " leave the option out."
             )
         index |= dict.fromkeys(optional)
     parts = {}
