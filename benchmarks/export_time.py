@@ -28,7 +28,8 @@ torch.set_num_threads(1)
 from pathlib import Path
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
-steps, last = [["Importing", time.process_time() - began]], ["Loading the model", time.process_time()]
+steps = [["Importing", time.process_time() - began]]
+last = ["Loading the model", time.process_time()]
 def progress(what, done):
     steps.append([last[0], time.process_time() - last[1]])
     last[:] = what, time.process_time()

@@ -135,7 +135,7 @@ def remove(bundle: Path, path: str) -> None:
         (cut, "transformer/weights.data", "(its size differs); export again"),
         (forge, "transformer/weights.data", "(its SHA-256 differs); export again"),
         (change(f"{INPUTS}/0/axes/2", "frames"), "bundle.json", "latent is float32 of base_rows x"),
-        (change(f"{INPUTS}/0/dtype", "int64"), "bundle.json", "it says that latent is int64"),
+        (change(f"{INPUTS}/0/dtype", "int64"), "bundle.json", "there latent is int64"),
         (change(f"{INPUTS}/0", None), "bundle.json", "latent is missing, and in the graph it is"),
         (
             change("vae_decoder/outputs/0/axes/1", 4),

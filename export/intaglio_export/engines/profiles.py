@@ -62,7 +62,7 @@ class Profile:
 
 
 def default_profile(manifest: dict[str, Any]) -> Profile:
-    """Return 1 to 4 images of half to one and a half times the default size, within limits."""
+    """Return 1 to 4 images with sides from half to one and a half times the default."""
     batch = Range(*DEFAULT_BATCH)
     if manifest["latent"].get("fixed_size"):
         return Profile(batch, *(_one(manifest["latent"][f"max_{side}"]) for side in _SIDES))
@@ -89,7 +89,7 @@ def _unit(manifest: dict[str, Any]) -> int:
 
 
 def parse_profiles(texts: Sequence[str], manifest: dict[str, Any]) -> tuple[Profile, ...]:
-    """Read --profile, as in `batch=1:1:4,height=16:32:48`. Other axes are as in the default profile.
+    """Read --profile, as in `batch=1:1:4,height=16:32:48`. Other axes have their default.
 
     Without any text the result is the default profile.
 
