@@ -28,7 +28,8 @@ torch.set_num_threads(1)
 from pathlib import Path
 from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
-steps, last = [["Importing", time.process_time() - began]], ["Loading the model", time.process_time()]
+steps = [["Importing", time.process_time() - began]]
+last = ["Loading the model", time.process_time()]
 def progress(what, done):
     steps.append([last[0], time.process_time() - last[1]])
     last[:] = what, time.process_time()
@@ -38,32 +39,55 @@ progress("", 1.0)
 import json
 print(json.dumps(steps))
 """
-# Functions of torch and onnxscript whose time, with all that they call, makes a phase.
-PHASES = {
-    "torch.export": ("torch/export/__init__.py", "export"),
-    "decompositions": ("exporter/_fx_passes.py", "decompose_with_registry"),
-    "decompositions in place": ("tracing/decomposition.py", "decompose"),
-    "type promotion": ("exporter/_fx_passes.py", "insert_type_promotion_nodes"),
-    "type promotion in place": ("tracing/decomposition.py", "_promote_types"),
-    "registry of translations": ("exporter/_registration.py", "from_torchlib"),
-    "translation": ("exporter/_core.py", "_exported_program_to_onnx_program"),
-    "onnxscript's optimizer": ("optimizer/_optimizer.py", "optimize_ir"),
-    "garbage collection": ("~", "<built-in method gc.collect>"),
-}
-PROFILED = f"""
-import cProfile, json, pstats, sys
-profile = cProfile.Profile()
-source = {PROGRAM!r}
-profile.run(source)
-stats = pstats.Stats(profile).stats
-phases = {{}}
-for name, (file, function) in {PHASES!r}.items():
-    for (path, _, called), (_, _, _, cumulative, _) in stats.items():
-        if path.endswith(file) and called == function:
-            phases[name] = phases.get(name, 0) + cumulative
-phases["all"] = sum(entry[2] for entry in stats.values())
-print(json.dumps(phases))
+# The same with a clock around the functions that make the phases of an export.
+PHASES = """
+import functools, gc, importlib, time
+seconds = {}
+def measure(phase, module, name):
+    module = importlib.import_module(module)
+    function = getattr(module, name)
+    @functools.wraps(function)
+    def measured(*args, **kwargs):
+        began = time.process_time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[phase] = seconds.get(phase, 0.0) + time.process_time() - began
+    setattr(module, name, measured)
+import intaglio_export.exporter
+EXPORTER = "torch.onnx._internal.exporter"
+OURS = "intaglio_export.tracing.decomposition"
+measure("torch.export", "torch.export", "export")
+measure("translation", EXPORTER + "._core", "_exported_program_to_onnx_program")
+measure("optimizer", "onnxscript.optimizer", "optimize_ir")
+measure("explicit collection", "gc", "collect")
+try:
+    measure("decomposition", OURS, "_decompose")
+    measure("type promotion", OURS, "_promote_types")
+    measure("registry", OURS, "_from_torchlib")
+except ModuleNotFoundError:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+    measure("decomposition", EXPORTER + "._fx_passes", "decompose_with_registry")
+    measure("type promotion", EXPORTER + "._fx_passes", "insert_type_promotion_nodes")
+    from_torchlib = ONNXRegistry.from_torchlib
+    def registry(opset_version):
+        began = time.process_time()
+        made = from_torchlib(opset_version)
+        seconds["registry"] = seconds.get("registry", 0.0) + time.process_time() - began
+        return made
+    ONNXRegistry.from_torchlib = staticmethod(registry)
+began_collection = 0.0
+def collected(phase, info):
+    global began_collection
+    if phase == "start":
+        began_collection = time.process_time()
+    else:
+        spent = time.process_time() - began_collection
+        seconds["collection, all"] = seconds.get("collection, all", 0.0) + spent
+gc.callbacks.append(collected)
 """
+REPORT = "print(json.dumps(dict(steps[:1]) | seconds | {'all': time.process_time()}))"
+PROFILED = "\n".join((PHASES, PROGRAM, REPORT))
 
 
 def tiny_sd3(folder: Path) -> None:

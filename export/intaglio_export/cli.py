@@ -140,10 +140,10 @@ def export(
 ) -> None:
     """Turn a diffusers pipeline into a bundle that `intaglio generate` runs.
 
-    The command loads the model SOURCE, finds the massive channels of its transformer, and writes its
-    networks as ONNX graphs that contain the op which suppresses these channels. Then it runs the
-    graphs and compares them with the original. If they differ by more than 1e-4 (float32), it
-    writes nothing.
+    The command loads the model SOURCE, finds the massive channels of its transformer, and writes
+    its networks as ONNX graphs with the op that suppresses these channels. Then it runs the graphs
+    and compares them with the original. If they differ by more than 1e-4 (float32), it writes
+    nothing.
 
     Example: intaglio export models/fashion-sd3 -o fashion.bundle
 
@@ -183,8 +183,8 @@ def export(
 
 
 _NO_MEMORY = (
-    "There is not enough memory for this model: an export needs 2 GB and up to 1.3 times the size of"
-    " the bundle's weights."
+    "There is not enough memory for this model: an export needs 2 GB and up to 1.3 times the size"
+    " of the bundle's weights."
 )
 
 

@@ -17,7 +17,7 @@ class ExitCode(enum.IntEnum):
 
 
 class ExportError(Exception):
-    """An error whose message is one sentence: what is wrong, with which file or flag, what to do."""
+    """An error whose message says in one sentence what is wrong, where, and what to do."""
 
     def __init__(self, message: str, exit_code: ExitCode = ExitCode.BAD_INPUT) -> None:
         super().__init__(message)

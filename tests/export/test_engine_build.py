@@ -197,7 +197,7 @@ def test_a_second_builder_goes_away(run_build: Run, bundle: Path) -> None:
         code, out, err = run_build(bundle, *RTX, "--arch", "sm86")
     assert (code, out) == (4, "")
     assert err == (
-        f"intaglio: Another intaglio build is at work in {bundle / 'engines'};"
+        f"intaglio: Another intaglio build is running in {bundle / 'engines'};"
         " wait until it has ended.\n"
     )
     assert files(bundle) == before

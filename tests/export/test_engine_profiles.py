@@ -137,7 +137,7 @@ def test_conditioning_is_made_for_whole_schedules() -> None:
 
 def test_an_axis_of_no_known_name_is_refused() -> None:
     model = manifest(8, 2, 64, 64)
-    refusal = r"bundle\.json: the axis frames of latent in base\.onnx is none .* export again"
+    refusal = r"bundle\.json: the axis frames of latent in base\.onnx is unknown .* export again"
     with pytest.raises(ExportError, match=refusal) as raised:
         input_shapes(component("base", latent=["rows", "frames"]), default_profile(model), model)
     assert raised.value.exit_code == 3

@@ -48,7 +48,7 @@ BAD_FLAGS = {
     "--arch sm120,sm_86": (2, "sm_86 is not a target; it is spelled sm86."),
     "--arch=": (2, "(empty) is not a target"),
     "--precision float16": (2, "export again with --dtype float16"),
-    "--precision fp8": (2, "needs a calibration that keeps the massive channels out"),
+    "--precision fp8": (2, "would need a calibration that treats massive channels"),
     "--precision double": (2, "is not one of float32, float16, bfloat16"),
     "--profile batch=0": (2, "batch is 1 to 1024 images"),
     "--profile batch=2:1:4": (2, "is not in order; give MIN:OPT:MAX"),
@@ -137,15 +137,15 @@ def remove(bundle: Path, path: str) -> None:
         (cut, "transformer/weights.data", "(its size differs); export again"),
         (forge, "transformer/weights.data", "(its SHA-256 differs); export again"),
         (change(f"{INPUTS}/0/axes/2", "frames"), "bundle.json", "latent is float32 of base_rows x"),
-        (change(f"{INPUTS}/0/dtype", "int64"), "bundle.json", "it says that latent is int64"),
-        (change(f"{INPUTS}/0", None), "bundle.json", "latent is not there, and in the graph it is"),
+        (change(f"{INPUTS}/0/dtype", "int64"), "bundle.json", "there latent is int64"),
+        (change(f"{INPUTS}/0", None), "bundle.json", "latent is missing, and in the graph it is"),
         (
             change("vae_decoder/outputs/0/axes/1", 4),
             "bundle.json",
             "not fit vae_decoder/model.onnx",
         ),
         (change("defaults/height", 33), "bundle.json", "the default height 33 does not fit"),
-        (change("transformer/blocks", 9), "bundle.json", "the 9 blocks that bundle.json speaks of"),
+        (change("transformer/blocks", 9), "bundle.json", "the 9 blocks of bundle.json"),
     ],
 )
 def test_a_bad_bundle(

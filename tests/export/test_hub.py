@@ -66,16 +66,16 @@ def refusal(name: str = NAME, **options: Any) -> str:
 
 @pytest.mark.parametrize("name", [NAME, f"{NAME}@main", f"{NAME}@{COMMIT}"])
 def test_a_model_of_the_hub(hub: Hub, name: str) -> None:
-    told: list[str] = []
-    source = open_source(name, tell=told.append)
+    reported: list[str] = []
+    source = open_source(name, report=reported.append)
     pipeline = FAMILIES["sd3"]()
     for part in ("transformer", "vae", "text_encoder", "text_encoder_3"):
         assert_same(getattr(source.adapter.pipeline, part), getattr(pipeline, part))
     assert (source.name, source.license) == (name, "tiny-license")
     assert source.settings is not None
     assert source.settings.read_text() == '{"block": 2}'
-    assert told[0] == f"Looking for {name}"
-    assert told[-1].startswith(f"Downloading {name} (0.0 of 0.0 GB)")
+    assert reported[0] == f"Looking for {name}"
+    assert reported[-1].startswith(f"Downloading {name} (0.0 of 0.0 GB)")
 
 
 def test_only_what_is_needed_is_downloaded(hub: Hub) -> None:
@@ -148,7 +148,7 @@ def test_what_the_hub_does_not_have(hub: Hub) -> None:
     (hub.repositories[NAME] / "model_index.json").unlink()
     assert "is not a diffusers pipeline: it has no model_index.json" in refusal()
     for name in ("tiny", "./tiny/sd3", "a/b/c", "/tmp/none"):
-        assert "does not exist, and it is not a name of the Hub" in refusal(name)
+        assert f"does not exist, and {name} is not a Hub name" in refusal(name)
     assert "neither a folder here nor a name" in refusal("tiny/a..b")
 
 

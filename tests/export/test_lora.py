@@ -146,7 +146,7 @@ def test_a_lora_that_does_not_fit_is_refused(
     ):
         file = change(good, f"{name}.safetensors", edit)
         message = refusal(folders[family], file)
-        assert message.startswith(f"The LoRA {file} is not one for this ")
+        assert message.startswith(f"The LoRA {file} does not fit this ")
         assert says in message
 
 

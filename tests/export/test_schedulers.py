@@ -145,7 +145,7 @@ def test_one_is_refused_before_the_model_runs(
     pipeline = make_pipeline()
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(use_exponential_sigmas=True)
     pipeline.save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(exporter, "observe", None)
+    monkeypatch.setattr(exporter, "calibrate", None)
     with pytest.raises(ExportError, match="use_exponential_sigmas"):
         export_bundle(ExportRequest(tmp_path / "model", tmp_path / "out"))
     assert not (tmp_path / "out").exists()

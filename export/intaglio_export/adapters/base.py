@@ -77,7 +77,7 @@ class EncoderLayout:
 
 @dataclass(frozen=True)
 class TextSegment:
-    """A segment of the prompt sequence: the outputs of `encoders` joined along channels, or zeros."""
+    """A segment of the prompt sequence: outputs of `encoders` joined along channels, or zeros."""
 
     encoders: tuple[str, ...]
     length: int
@@ -178,7 +178,7 @@ class Adapter(ABC):
         return block.norm1  # type: ignore[return-value]
 
     def gate(self, block: nn.Module, kwargs: Mapping[str, Any], output: Any) -> torch.Tensor:
-        """Return alpha [B, C], AdaLN's residual gate of attention, from a call of `gating(block)`."""
+        """Return alpha [B, C], AdaLN's residual gate of attention, from a call of `gating`."""
         alpha: torch.Tensor = output[1]
         return alpha
 
@@ -201,7 +201,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Return the transformer's inputs. `latent` is the first, and rows are called `base_rows`."""
+        """Return the transformer's inputs, `latent` first. Their rows are called `base_rows`."""
 
     def output_axes(self) -> tuple[Axis, ...]:
         """Return the axes of the prediction, which are those of the latent with rows `rows`."""
@@ -297,7 +297,7 @@ class Adapter(ABC):
         return mean
 
     def scheduler(self, steps: int, tokens: int) -> Any:
-        """Return a copy of the pipeline's scheduler with timesteps for images of `tokens` tokens."""
+        """Return a copy of the scheduler with timesteps for images of `tokens` tokens."""
         scheduler = deepcopy(self.pipeline.scheduler)
         extra: dict[str, Any] = {}
         if scheduler.config.get("use_dynamic_shifting"):

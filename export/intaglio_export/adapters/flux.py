@@ -21,7 +21,7 @@ from intaglio_export.graph_specs import TensorSpec
 
 
 class FluxAdapter(Adapter):
-    """`FluxPipeline`, with T5 for the sequence, CLIP-L for the pooled vector, and packed latents."""
+    """`FluxPipeline`: T5 gives the sequence, CLIP-L the pooled vector, and latents are packed."""
 
     family = "flux"
     pipeline_classes = ("FluxPipeline",)

@@ -46,7 +46,7 @@ class QwenImageAdapter(Adapter):
         return block.img_mod  # type: ignore[return-value]
 
     def gate(self, block: nn.Module, kwargs: Mapping[str, Any], output: Any) -> torch.Tensor:
-        """Return the gate of attention; the output holds shift, scale and gate of attention and MLP."""
+        """Return the gate out of shift, scale and gate of attention, then of the MLP."""
         alpha: torch.Tensor = output.chunk(6, dim=-1)[2]
         return alpha
 
@@ -179,7 +179,7 @@ class _Positions(nn.Module):
     def forward(
         self, position: torch.Tensor, max_txt_seq_len: int, device: torch.device
     ) -> tuple[_Rotations, _Rotations]:
-        """Return the rotations of the image's tokens at `position` [tokens, 3] and of the text's."""
+        """Return the rotations of image tokens at `position` [tokens, 3], and of text tokens."""
         index = position.long()
         halves = (index.amax(0) + 2) // 2  # the larger half of each axis
         centred = index - torch.where(torch.arange(3) == 0, 0, halves)

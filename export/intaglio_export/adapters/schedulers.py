@@ -78,8 +78,8 @@ def check_scheduler(scheduler: Any, prediction_type: str) -> None:
     classes = _ALLOWED[prediction_type]
     if name not in classes:
         raise ExportError(
-            f"The runtime has no scheduler {name} for a model that predicts {prediction_type}; use a"
-            f" pipeline with one of {', '.join(classes)}."
+            f"The runtime has no scheduler {name} for a model that predicts {prediction_type};"
+            f" use a pipeline with one of {', '.join(classes)}."
         )
     for key, allowed in classes[name].items():
         value = config.get(key, allowed[0])

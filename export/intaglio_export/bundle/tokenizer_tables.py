@@ -1,4 +1,4 @@
-"""The table file that the runtime's tokenizers read (`tables.json`): CLIP's and T5's kinds."""
+"""Write `tables.json`, which the runtime's tokenizers read, for tokenizers like CLIP's or T5's."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _TWO_SPACES = {"Regex": " {2,}"}
 
 
 def write_table(tokenizer: Any, max_length: int, folder: Path, *, lowercase: bool = False) -> None:
-    """Write the table of `tokenizer` to `folder`/tables.json, making the folder.
+    """Write the table of `tokenizer` to `folder`/tables.json and create the folder.
 
     Args:
         tokenizer: a `CLIPTokenizer` or `T5Tokenizer` of transformers 5.
-        max_length: tokens per prompt, padded or truncated to.
+        max_length: the number of tokens to which a prompt is padded or truncated.
         lowercase: for T5, as in `t5_table`.
 
     Raises:
-        ExportError: the tokenizer is of another kind, or does what the runtime does not follow.
+        ExportError: the tokenizer has another kind or does something that the runtime cannot do.
     """
     kind = _state(tokenizer).get("model", {}).get("type")
     if kind == "Unigram":
         table = t5_table(tokenizer, max_length, lowercase=lowercase)
     elif lowercase:
-        raise ValueError("only T5's tables can ask for text.lower().strip()")
+        raise ValueError("lowercase is for tables like T5's only")
     else:
         table = clip_table(tokenizer, max_length)
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,19 +40,20 @@ def write_table(tokenizer: Any, max_length: int, folder: Path, *, lowercase: boo
 
 
 def clip_table(tokenizer: Any, max_length: int) -> dict[str, Any]:
-    """Byte-pair encoding tables of a transformers CLIP tokenizer.
+    """Return the byte-pair encoding tables of a transformers CLIP tokenizer.
 
     Args:
         tokenizer: a `CLIPTokenizer` of transformers 5, which is backed by the tokenizers library.
-        max_length: tokens per prompt, padded or truncated to.
+        max_length: the number of tokens to which a prompt is padded or truncated.
 
     Returns:
-        vocab (token to id), merges (in rank order, "a b"), ids of the special tokens, added tokens
-        (to an id, or `{"id": n, "normalized": true}` for one looked for in the normalized text).
+        The vocabulary (token to id), merges ("a b" in rank order), ids of the special tokens, and
+        added tokens with their id, or `{"id": n, "normalized": true}` for an added token that is
+        searched in the normalized text.
 
     Raises:
-        ExportError: the tokenizer is not a CLIP-format BPE tokenizer, or an added token takes more
-            than its own text.
+        ExportError: the tokenizer is not a BPE tokenizer in CLIP's format, or an added token also
+            matches text around it.
     """
     state = _state(tokenizer)
     model = state.get("model", {})
@@ -77,27 +78,27 @@ def clip_table(tokenizer: Any, max_length: int) -> dict[str, Any]:
 
 
 def _clip_added(token: dict[str, Any]) -> int | dict[str, Any]:
-    """The entry of an added token."""
+    """Return the entry of an added token."""
     _refuse_added(token, "lstrip", "rstrip", "single_word")
     number: int = token["id"]
     return {"id": number, "normalized": True} if token["normalized"] else number
 
 
 def t5_table(tokenizer: Any, max_length: int, *, lowercase: bool = False) -> dict[str, Any]:
-    """Unigram tables of a transformers T5 tokenizer.
+    """Return the Unigram tables of a transformers T5 tokenizer.
 
     Args:
         tokenizer: a `T5Tokenizer` of transformers 5, which is backed by the tokenizers library.
-        max_length: tokens per prompt, padded or truncated to.
-        lowercase: the pipeline applies `text.lower().strip()` to prompts (PixArt does), and so
-            shall the runtime's tokenizer.
+        max_length: the number of tokens to which a prompt is padded or truncated.
+        lowercase: the pipeline applies `text.lower().strip()` to prompts, as PixArt does, so the
+            runtime's tokenizer must do the same.
 
     Returns:
-        pieces (a piece's id is its place) and their scores, normalizers in order, added tokens, ids
-        of the special tokens.
+        The pieces in the order of their ids, their scores, normalizers in order, added tokens, and
+        ids of the special tokens.
 
     Raises:
-        ExportError: the tokenizer does something that the runtime's does not follow.
+        ExportError: the tokenizer does something that the runtime cannot do.
     """
     state = _state(tokenizer)
     model = state["model"]
@@ -119,9 +120,9 @@ def t5_table(tokenizer: Any, max_length: int, *, lowercase: bool = False) -> dic
 
 
 def sentencepiece_problem(source: Path) -> str | None:
-    """Why the tokenizers in a pipeline's folder that are SentencePiece files only cannot be read.
+    """Say why a tokenizer that is only a SentencePiece file cannot be read, or return None.
 
-    To be asked after loading failed: transformers' own error then speaks of tiktoken.
+    This is for the case that loading failed: transformers' own error then mentions tiktoken.
     """
     for model in sorted(source.glob("tokenizer*/*.model")):
         if (model.parent / "tokenizer.json").is_file():
@@ -146,14 +147,14 @@ def _is_sentencepiece(model: Path) -> bool:
 
 
 def _state(tokenizer: Any) -> dict[str, Any]:
-    """What the tokenizers library would write to tokenizer.json; empty for other tokenizers."""
+    """Return what the tokenizers library writes to tokenizer.json, or an empty dictionary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
     return state
 
 
 def _steps(state: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    """The normalizers or pre-tokenizers in their order, sequences opened."""
+    """Yield the normalizers or pre-tokenizers in order, also those inside sequences."""
     todo = [state[name]] if state[name] else []
     while todo:
         step = todo.pop(0)
@@ -174,7 +175,7 @@ def _normalizer(step: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whitespace_split(state: dict[str, Any]) -> bool:
-    """Whether words end at white space before they do at "▁"."""
+    """Return whether text is split at white space before it is split at "▁"."""
     steps = list(_steps(state, "pre_tokenizer"))
     split = bool(steps) and steps[0]["type"] == "WhitespaceSplit"
     if split:
@@ -193,12 +194,14 @@ def _t5_added(token: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_specials(tokenizer: Any, state: dict[str, Any]) -> None:
-    """One end token behind the text and padding behind it, as T5 has them."""
+    """Check that one end token and then padding follow the text, as with T5."""
     name = type(tokenizer).__name__
     if None in (state["model"]["unk_id"], tokenizer.eos_token_id, tokenizer.pad_token_id):
         raise ExportError(f"The tokenizer {name} lacks one of the unknown, end and padding tokens.")
     if (tokenizer.padding_side, tokenizer.truncation_side) != ("right", "right"):
-        raise ExportError(f"The tokenizer {name} pads or truncates on the left, as T5's does not.")
+        raise ExportError(
+            f"The tokenizer {name} pads or truncates on the left, which T5's does not."
+        )
     processor = state["post_processor"] or {}
     single = [next(iter(part.items())) for part in processor.get("single", ())]
     specials = processor.get("special_tokens", {})
@@ -206,7 +209,9 @@ def _check_specials(tokenizer: Any, state: dict[str, Any]) -> None:
     if [kind for kind, _ in single] != ["Sequence", "SpecialToken"] or ids != [
         [tokenizer.eos_token_id]
     ]:
-        raise ExportError(f"The tokenizer {name} does not put just its end token behind the text.")
+        raise ExportError(
+            f"The tokenizer {name} does not add exactly one end token after the text."
+        )
 
 
 def _refuse_added(token: dict[str, Any], *options: str) -> None:
@@ -214,7 +219,7 @@ def _refuse_added(token: dict[str, Any], *options: str) -> None:
         if token[option]:
             raise ExportError(
                 f"The tokenizer's added token {token['content']!r} has {option}, which the"
-                " runtime's tokenizer does not follow."
+                " runtime's tokenizer does not support."
             )
 
 
@@ -222,5 +227,5 @@ def _unfollowed(what: str, step: dict[str, Any]) -> ExportError:
     options = {key: value for key, value in step.items() if key != "type"}
     return ExportError(
         f"The tokenizer has the {what} {step['type']} ({json.dumps(options, ensure_ascii=False)}),"
-        " which the runtime's tokenizer does not follow."
+        " which the runtime's tokenizer does not support."
     )

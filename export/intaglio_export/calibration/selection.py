@@ -30,8 +30,8 @@ def check_guidance(settings: ModelSettings, adapter: Adapter) -> None:
     """
     if settings.distilled_guidance is not None and adapter.distilled_guidance is None:
         raise ExportError(
-            "The settings hold a distilled_guidance, but the model is not guidance-distilled; remove"
-            " it and use cfg_scale."
+            "The settings hold a distilled_guidance, but the model is not guidance-distilled;"
+            " remove it and use cfg_scale."
         )
 
 

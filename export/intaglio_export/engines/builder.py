@@ -1,4 +1,4 @@
-"""All engines of a bundle: what is there is used again, the rest is built, one after the other."""
+"""Build the engines of a bundle one after the other, and reuse those that exist."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from intaglio_export.engines.worker import build_apart
 from intaglio_export.errors import ExitCode, ExportError, usage_error
 
 PRECISIONS = ("float32", "float16", "bfloat16")
-# What a plan has beside its weights: as measured, at least 1 MB, and 11 MB for 761 nodes.
+# The measured size of a plan without its weights: at least 1 MB, and 11 MB for 761 nodes.
 _PLAN_BYTES, _NODE_BYTES = 1_000_000, 15_000
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build, as the flags of the same names say it; None is "not said"."""
+    """What to build. The fields are the flags of the same names; None means "not given"."""
 
     bundle: Path
     backend: str
@@ -44,7 +44,7 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuildTask:
-    """A component and its key; `entry` is its part of engine.json if its engine is there."""
+    """A component and its key. `entry` is its part of engine.json if its engine exists."""
 
     component: Component
     key: str
@@ -53,7 +53,7 @@ class BuildTask:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What there is to do, and the graphs whose engines have just been built."""
+    """The engines of a bundle, which of them exist, and which have just been built."""
 
     manifest: dict[str, Any]
     package: Package
@@ -64,28 +64,28 @@ class BuildPlan:
 
     @property
     def missing(self) -> list[BuildTask]:
-        """Those whose engine is not there."""
+        """The tasks whose engine does not exist."""
         return [task for task in self.tasks if task.entry is None]
 
 
 class Watcher(Protocol):
-    """Is told how the build goes."""
+    """Callbacks for the progress of a build."""
 
     def start(self, component: Component) -> None:
-        """A component's turn has come."""
+        """The build of a component starts."""
 
     def update(self, what: str, done: float) -> None:
-        """What the builder does, and the share of it that is done."""
+        """The builder does `what`, and the share `done` of the component is done."""
 
     def finish(self) -> None:
-        """The component is built."""
+        """The build of the component has ended."""
 
 
 def plan_build(request: BuildRequest) -> BuildPlan:
-    """What `request` asks for, and which engines of it are there; writes nothing.
+    """Find out which engines `request` needs and which of them exist, without writing anything.
 
     Raises:
-        ExportError: a flag, the bundle or the package does not allow it.
+        ExportError: a flag, the bundle or the package does not allow the build.
     """
     if request.precision:
         _check_precision(request.precision)
@@ -94,12 +94,12 @@ def plan_build(request: BuildRequest) -> BuildPlan:
     if quantized := manifest["transformer"].get("quantized"):
         raise ExportError(
             f"The transformer of {request.bundle} has {quantized['scheme']} weights for ONNX"
-            " Runtime, and engines are built of float weights; export again without --quantize."
+            " Runtime, but engines need float weights; export again without --quantize."
         )
     if request.precision not in (None, manifest["dtype"]):
         raise usage_error(
             f"--precision {request.precision}: {request.bundle} is {manifest['dtype']}, and an"
-            f" engine is what its graph is; export again with --dtype {request.precision}."
+            f" engine has the types of its graph; export again with --dtype {request.precision}."
         )
     profiles = parse_profiles(request.profiles, manifest)
     package = open_package(request.backend)
@@ -128,8 +128,8 @@ def _check_precision(precision: str) -> None:
         return
     if precision.startswith(("fp8", "float8", "int8", "fp4", "float4", "int4", "nvfp4")):
         raise usage_error(
-            f"--precision {precision} needs a calibration that keeps the massive channels out of"
-            f" the quantised range, and there is none; give one of {', '.join(PRECISIONS)}."
+            f"--precision {precision} would need a calibration that treats massive channels"
+            f" separately, which does not exist; give one of {', '.join(PRECISIONS)}."
         )
     raise usage_error(f"--precision {precision} is not one of {', '.join(PRECISIONS)}.")
 
@@ -138,25 +138,25 @@ def _task(component: Component, key: str, folder: Path, known: dict[str, Any]) -
     entry = known.get(component.path)
     if entry is None or entry["key"] != key:
         return BuildTask(component, key, None)
-    # Its size only: to read gigabytes before every build would take longer than most builds do.
+    # Only the size is checked, because reading gigabytes would take longer than most builds.
     plan = folder / entry["plan"]
     there = plan.is_file() and plan.stat().st_size == entry["plan_bytes"]
     return BuildTask(component, key, entry if there else None)
 
 
 def build_engines(request: BuildRequest, watcher: Watcher) -> BuildPlan:
-    """Build the engines of `request` that are not there; every job of the result has its entry.
+    """Build the missing engines of `request`. Every task of the result has an entry.
 
-    An engine is in place as soon as it is built: after an interruption those before it remain.
+    Each engine is stored as soon as it is built, so finished engines survive an interruption.
 
     Raises:
-        ExportError: a flag, the bundle, the package or the machine does not allow it.
+        ExportError: a flag, the bundle, the package or the machine does not allow the build.
     """
-    plan = plan_build(request)  # bad input is found before a folder is made
-    if not plan.missing:  # then nothing is written: the bundle may be read-only
+    plan = plan_build(request)  # finds bad input before a folder is created
+    if not plan.missing:  # nothing is written, because the bundle may be read-only
         return plan
     with _locked(request.bundle / "engines"):
-        plan = plan_build(request)  # whoever had the lock may have built some
+        plan = plan_build(request)  # another process may have built some
         built = frozenset(task.component.path for task in plan.missing)
         entries = _build_missing(plan, request.bundle, watcher)
         tasks = [replace(task, entry=entries[task.component.path]) for task in plan.tasks]
@@ -164,7 +164,7 @@ def build_engines(request: BuildRequest, watcher: Watcher) -> BuildPlan:
 
 
 def _build_missing(plan: BuildPlan, bundle: Path, watcher: Watcher) -> dict[str, dict[str, Any]]:
-    """Build what is missing. Returns the components of engine.json."""
+    """Build the missing engines. Returns the components of engine.json."""
     check_space(
         plan.folder,
         sum(plan_bytes(plan, task.component) for task in plan.missing),
@@ -186,13 +186,13 @@ def _build_missing(plan: BuildPlan, bundle: Path, watcher: Watcher) -> dict[str,
 
 
 def plan_bytes(plan: BuildPlan, component: Component) -> int:
-    """About what an engine takes on the disk; kernels are there for each profile."""
+    """Estimate the size of an engine on disk; it holds kernels for each profile."""
     kernels = _PLAN_BYTES + _NODE_BYTES * len(component.graph.graph.node)
     return component.weights_bytes + kernels * len(plan.settings.profiles)
 
 
 def _build(plan: BuildPlan, task: BuildTask, watcher: Watcher) -> dict[str, Any]:
-    """Build one component and put its plan in place. Returns its part of engine.json."""
+    """Build one component and store its plan. Returns its part of engine.json."""
     component = task.component
     sums = _sums(component, plan.manifest)
     spec = _spec(plan, component, sums)
@@ -222,7 +222,7 @@ def _build(plan: BuildPlan, task: BuildTask, watcher: Watcher) -> dict[str, Any]
 
 
 def estimates(plan: BuildPlan, task: BuildTask) -> list[int]:
-    """Activation memory of a job's engine, one per profile (`activation_estimate`)."""
+    """Estimate the activation memory of an engine for each profile."""
     spec = _spec(plan, task.component, [])
     graph = task.component.graph
     return [
@@ -239,8 +239,8 @@ def _sums(component: Component, manifest: dict[str, Any]) -> list[list[str]]:
     if not sums:
         raise ExportError(
             f"The image stream of {component.folder / component.path} cannot be followed through"
-            f" the {blocks} blocks that {MANIFEST} speaks of, so that nobody would see whether it"
-            " stays float32; export again."
+            f" the {blocks} blocks of {MANIFEST}, so it cannot be checked that the stream stays"
+            " float32; export again."
         )
     return sums
 
@@ -261,10 +261,10 @@ def _spec(plan: BuildPlan, component: Component, sums: Sequence[Sequence[str]]) 
 
 @contextmanager
 def _locked(engines: Path) -> Iterator[None]:
-    """Keep other builders out of `engines`.
+    """Lock `engines` against other builders.
 
     Raises:
-        ExportError: one is at work, or nothing can be written there.
+        ExportError: another builder holds the lock, or the folder is not writable.
     """
     lock = filelock.FileLock(engines / ".lock", blocking=False)
     try:
@@ -272,7 +272,7 @@ def _locked(engines: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         raise ExportError(
-            f"Another intaglio build is at work in {engines}; wait until it has ended.",
+            f"Another intaglio build is running in {engines}; wait until it has ended.",
             ExitCode.UNAVAILABLE,
         ) from error
     except OSError as error:
@@ -290,19 +290,21 @@ def _locked(engines: Path) -> Iterator[None]:
 
 
 def _clear_up(engines: Path) -> None:
-    """Remove what a builder that was killed has left half done."""
+    """Remove unfinished files of a builder that was killed."""
     for left in engines.rglob("*.partial"):
         left.unlink()
     for folder in filter(Path.is_dir, engines.iterdir()):
         entries = engine_file.read(folder)
-        if entries or not (folder / engine_file.NAME).exists():  # else another version's
+        if (
+            entries or not (folder / engine_file.NAME).exists()
+        ):  # otherwise the file is of another version
             _remove_unnamed(folder, entries)
         if not any(folder.iterdir()):
             folder.rmdir()
 
 
 def _remove_unnamed(folder: Path, entries: dict[str, Any]) -> None:
-    """Remove plans that are no engine's any more: of graphs as they were, or of another layout."""
+    """Remove plans that no entry names: those of earlier graphs or of another layout."""
     named = {entry["plan"] for entry in entries.values()}
     for plan in folder.glob("*.plan"):
         if plan.name not in named:

@@ -1,4 +1,4 @@
-"""The bundle that engines are built for: its manifest, and its graphs as components."""
+"""Read the bundle that engines are built for: its manifest and its graphs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SCHEMA_VERSION = 1
 class Component:
     """One graph of the bundle, which becomes one engine.
 
-    `kind` is forked, base, degraded, conditioning, text_encoder, vae_decoder or vae_encoder;
-    `name` the same, or an encoder's own; `inputs` and `outputs` are as in the manifest.
+    `kind` is forked, base, degraded, conditioning, text_encoder, vae_decoder or vae_encoder.
+    `name` is the same, or the name of a text encoder. `inputs` and `outputs` are the manifest's.
     """
 
     kind: str
@@ -39,15 +39,15 @@ class Component:
 
     @property
     def is_transformer(self) -> bool:
-        """Whether it has blocks and an image stream."""
+        """Whether the graph has blocks and an image stream."""
         return self.kind in ("forked", "base", "degraded")
 
     @cached_property
     def graph(self) -> onnx.ModelProto:
-        """The ONNX graph, weights left in their files.
+        """The ONNX graph without the weights in other files.
 
         Raises:
-            ExportError: it is not an ONNX file.
+            ExportError: the file is not an ONNX graph.
         """
         path = self.folder / self.path
         try:
@@ -57,7 +57,7 @@ class Component:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of the weights in an engine, which keeps what a weight is cast to."""
+        """Bytes of the weights in an engine, which stores weights in the type they are cast to."""
         casts = {n.input[0]: n.attribute[0].i for n in self.graph.graph.node if n.op_type == "Cast"}
         return sum(
             math.prod(tensor.dims) * _item_bytes(casts.get(tensor.name, tensor.data_type))
@@ -66,7 +66,7 @@ class Component:
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of integer tables, as of T5's relative positions: an engine may fold them."""
+        """Bytes of integer tables, such as T5's relative positions, which an engine may fold."""
         return sum(
             math.prod(tensor.dims) * _item_bytes(tensor.data_type)
             for tensor in self._initializers(integer=True)
@@ -80,7 +80,7 @@ class Component:
 
     @cached_property
     def files(self) -> list[str]:
-        """Paths of the graph and of the weights files that it reads, the graph first."""
+        """The paths of the graph and then of its weights files."""
         folder = Path(self.path).parent
         weights = {
             (folder / ExternalDataInfo(tensor).location).as_posix()
@@ -95,10 +95,10 @@ def _item_bytes(dtype: int) -> int:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the bundle in `folder`, which fits the schema.
+    """Read the manifest of the bundle in `folder` and validate it.
 
     Raises:
-        ExportError: there is none, or it is broken or newer than this version.
+        ExportError: there is no manifest, or it is damaged or newer than this version.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -118,16 +118,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     validator = jsonschema.Draft202012Validator(resources.bundle_schema())
     wrong = jsonschema.exceptions.best_match(validator.iter_errors(manifest))
     if wrong is not None:
-        place = "/".join(map(str, wrong.absolute_path)) or "the top level"
-        raise ExportError(f"{path}: {wrong.message} (at {place}); export again.")
+        where = "/".join(map(str, wrong.absolute_path)) or "the top level"
+        raise ExportError(f"{path}: {wrong.message} (at {where}); export again.")
     return manifest
 
 
 def components(folder: Path, manifest: dict[str, Any]) -> list[Component]:
-    """The graphs of the bundle, the transformer's first.
+    """Return the graphs of the bundle, those of the transformer first.
 
     Raises:
-        ExportError: a file is missing or has another size than the manifest says, or a graph has
+        ExportError: a file is missing or has another size than in the manifest, or a graph has
             other inputs or outputs.
     """
     found = [
@@ -135,7 +135,7 @@ def components(folder: Path, manifest: dict[str, Any]) -> list[Component]:
         for kind, name, graph in _graphs(manifest)
     ]
     for component in found:
-        _check_size(folder, manifest, component.path)  # before it is read for the others' names
+        _check_size(folder, manifest, component.path)  # before the graph is read
         for path in component.files[1:]:
             _check_size(folder, manifest, path)
         _check_tensors(component)
@@ -166,19 +166,19 @@ def _check_size(folder: Path, manifest: dict[str, Any], path: str) -> None:
 def _check_tensors(component: Component) -> None:
     graph = component.graph.graph
     for tensors, values in ((component.inputs, graph.input), (component.outputs, graph.output)):
-        said = {t["name"]: in_words(t["dtype"], t["axes"]) for t in tensors}
+        listed = {t["name"]: in_words(t["dtype"], t["axes"]) for t in tensors}
         real = {value.name: _value_in_words(value) for value in values}
-        for name in (*said, *real):
-            if said.get(name) != real.get(name):
+        for name in (*listed, *real):
+            if listed.get(name) != real.get(name):
                 raise ExportError(
-                    f"{component.folder / MANIFEST} does not fit {component.path}: it says that"
-                    f" {name} is {said.get(name, 'not there')}, and in the graph it is"
-                    f" {real.get(name, 'not there')}; export again."
+                    f"{component.folder / MANIFEST} does not fit {component.path}: there {name} is"
+                    f" {listed.get(name, 'missing')}, and in the graph it is"
+                    f" {real.get(name, 'missing')}; export again."
                 )
 
 
 def in_words(dtype: str, axes: Sequence[int | str]) -> str:
-    """A tensor as in `float32 of rows x 4 x 16`."""
+    """Describe a tensor, as in `float32 of rows x 4 x 16`."""
     return f"{dtype} of {' x '.join(map(str, axes)) or 'no axes'}"
 
 
@@ -189,10 +189,10 @@ def _value_in_words(value: onnx.ValueInfoProto) -> str:
 
 
 def check_contents(folder: Path, manifest: dict[str, Any], path: str) -> None:
-    """See that a file is what the manifest says, byte by byte.
+    """Check the SHA-256 of a file against the manifest.
 
     Raises:
-        ExportError: its SHA-256 is another.
+        ExportError: it differs.
     """
     with (folder / path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Whether an engine is what was asked for: nothing fell back, nothing was dropped."""
+"""Check that an engine has the types, tensors, profiles and weights that were requested."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from intaglio_export.engines.network import BuildSpec
 from intaglio_export.engines.profiles import Shape
 from intaglio_export.errors import ExportError
 
-# Weights may be folded, transposed and padded, so their memory is not quite the files' bytes.
+# Weights may be folded, transposed and padded, so their memory differs a little from the files.
 WEIGHTS_RATIO = (0.9, 1.1)
 WEIGHTS_SLACK = 256 << 10
 
 
 def check_engine(component: Component, spec: BuildSpec, log: EngineLog) -> None:
-    """Compare the engine with the manifest's inputs and outputs and with the profiles asked for.
+    """Compare the engine with the manifest's inputs and outputs and with the requested profiles.
 
     Raises:
         ExportError: they differ.
@@ -27,14 +27,14 @@ def check_engine(component: Component, spec: BuildSpec, log: EngineLog) -> None:
     for tensor in (*component.inputs, *component.outputs):
         binding = found.pop(tensor["name"], None)
         if binding is None or not _matches(tensor, binding, spec):
-            said = in_words(tensor["dtype"], tensor["axes"])
+            listed = in_words(tensor["dtype"], tensor["axes"])
             wanted = [
                 shapes[tensor["name"]] for shapes in spec.profiles if tensor["name"] in shapes
             ]
             raise _wrong(
                 component,
                 f"has {tensor['name']} as {_binding_in_words(binding)} where {MANIFEST} and the"
-                f" profiles say {said}{_in_profiles(wanted)}",
+                f" profiles say {listed}{_in_profiles(wanted)}",
             )
     if found:
         raise _wrong(component, f"has {', '.join(sorted(found))} beyond the graph's tensors")
@@ -53,9 +53,9 @@ def check_engine(component: Component, spec: BuildSpec, log: EngineLog) -> None:
 
 
 def _matches(tensor: dict[str, Any], binding: Binding, spec: BuildSpec) -> bool:
-    """Whether type and shape are the manifest's, and an input's profiles those asked for.
+    """Return whether a tensor has the type and shape of the manifest and the requested profiles.
 
-    A dynamic axis may have become a number, where the profiles leave it one size only.
+    A dynamic axis may have become a number if the profiles allow only one size.
     """
     shapes = [ends.get(binding.name) for ends in spec.profiles]
     is_input = shapes[0] is not None
@@ -78,13 +78,13 @@ def _binding_in_words(binding: Binding | None) -> str:
 
 
 def _in_profiles(profiles: Sequence[Sequence[Shape]]) -> str:
-    """As in `, from 1x4 to 8x4`, for each profile."""
+    """Describe each profile, as in `, from 1x4 to 8x4`."""
     ends = (("x".join(map(str, end)) for end in (ends[0], ends[-1])) for ends in profiles)
     return "".join(", from {} to {}".format(*pair) for pair in ends)
 
 
 def check_residual(component: Component, residual: list[dict[str, Any]]) -> None:
-    """See that the image stream is float32 wherever the engine shows it.
+    """Check that the image stream is float32 wherever it is visible in the engine.
 
     Raises:
         ExportError: it is not.
@@ -98,6 +98,6 @@ def check_residual(component: Component, residual: list[dict[str, Any]]) -> None
 
 def _wrong(component: Component, what: str) -> ExportError:
     return ExportError(
-        f"The engine of {component.path} is not what was asked for and was not kept: it {what};"
+        f"The engine of {component.path} is not as requested and was not kept: it {what};"
         " export again."
     )

@@ -1,4 +1,4 @@
-"""`intaglio build`: parses, calls, prints."""
+"""The command `intaglio build`: it parses flags, builds, and prints what was built."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from intaglio_export.errors import ExitCode, ExportError
 
 
 class Backend(enum.StrEnum):
-    """Which package builds."""
+    """The package that builds."""
 
     rtx = "tensorrt-rtx"
     tensorrt = "tensorrt"
@@ -29,61 +29,62 @@ class Backend(enum.StrEnum):
 
 def build(
     bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="Folder that intaglio export has written.")
+        Path, typer.Argument(metavar="BUNDLE", help="Folder that intaglio export wrote.")
     ],
     backend: Annotated[
         Backend,
         typer.Option(
-            help="tensorrt-rtx: for GeForce, RTX and workstation GPUs, named with --arch; the"
-            " machine that builds needs none. tensorrt: for the GPU in this machine, data-centre"
-            " ones too."
+            help="tensorrt-rtx: for the GeForce, RTX and workstation GPUs in --arch; the machine"
+            " that builds needs no GPU. tensorrt: for the GPU in this machine, which may be a"
+            " data-centre GPU."
         ),
     ],
     arch: Annotated[
         str | None,
         typer.Option(
             metavar="SM,SM,...",
-            help="GPUs that the engines are for, out of sm75 (not with version 1.7),"
-            " sm80, sm86, sm89, sm120, sm121."
-            " Default: all from sm80 on; one engine holds them all and is no larger for it.",
+            help="The GPUs to build for: sm75 (not with version 1.7), sm80, sm86, sm89, sm120,"
+            " sm121. Default: all from sm80 on; one engine holds them all and is no larger.",
         ),
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
             metavar="float32|float16|bfloat16",
-            help="What the bundle has to be; an engine has its graph's types. Another one is had"
-            " by intaglio export --dtype.",
+            help="The precision that the bundle must have, because an engine has the types of its"
+            " graph. intaglio export --dtype chooses it.",
         ),
     ] = None,
     profile: Annotated[
         list[str] | None,
         typer.Option(
             metavar="batch=1:1:4,height=...,width=...",
-            help="Images of one request, and their sides in pixels: MIN:OPT:MAX or one number."
-            " May be given several times. Default: batch=1:1:4, and sides from half to one and a"
-            " half times the bundle's default size.",
+            help="The number of images of one request and their sides in pixels, as MIN:OPT:MAX or"
+            " one number. Repeat the option for several profiles. Default: batch=1:1:4, and sides"
+            " from half to one and a half times the bundle's default size.",
         ),
     ] = None,
     low_memory: Annotated[
         bool,
         typer.Option(
             "--low-memory",
-            help="Engines whose weights the runtime may keep on the host and stream, for GPUs that"
+            help="Allow the runtime to keep the weights on the host and stream them, for GPUs that"
             " cannot hold them.",
         ),
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show what would be built, and estimates; build nothing."),
+        typer.Option(
+            "--dry-run", help="Show what would be built, with estimates, and build nothing."
+        ),
     ] = False,
 ) -> None:
     """Build TensorRT engines for a bundle's graphs, with or without a GPU.
 
-    An engine is built for each graph of BUNDLE (the transformer's, text encoders, both halves of
-    the VAE) and stays in BUNDLE/engines. One that is there already for the same graph, weights,
-    package, GPUs, precision and profiles is kept; only the rest is built. engine.json beside the
-    engines says what they are: inputs, layers, the image stream's type after each block, memory.
+    The command builds one engine for each graph of BUNDLE (transformer, text encoders, VAE encoder
+    and decoder) and stores it in BUNDLE/engines. It keeps engines that exist for the same graph,
+    weights, package, GPUs, precision and profiles. engine.json beside the engines describes them:
+    inputs, layers, memory, and the type of the image stream after each block.
 
     Example: intaglio build fashion.bundle --backend tensorrt-rtx --arch sm89,sm120
 
@@ -114,7 +115,7 @@ def _build(request: BuildRequest) -> None:
     name, phase = TextColumn("{task.description}"), TextColumn("{task.fields[what]}")
     columns = (name, BarColumn(), TimeElapsedColumn(), phase)
     bar = Progress(*columns, console=screen, disable=not screen.is_interactive)
-    # Started where it can be seen only: rich ends a bar elsewhere with an empty line.
+    # The bar is started in a terminal only: elsewhere rich would print an empty line at its end.
     with bar if screen.is_interactive else nullcontext():
         plan = build_engines(request, _Bars(bar))
     _show(report_table(plan), f"the engines are in {plan.folder}")
@@ -128,7 +129,7 @@ def _show(table: RenderableType, so_far: str) -> None:
         else:
             typer.echo(as_text(table))
     except OSError as error:
-        # What is left of it would be tried again, and fail again, when Python ends.
+        # Otherwise Python would write the rest again when it ends, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise ExportError(
             f"The report cannot be written to standard output ({error.strerror}); {so_far}."
@@ -136,7 +137,7 @@ def _show(table: RenderableType, so_far: str) -> None:
 
 
 class _Bars:
-    """A line for each component: its share, its time, and what the builder does."""
+    """A line for each component with its progress, its time, and what the builder does."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
@@ -155,8 +156,8 @@ class _Bars:
 def _system_message(error: OSError, bundle: Path) -> str:
     if error.errno == errno.ENOSPC:
         return f"The disk of {bundle} is full."
-    place = error.filename or bundle
-    return f"Cannot write the engines: {place}: {error.strerror or error}."
+    path = error.filename or bundle
+    return f"Cannot write the engines: {path}: {error.strerror or error}."
 
 
 def _fail(message: str, code: ExitCode) -> None:

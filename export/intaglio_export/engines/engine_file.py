@@ -1,4 +1,7 @@
-"""`engine.json`: what the engines of a folder are; schema models/engine.schema.json."""
+"""Read and write `engine.json`, which describes the engines of a folder.
+
+Its schema is models/engine.schema.json.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +23,26 @@ SCHEMA_VERSION = 1
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The components of the engine.json in `folder`; none if there is no file that can be used."""
+    """Read the components of the engine.json in `folder`, empty if there is no valid file."""
     try:
         document = json.loads((folder / NAME).read_text(encoding="utf-8"))
         jsonschema.validate(document, resources.engine_schema())
     except (OSError, ValueError, jsonschema.ValidationError):
-        return {}  # then everything is built again
+        return {}  # all engines are built again
     found: dict[str, Any] = document["components"]
     return found
 
 
 def plan_name(component: Component, key: str) -> str:
-    """File name of the engine with this key: of another key it is another file, so that an entry
-    never speaks of a plan that was built later."""
+    """Return the file name of the engine with this key.
+
+    Engines with other keys have other names, so an entry never refers to a plan built later.
+    """
     return f"{component.name}-{key[:8]}.plan"
 
 
 def entry(key: str, component: Component, manifest: dict[str, Any], built: Built) -> dict[str, Any]:
-    """What the builder says of one engine."""
+    """Return the entry of one engine."""
     log = built.log
     graph, *weights = component.files
     files = manifest["files"]
@@ -62,7 +67,7 @@ def write(folder: Path, settings: EngineSettings, entries: dict[str, Any]) -> No
     """Replace the engine.json of `folder` in one step.
 
     Raises:
-        jsonschema.ValidationError: it does not fit the schema, which is a bug of the builder.
+        jsonschema.ValidationError: it does not fit the schema; this is a bug of the builder.
     """
     document = {
         "schema_version": SCHEMA_VERSION,

@@ -1,8 +1,8 @@
-"""Activation memory of a graph, estimated without building it.
+"""Estimate the activation memory of a graph without building it.
 
-Shapes are followed through the graph at a profile's largest sizes; the estimate is the most bytes
-that are alive at once when nodes run in order, and 8 MiB. A builder fuses nodes and keeps copies of
-its own: engines of small models have 0.8 to 1.3 times the estimate.
+Shapes are followed through the graph at a profile's largest sizes. The estimate is 8 MiB plus the
+largest number of bytes that are in use at the same time when nodes run in order. A builder fuses
+nodes and makes copies, so engines of small models need 0.8 to 1.3 times the estimate.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from onnx.reference import ReferenceEvaluator
 
 from intaglio_export.engines.profiles import Shape
 
-_WORKSPACE = 8 << 20  # what every engine has on top, as measured
-_SMALL = 64  # elements of a tensor whose values are followed: shapes, not weights
+_WORKSPACE = 8 << 20  # measured: every engine needs this in addition
+_SMALL = 64  # values of tensors up to this size are followed: shapes, but not weights
 
 
 def activation_estimate(model: onnx.ModelProto, largest: Mapping[str, Shape]) -> int:
-    """Bytes alive at once with the inputs of the shapes `largest`."""
+    """Return the bytes that are in use at the same time for inputs of the shapes `largest`."""
     graph = inliner.inline_local_functions(model).graph
     sizes = _Shapes(model, graph, largest).sizes()
     last_use = {name: i for i, node in enumerate(graph.node) for name in node.input}
@@ -63,7 +63,7 @@ class _Shapes:
                 self._values[tensor.name] = numpy_helper.to_array(tensor)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of all tensors but the graph's inputs and weights."""
+        """Return the bytes of all tensors except the graph's inputs and weights."""
         sizes = {}
         for node in self._graph.node:
             self._follow(node)
@@ -112,12 +112,12 @@ class _Shapes:
             opset_imports=self._opsets,
         )
         for name, found_type in found.items():
-            # Normalizations, which ONNX defines as functions, are not followed: shaped as given.
+            # Normalizations are functions in ONNX and not followed: their shape is the input's.
             known = found_type.tensor_type.HasField("shape")
             self._types[name] = found_type if known else self._types[names[0]]
 
     def _score_bytes(self, node: onnx.NodeProto) -> int:
-        """Attention as single layers holds each query's weight of each key, and its softmax."""
+        """Return the bytes of unfused attention: the scores and their softmax."""
         query, key = (self._shape(name) for name in node.input[:2])
         heads = query[1] if len(query) == 4 else _attribute(node, "q_num_heads")
         itemsize = self._bytes(node.output[0]) // max(1, math.prod(self._shape(node.output[0])))

@@ -1,6 +1,6 @@
-"""Keys of engines: what has to be the same for an engine to be used again.
+"""Keys of engines. An engine is reused if its key is the same.
 
-Both are the first digits of a SHA-256 over JSON with sorted keys and without spaces.
+A key is the first digits of a SHA-256 over JSON with sorted keys and without spaces.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 from intaglio_export.engines.bundle import Component
 from intaglio_export.engines.profiles import Profile, input_shapes
 
-# Of how this version builds: raise it when engines come out otherwise from the same settings.
+# Raise this number when the same settings give other engines.
 BUILDER_REVISION = 1
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What is the same for all engines of one folder."""
+    """The settings that all engines of one folder share."""
 
     backend: str
     version: str
@@ -31,18 +31,20 @@ class EngineSettings:
 
     @property
     def key(self) -> str:
-        """8 hexadecimal digits."""
+        """8 hexadecimal digits of the settings."""
         return _digest(asdict(self))[:8]
 
     def folder(self, bundle: Path) -> Path:
-        """Where the engines of these settings stand in a bundle."""
+        """Return the folder of these settings' engines in a bundle."""
         targets = "+".join(self.targets)
         return bundle / "engines" / f"{self.backend}-{targets}-{self.precision}-{self.key}"
 
 
 def component_key(settings: EngineSettings, component: Component, manifest: dict[str, Any]) -> str:
-    """16 hexadecimal digits: the settings, the graph, the weights files that it reads, and what the
-    manifest makes of them: every profile's shapes, and the image stream that is looked for.
+    """Return 16 hexadecimal digits for an engine.
+
+    They depend on the settings, the graph, its weights files, the shapes of every profile, and the
+    image stream that is checked.
     """
     digests = {path: manifest["files"][path]["sha256"] for path in component.files}
     shapes = [input_shapes(component, profile, manifest) for profile in settings.profiles]

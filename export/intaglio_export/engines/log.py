@@ -1,7 +1,7 @@
-"""What the builder says of an engine: its verbose log, read, since no inspector runs without a GPU.
+"""Read the builder's verbose log, because the engine inspector does not run without a GPU.
 
-With verbosity DETAILED the log ends in one message that lists the engine's layers and its inputs
-and outputs; messages before it give memory.
+With verbosity DETAILED the log ends with one message that lists the layers, inputs and outputs of
+the engine. Messages before it state its memory.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _DTYPES = {
     "Int32": "int32",
     "Bool": "bool",
 }
-# Said of every int64 input; nothing to act on, since ours are int64.
+# This warning appears for every int64 input, and ours must be int64.
 _HARMLESS = ("Int64 binding",)
-# Said where kernels are timed, of those that are left out; the engine is whole without them.
+# These warnings name kernels that were not timed. The engine is complete without them.
 _OF_TIMING = ("Tactic Device request", "Skipping tactic", "timing cache")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor between layers. A dimension of -1 is dynamic."""
+    """A tensor between layers. A size of -1 is dynamic."""
 
     name: str
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the engine; `nodes` are the ONNX nodes that went into it, with their callers."""
+    """A layer of the engine. `nodes` are its ONNX nodes with their callers."""
 
     name: str
     kind: str
@@ -56,7 +56,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Binding:
-    """An input or output of the engine; `profiles` are (min, opt, max), inputs' only."""
+    """An input or output of the engine. `profiles` are (min, opt, max), for inputs only."""
 
     name: str
     is_input: bool
@@ -67,7 +67,7 @@ class Binding:
 
 @dataclass(frozen=True)
 class EngineLog:
-    """The log of one build that succeeded; `activation_bytes` one per profile."""
+    """The log of one successful build, with `activation_bytes` for each profile."""
 
     layers: tuple[Layer, ...]
     bindings: tuple[Binding, ...]
@@ -76,9 +76,9 @@ class EngineLog:
 
 
 class LogReader:
-    """Keeps what matters of a log of tens of thousands of messages.
+    """Keeps the important messages out of tens of thousands.
 
-    `problems` are those that fail a build, `remarks` those that explain one that failed anyway.
+    `problems` are messages that make a build fail. `remarks` may explain why a build failed.
     """
 
     def __init__(self, kernels_are_timed: bool) -> None:
@@ -88,7 +88,7 @@ class LogReader:
         self._text: list[str] = []
 
     def add(self, message: str, is_problem: bool) -> None:
-        """Take a message; `is_problem`: its severity is warning or above."""
+        """Read a message. `is_problem` means that its severity is warning or above."""
         if is_problem:
             if any(passing in message for passing in self._passing):
                 self.remarks.append(message.strip())
@@ -98,10 +98,10 @@ class LogReader:
             self._text.append(message)
 
     def result(self) -> EngineLog:
-        """What was read.
+        """Return what was read.
 
         Raises:
-            ValueError: the log has not the form of the versions that this was written for.
+            ValueError: the log has another form than in the versions that this was written for.
         """
         text = "\n".join(self._text)
         weights = _WEIGHTS.findall(text)
@@ -119,7 +119,7 @@ def _io_lines(lines: Iterable[str]) -> list[tuple[re.Match[str], str]]:
 
 
 def _layer(line: str) -> Layer:
-    """A line `Name: ..., LayerType: ..., Inputs: [...], Constants: [...], Outputs: [...], ...`."""
+    """Read a line `Name: ..., LayerType: ..., Inputs: [...], ..., Outputs: [...], ...`."""
     head, _, rest = line.partition(", Inputs: ")
     inputs, _, rest = rest.partition(", Constants: ")
     outputs, _, rest = rest.partition(", Outputs: ")[2].partition(", TacticName: ")
@@ -153,7 +153,7 @@ def _dtype(name: str) -> str:
 
 
 def layer_types(layers: Iterable[Layer]) -> dict[str, int]:
-    """How many layers there are of each kind, the commonest first."""
+    """Count the layers of each kind, the most common first."""
     counts: dict[str, int] = {}
     for layer in layers:
         counts[layer.kind] = counts.get(layer.kind, 0) + 1
@@ -161,7 +161,7 @@ def layer_types(layers: Iterable[Layer]) -> dict[str, int]:
 
 
 def to_json(binding: Binding) -> dict[str, Any]:
-    """As `engine.schema.json` wants it."""
+    """Return the JSON object of `engine.schema.json`."""
     data: dict[str, Any] = {
         "name": binding.name,
         "dtype": binding.dtype,

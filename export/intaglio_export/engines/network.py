@@ -1,4 +1,4 @@
-"""From an ONNX graph to a plan, by the API that both packages have."""
+"""Build a plan from an ONNX graph, with the API that both packages share."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from intaglio_export.engines.packages import Package, capabilities
 from intaglio_export.engines.profiles import Shape
 from intaglio_export.errors import ExitCode, ExportError
 
-# Called with what the builder does and the share of it that is done.
+# A callback that gets what the builder does and the share that is done.
 Progress = Callable[[str, float], None]
 WEIGHT_STREAMING = "weight_streaming"
-_SOURCE_LINE = re.compile(r"\.? In [\w:()]+ at /\S+")  # of the package's own code
+_SOURCE_LINE = re.compile(r"\.? In [\w:()]+ at /\S+")  # a place in the package's source code
 
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """What to build: a graph, for which targets, flags and shapes.
+    """What to build: a graph for targets, flags and shapes.
 
-    `profiles` holds, for each profile, each input's smallest, likeliest and largest shape.
-    `float32_nodes` are nodes whose result has to be float32.
+    `profiles` holds the smallest, likeliest and largest shape of each input for each profile.
+    The results of `float32_nodes` must be float32.
     """
 
     backend: str
@@ -39,10 +39,10 @@ class BuildSpec:
 def build_engine(
     package: Package, spec: BuildSpec, progress: Progress
 ) -> tuple[memoryview, EngineLog]:
-    """The plan of `order`, and what the builder says of it.
+    """Build the plan of `spec`, and return it with what the builder logged.
 
     Raises:
-        ExportError: the package cannot build it.
+        ExportError: the package cannot build the plan.
     """
     reader = LogReader(package.timing_cache)
     trt = package.module
@@ -79,7 +79,7 @@ def _logger(trt: Any, reader: LogReader) -> Any:
 
 def _monitor(trt: Any, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Shows the outermost phase's steps, and the name of whatever runs."""
+        """Reports the steps of the outermost phase and the name of the current phase."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -111,16 +111,16 @@ def _parse(package: Package, network: Any, logger: Any, spec: BuildSpec, reader:
 
 
 def _mark_attention(trt: Any, network: Any) -> None:
-    """Let attention be made of single layers where the package has no kernel that does it whole."""
+    """Allow attention to be decomposed if the package has no fused kernel for it."""
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
-            layer.__class__ = trt.IAttentionInputLayer  # comes back as a plain ILayer
+            layer.__class__ = trt.IAttentionInputLayer  # the API returns a plain ILayer
             layer.attention.decomposable = True
 
 
 def _check_types(trt: Any, network: Any, spec: BuildSpec) -> None:
-    """See that the nodes that must be float32 are; in a strongly typed network they remain so."""
+    """Check the nodes that must be float32; a strongly typed network keeps their types."""
     expected = set(spec.float32_nodes)
     for i in range(network.num_layers):
         layer = network.get_layer(i)
@@ -135,11 +135,11 @@ def _configure(package: Package, builder: Any, network: Any, spec: BuildSpec) ->
     trt = package.module
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    # On by default; its 10 bits of mantissa are not the float32 that a bundle promises.
+    # TF32 is on by default, but its 10 bits of mantissa are less than float32.
     config.clear_flag(trt.BuilderFlag.TF32)
     for flag in spec.flags:
         config.set_flag(getattr(trt.BuilderFlag, flag.upper()))
-    # Nothing is allocated while a graph runs, which a CUDA graph could not record.
+    # A CUDA graph cannot record allocations, so nothing may be allocated while a graph runs.
     if package.ahead_of_time and WEIGHT_STREAMING not in spec.flags:
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if package.ahead_of_time:
@@ -152,12 +152,12 @@ def _configure(package: Package, builder: Any, network: Any, spec: BuildSpec) ->
 
 
 def _set_timing_cache(config: Any, file: Path, reader: LogReader) -> None:
-    """Go on from the timings in `file`, or from none if it is cut or of another GPU or version."""
+    """Use the timings in `file`, or none if it is damaged or from another GPU or version."""
     before = len(reader.problems)
     known = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
     if known is None or not config.set_timing_cache(known, ignore_mismatch=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-    del reader.problems[before:]  # what is said of such a file
+    del reader.problems[before:]  # messages about such a file are no problem
 
 
 def _profile(builder: Any, network: Any, shapes: dict[str, tuple[Shape, Shape, Shape]]) -> Any:
@@ -171,7 +171,7 @@ def _profile(builder: Any, network: Any, shapes: dict[str, tuple[Shape, Shape, S
 def _refused(package: Package, spec: BuildSpec, problems: Sequence[str]) -> ExportError:
     targets = ", ".join(spec.targets)
     said = dict.fromkeys(_SOURCE_LINE.sub("", problem).rstrip(".") for problem in problems)
-    why = "; ".join(said) or "it gives no reason"
+    why = "; ".join(said) or "the log gives no reason"
     return ExportError(
         f"{package.title} cannot build {spec.graph} for {targets}: {why}.", ExitCode.UNAVAILABLE
     )

@@ -1,4 +1,4 @@
-"""The two packages that build engines, TensorRT-RTX and TensorRT: one API, different targets."""
+"""The packages TensorRT-RTX and TensorRT, which have one API and different targets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from intaglio_export.errors import ExitCode, ExportError, usage_error
 
-# Compute capabilities that TensorRT-RTX builds for, whatever is in the machine.
+# Compute capabilities that TensorRT-RTX builds for on any machine.
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
-# Turing is left out: there TensorRT-RTX has no float32 matrix product, and AdaLN's are float32 in
-# every bundle. The rest costs nothing: one plan holds all targets and is no larger for it.
+# Turing is left out, because TensorRT-RTX has no float32 matmul there, and AdaLN's matmuls are
+# float32 in every bundle. The other targets cost nothing: one plan holds them all.
 DEFAULT_TARGETS = RTX_TARGETS[1:]
 BACKENDS = ("tensorrt-rtx", "tensorrt")
 _MODULES = {"tensorrt-rtx": "tensorrt_rtx_bindings", "tensorrt": "tensorrt"}
@@ -24,7 +24,7 @@ _TITLES = {"tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 
 @dataclass(frozen=True)
 class Package:
-    """An imported package: `module` is its Python API."""
+    """An imported package. `module` is its Python API."""
 
     backend: str
     module: Any
@@ -32,17 +32,17 @@ class Package:
 
     @property
     def title(self) -> str:
-        """Name and version, as in messages."""
+        """The name and version for messages."""
         return f"{_TITLES[self.backend]} {self.version}"
 
     @property
     def ahead_of_time(self) -> bool:
-        """Whether it builds for targets that are named, not for the GPU in the machine."""
+        """Whether it builds for named targets and not for the GPU in the machine."""
         return self.backend == "tensorrt-rtx"
 
     @property
     def timing_cache(self) -> bool:
-        """Whether it times kernels; TensorRT-RTX leaves that to the device that runs them."""
+        """Whether it times kernels while it builds, which TensorRT-RTX does later on the device."""
         return self.backend == "tensorrt"
 
 
@@ -50,7 +50,7 @@ def open_package(backend: str) -> Package:
     """Import the package of `backend`.
 
     Raises:
-        ExportError: it is not installed, or its libraries cannot be loaded.
+        ExportError: the package is not installed, or its libraries cannot be loaded.
     """
     try:
         module = importlib.import_module(_MODULES[backend])
@@ -75,7 +75,7 @@ def open_package(backend: str) -> Package:
 
 
 def parse_targets(backend: str, text: str | None) -> tuple[str, ...]:
-    """Read --arch, as in `sm89,sm120`; in the order of `RTX_TARGETS`, each once.
+    """Read --arch, as in `sm89,sm120`. The result has the order of `RTX_TARGETS`.
 
     Raises:
         ExportError: the package cannot build for one of them.
@@ -83,8 +83,8 @@ def parse_targets(backend: str, text: str | None) -> tuple[str, ...]:
     if backend == "tensorrt":
         if text is not None:
             raise usage_error(
-                f"--arch {text}: TensorRT builds for the GPU in the machine and no other; leave"
-                " --arch out, or give --backend tensorrt-rtx."
+                f"--arch {text}: TensorRT builds only for the GPU in the machine; leave --arch out,"
+                " or give --backend tensorrt-rtx."
             )
         return (gpu_target(),)
     if text is None:
@@ -108,11 +108,11 @@ def _no_target(text: str, target: str) -> str:
     return f"--arch {text or '(empty)'}: {target or '(empty)'} is not a target; {known}."
 
 
-_MAJOR, _MINOR = 75, 76  # of CUdevice_attribute: COMPUTE_CAPABILITY_MAJOR and _MINOR
+_MAJOR, _MINOR = 75, 76  # CUdevice_attribute COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
 def gpu_target() -> str:
-    """Compute capability of the first GPU, as the CUDA driver says: sm90.
+    """Ask the CUDA driver for the compute capability of the first GPU, as in sm90.
 
     Raises:
         ExportError: there is no driver or no GPU.
@@ -140,5 +140,5 @@ def _no_gpu(why: str) -> ExportError:
 
 
 def capabilities(package: Package, targets: Sequence[str]) -> list[Any]:
-    """`targets` as the package's API names them."""
+    """Return `targets` as values of the package's API."""
     return [getattr(package.module.ComputeCapability, target.upper()) for target in targets]

@@ -1,4 +1,4 @@
-"""Optimization profiles: which images an engine takes, and what that means for a graph's axes."""
+"""Optimization profiles: the sizes of images for an engine, and of the axes of its graph."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from intaglio_export.bundle.output_folder import MANIFEST
 from intaglio_export.engines.bundle import Component
 from intaglio_export.errors import ExportError, usage_error
 
-# Larger images are decoded in tiles of this many pixels: the runtime's default of --vae-tile.
+# Larger images are decoded in tiles of this many pixels, the runtime's default of --vae-tile.
 VAE_TILE = 1024
 DEFAULT_BATCH = (1, 1, 4)
-# What `conditioning` makes at once: a row for each step and branch, longer schedules in parts
+# The rows of one run of `conditioning`: one for each step and branch; more rows take several runs
 # (cpp/src/pipeline/conditioning.cpp).
 CONDITIONS = 64
 Shape = tuple[int, ...]
@@ -22,23 +22,23 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Range:
-    """Smallest, likeliest and largest size of an axis; the engine is tuned for the likeliest."""
+    """The smallest, likeliest and largest size of an axis. Engines are tuned for the likeliest."""
 
     min: int
     opt: int
     max: int
 
     def of(self, unit: int) -> Range:
-        """This range, counted in `unit`s."""
+        """Return this range divided by `unit`."""
         return Range(self.min // unit, self.opt // unit, self.max // unit)
 
     def times(self, other: Range | int) -> Range:
-        """The product, end by end."""
+        """Return the product of minima, optima and maxima."""
         by = Range(other, other, other) if isinstance(other, int) else other
         return Range(self.min * by.min, self.opt * by.opt, self.max * by.max)
 
     def at_most(self, limit: int) -> Range:
-        """This range, cut at `limit`."""
+        """Return this range with no size above `limit`."""
         return Range(min(self.min, limit), min(self.opt, limit), min(self.max, limit))
 
     def __str__(self) -> str:
@@ -47,14 +47,14 @@ class Range:
 
 @dataclass(frozen=True)
 class Profile:
-    """Images of one request, and their height and width in pixels."""
+    """The number of images of one request, and their height and width in pixels."""
 
     batch: Range
     height: Range
     width: Range
 
     def to_json(self) -> dict[str, list[int]]:
-        """As `engine.schema.json` wants it."""
+        """Return the JSON object of `engine.schema.json`."""
         return {axis: list(ends.values()) for axis, ends in asdict(self).items()}
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Profile:
 
 
 def default_profile(manifest: dict[str, Any]) -> Profile:
-    """1 to 4 images of half to one and a half times the default size, as far as the model goes."""
+    """Return 1 to 4 images with sides from half to one and a half times the default."""
     batch = Range(*DEFAULT_BATCH)
     if manifest["latent"].get("fixed_size"):
         return Profile(batch, *(_one(manifest["latent"][f"max_{side}"]) for side in _SIDES))
@@ -83,18 +83,19 @@ def _around(manifest: dict[str, Any], side: str) -> Range:
 
 
 def _unit(manifest: dict[str, Any]) -> int:
-    """Pixels along one side of a token."""
+    """Return the pixels along one side of a token."""
     scale: int = manifest["latent"]["vae_scale_factor"]
     return scale * int(manifest["transformer"]["patch_size"])
 
 
 def parse_profiles(texts: Sequence[str], manifest: dict[str, Any]) -> tuple[Profile, ...]:
-    """Read --profile, as in `batch=1:1:4,height=16:32:48`; an axis that is not named is as in the
-    default. Without any: the default alone.
+    """Read --profile, as in `batch=1:1:4,height=16:32:48`. Other axes have their default.
+
+    Without any text the result is the default profile.
 
     Raises:
-        ExportError: the text cannot be read, or the model has no such images, or none of the size
-            that is its default.
+        ExportError: the text cannot be read, or the model does not take such images or its own
+            default size.
     """
     for side in _SIDES:
         size = manifest["defaults"][side]
@@ -153,7 +154,7 @@ def _check(text: str, profile: Profile, manifest: dict[str, Any]) -> None:
 
 
 def _misfit(side: str, ends: Range, manifest: dict[str, Any]) -> str:
-    """Why the model has no images with such a height or width; empty if it has."""
+    """Say why the model does not take such a height or width; empty if it does."""
     name, latent, unit = manifest["name"], manifest["latent"], _unit(manifest)
     largest = latent[f"max_{side}"]
     for size in (ends.min, ends.opt, ends.max):
@@ -167,16 +168,16 @@ def _misfit(side: str, ends: Range, manifest: dict[str, Any]) -> str:
     return ""
 
 
-_MAX_IMAGES = 1024  # a slip of the finger should not ask for terabytes
+_MAX_IMAGES = 1024  # a typing error should not request terabytes
 
 
 def input_shapes(
     component: Component, profile: Profile, manifest: dict[str, Any]
 ) -> dict[str, tuple[Shape, Shape, Shape]]:
-    """Smallest, likeliest and largest shape of each input of a graph.
+    """Return the smallest, likeliest and largest shape of each input of a graph.
 
     Raises:
-        ExportError: an axis has a name that says nothing of its size.
+        ExportError: the size of an axis is unknown.
     """
     sizes = _axes(component.kind, profile, manifest)
     shapes = {}
@@ -185,7 +186,7 @@ def input_shapes(
             if isinstance(axis, str) and axis not in sizes:
                 raise ExportError(
                     f"{component.folder / MANIFEST}: the axis {axis} of {tensor['name']} in"
-                    f" {component.path} is none that this version knows; export again."
+                    f" {component.path} is unknown to this version; export again."
                 )
         ranges = [sizes[axis] if isinstance(axis, str) else _one(axis) for axis in tensor["axes"]]
         shapes[tensor["name"]] = (
@@ -197,9 +198,11 @@ def input_shapes(
 
 
 def _axes(kind: str, profile: Profile, manifest: dict[str, Any]) -> dict[str, Range]:
-    """Sizes of the named axes of a graph. What runs at once is the C++ pipeline's: one prompt, one
-    image of the VAE, a row for each branch of each image in the transformer, and of each step ahead
-    of it."""
+    """Return the sizes of the named axes of a graph.
+
+    As in the C++ pipeline, a text encoder runs one prompt, the VAE one image, the transformer a row
+    for each branch of each image, and `conditioning` a row for each step.
+    """
     scale, unit = manifest["latent"]["vae_scale_factor"], _unit(manifest)
     if kind == "text_encoder":
         return {"prompts": _one(1)}
@@ -225,11 +228,11 @@ def _axes(kind: str, profile: Profile, manifest: dict[str, Any]) -> dict[str, Ra
 
 
 def _rows(batch: Range, branches: int) -> Range:
-    """One row for each image at least, all branches of all images at most."""
+    """Return from one row per image to all branches of all images."""
     return Range(batch.min, batch.opt * branches, batch.max * branches)
 
 
 def _decoded(side: Range, scale: int) -> Range:
-    """Latent cells that are decoded at once: an image or a tile of one, whose last may be thin."""
+    """Return the latent cells that are decoded at once: an image or a tile, which may be narrow."""
     cells = side.at_most(VAE_TILE).of(scale)
     return Range(1, cells.opt, cells.max)

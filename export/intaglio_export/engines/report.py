@@ -1,4 +1,4 @@
-"""What is shown on the screen: what would be built, and what the engines are."""
+"""The tables on the screen: what would be built, and what the engines are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from intaglio_export.engines.builder import BuildPlan, BuildTask, estimates
 
 
 def plan_table(plan: BuildPlan) -> RenderableType:
-    """What a build would do, and estimates of memory."""
+    """Return what a build would do, with estimates of memory."""
     table = _table("graph", "engine", ">weights", ">activations")
     for task in plan.tasks:
         table.add_row(
@@ -25,13 +25,13 @@ def plan_table(plan: BuildPlan) -> RenderableType:
 
 
 _NOTE = (
-    "Estimates: weights as in the graph; activations as the most that is alive at once at the"
-    " profile's largest images."
+    "Estimates: the weights of the graph, and the largest memory of activations that exist at the"
+    " same time for the largest images of a profile."
 )
 
 
 def report_table(plan: BuildPlan) -> RenderableType:
-    """What each engine is."""
+    """Return what each engine is."""
     table = _table("graph", ">plan", ">weights", ">activations", ">layers", ">seconds")
     for task in plan.tasks:
         entry = task.entry or {}
@@ -50,7 +50,7 @@ _WIDEST = 10_000  # characters: no path on Linux is longer than 4096
 
 
 def as_text(table: RenderableType) -> str:
-    """What goes into a file or a pipe: nothing cut or wrapped, no blanks at the ends of lines."""
+    """Return text for a file or a pipe, without wrapping, cutting or trailing blanks."""
     lines = io.StringIO()
     Console(file=lines, width=_WIDEST, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
@@ -70,7 +70,7 @@ def _head(plan: BuildPlan) -> Table:
 
 
 def _findings(tasks: list[BuildTask]) -> Table:
-    """What became of the image stream and of the op in the transformer's engines."""
+    """Return the types of the image stream, and whether the op was fused."""
     table = _table()
     for task in tasks:
         entry = task.entry or {}
@@ -84,7 +84,7 @@ def _findings(tasks: list[BuildTask]) -> Table:
 
 
 def _types(residual: list[dict[str, Any]]) -> str:
-    """As in `0-6 float32, 7 fused`."""
+    """Describe the types of the blocks, as in `0-6 float32, 7 fused`."""
     runs: list[tuple[str, list[int]]] = []
     for block in residual:
         if runs and runs[-1][0] == block["dtype"]:
@@ -98,7 +98,7 @@ def _types(residual: list[dict[str, Any]]) -> str:
 
 
 def _table(*columns: str) -> Table:
-    """Without borders; a name that starts with > is of numbers."""
+    """Return a table without borders. A column whose name starts with > holds numbers."""
     table = Table(show_header=bool(columns), box=None, pad_edge=False, header_style="")
     for column in columns:
         table.add_column(column.lstrip(">"), justify="right" if column[0] == ">" else "left")
@@ -109,7 +109,7 @@ def _table(*columns: str) -> Table:
 
 
 def _sizes(counts: list[int]) -> str:
-    """One for each profile."""
+    """Return one size for each profile."""
     return " / ".join(f"{count / 1e6:.1f}" for count in counts) + " MB"
 
 

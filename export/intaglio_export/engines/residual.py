@@ -1,8 +1,8 @@
-"""The residual path of a transformer, found in its ONNX graph and again in the engine's layers.
+"""Find the residual path of a transformer in its ONNX graph and in the engine's layers.
 
-z after block k is the sum of the image stream and what the block makes of it: an Add one of whose
-inputs, or the stream some sums before it, went into the making of the other. The path is those
-sums, walked from the output back; the blocks are told apart by the names of their weights.
+z after block k is the sum of the image stream and of what the block computes from it: an Add where
+one input, or the stream some sums before it, is an ancestor of the other input. The path consists
+of these sums, followed back from the output. Blocks are identified by the names of their weights.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import onnx
 from intaglio_export.engines.log import Layer
 
 OP = "MASuppress"
-# Nodes that hand values on as they are, all or a part of them.
+# Nodes that pass on all of their values unchanged, or a part of them.
 _WHOLE = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-_PART = {"Slice", "Split"}  # scale and shift are parts of one product: no sign of a stream
+_PART = {
+    "Slice",
+    "Split",
+}  # scale and shift are parts of one matmul, so this does not prove a stream
 _BLOCK = re.compile(r"(?:^|\.)(\w*blocks)\.(\d+)\.")
 
 
@@ -29,12 +32,12 @@ class _Graph:
         self.nodes = list(model.graph.node)
         self.producer = {name: i for i, n in enumerate(self.nodes) for name in n.output if name}
         self.ancestors: list[int] = []
-        # Of a residual sum, the node that the stream comes from; None for other nodes.
+        # The node where the stream of a residual sum comes from; None for other nodes.
         self.stream: list[int | None] = []
         for node in self.nodes:
             sources = [self.producer[name] for name in node.input if name in self.producer]
             above = 0
-            for i in sources if node.op_type != "Shape" else ():  # of which no values come through
+            for i in sources if node.op_type != "Shape" else ():  # Shape passes on no values
                 above |= self.ancestors[i] | 1 << i
             self.ancestors.append(above)
             is_sum = node.op_type == "Add" and len(sources) == 2
@@ -51,20 +54,20 @@ class _Graph:
         return None
 
     def before(self, index: int) -> int | None:
-        """The node from which the stream comes to `index`; None where it begins."""
+        """Return the node where the stream of `index` comes from, or None at its start."""
         node = self.nodes[index]
         if (stream := self.stream[index]) is not None:
             return stream
         if node.op_type == OP or node.op_type in _WHOLE | _PART:
             name = node.input[0]
         elif node.op_type == "Concat":
-            name = node.input[-1]  # text tokens stand before the image's
+            name = node.input[-1]  # text tokens come before image tokens
         else:
             return None
         return self.producer.get(name)
 
     def path(self) -> list[int]:
-        """The residual sums from the first to the last."""
+        """Return the residual sums from the first to the last."""
         above = self.ancestors[self.output]
         sums = [i for i, stream in enumerate(self.stream) if stream is not None and above >> i & 1]
         found: list[int] = []
@@ -76,7 +79,7 @@ class _Graph:
         return found[::-1]
 
     def block(self, index: int) -> tuple[str, int] | None:
-        """The block whose weights were the last to go into a sum."""
+        """Return the block whose weights were used last before a sum."""
         for i in range(index, -1, -1):
             if i == index or self.ancestors[index] >> i & 1:
                 for name in self.nodes[i].input:
@@ -86,9 +89,9 @@ class _Graph:
 
 
 def block_sums(model: onnx.ModelProto, blocks: int) -> list[list[str]]:
-    """Names of the nodes that are each block's residual sums, the last of which makes z.
+    """Return the names of each block's residual sums, the last of which computes z.
 
-    Empty if the graph cannot be read like this: the sums don't fall into `blocks` blocks.
+    The result is empty if the sums do not belong to exactly `blocks` blocks.
     """
     graph = _Graph(model)
     found: list[tuple[tuple[str, int] | None, list[str]]] = []
@@ -105,10 +108,10 @@ def block_sums(model: onnx.ModelProto, blocks: int) -> list[list[str]]:
 def residual_types(
     sums: Sequence[Sequence[str]], layers: Sequence[Layer], channels: int
 ) -> list[dict[str, Any]]:
-    """In what type z leaves each block, as far as the engine's layers show.
+    """Return the type of z after each block, as far as the engine's layers show it.
 
-    What holds z is a tensor of `channels` that goes from a layer with the block's last sum to one
-    with the next block's first. `fused` where there is none: z is not written to memory.
+    z is a tensor of `channels` from a layer with the block's last sum to a layer with the next
+    block's first. The type is `fused` if there is no such tensor: z is not written to memory.
     """
     path = [name for block in sums for name in block]
     residual = []
@@ -128,9 +131,9 @@ def residual_types(
 def op_layer(
     model: onnx.ModelProto, layers: Sequence[Layer], profiles: int
 ) -> dict[str, Any] | None:
-    """The layer that makes the op's output, and whether the op is one layer with its neighbours.
+    """Return the layer that computes the op, and whether the op is fused with its neighbours.
 
-    An engine has layers of its own for each of its `profiles`. None for a graph without the op.
+    An engine has separate layers for each of its `profiles`. The result is None without the op.
     """
     node = next((node.name for node in model.graph.node if node.op_type == OP), None)
     if node is None:

@@ -1,7 +1,7 @@
-"""One component built in a process of its own.
+"""Build one component in a process of its own.
 
-The builder cannot be interrupted while it compiles, and keeps memory; the process can be ended, and
-gives it back.
+The builder cannot be interrupted while it compiles, and it keeps its memory. A process can be
+ended, and then its memory is free again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from intaglio_export.errors import ExitCode, ExportError
 
 @dataclass(frozen=True)
 class Built:
-    """A plan that was written, and what the builder says of it."""
+    """A plan that was written, and the builder's log."""
 
     log: EngineLog
     plan_bytes: int
@@ -35,11 +35,11 @@ class Built:
 
 
 def build_apart(spec: BuildSpec, plan: Path, progress: Progress) -> Built:
-    """Build `order` into the file `plan`, in another process. For the main thread only.
+    """Build `spec` into the file `plan` in another process. Only the main thread may call this.
 
     Raises:
-        ExportError: the package cannot build it, or there is not enough memory.
-        KeyboardInterrupt: as it came; the process has ended then, and `plan` may be half written.
+        ExportError: the package cannot build the engine, or there is not enough memory.
+        KeyboardInterrupt: the process has ended, and `plan` may be incomplete.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
@@ -58,10 +58,10 @@ def build_apart(spec: BuildSpec, plan: Path, progress: Progress) -> Built:
 
 @contextmanager
 def _interrupts_after() -> Iterator[None]:
-    """Let Ctrl-C wait until a process is wholly started; that one never gets any."""
+    """Delay Ctrl-C until a process has started, which itself ignores Ctrl-C."""
     pressed: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which it inherits
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the process
     try:
         yield
     finally:
@@ -97,14 +97,14 @@ def _died(spec: BuildSpec, code: int | None) -> ExportError:
 
 
 def _run(spec: BuildSpec, plan: Path, connection: Connection) -> None:
-    """What the process does; its last message is a `Built`, or an exception."""
+    """Build in the process. The last message that it sends is a `Built` or an exception."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _silence()
     sent = 0.0
 
     def progress(what: str, done: float) -> None:
         nonlocal sent
-        if time.monotonic() - sent > 0.1:  # thousands of phases a second
+        if time.monotonic() - sent > 0.1:  # there may be thousands of phases per second
             sent = time.monotonic()
             connection.send((what, done))
 
@@ -124,7 +124,7 @@ def _run(spec: BuildSpec, plan: Path, connection: Connection) -> None:
 
 
 def _silence() -> None:
-    """Keep what the library prints by itself off the screen; its log says the same."""
+    """Discard what the library prints, because its log holds the same messages."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(nowhere, descriptor)

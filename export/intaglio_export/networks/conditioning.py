@@ -1,10 +1,10 @@
-"""The transformer in two parts: what prompt and timestep alone decide, and the rest.
+"""Split the transformer into what depends only on prompt and timestep, and the rest.
 
-Every AdaLN modulation is a function of the timestep and of vectors that the prompt, the class or
-the guidance gives; the prompt's projection is one of the prompt. Both can be computed ahead of the
-denoising loop, whose graph then carries no weights for them. A forward hook on each of these
-products takes its result from the one part, or puts it into the other; the model's own code runs
-unchanged, and what nobody uses any more falls out when a graph is made of it.
+AdaLN modulations depend on the timestep and on vectors from the prompt, the class or the guidance.
+The prompt's projection depends on the prompt. Both can be computed before the denoising loop, so
+the graph of the loop has no weights for them. A forward hook on each of these matmuls reads its
+result in the first part, or replaces it in the second. The model's own code runs unchanged, and
+unused nodes disappear when the graph is optimized.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from torch.overrides import TorchFunctionMode
 from intaglio_export.adapters.base import Adapter, Inputs
 from intaglio_export.graph_specs import TensorSpec
 
-# The transformer's inputs that end in modulations.
+# The inputs of the transformer that modulations depend on.
 VECTORS = ("timestep", "pooled", "guidance", "class")
 Rows = Callable[[torch.Tensor], torch.Tensor]
 
 
 def conditioning_inputs(adapter: Adapter) -> tuple[TensorSpec, ...]:
-    """The part ahead of the loop: `conditions` rows of vectors, and `prompts` of text."""
+    """Return the inputs of the first part: rows `conditions` of vectors, and `prompts` of text."""
     vectors = [replace(s, axes=("conditions", *s.axes[1:])) for s in _of(adapter, VECTORS)]
     text = [replace(s, axes=("prompts", *s.axes[1:])) for s in _of(adapter, ("text",))]
     return (*vectors, *text)
 
 
 def conditioning_outputs(adapter: Adapter) -> tuple[TensorSpec, ...]:
-    """`modulation`, of all blocks and the output in one row, and `context` where there is text."""
+    """Return its outputs: all modulations side by side, and `context` if there is text."""
     width = sum(modulation.width for modulation in adapter.modulations())
     outputs = [TensorSpec("modulation", ("conditions", width))]
     for text in _of(adapter, ("text",)):
@@ -46,20 +46,20 @@ def conditioning_outputs(adapter: Adapter) -> tuple[TensorSpec, ...]:
 
 
 def loop_inputs(adapter: Adapter) -> tuple[TensorSpec, ...]:
-    """The part in the loop: the adapter's inputs, with what the other part made of some of them."""
-    made = {spec.role: spec for spec in conditioning_outputs(adapter)}
+    """Return the inputs of the second part, where outputs of the first replace some inputs."""
+    computed = {spec.role: spec for spec in conditioning_outputs(adapter)}
     inputs = []
     for spec in adapter.inputs():
         role = {"timestep": "modulation", "text": "context"}.get(spec.role, spec.role)
-        if role in made:
-            inputs.append(TensorSpec(role, ("base_rows", *made[role].axes[1:])))
+        if role in computed:
+            inputs.append(TensorSpec(role, ("base_rows", *computed[role].axes[1:])))
         elif role not in VECTORS:
             inputs.append(spec)
     return tuple(inputs)
 
 
 class ConditioningTransformer(nn.Module):
-    """The part ahead of the loop: from `conditioning_inputs` to `conditioning_outputs`."""
+    """The first part, from `conditioning_inputs` to `conditioning_outputs`."""
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ class ConditioningTransformer(nn.Module):
         specs = conditioning_inputs(self._adapter)
         inputs = {spec.role: x for spec, x in zip(specs, tensors, strict=True)}
         text = inputs.pop("text", None)
-        with _taken(self._adapter) as taken, _WithoutTokens():
+        with _collected(self._adapter) as collected, _WithoutTokens():
             patch = self._adapter.patch_size
             sizes = {"base_rows": inputs["timestep"].shape[0], "text_length": 1, "tokens": 1}
             sizes |= {"latent_height": patch, "latent_width": patch}
             self._adapter.run(_completed(self._adapter, inputs, sizes))
-        modulation = torch.cat([taken[k] for k in range(len(taken))], dim=1)
+        modulation = torch.cat([collected[k] for k in range(len(collected))], dim=1)
         return (modulation,) if text is None else (modulation, self._adapter.project(text))
 
 
@@ -85,9 +85,9 @@ def denoise(
     block: int | None = None,
     rows: Rows = lambda value: value,
 ) -> torch.Tensor:
-    """The part in the loop: the prediction for `tensors` in the order of `loop_inputs`.
+    """Run the second part and return the prediction. `tensors` have the order of `loop_inputs`.
 
-    `rows` gathers the modulations of what follows `block`, where rows change.
+    `rows` gathers the rows of all modulations after `block`, where the rows change.
     """
     inputs = {spec.role: x for spec, x in zip(loop_inputs(adapter), tensors, strict=True)}
     modulation, context = inputs.pop("modulation"), inputs.pop("context", None)
@@ -95,13 +95,13 @@ def denoise(
     if context is not None:
         sizes["text_length"] = context.shape[1]
     parts = _parts(adapter, modulation, block, rows)
-    with _put(adapter, parts, context):
+    with _replaced(adapter, parts, context):
         return adapter.run(_completed(adapter, inputs, sizes))
 
 
 @torch.no_grad()
 def condition(adapter: Adapter, inputs: Inputs) -> list[torch.Tensor]:
-    """What the part in the loop takes where the whole transformer would take `inputs`, by role."""
+    """Return the tensors for `denoise` that stand for `inputs` of the whole transformer."""
     vectors = [inputs[spec.role] for spec in conditioning_inputs(adapter)]
     roles = [spec.role for spec in conditioning_outputs(adapter)]
     known = inputs | dict(zip(roles, ConditioningTransformer(adapter)(*vectors), strict=True))
@@ -113,12 +113,12 @@ def _of(adapter: Adapter, roles: Sequence[str]) -> list[TensorSpec]:
 
 
 def _width(module: nn.Module) -> int:
-    """Channels of a projection's result: those of its last product."""
+    """Return the channels of a projection's result, which are those of its last Linear."""
     return [m.out_features for m in module.modules() if isinstance(m, nn.Linear)][-1]
 
 
 def _completed(adapter: Adapter, inputs: Inputs, sizes: Mapping[str, int]) -> Inputs:
-    """`inputs`, and zeros for the transformer's others: nothing that is used depends on them."""
+    """Add zeros for the other inputs of the transformer, on which no used value depends."""
     some = next(iter(inputs.values()))
     zeros = {
         spec.role: some.new_zeros(
@@ -134,8 +134,7 @@ def _completed(adapter: Adapter, inputs: Inputs, sizes: Mapping[str, int]) -> In
 def _parts(
     adapter: Adapter, modulation: torch.Tensor, block: int | None, rows: Rows
 ) -> list[torch.Tensor]:
-    """The columns of `modulation` for each of the adapter's modulations, those after `block` with
-    the rows there."""
+    """Split `modulation` into the columns of each modulation, and gather rows after `block`."""
     found = adapter.modulations()
     before = [m.width for m in found if block is None or m.block <= block]
     after = [m.width for m in found[len(before) :]]
@@ -146,30 +145,30 @@ def _parts(
 
 
 @contextmanager
-def _taken(adapter: Adapter) -> Iterator[dict[int, torch.Tensor]]:
-    """The results of the adapter's modulations in a forward inside, by their place."""
-    taken: dict[int, torch.Tensor] = {}
+def _collected(adapter: Adapter) -> Iterator[dict[int, torch.Tensor]]:
+    """Collect the results of the modulations in a forward inside, by their index."""
+    collected: dict[int, torch.Tensor] = {}
 
-    def take(place: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        return lambda module, args, output: taken.update({place: output})
+    def collect(index: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+        return lambda module, args, output: collected.update({index: output})
 
-    with _hooked((m.linear, take(place)) for place, m in enumerate(adapter.modulations())):
-        yield taken
+    with _hooked((m.linear, collect(index)) for index, m in enumerate(adapter.modulations())):
+        yield collected
 
 
 @contextmanager
-def _put(
+def _replaced(
     adapter: Adapter, parts: Sequence[torch.Tensor], context: torch.Tensor | None
 ) -> Iterator[None]:
-    """Let a forward inside have `parts` for its modulations, and `context` for its text's."""
+    """Replace the modulations in a forward inside by `parts`, and the projection by `context`."""
     results = [*zip([m.linear for m in adapter.modulations()], parts, strict=True)]
     if context is not None:
         results.append((adapter.projection()[-1], context))  # type: ignore[arg-type]
 
-    def put(result: torch.Tensor) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
+    def replace_by(result: torch.Tensor) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
         return lambda module, args, output: result
 
-    with _hooked((module, put(result)) for module, result in results):
+    with _hooked((module, replace_by(result)) for module, result in results):
         yield
 
 
@@ -184,9 +183,9 @@ def _hooked(hooks: Iterator[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[N
 
 
 class _WithoutTokens(TorchFunctionMode):
-    """While active, products and attention over tokens give zeros and read no weights.
+    """While active, matmuls and attention over tokens return zeros and read no weights.
 
-    What is left of a forward is what conditioning vectors, which have no axis of tokens, become.
+    Only what a forward computes from conditioning vectors, which have no token axis, remains.
     """
 
     def __torch_function__(

@@ -1,10 +1,10 @@
-"""The transformer with the branches parting after block m: modules that are traced and verified.
+"""The modules of the transformer that are traced, whose branches part after block m.
 
-Detail Guidance needs D_c and D_m, which are one function up to block m (arXiv 2510.11538). In the
-forked module blocks 0..m run on the base rows, and a hook after block m applies the op, which also
-gathers the rows that each branch continues; everything else that carries a batch row is gathered
-with the same indices. The model's own code runs unchanged. Prompt and timestep come as what
-`conditioning.py` makes of them ahead of the loop.
+Detail Guidance needs D_c and D_m, which are equal up to block m (arXiv 2510.11538). In the forked
+module, blocks 0..m run on the base rows. A hook after block m applies the op, which also gathers
+the rows that each branch continues. All other values with a batch axis are gathered with the same
+indices. The model's own code runs unchanged. `conditioning.py` computes what depends only on prompt
+and timestep.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from intaglio_export.networks.suppress import ma_suppress
 
 @dataclass
 class _Branching:
-    """The op's inputs of the running forward, and the conditioning gathered for it.
+    """The op's inputs in the current forward, and the arguments that were gathered for it.
 
-    `gather` is None where rows stay as they are (layout dual).
+    `branch` is None if the rows do not change (layout dual).
     """
 
     mask: torch.Tensor
@@ -38,7 +38,7 @@ class _Branching:
     _memo: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def rows(self, value: torch.Tensor | None) -> torch.Tensor | None:
-        """`value` with its rows gathered by branch, once per tensor; None stays None."""
+        """Return `value` with its rows gathered by branch, once per tensor; None stays None."""
         if value is None or self.branch is None:
             return value
         for original, rows in self._memo:
@@ -55,7 +55,7 @@ class _Branching:
 
 
 class _Suppressing(nn.Module):
-    """The transformer with the op after block `block`; a base of the two suppressing modules."""
+    """The transformer with the op after block `block`, the base class of two modules."""
 
     def __init__(self, adapter: Adapter, block: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _Suppressing(nn.Module):
 
 
 class ForkedTransformer(_Suppressing):
-    """Layout forked: rows {D_0, D_c} up to block m, rows {D_0, D_c, D_m} after it."""
+    """The forked layout: rows {D_0, D_c} up to block m and {D_0, D_c, D_m} after it."""
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         *base, mask, ref, branch, keep = tensors
@@ -81,7 +81,7 @@ class ForkedTransformer(_Suppressing):
 
 
 class DegradedTransformer(_Suppressing):
-    """Layout dual, the degraded graph: every row is suppressed as its `keep` says."""
+    """The degraded graph of the dual layout, which suppresses every row by its `keep`."""
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         *base, mask, ref, keep = tensors
@@ -89,7 +89,7 @@ class DegradedTransformer(_Suppressing):
 
 
 class BaseTransformer(nn.Module):
-    """Layout dual, the base graph: the transformer without the op."""
+    """The base graph of the dual layout: the transformer without the op."""
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
@@ -100,15 +100,15 @@ class BaseTransformer(nn.Module):
         return denoise(self._adapter, tensors)
 
 
-# What an observed graph gives of every block: the role's stem, and the point where it is told.
+# What an observed graph outputs of every block: the stem of the role, and the observed point.
 OBSERVED = {"hidden_states": "after", "gate": "gate"}
 
 
 class ObservedTransformer(nn.Module):
-    """One of the above that also returns what its blocks compute.
+    """One of the modules above that also returns what its blocks compute.
 
-    The prediction; z after each block [B, T, C], after block m before the op; and alpha of each
-    block [B, C]. B is the rows that the block runs on.
+    It returns the prediction, the hidden states after each block [B, T, C] (after block m those
+    before the op), and the gate alpha of each block [B, C]. B is the number of rows of the block.
     """
 
     def __init__(self, adapter: Adapter, module: nn.Module) -> None:
@@ -117,21 +117,21 @@ class ObservedTransformer(nn.Module):
         self._adapter = adapter
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        told: dict[tuple[str, int], torch.Tensor] = {}
+        observed: dict[tuple[str, int], torch.Tensor] = {}
 
-        def tell(point: str, block: int, tensor: torch.Tensor) -> None:
-            told[point, block] = tensor
+        def observe(point: str, block: int, tensor: torch.Tensor) -> None:
+            observed[point, block] = tensor
 
-        # Outside of the module, whose hook after block m comes later then.
-        with observing(self._adapter, tell, tuple(OBSERVED.values())):
+        # These hooks are registered first, so they run before the module's hook after block m.
+        with observing(self._adapter, observe, tuple(OBSERVED.values())):
             prediction = self.module(*tensors)
         blocks = range(len(self._adapter.blocks()))
-        return (prediction, *(told[point, k] for point in OBSERVED.values() for k in blocks))
+        return (prediction, *(observed[point, k] for point in OBSERVED.values() for k in blocks))
 
 
 @contextmanager
 def _hooks(adapter: Adapter, block: int, branching: _Branching) -> Iterator[None]:
-    """Hooks that apply `branching` after block `block`, for the duration of one forward."""
+    """Register hooks that apply `branching` after block `block` during one forward."""
 
     def after_fork(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

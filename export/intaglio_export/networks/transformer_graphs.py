@@ -1,4 +1,4 @@
-"""The transformer's graphs in the two layouts."""
+"""The graphs of the transformer in both layouts."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from intaglio_export.networks.forking import (
     ForkedTransformer,
     ObservedTransformer,
 )
+from intaglio_export.options import Layout
 
 
 def transformer_units(
-    adapter: Adapter, layout: str, block: int, observe: bool = False
+    adapter: Adapter, layout: Layout | str, block: int, observe: bool = False
 ) -> dict[str, ExportUnit]:
-    """The graphs of `layout` ("forked" or "dual") by the name they have in the manifest.
+    """Return the graphs of `layout` by their names in the manifest.
 
-    Beside the layout's own there is `conditioning`, which feeds them. The op stands after block
-    `block`. Dual's graphs have one kind of row, so it is named `rows`.
-    With `observe`, the graph that every step runs (forked, base) also outputs `hidden_states_k`
-    and `gate_k` of every block k.
+    Both layouts have the graph `conditioning`, which computes inputs of the others. The op is after
+    block `block`. The graphs of the dual layout have one kind of row, which is called `rows`. With
+    `observe`, the graph that every step runs (forked or base) also outputs `hidden_states_k` and
+    `gate_k` of every block k.
     """
     channels = adapter.channels
     base = list(loop_inputs(adapter))
     to_channels = [TensorSpec("mask", (channels,)), TensorSpec("ref", (channels,))]
     branch = TensorSpec("branch", ("rows",), torch.int64)
     keep = TensorSpec("keep", ("rows", _tokens(adapter)))
-    if layout == "forked":
+    if layout == Layout.forked:
         inputs = {"forked": [*base, *to_channels, branch, keep]}
         modules: dict[str, torch.nn.Module] = {"forked": ForkedTransformer(adapter, block)}
     else:
@@ -53,7 +54,7 @@ def transformer_units(
     if observe:
         name = next(iter(modules))
         modules[name] = ObservedTransformer(adapter, modules[name])
-        outputs[name] += _observed(adapter, block if layout == "forked" else -1)
+        outputs[name] += _observed(adapter, block if layout == Layout.forked else -1)
     conditioning = _unit(
         adapter,
         ConditioningTransformer(adapter),
@@ -69,7 +70,7 @@ def transformer_units(
 
 
 def _observed(adapter: Adapter, block: int) -> tuple[TensorSpec, ...]:
-    """What an observed graph outputs beside the prediction; it has base rows up to `block`."""
+    """Return the further outputs of an observed graph, which has base rows up to `block`."""
     axes: dict[str, tuple[Axis, ...]] = {
         "hidden_states": (_tokens(adapter), adapter.channels),
         "gate": (adapter.channels,),
@@ -96,7 +97,7 @@ def _unit(
     patch = adapter.patch_size
     latent = adapter.latent()
     height, width = 6 * patch, 8 * patch
-    # Rows of one kind differ from others, or torch.export would take the two for one size.
+    # Different kinds of rows have different sizes, or torch.export would treat them as one.
     sizes = {"base_rows": 2, "rows": 3, "text_length": 5, "tokens": 48}
     sizes |= {"conditions": 3, "prompts": 2}
     sizes |= {"latent_height": height, "latent_width": width}
@@ -122,7 +123,7 @@ def _unit(
 
 
 def _tokens(adapter: Adapter) -> Axis:
-    """The axis of image tokens: a number where images have one size only."""
+    """Return the axis of image tokens, which is a number if images have a fixed size."""
     latent = adapter.latent()
     if not latent.fixed_size:
         return "tokens"

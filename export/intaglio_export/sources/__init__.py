@@ -79,8 +79,8 @@ def open_source(
         else:
             if config is not None:
                 raise usage_error(
-                    f"--config {config} is for a single {_FILE} file, and {source} is not one; leave"
-                    " out --config."
+                    f"--config {config} is for a single {_FILE} file, and {source} is not one;"
+                    " leave out --config."
                 )
             folder = _open_pipeline(
                 str(source), dtype, text_encoders, lambda found: frozenset(), report

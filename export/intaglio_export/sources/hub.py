@@ -161,8 +161,8 @@ def _sentence(error: Exception, name: str, match: re.Match[str]) -> str:
             return f"The Hub answered with the error {code} for {name}; try again later."
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
             return (
-                f"The disk of the Hub's cache {constants.HF_HUB_CACHE} is full; free some space, or set"
-                " HF_HOME to a folder on another disk."
+                f"The disk of the Hub's cache {constants.HF_HUB_CACHE} is full; free some space, or"
+                " set HF_HOME to a folder on another disk."
             )
     if isinstance(error, hub_errors.HFValidationError):
         return f"{name} is neither a folder nor a valid Hub name (org/name)."

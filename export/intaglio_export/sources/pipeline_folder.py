@@ -58,8 +58,8 @@ def open_folder(path: Path, text_encoders: str = "all") -> PipelineFolder:
     if text_encoders == "no-t5":
         if not optional:
             raise usage_error(
-                f"--text-encoders no-t5: {adapter.family} models need their text encoders."
-                " Leave the option out."
+                f"--text-encoders no-t5: {adapter.family} models need their text encoders;"
+                " leave the option out."
             )
         index |= dict.fromkeys(optional)
     parts = {}
@@ -100,9 +100,9 @@ def _check_vocabularies(folder: PipelineFolder, parts: dict[str, Any]) -> None:
         tokenizer = name.replace("text_encoder", "tokenizer")
         if name in parts and len(parts[tokenizer]) > (rows := parts[name].config.vocab_size):
             raise ExportError(
-                f"The source {folder.path} has a {tokenizer} with {len(parts[tokenizer])} tokens and"
-                f" a {name} that knows {rows}: they are not of the same pipeline; give a complete"
-                " pipeline."
+                f"The source {folder.path} has a {tokenizer} with {len(parts[tokenizer])} tokens"
+                f" and a {name} that knows {rows}: they are not of the same pipeline; give a"
+                " complete pipeline."
             )
 
 

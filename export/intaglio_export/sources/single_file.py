@@ -183,7 +183,7 @@ def _is_t5(part: Part) -> bool:
 
 
 def _complete(file: Path, part: Part, network: Any) -> Any:
-    """Return `network` if the file held all of it; diffusers leaves missing tensors without data."""
+    """Return `network` if the file held all of it; diffusers leaves other tensors empty."""
     empty = sorted(name for name, tensor in network.state_dict().items() if tensor.is_meta)
     if empty:
         raise ExportError(_unlike(file, part, weights.lacking(empty)))
