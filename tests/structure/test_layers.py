@@ -20,7 +20,8 @@ LAYERS = {
 LAYERS["pipeline"] = set(LAYERS)
 # The public header of each layer, by its name without the folder and ending.
 HEADERS = {
-    "error": "core", "role": "core", "tensor": "core", "rng": "core", "file": "core", "bundle": "bundle",
+    "error": "core", "role": "core", "tensor": "core", "rng": "core", "file": "core",
+    "bundle": "bundle",
     "backend": "backend", "tokenizer": "text", "sampling": "sampling", "guidance": "guidance",
     "image": "image", "pipeline": "pipeline", "options": "pipeline", "embedding": "pipeline",
     "batch": "pipeline", "generate_options": "pipeline", "validate": "pipeline",
@@ -96,8 +97,7 @@ def test_vendor_headers_stay_in_backend_and_ops() -> None:
     wrong = [
         f"{path.relative_to(ROOT)} includes {include}"
         for path in sources("cpp", "python/bindings", "tests/cpp")
-        if path.relative_to(ROOT).parts[1:3] != ("src", "backend")
-        and path.parent.name != "ops"
+        if path.relative_to(ROOT).parts[1:3] != ("src", "backend") and path.parent.name != "ops"
         for include in includes(path)
         if VENDORS.search(include)
     ]

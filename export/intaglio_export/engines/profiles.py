@@ -15,7 +15,7 @@ from intaglio_export.folder import MANIFEST
 VAE_TILE = 1024
 DEFAULT_BATCH = (1, 1, 4)
 # What `conditioning` makes at once: a row for each step and branch, longer schedules in parts
-# (cpp/src/pipeline/conditioning.cpp).
+# (cpp/src/pipeline/precompute.cpp).
 CONDITIONS = 64
 Shape = tuple[int, ...]
 
