@@ -111,7 +111,7 @@ def test_what_to_draw(
         ),
         ({"prompt_attention_mask": (1, 4)}, "prompt_attention_mask is not an input of fake"),
         ({"prompt_embeds": None}, "holds no prompt_embeds"),
-        ({"prompt_embed": (1,)}, 'holds "prompt_embed", which is no prompt embedding'),
+        ({"prompt_embed": (1,)}, 'holds "prompt_embed", which is not a prompt embedding'),
     ],
 )  # fmt: skip
 def test_embeddings_that_do_not_fit(
