@@ -8,7 +8,7 @@
 namespace intaglio::python {
 namespace {
 
-// Arguments as the process got them, bytes that are no text included.
+// Returns the arguments as the process got them, including bytes that are not text.
 std::vector<std::string> bytes_of(const std::vector<py::str>& args) {
   std::vector<std::string> bytes;
   for (const py::str& arg : args) {
@@ -28,12 +28,13 @@ void bind_command(py::module_& module) {
         const std::vector<std::string> bytes = bytes_of(args);
         const py::gil_scoped_release release;
         const int code = run_command(bytes);
-        std::cout.flush();  // Python's own output comes after it
+        std::cout.flush();  // before Python's own output
         std::fflush(stdout);
         return code;
       },
       py::arg("args"),
-      "The whole command line in this process; `args` without the program's name. Returns the exit "
+      "Run the whole command line in this process; `args` does not include the program's name. "
+      "Returns the exit "
       "code.");
 }
 

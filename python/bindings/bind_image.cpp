@@ -8,7 +8,7 @@ namespace {
 
 py::module_ pil() { return py::module_::import("PIL.Image"); }
 
-// A copy of the pixels of a PIL image that is already RGB.
+// Copies the pixels of a PIL image that is already RGB.
 Image copy_pixels(const py::object& picture) {
   Image image;
   image.width = picture.attr("width").cast<int>();
@@ -19,8 +19,8 @@ Image copy_pixels(const py::object& picture) {
   return image;
 }
 
-// What read_png makes of the same picture in a file, where Pillow's conversion to RGB would drop
-// the transparency and cut 16 bits off at 255.
+// Reads the picture as read_png reads it from a file. Pillow's conversion to RGB would drop the
+// transparency and cut 16 bits off at 255.
 Image image_from_pil(py::handle picture) {
   const auto mode = picture.attr("mode").cast<std::string>();
   const bool deep = mode.starts_with("I");
@@ -73,15 +73,15 @@ void bind_image(py::module_& module) {
       "to_images", &checked_to_images, py::arg("tensor"),
       "[N, 3, H, W] float32 in [-1, 1] to N images; rounds as diffusers' VaeImageProcessor does.");
   module.def("from_image", &from_image, py::arg("image"),
-             "An image to [1, 3, H, W] float32 in [-1, 1].");
+             "Convert an image to [1, 3, H, W] float32 in [-1, 1].");
   module.def(
       "write_png", &write_png, py::arg("path"), py::arg("image"), py::arg("text") = TextEntries{},
       py::call_guard<py::gil_scoped_release>(),
       "`text` becomes the file's text chunks. Written under a temporary name, then renamed.");
-  module.def(
-      "read_png", &read_png, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
-      "Any PNG, as 8-bit RGB: transparent parts over black, 16 bits scaled. Raises InputError "
-      "naming the file.");
+  module.def("read_png", &read_png, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+             "Read any PNG as 8-bit RGB. Transparent parts are drawn over black, and 16 bits are "
+             "scaled to 8. Raises InputError "
+             "naming the file.");
 }
 
 }  // namespace intaglio::python

@@ -88,7 +88,7 @@ void bind_step(py::module_& module) {
           py::arg("block"),
           "Return the image stream after a block at the step's last evaluation of the model: a\n"
           "copy, [rows, tokens, channels] float32. After block m it is taken before channels are\n"
-          "suppressed. Rows stand in the order D_0, D_c and, after block m in layout forked, D_m,\n"
+          "suppressed. Rows are in the order D_0, D_c and, after block m in layout forked, D_m,\n"
           "without the rows of branches that did not run, and with images in order within each.\n"
           "Works only during the callback.\n\n"
           "Raises UsageError for a bundle that was not exported with --observe, and for a block\n"

@@ -20,12 +20,13 @@ void bind_rng(py::module_& module) {
             generator.randn(noise.floats());
             return noise;
           },
-          py::arg("shape"), "What torch.randn(shape, generator=self) gives in float32.");
-  module.def("draw_noise", &draw_noise, py::arg("shape"), py::arg("seeds"),
-             py::call_guard<py::gil_scoped_release>(),
-             "Noise of `shape` = [N, ...] as diffusers draws it: one seed draws the whole batch; N "
-             "seeds draw one\n"
-             "image each. Raises UsageError for another number of seeds.");
+          py::arg("shape"), "Return what torch.randn(shape, generator=self) gives in float32.");
+  module.def(
+      "draw_noise", &draw_noise, py::arg("shape"), py::arg("seeds"),
+      py::call_guard<py::gil_scoped_release>(),
+      "Draw noise of `shape` = [N, ...] as diffusers does: one seed draws the whole batch, and N "
+      "seeds draw one\n"
+      "image each. Raises UsageError for another number of seeds.");
 }
 
 }  // namespace intaglio::python

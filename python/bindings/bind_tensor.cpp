@@ -11,7 +11,7 @@ Tensor tensor_from(py::handle array) {
   try {
     capsule = py::module_::import("intaglio._tensor").attr("from_array")(array);
   } catch (py::error_already_set& error) {
-    // torch's BufferError for a tensor that requires grad says more than we could.
+    // torch's own BufferError explains best that a tensor requires grad.
     if (error.matches(PyExc_TypeError)) {
       const auto type = py::str(py::type::handle_of(array).attr("__name__")).cast<std::string>();
       const auto dtype =
@@ -41,11 +41,11 @@ void require_float32(const Tensor& tensor, const char* argument) {
 
 void bind_tensor(py::module_& module) {
   module.def("load_npy", &load_npy, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
-             "A .npy file of float32 or float64 (converted), C order, as float32.\n\n"
+             "Load a .npy file of float32 or float64 in C order, as float32.\n\n"
              "Raises InputError naming the file when it is missing, truncated or of another kind.");
   module.def("save_npy", &save_npy, py::arg("path"), py::arg("tensor"),
              py::call_guard<py::gil_scoped_release>(),
-             "Written under a temporary name, then renamed.");
+             "Write the file under a temporary name, then rename it.");
 }
 
 }  // namespace intaglio::python

@@ -7,11 +7,13 @@ namespace intaglio::python {
 
 void bind_tokenizer(py::module_& module) {
   py::class_<Tokens>(module, "Tokens", "What a tokenizer made of a text.")
-      .def_readonly("ids", &Tokens::ids, "Token ids, padded to the length asked for.")
-      .def_readonly("used", &Tokens::used, "Ids before the padding, special tokens included.")
-      .def_readonly("truncated", &Tokens::truncated, "Something of the text was cut.");
-  py::class_<Tokenizer>(module, "Tokenizer",
-                        "Text to token ids, equal to transformers' fast tokenizers.")
+      .def_readonly("ids", &Tokens::ids, "Token ids, padded to the requested length.")
+      .def_readonly("used", &Tokens::used,
+                    "How many ids there are before the padding, special tokens included.")
+      .def_readonly("truncated", &Tokens::truncated, "Whether a part of the text was cut.");
+  py::class_<Tokenizer>(
+      module, "Tokenizer",
+      "Turns text into token ids, equal to those of transformers' fast tokenizers.")
       .def(
           "encode",
           [](const Tokenizer& tokenizer, const py::str& text, int length) {
@@ -20,14 +22,15 @@ void bind_tokenizer(py::module_& module) {
             return tokenizer.encode(bytes, length);
           },
           py::arg("text"), py::arg("length"),
-          "Ids with the family's special tokens, truncated and padded to `length`, equal to\n"
+          "Return ids with the family's special tokens, truncated and padded to `length`, equal "
+          "to\n"
           "tokenizer(text, padding=\"max_length\", max_length=length, "
           "truncation=True).input_ids.\n\n"
           "Raises InputError for lone surrogates.");
   module.def(
       "load_tokenizer", &load_tokenizer, py::arg("tables"),
       py::call_guard<py::gil_scoped_release>(),
-      "Reads the tables that export wrote from tokenizer.json. Raises InputError naming the file.");
+      "Read the tables that export wrote from tokenizer.json. Raises InputError naming the file.");
 }
 
 }  // namespace intaglio::python

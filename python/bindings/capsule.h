@@ -1,5 +1,5 @@
-// How a tensor crosses between `_core` (pybind11) and `_tensor` (nanobind): as a PyCapsule of this
-// name that owns an intaglio::Tensor. The copy is of the handle; the memory is shared.
+// Tensors cross between `_core` (pybind11) and `_tensor` (nanobind) as a PyCapsule of this name,
+// which owns an intaglio::Tensor. The handle is copied and the memory is shared.
 #pragma once
 
 #include <Python.h>
@@ -10,7 +10,7 @@ namespace intaglio::python {
 
 inline constexpr const char* kTensorCapsule = "intaglio.Tensor";
 
-// A new reference, or null with a Python error set.
+// Returns a new reference, or null with a Python error set.
 inline PyObject* to_capsule(const Tensor& tensor) {
   auto* copy = new Tensor(tensor);
   PyObject* capsule = PyCapsule_New(copy, kTensorCapsule, [](PyObject* self) {
@@ -20,7 +20,7 @@ inline PyObject* to_capsule(const Tensor& tensor) {
   return capsule;
 }
 
-// Borrowed from the capsule, or null with a Python error set.
+// Returns a pointer that the capsule owns, or null with a Python error set.
 inline Tensor* from_capsule(PyObject* capsule) {
   return static_cast<Tensor*>(PyCapsule_GetPointer(capsule, kTensorCapsule));
 }

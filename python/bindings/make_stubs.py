@@ -24,22 +24,23 @@ DICT = "%s dict[str, typing.Any]:"
 
 
 def core_stub() -> str:
-    """The stub of `_core`, by pybind11-stubgen."""
+    """Return the stub of `_core`, made by pybind11-stubgen."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pybind11_stubgen", "intaglio._core", "--exit-code"]
         subprocess.run([*command, "-o", folder], check=True, capture_output=True)
         text = (Path(folder) / "intaglio" / "_core.pyi").read_text("utf-8")
-    # The generator leaves these bare; mypy wants to know.
+    # The generator leaves out what is in these, which mypy wants to know.
     text = text.replace("**kwargs)", "**kwargs: typing.Any)").replace("-> dict:", DICT % "->")
-    text = re.sub(r": dict(?=[,)])", DICT[:-1] % ":", text)
+    for end in (",", ")"):
+        text = text.replace(f": dict{end}", DICT[:-1] % ":" + end)
     text = text.replace("os.PathLike", "os.PathLike[str]")
-    # They call themselves intaglio.Error and so on, for people; here is where they come from.
+    # For people the exceptions are intaglio.Error and so on, but they are defined in this module.
     text = re.sub(r"^from intaglio import [^(\n]+$", "", text, flags=re.MULTILINE)
     return re.sub(r"^class ", error_stubs() + "\nclass ", text, count=1, flags=re.MULTILINE)
 
 
 def error_stubs() -> str:
-    """Class definitions of the exceptions."""
+    """Return class definitions of the exceptions."""
     core = importlib.import_module("intaglio._core")
     errors = [e for e in vars(core).values() if isinstance(e, type) and issubclass(e, core.Error)]
     return "\n".join(
@@ -51,14 +52,14 @@ def error_stubs() -> str:
 
 
 def tensor_stub() -> str:
-    """The stub of `_tensor`, by nanobind's own generator."""
+    """Return the stub of `_tensor`, made by nanobind's own generator."""
     generator = StubGen(importlib.import_module("intaglio._tensor"))
     generator.put(importlib.import_module("intaglio._tensor"))
     return str(generator.get())
 
 
 def tidy(text: str, path: Path) -> str:
-    """`text` as ruff formats it, so that it passes the same checks as everything else."""
+    """Return `text` as ruff formats it, so that it passes the same checks as everything else."""
     text = HEADER + re.sub(r"\A(\s*#.*\n)+", "", text)
     for command in (["check", "--fix-only", "--quiet", "--select", "I,F401,UP"], ["format"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(path), "-"]
@@ -67,7 +68,7 @@ def tidy(text: str, path: Path) -> str:
 
 
 def main() -> int:
-    """Writes or compares both stubs. Returns the exit code."""
+    """Write or compare both stubs. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare with the committed stubs")
     check = parser.parse_args().check

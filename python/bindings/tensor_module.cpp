@@ -1,4 +1,4 @@
-// Tensors to and from every library that speaks DLPack, without a copy.
+// Passes tensors to and from every library that speaks DLPack, without a copy.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
@@ -14,7 +14,7 @@ namespace {
 
 using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 
-// Dropping the last handle may happen in a thread without the GIL.
+// The last handle may be dropped in a thread that does not hold the GIL.
 struct ArrayOwner {
   Array array;
   explicit ArrayOwner(Array held) : array(std::move(held)) {}
@@ -38,7 +38,7 @@ nb::object from_array(Array array) {
   Shape shape(array.ndim());
   for (std::size_t axis = 0; axis < shape.size(); ++axis)
     shape[axis] = static_cast<std::int64_t>(array.shape(axis));
-  // Tensor has no const memory; whoever takes one from here reads it only.
+  // Tensor has no const memory, so whoever takes one from here must only read it.
   void* data = const_cast<void*>(array.data());
   auto owner = std::make_shared<ArrayOwner>(std::move(array));
   PyObject* capsule = to_capsule(Tensor(std::move(shape), dtype, data, std::move(owner)));
@@ -70,18 +70,20 @@ nb::ndarray<nb::numpy> to_numpy(const nb::capsule& capsule) {
 }  // namespace
 
 NB_MODULE(_tensor, module) {
-  module.doc() = "Tensors to and from every library that speaks DLPack, without a copy.";
-  module.def("from_array", &from_array, nb::arg("array").noconvert(),
-             nb::sig("def from_array(array: object) -> object"),
-             "A tensor over the memory of `array`: any object with `__dlpack__` or the buffer "
-             "protocol, of\n"
-             "float32, int64 or uint8, in C order, in CPU memory. Nothing is copied, and the array "
-             "lives as\n"
-             "long as the tensor. Anything else raises TypeError.");
-  module.def("to_numpy", &to_numpy, nb::arg("tensor"),
-             nb::sig("def to_numpy(tensor: object) -> numpy.typing.NDArray[typing.Any]"),
-             "The tensor as a NumPy array over the same memory, which lives as long as the array.\n"
-             "`torch.from_dlpack(array)` shares it further.");
+  module.doc() = "Pass tensors to and from every library that speaks DLPack, without a copy.";
+  module.def(
+      "from_array", &from_array, nb::arg("array").noconvert(),
+      nb::sig("def from_array(array: object) -> object"),
+      "Return a tensor over the memory of `array`: any object with `__dlpack__` or the buffer "
+      "protocol, of\n"
+      "float32, int64 or uint8, in C order, in CPU memory. Nothing is copied, and the array "
+      "lives as\n"
+      "long as the tensor. Anything else raises TypeError.");
+  module.def(
+      "to_numpy", &to_numpy, nb::arg("tensor"),
+      nb::sig("def to_numpy(tensor: object) -> numpy.typing.NDArray[typing.Any]"),
+      "Return the tensor as a NumPy array over the same memory, which lives as long as the array.\n"
+      "`torch.from_dlpack(array)` shares it further.");
 }
 
 }  // namespace intaglio::python

@@ -1,4 +1,4 @@
-// Python text to the bytes that the library checks.
+// Encodes Python text as the bytes that the library checks.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,8 +7,8 @@
 
 namespace intaglio::python {
 
-// Lone surrogates become bytes that are no UTF-8, so the library refuses them with its own
-// sentence instead of Python's UnicodeEncodeError.
+// Lone surrogates become bytes that are not UTF-8, so that the library refuses them with its own
+// message instead of Python's UnicodeEncodeError.
 inline std::string utf8_of(const pybind11::str& text) {
   return text.attr("encode")("utf-8", "surrogatepass").cast<std::string>();
 }

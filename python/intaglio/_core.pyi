@@ -130,7 +130,7 @@ class Generator:
         self, shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
     ) -> numpy.typing.NDArray[typing.Any]:
         """
-        What torch.randn(shape, generator=self) gives in float32.
+        Return what torch.randn(shape, generator=self) gives in float32.
         """
 
 class Tokens:
@@ -140,26 +140,26 @@ class Tokens:
     @property
     def ids(self) -> list[int]:
         """
-        Token ids, padded to the length asked for.
+        Token ids, padded to the requested length.
         """
     @property
     def truncated(self) -> bool:
         """
-        Something of the text was cut.
+        Whether a part of the text was cut.
         """
     @property
     def used(self) -> int:
         """
-        Ids before the padding, special tokens included.
+        How many ids there are before the padding, special tokens included.
         """
 
 class Tokenizer:
     """
-    Text to token ids, equal to transformers' fast tokenizers.
+    Turns text into token ids, equal to those of transformers' fast tokenizers.
     """
     def encode(self, text: str, length: typing.SupportsInt | typing.SupportsIndex) -> Tokens:
         """
-        Ids with the family's special tokens, truncated and padded to `length`, equal to
+        Return ids with the family's special tokens, truncated and padded to `length`, equal to
         tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids.
 
         Raises InputError for lone surrogates.
@@ -884,7 +884,7 @@ class Step:
         """
         Return the image stream after a block at the step's last evaluation of the model: a
         copy, [rows, tokens, channels] float32. After block m it is taken before channels are
-        suppressed. Rows stand in the order D_0, D_c and, after block m in layout forked, D_m,
+        suppressed. Rows are in the order D_0, D_c and, after block m in layout forked, D_m,
         without the rows of branches that did not run, and with images in order within each.
         Works only during the callback.
 
@@ -1081,25 +1081,25 @@ def draw_noise(
     seeds: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
 ) -> numpy.typing.NDArray[typing.Any]:
     """
-    Noise of `shape` = [N, ...] as diffusers draws it: one seed draws the whole batch; N seeds draw one
+    Draw noise of `shape` = [N, ...] as diffusers does: one seed draws the whole batch, and N seeds draw one
     image each. Raises UsageError for another number of seeds.
     """
 
 def from_image(image: PIL.Image.Image) -> numpy.typing.NDArray[typing.Any]:
     """
-    An image to [1, 3, H, W] float32 in [-1, 1].
+    Convert an image to [1, 3, H, W] float32 in [-1, 1].
     """
 
 def load_npy(path: os.PathLike[str] | str | bytes) -> numpy.typing.NDArray[typing.Any]:
     """
-    A .npy file of float32 or float64 (converted), C order, as float32.
+    Load a .npy file of float32 or float64 in C order, as float32.
 
     Raises InputError naming the file when it is missing, truncated or of another kind.
     """
 
 def load_tokenizer(tables: os.PathLike[str] | str | bytes) -> Tokenizer:
     """
-    Reads the tables that export wrote from tokenizer.json. Raises InputError naming the file.
+    Read the tables that export wrote from tokenizer.json. Raises InputError naming the file.
     """
 
 def make_backend(options: BackendOptions, bundle: Bundle) -> Backend:
@@ -1137,17 +1137,17 @@ def png_text(
 
 def read_png(path: os.PathLike[str] | str | bytes) -> PIL.Image.Image:
     """
-    Any PNG, as 8-bit RGB: transparent parts over black, 16 bits scaled. Raises InputError naming the file.
+    Read any PNG as 8-bit RGB. Transparent parts are drawn over black, and 16 bits are scaled to 8. Raises InputError naming the file.
     """
 
 def run_command(args: collections.abc.Sequence[str]) -> int:
     """
-    The whole command line in this process; `args` without the program's name. Returns the exit code.
+    Run the whole command line in this process; `args` does not include the program's name. Returns the exit code.
     """
 
 def save_npy(path: os.PathLike[str] | str | bytes, tensor: typing.Any) -> None:
     """
-    Written under a temporary name, then renamed.
+    Write the file under a temporary name, then rename it.
     """
 
 def scheduler_type(name: str, prediction_type: str) -> str:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 class BatchStep:
-    """A solver step of one member that has ended. It does not need the batch: `preview` and `finish`
-    may be called from other threads while the batch goes on.
+    """A solver step of one member that has ended. It does not need the batch: `preview` and
+    `finish` may be called from other threads while the batch goes on.
 
     Attributes:
         id: the id of the member, as `Batch.add` returned it.
@@ -64,7 +64,7 @@ class BatchStep:
 
 class Batch:
     """Requests of one size that share every run of the transformer, joining and leaving between
-    evaluations. Each one has its own guidance, windows, ma_keep, steps, scheduler, seeds and prompt.
+    evaluations. Each has its own guidance, windows, ma_keep, steps, scheduler, seeds and prompt.
 
         batch = intaglio.Batch(pipeline)
         batch.add(prompt="a boot", seeds=1)

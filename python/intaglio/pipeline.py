@@ -137,8 +137,8 @@ class Generation:
 
 
 class Pipeline:
-    """A bundle that is loaded. Several threads may generate from one pipeline at once, and each gets
-    what it would get alone."""
+    """A bundle that is loaded. Several threads may generate from one pipeline at once, and each
+    gets what it would get alone."""
 
     def __init__(self, core: _core.Pipeline) -> None:
         """Use `Pipeline.open`."""

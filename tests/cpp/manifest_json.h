@@ -1,4 +1,4 @@
-// A manifest that is good, and what is refused once it is changed.
+// A valid manifest, and a check that a changed one is refused.
 #pragma once
 
 #include <gmock/gmock.h>
@@ -91,7 +91,7 @@ inline Json good() {
   };
 }
 
-// good() whose prompt and timestep go through a graph of their own.
+// Returns good() with a graph that computes what depends on prompt and timestep alone.
 inline Json hoisted() {
   Json json = good();
   Json& graphs = json["transformer"]["graphs"];
@@ -108,7 +108,7 @@ inline Json hoisted() {
   return json;
 }
 
-// The bundle of good() or hoisted() with a VAE decoder, in either layout.
+// Returns the bundle of good() or hoisted() with a VAE decoder, in either layout.
 inline Bundle drawable(const std::string& layout, bool conditioned = false) {
   Json json = conditioned ? hoisted() : good();
   json["vae_decoder"] = graph("vae/model.onnx", {tensor("latent", {"n", 4, "h", "w"})},
@@ -126,7 +126,7 @@ inline Bundle drawable(const std::string& layout, bool conditioned = false) {
 
 struct Change {
   std::string place;  // a JSON pointer
-  Json value;         // discarded: removes what is there
+  Json value;         // a discarded value removes what is there
   const char* says;
 };
 

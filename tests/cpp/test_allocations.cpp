@@ -1,4 +1,4 @@
-// What the denoising loop allocates, counted in operator new of the whole process.
+// Counts what the denoising loop allocates, in operator new of the whole process.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -22,8 +22,8 @@ void* counted(std::size_t size, std::size_t alignment) {
 }
 }  // namespace
 
-// The forms without alignment or with an array call these. Not inlined, or GCC sees free() meet
-// aligned_alloc() and new, and warns.
+// The other forms of new and delete call these. They are not inlined, since GCC would see that
+// free() is called on memory of new, and warn.
 [[gnu::noinline]] void* operator new(std::size_t size) {
   if (void* memory = counted(size, alignof(std::max_align_t))) return memory;
   throw std::bad_alloc();
@@ -45,7 +45,7 @@ void* counted(std::size_t size, std::size_t alignment) {
 namespace intaglio {
 namespace {
 
-// Answers every output with halves, and notes how much had been allocated when it was run.
+// Fills every output with 0.5, and records how much had been allocated when it ran.
 class Recorder : public Backend {
  public:
   struct Run : BoundGraph {
@@ -83,7 +83,7 @@ struct Setting {
   bool conditioned;
   bool reused;
   int steps;
-  std::size_t second;  // run of a graph of the transformer that the second step begins with
+  std::size_t second;  // the run of the transformer's graphs with which the second step begins
 };
 
 class Loop : public testing::TestWithParam<Setting> {};
@@ -100,7 +100,7 @@ TEST_P(Loop, AllocatesNothingAfterItsFirstStep) {
   options.steps = GetParam().steps;
   if (GetParam().reused) options.reuse_interval = 2;
   options.cfg_window = Window{0, 0.6};  // branches come and go
-  options.ma_keep = Ramp{0.75, 0};      // keep is filled anew at every step
+  options.ma_keep = Ramp{0.75, 0};      // keep is filled again in every step
   float seen = 0;
   StepCallback on_step;
   if (GetParam().called_back) {
@@ -125,7 +125,8 @@ INSTANTIATE_TEST_SUITE_P(Settings, Loop,
                                          Setting{"forked", "heun", true, false, false, 12, 2},
                                          Setting{"forked", "dpmpp-2m", false, false, false, 12, 1},
                                          Setting{"dual", "euler", true, false, false, 12, 2},
-                                         // Two parts of modulations, the first ahead of the loop.
+                                         // There are two parts of modulations, and the first is
+                                         // computed ahead of the loop.
                                          Setting{"forked", "euler", true, true, false, 40, 2},
                                          Setting{"forked", "heun", true, true, true, 12, 3}));
 

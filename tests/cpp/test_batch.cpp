@@ -1,5 +1,5 @@
-// Members of a batch beside generate(), on graphs that treat rows one by one, and what each step
-// asks its stream and its graphs for.
+// Compares members of a batch with generate(), on graphs that compute each row by itself, and
+// counts what each step does with its stream and its graphs.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -23,14 +23,15 @@ float mean(const Tensor& tensor) {
   return std::accumulate(values.begin(), values.end(), 0.0F) / static_cast<float>(values.size());
 }
 
-// What the graphs were asked for.
+// What was done with the graphs.
 struct Asked {
   int binds = 0;
   std::vector<std::int64_t> rows;  // of each run of the transformer
-  bool fails = false;              // the next one
+  bool fails = false;              // whether the next run fails
 };
 
-// Half the latent and a number of the row's timestep and text, less where keep is 0.
+// Predicts half the latent plus a number that depends on the row's timestep and text, and is
+// smaller where keep is 0.
 class RowModel : public BoundGraph {
  public:
   RowModel(const std::vector<Binding>& inputs, const std::vector<Binding>& outputs, Asked& asked)
@@ -120,7 +121,7 @@ class BatchOf : public testing::TestWithParam<const char*> {
     EXPECT_EQ(together.forked_rows, alone.forked_rows);
   }
 
-  // Steps until nobody is left.
+  // Runs steps until no member is left.
   static std::map<std::int64_t, BatchStep> run(Batch& batch) {
     std::map<std::int64_t, BatchStep> ended;
     while (batch.size() > 0) {
@@ -169,7 +170,7 @@ TEST_P(BatchOf, AStepIsOneRunOfTheRowsThatHaveWeight) {
   batch.add(plain);
   batch.add(request(0, 2));
   batch.step();
-  // D_0 of one, D_c of both, D_m of one.
+  // One request runs D_0 and D_m, and both run D_c.
   const std::vector<std::int64_t> rows =
       forked() ? std::vector<std::int64_t>{4} : std::vector<std::int64_t>{3, 1};
   EXPECT_EQ(backend->asked.rows, rows);
@@ -184,7 +185,8 @@ TEST_P(BatchOf, OnlyMembersThatMoveAreCopiedAndBoundAnew) {
     batch.step();
     return std::pair(stream.counts() - before, backend->asked.binds - binds);
   };
-  // x to D_0 and D_c, and the estimate to the host; once the text and the pooled text of each too.
+  // A step copies x to D_0 and to D_c, and the estimate to the host. The first step also copies the
+  // text and the pooled text of each branch.
   constexpr std::int64_t each = 3, text = 4;
   batch.add(request(0, 1, 9));
   EXPECT_EQ(counted().first.copies, each + text + (forked() ? 1 : 0)) << "and `branch`";

@@ -121,7 +121,7 @@ INSTANTIATE_TEST_SUITE_P(
         Change{"/latent/fixed_size", true, "draws 64x96 pixels only, not 48x64"},
         Change{"/defaults/distilled_guidance", 3.5, "an input of role guidance"}));
 
-// A transformer that is drawn by class, of one size, with packed latents.
+// A bundle that is drawn by class, in one size, with packed latents.
 TEST(Manifest, OtherInputsAreRead) {
   Json json = good();
   json.erase("prompt");
@@ -176,7 +176,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Change{"/defaults/cfg_window", {0.5, 0.5}, "cfg-window"},
                     Change{"/defaults/dg_window", {0.5}, "two numbers"}));
 
-// Every parameter that makes diffusers' pictures other than ours is refused by its name.
+// Every parameter with which diffusers would draw other pictures than ours is refused by its name.
 TEST(Manifest, DpmSolverIsReadWhereItIsSampled) {
   Json json = good();
   const Json sampled = {{"type", "DPMSolverMultistepScheduler"},
@@ -226,7 +226,7 @@ TEST(Manifest, LinspaceSigmas) {
   EXPECT_TRUE(parse_manifest(json.dump(), "bundle.json").bundle.scheduler.linspace_sigmas);
 }
 
-// As export writes facebook/DiT-XL-2-256's and PixArt-Sigma's.
+// The schedulers of facebook/DiT-XL-2-256 and PixArt-Sigma, as export writes them.
 TEST(Manifest, VariancePreservingSchedulersAreReadWhereTheyAreSampled) {
   Json json = good();
   json["prediction_type"] = "epsilon";

@@ -27,7 +27,7 @@ Json profiles(Json min, Json opt, Json max) {
   return {{{"min", std::move(min)}, {"opt", std::move(opt)}, {"max", std::move(max)}}};
 }
 
-// As `intaglio build` writes it for the shipped model, cut down to the inputs that matter here.
+// What `intaglio build` writes for the shipped model, reduced to the inputs that matter here.
 Json good() {
   const Json inputs = {{{"name", "latent"},
                         {"dtype", "float32"},
@@ -89,7 +89,7 @@ class EnginesTest : public testing::Test {
     if (!plan.empty()) std::ofstream(root_ / "engines" / folder / "forked.plan") << plan;
   }
 
-  // What find() or the constructor refuses with; empty when it does not.
+  // Returns the message of the error that find() or the constructor throws; empty if none does.
   std::string refusal(const EngineTarget& target = kTarget) const {
     try {
       Engines(bundle_, target).find(graph_);
@@ -159,7 +159,7 @@ TEST_F(EnginesTest, SaysWhatDiffersInTheMachine) {
   EXPECT_THAT(refusal({"tensorrt-rtx", "1.7.1.116", "sm86"}),
               AllOf(HasSubstr("engines/a is for sm89 and sm120, and this GPU is sm86"),
                     HasSubstr("--arch sm86`")));
-  // Another backend's engines are no reason.
+  // Engines of another backend are not mentioned.
   EXPECT_THAT(refusal({"tensorrt", "11.1.0.106", "sm89"}), Not(HasSubstr("engines/a")));
 }
 
@@ -242,7 +242,7 @@ TEST_F(EnginesTest, SaysWhichFlagDoesNotFitAndWhatWould) {
             HasSubstr("--arch sm89 --profile batch=1:1:4,height=16:32:64,width=16:32:48`")));
   EXPECT_THAT(misfit(2, 3, 16, 4),
               AllOf(HasSubstr("--width 8 is not"), HasSubstr("width=8:32:48`")));
-  // Five images: ten rows of latents, where there may be eight.
+  // Five images need ten rows of latents, and there may be eight.
   EXPECT_THAT(misfit(10, 15, 16, 16),
               AllOf(HasSubstr("--batch is not what the engine takes, 1 to 4 images"),
                     HasSubstr("10 rows of latent where there may be 1 to 8"),

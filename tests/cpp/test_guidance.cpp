@@ -41,8 +41,8 @@ TEST(Window, ForgivesBoundsThatWereComputed) {
   EXPECT_EQ(steps_inside({0.3 - 1e-12, 0.6}, 10), (std::vector{3, 4, 5}));
 }
 
-// Step i starts exactly at i / N, so a window from there begins with it, and a window up to there
-// ends before it, in decimals as a person types them.
+// Step i starts exactly at i / N. A window that starts there includes the step, and a window that
+// ends there does not, also for decimals as a person types them.
 TEST(Window, BoundsAtAStepFallOnIt) {
   for (int steps = 1; steps <= 120; ++steps) {
     for (int step = 1; step < steps; ++step) {
@@ -197,7 +197,7 @@ class CombineTest : public testing::Test {
     std::mt19937 engine(7);
     std::normal_distribution<float> normal;
     for (auto* values : {&c_, &u_, &m_}) {
-      values->resize(1003);  // no multiple of a vector register
+      values->resize(1003);  // not a multiple of a vector register
       for (float& value : *values) value = normal(engine);
     }
   }

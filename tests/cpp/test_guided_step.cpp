@@ -15,7 +15,7 @@ namespace intaglio {
 namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr std::int64_t kSize = 37;  // no multiple of any vector's width
+constexpr std::int64_t kSize = 37;  // not a multiple of any vector's width
 
 Tensor drawn(unsigned seed) {
   std::mt19937 engine(seed);
@@ -55,7 +55,7 @@ const std::vector<Update> kUpdates{
     EulerUpdate{0.75F, -0.125F}, HeunPredict{0.75F, -0.125F}, HeunCorrect{0.75F, 0.5F, -0.25F},
     Dpmpp2mUpdate{0.8F, 0.3F, 0.4F}, DdimUpdate{0.6F, 0.8F, 0.28F, 0.96F}};
 
-// The papers' formulas again, in double precision and in their own words.
+// The formulas again, in double precision and as the papers write them.
 struct Expected {
   double x, denoised, previous_denoised, previous_x;
 };
@@ -120,7 +120,7 @@ TEST(GuidedStep, IsThePapersFormulas) {
   }
 }
 
-// A branch that did not run has whatever was there before, or no memory.
+// A branch that did not run has values of an earlier step, or no memory.
 TEST(GuidedStep, ReadsNoBranchThatDidNotRun) {
   for (const bool unconditional : {true, false}) {
     for (const bool degraded : {true, false}) {
@@ -135,7 +135,7 @@ TEST(GuidedStep, ReadsNoBranchThatDidNotRun) {
   }
 }
 
-// A reused difference stands for a branch's prediction that would give it.
+// A reused difference has the effect of the prediction from which it would have been computed.
 TEST(GuidedStep, ReusesDifferencesOnALine) {
   for (const float slope : {0.0F, 0.5F, 2.0F}) {
     GuidedStep step = random_step(kUpdates.front()), run = random_step(kUpdates.front());
@@ -144,7 +144,7 @@ TEST(GuidedStep, ReusesDifferencesOnALine) {
     step.older_unconditional = drawn(8);
     step.newer_degraded = drawn(9);
     step.older_degraded = drawn(10);
-    step.unconditional = Tensor();  // did not run
+    step.unconditional = Tensor();  // it did not run
     step.degraded = Tensor();
     for (std::size_t i = 0; i < kSize; ++i) {
       const auto line = [&](const Tensor& newer, const Tensor& older) {
@@ -159,7 +159,8 @@ TEST(GuidedStep, ReusesDifferencesOnALine) {
     stream.step(run);
     for (std::size_t i = 0; i < kSize; ++i) {
       EXPECT_NEAR(step.x.floats()[i], run.x.floats()[i], 1e-5);
-      EXPECT_EQ(step.newer_degraded.floats()[i], drawn(9).floats()[i]);  // no run: kept as it is
+      EXPECT_EQ(step.newer_degraded.floats()[i],
+                drawn(9).floats()[i]);  // unchanged, since the branch did not run
     }
   }
 }
@@ -172,7 +173,7 @@ TEST(GuidedStep, KeepsTheLastTwoDifferences) {
   stream.step(plain);
   stream.step(step);
   for (std::size_t i = 0; i < kSize; ++i) {
-    EXPECT_EQ(step.x.floats()[i], plain.x.floats()[i]);  // to the bit
+    EXPECT_EQ(step.x.floats()[i], plain.x.floats()[i]);  // bit for bit
     EXPECT_EQ(step.newer_degraded.floats()[i],
               step.conditional.floats()[i] - step.degraded.floats()[i]);
     EXPECT_EQ(step.older_degraded.floats()[i], drawn(9).floats()[i]);

@@ -11,7 +11,7 @@ namespace {
 
 using testing::HasSubstr;
 
-// good() with three blocks, whose outputs are listed after the prediction.
+// Returns good() with three observed blocks, whose outputs are listed after the prediction.
 Json observed() {
   Json json = good();
   json["transformer"]["blocks"] = 3;
@@ -29,7 +29,7 @@ Json observed() {
 TEST(Manifest, AnObservedTransformerIsRead) {
   EXPECT_FALSE(parse_manifest(good().dump(), "bundle.json").bundle.observed());
   EXPECT_TRUE(parse_manifest(observed().dump(), "bundle.json").bundle.observed());
-  Json json = observed();  // outputs in another order
+  Json json = observed();  // with the outputs in another order
   Json& outputs = json["transformer"]["graphs"]["forked"]["outputs"];
   std::swap(outputs[0], outputs[6]);
   EXPECT_TRUE(parse_manifest(json.dump(), "bundle.json").bundle.observed());

@@ -17,7 +17,7 @@ Tensor counted(Shape shape) {
   return tensor;
 }
 
-// What FluxPipeline._pack_latents makes of torch.arange(16).reshape(1, 2, 2, 4).
+// The result of FluxPipeline._pack_latents for torch.arange(16).reshape(1, 2, 2, 4).
 TEST(Packing, EqualsDiffusers) {
   const Tensor packed = pack(counted({1, 2, 2, 4}), 2);
   EXPECT_THAT(packed.shape(), ElementsAre(1, 2, 8));
@@ -35,7 +35,7 @@ TEST(Packing, UnpackingIsTheInverse) {
   }
 }
 
-// What FluxPipeline._prepare_latent_image_ids(1, 2, 3, ...) makes.
+// The result of FluxPipeline._prepare_latent_image_ids(1, 2, 3, ...).
 TEST(Packing, PositionsEqualDiffusers) {
   const Tensor positions = token_positions(2, 3);
   EXPECT_THAT(positions.shape(), ElementsAre(6, 3));

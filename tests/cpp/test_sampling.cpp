@@ -29,7 +29,7 @@ SchedulerConfig config_of(const std::string& type) {
   return config;
 }
 
-// Runs the toy model and notes the points it was called with.
+// Runs the toy model and records the points at which it was called.
 struct ToyRun {
   std::vector<float> x;
   std::vector<StepPoint> calls;
@@ -158,7 +158,8 @@ TEST(Scheduler, NamesAndTypes) {
           "does not fit a model that predicts epsilon: use one of dpmpp-2m, ddim");
 }
 
-// The real schedulers stepped through the same model; `begin` > 0 is image-to-image.
+// The expected runs are those of diffusers' schedulers with the same model. `begin` > 0 is
+// image-to-image.
 TEST(Sampler, WholeRunsEqualDiffusers) {
   for (const auto& golden : golden_json("runs.json")) {
     const SchedulerConfig config = config_from(golden["config"]);
@@ -169,7 +170,7 @@ TEST(Sampler, WholeRunsEqualDiffusers) {
     const ToyRun run(config.type, schedule, golden["start"].get<std::vector<float>>(), {},
                      config.prediction_type);
     EXPECT_EQ(run.done, steps - begin);
-    // The first alpha divides the rounding of an epsilon, the second multiplies it.
+    // The rounding of an epsilon is divided by the first alpha and multiplied by the second.
     const double grows = config.prediction_type == PredictionType::epsilon
                              ? 1e-6 * schedule.alphas[1] / schedule.alphas[0]
                              : 0.0;
@@ -215,14 +216,14 @@ TEST(Sampler, ReportsEachStepAndStopsWhenTold) {
   }
 }
 
-// A model that knows its answer: any sampler must arrive there.
+// A model that always predicts the same clean data: any sampler must end there.
 TEST(Sampler, ConstantPredictionIsReached) {
   for (const char* type : {kEuler, kHeun, kDpm, kDdim}) {
     for (const int steps : {1, 2, 7, 20}) {
       std::vector<float> x = {3.0F, -2.0F, 0.25F};
       const SchedulerConfig config = config_of(type);
       const bool flow = config.prediction_type == PredictionType::velocity;
-      // The prediction that means the clean data 0.75.
+      // The prediction that stands for the clean data 0.75.
       const Model answer = [&](std::span<const float> at, const StepPoint& point,
                                std::span<float> prediction) {
         for (std::size_t i = 0; i < at.size(); ++i)
@@ -235,7 +236,7 @@ TEST(Sampler, ConstantPredictionIsReached) {
   }
 }
 
-// From pure noise (sigma 1, as Euler's schedule starts) lambda is infinite.
+// At pure noise, sigma 1, where Euler's schedule starts, lambda is infinite.
 TEST(Sampler, DpmStartsFromPureNoise) {
   const ToyRun run(kDpm, make_schedule(config_of(kEuler), 8, 64), {0.3F, -1.2F, 2.0F});
   for (const float value : run.x) EXPECT_TRUE(std::isfinite(value));

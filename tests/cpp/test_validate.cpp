@@ -1,4 +1,4 @@
-// What validate() says of a request, beside the error that generate() would throw.
+// Compares what validate() says of a request with the error that generate() would throw.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -42,9 +42,9 @@ TEST(ValidateOptions, FindsNothingWrongWithWhatRuns) {
 
 TEST(ValidateOptions, NamesEveryFieldThatIsWrong) {
   GenerateOptions options;
-  options.height = 24;   // no multiple of 16
-  options.width = 80;    // above the largest
-  options.steps = 0;     // not looked at while the size is wrong
+  options.height = 24;  // not a multiple of 16
+  options.width = 80;   // above the largest
+  options.steps = 0;    // not checked while the size is wrong
   options.batch = 0;
   options.cfg_window = Window{0.5, 0.5};
   options.dg_window = Window{0.7, 0.2};

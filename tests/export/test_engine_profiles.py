@@ -131,7 +131,7 @@ def test_conditioning_is_made_for_whole_schedules() -> None:
         shapes = input_shapes(component("conditioning", **axes), default_profile(model), model)
         assert shapes["timestep"] == ((1,), (likely,), (64,))
         assert shapes["text"] == ((1, 21, 8), (2, 21, 8), (2, 21, 8))
-    runtime = Path(__file__).parents[2] / "cpp/src/pipeline/conditioning.cpp"
+    runtime = Path(__file__).parents[2] / "cpp/src/pipeline/precompute.cpp"
     assert f"kConditioningRows = {CONDITIONS};" in runtime.read_text("utf-8")
 
 

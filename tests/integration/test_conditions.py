@@ -57,7 +57,7 @@ def embeds(command: Command) -> Path:
         ("class", {"prompt": "x", "class_label": 1}, "--prompt does not fit"),
         ("class", {"class_label": 1, "negative_prompt": "x"}, "--negative-prompt does not fit"),
         ("class", {"class_label": 1, "prompt_embeds": True}, "--prompt-embeds does not fit"),
-        ("class", {"class_label": 10}, "--class 10 is not one of its classes: fake is drawn by class, give "),
+        ("class", {"class_label": 10}, "--class 10 is not one of its classes: fake is drawn by"),
         ("class", {"class_label": -1}, "give --class N from 0 to 9"),
         ("class", {"class_label": 1, "distilled_guidance": 2.0}, "--distilled-guidance does not"),
         ("class", {"class_label": 1, "height": 8}, "fake draws 32x16 pixels only, not 32x8"),
@@ -111,7 +111,7 @@ def test_what_to_draw(
         ),
         ({"prompt_attention_mask": (1, 4)}, "prompt_attention_mask is not an input of fake"),
         ({"prompt_embeds": None}, "holds no prompt_embeds"),
-        ({"prompt_embed": (1,)}, 'holds "prompt_embed", which is no prompt embedding'),
+        ({"prompt_embed": (1,)}, 'holds "prompt_embed", which is not a prompt embedding'),
     ],
 )  # fmt: skip
 def test_embeddings_that_do_not_fit(
@@ -305,7 +305,7 @@ def test_inspect_and_bench(command: Command, bundles: dict[str, Path]) -> None:
 
 def test_embeddings_from_python(bundles: dict[str, Path]) -> None:
     pipeline = intaglio.Pipeline.open(bundles["embeds"])
-    with pytest.raises(intaglio.UsageError, match="takes PromptEmbeds or the path"):
+    with pytest.raises(intaglio.UsageError, match="takes PromptEmbeddings or the path"):
         pipeline.generate(prompt_embeds=3)  # type: ignore[arg-type]
     for name, array in EMBEDS.items():
         with pytest.raises(intaglio.InputError, match=f"^{name} must be float32, not int64"):

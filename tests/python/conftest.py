@@ -19,5 +19,5 @@ def pipeline(bundle: Path) -> intaglio.Pipeline:
 
 @pytest.fixture(scope="session")
 def forked(forked_bundle: Path) -> intaglio.Pipeline:
-    """The same where the layout makes no difference to the test."""
+    """The forked one, for tests that do not depend on the layout."""
     return intaglio.Pipeline.open(forked_bundle)

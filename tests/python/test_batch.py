@@ -40,8 +40,11 @@ def together(
     leaves: Mapping[int, Sequence[int]] = NONE,
     max_images: int = 16,
 ) -> dict[int, intaglio.Generation]:
-    """Runs every job in one batch, which it joins before the evaluation with the number in `joins`
-    and leaves before those of `leaves`. Results by the job's place."""
+    """Run every job in one batch, and return the results by the job's index.
+
+    A job joins before the evaluation whose number is in `joins` and leaves before the one in
+    `leaves`.
+    """
     batch = intaglio.Batch(pipeline, max_images)
     places: dict[int, int] = {}
     finished = {}
@@ -125,7 +128,7 @@ def test_inputs_of_every_family(
             for name in arrays
         }
         jobs = [
-            {"prompt_embeds": intaglio.PromptEmbeds(**given), "seeds": seed}
+            {"prompt_embeds": intaglio.PromptEmbeddings(**given), "seeds": seed}
             for seed, given in enumerate((arrays, swapped))
         ]
     if "guidance" in roles:
@@ -157,7 +160,7 @@ def test_steps_tell_what_a_callback_is_told(pipeline: intaglio.Pipeline) -> None
     assert [step.done for step in seen] == [False, False, True]
     with pytest.raises(intaglio.UsageError, match="wait for its last step"):
         seen[0].finish()
-    # Not only just then: what a step shows is its own.
+    # A step keeps what it shows, so this holds later, too.
     for step, (*told, pictures) in zip(seen, alone, strict=True):
         assert [step.step, step.steps, step.sigma, step.timestep] == told
         for got, expected in zip(step.preview(), pictures, strict=True):
@@ -185,7 +188,7 @@ def test_one_that_fails_leaves_the_others_alone(pipeline: intaglio.Pipeline) -> 
         name: np.full_like(getattr(embeds, name), np.finfo(np.float32).max)
         for name in ("prompt_embeds", "pooled_prompt_embeds")
     }
-    bad = {"prompt_embeds": intaglio.PromptEmbeds(**huge), "cfg_scale": 1.0}
+    bad = {"prompt_embeds": intaglio.PromptEmbeddings(**huge), "cfg_scale": 1.0}
     with pytest.raises(intaglio.InputError) as alone:
         pipeline.generate(**bad)
     batch = intaglio.Batch(pipeline)
@@ -256,19 +259,19 @@ def test_an_empty_batch_takes_another_size(pipeline: intaglio.Pipeline) -> None:
 def test_texts_of_another_length_do_not_fit(tmp_path: Path) -> None:
     pipeline = intaglio.Pipeline.open(make_bundle(tmp_path / "b", "text", "pooled"))
     batch = intaglio.Batch(pipeline)
-    batch.add(prompt_embeds=intaglio.PromptEmbeds(**embeddings(7)))
-    longer = intaglio.PromptEmbeds(**embeddings(9))
+    batch.add(prompt_embeds=intaglio.PromptEmbeddings(**embeddings(7)))
+    longer = intaglio.PromptEmbeddings(**embeddings(9))
     assert not batch.accepts(prompt_embeds=longer)
     with pytest.raises(intaglio.UsageError, match="9 tokens where the batch has 7 tokens"):
         batch.add(prompt_embeds=longer)
-    assert batch.accepts(prompt_embeds=intaglio.PromptEmbeds(**embeddings(7)), batch=7)
+    assert batch.accepts(prompt_embeds=intaglio.PromptEmbeddings(**embeddings(7)), batch=7)
 
 
 def test_given_arrays_may_change_afterwards(tmp_path: Path) -> None:
     pipeline = intaglio.Pipeline.open(make_bundle(tmp_path / "b", "text", "pooled"))
     arrays = embeddings(7)
     noise = np.random.default_rng(1).normal(size=(1, 4, SIZE // 2, SIZE)).astype(np.float32)
-    job = {"prompt_embeds": intaglio.PromptEmbeds(**arrays), "latents": noise}
+    job = {"prompt_embeds": intaglio.PromptEmbeddings(**arrays), "latents": noise}
     alone = pipeline.generate(**job)
     batch = intaglio.Batch(pipeline)
     batch.add(**job)

@@ -35,7 +35,7 @@ def test_looking_changes_nothing(pipeline: intaglio.Pipeline) -> None:
 
 
 def test_latents_are_the_runs_own_memory(pipeline: intaglio.Pipeline) -> None:
-    """A view, kept, shows later steps; writing into it changes the run; it outlives the run."""
+    """A kept view shows later steps and outlives the run. Writing into it changes the run."""
     kept: list[np.ndarray[Any, Any]] = []
     addresses: set[int] = set()
 
@@ -56,7 +56,7 @@ def test_preview_ends_as_the_picture(pipeline: intaglio.Pipeline) -> None:
     result = pipeline.generate(PROMPT, seeds=[1, 2], on_step=lambda s: previews.append(s.preview()))
     assert [[i.size for i in images] for images in previews] == [[(32, 32)] * 2] * 4
     assert len({images[0].tobytes() for images in previews}) > 1
-    # The last step lands on the last estimate of the clean image.
+    # The last step ends at the last estimate of the clean image.
     for preview, image in zip(previews[-1], result.images, strict=True):
         np.testing.assert_allclose(np.asarray(preview, int), np.asarray(image, int), atol=1)
 
@@ -83,7 +83,7 @@ def test_false_stops(pipeline: intaglio.Pipeline, answer: Any) -> None:
 
 
 class MineError(Exception):
-    """Nothing that the library knows."""
+    """An exception that the library does not know."""
 
 
 @pytest.mark.parametrize("error", [MineError("oh"), KeyboardInterrupt(), SystemExit(3)], ids=repr)

@@ -20,7 +20,7 @@ def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 def command(*args: str, missing: str | None = None) -> subprocess.CompletedProcess[str]:
-    """`intaglio ARGS`, where the package `missing` cannot be imported."""
+    """Run `intaglio ARGS` where the package `missing` cannot be imported."""
     hide = f"sys.modules[{missing!r}] = None" if missing else ""
     return python(f"import sys; {hide}\nfrom intaglio.__main__ import main\nmain()", *args)
 

@@ -1,4 +1,4 @@
-"""Every mistake raises a typed exception with the sentence that the command prints."""
+"""Every mistake raises a typed exception with the message that the command prints."""
 
 from __future__ import annotations
 

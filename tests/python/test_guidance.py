@@ -17,6 +17,7 @@ from tests.fake_bundle import CHANNELS, CLASSES, make_bundle, predict
 from tests.parity.three_branch_loop import Deltas
 
 
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> intaglio.Pipeline:
     """A bundle whose transformer is a formula."""
@@ -53,7 +54,7 @@ def test_a_step_is_the_papers_formula(
 
 @given(start=st.integers(0, 100), end=st.integers(0, 100), steps=st.integers(1, 60))
 def test_window(start: int, end: int, steps: int) -> None:
-    """Whole percents: their boundaries fall on steps, whatever binary fractions make of them."""
+    """Boundaries at whole percents fall on steps, although binary fractions do not hold them."""
     window = _core.Window(start / 100, end / 100)
     inside = [i for i in range(steps) if window.contains(i, steps)]
     assert inside == [i for i in range(steps) if start * steps <= 100 * i < end * steps]
@@ -82,7 +83,7 @@ def test_numbers_and_pairs_convert() -> None:
 
 
 def test_a_branch_that_gets_its_weight_is_run() -> None:
-    # w is 0 in the middle, where D_m is not run: what was kept before is too old.
+    # w is 0 in the middle, where D_m does not run, so the differences before it are too old.
     guidance = _core.Guidance(dg_scale=(-1, 1), reuse_interval=3)
     weights = _core.step_weights(guidance, 5)
     assert [w.degraded for w in weights] == [True, True, False, True, True]
@@ -108,8 +109,8 @@ def test_reuse_keeps_to_its_interval(
     assert set(with_weight) - set(inside) <= set(runs)
     gaps = [b - a for a, b in pairwise(runs) if a in inside and b in inside]
     assert gaps == sorted(gaps, reverse=True)
-    assert max(gaps, default=1) <= first + 1e-9  # what computed bounds are rounded by
-    # The reference loop's own words for it.
+    assert max(gaps, default=1) <= first + 1e-9  # the tolerance for computed bounds
+    # The reference loop decides the same.
     for branch, windowed in (("0", range(steps)), ("m", with_weight)):
         deltas = Deltas((first, last), reuse)
         for i in windowed:

@@ -21,7 +21,7 @@ from tests.python.test_command import command
 
 NEGATIVE = "a shoe"
 IMAGES = 2
-Told = dict[tuple[str, int], np.ndarray[Any, Any]]
+Observed = dict[tuple[str, int], np.ndarray[Any, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def observed(observed_bundle: Path) -> intaglio.Pipeline:
 
 @pytest.fixture(scope="module")
 def text(sd3_pipeline: StableDiffusion3Pipeline) -> Callable[[str], tuple[Any, Any]]:
-    """Of a prompt, one row of the transformer's text and pooled inputs."""
+    """Return one row of the transformer's text and pooled inputs for a prompt."""
 
     def encode(prompt: str) -> tuple[Any, Any]:
         made = sd3_pipeline.encode_prompt(
@@ -46,9 +46,9 @@ def text(sd3_pipeline: StableDiffusion3Pipeline) -> Callable[[str], tuple[Any, A
 def seen_by_hooks(
     transformer: Any, latents: np.ndarray[Any, Any], timestep: float, text: tuple[Any, Any],
     suppressed: _core.MassiveActivations | None = None,
-) -> Told:  # fmt: skip
-    """The image stream after every block and its gate, of one branch's rows."""
-    seen: Told = {}
+) -> Observed:  # fmt: skip
+    """Return the image stream after every block, and its gate, for the rows of one branch."""
+    seen: Observed = {}
     handles = []
     for k, block in enumerate(transformer.transformer_blocks):
 
@@ -79,7 +79,7 @@ def seen_by_hooks(
 
 
 def run(pipeline: intaglio.Pipeline, start: np.ndarray[Any, Any], **options: Any) -> list[Any]:
-    """Of each step: its timestep, the latents it started from, and all that it tells."""
+    """Return for each step its timestep, the latents it started from, and all that is observed."""
     steps: list[Any] = []
     latents = [start]
 
@@ -122,7 +122,7 @@ def test_a_step_tells_what_hooks_see(
 
 
 def test_what_is_told_may_be_kept(observed: intaglio.Pipeline) -> None:
-    """It is a copy: later steps leave it alone, and writing into it changes nothing."""
+    """It is a copy: later steps do not change it, and writing into it changes nothing."""
     kept: list[np.ndarray[Any, Any]] = []
     copies: list[np.ndarray[Any, Any]] = []
 
@@ -138,7 +138,7 @@ def test_what_is_told_may_be_kept(observed: intaglio.Pipeline) -> None:
 
 
 def test_heun_tells_the_second_evaluation(observed: intaglio.Pipeline) -> None:
-    """Which is at the timestep that the next step starts from, but at latents of its own."""
+    """It is at the timestep from which the next step starts, but at different latents."""
     seen: list[tuple[float, np.ndarray[Any, Any]]] = []
     for scheduler in ("heun", "euler"):
         observed.generate(

@@ -40,7 +40,7 @@ def test_the_loop_allocates_nothing_and_copies_as_much_in_every_step(
     _, width = manifest["transformer"]["graphs"]["conditioning"]["outputs"][0]["axes"]
     for steps in (1, 5):
         run = pipeline.generate(PROMPT, steps=steps, batch=2, cfg_scale=cfg_scale)
-        # The modulations of each row, and what D_c and D_0 both start from, in the rows of each.
+        # The loop copies the modulations of each row, and the latents of D_c to the rows of D_0.
         rows, latents = (4, 1) if cfg_scale != 1.0 else (2, 0)
         assert run.loop.allocations == 0
         assert run.loop.copies == steps * (rows + latents)
@@ -100,7 +100,7 @@ def test_every_option_reaches_the_run(
 
 
 def test_token_masks(pipeline: intaglio.Pipeline) -> None:
-    """All white is no mask at all; all black is no Detail Guidance at all."""
+    """A white picture is the same as no mask, and a black one the same as no Detail Guidance."""
     plain = pipeline.generate(PROMPT).latents
     white, black = Image.new("L", (8, 8), 255), Image.new("1", (8, 8), 0)
     np.testing.assert_array_equal(pipeline.generate(PROMPT, ma_tokens=white).latents, plain)

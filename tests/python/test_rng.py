@@ -1,4 +1,4 @@
-"""Noise is torch's."""
+"""Noise equals torch's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEEDS = st.integers(0, 2**63 - 1)
 @given(seed=SEEDS, shapes=st.lists(SHAPES, min_size=1, max_size=3))
 def test_generator_draws_torchs_numbers(seed: int, shapes: list[list[int]]) -> None:
     ours, theirs = _core.Generator(seed), torch.Generator("cpu").manual_seed(seed)
-    for shape in shapes:  # one generator: each draw goes on where the last one ended
+    for shape in shapes:  # one generator, so each draw continues where the last one ended
         expected = torch.randn(shape, generator=theirs).numpy()
         np.testing.assert_allclose(ours.randn(shape), expected, atol=1e-5, rtol=0)
 

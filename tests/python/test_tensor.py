@@ -46,7 +46,7 @@ def test_what_the_library_made_reaches_torch_without_a_copy() -> None:
 
 
 class Exporter:
-    """An array of some other library: all it has is DLPack."""
+    """An array of another library, which has DLPack and nothing else."""
 
     def __init__(self, array: np.ndarray[Any, Any]) -> None:
         self.array = array

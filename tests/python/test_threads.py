@@ -41,7 +41,7 @@ def test_each_thread_gets_what_it_would_get_alone(pipeline: intaglio.Pipeline) -
 
 
 def test_a_first_run_may_be_several_at_once(bundle: Path) -> None:
-    """Graphs are loaded at first use; two threads must not load into each other."""
+    """Graphs are loaded at first use, also when two threads need them at once."""
     expected = intaglio.Pipeline.open(bundle).generate(PROMPT).latents
     fresh = intaglio.Pipeline.open(bundle)
     with ThreadPoolExecutor(3) as pool:
@@ -50,8 +50,8 @@ def test_a_first_run_may_be_several_at_once(bundle: Path) -> None:
 
 
 def test_the_gil_is_released_while_sampling(forked: intaglio.Pipeline) -> None:
-    """No thread loses the GIL here but by giving it up, so that this thread sees a run begun and
-    not ended only when the run gave it up."""
+    """Here a thread only loses the GIL by giving it up. So when this thread sees a run that has
+    begun and not ended, the run has given it up."""
     state: dict[str, bool] = {}
 
     def run() -> None:
@@ -109,7 +109,7 @@ print("usable")
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Processes of pytest-xdist ignore the signal, and so would what they start."""
+    """Handle the signal, which processes of pytest-xdist, and what they start, would ignore."""
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)

@@ -1,4 +1,4 @@
-"""Token ids are transformers'."""
+"""Token ids equal those of transformers."""
 
 from __future__ import annotations
 

@@ -43,7 +43,6 @@ def test_every_problem_is_listed_and_the_first_is_raised(
     with pytest.raises(intaglio.Error) as raised:
         forked.generate(**{"prompt": PROMPT, **options})
     # The same sentence, in the words of the command line.
-    assert len(str(raised.value)) >= len(problems[0].message)
     assert str(raised.value).split(":")[-1].replace("-", "").replace("_", "") == (
         problems[0].message.split(":")[-1].replace("-", "").replace("_", "")
     )

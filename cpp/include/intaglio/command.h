@@ -6,8 +6,9 @@
 
 namespace intaglio {
 
-// Runs the command line `args` (without the program's name): results on stdout, messages and
-// progress on stderr. Returns the exit code (error.h). Ctrl-C stops a run within a step.
+// Runs the command line `args`, which does not include the program's name. Results go to stdout,
+// messages and progress to stderr. Returns the exit code (error.h). Ctrl-C stops a run within a
+// step.
 int run_command(const std::vector<std::string>& args);
 
 }  // namespace intaglio

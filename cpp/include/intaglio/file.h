@@ -1,4 +1,4 @@
-// Reading and writing whole files.
+// Reads and writes whole files.
 #pragma once
 
 #include <cstddef>
@@ -9,11 +9,12 @@
 
 namespace intaglio {
 
-// Throws InputError naming the file and what the system says.
+// Throws InputError naming the file and the system's error.
 std::string read_file(const std::filesystem::path& path);
 
-// Writes under a temporary name beside `path`, then renames; on failure leaves nothing behind.
-// Throws InputError naming the file and what the system says.
+// Writes under a temporary name beside `path`, then renames the file. On failure nothing is left
+// behind.
+// Throws InputError naming the file and the system's error.
 void write_file(const std::filesystem::path& path, std::string_view content);
 
 }  // namespace intaglio

@@ -20,18 +20,19 @@ struct Image {
 
 using TextEntries = std::vector<std::pair<std::string, std::string>>;
 
-// [N, 3, H, W] float32 in [-1, 1] to N images; rounds as diffusers' VaeImageProcessor does.
+// Converts [N, 3, H, W] float32 in [-1, 1] to N images. It rounds as diffusers' VaeImageProcessor
+// does.
 std::vector<Image> to_images(const Tensor& tensor);
-// An image to [1, 3, H, W] float32 in [-1, 1].
+// Converts an image to [1, 3, H, W] float32 in [-1, 1].
 Tensor from_image(const Image& image);
 
-// `text` becomes the file's text chunks (iTXt, UTF-8). Written under a temporary name, then
-// renamed.
+// Writes the image under a temporary name, then renames the file. `text` becomes its text chunks
+// (iTXt, UTF-8).
 void write_png(const std::filesystem::path& path, const Image& image, const TextEntries& text = {});
-// Any PNG, as 8-bit RGB: transparent parts over black, 16 bits scaled. Throws InputError naming the
-// file.
+// Reads any PNG as 8-bit RGB. Transparent parts are drawn over black, and 16 bits are scaled to 8.
+// Throws InputError naming the file.
 Image read_png(const std::filesystem::path& path);
-// The same of a file's content, called `name` in the error.
+// Reads the content of a file, which the error calls `name`.
 Image decode_png(std::string_view content, const std::string& name);
 
 }  // namespace intaglio

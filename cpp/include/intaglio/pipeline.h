@@ -57,7 +57,7 @@ class Step {
   std::function<std::vector<Image>()> preview;  // decodes the current estimate of the clean image
   // Copies, in host memory, of what the step's last evaluation computed in a block: the image
   // stream after it, [rows, T, C] (after block m before channels are suppressed), and AdaLN's
-  // residual gate of its attention, [rows, C]. Rows stand in the order D_0, D_c and, after block m
+  // residual gate of its attention, [rows, C]. Rows are in the order D_0, D_c and, after block m
   // in layout forked, D_m, without the rows of branches that did not run, and with images in order
   // within each. They throw UsageError for a bundle that is not observed, and for a block that the
   // transformer does not have.

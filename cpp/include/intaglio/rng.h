@@ -10,8 +10,8 @@
 
 namespace intaglio {
 
-// torch.Generator("cpu").manual_seed(seed): a Mersenne Twister, and torch's way from its words to
-// normal values.
+// torch.Generator("cpu").manual_seed(seed): a Mersenne Twister, whose words become normal values as
+// in torch.
 class Generator {
  public:
   explicit Generator(std::uint64_t seed);
@@ -28,8 +28,8 @@ class Generator {
   double next_normal_ = 0.0;
 };
 
-// Noise of `shape` = [N, ...] as diffusers draws it: one seed draws the whole batch; N seeds draw
-// one image each. Throws UsageError for another number of seeds.
+// Draws noise of `shape` = [N, ...] as diffusers does: one seed draws the whole batch, and N seeds
+// draw one image each. Throws UsageError for another number of seeds.
 Tensor draw_noise(const Shape& shape, const std::vector<std::uint64_t>& seeds);
 
 }  // namespace intaglio

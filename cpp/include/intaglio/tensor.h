@@ -1,4 +1,4 @@
-// A dense row-major tensor; copies share its memory, like torch.Tensor's.
+// A dense row-major tensor. Copies share its memory, as those of torch.Tensor do.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@
 namespace intaglio {
 
 enum class DType { float32, int64, uint8 };
-// Where the memory is: cuda is a GPU's, which only a backend's stream can read and write.
+// Where the memory is. Memory of a GPU can be read and written by a backend's stream only.
 enum class Device { cpu, cuda };
 
 std::size_t size_of(DType dtype);
@@ -27,13 +27,13 @@ std::string to_string(const Shape& shape);
 class Tensor {
  public:
   Tensor() = default;
-  // Zero-filled, in host memory.
+  // Allocates host memory, filled with zeros.
   Tensor(Shape shape, DType dtype);
   // A view of memory that `owner` keeps alive.
   Tensor(Shape shape, DType dtype, void* data, std::shared_ptr<void> owner,
          Device device = Device::cpu);
 
-  // False for a default-constructed one, which stands for no tensor.
+  // False for a tensor that was constructed without arguments, which stands for no tensor.
   bool defined() const { return data_ != nullptr; }
   const Shape& shape() const;
   std::int64_t dim(std::size_t axis) const { return shape().at(axis); }
@@ -44,15 +44,15 @@ class Tensor {
   void* data() { return data_; }
   const void* data() const { return data_; }
 
-  // Of host memory, like clone().
+  // The tensor must be in host memory here, and in clone().
   std::span<float> floats();
   std::span<const float> floats() const;
   std::span<std::int64_t> int64s();
   std::span<const std::int64_t> int64s() const;
 
-  // The rows [begin, end) of the first axis; shares memory.
+  // Returns the rows [begin, end) of the first axis, which share the memory.
   Tensor rows(std::int64_t begin, std::int64_t end) const;
-  // The same memory under another shape of the same size.
+  // Returns the same memory under another shape of the same size.
   Tensor reshaped(Shape shape) const;
   Tensor clone() const;
 
@@ -64,10 +64,10 @@ class Tensor {
   std::shared_ptr<void> owner_;
 };
 
-// NumPy's .npy, version 1.0, C order. Loads float32 and float64 (converted) as float32, and int64.
+// Loads NumPy's .npy, version 1.0, C order: float32, float64 (converted to float32) and int64.
 // Throws InputError naming the file when it is missing, truncated or of another kind.
 Tensor load_npy(const std::filesystem::path& path);
-// Written under a temporary name, then renamed.
+// Writes the file under a temporary name, then renames it.
 void save_npy(const std::filesystem::path& path, const Tensor& tensor);
 
 }  // namespace intaglio

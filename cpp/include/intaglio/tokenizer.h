@@ -1,4 +1,4 @@
-// Text to token ids, equal to transformers' fast tokenizers.
+// Turns text into token ids, equal to those of transformers' fast tokenizers.
 #pragma once
 
 #include <cstdint>
@@ -11,15 +11,16 @@
 namespace intaglio {
 
 struct Tokens {
-  std::vector<std::int64_t> ids;  // padded to the length asked for
+  std::vector<std::int64_t> ids;  // padded to the requested length
   int used = 0;                   // ids before the padding, special tokens included
-  bool truncated = false;         // something of the text was cut
+  bool truncated = false;         // whether a part of the text was cut
 };
 
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
-  // Ids of `text` (UTF-8) with the family's special tokens, truncated and padded to `length`, as
+  // Returns the ids of `text` (UTF-8) with the family's special tokens, truncated and padded to
+  // `length`, as
   // tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids.
   // Throws InputError for broken UTF-8.
   virtual Tokens encode(std::string_view text, int length) const = 0;

@@ -1,4 +1,4 @@
-// Which of an engine's profiles takes a request, and how to say that none does.
+// Chooses the profile of an engine that takes a request, and says why none does.
 #include <algorithm>
 #include <optional>
 #include <string>
@@ -10,10 +10,10 @@ namespace intaglio {
 
 namespace {
 
-// An axis of an input outside its range.
+// An axis of an input that is outside its range.
 struct Misfit {
   std::string input;
-  std::string axis;  // its name in the manifest; empty for an axis of a fixed size
+  std::string axis;  // its name in the manifest, or empty for an axis of a fixed size
   std::int64_t size = 0, min = 0, max = 0;
 };
 
@@ -54,7 +54,7 @@ void widen(std::array<int, 3>& range, std::int64_t value) {
   range[2] = static_cast<int>(std::max<std::int64_t>(range[2], value));
 }
 
-// What the person asked for, what the engine takes, and the profile that would take it.
+// What was asked for and what the engine takes, and the profile that would take it.
 struct Refusal {
   std::string what;
   std::string profile;
@@ -71,7 +71,7 @@ Refusal refuse_side(const char* flag, std::array<int, 3> ImageProfile::* side, s
 }
 
 Refusal refuse_rows(const Misfit& wrong, ImageProfile profile) {
-  // Rows are images times branches, of which an engine has room for as many as its range says.
+  // There are as many rows as images times branches, up to the end of the engine's range.
   const std::int64_t branches = std::max<std::int64_t>(1, wrong.max / profile.batch[2]);
   const std::string takes = range_text(profile.batch[0], profile.batch[2]);
   const std::int64_t images =
@@ -96,7 +96,7 @@ Refusal refusal(const Misfit& wrong, const ImageProfile& profile, int pixels) {
   const std::string takes =
       std::to_string(wrong.size) + " where there may be " + range_text(wrong.min, wrong.max);
   if (wrong.axis == "tokens") {
-    // Of a height and a width only their product is known here.
+    // Only the product of the height and the width is known here.
     return {"--height and --width are not what the engine takes, " +
                 range_text(profile.height[0], profile.height[2]) + " by " +
                 range_text(profile.width[0], profile.width[2]) + " pixels (" + takes + " tokens)",
@@ -116,7 +116,7 @@ GraphEngines::Choice GraphEngines::choose(const std::map<std::string, Shape>& sh
       if (!misfit(component, graph_, profile, shapes)) return {folder, &component, profile};
     }
   }
-  // With several, what the last lacks: --profile may be given several times.
+  // With several profiles, name what the last one lacks: --profile may be given several times.
   const EngineFolder& folder = *folders_.back();
   const auto last = static_cast<int>(folder.profiles.size()) - 1;
   const auto wrong = misfit(folder.components.at(graph_.path), graph_, last, shapes);

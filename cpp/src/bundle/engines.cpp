@@ -65,7 +65,7 @@ Node::Json parse(const fs::path& path) {
   }
 }
 
-// engines/NAME, as messages name a folder.
+// Returns engines/NAME, as messages call a folder.
 std::string shown(const EngineFolder& folder) {
   return "engines/" + folder.path.filename().string();
 }
@@ -82,7 +82,7 @@ std::string build_line(const std::string& bundle, const EngineTarget& target) {
          (target.backend == "tensorrt-rtx" ? " --arch " + target.architecture : "");
 }
 
-// Empty when `target` can run what is in the folder.
+// Says why `target` cannot run what is in the folder; empty when it can.
 std::string differs(const EngineFolder& folder, const EngineTarget& target) {
   if (folder.version != target.version) {
     return shown(folder) + " was built by version " + folder.version + ", and version " +
@@ -95,7 +95,7 @@ std::string differs(const EngineFolder& folder, const EngineTarget& target) {
   return {};
 }
 
-// Sorted: the first that fits is always the same.
+// The folders are sorted, so that the first one that fits is always the same.
 std::vector<fs::path> engine_folders(const fs::path& bundle) {
   std::vector<fs::path> found;
   std::error_code error;
@@ -106,7 +106,7 @@ std::vector<fs::path> engine_folders(const fs::path& bundle) {
   return found;
 }
 
-// Empty when names and types are the manifest's.
+// Says what contradicts the names and types in the manifest; empty when nothing does.
 std::string contradiction(const EngineComponent& component, const Graph& graph) {
   const auto check = [](const std::vector<EngineTensor>& built,
                         const std::vector<GraphTensor>& declared) {
@@ -154,7 +154,8 @@ EngineFolder read_engine_folder(const fs::path& folder) {
 
 bool has_engines(const Bundle& bundle, const std::string& backend) {
   return std::ranges::any_of(engine_folders(bundle.folder), [&](const fs::path& folder) {
-    return folder.filename().string().starts_with(backend + "-sm");  // and what it is for
+    return folder.filename().string().starts_with(backend +
+                                                  "-sm");  // the target's architecture follows
   });
 }
 
@@ -178,7 +179,7 @@ Engines::Engines(const Bundle& bundle, const EngineTarget& target)
       reasons.emplace_back(error.what());
     }
   }
-  // Streaming is for GPUs that cannot hold the weights: an engine that needs none comes first.
+  // Streaming is for GPUs that cannot hold the weights, so an engine without it comes first.
   std::ranges::stable_sort(folders_, {},
                            [](const auto& folder) { return folder->weight_streaming(); });
   if (!folders_.empty()) return;
@@ -188,7 +189,8 @@ Engines::Engines(const Bundle& bundle, const EngineTarget& target)
                          build_ + "`");
 }
 
-// Empty when the folder has the graph's engine, built from this graph and these weights, and whole.
+// Says why the folder has no usable engine of the graph; empty when it has a complete one that was
+// built from this graph and these weights.
 std::string Engines::differs(const EngineFolder& folder, const Graph& graph) const {
   const std::string where = shown(folder);
   const auto found = folder.components.find(graph.path);

@@ -1,5 +1,5 @@
-// engines/*/engine.json of a bundle: which engines there are, which this machine can run, and which
-// fit a request. The schema is models/engine.schema.json. Plans are not opened here.
+// Reads engines/*/engine.json of a bundle: which engines there are, which of them this machine can
+// run, and which fit a request. The schema is models/engine.schema.json. Plans are not opened here.
 #pragma once
 
 #include <array>
@@ -21,7 +21,7 @@ struct ShapeRange {
 struct EngineTensor {
   std::string name;
   std::string dtype;
-  std::vector<ShapeRange> profiles;  // of inputs
+  std::vector<ShapeRange> profiles;  // of an input; an output has none
 };
 
 struct EngineComponent {
@@ -32,10 +32,10 @@ struct EngineComponent {
   std::map<std::string, std::string> weights_sha256;  // by path in the bundle
   std::vector<EngineTensor> inputs, outputs;
   std::uint64_t weights_bytes = 0;
-  std::uint64_t activation_bytes = 0;  // of the profile that needs most
+  std::uint64_t activation_bytes = 0;  // of the profile that needs the most
 };
 
-// Images of one request, and their sides in pixels: smallest, likeliest, largest.
+// The number of images of a request and their sides in pixels: smallest, most likely, largest.
 struct ImageProfile {
   std::array<int, 3> batch{}, height{}, width{};
 };
@@ -50,20 +50,20 @@ struct EngineFolder {
   bool weight_streaming() const;
 };
 
-// Throws InputError for an engine.json that cannot be read, or is of a newer schema.
+// Throws InputError for an engine.json that cannot be read or has a newer schema.
 EngineFolder read_engine_folder(const std::filesystem::path& folder);
 
-// Whether the bundle has a folder of engines that `backend` built, for whatever machine.
+// Returns whether the bundle has a folder of engines that `backend` built, for any machine.
 bool has_engines(const Bundle& bundle, const std::string& backend);
 
-// What is to run the engines.
+// The library and the GPU that are to run the engines.
 struct EngineTarget {
   std::string backend;       // tensorrt or tensorrt-rtx
   std::string version;       // of its library
   std::string architecture;  // of the GPU, "sm89"
 };
 
-// The engines of one graph, from one folder or from several with other profiles.
+// The engines of one graph, from one folder or from several with different profiles.
 class GraphEngines {
  public:
   struct Choice {
@@ -72,25 +72,25 @@ class GraphEngines {
     int profile = 0;
   };
 
-  // The first profile that takes inputs of these shapes, by name. Throws UnavailableError saying
-  // the range, the flag, and the line that builds a wider one.
+  // Returns the first profile that takes inputs of these shapes, which are given by name. Throws
+  // UnavailableError that names the range, the flag, and the command that builds a wider one.
   Choice choose(const std::map<std::string, Shape>& shapes) const;
 
  private:
   friend class Engines;
   Graph graph_;
-  std::string build_;  // the command that builds again
+  std::string build_;  // the command that builds an engine
   int pixels_ = 1;     // along a side of a latent cell
   std::vector<std::shared_ptr<const EngineFolder>> folders_;
 };
 
 class Engines {
  public:
-  // Throws UnavailableError when no folder is for `target`, saying for each what differs and which
-  // line builds one that is.
+  // Throws UnavailableError when no folder is for `target`. It says of each folder what differs,
+  // and which command builds one that fits.
   Engines(const Bundle& bundle, const EngineTarget& target);
-  // Throws UnavailableError likewise, for an engine that is missing, of another graph or weights,
-  // or not whole.
+  // Throws the same for an engine that is missing, incomplete, or built from another graph or other
+  // weights.
   GraphEngines find(const Graph& graph) const;
 
  private:

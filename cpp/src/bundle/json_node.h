@@ -1,5 +1,5 @@
-// A place in bundle.json, or another such file, that knows its own path, so that every message can
-// name it.
+// A value in bundle.json, or in another such file, that knows its own path, so that every message
+// can name it.
 #pragma once
 
 #include <algorithm>
@@ -17,15 +17,15 @@
 
 namespace intaglio {
 
-// Of a size or a count: beyond any model, and keeps products of two in an int.
+// The limit of a size or a count. It is beyond any model, and the product of two fits into an int.
 inline constexpr int kLargestSize = 1 << 15;
 
 class Node {
  public:
   using Json = nlohmann::json;
 
-  // `json` and `file` (the name of the file, for messages) must outlive the node; `remedy` is what
-  // a message ends with.
+  // `json` and `file`, the name of the file for messages, must outlive the node. Messages end with
+  // `remedy`.
   Node(const Json& json, std::string path, const std::string& file,
        const char* remedy = "export the bundle again")
       : json_(&json), path_(std::move(path)), file_(&file), remedy_(remedy) {}
@@ -57,14 +57,16 @@ class Node {
     if (!json_->is_object()) refuse("must be an object");
     std::vector<std::pair<std::string, Node>> nodes;
     for (const auto& [key, value] : json_->items()) {
-      const std::string quoted = Json(key).dump();  // a zero byte would end the message
+      const std::string quoted =
+          Json(key).dump();  // escaped, since a zero byte would end the message
       const std::string shown = quoted.substr(1, quoted.size() - 2);
       nodes.emplace_back(key, Node(value, path_ + "." + shown, *file_, remedy_));
     }
     return nodes;
   }
 
-  // Exactly a T, where the JSON library would cut 1.5, true or 2^32 + 1 down to the int 1.
+  // Returns the value if it is exactly a T. The JSON library would cut 1.5, true or 2^32 + 1 down
+  // to the int 1.
   template <typename T>
   T as() const {
     if constexpr (std::is_same_v<T, bool>) {
@@ -89,7 +91,7 @@ class Node {
   T get(const char* key) const {
     return at(key).as<T>();
   }
-  // Leaves `value` alone where the key is absent or null.
+  // Leaves `value` as it is where the key is absent or null.
   template <typename T>
   void get_if(const char* key, T& value) const {
     if (has(key) && !(*json_)[key].is_null()) value = get<T>(key);

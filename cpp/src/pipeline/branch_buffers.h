@@ -24,7 +24,7 @@ struct BranchRows {
   auto operator<=>(const BranchRows&) const = default;
 };
 
-// Rows stand in the order D_0, D_c, D_m. With room for N images D_m begins at row 2N, and D_0 and
+// Rows are in the order D_0, D_c, D_m. With room for N images D_m begins at row 2N, and D_0 and
 // D_c end there, so that fewer rows are a shorter view of the same memory. All of it is the
 // stream's.
 struct BranchBuffers {

@@ -93,9 +93,9 @@ void BranchExecutor::allocate_observed() {
 
 Tensor BranchExecutor::observed(Role::Kind output, int block) const {
   if (buffers_.observed.empty()) {
-    throw UsageError(bundle_.name +
-                     " is not observed and does not give the hidden states and gates of its "
-                     "blocks: export it again with --observe");
+    throw UsageError(bundle_.name + " is not observed and has no " +
+                     (output == Role::gate ? "gate" : "hidden_states") +
+                     " to read: export it again with --observe");
   }
   if (block < 0 || block >= bundle_.blocks) {
     throw UsageError("the transformer has no block " + std::to_string(block) +

@@ -38,7 +38,7 @@ std::int64_t image_count(const GenerateOptions& options) {
   if (!options.latents || options.batch != 1 || options.latents->shape().empty()) {
     return options.batch;
   }
-  return std::max<std::int64_t>(options.latents->dim(0), 1);  // none: the shape is refused
+  return std::max<std::int64_t>(options.latents->dim(0), 1);  // 0 is refused for its shape
 }
 
 GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {

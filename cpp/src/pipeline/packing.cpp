@@ -10,7 +10,7 @@ struct Grid {
   std::int64_t images, channels, rows, columns, patch;
 };
 
-// Calls visit(packed, unpacked) with the place of every value in both layouts.
+// Calls visit(packed, unpacked) with the index of every value in both layouts.
 template <typename Visitor>
 void for_each_value(const Grid& grid, Visitor&& visit) {
   const auto [images, channels, rows, columns, patch] = grid;
@@ -47,7 +47,7 @@ Tensor unpack(const Tensor& packed, std::int64_t rows, std::int64_t columns, std
   assert(result.size() == packed.size());
   const auto from = packed.floats();
   const auto to = result.floats();
-  for_each_value(grid, [&](std::size_t place, std::size_t plain) { to[plain] = from[place]; });
+  for_each_value(grid, [&](std::size_t index, std::size_t plain) { to[plain] = from[index]; });
   return result;
 }
 

@@ -9,7 +9,7 @@ namespace {
 
 // Rows of a part: engines are built for as many (engines/profiles.py). The number is even, so that
 // both branches of a timestep are in one part.
-constexpr std::int64_t kPartRows = 64;
+constexpr std::int64_t kConditioningRows = 64;
 
 std::int64_t last_axis(const GraphTensor& tensor) {
   return std::get<std::int64_t>(tensor.axes.back());  // bundle/graph.cpp checks that it is one
@@ -30,7 +30,7 @@ Precomputed::Precomputed(const Bundle& bundle, const Session& session, const Req
       rows.insert(rows.end(), static_cast<std::size_t>(branches_), timestep);
   }
   all_rows_ = static_cast<std::int64_t>(rows.size());
-  rows_ = std::min(kPartRows, all_rows_);
+  rows_ = std::min(kConditioningRows, all_rows_);
   Tensor all({all_rows_}, DType::float32);
   std::ranges::copy(rows, all.floats().begin());
   for (std::int64_t part = 0; part * rows_ < all_rows_; ++part)

@@ -1,4 +1,5 @@
-// Ranges of a tensor's rows, each made once: making one allocates, which the loop may not.
+// Views of ranges of a tensor's rows. Each is made once, since making one allocates, which the
+// loop must not do.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,7 @@ class RowViews {
   explicit RowViews(Tensor whole) : whole_(std::move(whole)) {}
 
   const Tensor& whole() const { return whole_; }
-  // The rows [begin, end).
+  // Returns the rows [begin, end).
   const Tensor& at(std::int64_t begin, std::int64_t end) {
     const auto found = views_.find({begin, end});
     if (found != views_.end()) return found->second;

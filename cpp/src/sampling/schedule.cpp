@@ -46,7 +46,7 @@ void stretch_to_terminal(std::vector<T>& sigmas, double terminal) {
   for (T& sigma : sigmas) sigma = T{1} - (T{1} - sigma) / scale;
 }
 
-// In the precision that diffusers has there: float32 where the pipeline gave the sigmas.
+// Works in the precision of diffusers: float32 where the pipeline gives the sigmas.
 template <typename T>
 std::vector<float> shift_sigmas(const SchedulerConfig& config, std::vector<T> sigmas, double mu) {
   for (T& sigma : sigmas) {
@@ -65,8 +65,8 @@ Schedule flow_schedule(std::vector<float> sigmas, std::vector<float> timesteps) 
   return {std::move(sigmas), std::move(timesteps), std::move(alphas), {}, {}};
 }
 
-// What the scheduler's constructor leaves as sigma_min and sigma_max: float32, and already shifted
-// when the shift is static (set_timesteps then shifts a second time).
+// The sigma_min or sigma_max that the scheduler's constructor leaves: float32, and already shifted
+// when the shift is static. set_timesteps then shifts a second time.
 double training_sigma(const SchedulerConfig& config, int timestep) {
   const float sigma = static_cast<float>(timestep) / static_cast<float>(config.num_train_timesteps);
   return config.use_dynamic_shifting ? sigma : static_shift(config.shift, sigma);
@@ -97,7 +97,7 @@ Schedule flow_match_schedule(const SchedulerConfig& config, int steps, int image
 
 Schedule dpm_flow_schedule(const SchedulerConfig& config, int steps, int image_seq_len) {
   if (config.use_dynamic_shifting && config.time_shift_type != "exponential") {
-    throw UsageError("dpmpp-2m knows the time_shift_type exponential only: use euler or heun");
+    throw UsageError("dpmpp-2m has the time_shift_type exponential only: use euler or heun");
   }
   const double shift =
       config.use_dynamic_shifting ? std::exp(dynamic_mu(config, image_seq_len)) : config.shift;
@@ -107,7 +107,7 @@ Schedule dpm_flow_schedule(const SchedulerConfig& config, int steps, int image_s
   for (auto alpha = alphas.rbegin(); alpha + 1 != alphas.rend(); ++alpha) {
     const double sigma = static_shift(shift, 1.0 - *alpha);
     sigmas.push_back(static_cast<float>(sigma));
-    // The model is called with whole timesteps, cut off, not rounded.
+    // The model is called with whole timesteps, which are cut off and not rounded.
     timesteps.push_back(static_cast<float>(std::trunc(sigma * config.num_train_timesteps)));
   }
   return flow_schedule(std::move(sigmas), std::move(timesteps));

@@ -1,4 +1,4 @@
-// Schedules by scheduler family; make_schedule picks one.
+// The schedules of each family of schedulers. make_schedule chooses among them.
 #pragma once
 
 #include <vector>
@@ -7,17 +7,17 @@
 
 namespace intaglio {
 
-// np.linspace: the last value is `stop` itself; one value is `start`.
+// np.linspace: the last value is exactly `stop`; a single value is `start`.
 std::vector<double> linspace(double start, double stop, int count);
 
 // FlowMatchEulerDiscreteScheduler.set_timesteps(steps, mu) as StableDiffusion3Pipeline calls it, or
 // with sigmas as FluxPipeline does.
-// FlowMatchHeunDiscreteScheduler has the same sigmas; it only lists inner ones twice, once for each
-// evaluation, and knows no dynamic shifting: there it gets Euler's.
+// FlowMatchHeunDiscreteScheduler has the same sigmas; it only lists the inner ones twice, once for
+// each evaluation. It has no dynamic shifting of its own, so it gets that of Euler.
 Schedule flow_match_schedule(const SchedulerConfig& config, int steps, int image_seq_len);
 
 // DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=shift).set_timesteps(steps, mu).
-// shift_terminal means nothing to it.
+// It ignores shift_terminal.
 Schedule dpm_flow_schedule(const SchedulerConfig& config, int steps, int image_seq_len);
 
 // DPMSolverMultistepScheduler.set_timesteps(steps) on a variance preserving model.

@@ -1,5 +1,6 @@
-// Variance preserving schedules: alpha = sqrt(alphas_cumprod), sigma = sqrt(1 - alphas_cumprod). In
-// float32 where torch has it: the least sigmas are the root of what rounding leaves of 1 - alpha.
+// Variance preserving schedules: alpha = sqrt(alphas_cumprod), sigma = sqrt(1 - alphas_cumprod).
+// They are computed in float32 where torch does, since the smallest sigmas are the root of what
+// rounding leaves of 1 - alpha.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -13,8 +14,8 @@
 namespace intaglio {
 namespace {
 
-// torch.linspace in float32: each half is counted from its own end, and rounded once, as torch's
-// kernels for AVX2 and AVX512 do.
+// torch.linspace in float32. Each half is counted from its own end and rounded once, as in torch's
+// kernels for AVX2 and AVX512.
 std::vector<float> torch_linspace(double first, double last, int count) {
   const auto start = static_cast<float>(first), end = static_cast<float>(last);
   if (count == 1) return {start};
@@ -63,7 +64,7 @@ std::vector<float> cumulative_alphas(const SchedulerConfig& config) {
   for (const float beta : make_betas(config)) {
     product *= 1.0F - beta;
     products.push_back(static_cast<float>(product));
-    // Without any signal left nothing can be predicted, without any noise nothing is to do.
+    // Without signal nothing can be predicted, and without noise there is nothing to do.
     if (!(products.back() > 0.0F && products.back() < 1.0F)) {
       throw UsageError("the scheduler's betas must give noise levels between 0 and 1");
     }
@@ -71,8 +72,8 @@ std::vector<float> cumulative_alphas(const SchedulerConfig& config) {
   return products;
 }
 
-// Largest first. `own` is the spacing that the class has by itself; `parts` is into how many the
-// range is cut, one more than steps where timestep 0 is cut off.
+// Returns the timesteps, largest first. `own` is the default spacing of the class. The range is cut
+// into `parts`, which is one more than steps where timestep 0 is cut off.
 std::vector<int> spaced_timesteps(const SchedulerConfig& config, const std::string& own, int steps,
                                   int parts) {
   const int train = config.num_train_timesteps;
@@ -89,8 +90,8 @@ std::vector<int> spaced_timesteps(const SchedulerConfig& config, const std::stri
       timesteps.push_back(i * (train / parts) + config.steps_offset);
     }
   } else if (spacing == "trailing") {
-    // As np.arange counts. Where it gives one more by rounding, -1 (61 steps of 1000), that step,
-    // which diffusers does with the noise level of the last timestep, is left out.
+    // Counts as np.arange does. Where rounding makes that give one timestep more, -1 (61 steps of
+    // 1000), diffusers adds a step at the noise level of the last timestep; it is left out here.
     const double step = (train - train / static_cast<double>(steps)) - train;
     for (int i = 0; i < steps; ++i) {
       timesteps.push_back(static_cast<int>(std::nearbyint(train + i * step)) - 1);
@@ -114,7 +115,7 @@ Schedule dpm_vp_schedule(const SchedulerConfig& config, int steps, int /*image_s
   Schedule schedule;
   for (const int timestep : spaced_timesteps(config, "linspace", steps, steps + 1)) {
     const float product = products[static_cast<std::size_t>(timestep)];
-    // Over the ratio sigma / alpha, which is what diffusers keeps.
+    // diffusers keeps the ratio sigma / alpha and computes both from it.
     const float ratio = std::sqrt((1.0F - product) / product);
     const float alpha = 1.0F / std::sqrt(ratio * ratio + 1.0F);
     schedule.timesteps.push_back(static_cast<float>(timestep));

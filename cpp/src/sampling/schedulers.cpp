@@ -33,7 +33,8 @@ constexpr std::array kSchedulers = {
     Scheduler{"ddim", "DDIMScheduler", PredictionType::epsilon, ddim_schedule, plan_ddim},
 };
 
-// The names or types of the schedulers that sample such models; of all, without a prediction type.
+// Lists the names or types of the schedulers for such models, or of all where no prediction type is
+// given.
 std::string listed(std::string_view Scheduler::* field, std::optional<PredictionType> prediction) {
   std::string list;
   for (std::size_t i = 0; i < kSchedulers.size(); ++i) {

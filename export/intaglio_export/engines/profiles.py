@@ -15,7 +15,7 @@ from intaglio_export.errors import ExportError, usage_error
 VAE_TILE = 1024
 DEFAULT_BATCH = (1, 1, 4)
 # The rows of one run of `conditioning`: one for each step and branch; more rows take several runs
-# (cpp/src/pipeline/conditioning.cpp).
+# (cpp/src/pipeline/precompute.cpp).
 CONDITIONS = 64
 Shape = tuple[int, ...]
 
