@@ -1,4 +1,7 @@
-"""Write docs/scale.json and its section of docs/performance.md: `python -m benchmarks.scale.report`."""
+"""Write docs/scale.json and the size section of docs/performance.md.
+
+python -m benchmarks.scale.report
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ from tests.fake_bundle import CHANNELS, CLASSES, make_bundle, predict
 from tests.parity.three_branch_loop import Deltas
 
 
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> intaglio.Pipeline:
     """A bundle whose transformer is a formula."""
