@@ -98,7 +98,7 @@ format:  ## reformat Python and C++
 
 test-cpp: .venv/ready  ## C++ tests
 	cmake --build --preset release
-	ctest --preset release -j2
+	ctest --preset release
 
 build/sanitize/ready: CMakeLists.txt CMakePresets.json $(CPP_SOURCES) $(wildcard tests/cpp/*) | build/system
 	cmake --preset sanitize >build/sanitize.log || { cat build/sanitize.log; exit 1; }
@@ -107,7 +107,7 @@ build/sanitize/ready: CMakeLists.txt CMakePresets.json $(CPP_SOURCES) $(wildcard
 
 # The command too, over a whole run of each layout: what unit tests do not reach.
 test-sanitize: build/sanitize/ready .venv/ready  ## C++ tests and runs under sanitizers
-	ctest --preset sanitize -j2
+	ctest --preset sanitize
 	for layout in forked dual; do
 	  build/sanitize/cpp/intaglio generate $$($(BIN)/python -m tests.bundles $$layout) --prompt "a dress" --steps 2 --batch 2 \
 	    --vae-tile 16 -o build/sanitize/image.png \
