@@ -162,6 +162,26 @@ TEST_P(BatchOf, MembersOfEveryKindGetWhatTheyGetAlone) {
   }
 }
 
+// Such a member has the rows of D_c as its latents, as in generate().
+TEST_P(BatchOf, MembersThatFillTheBatchFollowEachOther) {
+  std::vector<GenerateOptions> all{request(0.1F, 1), request(0.2F, 2, 5), request(0.3F, 3)};
+  for (GenerateOptions& options : all) options.seeds.push_back(9);
+  all[1].scheduler = "heun";
+  all[1].dg_scale = 0.0;
+  all[2].reuse_interval = 2.0;
+  Batch batch(pipeline, 2);
+  std::map<std::int64_t, BatchStep> ended;
+  for (const GenerateOptions& options : all) {
+    batch.add(options);
+    EXPECT_FALSE(batch.accepts(request(0, 1)));
+    ended.merge(run(batch));
+  }
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    SCOPED_TRACE(i);
+    expect_alone(ended.at(static_cast<std::int64_t>(i)), all[i]);
+  }
+}
+
 TEST_P(BatchOf, AStepIsOneRunOfTheRowsThatHaveWeight) {
   Batch batch(pipeline);
   GenerateOptions plain = request(0, 1);

@@ -31,7 +31,7 @@ std::string difference(const Request& running, const Request& asked) {
     return "prompt_embeds has " + tokens_text(asked) + " where the batch has " +
            tokens_text(running) + way_out;
   }
-  return "--ma-channels are others than those that the batch suppresses" + way_out;
+  return "--ma-channels differ from the channels that the batch suppresses" + way_out;
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ void validate_class(const Bundle& bundle, const GenerateOptions& options,
   if (!options.class_label) return refuse("class_label", "--class is missing");
   const int label = *options.class_label;
   if (label < 0 || label >= bundle.classes->count)
-    refuse("class_label", "--class " + std::to_string(label) + " is not one of its classes");
+    refuse("class_label", "--class " + std::to_string(label) + " does not exist");
 }
 
 void validate_text(const Bundle& bundle, const GenerateOptions& options,
@@ -44,7 +44,7 @@ void validate_text(const Bundle& bundle, const GenerateOptions& options,
     refuse("prompt_embeds", "--prompt and --prompt-embeds exclude each other: give one");
   } else if (options.prompt_embeds && !options.negative_prompt.empty()) {
     refuse("negative_prompt",
-           "--negative-prompt goes with --prompt: with --prompt-embeds it belongs into that file, "
+           "--negative-prompt goes with --prompt: with --prompt-embeds it belongs in that file, "
            "see `intaglio embed --help`");
   } else if (options.prompt || (!options.prompt_embeds && !encodes)) {
     collect(problems, "prompt", [&] { check_encoders(bundle); });
@@ -53,7 +53,7 @@ void validate_text(const Bundle& bundle, const GenerateOptions& options,
                          " is drawn by prompt, give --prompt TEXT or --prompt-embeds "
                          "F.safetensors");
   }
-  // Both, and now: a negative prompt that no step asks for still goes into the PNG.
+  // Both texts are checked, since a negative prompt that no step uses still goes into the PNG.
   if (options.prompt) collect(problems, "prompt", [&] { check_utf8(*options.prompt); });
   collect(problems, "negative_prompt", [&] { check_utf8(options.negative_prompt); });
 }
@@ -80,7 +80,7 @@ void validate_distilled_guidance(const Bundle& bundle, const GenerateOptions& op
   }
 }
 
-// "[1, S, 40]": the shape of the graph's input of that role, of one prompt with S tokens.
+// Returns the shape that the input takes for one prompt with S tokens: "[1, S, 40] float32".
 std::string shape_for(const GraphTensor& input) {
   std::string text = "[1";
   for (std::size_t i = 1; i < input.axes.size(); ++i) {
