@@ -82,10 +82,13 @@ void check_tensor(const std::string& graph, const GraphTensor& declared, const T
 
 class OrtBoundGraph final : public BoundGraph {
  public:
-  OrtBoundGraph(std::shared_ptr<Ort::Session> session, const Graph& graph,
+  // A provider with memory of its own copies an input when it is bound, so with `copies_inputs`
+  // every run binds the inputs again.
+  OrtBoundGraph(std::shared_ptr<Ort::Session> session, const Graph& graph, bool copies_inputs,
                 const std::vector<Binding>& inputs, const std::vector<Binding>& outputs)
       : session_(std::move(session)),
         name_(graph.path),
+        copies_inputs_(copies_inputs),
         binding_(*session_),
         inputs_(inputs),
         outputs_(outputs) {
@@ -93,8 +96,9 @@ class OrtBoundGraph final : public BoundGraph {
     for (Binding& binding : inputs_) {
       const GraphTensor& declared = graph.input(binding.role);
       check_tensor(name_, declared, binding.tensor);
-      binding_.BindInput(declared.name.c_str(), view(binding.tensor));
+      input_names_.push_back(declared.name);
     }
+    if (!copies_inputs_) bind_inputs();
     for (Binding& binding : outputs_) {
       const GraphTensor& declared = graph.output(binding.role);
       check_tensor(name_, declared, binding.tensor);
@@ -103,10 +107,18 @@ class OrtBoundGraph final : public BoundGraph {
   }
 
   void run() override {
-    translate_errors("running ", name_, [&] { session_->Run(run_options_, binding_); });
+    translate_errors("running ", name_, [&] {
+      if (copies_inputs_) bind_inputs();
+      session_->Run(run_options_, binding_);
+    });
   }
 
  private:
+  void bind_inputs() {
+    for (std::size_t i = 0; i < inputs_.size(); ++i)
+      binding_.BindInput(input_names_[i].c_str(), view(inputs_[i].tensor));
+  }
+
   static Ort::Value view(Tensor& tensor) {
     static const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     return Ort::Value::CreateTensor(memory, tensor.data(), tensor.bytes(), tensor.shape().data(),
@@ -115,6 +127,8 @@ class OrtBoundGraph final : public BoundGraph {
 
   std::shared_ptr<Ort::Session> session_;
   std::string name_;
+  bool copies_inputs_;
+  std::vector<std::string> input_names_;
   Ort::RunOptions run_options_;
   Ort::IoBinding binding_;
   std::vector<Binding> inputs_, outputs_;  // they keep the bound memory alive
@@ -122,19 +136,20 @@ class OrtBoundGraph final : public BoundGraph {
 
 class OrtSession final : public Session {
  public:
-  OrtSession(std::shared_ptr<Ort::Session> session, Graph graph)
-      : session_(std::move(session)), graph_(std::move(graph)) {}
+  OrtSession(std::shared_ptr<Ort::Session> session, Graph graph, bool copies_inputs)
+      : session_(std::move(session)), graph_(std::move(graph)), copies_inputs_(copies_inputs) {}
 
   std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>& inputs,
                                    const std::vector<Binding>& outputs) const override {
     return translate_errors("binding ", graph_.path, [&] {
-      return std::make_unique<OrtBoundGraph>(session_, graph_, inputs, outputs);
+      return std::make_unique<OrtBoundGraph>(session_, graph_, copies_inputs_, inputs, outputs);
     });
   }
 
  private:
   std::shared_ptr<Ort::Session> session_;
   Graph graph_;
+  bool copies_inputs_;
 };
 
 int thread_count(const BackendOptions& options) {
@@ -151,9 +166,9 @@ std::set<std::string> loop_graphs(const Bundle& bundle) {
 }
 
 std::unique_ptr<Session> open_session(const std::filesystem::path& path, const Graph& graph,
-                                      const Ort::SessionOptions& options) {
+                                      const Ort::SessionOptions& options, bool copies_inputs) {
   auto session = std::make_shared<Ort::Session>(onnxruntime_environment(), path.c_str(), options);
-  return std::make_unique<OrtSession>(std::move(session), graph);
+  return std::make_unique<OrtSession>(std::move(session), graph, copies_inputs);
 }
 
 class OrtCpuBackend final : public Backend {
@@ -195,7 +210,7 @@ class OrtCpuBackend final : public Backend {
       // With the library registered, ONNX Runtime runs our kernel of MASuppress in place of the
       // function in the graph (docs/decisions/0002).
       if (!ops_library_.empty()) options.RegisterCustomOpsLibrary(ops_library_.c_str(), {});
-      return open_session(path, graph, options);
+      return open_session(path, graph, options, false);
     });
   }
 
@@ -234,7 +249,7 @@ class OrtGpuBackend final : public Backend {
       // Our kernel of MASuppress is not registered here. It runs on the CPU, so ONNX Runtime would
       // copy the hidden states from the GPU and back; the function in the graph runs on the GPU.
       add_provider(options, device_, cache_, graph.path);
-      return open_session(path, graph, options);
+      return open_session(path, graph, options, true);
     });
   }
 
