@@ -34,8 +34,11 @@ _ASSERTIONS = {
 }
 _CONVERSIONS = {_aten.to.device, _aten.to.dtype, _aten.to.dtype_layout}
 # Operators whose decomposition holds for every size that the program takes. Others might ask for a
-# size while they are decomposed, and so fix it.
+# size while they are decomposed, and so fix it. `flatten` and `unflatten` have translations, which
+# compute sizes at run time that are known here.
 _DECOMPOSED = _CONVERSIONS | {
+    _aten.flatten.using_ints,
+    _aten.unflatten.int,
     _aten.__and__.Tensor,
     _aten.min.other,
     _aten.outer.default,
@@ -93,13 +96,18 @@ def _decompose(program: ExportedProgram, registry: Any) -> bool:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     operators = [n for n in graph.nodes if isinstance(n.target, torch._ops.OperatorBase)]
-    untranslated = [node for node in operators if not _is_translated(node.target, registry)]
-    if not all(map(_is_replaceable, untranslated)):
+    replaceable = [
+        node
+        for node in operators
+        if node.target in _DECOMPOSED or not _is_translated(node.target, registry)
+    ]
+    if not all(map(_is_replaceable, replaceable)):
         return False
-    for node in untranslated:
+    for node in replaceable:
         with graph.inserting_before(node):
             node.replace_all_uses_with(_replacement(node, registry))
         graph.erase_node(node)
+    graph.eliminate_dead_code()
     return True
 
 
@@ -148,12 +156,27 @@ def _expand(node: Node, registry: Any) -> Node:
     values = [source.meta["val"] for source in inputs]
     parts = make_fx(call, decomposition_table=_decompositions(registry))(*values).graph
     copies: dict[Node, Node] = dict(zip(parts.find_nodes(op="placeholder"), inputs, strict=True))
-    result = node.graph.graph_copy(parts, copies)
-    for part, new in copies.items():
-        if part.op != "placeholder":
-            new.meta = dict(node.meta) | {"val": part.meta["val"]}
-    assert isinstance(result, Node)
-    return result
+    for part in parts.nodes:
+        if part.op == "call_function":
+            known = _node_of_size(node, part.meta["val"])
+            copies[part] = known or node.graph.node_copy(part, copies.__getitem__)
+            if known is None:
+                copies[part].meta = dict(node.meta) | {"val": part.meta["val"]}
+    return copies[parts.output_node().args[0]]  # type: ignore[index]
+
+
+def _node_of_size(node: Node, value: Any) -> Node | None:
+    """Return a node before `node` that holds the same symbolic size, if `value` is one."""
+    if not isinstance(value, torch.SymInt):
+        return None
+    for other in node.graph.nodes:
+        if other is node:
+            return None
+        size = other.meta.get("val")
+        if isinstance(size, torch.SymInt) and size.node.expr == value.node.expr:
+            found: Node = other
+            return found
+    return None
 
 
 class _PromotionOfChangedNodes(type_promotion._TypePromotionInterpreter):
