@@ -212,7 +212,7 @@ REFUSED: list[tuple[Job, str]] = [
         {"height": 24, "width": 40},
         "--height and --width ask for 40x24 pixels where the batch draws",
     ),
-    ({"ma_channels": [1, 2]}, "--ma-channels are others"),
+    ({"ma_channels": [1, 2]}, "--ma-channels differ from"),
     ({"batch": 4}, "images where the batch has room for 3 of 4: wait"),
     ({"batch": 5}, "images where the batch has room for 3 of 4: ask for fewer"),
 ]
