@@ -149,7 +149,7 @@ def test_what_the_hub_does_not_have(hub: Hub) -> None:
     assert "is not a diffusers pipeline: it has no model_index.json" in refusal()
     for name in ("tiny", "./tiny/sd3", "a/b/c", "/tmp/none"):
         assert f"does not exist, and {name} is not a Hub name" in refusal(name)
-    assert "neither a folder here nor a name" in refusal("tiny/a..b")
+    assert "neither a folder nor a valid Hub name" in refusal("tiny/a..b")
 
 
 def test_an_unknown_pipeline_is_refused_before_its_weights(hub: Hub) -> None:
