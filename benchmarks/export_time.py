@@ -99,7 +99,7 @@ def tiny_sd3(folder: Path) -> None:
 
 def mid_sd3(folder: Path) -> None:
     """Save half of Stable Diffusion 3 medium's width and depth."""
-    from tests.bench.models import make_sd3
+    from benchmarks.bench.models import make_sd3
 
     make_sd3().save_pretrained(folder)
 

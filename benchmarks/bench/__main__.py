@@ -1,4 +1,4 @@
-"""Measure speed and write its section of docs/performance.md: `python -m benchmarks.bench -o docs`."""
+"""Measure speed and write its part of docs/performance.md: `python -m benchmarks.bench -o docs`."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@
 #include <set>
 #include <string>
 
-#include "core/file_kind.h"
 #include "intaglio/error.h"
+#include "intaglio/file.h"
 
 namespace intaglio::cli {
 

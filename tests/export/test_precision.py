@@ -72,7 +72,7 @@ def test_a_block_whose_inside_overflows_is_named(block: int) -> None:
     broken = adapter(torch.float16)
     with torch.no_grad():
         broken.transformer.transformer_blocks[block].ff.net[0].proj.weight.fill_(60000.0)
-    with pytest.raises(ExportError, match=rf"block {block} .*65504.*bfloat16") as caught:
+    with pytest.raises(ExportError, match=rf"block {block} .*65504.*--dtype bf16") as caught:
         calibrate(broken, MAX_LENGTH)
     assert caught.value.exit_code == ExitCode.BAD_INPUT
 

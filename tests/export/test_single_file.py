@@ -92,7 +92,7 @@ def test_calls_that_do_not_go_together(config: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "f.safetensors", {"a": torch.zeros(1)})
     assert "with --config" in refusal(file, code=2)
     assert "does not exist" in refusal(tmp_path / "g.safetensors", config=str(config))
-    assert "and none is none" in refusal(Path("none"), code=2, config=str(config))
+    assert "and none is not one" in refusal(Path("none"), code=2, config=str(config))
     (tmp_path / "f.ckpt").touch()
     assert "neither a folder nor a .safetensors file" in refusal(tmp_path / "f.ckpt")
     assert "does not exist" in refusal(file, config=str(tmp_path / "none"))

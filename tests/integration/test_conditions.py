@@ -139,7 +139,7 @@ def test_embeddings_that_are_not_finite(command: Command, bundles: dict[str, Pat
     ("content", "says"),
     [
         (b"", "is not a safetensors file"),
-        (b"\x89PNG\r\n\x1a\n and more", "is truncated, or no safetensors file"),
+        (b"\x89PNG\r\n\x1a\n and more", "is truncated or is not a safetensors file"),
         (struct.pack("<Q", 2) + b"[]", "has a header that cannot be read"),
         (struct.pack("<Q", 2) + b"{}", "holds no prompt_embeds"),
         (None, "is damaged or truncated at"),

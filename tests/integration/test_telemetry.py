@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import onnxruntime_library
 from tests.integration.conftest import ENTRY_POINT, EXECUTABLE, PROMPT
 
-EXPORT = "from intaglio_export import verify; verify.ort.SessionOptions()"
+EXPORT = "from intaglio_export.bundle import verify; verify.ort.SessionOptions()"
 
 
 @pytest.mark.parametrize("run", ["command", "entry point", "export"])

@@ -9,7 +9,6 @@
 #include <random>
 #include <utility>
 
-#include "core/file_kind.h"
 #include "intaglio/error.h"
 
 namespace intaglio {
@@ -109,6 +108,11 @@ void write_file(const fs::path& path, std::string_view content) {
   if (file.close() != 0) fail("write", path, errno);
   if (::rename(file.path.c_str(), target.c_str()) != 0) fail("write", path, errno);
   file.path.clear();
+}
+
+bool is_device_or_pipe(const std::filesystem::file_status& status) {
+  return std::filesystem::exists(status) && !std::filesystem::is_regular_file(status) &&
+         !std::filesystem::is_directory(status);
 }
 
 }  // namespace intaglio
