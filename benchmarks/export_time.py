@@ -1,7 +1,7 @@
 """Measure how long exports take, with this checkout and with another one in turn.
 
 `python -m benchmarks.export_time --peer OTHER/.venv/bin/python` prints a table for
-docs/export-time.md; `--profile` prints where the time of one export goes.
+docs/performance.md; `--profile` prints where the time of one export goes.
 """
 
 from __future__ import annotations
