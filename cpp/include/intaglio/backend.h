@@ -22,7 +22,7 @@ struct Binding {
   Tensor tensor;
 };
 
-// What was done with a stream since it was made.
+// Counts of the allocations and copies of a stream since it was made.
 struct StreamCounts {
   std::int64_t allocations = 0;
   std::int64_t copies = 0;
@@ -85,16 +85,17 @@ class Session {
 struct BackendOptions {
   std::string device = "auto";                // one of device_names()
   int threads = 0;                            // 0: one per logical core
-  std::filesystem::path onnxruntime_library;  // if empty, it is searched for
+  std::filesystem::path onnxruntime_library;  // if empty, the library is searched for
   // Whether matrices of the loop's graphs, float32 or quantised, are packed for the processor when
-  // they are loaded instead of in each step. Steps are faster then, the start is slower, and each
-  // session has memory of its own in place of the mapped file that all share
+  // they are loaded instead of in each step. Steps are then faster and the start is slower. Each
+  // session has packed copies of the weights in its own memory, whereas the mapped file is shared
   // (docs/decisions/0012). Only ONNX Runtime on the CPU does this.
   bool prepack = false;
 };
 
-// auto; cpu; cuda and ort-tensorrt, which are ONNX Runtime's providers; tensorrt and tensorrt-rtx,
-// which make_backend refuses, since engines can be built but not yet run (docs/decisions/0008).
+// Returns the names of the devices: auto; cpu; cuda and ort-tensorrt, which are ONNX Runtime's
+// providers; tensorrt and tensorrt-rtx, which make_backend refuses, since engines can be built but
+// not yet run (docs/decisions/0008).
 const std::vector<std::string>& device_names();
 
 // The device that make_backend chose.
@@ -117,8 +118,9 @@ class Backend {
   DeviceChoice choice;
 };
 
-// Returns what runs this bundle's graphs. `auto` takes cuda where it works, else cpu. Throws
-// UsageError for an unknown device, and UnavailableError when the device or its library is missing.
+// Returns a backend that runs this bundle's graphs. `auto` takes cuda where it works, else cpu.
+// Throws UsageError for an unknown device, and UnavailableError when the device or its library is
+// missing.
 std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundle& bundle);
 
 }  // namespace intaglio

@@ -46,7 +46,8 @@ struct TextEncoder {
   int max_length = 0;     // tokens
 };
 
-// Encoders whose hidden states are joined along channels. A segment without encoders is zeros.
+// Encoders whose hidden states are joined along channels. A segment without encoders consists of
+// zeros.
 struct TextSegment {
   std::vector<std::string> encoders;
   int length = 0;
@@ -63,7 +64,7 @@ struct Prompt {
   int text_length() const;
 };
 
-// The classes of a model that is drawn by class instead of by prompt.
+// The classes of a model that takes a class instead of a prompt.
 struct Classes {
   int count = 0;
   int null = 0;  // the class of the unconditional branch
@@ -72,7 +73,7 @@ struct Classes {
 struct MassiveActivations {
   int block = 0;
   std::vector<int> channels;
-  std::vector<float> ref;  // per channel of `channels`; empty: zeros
+  std::vector<float> ref;  // one for each of `channels`; zeros if empty
   std::vector<double> ratio;
   std::string found_by;
   bool massive = false;
@@ -99,9 +100,9 @@ struct Defaults {
 
 class Bundle {
  public:
-  // Reads and validates bundle.json, and the size and SHA-256 of every file it lists.
-  // Throws InputError naming the file: missing, truncated, tampered with, outside the folder, or of
-  // a newer schema.
+  // Reads and validates bundle.json, and the size and SHA-256 of every file it lists. Throws
+  // InputError, which names the file, if a file is missing, truncated, changed or outside the
+  // folder, or if the manifest has a newer schema.
   static Bundle open(const std::filesystem::path& folder);
 
   std::filesystem::path folder;
@@ -109,12 +110,12 @@ class Bundle {
   Layout layout = Layout::forked;
   PredictionType prediction_type = PredictionType::velocity;
   std::map<std::string, std::string> producer;
-  // By name: forked, or base and degraded; and conditioning where it is computed ahead of the loop.
+  // The graphs by name: forked, or base and degraded, and in newer bundles conditioning.
   std::map<std::string, Graph> transformer_graphs;
   int blocks = 0;
-  int patch_size = 0;     // latent cells
-  int hidden_size = 0;    // channels of the image stream
-  std::string quantized;  // the scheme of its weights on the CPU; empty where they are as dtype
+  int patch_size = 0;           // latent cells
+  int hidden_size = 0;          // channels of the image stream
+  std::string quantized;        // scheme of the transformer's quantised weights, or empty
   std::vector<double> max_abs;  // largest |z| after each block on the calibration prompts, or empty
   MassiveActivations massive_activations;
   Latent latent;
@@ -130,19 +131,20 @@ class Bundle {
 
   // The graph that every step runs: forked, or base.
   const Graph& transformer() const;
-  // The graph that computes the modulations of a whole schedule and the prompt's projection ahead
-  // of it; null where every step computes its own.
+  // The graph that computes the modulations of a whole schedule and the prompt's projection before
+  // the loop; null if every step computes them itself.
   const Graph* conditioning() const;
-  // The transformer's input of that role, in the loop or ahead of it; null if there is none.
+  // The input of that role, of the loop's graph or of the conditioning graph; null if there is
+  // none.
   const GraphTensor* input(const Role& role) const;
-  // Height and width have to be multiples of this many pixels: one patch.
+  // The number of pixels along one patch. Height and width have to be multiples of it.
   int size_multiple() const { return latent.vae_scale_factor * patch_size; }
-  // Tokens of a picture of that many pixels.
+  // The number of image tokens of an image of this size in pixels.
   int token_count(int height, int width) const {
     return (height / size_multiple()) * (width / size_multiple());
   }
-  // Returns what keeps the model from drawing pictures of that size: a problem with height, with
-  // width, with each, or none.
+  // Returns the problems of this image size: one with the field height, one with width, both, or
+  // none.
   std::vector<Problem> check_size(int height, int width) const;
   // Whether the transformer also outputs hidden_states_K and gate_K of every block K, as `intaglio
   // export --observe` makes it.

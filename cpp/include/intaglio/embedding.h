@@ -1,4 +1,4 @@
-// What the text encoders make of a prompt, and the file that holds it.
+// The embeddings that text encoders make from a prompt, and the file that holds them.
 #pragma once
 
 #include <filesystem>
@@ -20,8 +20,8 @@ struct TextConditioning {
 
 struct PromptEmbeddings {
   TextConditioning positive;
-  std::optional<TextConditioning> negative;  // needed where CFG is on
-  std::vector<std::string> notes;            // prompts that were cut; not in the file
+  std::optional<TextConditioning> negative;  // needed by runs with CFG
+  std::vector<std::string> notes;            // warnings about truncated prompts; not in the file
 };
 
 // The old names, kept for one version.

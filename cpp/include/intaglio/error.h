@@ -15,8 +15,8 @@ enum class ExitCode : int {
   interrupted = 130,
 };
 
-// The message is one sentence: what is wrong, with which file or flag, and what to do. Bugs assert
-// instead.
+// The message is one sentence that says what is wrong, with which file or flag, and what to do. A
+// bug fails an assertion instead.
 class Error : public std::runtime_error {
  public:
   Error(ExitCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
@@ -38,7 +38,7 @@ class InputError : public Error {
   explicit InputError(const std::string& message) : Error(ExitCode::bad_input, message) {}
 };
 
-// A device, backend or library that is not there.
+// A device, backend or library that is missing.
 class UnavailableError : public Error {
  public:
   explicit UnavailableError(const std::string& message) : Error(ExitCode::unavailable, message) {}

@@ -1,4 +1,4 @@
-// What a caller asks one call to generate.
+// The options of one call of Pipeline::generate.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,8 @@ struct GenerateOptions {
   std::string negative_prompt;
   std::optional<int> steps;
   std::vector<std::uint64_t> seeds = {0};  // one for the whole batch, or one for each image
-  int batch = 1;                           // images; must agree with `seeds` if those are several
-  std::optional<int> height;               // pixels
+  int batch = 1;              // number of images; if there are several seeds, 1 or their number
+  std::optional<int> height;  // pixels
   std::optional<int> width;
   std::optional<Ramp> cfg_scale;
   std::optional<Window> cfg_window;
@@ -32,16 +32,16 @@ struct GenerateOptions {
   std::optional<Ramp> dg_scale;
   std::optional<Window> dg_window;
   std::optional<Ramp> ma_keep;
-  std::optional<Ramp> reuse_interval;  // empty: every step runs its branches
+  std::optional<Ramp> reuse_interval;  // if empty, every step runs its branches
   std::optional<Window> reuse_window;
-  std::vector<int> ma_channels;  // empty: the bundle's
-  // White pixels suppress, black pixels leave the token alone. Brightness is averaged per token, so
-  // the picture needs at least a pixel per token.
+  std::vector<int> ma_channels;  // if empty, the bundle's
+  // A picture of where D_m suppresses channels: fully on white tokens, not at all on black ones.
+  // Brightness is averaged over each token, so the picture needs at least one pixel for each token.
   std::optional<Image> ma_tokens;
   std::optional<std::string> scheduler;  // euler, heun, dpmpp-2m, ddim
-  std::optional<Tensor> latents;         // instead of noise, laid out as Generation::latents
+  std::optional<Tensor> latents;         // in place of noise, laid out as Generation::latents
   std::optional<Image> image;            // start from this picture
-  std::optional<double> strength;        // of the noise laid over `image`, 0.6: 1 forgets it
+  std::optional<double> strength;        // share of `image` that noise replaces, 0.6 if empty
   int vae_tile = 1024;                   // pixels; larger images are decoded in overlapping tiles
 };
 

@@ -8,14 +8,14 @@
 
 namespace intaglio {
 
-// A part of a run: step i of N is inside when start <= i / N < end.
+// A part of a run. Step i of N is inside if start <= i / N < end.
 struct Window {
   double start = 0.0;
   double end = 1.0;
   bool contains(int step, int steps) const;
 };
 
-// A value that goes linearly from the first step to the last; a constant when both are equal.
+// A value that changes linearly from the first step to the last; a constant if both are equal.
 struct Ramp {
   double first = 0.0;
   double last = 0.0;
@@ -31,14 +31,14 @@ struct Guidance {
   Ramp dg_scale = 0.0;  // w; 0 needs no degraded branch
   Window dg_window;
   Ramp ma_keep = 0.0;  // 1 leaves massive channels alone, 0 suppresses them
-  // Inside the window D_0 and D_m run in one of so many steps (rounded down), and their differences
-  // from D_c are extrapolated in the others, as FasterCache reuses that of CFG (arXiv 2410.19355).
-  // 1 runs them in every step. The interval may not grow over the run.
+  // Inside the reuse window, D_0 and D_m run only once in this many steps (rounded down). In the
+  // other steps their differences from D_c are extrapolated, as FasterCache does for CFG (arXiv
+  // 2410.19355). 1 runs them in every step. The interval must not grow over the run.
   Ramp reuse_interval = 1.0;
   Window reuse_window;
 };
 
-// What one step runs. A branch whose weight is zero does not run.
+// The weights of one step. A branch whose weight is zero does not run.
 struct StepWeights {
   float lambda = 0;
   float w = 0;
@@ -47,7 +47,7 @@ struct StepWeights {
   bool reuse_unconditional = false;
   bool reuse_degraded = false;
   bool unconditional() const { return lambda != 0; }
-  // D_m that keeps everything equals D_c, and its term is zero.
+  // If D_m keeps everything, it equals D_c and its term is zero.
   bool degraded() const { return w != 0 && ma_keep < 1; }
   bool runs_unconditional() const { return unconditional() && !reuse_unconditional; }
   bool runs_degraded() const { return degraded() && !reuse_degraded; }
@@ -56,7 +56,8 @@ struct StepWeights {
 // Returns the weights of one step by itself, without reuse.
 StepWeights weights_at(const Guidance& guidance, int step, int steps);
 // Returns the weights of all steps of a run. A branch runs in the first step in which it has
-// weight, in every such step outside the reuse window, and when its last run is an interval ago.
+// weight, in every such step outside the reuse window, and when the interval has passed since its
+// last run.
 std::vector<StepWeights> step_weights(const Guidance& guidance, int steps);
 
 // Returns a problem for each window that is outside 0..1 or empty, for ma_keep outside 0..1, for a

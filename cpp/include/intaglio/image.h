@@ -32,7 +32,7 @@ void write_png(const std::filesystem::path& path, const Image& image, const Text
 // Reads any PNG as 8-bit RGB. Transparent parts are drawn over black, and 16 bits are scaled to 8.
 // Throws InputError naming the file.
 Image read_png(const std::filesystem::path& path);
-// Reads the content of a file, which the error calls `name`.
+// Reads a PNG from the content of a file, which errors call `name`.
 Image decode_png(std::string_view content, const std::string& name);
 
 }  // namespace intaglio

@@ -16,7 +16,7 @@ struct OptionInfo {
   const char* name;   // as in Python
   const char* value;  // what the help calls the value
   const char* help;
-  const char* flags = nullptr;  // where they are not --name with dashes
+  const char* flags = nullptr;  // if they are not --name with dashes
 };
 
 // Calls visit(info, field) for every option that a flag can give, in the order of the help.
@@ -78,22 +78,22 @@ void visit_options(Options& options, Visitor&& visit) {
         options.vae_tile);
 }
 
-// The option's flags as CLI11 takes them: "--seed,--seeds".
+// Returns the option's flags as CLI11 takes them: "--seed,--seeds".
 std::string flags_of(const OptionInfo& info);
 
-// Images that one call draws: one for each seed when there are several, else as many as `batch`
-// says, or as the given latents have rows when it says nothing (1).
+// Returns the number of images that one call draws: one for each seed if there are several, else
+// `batch`, or the number of rows of the given latents if `batch` is 1.
 std::int64_t image_count(const GenerateOptions& options);
 
-// The same options with every empty one set to the bundle's default.
+// Returns the options with every empty one set to the bundle's default.
 GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options);
 
-// The options as a JSON object, by their names; a ramp or window as [first, last].
+// Returns the options as a JSON object with their names as keys. A ramp or window is [first, last].
 std::string to_json(const GenerateOptions& options);
 
-// What a PNG says about its image: how to draw it again, and under "intaglio:inputs" which
-// pictures, latents or embeddings that also takes, which are not in it. `image` counts from 0
-// within the batch.
+// Returns the text entries of an image's PNG: the options that draw the image again and, under
+// "intaglio:inputs", the kinds of inputs that are needed too but are not in the PNG (pictures,
+// latents, embeddings). `image` counts from 0 within the batch.
 TextEntries png_text(const Bundle& bundle, const GenerateOptions& options, std::size_t image);
 
 }  // namespace intaglio

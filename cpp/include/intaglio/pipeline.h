@@ -1,4 +1,4 @@
-// From a bundle and a prompt to images.
+// Draws images from a bundle and a prompt.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ class LoadedPipeline;  // internal
 struct Timings {
   double text = 0;
   double denoise = 0;
-  // The part of `denoise` in the transformer's graphs; on a GPU only until they have been given to
-  // it.
+  // The part of `denoise` that calls of the transformer's graphs take. On a GPU a call may return
+  // before its work is done.
   double network = 0;
   double vae = 0;
   double total = 0;
@@ -33,8 +33,8 @@ struct Timings {
 
 struct Generation {
   std::vector<Image> images;
-  // As the scheduler leaves them, before the VAE's scaling is undone: [N, C, h, w], or [N, tokens,
-  // C * patch_size^2] where the bundle packs them.
+  // The latents as the scheduler leaves them, before the VAE's scaling is undone: [N, C, h, w], or
+  // [N, tokens, C * patch_size^2] if the bundle packs them.
   Tensor latents;
   Timings timings;
   std::vector<double> step_seconds;
@@ -42,25 +42,27 @@ struct Generation {
   std::int64_t forked_rows = 0;  // the same for the blocks after m
   StreamCounts loop;             // allocations and copies of the denoising loop
   std::vector<int> unconditional_steps, degraded_steps;  // the steps that ran D_0, and D_m
-  std::vector<std::string> notes;  // what the caller should know, such as a prompt that was cut
+  std::vector<std::string> notes;  // warnings, such as about a prompt that was truncated
 };
 
-// What a step callback sees of the run. It and its functions are valid only during the callback.
+// The part of a run that a step callback sees. It and its functions are valid only during the
+// callback.
 class Step {
  public:
-  int step = 0;  // just done, from 0
+  int step = 0;  // the step that has ended, from 0
   int steps = 0;
-  float sigma = 0;     // the step started from
-  float timestep = 0;  // of the step's last evaluation of the model, in the scheduler's unit
-  // The latents after the step. The next step starts from what is written into them.
+  float sigma = 0;     // noise level from which the step started
+  float timestep = 0;  // of the step's last evaluation, in the scheduler's unit
+  // Returns the latents after the step. The callback may write into them; the next step starts from
+  // them.
   std::function<Tensor()> latents;
   std::function<std::vector<Image>()> preview;  // decodes the current estimate of the clean image
-  // Copies, in host memory, of what the step's last evaluation computed in a block: the image
-  // stream after it, [rows, T, C] (after block m before channels are suppressed), and AdaLN's
-  // residual gate of its attention, [rows, C]. Rows are in the order D_0, D_c and, after block m
-  // in layout forked, D_m, without the rows of branches that did not run, and with images in order
-  // within each. They throw UsageError for a bundle that is not observed, and for a block that the
-  // transformer does not have.
+  // Return copies, in host memory, of what a block computed in the step's last evaluation.
+  // hidden_states: the image stream after the block, [rows, T, C]; for block m it is the stream
+  // before channels are suppressed. gate: AdaLN's residual gate of the block's attention, [rows,
+  // C]. The rows are those of D_0, D_c and, for blocks after m in layout forked, D_m, as far as
+  // these branches ran; within a branch they are in the order of the images. Both throw UsageError
+  // for a bundle that is not observed, and for a block that the transformer does not have.
   std::function<Tensor(int block)> hidden_states, gate;
 };
 // Returning false stops the run, and generate() throws Interrupted.
@@ -69,10 +71,10 @@ using StepCallback = std::function<bool(const Step&)>;
 class Pipeline {
  public:
   // Throws InputError for the bundle and UnavailableError for the device. Large files, which hold
-  // weights, are hashed in the background: the first call that hands out results waits for that,
-  // and throws InputError if they are not what was exported.
+  // weights, are hashed in the background: the first call that returns results waits for this, and
+  // throws InputError if a file is not as it was exported.
   static Pipeline open(const std::filesystem::path& bundle, const BackendOptions& backend = {});
-  // Runs on a backend of the caller, which must run the bundle's graphs.
+  // Runs on the given backend, which must be able to run the bundle's graphs.
   Pipeline(Bundle bundle, std::shared_ptr<Backend> backend);
   Pipeline(Pipeline&&) noexcept;
   Pipeline& operator=(Pipeline&&) noexcept;
@@ -81,12 +83,13 @@ class Pipeline {
   const Bundle& bundle() const;
   const Backend& backend() const;
 
-  // Returns what generate() takes as prompt_embeds in place of these texts. Throws UsageError for a
-  // bundle without text encoders, and InputError for broken UTF-8.
+  // Encodes texts. The result can be passed to generate() as prompt_embeds in place of them. Throws
+  // UsageError for a bundle without text encoders, and InputError for broken UTF-8.
   PromptEmbeddings embed(const std::string& prompt,
                          const std::optional<std::string>& negative_prompt = {}) const;
 
-  // Several threads may call this at once. Each gets what it would get alone.
+  // Draws images. Several threads may call this at once, and each gets the result that it would get
+  // alone.
   Generation generate(const GenerateOptions& options, const StepCallback& on_step = {}) const;
 
  private:

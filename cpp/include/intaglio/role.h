@@ -1,4 +1,5 @@
-// What a graph's tensor is for. The manifest gives each one by name; the runtime binds by role.
+// The role of a graph's tensor: what the tensor is for. The manifest lists each tensor with its
+// name and its role, and the runtime binds tensors by role.
 #pragma once
 
 #include <compare>
@@ -43,9 +44,9 @@ struct Role {
   auto operator<=>(const Role&) const = default;
 };
 
-// The name in the manifest: "latent", "class", "hidden_states_3".
+// Returns the role's name in the manifest: "latent", "class", "hidden_states_3".
 std::string to_string(const Role& role);
-// Returns none for a name that is not one of them.
+// Returns nullopt if the name is not that of a role.
 std::optional<Role> role_from(std::string_view name);
 
 }  // namespace intaglio

@@ -6,7 +6,7 @@
 
 namespace intaglio {
 
-// What a model predicts: velocity = noise - clean (flow matching), or epsilon, the noise (variance
+// What a model predicts: velocity = noise - clean (flow matching) or epsilon = noise (variance
 // preserving).
 enum class PredictionType { velocity, epsilon };
 
@@ -19,8 +19,8 @@ struct SchedulerConfig {
   // FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, DPMSolverMultistepScheduler or
   // DDIMScheduler.
   std::string type = "FlowMatchEulerDiscreteScheduler";
-  // As the bundle calls it; diffusers' DPMSolverMultistepScheduler says flow_prediction for
-  // velocity.
+  // The bundle's name is used here. diffusers' DPMSolverMultistepScheduler calls velocity
+  // flow_prediction.
   PredictionType prediction_type = PredictionType::velocity;
   int num_train_timesteps = 1000;
 
@@ -43,9 +43,8 @@ struct SchedulerConfig {
   double beta_start = 0.0001;
   double beta_end = 0.02;
   std::string beta_schedule = "linear";  // or scaled_linear, squaredcos_cap_v2
-  // linspace, leading or trailing. If empty, the class's own: leading for DDIMScheduler and
-  // linspace for DPMSolverMultistepScheduler, since from_config hands on only what a configuration
-  // says.
+  // linspace, leading or trailing. If empty, the default of the class is used, as from_config of
+  // diffusers does: leading for DDIMScheduler and linspace for DPMSolverMultistepScheduler.
   std::string timestep_spacing;
   int steps_offset = 0;
   bool set_alpha_to_one = true;  // of DDIMScheduler
@@ -58,18 +57,19 @@ std::string scheduler_type(const std::string& name, PredictionType prediction_ty
 // x = alpha * clean + sigma * noise, with alpha = 1 - sigma (flow matching) or alpha^2 + sigma^2 =
 // 1 (variance preserving).
 struct Schedule {
-  std::vector<float> sigmas;     // N + 1 values, the last one 0, or what set_alpha_to_one leaves
+  std::vector<float> sigmas;     // N + 1 values; the last is 0 unless set_alpha_to_one is false
   std::vector<float> timesteps;  // N values, in the unit the model was trained on (0 to 1000)
   std::vector<float> alphas;     // N + 1 values
-  // Where each step of DDIM ends, N values; empty where each step ends where the next one begins.
-  // DDIMScheduler goes back by num_train_timesteps / N, however its timesteps are spaced.
+  // The ends of the steps of DDIM, N values; empty if each step ends where the next one begins. A
+  // step of DDIMScheduler goes back by num_train_timesteps / N, whatever the spacing of its
+  // timesteps.
   std::vector<float> end_sigmas, end_alphas;
   int steps() const { return static_cast<int>(timesteps.size()); }
-  // Returns the last `count` steps, for image-to-image. Throws UsageError for more than there are.
+  // Returns the last `count` steps, for image-to-image. Throws UsageError if there are fewer.
   Schedule last(int count) const;
 };
 
-// Returns what diffusers' set_timesteps(num_inference_steps=steps) makes. `image_seq_len`, the
+// Returns the schedule of diffusers' set_timesteps(num_inference_steps=steps). `image_seq_len`, the
 // number of latent patches, matters for dynamic shifting only. Throws UsageError for steps < 1, for
 // more steps than the scheduler has timesteps, and for a type that is unknown or does not fit the
 // prediction type.

@@ -12,7 +12,7 @@
 namespace intaglio {
 
 enum class DType { float32, int64, uint8 };
-// Where the memory is. Memory of a GPU can be read and written by a backend's stream only.
+// Where the memory is. Only a backend's stream can read and write the memory of a GPU.
 enum class Device { cpu, cuda };
 
 std::size_t size_of(DType dtype);
@@ -65,7 +65,7 @@ class Tensor {
 };
 
 // Loads NumPy's .npy, version 1.0, C order: float32, float64 (converted to float32) and int64.
-// Throws InputError naming the file when it is missing, truncated or of another kind.
+// Throws InputError, which names the file, if it is missing, truncated or of another kind.
 Tensor load_npy(const std::filesystem::path& path);
 // Writes the file under a temporary name, then renames it.
 void save_npy(const std::filesystem::path& path, const Tensor& tensor);

@@ -13,7 +13,7 @@ namespace intaglio {
 struct Tokens {
   std::vector<std::int64_t> ids;  // padded to the requested length
   int used = 0;                   // ids before the padding, special tokens included
-  bool truncated = false;         // whether a part of the text was cut
+  bool truncated = false;         // whether the end of the text was cut off
 };
 
 class Tokenizer {

@@ -10,9 +10,9 @@
 namespace intaglio {
 
 // Returns what is wrong with the options, in the order in which generate() checks them; the list is
-// empty when generate() would start to run. Messages name options as JSON and Python do ("dg_window
-// 0.7:0.2 holds no part of the run ..."), where the error that generate() throws for the first
-// problem names flags.
+// empty if generate() would start to run. Messages name options as JSON and Python do ("dg_window
+// 0.7:0.2 holds no part of the run ..."); the error that generate() throws for the first problem
+// names flags instead.
 std::vector<Problem> validate(const Bundle& bundle, const GenerateOptions& options);
 
 }  // namespace intaglio
