@@ -1,5 +1,5 @@
 # make demo    everything from a fresh clone to a page of pictures
-# make check   the quick part of the tests, for while you work
+# make check   the quick tests, to run while you work
 # make test    everything that CI runs
 # make help    the rest
 SHELL := /bin/bash
@@ -16,12 +16,12 @@ DEMO := build/demo
 REPORT_IMAGES := 5000
 REPORT_STEPS := 8
 PYTEST_FLAGS ?=
-# A process a core: more threads would only wait for each other.
+# One process for each core; more threads would only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
-# Without engines/, which makes nothing of a bundle's own.
+# engines/ is left out, because it does not change a bundle.
 EXPORT_SOURCES := $(shell find export -name engines -prune -o -name '*.py' -print) models/bundle.schema.json $(wildcard models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
 
@@ -41,14 +41,14 @@ check:  ## lint, types, C++ tests, and the Python tests that export nothing
 	@$(MAKE) -j2 --output-sync=target lint test-cpp
 	$(PYTEST) $(WORKERS) -q -m "not alone and not exports"
 
-# Steps that do not wait for each other share the cores; each prints when it has ended.
+# Steps that do not depend on each other share the cores. Each prints its output when it has ended.
 test:  ## everything that CI runs
 	@$(MAKE) -j2 --output-sync=target test-steps
 	$(MAKE) test-python
 
 test-steps: test-sanitize lint test-cpp test-bundles $(BUNDLE)/bundle.json build/deps/onnxruntime-gpu/ready build/deps/triton/ready
 
-# Installs what is missing only, so that a machine without root but with the packages works too.
+# This installs only missing packages, so a machine that has them needs no root.
 build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
 	@mkdir -p build
 	missing=$$(for p in $$(cat $<); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done)
@@ -60,19 +60,19 @@ build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
 	cmake/onnxruntime_headers.sh build/deps/onnxruntime
 	touch $@
 
-# In two steps: the first holds for as long as the dependencies do, the second rebuilds the C++.
+# The environment has two steps, so that a change of the C++ does not install the dependencies again.
 .venv/dependencies: pyproject.toml constraints.txt | build/system
 	[ -x .venv/bin/pip ] || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -r <($(BIN)/python cmake/requirements.py pyproject.toml)
 	touch $@
 
-# Of the tree build/release: the Python modules, the executable and the C++ tests.
+# This builds the tree build/release: the Python modules, the executable and the C++ tests.
 .venv/ready: .venv/dependencies $(CPP_SOURCES)
 	@echo "building the C++ part (the first time takes a few minutes)"
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
-# The C++ has no part in an export, so a rebuild of it makes no new bundles.
+# The C++ takes no part in an export, so rebuilding it does not export again.
 .PRECIOUS: $(BUNDLE)/bundle.json
 $(BUNDLE)/bundle.json: .venv/dependencies $(EXPORT_SOURCES) $(MODEL_FILES) | .venv/ready
 	@mkdir -p $(dir $(BUNDLE))
@@ -105,7 +105,7 @@ build/sanitize/ready: CMakeLists.txt CMakePresets.json $(CPP_SOURCES) $(wildcard
 	cmake --build --preset sanitize
 	touch $@
 
-# The command too, over a whole run of each layout: what unit tests do not reach.
+# The command also draws with each layout, because unit tests do not reach all of its code.
 test-sanitize: build/sanitize/ready .venv/ready  ## C++ tests and runs under sanitizers
 	ctest --preset sanitize
 	for layout in forked dual; do
@@ -114,11 +114,11 @@ test-sanitize: build/sanitize/ready .venv/ready  ## C++ tests and runs under san
 	    --onnxruntime $$(echo .venv/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.*)
 	done
 
-# A change of the C++ makes none of them again (tests/bundles.py).
+# A change of the C++ exports none of them again (tests/bundles.py).
 test-bundles: .venv/ready  ## export the bundles that tests use, unless they are in build/test-bundles
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bundles
 
-# A folder's own time changes with what is put into it, so a file says that it is complete.
+# The time of a folder changes with its content, so the file `ready` marks a complete one.
 build/deps/onnxruntime-gpu/ready: cmake/onnxruntime_gpu.sh | .venv/dependencies
 	cmake/onnxruntime_gpu.sh $(@D) $(BIN)/python
 	touch $@
@@ -127,7 +127,7 @@ build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies
 	cmake/triton_server.sh $(@D) $(BIN)/python
 	touch $@
 
-# Clusters have the machine for themselves.
+# Tests with the mark `alone`, such as those of clusters, need the whole machine.
 test-python: .venv/ready test-bundles $(BUNDLE)/bundle.json build/deps/onnxruntime-gpu/ready build/deps/triton/ready  ## Python, parity, integration and structure tests
 	$(PYTEST) $(WORKERS) -m "not alone"
 	$(PYTEST) -m alone
@@ -135,11 +135,11 @@ test-python: .venv/ready test-bundles $(BUNDLE)/bundle.json build/deps/onnxrunti
 parity: .venv/ready  ## measure every family against diffusers and write docs/parity.md
 	$(PYTEST) -q $(WORKERS) tests/parity/families --parity-table docs/parity.md
 
-# On an idle machine. Models and bundles are kept in build/bench (15 GB); the first run exports them too.
+# This needs an idle machine. The first run exports the models and keeps them in build/bench (15 GB).
 bench: $(BUNDLE)/bundle.json  ## compare with other runtimes and write the speed section of docs/performance.md
 	$(BIN)/python -m benchmarks.bench -o docs
 
-# Pictures first, in a shorter form of the same function (models/training/report.py); hours. Kept in build/report, so it goes on.
+# This takes hours; it keeps its measurements in build/report, so an interrupted run continues.
 report: .venv/ready  ## probe the shipped model and write docs/reports/fashion-sd3
 	$(BIN)/python -m models.training.report --images $(REPORT_IMAGES) --steps $(REPORT_STEPS) -o build/report
 	$(BIN)/intaglio probe $(MODEL) -o build/report --images $(REPORT_IMAGES) --steps $(REPORT_STEPS)

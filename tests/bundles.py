@@ -1,4 +1,4 @@
-"""The bundles that tests use: exported once, and kept in build/test-bundles for the next run.
+"""Make the bundles that tests use. Each is exported once and kept in build/test-bundles.
 
 Their folder is named by a hash of everything that decides what an export writes, so a change of
 the C++ or of the server exports nothing. `python -m tests.bundles` makes all that the suite needs.
@@ -26,14 +26,14 @@ from tests.families.parts import MAX_LENGTH
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "build" / "test-bundles"
-KEPT = 3  # hashes whose bundles stay on the disk
+KEPT = 3  # number of hashes whose bundles stay on the disk
 MODEL = ROOT / "models" / "fashion-sd3"
 SHIPPED = MODEL.name
-MADE = ROOT / "build" / "bundles" / SHIPPED  # by make, before it runs the tests
+MADE = ROOT / "build" / "bundles" / SHIPPED  # make exports it before it runs the tests
 PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "numpy")
 
 BLOCK, HEIGHT = 1, 32
-# The tiny SD3's settings file has more in it than a family's: tests of the defaults read it.
+# The tiny SD3's settings file has more values than a family's, for tests of the defaults.
 SD3_SETTINGS = {
     "block": BLOCK,
     "steps": 4,
@@ -44,7 +44,7 @@ SD3_SETTINGS = {
     "width": 32,
     "max_sequence_length": MAX_LENGTH,
 }
-# What the suite asks for, the longest exports first.
+# The bundles that the suite needs; the longest exports come first.
 SUITE: list[dict[str, Any]] = [
     {"family": SHIPPED, "layout": "dual"},
     {"family": SHIPPED, "dtype": "float16"},
@@ -61,7 +61,7 @@ SUITE: list[dict[str, Any]] = [
 
 
 def _makers() -> Iterator[Path]:
-    """The files that decide what an export writes."""
+    """Yield the files that decide what an export writes."""
     export = ROOT / "export" / "intaglio_export"
     yield from (path for path in export.rglob("*.py") if path.parent.name != "engines")
     yield ROOT / "models" / "bundle.schema.json"
@@ -72,7 +72,7 @@ def _makers() -> Iterator[Path]:
 
 @cache
 def folder() -> Path:
-    """The cache's folder for what exports are made of now; older folders are deleted."""
+    """Return the cache's folder for the current hash. The oldest folders are deleted."""
     digest = hashlib.sha256(repr(sys.version_info[:2]).encode())
     digest.update(json.dumps([BLOCK, HEIGHT, MAX_LENGTH, SD3_SETTINGS]).encode())
     for package in PACKAGES:
@@ -91,9 +91,9 @@ def folder() -> Path:
 
 
 def source(family: str = "sd3") -> Path:
-    """The family's tiny pipeline as save_pretrained writes it, with a settings file.
+    """Return the folder of the family's tiny pipeline, with a settings file.
 
-    `SHIPPED` is the shipped model.
+    The family `SHIPPED` is the shipped model.
     """
     if family == SHIPPED:
         return MODEL
@@ -115,9 +115,9 @@ def source(family: str = "sd3") -> Path:
 def bundle(
     family: str = "sd3", layout: str = "forked", dtype: str = "float32", **options: Any
 ) -> Path:
-    """The bundle of `source(family)`. `options` are more of ExportRequest's fields.
+    """Return the bundle of `source(family)`. `options` are other fields of ExportRequest.
 
-    Tests share it, so whoever changes a bundle copies it first.
+    Tests share the bundle, so a test that changes it has to copy it first.
     """
     from intaglio_export.exporter import export_bundle
     from intaglio_export.options import ExportRequest
@@ -144,9 +144,9 @@ def _make(options: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Make every bundle of `SUITE`, in a process for each core.
+    """Make every bundle of `SUITE`, with one process for each core.
 
-    With a layout as argument, make the tiny SD3 in it and print where it is.
+    With a layout as argument, make the tiny SD3 in this layout and print its path.
     """
     folder()
     if sys.argv[1:]:

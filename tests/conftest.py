@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the tiny SD3 and its bundles; what a GPU and a parity table need."""
+"""Fixtures of all tests, and hooks for tests that need a GPU and for the parity table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.parity.table import Cell, Table
 
 GPU_DEVICES = ("cuda", "ort-tensorrt")
 
-# A loaded machine is slow, and that is not what these tests are about.
+# These tests must not fail because the machine is slow.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock")
 
@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give the families' runs their cells: all of them where a table of them is written."""
+    """Parametrize the families' runs with their cells: all of them if a table is written."""
     if {"dtype", "layout", "mode"} <= set(metafunc.fixturenames) and metafunc.cls is not None:
         from tests.parity.family import ALL_CELLS, CELLS
 
@@ -43,7 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def gpu_works() -> bool:
-    """Whether this machine has a GPU with a working NVIDIA driver."""
+    """Return whether this machine has a GPU with a working NVIDIA driver."""
     try:
         return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == 0)
     except OSError:
@@ -66,8 +66,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def open_on(device: str, bundle: Path) -> intaglio.Pipeline:
-    """`bundle` on `device`. Skips where TensorRT is not installed; what is there and does not work
-    is a failure."""
+    """Open `bundle` on `device`. Skip the test if TensorRT is not installed. A device that is
+    there but does not work is a failure."""
     if device == "ort-tensorrt" and find_library("nvinfer") is None:
         pytest.skip("TensorRT's library is not installed")
     return intaglio.Pipeline.open(bundle, device=device, threads=1)
@@ -75,13 +75,13 @@ def open_on(device: str, bundle: Path) -> intaglio.Pipeline:
 
 @pytest.fixture
 def parity_table(request: pytest.FixtureRequest) -> Table:
-    """What the parity tests measure; goes to the file of --parity-table at the end."""
+    """Return the table of measured errors, which is written to the file of --parity-table."""
     return request.config.stash[_TABLE]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """A process of pytest-xdist has ended: take over what it measured."""
+    """Take over the errors that a process of pytest-xdist measured, when it has ended."""
     for *cell, error in getattr(node, "workeroutput", {}).get("parity", ()):
         node.config.stash[_TABLE].add(Cell(*cell), error)
 
@@ -97,43 +97,43 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def sd3_folder() -> Path:
-    """The tiny SD3 pipeline as save_pretrained writes it, with settings; one channel is massive."""
+    """Return the folder of the tiny SD3 pipeline, with settings. One channel is massive."""
     return bundles.source("sd3")
 
 
 @pytest.fixture(scope="session")
 def sd3_pipeline(sd3_folder: Path) -> StableDiffusion3Pipeline:
-    """The same pipeline, loaded back by diffusers in float32."""
+    """Return the same pipeline, loaded by diffusers in float32."""
     absent = ("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor")
     return StableDiffusion3Pipeline.from_pretrained(sd3_folder, **dict.fromkeys(absent))
 
 
 @pytest.fixture(scope="session")
 def forked_bundle() -> Path:
-    """The tiny SD3 in layout forked. Copy it to change it; so with every bundle below."""
+    """Return the tiny SD3 in layout forked. Tests share these bundles; copy one to change it."""
     return bundles.bundle(layout="forked")
 
 
 @pytest.fixture(scope="session")
 def dual_bundle() -> Path:
-    """The tiny SD3 in layout dual."""
+    """Return the tiny SD3 in layout dual."""
     return bundles.bundle(layout="dual")
 
 
 @pytest.fixture(scope="session", params=["forked", "dual"])
 def bundle(request: pytest.FixtureRequest) -> Path:
-    """The tiny SD3 in each layout."""
+    """Return the tiny SD3 in each layout."""
     return bundles.bundle(layout=request.param)
 
 
 @pytest.fixture(scope="session", params=["forked", "dual"])
 def observed_bundle(request: pytest.FixtureRequest) -> Path:
-    """The tiny SD3 in each layout, exported with --observe."""
+    """Return the tiny SD3 in each layout, exported with --observe."""
     return bundles.bundle(layout=request.param, observe=True)
 
 
 def onnxruntime_library() -> Path:
-    """The library that the Python package carries; for the executable outside the package."""
+    """Return the library inside the Python package, for the executable outside the package."""
     import onnxruntime
 
     return next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))

@@ -1,4 +1,4 @@
-"""Requests that run together. Each one gets what `Pipeline.generate` would give it alone."""
+"""Run requests together. Each gets the result that `Pipeline.generate` would give it alone."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class BatchStep:
         sigma: the noise level that the step started from.
         timestep: the timestep of the step's last evaluation of the model, in the scheduler's unit.
         done: whether it was the last step. The member has then left the batch.
-        error: what `generate` would have raised, for instance for predictions that are NaN, or
-            None. With an error the member has left the batch.
+        error: the error that `generate` would have raised, for instance because predictions are
+            NaN, or None. After an error the member has left the batch.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class BatchStep:
         """Decode the images and return what `generate` would have returned.
 
         `loop` is empty, `base_rows` and `forked_rows` are the member's own, and the timings denoise
-        and network are those of the evaluations that the member was in. Warns about a prompt that
-        was cut.
+        and network are those of the evaluations that the member took part in. A prompt that was
+        truncated causes a warning.
 
         Raises:
-            UsageError: the member is not done.
+            UsageError: the member has steps left.
             Error: `error`, if there is one.
         """
         return Generation.of(self._core.finish(), self._bundle, self._options)
@@ -63,7 +63,7 @@ class BatchStep:
 
 
 class Batch:
-    """Requests of one size that share every run of the transformer, joining and leaving between
+    """Requests of one size that share every run of the transformer. They join and leave between
     evaluations. Each has its own guidance, windows, ma_keep, steps, scheduler, seeds and prompt.
 
         batch = intaglio.Batch(pipeline)
@@ -74,23 +74,23 @@ class Batch:
                 if step.done:
                     step.finish().save(f"{step.id}.png")
 
-    Each gets what it would get alone. A bundle whose activations are quantised together with those
-    of other rows (`intaglio export --quantize int8-dynamic`) therefore takes one request at a time.
-    A batch is not safe to use from several threads at once.
+    Each request gets the result that it would get alone. A bundle whose activations are quantised
+    together with those of other rows (`intaglio export --quantize int8-dynamic`) therefore takes
+    one request at a time. A batch is not safe to use from several threads at once.
     """
 
     def __init__(self, pipeline: Pipeline, max_images: int = 8) -> None:
-        """Make an empty batch. From its first request on it has memory for `max_images` images.
-        Raises UsageError for less than 1."""
+        """Make an empty batch. From its first request on, it has memory for `max_images` images.
+        Raises UsageError if `max_images` is less than 1."""
         self._bundle = pipeline.bundle
         self._core = _core.Batch(pipeline._core, max_images)
         self._options: dict[int, dict[str, Any]] = {}
 
     def add(self, **options: Any) -> int:
-        """Take a request in, with the keywords of `Pipeline.generate` but on_step and progress.
+        """Add a request, with the keywords of `Pipeline.generate` except on_step and progress.
 
-        Encodes its prompt, unless `prompt_embeds` is given. Returns the member's id. When it
-        raises, the batch is as it was.
+        Encodes its prompt, unless `prompt_embeds` is given. Returns the member's id. After an error
+        the batch is unchanged.
 
         Raises:
             UsageError: `generate` would raise it before it runs, or `accepts` refuses the request.
@@ -102,22 +102,22 @@ class Batch:
         return member
 
     def accepts(self, **options: Any) -> bool:
-        """Return whether there is room for the request's images and, if others run, whether it has
-        their size, their number of text tokens and their channels. Raises what `generate` would for
-        options that make no sense."""
+        """Return whether the request fits into the batch: whether there is room for its images and,
+        if others run, whether it has their size, number of text tokens and channels. Raises what
+        `generate` would raise for options that make no sense."""
         return self._core.accepts(**core_options(options))
 
     def remove(self, member: int) -> None:
-        """Free the rows of the member with this id. Raises UsageError when there is none."""
+        """Free the rows of the member with this id. Raises UsageError if there is none."""
         self._core.remove(member)
         del self._options[member]
 
     def step(self) -> list[BatchStep]:
         """Run one evaluation of every member, in one run of the transformer.
 
-        Returns the solver steps that ended, by id; a step of Heun takes two evaluations. When the
-        run as a whole fails it raises, for instance OutOfMemoryError, and every member is as it
-        was.
+        Returns the solver steps that ended, in the order of ids; a step of Heun takes two
+        evaluations. If the run as a whole fails, this raises an error, for instance
+        OutOfMemoryError, and every member is unchanged.
         """
         ended = [
             BatchStep(core, self._bundle, self._options[core.id]) for core in self._core.step()

@@ -1,4 +1,4 @@
-"""From a bundle and a prompt to images."""
+"""Draw images from a bundle and a prompt."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     Picture = Image | NDArray[np.uint8]
 
-# A constant, or a pair whose value goes linearly from the first step to the last.
+# A constant, or a pair of values between which it changes linearly from the first step to the last.
 Ramp = float | tuple[float, float]
-# A part of the run: step i of N is inside (start, end) when start <= i / N < end.
+# A part (start, end) of the run. Step i of N is inside if start <= i / N < end.
 Window = tuple[float, float]
 
 # The attributes of the core's Generation that are taken over unchanged.
@@ -35,7 +35,7 @@ _SAME = (
 
 
 def core_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return keywords of `Pipeline.generate` as the core takes them: embeddings are loaded."""
+    """Return keywords of `Pipeline.generate` for the core. Embeddings are loaded from a file."""
     embeds = options.get("prompt_embeds")
     if isinstance(embeds, str | os.PathLike):
         return options | {"prompt_embeds": _core.PromptEmbeddings.load(os.fspath(embeds))}
@@ -45,13 +45,13 @@ def core_options(options: dict[str, Any]) -> dict[str, Any]:
 def validate(bundle: _core.Bundle, **options: Any) -> list[_core.Problem]:
     """Return what is wrong with a request, without running it.
 
-    Takes the keywords of `Pipeline.generate` but on_step and progress. The list has a `field` and a
-    `message` for each problem, in the order in which `generate` checks them; it is empty when
-    `generate` would start to run.
+    The keywords are those of `Pipeline.generate` except on_step and progress. Each problem has a
+    `field` and a `message`. The problems are in the order in which `generate` checks them; there
+    are none if `generate` would start to run.
 
     Raises:
         UsageError: a value has the wrong type, or there is no such keyword.
-        InputError: a picture, an array or a file of embeddings that cannot be read.
+        InputError: a picture, an array or a file of embeddings cannot be read.
     """
     return _core.validate(bundle, core_options(options))
 
@@ -63,17 +63,17 @@ class Generation:
     Attributes:
         images: N Pillow images, RGB.
         latents: float32 as the scheduler leaves them, before the VAE's scaling is undone:
-            [N, C, h, w], or [N, tokens, C * patch_size^2] where the bundle packs them as FLUX
-            does. `generate(latents=...)` takes the same layout.
-        timings: seconds of each stage: text, denoise, vae, total; and network, the part of
-            denoise in the transformer's graphs.
+            [N, C, h, w], or [N, tokens, C * patch_size^2] if the bundle packs them as FLUX does.
+            `generate(latents=...)` takes the same layout.
+        timings: seconds of each stage (text, denoise, vae), their total, and network, the part of
+            denoise that the transformer's graphs take.
         step_seconds: seconds of each step, without the step callback.
         base_rows: batch rows that ran through blocks 0..m, summed over the run.
         forked_rows: the same for the blocks after m.
         loop: allocations and copies of the denoising loop.
         unconditional_steps: the steps that ran D_0.
         degraded_steps: the steps that ran D_m.
-        texts: what the PNG of each image says about it; `save` writes this.
+        texts: the text entries for each image's PNG, which `save` writes.
     """
 
     images: list[Image]
@@ -91,7 +91,7 @@ class Generation:
     def of(
         cls, result: _core.Generation, bundle: _core.Bundle, options: dict[str, Any]
     ) -> Generation:
-        """Convert what the core made of `options`, and warn the caller's caller of its notes."""
+        """Convert the core's result for `options`, and warn the caller's caller of its notes."""
         for note in result.notes:
             warnings.warn(note, stacklevel=3)
         images = result.images
@@ -105,7 +105,7 @@ class Generation:
         """Write the images as PNG with their options inside, as `intaglio generate -o` does.
 
         One image goes to `path` itself; several become NAME-0.png, NAME-1.png, ... Returns the
-        paths. Raises InputError when one cannot be written.
+        paths. Raises InputError if a file cannot be written.
         """
         target = Path(path)
         paths = [target]
@@ -137,8 +137,8 @@ class Generation:
 
 
 class Pipeline:
-    """A bundle that is loaded. Several threads may generate from one pipeline at once, and each
-    gets what it would get alone."""
+    """A loaded bundle. Several threads may generate from one pipeline at once, and each gets the
+    result that it would get alone."""
 
     def __init__(self, core: _core.Pipeline) -> None:
         """Use `Pipeline.open`."""
@@ -156,27 +156,26 @@ class Pipeline:
     ) -> Pipeline:
         """Open the folder that `intaglio export` wrote.
 
-        Warns when a GPU, or engines that the bundle has, are not used.
+        Warns if there is a GPU, or engines in the bundle, that will not be used.
 
         Args:
-            bundle: the folder. The size and SHA-256 of every file are checked against its
-                manifest.
-            device: where to run: cpu; cuda or ort-tensorrt, which are ONNX Runtime's providers; or
-                auto, which takes cuda where it works and else cpu. tensorrt-rtx and tensorrt are
-                refused, since engines can be built but not yet run.
-            threads: how many threads run; 0 is one per logical core.
-            onnxruntime: ONNX Runtime's library. None takes that of Python's onnxruntime package, or
-                the system's.
+            bundle: the folder. The size and SHA-256 of every file are compared with its manifest.
+            device: where to run. This is cpu; cuda or ort-tensorrt, which are ONNX Runtime's
+                providers; or auto, which takes cuda where it works and cpu elsewhere. tensorrt-rtx
+                and tensorrt are refused, since engines can be built but not yet run.
+            threads: the number of threads; 0 means one per logical core.
+            onnxruntime: ONNX Runtime's library. None takes the library of the Python package
+                onnxruntime, or the system's.
             prepack: whether weights of the loop's graphs, float32 or quantised, are packed for the
-                processor when they are loaded instead of in each step. Steps are faster then, the
-                start is slower, and the process has memory of its own in place of the mapped file,
-                which processes share. Only ONNX Runtime on the CPU does this. Latents differ by
-                rounding.
+                processor when they are loaded instead of in each step. Steps are then faster and
+                the start is slower. The process has packed copies of the weights in its own memory,
+                whereas processes share a mapped file. Only ONNX Runtime on the CPU does this.
+                Latents differ by rounding.
 
         Raises:
             UsageError: there is no device of that name.
-            InputError: a file of the bundle is missing, truncated, tampered with or newer than
-                this version understands.
+            InputError: a file of the bundle is missing, truncated or changed, or the bundle is
+                newer than this version understands.
             UnavailableError: the device or ONNX Runtime is missing.
         """
         library = onnxruntime or onnxruntime_library() or ""
@@ -200,7 +199,7 @@ class Pipeline:
 
     @property
     def backend(self) -> str:
-        """A description of what the graphs run on: "ONNX Runtime 1.32.0, cpu, 2 threads"."""
+        """A description of the backend: "ONNX Runtime 1.32.0, cpu, 2 threads"."""
         return self._core.backend
 
     @property
@@ -211,8 +210,8 @@ class Pipeline:
     def embed(self, prompt: str, negative_prompt: str | None = None) -> _core.PromptEmbeddings:
         """Encode a prompt for `generate(prompt_embeds=...)`.
 
-        Runs with CFG need the negative prompt too; "" is the default of `generate`. Warns about a
-        prompt that is longer than an encoder reads.
+        Runs with CFG need the negative prompt too; "" is the default of `generate`. A prompt that
+        is longer than an encoder reads causes a warning.
 
         Raises:
             UsageError: the bundle has no text encoders.
@@ -256,47 +255,49 @@ class Pipeline:
         """Draw images: D = D_c + (cfg_scale - 1)(D_c - D_0) + dg_scale (D_c - D_m).
 
         Options that are None take the bundle's defaults. Sizes are in pixels. A scale or `ma_keep`
-        may be a pair, whose value goes linearly from the first step to the last.
+        may be a pair of values for the first and the last step; it changes linearly between them.
 
         Args:
             prompt: what to draw. One of prompt, class_label and prompt_embeds is needed.
-            class_label: the class to draw, for bundles that are drawn by class.
+            class_label: the class to draw, for bundles that take a class instead of a prompt.
             negative_prompt: the prompt of the unconditional branch D_0, in place of an empty one.
-            steps: denoising steps.
+            steps: number of denoising steps.
             seeds: one seed for the whole batch, or one for each image; the noise is that of
                 torch.Generator("cpu").manual_seed(seed).
-            batch: images drawn from one seed.
-            height: image height. width: image width.
+            batch: number of images drawn from one seed.
+            height: height of the images.
+            width: width of the images.
             cfg_scale: classifier-free guidance, 1 + lambda; 1 is off and saves a branch.
-            cfg_window: the part of the run with CFG: step i of N when start <= i / N < end.
+            cfg_window: the part of the run with CFG, which has step i of N if start <= i / N < end.
             distilled_guidance: guidance that the transformer was distilled with and takes as an
                 input (FLUX.1-dev). Other transformers refuse it.
             dg_scale: Detail Guidance (arXiv 2510.11538); 0 is off and saves a branch.
             dg_window: the part of the run with Detail Guidance.
             ma_keep: how much of the massive channels D_m keeps: 0 is nothing, 1 is everything.
             ma_channels: channels to suppress instead of the bundle's.
-            reuse_interval: run D_0 and D_m in one of so many steps, and extrapolate D_c - D_0 and
-                D_c - D_m in the others. This is not exact. `intaglio.analysis.reuse` finds an
+            reuse_interval: run D_0 and D_m only once in this many steps, and extrapolate D_c - D_0
+                and D_c - D_m in the others. This is not exact. `intaglio.analysis.reuse` finds an
                 interval.
             reuse_window: the part of the run with reuse_interval; None is all of it.
             scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
-            strength: how much of `image` is forgotten, 0.6 unless given; 1 is all of it.
-            vae_tile: larger images are decoded in overlapping tiles of this size.
+            strength: the share of `image` that noise replaces, above 0 and up to 1; None means 0.6.
+            vae_tile: size of the overlapping tiles in which larger images are decoded.
             image: the picture to start from (Pillow, or uint8 [H, W] or [H, W, 3]).
-            latents: the latents to start from in place of noise, float32 in the layout of
-                `Generation.latents`: anything with __dlpack__, in C order.
-            ma_tokens: a picture of where Detail Guidance acts: white suppresses, black leaves
-                alone. It is averaged per token, so it needs at least a pixel per token.
-            prompt_embeds: what `embed` returned, or its file, in place of texts.
+            latents: the latents to start from in place of noise. Any float32 array with __dlpack__
+                in C order will do, in the layout of `Generation.latents`.
+            ma_tokens: a picture of where Detail Guidance acts, fully where it is white and not at
+                all where it is black. Its brightness is averaged over each token, so it needs at
+                least one pixel for each token.
+            prompt_embeds: the result of `embed`, or a file with it, in place of texts.
             on_step: a function that is called after each step with a `Step`. When it returns False
-                the run stops. What it raises is raised here. `step.latents` is the run's own
-                memory: copy what you keep. For a bundle exported with --observe,
+                the run stops. `generate` raises the exceptions that it raises. `step.latents` is
+                the run's own memory, so copy what you keep. For a bundle exported with --observe,
                 `step.hidden_states(k)` is a copy of the image stream after block k, and
                 `step.gate(k)` a copy of the block's gate.
             progress: whether to show a progress bar.
 
         Raises:
-            UsageError: options that make no sense, like steps 0 (also a ValueError).
+            UsageError: an option makes no sense, such as steps 0 (also a ValueError).
             InputError: a prompt, picture or array cannot be used (also a ValueError).
             Interrupted: `on_step` returned False. Ctrl-C raises KeyboardInterrupt within a step.
             OutOfMemoryError: there is too little memory (also a MemoryError).

@@ -1,4 +1,4 @@
-"""Runs of diffusers' own pipelines with the three-branch formula in place of their guidance.
+"""Run diffusers' own pipelines with the three-branch formula in place of their guidance.
 
 The pipeline runs as it is: its own prompts, noise, packing, schedule and loop. Only the
 transformer's forward is exchanged for one that combines D_c, D_0 and D_m, the last by a hook.
@@ -29,7 +29,7 @@ STRENGTH = 0.6
 
 @dataclass(frozen=True)
 class Run:
-    """Final latents as the scheduler leaves them, and uint8 images [N, H, W, 3]."""
+    """The final latents as the scheduler leaves them, and uint8 images [N, H, W, 3]."""
 
     latents: torch.Tensor
     images: np.ndarray
@@ -44,7 +44,7 @@ def guided_run(
     block: int,
     channels: list[int],
 ) -> Run:
-    """`IMAGES` images of the prompt by D = D_c + (cfg - 1)(D_c - D_0) + dg (D_c - D_m)."""
+    """Draw `IMAGES` images by D = D_c + (cfg - 1)(D_c - D_0) + dg (D_c - D_m)."""
     arguments = _arguments(pipeline, family)
     negative = _conditioning(pipeline, family) if cfg_scale != 1.0 else {}
     with _guided(pipeline, negative, cfg_scale, dg_scale, block, channels):
@@ -53,20 +53,20 @@ def guided_run(
 
 @torch.no_grad()
 def native_run(pipeline: Any, family: Family, cfg_scale: float) -> Run:
-    """The same with the pipeline's own classifier-free guidance."""
+    """Draw `IMAGES` images with the pipeline's own classifier-free guidance."""
     arguments = _arguments(pipeline, family) | {family.cfg: cfg_scale}
     if not family.by_class:
         arguments["negative_prompt"] = NEGATIVE
     run = _run(pipeline, arguments)
-    return Run(run.latents[:IMAGES], run.images)  # DiT's loop carries both halves of a batch
+    return Run(run.latents[:IMAGES], run.images)  # DiT's latents hold both halves of a batch
 
 
 @torch.no_grad()
 def run_from_image(pipeline: Any, family: Family, image: Image.Image, seeds: list[int]) -> Run:
-    """diffusers' own image-to-image pipeline, starting from the mean of the VAE's posterior."""
+    """Run diffusers' own image-to-image pipeline from the mean of the VAE's posterior."""
     assert family.img2img is not None
     img2img = getattr(diffusers, family.img2img)(**pipeline.components)
-    # It draws from the posterior with the generator that then draws the noise.
+    # Otherwise it would sample the posterior with the generator that then draws the noise.
     encode = pipeline.vae.encode
 
     def mean(*args: Any, **kwargs: Any) -> Any:
@@ -89,7 +89,7 @@ def run_from_image(pipeline: Any, family: Family, image: Image.Image, seeds: lis
 
 @torch.no_grad()
 def run_with_seeds(pipeline: Any, family: Family, seeds: list[int]) -> Run:
-    """A baseline run whose images have a seed each."""
+    """Run without guidance, with one seed for each image."""
     arguments = _arguments(pipeline, family) | {family.cfg: 1.0}
     arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     return _run(pipeline, arguments)
@@ -125,7 +125,7 @@ def _prompt(family: Family, text: str) -> dict[str, Any]:
 
 
 def save_embeddings(family: Family, path: Path) -> None:
-    """Both prompts' embeddings as diffusers' arguments are called, for --prompt-embeds."""
+    """Save both prompts' embeddings under the names of diffusers' arguments."""
     assert family.embeddings is not None
     tensors = {}
     for prefix, text in (("", PROMPT), ("negative_", NEGATIVE)):
@@ -136,7 +136,7 @@ def save_embeddings(family: Family, path: Path) -> None:
 
 
 def _conditioning(pipeline: Any, family: Family) -> dict[str, Any]:
-    """The transformer's arguments of the unconditional branch, read off a run of NEGATIVE."""
+    """Return the transformer's arguments of D_0, which a run of NEGATIVE passes to it."""
     if family.by_class:
         null = pipeline.transformer.config.num_embeds_ada_norm
         return {"class_labels": torch.full((IMAGES,), null)}
@@ -157,7 +157,7 @@ def _conditioning(pipeline: Any, family: Family) -> dict[str, Any]:
 
 
 def _run(pipeline: Any, arguments: dict[str, Any]) -> Run:
-    """Call the pipeline and catch what its scheduler made last."""
+    """Call the pipeline and keep the last latents of its scheduler."""
     pipeline.set_progress_bar_config(disable=True)
     step, made = pipeline.scheduler.step, []
 

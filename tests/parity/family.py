@@ -1,8 +1,8 @@
-"""A family's whole runs against diffusers' own float32 pipeline, and its engines, which a machine
-without a GPU can build but not run.
+"""Tests that compare a family's whole runs with diffusers' own float32 pipeline. They also build
+its engines, which a machine without a GPU can build but not run.
 
-`families/` has a file of tests for each. `CELLS` are what CI measures of layout, precision and
-guidance mode; `make parity` measures `ALL_CELLS` and writes the errors to docs/parity.md.
+`families/` has a file for each family. `CELLS` are the combinations of precision, layout and
+guidance mode that CI measures; `make parity` measures `ALL_CELLS` and writes docs/parity.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tests.parity.diffusers_runs import (
 from tests.parity.table import Cell, Table
 
 MODES = {"baseline": (1.0, 0.0), "cfg": (4.0, 0.0), "dg": (1.0, 1.5), "cfg+dg": (4.0, 1.5)}
-# Relative L2 of the final latents.
+# The largest relative L2 error of the final latents that passes.
 LIMITS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 ALL_CELLS = [(dtype, layout, mode) for dtype in LIMITS for layout in LAYOUTS for mode in MODES]
 # Every mode runs once with the tight limit; each other precision runs in one layout, with D_c alone
@@ -82,7 +82,7 @@ class FamilyParity:
 
     @pytest.fixture(scope="class")
     def bundle(self) -> Export:
-        """Return the family's bundle in a layout and precision, opened."""
+        """Return a function that opens the family's bundle in a layout and precision."""
 
         @cache
         def opened(layout: str, dtype: str) -> intaglio.Pipeline:
@@ -92,12 +92,12 @@ class FamilyParity:
 
     @pytest.fixture
     def size(self) -> dict[str, int]:
-        """The size that diffusers draws, which need not be the bundle's default."""
+        """Return the size that diffusers draws, which need not be the bundle's default."""
         return {"height": HEIGHT, "width": self.family.width}
 
     @pytest.fixture(scope="class")
     def reference(self) -> Reference:
-        """diffusers' run in a mode, float32."""
+        """Return a function that runs diffusers in a mode, in float32."""
         pipeline = self.family.make()
 
         @cache
@@ -108,7 +108,7 @@ class FamilyParity:
 
     @pytest.fixture
     def condition(self, tmp_path: Path) -> dict[str, Any]:
-        """What the runtime is asked to draw: diffusers' prompts, class or embeddings."""
+        """Return the options that say what to draw: diffusers' prompts, class or embeddings."""
         if self.family.by_class:
             return {"class_label": CLASS}
         if self.family.embeddings is None:
@@ -116,7 +116,7 @@ class FamilyParity:
         save_embeddings(self.family, tmp_path / "prompt.safetensors")
         return {"prompt_embeds": tmp_path / "prompt.safetensors"}
 
-    # Of CELLS, or of ALL_CELLS for a table (pytest_generate_tests in tests/conftest.py).
+    # tests/conftest.py runs this for each of CELLS, or of ALL_CELLS to write a table.
     def test_run_equals_diffusers(
         self,
         dtype: str,
@@ -142,12 +142,12 @@ class FamilyParity:
             assert np.abs(images - expected.images.astype(int)).max() <= 1
 
     def test_cfg_equals_the_pipelines_own(self, reference: Reference) -> None:
-        """The oracle's formula is what diffusers calls guidance."""
+        """The formula of the reference is diffusers' own guidance."""
         own = native_run(self.family.make(), self.family, MODES["cfg"][0])
         assert relative(own.latents.numpy(), reference("cfg").latents) < 1e-4
 
     def test_modes_differ(self, reference: Reference) -> None:
-        """Otherwise no cell could tell its mode from another."""
+        """The modes differ by more than the limits, so a cell that ran a wrong mode would fail."""
         runs = [reference(mode).latents for mode in MODES]
         for i, one in enumerate(runs):
             for other in runs[i + 1 :]:

@@ -1,4 +1,4 @@
-"""Schedules and whole runs of epsilon models against diffusers' variance preserving schedulers."""
+"""Compare schedules and runs of epsilon models with diffusers' variance preserving schedulers."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,8 @@ from tests.analytic_bundle import SIZE, encoded, make_bundle
 
 CLASSES = {"ddim": DDIMScheduler, "dpmpp-2m": DPMSolverMultistepScheduler}
 
-# What of a configuration file both classes read; a key that is not there is the class's own value.
+# The keys of a configuration file that both classes read. For a missing key, each class has its
+# own default.
 COMMON = st.fixed_dictionaries(
     {},
     optional={
@@ -34,14 +35,14 @@ ALPHA_TO_ONE = st.sampled_from([{}, {"set_alpha_to_one": True}, {"set_alpha_to_o
 
 
 def make(name: str, common: dict[str, Any], alpha_to_one: dict[str, Any]) -> Any:
-    """A scheduler as from_pretrained makes it of such a file."""
+    """Return a scheduler as from_pretrained makes it from such a file."""
     if name == "ddim":
         return DDIMScheduler(clip_sample=False, **common, **alpha_to_one)
     return DPMSolverMultistepScheduler(**common)
 
 
 def schedule(own: Any, name: str, steps: int) -> _core.Schedule:
-    """Ours, by `name`, for a bundle whose own scheduler is `own`."""
+    """Return our schedule by `name`, for a bundle whose own scheduler is `own`."""
     config = _core.SchedulerConfig(prediction_type="epsilon")
     for key, value in scheduler_entry(own, 1.15).items():
         if hasattr(config, key) and key != "prediction_type":
@@ -51,7 +52,7 @@ def schedule(own: Any, name: str, steps: int) -> _core.Schedule:
 
 
 def usable(theirs: Any, steps: int) -> bool:
-    """False where diffusers repeats timesteps or leaves the table (-1 is its last entry)."""
+    """Return whether diffusers' timesteps are distinct and inside the table (-1 is its end)."""
     timesteps = theirs.timesteps.numpy()
     return bool(
         len(timesteps) == steps
@@ -92,7 +93,7 @@ def test_schedules(
 
 
 def epsilon(x: torch.Tensor, timestep: float, products: torch.Tensor) -> torch.Tensor:
-    """The model of the bundle. It knows the noise level, as any model does, and has curvature."""
+    """The model of the bundle, a curved function of x and the noise level."""
     product = products[int(timestep)]
     return (1 - product) ** 0.5 * x + 0.3 * product**0.5 * torch.sin(2 * x + timestep / 300)
 
@@ -151,7 +152,7 @@ def test_whole_runs(
     alpha_to_one: dict[str, Any],
     left_out: float,
 ) -> None:
-    """By the bundle's own scheduler and by the other one; `left_out` is image-to-image's."""
+    """Compare whole runs. Image-to-image leaves out the first `left_out` of the steps."""
     error = distance(make(own, common, alpha_to_one), name, steps, int(steps * left_out))
     assume(error is not None)
     assert error <= 1.0
@@ -171,7 +172,7 @@ def test_real_configurations(own: Any, name: str, steps: int) -> None:
 
 
 def test_what_a_configuration_does_not_say_is_the_class_s_own() -> None:
-    """DiT's DPM-Solver++ has the timesteps of DPMSolverMultistepScheduler, not DDIM's."""
+    """DiT's DPM-Solver++ uses the timesteps of DPMSolverMultistepScheduler, not those of DDIM."""
     dpm, ddim = schedule(DIT, "dpmpp-2m", 10), schedule(DIT, "ddim", 10)
     assert (dpm.timesteps[0], ddim.timesteps[0]) == (999, 900)
     said = DDIMScheduler(clip_sample=False, timestep_spacing="leading")
@@ -179,7 +180,7 @@ def test_what_a_configuration_does_not_say_is_the_class_s_own() -> None:
 
 
 def test_a_step_that_ends_elsewhere_than_the_next_begins() -> None:
-    """Otherwise the comparisons above would not show that DDIM follows diffusers there."""
+    """Such steps occur, so the comparisons above show that DDIM follows diffusers in them."""
     ours = schedule(PIXART, "ddim", 20)
     assert max(abs(np.subtract(ours.end_sigmas, ours.sigmas[1:]))) > 1e-3
     tail = ours.last(3)

@@ -1,4 +1,4 @@
-"""Inputs that only some DiT families have, in whole runs against diffusers' loop around NumPy."""
+"""Test inputs that only some DiT families have, in runs against diffusers' loop around NumPy."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def packed(latents: torch.Tensor) -> torch.Tensor:
 def run(
     latents: torch.Tensor, conditional: dict[str, Any], unconditional: dict[str, Any], skip: int = 0
 ) -> Array:
-    """D = D_c + (CFG - 1)(D_c - D_0) + DG (D_c - D_m) in diffusers' loop, without `skip` steps."""
+    """Run D_c + (CFG - 1)(D_c - D_0) + DG (D_c - D_m) in diffusers' loop, without `skip` steps."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(STEPS)
     scheduler.set_begin_index(skip)
@@ -67,7 +67,7 @@ def random(*shape: int, seed: int) -> Array:
 
 
 def embeddings(tokens: int, pooled: bool = True, mask: bool = False) -> dict[str, Array]:
-    """Arguments of PromptEmbeds."""
+    """Return arguments of PromptEmbeddings."""
     found: dict[str, Array] = {}
     for i, prefix in enumerate(("", "negative_")):
         found[f"{prefix}prompt_embeds"] = random(1, tokens, TEXT_WIDTH, seed=i)
@@ -90,7 +90,7 @@ def by_role(given: dict[str, Array], prefix: str, **more: Any) -> dict[str, Any]
 
 @pytest.fixture(params=[False, True])
 def make(request: pytest.FixtureRequest) -> Callable[..., Path]:
-    """Writes bundles whose graph has all in it, or a part ahead of the loop."""
+    """Write bundles with one graph for everything, or with a part that runs before the loop."""
     return partial(make_bundle, hoisted=request.param)
 
 
@@ -105,7 +105,7 @@ def test_classes(make: Callable[..., Path], tmp_path: Path) -> None:
 def test_packed_latents_positions_and_distilled_guidance(
     make: Callable[..., Path], tmp_path: Path, guidance: float | None
 ) -> None:
-    """FLUX's inputs."""
+    """Test the inputs of FLUX."""
     roles = ("text", "pooled", "guidance", "position")
     pipeline = intaglio.Pipeline.open(make(tmp_path / "b", *roles, packed=True))
     given = embeddings(7)
@@ -122,7 +122,7 @@ def test_packed_latents_positions_and_distilled_guidance(
     expected = run(packed(noise(2, 3)), *prompts)
     close(result.latents, expected)
 
-    # Given latents are packed too, and pictures are of unpacked ones.
+    # Given latents are packed too, but the decoder takes unpacked ones.
     again = pipeline.generate(
         prompt_embeds=intaglio.PromptEmbeds(**given), distilled_guidance=guidance,
         latents=packed(noise(2, 3)).numpy().copy(),
@@ -213,7 +213,7 @@ def test_embeddings_that_safetensors_wrote(tmp_path: Path, dtype: torch.dtype) -
 
 
 def test_graph_for_the_processor(tmp_path: Path) -> None:
-    """graph.cpu is what runs here; the other may hold what ONNX Runtime cannot read."""
+    """The CPU runs graph.cpu; the other graph may contain operators that ONNX Runtime lacks."""
     import hashlib
     import json
 

@@ -1,4 +1,4 @@
-"""Noise against torch's own CPU generator."""
+"""Compare noise with torch's own CPU generator."""
 
 import numpy as np
 import pytest

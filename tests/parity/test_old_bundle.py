@@ -17,7 +17,7 @@ import intaglio
 
 DATA = Path(__file__).parents[1] / "data"
 BUNDLE = DATA / "bundle-0.1.0"
-# The machine that drew them gives the same bits; other processors' kernels add in another order.
+# The machine that drew them gives the same bits. Kernels of other processors add in another order.
 LIMIT = 1e-6
 
 MODES: dict[str, dict[str, Any]] = {
@@ -52,7 +52,7 @@ def test_latents_are_those_of_0_1_0(mode: str) -> None:
 
 
 def test_each_mode_has_its_own() -> None:
-    """Otherwise the test above could not tell one mode from another."""
+    """The modes differ, so the test above would notice a run in a wrong mode."""
     latents = [np.load(DATA / "bundle-0.1.0-latents" / f"{mode}.npy") for mode in MODES]
     for i, one in enumerate(latents):
         for other in latents[i + 1 :]:

@@ -1,4 +1,4 @@
-"""Whole runs that reuse differences over steps, against the torch loop with the same rule."""
+"""Compare runs that reuse differences over steps with the torch loop that has the same rule."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_reuse_runs_fewer_rows(bundle: Path) -> None:
     assert got.forked_rows == WIDE.images * (STEPS + 3 + 2)
     dual = pipeline.bundle.layout == "dual"
     assert got.base_rows == WIDE.images * (STEPS + 3 + (2 if dual else 0))
-    # Heun evaluates twice in every step but the last, and both share what the step runs.
+    # Heun evaluates twice in every step but the last; both evaluations run the same branches.
     heun = generate(pipeline, "heun", "cfg+dg", WIDE, reuse_interval=2)
     assert heun.degraded_steps == [0, 2, 4]
     assert heun.forked_rows == WIDE.images * (3 * (2 + 2 + 1) + 2 + 2)

@@ -1,4 +1,4 @@
-"""Whole runs against diffusers' models and schedulers, driven by the three-branch torch loop."""
+"""Compare whole runs with diffusers' models and schedulers in the three-branch torch loop."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def one_thread() -> Iterator[None]:
 
 
 def embed(pipeline: StableDiffusion3Pipeline, text: str, rows: int = 1) -> Prompt:
-    """What diffusers' encode_prompt gives, repeated for `rows` images."""
+    """Return the result of diffusers' encode_prompt, repeated for `rows` images."""
     with torch.no_grad():
         words, _, pooled, _ = pipeline.encode_prompt(
             text, text, text, do_classifier_free_guidance=False, max_sequence_length=MAX_LENGTH
@@ -52,7 +52,7 @@ def noise(images: int, height: int, width: int) -> torch.Tensor:
 
 
 def scheduler(pipeline: StableDiffusion3Pipeline, name: str) -> Any:
-    """A fresh scheduler of diffusers' with the pipeline's parameters."""
+    """Return a new scheduler of diffusers with the pipeline's parameters."""
     config = pipeline.scheduler.config
     if name == "heun":
         return FlowMatchHeunDiscreteScheduler.from_config(config)
@@ -160,7 +160,7 @@ EPSILON = {"ddim": DDIMScheduler, "dpmpp-2m": DPMSolverMultistepScheduler}
 
 @pytest.fixture(scope="module")
 def epsilon_bundle(forked_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same network, said to predict epsilon, with the scheduler of facebook/DiT-XL-2-256."""
+    """Return a bundle of the same network that claims to predict epsilon, with DiT's scheduler."""
     path = tmp_path_factory.mktemp("epsilon") / "bundle"
     shutil.copytree(forked_bundle, path)
     manifest = json.loads((path / "bundle.json").read_text())
@@ -195,7 +195,7 @@ def test_epsilon_models_equal_diffusers(
 def test_image_to_image_of_epsilon_models(
     sd3_pipeline: StableDiffusion3Pipeline, epsilon_bundle: Path, name: str
 ) -> None:
-    """diffusers' add_noise, then its steps from there."""
+    """Compare with diffusers' add_noise and its steps from there."""
     pipeline = intaglio.Pipeline.open(epsilon_bundle)
     picture = pipeline.generate(PROMPT, seeds=1, steps=2).images[0]
     vae, prompt = sd3_pipeline.vae, embed(sd3_pipeline, PROMPT)
@@ -226,7 +226,7 @@ def test_schedulers_that_do_not_fit_are_named(forked_bundle: Path, epsilon_bundl
 
 
 def test_every_mode_and_scheduler_gives_something_else(forked_bundle: Path) -> None:
-    """Otherwise the comparisons above could not tell a mode from another."""
+    """All results differ, so the comparisons above would notice a wrong mode or scheduler."""
     pipeline = intaglio.Pipeline.open(forked_bundle)
     latents = [generate(pipeline, "euler", mode, SMALL).latents for mode in MODES]
     latents += [generate(pipeline, name, "cfg+dg", SMALL).latents for name in ("heun", "dpmpp-2m")]
@@ -286,7 +286,7 @@ def test_a_batch_equals_its_images(forked_bundle: Path) -> None:
 
 
 def test_each_branch(sd3_pipeline: StableDiffusion3Pipeline, bundle: Path) -> None:
-    """One Euler step of each branch alone: x + (0 - 1) * D, so D can be read off."""
+    """Run one Euler step, x + (0 - 1) * D, from which the prediction D of each branch follows."""
     pipeline = intaglio.Pipeline.open(bundle)
     x = noise(2, 32, 32)
     cond, null = embed(sd3_pipeline, PROMPT, 2), embed(sd3_pipeline, NEGATIVE, 2)
@@ -305,7 +305,7 @@ def test_each_branch(sd3_pipeline: StableDiffusion3Pipeline, bundle: Path) -> No
 def test_image_to_image(
     sd3_pipeline: StableDiffusion3Pipeline, forked_bundle: Path, strength: float, steps: int
 ) -> None:
-    """diffusers' own image-to-image loop, with the encoder's mean in place of a sample of it."""
+    """Compare with diffusers' own loop, started from the mean of the encoder's posterior."""
     from diffusers import StableDiffusion3Img2ImgPipeline
 
     pipeline = intaglio.Pipeline.open(forked_bundle)

@@ -1,4 +1,4 @@
-"""Schedules and whole runs against diffusers' scheduler objects."""
+"""Compare schedules and whole runs with diffusers' scheduler objects."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ STEPS = (1, 2, 3, 5, 10, 28, 50)
 
 
 def reference(name: str, **config: Any) -> Any:
-    """The diffusers scheduler with the same parameters."""
+    """Return diffusers' scheduler with the same parameters."""
     if name == "dpmpp-2m":
         config["flow_shift"] = config.pop("shift", 1.0)
         config |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -51,7 +51,7 @@ def test_static_shift(steps: int, shift: float, name: str) -> None:
     theirs = reference(name, shift=shift)
     theirs.set_timesteps(steps)
     sigmas, timesteps = theirs.sigmas, theirs.timesteps
-    if name == "heun":  # diffusers lists what both evaluations share twice
+    if name == "heun":  # diffusers lists values that both evaluations share twice
         timesteps = torch.cat([timesteps[:1], timesteps[1::2]])
         sigmas = torch.cat([sigmas[:1], sigmas[1:-1:2], sigmas[-1:]])
     assert_equal(schedule(name, steps, shift=shift), sigmas, timesteps)
@@ -101,7 +101,7 @@ def test_sigmas_of_the_pipeline(
     time_shift_type: str,
     shift_terminal: float | None,
 ) -> None:
-    """As FluxPipeline (schnell's shift is static, dev's dynamic) and QwenImagePipeline call it."""
+    """Compare with the calls of FluxPipeline (static and dynamic shift) and QwenImagePipeline."""
     assume(shift_terminal is None or steps > 1)
     config: dict[str, Any] = {
         "shift": shift,
@@ -145,7 +145,7 @@ def test_whole_runs(shift: float, tmp_path: Path) -> None:
                 class_label=0, latents=start, batch=2, steps=steps, scheduler=name,
                 on_step=lambda step, called=called: called.append(step.timestep),
             ).latents  # fmt: skip
-            # Of Heun's two evaluations a step the callback names the second.
+            # The callback reports the second of a Heun step's two evaluations.
             last = theirs.timesteps[1::2].tolist() + theirs.timesteps[-1:].tolist()
             expected = last if name == "heun" else theirs.timesteps.tolist()
             np.testing.assert_allclose(called, expected, rtol=1e-6, err_msg=f"{name} {steps}")

@@ -1,4 +1,4 @@
-"""Token ids against transformers' fast T5Tokenizer, through the table that export writes."""
+"""Compare token ids with transformers' fast T5Tokenizer, through the table that export writes."""
 
 import base64
 import json
@@ -29,10 +29,10 @@ from tests.tiny_t5 import make_tokenizer, prompts, write_sentencepiece
 
 Pair = tuple[T5Tokenizer, _core.Tokenizer]
 LENGTHS = [1, 2, 3, 16, 77, 128, 256, 300, 512]
-# The planes with more than ideographs.
+# The Unicode planes that contain more than ideographs.
 EVERYTHING = [*range(1, 0x20000), *range(0xE0000, 0xE0200)]
 
-# Assigned characters only: C++ and Rust need not know the same new ones.
+# Only assigned characters, because C++ and Rust may know different versions of Unicode.
 CHARACTERS = st.characters(exclude_categories=["Cs", "Cn"])
 MARKS = st.characters(categories=["Mn", "Mc", "Me", "Cf"])
 FRAGMENTS = st.sampled_from(
@@ -95,7 +95,7 @@ def charsmap(tokenizer: T5Tokenizer) -> bytes:
 
 
 def characters(seed: int, normalization: bytes | None) -> T5Tokenizer:
-    """One with a piece for nearly every character, so that ids show each, and many for pairs."""
+    """Return a tokenizer with a piece for nearly every character, and with many for pairs."""
     draw = random.Random(seed)
     pieces = dict.fromkeys(("<pad>", "</s>", "<unk>", "▁"), 0.0)
     signs = [chr(c) for c in EVERYTHING if unicodedata.category(chr(c)) not in ("Cs", "Co")]
@@ -108,7 +108,7 @@ def characters(seed: int, normalization: bytes | None) -> T5Tokenizer:
 
 
 def with_added_tokens(trained: T5Tokenizer, folder: Path) -> T5Tokenizer:
-    """Tokens that take white space along, as older T5 folders have them, and a normalized one."""
+    """Add tokens that strip white space, as in older T5 folders, and a normalized one."""
     trained.save_pretrained(folder)
     tokenizer = T5Tokenizer.from_pretrained(folder)
     both = {"lstrip": True, "rstrip": True, "normalized": False, "special": True}
@@ -119,8 +119,8 @@ def with_added_tokens(trained: T5Tokenizer, folder: Path) -> T5Tokenizer:
 
 
 def older(trained: T5Tokenizer, byte_fallback: bool = False) -> PreTrainedTokenizerFast:
-    """The pipeline that transformers 4 wrote for sentencepiece models, which stays when loaded as
-    no particular class: no split at white space, and two normalizers more."""
+    """Return a tokenizer as transformers 4 wrote it for sentencepiece models. It does not split at
+    white space and has two more normalizers. Only the generic class loads it unchanged."""
     state = json.loads(trained.backend_tokenizer.to_str())
     vocab = [(piece, score) for piece, score in state["model"]["vocab"]]
     if byte_fallback:
@@ -153,7 +153,7 @@ KINDS: dict[str, Callable[[T5Tokenizer, Path], object]] = {
 def pair(
     request: pytest.FixtureRequest, trained: T5Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> Pair:
-    """transformers' tokenizer and ours."""
+    """Return transformers' tokenizer and ours."""
     folder = tmp_path_factory.mktemp(request.param)
     theirs = KINDS[request.param](trained, folder)
     return theirs, ours(theirs, folder)
@@ -194,7 +194,7 @@ def test_any_text(pair: Pair, text: str, length: int) -> None:
 def test_every_character_is_normalized_alike(
     trained: T5Tokenizer, tmp_path: Path, before: str
 ) -> None:
-    """A replacement takes the marks behind it along, where they and it are short."""
+    """A short character is replaced together with the combining marks that follow it."""
     theirs = characters(2, charsmap(trained))
     mine = ours(theirs, tmp_path)
     signs = [before + chr(c) for c in EVERYTHING if not 0xD800 <= c < 0xE000]

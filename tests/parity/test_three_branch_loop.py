@@ -1,4 +1,4 @@
-"""The loop that other tests compare with, against diffusers' own pipeline and schedulers."""
+"""Compare the loop that other tests rely on with diffusers' own pipeline and schedulers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.parity.three_branch_loop import Prompt, Suppression, branches, sample
 
 
 def embed(pipeline: StableDiffusion3Pipeline, prompts: list[str]) -> list[Prompt]:
-    """Conditional and null prompt as the pipeline itself encodes them."""
+    """Return the conditional and the empty prompt as the pipeline itself encodes them."""
     with torch.no_grad():
         words, null_words, pooled, null_pooled = pipeline.encode_prompt(
             prompts, None, None, max_sequence_length=MAX_LENGTH

@@ -1,4 +1,4 @@
-"""Token ids against transformers' fast CLIPTokenizer, through the tables that export writes."""
+"""Compare token ids with transformers' fast CLIPTokenizer, through the exported tables."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ Pair = tuple[CLIPTokenizer, _core.Tokenizer]
 
 NORMALIZED = "tie dye"
 
-# Assigned characters only: C++ and Rust need not know the same new ones.
+# Only assigned characters, because C++ and Rust may know different versions of Unicode.
 CHARACTERS = st.characters(exclude_categories=["Cs", "Cn"])
 FRAGMENTS = st.sampled_from(
     [
@@ -42,7 +42,7 @@ def golden_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
 
 
 def tokenizer_with(**options: bool) -> CLIPTokenizer:
-    """The golden one and an added token with these options."""
+    """Return the tokenizer of the golden file with an added token that has these options."""
     tokenizer = golden_tokenizer()
     tokenizer.add_tokens([AddedToken(NORMALIZED, **options)])
     return tokenizer

@@ -33,8 +33,8 @@ def probe(
         typer.Argument(
             metavar="SOURCE",
             help="Folder of a diffusers pipeline or a name on the Hub, as for `intaglio export`. Or"
-            " a bundle that was exported with --observe: the first three questions are answered for"
-            " it, without torch.",
+            " a bundle that was exported with --observe, for which the first three questions are"
+            " answered without torch.",
         ),
     ],
     output: Annotated[

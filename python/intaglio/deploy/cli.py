@@ -18,7 +18,7 @@ from intaglio.deploy.contents import Deployment
 from intaglio.deploy.portable import write_folder
 from intaglio.deploy.triton import write_repository
 
-# What the command suggests at its end, for each target.
+# The command that is suggested at the end, for each target.
 TARGETS = {
     "folder": "try it: {output}/smoke_test.sh",
     "triton": "serve it: tritonserver --model-repository {output}",
@@ -114,7 +114,7 @@ def _write(target: str, bundle: Path, output: Path, onnxruntime: Path | None) ->
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
-    # Started only on a terminal, since rich writes an empty line elsewhere.
+    # The bar is started only on a terminal, since rich writes an empty line elsewhere.
     with bar if screen.is_interactive else nullcontext():
         task = bar.add_task("checking the bundle", total=None)
 

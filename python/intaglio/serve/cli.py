@@ -58,7 +58,7 @@ def serve(
         typer.Option(help="Device to run on, as for `intaglio generate`.", metavar="NAME"),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Number of threads; 0: one per core.", metavar="N")
+        int | None, typer.Option(help="Number of CPU threads; 0 means one per core.", metavar="N")
     ] = None,
     max_batch: Annotated[
         int | None,

@@ -1,4 +1,4 @@
-"""Hashes that identify a model, so that kept measurements are only reused for the same model."""
+"""Hashes that identify a model, so that stored measurements are reused for the same model only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from intaglio.torch_reference.model import Model
 
 
 def fingerprint(network: nn.Module) -> str:
-    """Return a hash of a network's weights, of which the first 1024 values of each count."""
+    """Return a hash of the names, shapes and first 1024 values of a network's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
@@ -20,8 +20,8 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def identity(model: Model) -> str:
-    """Return a hash of all that decides which picture a seed draws: the networks' weights, the
-    scheduler, the precision and the prompts."""
+    """Return a hash of everything that decides which picture a seed draws: the networks' weights,
+    the scheduler, the precision and the prompts."""
     adapter = model.adapter
     names = ("transformer", "vae", *adapter.text_encoders)
     networks = {name: getattr(adapter.pipeline, name) for name in names}

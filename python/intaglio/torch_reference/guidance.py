@@ -35,9 +35,9 @@ class Negative(Protocol):
 
 @dataclass(frozen=True)
 class Suppressed:
-    """`channels` of the image stream after `block`, scaled towards `ref` (zeros if None).
+    """D_m: `channels` of the image stream are moved towards `ref` (None: zeros) after `block`.
 
-    `ma_keep` is 1 to leave them alone and 0 to suppress them.
+    `ma_keep` is 1 to leave the channels alone and 0 to suppress them fully.
     """
 
     block: int
@@ -78,7 +78,7 @@ ObserveBranches = Callable[[Step, Predictions], None]
 
 @dataclass(frozen=True)
 class Method:
-    """A guidance method; a branch whose weight is zero at a step is not run.
+    """A guidance method. A branch whose weight at a step is zero does not run.
 
     `window` is the part of the run with the negative branch, `cfg_window` the part with
     classifier-free guidance: start <= i / N < end.

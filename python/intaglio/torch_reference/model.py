@@ -1,8 +1,7 @@
 """A diffusers model that is ready to sample: encoded prompts, noise by seed, the denoising loop.
 
-The loop is diffusers' own scheduler around a function that returns the guided prediction;
-`guidance.py` has that function. Everything is float32, except what the model's own precision
-lowers.
+The loop calls diffusers' own scheduler with the guided prediction, which `guidance.py` computes.
+Everything is float32, except where the model itself has a lower precision.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Step:
 
     @property
     def share(self) -> float:
-        """The part of the run before this step, which guidance windows are compared with."""
+        """The share of the run before this step. Guidance windows are compared with it."""
         return self.index / self.steps
 
 
@@ -73,7 +72,7 @@ class Model:
         )
 
     def shorten(self, text_length: int) -> None:
-        """Keep only the first `text_length` rows of each prompt's sequence."""
+        """Keep only the first `text_length` tokens of each prompt."""
         for inputs in (self.conditions, self._null):
             inputs["text"] = inputs["text"][:, :text_length]
 
@@ -131,7 +130,7 @@ class Model:
             x = latents
             if hasattr(scheduler, "scale_model_input"):
                 x = scheduler.scale_model_input(latents, timestep)
-            # An order-2 scheduler evaluates the model twice a step.
+            # A scheduler of order 2 evaluates the model twice in each step.
             step = Step(
                 x, timestep.float(), index // scheduler.order, steps, _sigma(scheduler, index)
             )
@@ -150,7 +149,8 @@ class Model:
 
     @torch.no_grad()
     def images(self, latents: torch.Tensor) -> NDArray[np.float32]:
-        """Decode to pictures [N, H, W, 3] from 0 to 1, not clipped, since clipping is measured."""
+        """Decode to pictures [N, H, W, 3] with values from 0 to 1. They are not clipped, because
+        clipping is measured."""
         layout = self.adapter.latent()
         if layout.packed:
             latents = unpack(latents, self.grid, self.adapter.patch_size)

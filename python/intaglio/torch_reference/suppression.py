@@ -1,4 +1,4 @@
-"""Suppression of massive channels in torch, by the op that the exporter also traces.
+"""Suppress massive channels in torch, with the op that the exporter also traces.
 
 The formula itself is `intaglio_export.networks.suppress.ma_suppress`; cpp/ops/SPEC.md specifies it.
 """
@@ -18,7 +18,7 @@ def channel_tensors(
     hidden_size: int,
     device: torch.device | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the op's inputs `mask` and `ref`, both [hidden_size]; `ref` None stands for zeros."""
+    """Return the op's inputs `mask` and `ref`, both [hidden_size]. None as `ref` means zeros."""
     mask, reference = torch.zeros(2, hidden_size, device=device)
     mask[list(channels)] = 1.0
     if ref is not None:
@@ -32,7 +32,7 @@ def suppress_channels(
     ref: Sequence[float] | None,
     ma_keep: float,
 ) -> torch.Tensor:
-    """Scale `channels` of [N, T, C] by `ma_keep` towards `ref`, on every token of every row."""
+    """Move `channels` of [N, T, C] towards `ref` on all tokens. `ma_keep` 1 leaves them alone."""
     rows, tokens, hidden_size = hidden_states.shape
     device = hidden_states.device
     mask, reference = channel_tensors(channels, ref, hidden_size, device)
