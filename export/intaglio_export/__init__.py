@@ -6,7 +6,7 @@ The command is `intaglio export` (`intaglio_export.cli.export`); the same from P
 
 import os
 
-# `intaglio` does the same and says why.
+# python/intaglio/__init__.py does the same and explains why.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"

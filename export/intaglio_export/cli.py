@@ -53,16 +53,16 @@ def export(
     layout: Annotated[
         Layout,
         typer.Option(
-            help="forked: one graph whose branches part after the chosen block. It does less work"
-            " and is the default. dual: two graphs, base and degraded, which share one weights"
-            " file."
+            help="forked, the default: one graph, in which the branches separate after the chosen"
+            " block. dual: two graphs, base and degraded, which share one weights file and do"
+            " more work."
         ),
     ] = Layout.forked,
     dtype: Annotated[
         DtypeName,
         typer.Option(
             help="Type of the weights, matrix products and attention. All other values stay"
-            " float32, above all the hidden states with the massive channels."
+            " float32, including the hidden states with the massive channels."
         ),
     ] = DtypeName.float32,
     quantize: Annotated[

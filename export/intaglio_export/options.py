@@ -1,4 +1,4 @@
-"""The options of an export, and how their texts and the settings file are read."""
+"""The options of an export, and functions that parse them and read the settings file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Quantize(enum.StrEnum):
 
 
 class TextEncoders(enum.StrEnum):
-    """Which text encoders go into the bundle. Without any it takes prompt embeddings only."""
+    """Which text encoders go into the bundle. Without any, it takes only prompt embeddings."""
 
     all = "all"
     no_t5 = "no-t5"
@@ -81,10 +81,10 @@ class ExportRequest:
 
 
 def check_quantize(request: ExportRequest) -> None:
-    """Check that `request` names a known scheme, and only together with float32.
+    """Check that the scheme of `request` is known and that its precision is float32.
 
     Raises:
-        ExportError: it does not.
+        ExportError: one of these is not the case.
     """
     if request.quantize is None:
         return
@@ -169,7 +169,7 @@ def parse_lora(text: str) -> Lora:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What is known of a model: the block and channels of the op, and defaults of generation.
+    """What is known about a model: the op's block and channels, and the defaults of generation.
 
     None means that nothing is known. `channels` is as in `parse_channels`, or a list of numbers. A
     settings file may also hold `evidence`, which says how the values were found and is not read.

@@ -1,4 +1,4 @@
-"""The modules of the transformer that are traced, whose branches part after block m.
+"""The modules of the transformer that are traced. Their branches separate after block m.
 
 Detail Guidance needs D_c and D_m, which are equal up to block m (arXiv 2510.11538). In the forked
 module, blocks 0..m run on the base rows. A hook after block m applies the op, which also gathers

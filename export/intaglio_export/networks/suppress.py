@@ -1,6 +1,6 @@
 """The op `ai.intaglio::MASuppress`: its reference in torch and its definition in ONNX.
 
-cpp/ops/SPEC.md defines it. The op is where the branches part (Detail Guidance, arXiv 2510.11538;
+cpp/ops/SPEC.md defines it. The branches separate at this op (Detail Guidance, arXiv 2510.11538;
 `keep` and its per-token form, arXiv 2607.02968).
 """
 
