@@ -30,7 +30,10 @@ KEPT = 3  # number of hashes whose bundles stay on the disk
 MODEL = ROOT / "models" / "fashion-sd3"
 SHIPPED = MODEL.name
 MADE = ROOT / "build" / "bundles" / SHIPPED  # make exports it before it runs the tests
-PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "numpy")
+PACKAGES = (
+    "torch", "diffusers", "transformers", "tokenizers", "sentencepiece", "safetensors",
+    "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy",
+)  # fmt: skip
 
 BLOCK, HEIGHT = 1, 32
 # The tiny SD3's settings file has more values than a family's, for tests of the defaults.
@@ -122,9 +125,7 @@ def bundle(
     from intaglio_export.exporter import export_bundle
     from intaglio_export.options import ExportRequest
 
-    if (family, layout, dtype, options) == (SHIPPED, "forked", "float32", {}) and (
-        MADE / "bundle.json"
-    ).exists():
+    if (family, layout, dtype, options) == (SHIPPED, "forked", "float32", {}) and _is_current(MADE):
         return MADE
     words = [f"{name}-{value}" for name, value in sorted(options.items())]
     output = folder() / family / "-".join([layout, dtype, *words])
@@ -134,6 +135,14 @@ def bundle(
             request = ExportRequest(source(family), output, layout=layout, dtype=dtype, **options)
             export_bundle(request)
     return output
+
+
+def _is_current(bundle: Path) -> bool:
+    """Return whether `bundle` exists and is newer than everything that decides what it holds."""
+    manifest = bundle / "bundle.json"
+    if not manifest.exists():
+        return False
+    return manifest.stat().st_mtime >= max(path.stat().st_mtime for path in _makers())
 
 
 def _make(options: dict[str, Any]) -> None:

@@ -62,13 +62,13 @@ def intaglio_runtime(
     return run
 
 
-def prompt_embeds(workload: Workload) -> intaglio.PromptEmbeds:
+def prompt_embeds(workload: Workload) -> intaglio.PromptEmbeddings:
     """Both prompts as this runtime takes them."""
     negative, positive = (
         {role: value[row : row + 1].numpy() for role, value in workload.text.items()}
         for row in (0, 1)
     )
-    return intaglio.PromptEmbeds(
+    return intaglio.PromptEmbeddings(
         positive["text"],
         pooled_prompt_embeds=positive["pooled"],
         negative_prompt_embeds=negative["text"],

@@ -28,7 +28,7 @@ from intaglio_export.calibration.recipes import find_recipe
 from intaglio_export.graph_specs import ExportUnit
 from intaglio_export.networks.encoders import vae_decoder_unit, vae_encoder_unit
 from intaglio_export.networks.transformer_graphs import transformer_units
-from intaglio_export.options import Settings
+from intaglio_export.options import ModelSettings
 from intaglio_export.passes.cast_matmuls_to_float32 import cast_matmuls_to_float32
 from intaglio_export.passes.share_weights import share_weights
 from intaglio_export.precision import store_weights_in
@@ -152,12 +152,12 @@ def manifest_of(
         source="FLUX.1-dev",
         graphs={name: unit.spec for name, unit in units.items()},
         encoders={},
-        vae_decoder=vae_decoder_unit(adapter.pipeline.vae).spec,
-        vae_encoder=vae_encoder_unit(adapter.pipeline.vae, adapter.latent().vae_scale_factor).spec,
+        vae_decoder=vae_decoder_unit(adapter).spec,
+        vae_encoder=vae_encoder_unit(adapter).spec,
         suppression=suppression,
         prompt=adapter.prompt(LENGTH),
         max_abs=[],
-        settings=Settings(max_sequence_length=LENGTH),
+        settings=ModelSettings(max_sequence_length=LENGTH),
     )
     manifest = build_manifest(adapter, parts, work)
     hidden.rename(source)

@@ -99,7 +99,6 @@ struct Drawn {
 };
 
 Drawn draw(const Pipeline& pipeline, const GenerateOptions& options) {
-  const InterruptFlag interrupt;
   Drawn drawn;
   {
     ProgressBar bar("denoising", "steps");
@@ -137,6 +136,7 @@ void generate(Flags& flags) {
   read_inputs(flags);
   check_outputs(flags);
   const Pipeline pipeline = open_pipeline(flags.run);
+  const InterruptFlag interrupt;  // until all files are written, so that none is left half done
   const Drawn drawn = draw(pipeline, flags.options);
   print_notes(drawn.generation.notes);
   write_outputs(flags, pipeline, drawn);

@@ -28,6 +28,7 @@ struct Asked {
   int binds = 0;
   std::vector<std::int64_t> rows;  // of each run of the transformer
   bool fails = false;              // whether the next run fails
+  bool bind_fails = false;         // whether the next bind fails
 };
 
 // Predicts half the latent plus a number that depends on the row's timestep and text, and is
@@ -75,6 +76,7 @@ class RowBackend : public Backend {
                                      const std::vector<Binding>& outputs) const override {
       if (!loop) return std::make_unique<Nothing>();
       ++asked.binds;
+      if (std::exchange(asked.bind_fails, false)) throw OutOfMemoryError("no room");
       return std::make_unique<RowModel>(inputs, outputs, asked);
     }
     bool loop;
@@ -180,6 +182,16 @@ TEST_P(BatchOf, MembersThatFillTheBatchFollowEachOther) {
     SCOPED_TRACE(i);
     expect_alone(ended.at(static_cast<std::int64_t>(i)), all[i]);
   }
+}
+
+TEST_P(BatchOf, AMemberThatCouldNotBeAddedLeavesNoInputsBehind) {
+  GenerateOptions failing = request(0.1F, 1), next = request(0.9F, 1);
+  for (GenerateOptions* options : {&failing, &next}) options->seeds.push_back(9);
+  Batch batch(pipeline, 2);
+  backend->asked.bind_fails = true;
+  EXPECT_THROW(batch.add(failing), OutOfMemoryError);
+  const std::int64_t id = batch.add(next);
+  expect_alone(run(batch).at(id), next);
 }
 
 TEST_P(BatchOf, AStepIsOneRunOfTheRowsThatHaveWeight) {

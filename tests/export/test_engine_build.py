@@ -143,7 +143,7 @@ def test_a_report_that_cannot_be_read_counts_for_nothing(bundle: Path, text: str
     (folder / "engine.json").write_text(text)
     work = builder.plan_build(builder.BuildRequest(bundle, "tensorrt-rtx", arch="sm89,sm120"))
     assert work.folder == folder
-    assert [job.entry for job in work.jobs] == [None] * len(graphs(read(bundle / "bundle.json")))
+    assert [job.entry for job in work.tasks] == [None] * len(graphs(read(bundle / "bundle.json")))
 
 
 def test_dry_run_shows_what_there_is_to_do(run_build: Run, bundle: Path, built: Path) -> None:

@@ -59,7 +59,7 @@ BAD_FLAGS = {
     "--profile width=16:32:4096": (2, "width 4096 does not fit"),
     "--profile width=18": (2, "a multiple of 4 from 4 to 128"),
     "--backend cuda": (2, "'cuda' is not one of 'tensorrt-rtx', 'tensorrt'"),
-    "--backend tensorrt --arch sm90": (2, "TensorRT builds for the GPU in the machine"),
+    "--backend tensorrt --arch sm90": (2, "TensorRT builds only for the GPU in the machine"),
     "--no-such-flag": (2, "No such option"),
 }
 
@@ -228,7 +228,7 @@ def test_a_bundle_that_cannot_be_written(bundle: Path) -> None:
 def test_an_engine_that_is_something_else(bundle: Path) -> None:
     """What the builder made is told in words, as bundle.json and the profiles are."""
     request = builder.BuildRequest(bundle, "tensorrt-rtx", arch=ARCH)
-    part = builder.plan_build(request).jobs[-1].component
+    part = builder.plan_build(request).tasks[-1].component
     shapes: dict[str, tuple[Shape, Shape, Shape]] = {
         "image": ((1, 3, 16, 16), (1, 3, 32, 32), (1, 3, 48, 48))
     }

@@ -95,7 +95,7 @@ def test_memory_is_as_estimated(shipped: Shipped) -> None:
     for layout in ("forked", "dual"):
         bundle = shipped(layout, "float32")
         work = plan_build(BuildRequest(bundle, "tensorrt-rtx", arch=ARCH))
-        for job in work.jobs:
+        for job in work.tasks:
             assert job.entry is not None
             (estimate,), (measured,) = estimates(work, job), job.entry["activation_bytes"]
             near = 0.7 < estimate / measured < 1.4 or abs(estimate - measured) < 10e6

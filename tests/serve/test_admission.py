@@ -38,6 +38,7 @@ def draw(server: Running, **fields: Any) -> Any:
         ({"model": "classes"}, "class_label"),
         ({"model": "classes", "class_label": 10}, "class_label"),
         ({"model": "classes", "class_label": -1}, "class_label"),
+        ({"model": "classes", "class_label": 2**31}, "class_label"),
         ({"model": "classes", "class_label": 3, "prompt": PROMPT}, "prompt"),
         ({"model": "classes", "class_label": 3, "negative_prompt": "light"}, "negative_prompt"),
         ({"model": "fixed", "class_label": 3, "size": "16x32"}, "size"),

@@ -128,3 +128,31 @@ def test_export_and_runtime_do_not_import_each_other() -> None:
     for path in package.rglob("*.py"):
         if path.relative_to(package).parts[0] not in TORCH_SIDE:
             assert not imports(path) & {"intaglio_export", "torch", "diffusers"}, path
+
+
+def module_imports() -> dict[str, set[str]]:
+    """The modules of this repository that each of its modules imports, anywhere in its code."""
+    roots = {"intaglio": "python", "intaglio_export": "export", "benchmarks": ".", "models": "."}
+    names = {}
+    for package, root in roots.items():
+        for path in (ROOT / root / package).rglob("*.py"):
+            parts = path.relative_to(ROOT / root).with_suffix("").parts
+            names[".".join(parts).removesuffix(".__init__")] = path
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        imported: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                members = {f"{node.module}.{alias.name}" for alias in node.names}
+                imported |= {m if m in names else node.module for m in members}
+        # A module may use its own package's name, as in `from intaglio import _core`.
+        found[name] = {m for m in imported if m in names and not name.startswith(f"{m}.")} - {name}
+    return found
+
+
+def test_there_is_no_import_circle() -> None:
+    graph = module_imports()
+    assert sum(map(len, graph.values())) > 300  # the imports are found
+    TopologicalSorter(graph).prepare()  # raises CycleError

@@ -62,7 +62,7 @@ std::vector<StepWeights> step_weights(const Guidance& guidance, int steps);
 
 // Returns a problem for each window that is outside 0..1 or empty, for ma_keep outside 0..1, for a
 // reuse interval that grows or is below 1, and for each value that is not finite.
-std::vector<Problem> validate(const Guidance& guidance);
+std::vector<Problem> guidance_problems(const Guidance& guidance);
 // Throws the UsageError of the first problem.
 void check_guidance(const Guidance& guidance);
 

@@ -112,7 +112,7 @@ std::vector<StepWeights> step_weights(const Guidance& guidance, int steps) {
   return all;
 }
 
-std::vector<Problem> validate(const Guidance& guidance) {
+std::vector<Problem> guidance_problems(const Guidance& guidance) {
   std::vector<Problem> problems;
   validate_finite("cfg_scale", guidance.cfg_scale, problems);
   validate_finite("dg_scale", guidance.dg_scale, problems);
@@ -125,7 +125,7 @@ std::vector<Problem> validate(const Guidance& guidance) {
 }
 
 void check_guidance(const Guidance& guidance) {
-  const std::vector<Problem> problems = validate(guidance);
+  const std::vector<Problem> problems = guidance_problems(guidance);
   if (!problems.empty()) throw_problem(problems.front());
 }
 

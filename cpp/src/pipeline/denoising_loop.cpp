@@ -26,6 +26,9 @@ bool share_inputs(const Request& a, const Request& b) {
 }
 
 LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
+  // The executor remembers whose values its rows hold by this id, also when this call fails, so no
+  // id is used twice.
+  const std::int64_t id = next_id_++;
   const Stopwatch since_added;
   Stopwatch watch;
   Generation generation;
@@ -37,7 +40,7 @@ LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
   const Bundle& bundle = pipeline_.bundle;
   const TransformerSessions& sessions = pipeline_.transformer();
   const Session* precompute = bundle.conditioning() ? sessions.at("conditioning").get() : nullptr;
-  DenoisingState state(bundle, precompute, request, embeddings, stream_, next_id_);
+  DenoisingState state(bundle, precompute, request, embeddings, stream_, id);
   const Tensor latents = pipeline_.initial_latents(stream_, *request);
 
   if (!executor_ || !share_inputs(*shared_with_, *request)) {
@@ -55,11 +58,10 @@ LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
   if (fills) executor_->prepare(state);
   generation.step_seconds.reserve(static_cast<std::size_t>(request->schedule.steps()));
   LoopMember& member = members_
-                           .emplace(next_id_, LoopMember{.state = std::move(state),
-                                                         .generation = std::move(generation),
-                                                         .since_added = since_added})
+                           .emplace(id, LoopMember{.state = std::move(state),
+                                                   .generation = std::move(generation),
+                                                   .since_added = since_added})
                            .first->second;
-  ++next_id_;
   list_members();
   return member;
 }

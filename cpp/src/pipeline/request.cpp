@@ -126,7 +126,7 @@ std::optional<Guidance> guidance_of(const GenerateOptions& options, Problems& pr
                     .ma_keep = *options.ma_keep,
                     .reuse_interval = options.reuse_interval.value_or(1.0),
                     .reuse_window = options.reuse_window.value_or(Window{})};
-  const std::vector<Problem> wrong = validate(guidance);
+  const std::vector<Problem> wrong = guidance_problems(guidance);
   problems.insert(problems.end(), wrong.begin(), wrong.end());
   if (!wrong.empty()) return std::nullopt;
   return guidance;

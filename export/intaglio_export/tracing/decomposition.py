@@ -5,7 +5,8 @@ twice, and interprets it a third time to make type promotion explicit. Almost al
 networks have a translation of their own, so these runs change only a few nodes. This module changes
 those nodes in place. A program with an operator that is unknown here takes torch's own way.
 
-The names that are replaced here are internal to torch; constraints.txt pins the version.
+The names that are replaced here are internal to torch. With a version of torch that lacks them,
+`trace.py` leaves the preparation to torch, which takes longer.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ _from_torchlib = _registration.ONNXRegistry.from_torchlib
 
 
 @functools.cache
-def _registry(opset_version: int) -> Any:
-    return _from_torchlib(opset_version)
+def _registry(**options: Any) -> Any:
+    return _from_torchlib(**options)
 
 
 @functools.cache
@@ -117,6 +118,8 @@ def _is_translated(target: Any, registry: Any) -> bool:
 
 
 def _is_replaceable(node: Node) -> bool:
+    if any(user.op == "output" for user in node.users):
+        return False  # the signature of the program names its outputs
     if node.target in _WRITES or node.target is _aten.detach_.default:
         written = node.args[0]
         return isinstance(written, Node) and _is_only_user(node, written)

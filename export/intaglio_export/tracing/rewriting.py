@@ -18,6 +18,9 @@ from intaglio_export.support.patching import replaced
 
 def optimize(model: ir.Model, should_fold: Callable[[ir.Node], bool | None]) -> None:
     """Call `onnxscript.optimizer.optimize_ir`, with `should_fold` as it is there."""
+    if not hasattr(rewriter, "_DEFAULT_REWRITE_RULES"):  # an onnxscript with other internals
+        optimizer.optimize_ir(model, should_fold=should_fold)
+        return
     rules = pattern.RewriteRuleSet(rewriter._DEFAULT_REWRITE_RULES)
     rules.rules = [_RulesByOperator(rules.rules)]
     with replaced([(rewriter, "_DEFAULT_REWRITE_RULES", rules)]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import onnx_ir as ir
 import torch
 from onnxscript.rewriter import onnx_fusions
@@ -11,8 +13,12 @@ from intaglio_export.graph_specs import ExportUnit, TensorSpec
 from intaglio_export.passes.transpose_weights import transposes_weight
 from intaglio_export.support.patching import replaced
 from intaglio_export.support.quiet import quiet
-from intaglio_export.tracing.decomposition import prepared_in_place
 from intaglio_export.tracing.rewriting import optimize
+
+try:
+    from intaglio_export.tracing.decomposition import prepared_in_place
+except (ImportError, AttributeError):  # this torch has other internals and prepares programs itself
+    prepared_in_place = nullcontext
 
 # 23 keeps Attention, RMSNormalization and Gelu as single nodes.
 OPSET = 23

@@ -18,7 +18,11 @@ def check_options(bundle: Bundle, options: dict[str, Any]) -> None:
     Problems that no field of a request can solve, such as a bundle without a VAE, are left to the
     run.
     """
-    for problem in _core.validate(bundle, options):
+    try:
+        problems = _core.validate(bundle, options)
+    except _core.UsageError as error:  # a value that its option cannot hold; the message names it
+        raise value_error(str(error).split()[0], str(error)) from error
+    for problem in problems:
         if problem.field in {*_FIELDS, *REQUEST_OPTIONS}:
             field = _FIELDS.get(problem.field, problem.field)
             message = _size_message(bundle, options) if field == "size" else problem.message

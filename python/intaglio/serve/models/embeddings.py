@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intaglio import Bundle, Pipeline, PromptEmbeds
+from intaglio import Bundle, Pipeline, PromptEmbeddings
 
-# The arrays of one text's embedding, by their names in PromptEmbeds.
+# The arrays of one text's embedding, by their names in PromptEmbeddings.
 _PARTS = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
 
 
@@ -66,7 +66,7 @@ class EmbeddingCache:
 
     def embed(
         self, pipeline: Pipeline, encoders: str, prompt: str, negative_prompt: str
-    ) -> tuple[PromptEmbeds, list[str]]:
+    ) -> tuple[PromptEmbeddings, list[str]]:
         """Return the embeddings that `pipeline.embed` gives for the two texts, and its notes.
 
         `encoders` is the `encoder_hash` of the pipeline's bundle.
@@ -79,7 +79,7 @@ class EmbeddingCache:
         }
         notes = [*texts[0].notes]
         notes += [note.replace("the prompt", "the negative prompt") for note in texts[1].notes]
-        return PromptEmbeds(arrays.pop("prompt_embeds"), **arrays), notes
+        return PromptEmbeddings(arrays.pop("prompt_embeds"), **arrays), notes
 
     def _one(self, pipeline: Pipeline, encoders: str, text: str) -> TextEmbedding:
         key = encoders, text
