@@ -1,4 +1,4 @@
-"""Programs that are prepared in place give what torch computes, also where an output is replaced."""
+"""Programs that are prepared in place give what torch computes, also where they end in a change."""
 
 from __future__ import annotations
 

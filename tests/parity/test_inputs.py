@@ -43,11 +43,15 @@ def packed(latents: torch.Tensor) -> torch.Tensor:
 
 
 def run(
-    latents: torch.Tensor, conditional: dict[str, Any], unconditional: dict[str, Any], skip: int = 0
+    latents: torch.Tensor,
+    conditional: dict[str, Any],
+    unconditional: dict[str, Any],
+    skip: int = 0,
+    steps: int = STEPS,
 ) -> Array:
     """Run D_c + (CFG - 1)(D_c - D_0) + DG (D_c - D_m) in diffusers' loop, without `skip` steps."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    scheduler.set_timesteps(STEPS)
+    scheduler.set_timesteps(steps)
     scheduler.set_begin_index(skip)
     for timestep in scheduler.timesteps[skip:]:
         x, t = latents.numpy(), float(timestep)
@@ -99,6 +103,19 @@ def test_classes(make: Callable[..., Path], tmp_path: Path) -> None:
     got = intaglio.Pipeline.open(bundle).generate(class_label=7, batch=2)
     close(got.latents, run(noise(2), {"class": 7}, {"class": CLASSES["null"]}))
     assert got.forked_rows == STEPS * 2 * 3
+
+
+def test_a_run_has_more_timesteps_than_are_conditioned_at_once(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The runtime conditions 64 rows at a time, so these 140 rows take three parts, and the last
+    part overlaps the one before it.
+    """
+    steps, given = 70, embeddings(4)
+    pipeline = intaglio.Pipeline.open(make(tmp_path / "b", "text", "pooled"))
+    got = pipeline.generate(prompt_embeds=intaglio.PromptEmbeds(**given), steps=steps)
+    expected = run(noise(), by_role(given, ""), by_role(given, "negative_"), steps=steps)
+    close(got.latents, expected)
 
 
 @pytest.mark.parametrize("guidance", [None, 1.25])

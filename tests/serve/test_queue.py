@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,7 +23,9 @@ from PIL import Image
 import intaglio
 from intaglio.serve.engine.fair_queue import FairQueue
 from intaglio.serve.engine.worker import OVERTAKEN_LIMIT
+from intaglio.serve.models.embeddings import EmbeddingCache, encoder_hash
 from intaglio.serve.models.registry import open_model
+from tests.fake_bundle import make_bundle
 from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
 
 KEYS = "# for tests\nfirst-key\n\nsecond-key\n"
@@ -215,6 +220,29 @@ def test_cached_embeddings_stay_within_their_limit(forked_bundle: Path) -> None:
         body = {"prompt": PROMPT, "steps": 1}
         server.client.post("/v1/images/generations", json=body).raise_for_status()
         assert server.services.cache.nbytes == 0
+
+
+def test_only_models_with_the_same_text_encoders_share_embeddings(
+    forked_bundle: Path, dual_bundle: Path, tmp_path: Path
+) -> None:
+    tables = forked_bundle / "tokenizer" / "tables.json"
+    other = make_bundle(tmp_path / "other", "text", "text_mask", tokenizer=tables)
+    cache = EmbeddingCache(2**20)
+    for bundle, misses in ((forked_bundle, 2), (dual_bundle, 2), (other, 4)):
+        pipeline = intaglio.Pipeline.open(bundle)
+        got, _ = cache.embed(pipeline, encoder_hash(pipeline.bundle), PROMPT, "")
+        expected = pipeline.embed(PROMPT)
+        np.testing.assert_array_equal(got.prompt_embeds, expected.prompt_embeds)
+        assert cache.misses == misses
+    finetuned = shutil.copytree(forked_bundle, tmp_path / "finetuned")
+    manifest = json.loads((finetuned / "bundle.json").read_text("utf-8"))
+    weights = finetuned / "text_encoder" / "weights.data"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    manifest["files"]["text_encoder/weights.data"]["sha256"] = digest
+    (finetuned / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    one, another = (intaglio.Bundle.open(path) for path in (forked_bundle, finetuned))
+    assert encoder_hash(one) != encoder_hash(another)
 
 
 def test_the_metrics_of_requests(forked_bundle: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import onnx_ir as ir
 import torch
@@ -15,6 +16,7 @@ from intaglio_export.support.patching import replaced
 from intaglio_export.support.quiet import quiet
 from intaglio_export.tracing.rewriting import optimize
 
+prepared_in_place: Callable[[], AbstractContextManager[None]]
 try:
     from intaglio_export.tracing.decomposition import prepared_in_place
 except (ImportError, AttributeError):  # this torch has other internals and prepares programs itself
