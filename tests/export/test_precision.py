@@ -35,7 +35,7 @@ def adapter(dtype: torch.dtype, planted: float = 40.0) -> SD3Adapter:
 
 @pytest.mark.parametrize("dtype", NARROW)
 @torch.no_grad()
-def test_a_product_is_that_of_torch_on_narrow_tensors(dtype: torch.dtype) -> None:
+def test_a_matmul_is_that_of_torch_on_low_precision_tensors(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(32, 8), torch.randn(2, 5, 32)
     store_weights_in(layer, dtype)
@@ -104,7 +104,7 @@ GRAPHS = {"float16": ("dual", "degraded"), "bfloat16": ("forked", "forked")}
 
 
 @pytest.fixture(scope="module", params=GRAPHS)
-def narrow_bundle(request: pytest.FixtureRequest) -> tuple[Path, torch.dtype, str]:
+def low_precision_bundle(request: pytest.FixtureRequest) -> tuple[Path, torch.dtype, str]:
     """The tiny SD3 in a low precision, and which graph has the op."""
     layout, graph = GRAPHS[request.param]
     return bundle(layout=layout, dtype=request.param), DTYPES[request.param], graph
@@ -120,10 +120,10 @@ def inferred(path: Path) -> dict[str, int]:
     return types
 
 
-def test_products_are_narrow_and_the_rest_is_not(
-    narrow_bundle: tuple[Path, torch.dtype, str],
+def test_matmuls_are_low_precision_and_the_rest_is_not(
+    low_precision_bundle: tuple[Path, torch.dtype, str],
 ) -> None:
-    folder, dtype, loop = narrow_bundle
+    folder, dtype, loop = low_precision_bundle
     seen: dict[str, dict[str, set[int]]] = {loop: {}, "conditioning": {}}
     for name, by_op in seen.items():
         path = folder / "transformer" / f"{name}.onnx"
@@ -140,9 +140,9 @@ def test_products_are_narrow_and_the_rest_is_not(
 
 
 def test_the_graph_for_cpus_computes_in_float32(
-    narrow_bundle: tuple[Path, torch.dtype, str],
+    low_precision_bundle: tuple[Path, torch.dtype, str],
 ) -> None:
-    folder, dtype, loop = narrow_bundle
+    folder, dtype, loop = low_precision_bundle
     manifest: dict[str, Any] = json.loads((folder / "bundle.json").read_text("utf-8"))
     graph = manifest["transformer"]["graphs"][loop]
     types = inferred(folder / graph["cpu"])
@@ -151,10 +151,10 @@ def test_the_graph_for_cpus_computes_in_float32(
             assert TYPES[dtype] not in {types.get(name) for name in node.input}
 
 
-def test_weights_are_narrow_in_the_file(
-    narrow_bundle: tuple[Path, torch.dtype, str], forked_bundle: Path
+def test_weights_are_low_precision_in_the_file(
+    low_precision_bundle: tuple[Path, torch.dtype, str], forked_bundle: Path
 ) -> None:
-    size = (narrow_bundle[0] / "transformer" / "weights.data").stat().st_size
+    size = (low_precision_bundle[0] / "transformer" / "weights.data").stat().st_size
     assert size < 0.7 * (forked_bundle / "transformer" / "weights.data").stat().st_size
 
 

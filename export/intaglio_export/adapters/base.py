@@ -229,6 +229,11 @@ class Adapter(ABC):
         return int(self.transformer.config.patch_size)
 
     @property
+    def size_multiple(self) -> int:
+        """The number of pixels of which every image side is a multiple: one token's side."""
+        return self.latent().vae_scale_factor * self.patch_size
+
+    @property
     def channels(self) -> int:
         """C, the number of channels of the hidden states."""
         return int(self.transformer.inner_dim)

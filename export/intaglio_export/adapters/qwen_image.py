@@ -55,12 +55,12 @@ class QwenImageAdapter(Adapter):
         return ("encoder_hidden_states_mask",)
 
     def modulations(self) -> tuple[Modulation, ...]:
-        products = [
+        modulations = [
             Modulation(modulate[1], k)
             for k, block in enumerate(self.transformer.transformer_blocks)
             for modulate in (block.img_mod, block.txt_mod)
         ]
-        return (*products, Modulation(self.transformer.norm_out.linear, len(self.blocks())))
+        return (*modulations, Modulation(self.transformer.norm_out.linear, len(self.blocks())))
 
     def projection(self) -> tuple[nn.Module, ...]:
         return (self.transformer.txt_norm, self.transformer.txt_in)

@@ -117,7 +117,7 @@ def draw_noise(
 def calibration_grid(adapter: Adapter) -> tuple[int, int]:
     """Return the rows and columns of tokens of a calibration image."""
     layout, defaults = adapter.latent(), adapter.defaults()
-    unit = layout.vae_scale_factor * adapter.patch_size
+    unit = adapter.size_multiple
     limit = math.inf if layout.fixed_size else _side_tokens(adapter.transformer)
     return int(min(defaults.height // unit, limit)), int(min(defaults.width // unit, limit))
 

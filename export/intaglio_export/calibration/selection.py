@@ -42,7 +42,7 @@ def check_size(settings: ModelSettings, adapter: Adapter) -> None:
         ExportError: it does not.
     """
     latent, defaults = adapter.latent(), adapter.defaults()
-    unit = latent.vae_scale_factor * adapter.patch_size
+    unit = adapter.size_multiple
     for name, setting, default, largest in (
         ("height", settings.height, defaults.height, latent.max_height),
         ("width", settings.width, defaults.width, latent.max_width),

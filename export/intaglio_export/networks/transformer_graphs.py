@@ -127,5 +127,5 @@ def _tokens(adapter: Adapter) -> Axis:
     latent = adapter.latent()
     if not latent.fixed_size:
         return "tokens"
-    unit = latent.vae_scale_factor * adapter.patch_size
+    unit = adapter.size_multiple
     return (latent.max_height // unit) * (latent.max_width // unit)

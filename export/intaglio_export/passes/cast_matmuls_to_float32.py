@@ -37,7 +37,7 @@ def cast_matmuls_to_float32(model: ir.Model) -> None:
         for output in node.outputs:
             if output.dtype not in _LOW_PRECISION:
                 continue
-            cast = _cast(output, output.dtype, f"{output.name}_narrow")
+            cast = _cast(output, output.dtype, f"{output.name}_low_precision")
             ir.convenience.replace_all_uses_with(output, cast.outputs[0])
             cast.replace_input_with(0, output)  # the line above has replaced this use too
             output.dtype = _FLOAT32

@@ -133,7 +133,7 @@ def _load_network(part: Part, dtype: torch.dtype) -> nn.Module:
         raise ExportError(f"The folder {part.path} holds no weights (.safetensors); {_AGAIN}.")
     weights.check_whole(part.path, names)
     safe = names[0].endswith(".safetensors")
-    # As stored, so that the file is mapped and not converted into a second copy: `narrow` does that
+    # The stored type is kept, so that the file is mapped and not converted: `store_weights_in` converts
     # tensor by tensor. The VAE stays float32.
     if safe and part.name != "vae":
         dtype = weights.stored_dtype(part.path / names[0]) or dtype

@@ -103,7 +103,7 @@ def _adapter(
 
 
 def _grid(adapter: Adapter, images: NDArray[np.floating]) -> tuple[int, int]:
-    unit = adapter.latent().vae_scale_factor * adapter.patch_size
+    unit = adapter.size_multiple
     height, width = images.shape[1:3]
     if height % unit or width % unit:
         raise ValueError(

@@ -111,7 +111,7 @@ def _maps(
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
     """Map channels over the image as `model_recorder.maps` does."""
     bundle = pipeline.bundle
-    unit = bundle.latent.vae_scale_factor * bundle.patch_size
+    unit = bundle.size_multiple
     grid = bundle.defaults.height // unit, bundle.defaults.width // unit
     maps, clean, sigmas = [], [], []
 

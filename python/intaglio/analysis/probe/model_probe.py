@@ -158,7 +158,7 @@ class _Probe:
         if height is None and width is None:
             return None
         adapter = self.source.adapter
-        unit = adapter.latent().vae_scale_factor * adapter.patch_size
+        unit = adapter.size_multiple
         sides = [side or adapter.default_side for side in (height, width)]
         for flag, side in zip(("--height", "--width"), sides, strict=True):
             if side < unit or side % unit:
