@@ -133,8 +133,8 @@ def _load_network(part: Part, dtype: torch.dtype) -> nn.Module:
         raise ExportError(f"The folder {part.path} holds no weights (.safetensors); {_AGAIN}.")
     weights.check_whole(part.path, names)
     safe = names[0].endswith(".safetensors")
-    # The stored type is kept, so that the file is mapped and not converted: `store_weights_in` converts
-    # tensor by tensor. The VAE stays float32.
+    # The stored type is kept, so that the file is mapped. `store_weights_in` converts it later, one
+    # tensor at a time. The VAE stays float32.
     if safe and part.name != "vae":
         dtype = weights.stored_dtype(part.path / names[0]) or dtype
     options: dict[str, Any] = {}
