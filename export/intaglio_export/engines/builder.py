@@ -27,7 +27,7 @@ from intaglio_export.errors import ExitCode, ExportError, usage_error
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 # The measured size of a plan without its weights: at least 1 MB, and 11 MB for 761 nodes.
-_PLAN_BYTES, _NODE_BYTES = 1_000_000, 15_000
+_PLAN_BYTES, _NODE_BYTES = 600_000, 20_500
 
 
 @dataclass(frozen=True)
