@@ -62,6 +62,7 @@ build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
 
 # The environment has two steps, so that a change of the C++ does not install the dependencies again.
 .venv/dependencies: pyproject.toml constraints.txt | build/system
+	@echo "installing Python packages (the first time takes a few minutes)"
 	[ -x .venv/bin/pip ] || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -r <($(BIN)/python cmake/requirements.py pyproject.toml)
 	touch $@
