@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from intaglio.serve.api.schemas import ImageRequest
-from intaglio.serve.api.schemas import ImageRequest
 from intaglio.serve.settings import ServerSettings
 from tests.serve.conftest import Running, serving
 
@@ -58,14 +57,6 @@ def test_the_settings_shown_are_the_defaults() -> None:
     optional = set(re.findall(r"^# (\w+) =", block, re.M))
     assert set(values) | optional == set(ServerSettings.model_fields)
     assert set(values["limits"]) == set(ServerSettings().limits.__class__.model_fields)
-
-
-def test_the_fields_shown_are_those_of_a_request() -> None:
-    (table,) = re.findall(r"^## Requests\n\n(.*?)\n\n", PAGE, re.M | re.S)
-    shown = re.findall(r"`(\w+)`", "\n".join(row.split("|")[1] for row in table.splitlines()))
-    # class_label stands in the row of the prompt, which it replaces.
-    assert {*shown, "class_label"} == set(ImageRequest.model_fields)
-    assert "`class_label`" in table
 
 
 def test_the_fields_shown_are_those_of_a_request() -> None:
