@@ -161,7 +161,8 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="*", default=["forked"])
     parser.add_argument("--profile", action="store_true", help="print the time of each phase")
     args = parser.parse_args()
-    pythons = ({"old": args.peer} if args.peer else {}) | {"new": sys.executable}
+    peer = {"old": str(Path(args.peer).absolute())} if args.peer else {}
+    pythons = peer | {"new": sys.executable}
     with tempfile.TemporaryDirectory() as work:
         for name in args.models:
             source = Path(work) / name
