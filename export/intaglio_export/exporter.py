@@ -73,6 +73,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     adapter = source.adapter
     check_scheduler(adapter.pipeline.scheduler, adapter.prediction_type)
     settings, recipe, remarks = _settings(request, source)
+    remarks += source.remarks
     block = choose_block(settings.block, len(adapter.blocks()))
     check_size(settings, adapter)
     check_guidance(settings, adapter)
