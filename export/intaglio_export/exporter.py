@@ -87,7 +87,16 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
             "No dg_scale is known for this model, so the bundle's default is 0, which turns DG off."
         )
     remarks += adapter.left_out()
-    output_folder.check_space(request.output, _weight_bytes(request, adapter))
+    left = [
+        f"{folder} is left of an export that was killed; delete it."
+        for folder in output_folder.leftovers(request.output)
+    ]
+    output_folder.check_space(
+        request.output,
+        _weight_bytes(request, adapter),
+        advice="".join(f"; {sentence.removesuffix('.')}" for sentence in left),
+    )
+    remarks += left
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
     settings = ModelSettings(max_sequence_length=length).over(settings)
     progress(_MEASURING, 0.1)
