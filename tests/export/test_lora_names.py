@@ -41,6 +41,7 @@ def peft(name: str, rows: int = 64, columns: int = 64) -> Tensors:
 
 
 UNET = "lora_unet_double_blocks_0_img_attn_proj"
+CLIP = "lora_te1_text_model_encoder_layers_0_self_attn_"
 COMFY = "diffusion_model.double_blocks.0.img_attn"
 
 
@@ -82,19 +83,25 @@ def test_what_diffusers_leaves_out_is_refused_unless_it_is_zero(
     torch.testing.assert_close(prediction(found), prediction(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_layers_for_a_t5_that_is_not_exported_are_remarked_on(
+def test_layers_for_a_part_that_is_not_exported_are_remarked_on(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    tensors = peft(f"transformer.{TO_Q}") | peft("text_encoder_3.encoder.block.0.layer.0.q", 16, 48)
+    tensors = peft(f"transformer.{TO_Q}") | peft("text_encoder_3.encoder.block.0.q", 16, 48)
     file = write(tmp_path / "t5.safetensors", tensors)
-    assert "for the text encoder T5" in refusal(folders["sd3"], file)
+    message = refusal(folders["sd3"], file)
+    assert "for the text encoder T5" in message
+    assert message.endswith("or export with --text-encoders no-t5.")
     source = open_source(folders["sd3"], text_encoders="no-t5", loras=[Lora(file)])
     assert source.remarks == [
-        f"The layers of {file} for T5 were left out, because the bundle has no T5."
+        f"The layers of {file} for T5 were left out, because the model is exported without it."
     ]
     plain = write(tmp_path / "plain.safetensors", peft(f"transformer.{TO_Q}"))
     expected = open_source(folders["sd3"], loras=[Lora(plain)]).adapter.transformer
     assert_same(source.adapter.transformer, expected)
+    projection = kohya("text_encoders.clip_l.transformer.text_projection", 32, 32)
+    write(file, kohya(f"{COMFY}.proj") | projection)
+    [remark] = open_source(folders["flux"], loras=[Lora(file)]).remarks
+    assert "for CLIP's projection were left out" in remark
 
 
 @pytest.mark.reported(
@@ -135,24 +142,57 @@ def test_a_lora_of_another_format_is_called_what_it_is(
     assert any(way in message for way in ("convert it", "merge it", "alpha", "leave it out"))
 
 
+def split_qkv() -> Tensors:
+    """Three layers in one: every third of the rows has factors of its own, all others are zero."""
+    up = torch.zeros(192, 6)
+    for third in range(3):
+        up[64 * third : 64 * (third + 1), 2 * third : 2 * (third + 1)] = some(64, 2)
+    name = "lora_unet_double_blocks_1_img_attn_qkv"
+    return {
+        f"{name}.lora_down.weight": some(6, 64),
+        f"{name}.lora_up.weight": up,
+        f"{name}.alpha": torch.tensor(2.0),
+    }
+
+
+def xlabs(name: str) -> Tensors:
+    """A layer as the trainer of XLabs names its tensors."""
+    return {f"{name}.down.weight": some(4, 64), f"{name}.up.weight": some(64, 4)}
+
+
 @pytest.mark.parametrize(
-    "tensors",
+    ("family", "tensors"),
     [
-        kohya(UNET),
-        kohya("lora_unet_single_blocks_0_modulation_lin", 192) | kohya(f"{UNET[:-4]}qkv", 192),
-        kohya(f"{COMFY}.proj"),
-        kohya(f"lora_transformer_{TO_Q.replace('.', '_')}"),
-        peft(f"transformer.{TO_Q}") | {f"transformer.{TO_Q}.lora_B.bias": some(64)},
+        ("flux", kohya(UNET) | split_qkv()),
+        ("flux", kohya("lora_unet_single_blocks_0_modulation_lin", 192)),
+        ("flux", kohya(f"{UNET[:-4]}qkv", 192)),
+        ("flux", kohya(f"{COMFY}.proj")),
+        ("flux", kohya(f"lora_transformer_{TO_Q.replace('.', '_')}")),
+        ("flux", kohya(f"{CLIP}q_proj", 24, 24) | kohya(f"{CLIP}out_proj", 24, 24)),
+        ("flux", xlabs("double_blocks.0.processor.proj_lora1")),
+        ("flux", peft(f"transformer.{TO_Q}") | {f"transformer.{TO_Q}.lora_B.bias": some(64)}),
+        (
+            "sd3",
+            {
+                "transformer.pos_embed.proj.lora_A.weight": some(4, 4, 2, 2),
+                "transformer.pos_embed.proj.lora_B.weight": some(64, 4, 1, 1),
+            },
+        ),
     ],
 )
 def test_formats_that_diffusers_reads_are_fused(
-    folders: dict[str, Path], tmp_path: Path, tensors: Tensors
+    folders: dict[str, Path], tmp_path: Path, family: str, tensors: Tensors
 ) -> None:
+    """A LoRA in any format that diffusers reads whole gives what diffusers gives with it."""
     file = write(tmp_path / "style.safetensors", tensors)
-    found = open_source(folders["flux"], loras=[Lora(file, 0.5)]).adapter
-    expected = active(folders["flux"], [(file, 0.5)])
-    assert not torch.equal(prediction(found), prediction(open_source(folders["flux"]).adapter))
-    torch.testing.assert_close(prediction(found), prediction(expected), rtol=1e-4, atol=1e-5)
+    found = open_source(folders[family], loras=[Lora(file, 0.5)]).adapter
+    expected = active(folders[family], [(file, 0.5)])
+    plain = open_source(folders[family]).adapter
+    changed = []
+    for what in (prediction, lambda adapter: adapter.encode_prompts(["a boot"], 16)["pooled"]):
+        torch.testing.assert_close(what(found), what(expected), rtol=1e-4, atol=1e-5)
+        changed.append(not torch.equal(what(found), what(plain)))
+    assert any(changed)
 
 
 def test_a_layer_with_one_matrix_only_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -120,13 +120,15 @@ def _load(pipeline: Any, lora: Lora, adapter: str) -> list[str]:
     found -= lora_names.unpaired(tensors)
     lost = lora_names.effective(tensors, tensors.keys() - found)
     lost |= _unscaled(tensors, arrived, networks, adapter)
-    absent = {name for name in lost if lora_names.is_t5(name) and not _has_t5(pipeline)}
-    if lost - absent:
-        kept = {name: tensors[name] for name in sorted(lost - absent)}
+    absent = {name: part for name in lost if (part := lora_names.absent_part(name, pipeline))}
+    if needed := sorted(lost - absent.keys()):
+        kept = {name: tensors[name] for name in needed}
         raise ExportError(lora_names.refusal(lora.file, pipeline, kept, partly=bool(found)))
-    if not absent:
-        return []
-    return [f"The layers of {lora.file} for T5 were left out, because the bundle has no T5."]
+    return [
+        f"The layers of {lora.file} for {part} were left out, because the model is exported"
+        " without it."
+        for part in sorted(set(absent.values()))
+    ]
 
 
 def _restore(transformer: Any, adapter: str, state: Tensors) -> None:
@@ -142,10 +144,6 @@ def _restore(transformer: Any, adapter: str, state: Tensors) -> None:
             for kind, _ in list(matrices[adapter].named_parameters()):
                 value = state[f"transformer.{name}.{half}.{kind}"].float()
                 setattr(matrices[adapter], kind, torch.nn.Parameter(value, requires_grad=False))
-
-
-def _has_t5(pipeline: Any) -> bool:
-    return any(type(part).__name__.startswith("T5Enc") for part in pipeline.components.values())
 
 
 def _marked(tensors: Tensors) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ Tensors = Mapping[str, torch.Tensor]
 _DOWN = re.compile(r"(?<=[._])(lora_down|lora_A|down)(?=\.)")
 _UPS = re.compile(r"(?<=[._])(lora_up|lora_B|up)(?=\.weight)")
 _UP = {"lora_down": "lora_up", "lora_A": "lora_B", "down": "up"}
-_T5 = re.compile(r"lora_te3_|text_encoders\.t5|text_encoder_3\.|t5xxl")
+_T5 = re.compile(r"lora_te\d_encoder_block|text_encoders\.t5|text_encoder_\d\.encoder\.block")
 _MERGE = "merge it into the model with a program that applies it, and export the merged model"
 CONTROL = (
     "is a control LoRA: it changes more than weights of matrix products, and is made for a pipeline"
@@ -38,7 +38,7 @@ _KINDS = {
 _EXTRAS = {
     r"\.diff_b$": "changes biases",
     r"\.diff$": "changes normalisation or other weights without factors",
-    r"\.lora_B\..*bias$": "changes biases",
+    r"^bundle_emb": "brings embeddings of words",
 }
 # Spellings of layers that diffusers does not read, with who writes them.
 _SPELLINGS = {
@@ -103,9 +103,14 @@ def effective(tensors: Tensors, lost: Iterable[str]) -> set[str]:
     }
 
 
-def is_t5(name: str) -> bool:
-    """Return whether a tensor is for the text encoder T5."""
-    return _T5.match(name) is not None
+def absent_part(name: str, pipeline: Any) -> str | None:
+    """Return what a tensor is for if the pipeline has no such part, or None."""
+    parts = pipeline.components.values()
+    if _T5.match(name) and not any(type(part).__name__ == "T5EncoderModel" for part in parts):
+        return "T5"
+    if "text_projection" in name and not hasattr(pipeline.text_encoder, "text_projection"):
+        return "CLIP's projection"  # the text encoder of FLUX has none
+    return None
 
 
 def unreadable(names: Iterable[str]) -> str | None:
@@ -127,17 +132,17 @@ def wrong_size(tensors: Tensors, pipeline: Any) -> str | None:
     for layer in layers(tensors.keys()):
         weight = getattr(modules.get(_flat(layer.down)), "weight", None)
         size = tensors[layer.up].shape[0], tensors[layer.down].shape[1]
-        if weight is None or size == tuple(weight.shape) or _flat(layer.down) == "x_embedder":
+        if weight is None or size == tuple(weight.shape[:2]) or _flat(layer.down) == "x_embedder":
             continue
-        ours, its = ("x".join(map(str, shape)) for shape in (weight.shape, size))
+        ours, its = ("x".join(map(str, shape)) for shape in (weight.shape[:2], size))
         return f"{layer.down} is for a weight of {its}, and that of the model is {ours}"
     return None
 
 
-def foreign(file: Path, pipeline: Any, why: str) -> str:
+def foreign(file: Path, pipeline: Any, why: str, unsure: str = "") -> str:
     """Say that a LoRA is for another model."""
     return (
-        f"The LoRA {file} does not fit this {type(pipeline.transformer).__name__}: {why};"
+        f"The LoRA {file} does not fit this {type(pipeline.transformer).__name__}{unsure}: {why};"
         " give one that was trained on this model."
     )
 
@@ -158,21 +163,21 @@ def refusal(
     start = f"The LoRA {file}"
     if any(re.search(r"\.norm_(added_)?[qk]\.", name) for name in names):
         return f"{start} {CONTROL}."
-    if t5 := [name for name in names if is_t5(name)]:
+    if t5 := [name for name in names if _T5.match(name)]:
+        optional = ", or export with --text-encoders no-t5" if _is_sd3(pipeline) else ""
         return (
             f"{start} has layers for the text encoder T5 ({_some(t5)}), which diffusers does not"
-            f" apply; {_MERGE}."
+            f" apply; {_MERGE}{optional}."
         )
     for pattern, what in _EXTRAS.items():
         if found := [name for name in names if re.search(pattern, name)]:
             return f"{start} {what} ({_some(found)}), which diffusers does not apply; {_MERGE}."
     own = _modules(pipeline).keys() & {_flat(name) for name in names}
-    sd3 = type(pipeline.transformer).__name__.startswith("SD3")
-    ours = partly or own or (sd3 and any("joint_blocks" in name for name in names))
+    ours = partly or own or (_is_sd3(pipeline) and any("joint_blocks" in name for name in names))
     for pattern, who in _SPELLINGS.items():
         if ours and (found := [name for name in names if re.match(pattern, name)]):
             return f"{start} names layers {who} ({_some(found)}), {_UNREAD}."
-    if found := [name for name in names if name.endswith("alpha")]:
+    if (own or not error) and (found := [name for name in names if name.endswith("alpha")]):
         return (
             f"{start} has alphas ({_some(found)}) that diffusers does not apply to it; multiply"
             " the weights by alpha / rank, and leave the alphas out."
@@ -183,13 +188,18 @@ def refusal(
         return f"{start} has {half[0]} without the other matrix of that layer; {weights.AGAIN}."
     size = plain(error) if error else ""
     why = size if " in the model" in size else weights.surplus(sorted(names))
-    return foreign(file, pipeline, why)
+    unsure = ", or has a format that diffusers does not read" if error and not own else ""
+    return foreign(file, pipeline, why, unsure)
 
 
 _UNREAD = (
     "which diffusers does not read for this model; convert it to diffusers' format, in which names"
     f" look like {_FORMAT}"
 )
+
+
+def _is_sd3(pipeline: Any) -> bool:
+    return type(pipeline.transformer).__name__.startswith("SD3")
 
 
 def _some(names: list[str]) -> str:
