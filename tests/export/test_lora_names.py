@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from intaglio_export.options import Lora
 from intaglio_export.sources import open_source
@@ -193,6 +194,20 @@ def test_formats_that_diffusers_reads_are_fused(
         torch.testing.assert_close(what(found), what(expected), rtol=1e-4, atol=1e-5)
         changed.append(not torch.equal(what(found), what(plain)))
     assert any(changed)
+
+
+def test_a_large_lora_of_a_low_precision_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Each of many tensors is told from the others, although peft rounds them to bfloat16."""
+    folder = tmp_path / "model"
+    shutil.copytree(folders["flux"], folder)
+    stored = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    halves = {name: tensor.bfloat16() for name, tensor in load_file(stored).items()}
+    save_file(halves, stored, {"format": "pt"})
+    idle = {f"diffusion_model.a{number:03}.diff_b": torch.zeros(1) for number in range(400)}
+    file = write(tmp_path / "large.safetensors", idle | kohya(f"{COMFY}.proj"))
+    open_source(folder, loras=[Lora(file)])
+    write(file, idle | {"diffusion_model.a399.diff_b": torch.ones(1)} | kohya(f"{COMFY}.proj"))
+    assert "changes biases (diffusion_model.a399.diff_b)" in refusal(folder, file)
 
 
 def test_a_layer_with_one_matrix_only_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:

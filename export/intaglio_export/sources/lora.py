@@ -21,6 +21,9 @@ from intaglio_export.support.quiet import quiet
 
 # The name of an adapter that is only loaded to see where the tensors of a file go.
 _MARKS = "marks"
+# Numbers are marked by their digits to this base, because peft rounds a LoRA to the type of the
+# model, and bfloat16 holds every integer only up to 256.
+_BASE = 255
 # Rounding to bfloat16 changes a layer's norm by less than this.
 _SAME_NORM = 0.01
 
@@ -103,9 +106,7 @@ def _load(pipeline: Any, lora: Lora, adapter: str) -> list[str]:
     networks = _networks(pipeline)
     try:
         with quiet(logging.ERROR):  # the checks below say what failed
-            pipeline.load_lora_weights(_marked(tensors), adapter_name=_MARKS)
-            arrived = _arrived(networks)
-            pipeline.delete_adapters(_MARKS)
+            arrived = _arrived(pipeline, networks, tensors)
             pipeline.load_lora_weights(str(lora.file.parent), adapter_name=adapter, **where)
             state = pipeline.lora_state_dict(str(lora.file.parent), **where)
             _restore(pipeline.transformer, adapter, state)
@@ -146,38 +147,47 @@ def _restore(transformer: Any, adapter: str, state: Tensors) -> None:
                 setattr(matrices[adapter], kind, torch.nn.Parameter(value, requires_grad=False))
 
 
-def _marked(tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Return a LoRA in which every value is the number of its tensor, counted from 1.
+# The numbers of the file's tensors by network and by the name of the parameter that holds them.
+Arrived = dict[tuple[str, str], set[int]]
 
-    Only alphas are other: they are such that nothing is scaled.
+
+def _arrived(pipeline: Any, networks: dict[str, Any], tensors: Tensors) -> Arrived:
+    """Find out where the tensors of a LoRA go, by loading one whose values are their numbers.
+
+    Names do not tell it, because diffusers reads many formats, and renames and splits layers.
+    """
+    rows: dict[tuple[str, str], torch.Tensor] = {}
+    place = 1
+    while place <= len(tensors):
+        pipeline.load_lora_weights(_marked(tensors, place), adapter_name=_MARKS)
+        for part, network in networks.items():
+            for name, parameter in network.named_parameters():
+                if f".{_MARKS}" in name and not parameter.is_meta:  # peft leaves absent ones there
+                    digits = parameter.detach().double().reshape(len(parameter), -1)[:, 0]
+                    rows[part, name] = rows.get((part, name), 0) + place * (digits - 1)
+        pipeline.delete_adapters(_MARKS)
+        place *= _BASE
+    return {
+        key: {int(number) for number in set(found.tolist()) if number >= 0}
+        for key, found in rows.items()
+    }
+
+
+def _marked(tensors: Tensors, place: int) -> dict[str, torch.Tensor]:
+    """Return a LoRA in which every value is a digit of the number of its tensor, plus 1.
+
+    The alphas are such that nothing is scaled.
     """
     ranks = {
         layer.alpha: tensors[layer.down].shape[0] for layer in lora_names.layers(tensors.keys())
     }
     return {
-        name: torch.full(tensor.shape, float(ranks.get(name, 1)))
-        if name.endswith("alpha")
-        else torch.full(tensor.shape, float(number))
-        for number, (name, tensor) in enumerate(tensors.items(), 1)
+        name: torch.full(
+            tensor.shape,
+            float(ranks.get(name, 1) if name.endswith("alpha") else number // place % _BASE + 1),
+        )
+        for number, (name, tensor) in enumerate(tensors.items())
     }
-
-
-# The numbers of the file's tensors, counted from 0, by the name of the parameter that holds them.
-Arrived = dict[tuple[str, str], set[int]]
-
-
-def _arrived(networks: dict[str, Any]) -> Arrived:
-    """Find out which tensors of a marked LoRA are in the networks.
-
-    Names do not tell it, because diffusers reads many formats, and renames and splits layers.
-    """
-    arrived: Arrived = {}
-    for part, network in networks.items():
-        for name, parameter in network.named_parameters():
-            if f".{_MARKS}" in name and not parameter.is_meta:  # peft leaves absent tensors on meta
-                rows = parameter.detach().reshape(len(parameter), -1)[:, 0]
-                arrived[part, name] = {int(value) - 1 for value in rows.unique() if value > 0}
-    return arrived
 
 
 def _unscaled(
