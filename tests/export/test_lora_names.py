@@ -130,6 +130,7 @@ def test_layers_for_a_part_that_is_not_exported_are_remarked_on(
             | {"transformer.transformer_blocks.0.attn.norm_q.weight": some(16)},
             "is a control LoRA",
         ),
+        ("flux", peft("transformer.x_embedder", 64, 32), "is a control LoRA"),
     ],
 )
 def test_a_lora_of_another_format_is_called_what_it_is(

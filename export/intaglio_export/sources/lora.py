@@ -117,7 +117,7 @@ def _load(pipeline: Any, lora: Lora, adapter: str) -> list[str]:
     if getattr(pipeline.transformer, "_overwritten_params", None):
         raise ExportError(f"The LoRA {lora.file} {lora_names.CONTROL}.")
     names = list(tensors)
-    found = {names[number] for numbers in arrived.values() for number in numbers}
+    found = {names[n] for key in _held(networks, adapter) for n in arrived.get(key, ())}
     found -= lora_names.unpaired(tensors)
     lost = lora_names.effective(tensors, tensors.keys() - found)
     lost |= _unscaled(tensors, arrived, networks, adapter)
@@ -147,7 +147,20 @@ def _restore(transformer: Any, adapter: str, state: Tensors) -> None:
                 setattr(matrices[adapter], kind, torch.nn.Parameter(value, requires_grad=False))
 
 
-# The numbers of the file's tensors by network and by the name of the parameter that holds them.
+def _held(networks: dict[str, Any], adapter: str) -> dict[tuple[str, str], torch.Tensor]:
+    """Return the parameters of an adapter, by network and by their names without the adapter's.
+
+    Those on the meta device are left out, where peft leaves what a file lacks.
+    """
+    return {
+        (part, name.replace(f".{adapter}", "")): parameter.detach()
+        for part, network in networks.items()
+        for name, parameter in network.named_parameters()
+        if adapter in name.split(".") and not parameter.is_meta
+    }
+
+
+# The numbers of the file's tensors by the keys of `_held`.
 Arrived = dict[tuple[str, str], set[int]]
 
 
@@ -160,11 +173,9 @@ def _arrived(pipeline: Any, networks: dict[str, Any], tensors: Tensors) -> Arriv
     place = 1
     while place <= len(tensors):
         pipeline.load_lora_weights(_marked(tensors, place), adapter_name=_MARKS)
-        for part, network in networks.items():
-            for name, parameter in network.named_parameters():
-                if f".{_MARKS}" in name and not parameter.is_meta:  # peft leaves absent ones there
-                    digits = parameter.detach().double().reshape(len(parameter), -1)[:, 0]
-                    rows[part, name] = rows.get((part, name), 0) + place * (digits - 1)
+        for key, parameter in _held(networks, _MARKS).items():
+            digits = parameter.reshape(len(parameter), -1)[:, 0].double()
+            rows[key] = rows.get(key, 0) + place * (digits - 1)
         pipeline.delete_adapters(_MARKS)
         place *= _BASE
     return {
@@ -198,7 +209,9 @@ def _unscaled(
     squares: dict[str, float] = {}
     for part, network in networks.items():
         for name, layer in _lora_layers(network):
-            for number in arrived.get((part, f"{name}.lora_B.{_MARKS}.weight"), ()):
+            if adapter not in layer.lora_A:
+                continue
+            for number in arrived.get((part, f"{name}.lora_B.weight"), ()):
                 down, up = (half[adapter].weight for half in (layer.lora_A, layer.lora_B))
                 norm = layer.scaling[adapter] * _norm(up, down)
                 squares[names[number]] = squares.get(names[number], 0.0) + norm**2

@@ -126,13 +126,16 @@ def wrong_size(tensors: Tensors, pipeline: Any) -> str | None:
     """Say which layer of a LoRA has another size than the transformer's, or return None.
 
     diffusers would pad the layer with zeros, or enlarge the transformer. That is what control LoRAs
-    want of the first layer, which is not looked at.
+    want of the first layer, which may be larger.
     """
     modules = _modules(pipeline)
     for layer in layers(tensors.keys()):
-        weight = getattr(modules.get(_flat(layer.down)), "weight", None)
+        name = _flat(layer.down)
+        weight = getattr(modules.get(name), "weight", None)
         size = tensors[layer.up].shape[0], tensors[layer.down].shape[1]
-        if weight is None or size == tuple(weight.shape[:2]) or _flat(layer.down) == "x_embedder":
+        if weight is None or size == tuple(weight.shape[:2]):
+            continue
+        if name == "x_embedder" and size[1] > weight.shape[1]:
             continue
         ours, its = ("x".join(map(str, shape)) for shape in (weight.shape[:2], size))
         return f"{layer.down} is for a weight of {its}, and that of the model is {ours}"
