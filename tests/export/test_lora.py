@@ -161,6 +161,8 @@ def test_a_lora_of_another_family_is_refused(folders: dict[str, Path], tmp_path:
 
 def test_files_that_are_no_lora(folders: dict[str, Path], tmp_path: Path) -> None:
     assert "does not exist" in refusal(folders["sd3"], tmp_path / "none.safetensors")
+    renamed = write_lora("sd3", tmp_path / "style.safetensors").rename(tmp_path / "style.sft")
+    assert "does not end in .safetensors" in refusal(folders["sd3"], renamed)
     (tmp_path / "text.safetensors").write_text("no tensors here")
     assert "not a .safetensors file" in refusal(folders["sd3"], tmp_path / "text.safetensors")
 

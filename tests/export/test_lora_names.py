@@ -92,10 +92,11 @@ def test_layers_for_a_part_that_is_not_exported_are_remarked_on(
     message = refusal(folders["sd3"], file)
     assert "for the text encoder T5" in message
     assert message.endswith("or export with --text-encoders no-t5.")
-    source = open_source(folders["sd3"], text_encoders="no-t5", loras=[Lora(file)])
-    assert source.remarks == [
-        f"The layers of {file} for T5 were left out, because the model is exported without it."
-    ]
+    for text_encoders in ("none", "no-t5"):
+        source = open_source(folders["sd3"], text_encoders=text_encoders, loras=[Lora(file)])
+        assert source.remarks == [
+            f"The layers of {file} for T5 were left out, because the model is exported without it."
+        ]
     plain = write(tmp_path / "plain.safetensors", peft(f"transformer.{TO_Q}"))
     expected = open_source(folders["sd3"], loras=[Lora(plain)]).adapter.transformer
     assert_same(source.adapter.transformer, expected)

@@ -92,7 +92,7 @@ def open_source(
             beside = folder.path / SETTINGS
             settings = beside if beside.is_file() else None
             license_name = license_of(folder.path)
-        remarks = fuse_loras(pipeline, loras, folder.adapter.family, dtype)
+        remarks = fuse_loras(pipeline, loras, folder.adapter.family, dtype, text_encoders)
     freeze(pipeline)
     for part in ("transformer", *folder.adapter.text_encoders):
         if (network := getattr(pipeline, part, None)) is not None:

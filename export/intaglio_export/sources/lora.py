@@ -28,11 +28,14 @@ _BASE = 255
 _SAME_NORM = 0.01
 
 
-def fuse_loras(pipeline: Any, loras: Sequence[Lora], family: str, dtype: torch.dtype) -> list[str]:
+def fuse_loras(
+    pipeline: Any, loras: Sequence[Lora], family: str, dtype: torch.dtype, text_encoders: str
+) -> list[str]:
     """Add LoRAs at their scales to the weights of the pipeline's networks.
 
     The sums are made in float32. The changed weights of the transformer then have the type
-    `dtype`, and the text encoders are float32.
+    `dtype`, and the text encoders are float32. `text_encoders` is a value of
+    `options.TextEncoders`.
 
     Returns remarks for the user.
 
@@ -56,7 +59,7 @@ def fuse_loras(pipeline: Any, loras: Sequence[Lora], family: str, dtype: torch.d
     remarks = []
     adapters = [f"lora{number}" for number in range(len(loras))]
     for lora, adapter in zip(loras, adapters, strict=True):
-        remarks += _load(pipeline, lora, adapter)
+        remarks += _load(pipeline, lora, adapter, text_encoders)
     pipeline.set_adapters(adapters, [lora.scale for lora in loras])
     for name, network in networks.items():
         for _, layer in _lora_layers(network):
@@ -83,7 +86,7 @@ def _lora_layers(network: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _load(pipeline: Any, lora: Lora, adapter: str) -> list[str]:
+def _load(pipeline: Any, lora: Lora, adapter: str, text_encoders: str) -> list[str]:
     """Load a file as an adapter, and return remarks about tensors that were left out.
 
     Raises:
@@ -92,6 +95,11 @@ def _load(pipeline: Any, lora: Lora, adapter: str) -> list[str]:
     if not lora.file.is_file():
         raise ExportError(f"The LoRA {lora.file} does not exist.")
     weights.shapes(lora.file)  # refuses what is not a .safetensors file
+    if lora.file.suffix != ".safetensors":
+        raise ExportError(
+            f"The name of the LoRA {lora.file} does not end in .safetensors, so diffusers would"
+            " read it as another format; rename it."
+        )
     tensors = load_file(lora.file)
     if broken := sorted(name for name, t in tensors.items() if not t.isfinite().all()):
         raise ExportError(
@@ -121,7 +129,8 @@ def _load(pipeline: Any, lora: Lora, adapter: str) -> list[str]:
     found -= lora_names.unpaired(tensors)
     lost = lora_names.effective(tensors, tensors.keys() - found)
     lost |= _unscaled(tensors, arrived, networks, adapter)
-    absent = {name: part for name in lost if (part := lora_names.absent_part(name, pipeline))}
+    parts = {name: lora_names.absent_part(name, pipeline, text_encoders) for name in lost}
+    absent = {name: part for name, part in parts.items() if part}
     if needed := sorted(lost - absent.keys()):
         kept = {name: tensors[name] for name in needed}
         raise ExportError(lora_names.refusal(lora.file, pipeline, kept, partly=bool(found)))

@@ -103,10 +103,13 @@ def effective(tensors: Tensors, lost: Iterable[str]) -> set[str]:
     }
 
 
-def absent_part(name: str, pipeline: Any) -> str | None:
-    """Return what a tensor is for if the pipeline has no such part, or None."""
-    parts = pipeline.components.values()
-    if _T5.match(name) and not any(type(part).__name__ == "T5EncoderModel" for part in parts):
+def absent_part(name: str, pipeline: Any, text_encoders: str) -> str | None:
+    """Return what a tensor is for if the export is without that part, or None.
+
+    `text_encoders` is a value of `options.TextEncoders`.
+    """
+    parts = {type(part).__name__ for part in pipeline.components.values()}
+    if _T5.match(name) and (text_encoders == "none" or "T5EncoderModel" not in parts):
         return "T5"
     if "text_projection" in name and not hasattr(pipeline.text_encoder, "text_projection"):
         return "CLIP's projection"  # the text encoder of FLUX has none
