@@ -43,7 +43,7 @@ _EXTRAS = {
 # Spellings of layers that diffusers does not read, with who writes them.
 _SPELLINGS = {
     r"(lora_unet_|diffusion_model\.)": "as sd-scripts and ComfyUI name them",
-    r"base_model\.model\.": "as peft names those of its own adapters",
+    r"base_model\.model\.": "as peft does, which keeps alpha in adapter_config.json",
     r"lora_transformer_": "as OneTrainer names them",
     r"lycoris_": "as LyCORIS names them",
 }
@@ -186,7 +186,7 @@ def refusal(
     if (own or not error) and (found := [name for name in names if name.endswith("alpha")]):
         return (
             f"{start} has alphas ({_some(found)}) that diffusers does not apply to it; multiply"
-            " the weights by alpha / rank, and leave the alphas out."
+            " each second matrix (up or B) by alpha / rank, and leave the alphas out."
         )
     if own and not all(name.startswith("transformer.") for name in names):
         return f"{start} names layers in a way of its own ({_some(names)}), {_UNREAD}."
