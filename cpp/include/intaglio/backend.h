@@ -108,9 +108,8 @@ struct DeviceChoice {
 class Backend {
  public:
   virtual ~Backend() = default;
-  // `bundle_root` is the folder that the graph's path is relative to.
-  virtual std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
-                                        const Graph& graph) const = 0;
+  // Loads a graph of the bundle from its open files.
+  virtual std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const = 0;
   virtual std::unique_ptr<Stream> make_stream() const = 0;
   // A description for people: "ONNX Runtime 1.32.0, cpu, 2 threads".
   virtual std::string description() const = 0;

@@ -5,6 +5,7 @@
 #include <exception>
 #include <initializer_list>
 #include <set>
+#include <span>
 #include <thread>
 
 #include "backend/engine_cache.h"
@@ -12,6 +13,7 @@
 #include "backend/onnxruntime_library.h"
 #include "backend/onnxruntime_providers.h"
 #include "backend/ort_api.h"
+#include "bundle/files.h"
 #include "intaglio/bundle.h"
 #include "intaglio/error.h"
 
@@ -165,9 +167,43 @@ std::set<std::string> loop_graphs(const Bundle& bundle) {
   return paths;
 }
 
-std::unique_ptr<Session> open_session(const std::filesystem::path& path, const Graph& graph,
-                                      const Ort::SessionOptions& options, bool copies_inputs) {
-  auto session = std::make_shared<Ort::Session>(onnxruntime_environment(), path.c_str(), options);
+// Opens a session on `file`, which is a graph of the bundle. The graph and its weights are given to
+// ONNX Runtime as memory, so that it opens no file by its path.
+std::unique_ptr<Session> open_session(const Bundle& bundle, const std::string& file,
+                                      const Graph& graph, Ort::SessionOptions& options,
+                                      bool copies_inputs) {
+  const std::shared_ptr<const BundleFiles> files = bundle.files;
+  std::vector<std::string> names;
+  std::vector<char*> weights;
+  std::vector<std::size_t> bytes;
+  for (const auto& [name, content] : files->weights(file)) {
+    names.push_back(name);
+    weights.push_back(content.data());
+    bytes.push_back(content.size());
+  }
+  if (!names.empty()) options.AddExternalInitializersFromFilesInMemory(names, weights, bytes);
+  const std::span<char> model = files->map(file);
+  // The weights are not copied, so they have to stay mapped for as long as the session.
+  const std::shared_ptr<Ort::Session> session(
+      new Ort::Session(onnxruntime_environment(), model.data(), model.size(), options),
+      [files](Ort::Session* opened) { delete opened; });
+  return std::make_unique<OrtSession>(session, graph, copies_inputs);
+}
+
+// The same by the file's path, for a provider that reads the weights itself.
+std::unique_ptr<Session> open_session_by_path(const Bundle& bundle, const std::string& file,
+                                              const Graph& graph,
+                                              const Ort::SessionOptions& options,
+                                              bool copies_inputs) {
+  const auto check = [&] {
+    bundle.files->check_path(file);
+    for (const auto& [name, content] : bundle.files->weights(file))
+      bundle.files->check_path((std::filesystem::path(file).parent_path() / name).string());
+  };
+  check();
+  auto session = std::make_shared<Ort::Session>(onnxruntime_environment(),
+                                                bundle.files->path(file).c_str(), options);
+  check();
   return std::make_unique<OrtSession>(std::move(session), graph, copies_inputs);
 }
 
@@ -184,12 +220,11 @@ class OrtCpuBackend final : public Backend {
       translate_errors("loading ", ops_library_.string(), [&] { register_ops(ops_library_); });
   }
 
-  std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
-                                const Graph& graph) const override {
+  std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
     // Where the manifest gives a second graph for the CPU, the first one has no CPU kernels or
     // slower ones.
-    const auto path = bundle_root / graph.cpu.value_or(graph.path);
-    return translate_errors("loading ", path.string(), [&] {
+    const std::string file = graph.cpu.value_or(graph.path);
+    return translate_errors("loading ", bundle.files->path(file).string(), [&] {
       Ort::SessionOptions options;
       options.SetIntraOpNumThreads(threads_);
       // A memory pattern would allocate one more block at the second run (docs/decisions/0012).
@@ -210,7 +245,7 @@ class OrtCpuBackend final : public Backend {
       // With the library registered, ONNX Runtime runs our kernel of MASuppress in place of the
       // function in the graph (docs/decisions/0002).
       if (!ops_library_.empty()) options.RegisterCustomOpsLibrary(ops_library_.c_str(), {});
-      return open_session(path, graph, options, false);
+      return open_session(bundle, file, graph, options, false);
     });
   }
 
@@ -239,17 +274,18 @@ class OrtGpuBackend final : public Backend {
     if (device_ == "ort-tensorrt") cache_ = make_engine_cache(bundle.folder, version_);
   }
 
-  std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
-                                const Graph& graph) const override {
-    const auto path = bundle_root / graph.path;
-    return translate_errors("loading ", path.string(), [&] {
+  std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
+    return translate_errors("loading ", bundle.files->path(graph.path).string(), [&] {
       Ort::SessionOptions options;
       options.SetIntraOpNumThreads(threads_);  // for nodes that the provider leaves to the CPU
       options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
       // Our kernel of MASuppress is not registered here. It runs on the CPU, so ONNX Runtime would
       // copy the hidden states from the GPU and back; the function in the graph runs on the GPU.
       add_provider(options, device_, cache_, graph.path);
-      return open_session(path, graph, options, true);
+      // TensorRT's parser takes weights of more than 2 GB from their file only.
+      if (device_ == "ort-tensorrt")
+        return open_session_by_path(bundle, graph.path, graph, options, true);
+      return open_session(bundle, graph.path, graph, options, true);
     });
   }
 

@@ -12,7 +12,7 @@ const TransformerSessions& LoadedPipeline::transformer() {
   return transformer_.get([&] {
     auto sessions = std::make_unique<TransformerSessions>();
     for (const auto& [name, graph] : bundle.transformer_graphs)
-      (*sessions)[name] = backend->load(bundle.folder, graph);
+      (*sessions)[name] = backend->load(bundle, graph);
     return sessions;
   });
 }
@@ -54,10 +54,13 @@ Tensor LoadedPipeline::initial_latents(Stream& stream, const Request& request) {
 
 std::vector<Image> LoadedPipeline::decode(Stream& stream, const Request& request,
                                           const Tensor& latents) {
+  check_files();
   const Tensor unpacked = bundle.latent.packed ? unpack(latents, request.token_rows,
                                                         request.token_columns, bundle.patch_size)
                                                : latents;
-  return to_images(vae_decoder().decode(stream, unpacked, request.vae_tile));
+  const Tensor decoded = vae_decoder().decode(stream, unpacked, request.vae_tile);
+  check_files();
+  return to_images(decoded);
 }
 
 }  // namespace intaglio

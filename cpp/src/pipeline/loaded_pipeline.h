@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "bundle/files.h"
 #include "intaglio/pipeline.h"
 #include "pipeline/branch_buffers.h"
 #include "pipeline/request.h"
@@ -45,9 +46,15 @@ class LoadedPipeline {
   void check_in_background(std::function<void()> check) {
     checked_ = std::async(std::launch::async, std::move(check)).share();
   }
-  // Must be called before anything that was computed is handed out. Throws what the check threw.
+  // Throws InputError when a file of the bundle was overwritten since it was opened.
+  void check_files() const {
+    if (bundle.files) bundle.files->check_unchanged();
+  }
+  // Must be called before anything that was computed is handed out. Throws what the check in the
+  // background threw, or what check_files() throws.
   void wait_for_check() const {
     if (checked_.valid()) checked_.get();
+    check_files();
   }
 
   const TextStage& text() {

@@ -81,6 +81,7 @@ const Backend& Pipeline::backend() const { return *loaded_->backend; }
 PromptEmbeddings Pipeline::embed(const std::string& prompt,
                                  const std::optional<std::string>& negative_prompt) const {
   check_encoders(loaded_->bundle);
+  loaded_->check_files();
   const auto stream = backend().make_stream();
   PromptEmbeddings embeddings;
   embeddings.positive = loaded_->text().encode(*stream, prompt, "prompt", embeddings.notes);

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "bundle/files.h"
+#include "text/tables.h"
+
 namespace intaglio {
 
 namespace {
@@ -10,13 +13,18 @@ std::int64_t last_axis(const GraphTensor& tensor) {
   return std::get<std::int64_t>(tensor.axes.back());
 }
 
+std::unique_ptr<Tokenizer> read_tokenizer(const Bundle& bundle, const TextEncoder& encoder) {
+  return make_tokenizer(bundle.files->path(encoder.tokenizer),
+                        bundle.files->read(encoder.tokenizer));
+}
+
 }  // namespace
 
 TextStage::TextStage(const Bundle& bundle, const Backend& backend)
     : prompt_(bundle.prompt.value()) {
   for (const auto& [name, encoder] : prompt_.encoders) {
-    encoders_[name] = {&encoder, load_tokenizer(bundle.folder / encoder.tokenizer),
-                       backend.load(bundle.folder, encoder.graph)};
+    encoders_[name] = {&encoder, read_tokenizer(bundle, encoder),
+                       backend.load(bundle, encoder.graph)};
   }
 }
 
