@@ -14,9 +14,11 @@ T convert(py::handle value) {
   return value.cast<T>();
 }
 
+// Takes a str only, where Python's str() would make a text of anything.
 template <>
 std::string convert(py::handle value) {
-  return utf8_of(value.cast<py::str>());
+  if (!py::isinstance<py::str>(value)) throw py::cast_error();
+  return utf8_of(py::reinterpret_borrow<py::str>(value));
 }
 
 // Also takes NumPy's numbers, which are not Python floats.
@@ -46,9 +48,17 @@ void assign(std::vector<T>& field, py::handle value) {
   }
 }
 
+// Says what would be right instead of a value that people expect to be taken.
+std::string hint(const std::string& option, py::handle value) {
+  const bool list = py::isinstance<py::list>(value) || py::isinstance<py::tuple>(value);
+  if (list && (option == "prompt" || option == "negative_prompt"))
+    return ": call generate() once for each text, or add each to a Batch";
+  return {};
+}
+
 [[noreturn]] void refuse(const OptionInfo& info, py::handle value) {
   throw UsageError(std::string(info.name) + " takes " + info.value + " (" + info.help + "), not " +
-                   py::repr(value).cast<std::string>());
+                   py::repr(value).cast<std::string>() + hint(info.name, value));
 }
 
 }  // namespace
