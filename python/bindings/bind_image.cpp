@@ -21,7 +21,9 @@ Image copy_pixels(const py::object& picture) {
 
 // Reads the picture as read_png reads it from a file. Pillow's conversion to RGB would drop the
 // transparency and cut 16 bits off at 255.
-Image image_from_pil(py::handle picture) {
+Image image_from_pil(py::handle given) {
+  // A camera stores the pixels as its sensor has them, and in EXIF how they are to be turned.
+  const py::object picture = py::module_::import("PIL.ImageOps").attr("exif_transpose")(given);
   const auto mode = picture.attr("mode").cast<std::string>();
   const bool deep = mode.starts_with("I");
   const bool transparent = mode == "RGBA" || mode == "LA" || mode == "PA" || mode == "RGBa" ||
@@ -79,9 +81,9 @@ void bind_image(py::module_& module) {
       py::call_guard<py::gil_scoped_release>(),
       "`text` becomes the file's text chunks. Written under a temporary name, then renamed.");
   module.def("read_png", &read_png, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
-             "Read any PNG as 8-bit RGB. Transparent parts are drawn over black, and 16 bits are "
-             "scaled to 8. Raises InputError "
-             "naming the file.");
+             "Read any PNG as 8-bit RGB, turned as the orientation in its EXIF says. Transparent "
+             "parts are drawn over black, and 16 bits are scaled to 8. Raises InputError naming "
+             "the file.");
 }
 
 }  // namespace intaglio::python

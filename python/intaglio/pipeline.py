@@ -282,7 +282,8 @@ class Pipeline:
             scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
             strength: the share of `image` that noise replaces, above 0 and up to 1; None means 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.
-            image: the picture to start from (Pillow, or uint8 [H, W] or [H, W, 3]).
+            image: the picture to start from (Pillow, or uint8 [H, W] or [H, W, 3]). A Pillow image
+                is turned as the orientation in its EXIF says, and so is `ma_tokens`.
             latents: the latents to start from in place of noise. Any float32 array with __dlpack__
                 in C order will do, in the layout of `Generation.latents`.
             ma_tokens: a picture of where Detail Guidance acts, fully where it is white and not at

@@ -5,7 +5,9 @@
 #include <csetjmp>
 #include <cstring>
 #include <memory>
+#include <utility>
 
+#include "image/orientation.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"
 #include "intaglio/image.h"
@@ -96,7 +98,7 @@ Image decode_png(std::string_view content, const std::string& name) {
   image.pixels.resize(PNG_IMAGE_SIZE(png));
   const png_color black{0, 0, 0};  // the background of transparent pixels
   if (!png_image_finish_read(&png, &black, image.pixels.data(), 0, nullptr)) refuse();
-  return image;
+  return upright(std::move(image), png_orientation(content));
 }
 
 }  // namespace intaglio
