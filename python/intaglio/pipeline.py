@@ -29,7 +29,7 @@ Window = tuple[float, float]
 
 # The attributes of the core's Generation that are taken over unchanged.
 _SAME = (
-    "latents", "timings", "step_seconds", "base_rows", "forked_rows", "loop",
+    "images", "latents", "timings", "step_seconds", "base_rows", "forked_rows", "loop",
     "unconditional_steps", "degraded_steps",
 )  # fmt: skip
 
@@ -88,18 +88,12 @@ class Generation:
     texts: list[dict[str, str]]
 
     @classmethod
-    def of(
-        cls, result: _core.Generation, bundle: _core.Bundle, options: dict[str, Any]
-    ) -> Generation:
-        """Convert the core's result for `options`, and warn the caller's caller of its notes."""
+    def of(cls, result: _core.Generation) -> Generation:
+        """Convert the core's result, and warn the caller's caller of its notes."""
         for note in result.notes:
             warnings.warn(note, stacklevel=3)
-        images = result.images
-        return cls(
-            images=images,
-            **{name: getattr(result, name) for name in _SAME},
-            texts=[dict(_core.png_text(bundle, options, i)) for i in range(len(images))],
-        )
+        same = {name: getattr(result, name) for name in _SAME}
+        return cls(texts=[dict(entries) for entries in result.texts], **same)
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
         """Write the images as PNG with their options inside, as `intaglio generate -o` does.
@@ -304,10 +298,9 @@ class Pipeline:
             OutOfMemoryError: there is too little memory (also a MemoryError).
         """
         options = {k: v for k, v in locals().items() if k not in {"self", "on_step", "progress"}}
-        options = core_options(options)
         with progress_bar(on_step) if progress else nullcontext(on_step) as report:
-            result = self._core.generate(report, **options)
-        return Generation.of(result, self.bundle, options)
+            result = self._core.generate(report, **core_options(options))
+        return Generation.of(result)
 
     def __repr__(self) -> str:
         found = self.bundle.massive_activations

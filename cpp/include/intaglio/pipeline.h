@@ -43,6 +43,7 @@ struct Generation {
   StreamCounts loop;             // allocations and copies of the denoising loop
   std::vector<int> unconditional_steps, degraded_steps;  // the steps that ran D_0, and D_m
   std::vector<std::string> notes;  // warnings, such as about a prompt that was truncated
+  std::vector<TextEntries> texts;  // of each image's PNG: png_text() of the options of the run
 };
 
 // The part of a run that a step callback sees. It and its functions are valid only during the

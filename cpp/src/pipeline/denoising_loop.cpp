@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "intaglio/error.h"
+#include "intaglio/options.h"
 
 namespace intaglio {
 
@@ -109,8 +110,9 @@ std::int64_t DenoisingLoop::images() const {
   return images;
 }
 
-void finalize(LoopMember& member, Stream& stream) {
-  const std::vector<StepWeights>& weights = member.state.request()->weights;
+void finalize(LoopMember& member, const Bundle& bundle, Stream& stream) {
+  const Request& request = *member.state.request();
+  const std::vector<StepWeights>& weights = request.weights;
   Generation& generation = member.generation;
   generation.unconditional_steps = steps_that(weights, &StepWeights::runs_unconditional);
   generation.degraded_steps = steps_that(weights, &StepWeights::runs_degraded);
@@ -118,6 +120,8 @@ void finalize(LoopMember& member, Stream& stream) {
   generation.forked_rows = member.state.forked_rows();
   generation.latents = on_host(stream, member.state.guided.x);
   check_finite(generation.latents);
+  for (std::size_t image = 0; std::cmp_less(image, request.images); ++image)
+    generation.texts.push_back(png_text(bundle, request.asked, image));
 }
 
 void check_finite(const Tensor& latents) {

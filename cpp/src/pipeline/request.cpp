@@ -224,6 +224,9 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   require_graphs(bundle, given, problems);
   validate_inputs(bundle, given, problems);
   GenerateOptions options = with_defaults(bundle, given);
+  request.asked = options;
+  for (auto* picture : {&request.asked.image, &request.asked.ma_tokens})
+    if (*picture) picture->emplace();
   const bool sized = set_size(request, bundle, options, problems);
   const bool counted = set_images(request, bundle, options, problems);
   const std::optional<Guidance> guidance = guidance_of(options, problems);

@@ -23,6 +23,8 @@ struct ClassLabel {
 };
 
 struct Request {
+  GenerateOptions asked;  // with the bundle's defaults, and without the pixels of its pictures
+
   // What to draw. Prompt texts still have to be encoded.
   std::variant<PromptTexts, ClassLabel, PromptEmbeddings> condition;
   float distilled_guidance = 0;
