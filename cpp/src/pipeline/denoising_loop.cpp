@@ -33,7 +33,7 @@ LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
   const Stopwatch since_added;
   Stopwatch watch;
   Generation generation;
-  pipeline_.check_files();
+  pipeline_.check_usable();
   auto loading = pipeline_.load_transformer();  // while the prompt is encoded
   const PromptEmbeddings embeddings = pipeline_.encode(stream_, *request);
   generation.notes = embeddings.notes;
@@ -84,7 +84,7 @@ void DenoisingLoop::list_members() {
 std::span<LoopMember* const> DenoisingLoop::evaluate() {
   ended_.clear();
   if (members_.empty()) return ended_;
-  pipeline_.check_files();
+  pipeline_.check_usable();
   Stopwatch watch;
   const double network_before = executor_->network_seconds;
   executor_->run(states_);

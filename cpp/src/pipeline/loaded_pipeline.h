@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "bundle/files.h"
 #include "intaglio/pipeline.h"
 #include "pipeline/branch_buffers.h"
 #include "pipeline/request.h"
@@ -39,22 +38,20 @@ class Lazy {
 
 class LoadedPipeline {
  public:
-  LoadedPipeline(Bundle opened, std::shared_ptr<Backend> used)
-      : bundle(std::move(opened)), backend(std::move(used)) {}
+  static std::shared_ptr<LoadedPipeline> make(Bundle bundle, std::shared_ptr<Backend> backend);
 
   // Hashes large files in the background, beside the work that can begin without the result.
   void check_in_background(std::function<void()> check) {
     checked_ = std::async(std::launch::async, std::move(check)).share();
   }
-  // Throws InputError when a file of the bundle was overwritten since it was opened.
-  void check_files() const {
-    if (bundle.files) bundle.files->check_unchanged();
-  }
+  // Must be called before anything is loaded or runs. Throws UsageError in another process than the
+  // one that opened the pipeline, and InputError when a file of the bundle was overwritten since.
+  void check_usable() const;
   // Must be called before anything that was computed is handed out. Throws what the check in the
-  // background threw, or what check_files() throws.
+  // background threw, or what check_usable() throws.
   void wait_for_check() const {
     if (checked_.valid()) checked_.get();
-    check_files();
+    check_usable();
   }
 
   const TextStage& text() {
@@ -76,6 +73,11 @@ class LoadedPipeline {
   std::shared_ptr<Backend> backend;
 
  private:
+  static int own_process();
+  LoadedPipeline(Bundle opened, std::shared_ptr<Backend> used)
+      : bundle(std::move(opened)), backend(std::move(used)) {}
+  ~LoadedPipeline() = default;
+
   const VaeDecoder& vae_decoder() {
     return vae_decoder_.get([&] { return std::make_unique<VaeDecoder>(bundle, *backend); });
   }
@@ -83,6 +85,7 @@ class LoadedPipeline {
     return vae_encoder_.get([&] { return std::make_unique<VaeEncoder>(bundle, *backend); });
   }
 
+  const int process_ = own_process();  // that opened the pipeline
   Lazy<TextStage> text_;
   Lazy<TransformerSessions> transformer_;
   Lazy<VaeDecoder> vae_decoder_;

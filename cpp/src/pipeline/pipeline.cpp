@@ -65,7 +65,7 @@ Pipeline& Pipeline::operator=(Pipeline&&) noexcept = default;
 Pipeline::~Pipeline() = default;
 
 Pipeline::Pipeline(Bundle bundle, std::shared_ptr<Backend> backend)
-    : Pipeline(std::make_shared<LoadedPipeline>(std::move(bundle), std::move(backend))) {}
+    : Pipeline(LoadedPipeline::make(std::move(bundle), std::move(backend))) {}
 
 Pipeline Pipeline::open(const std::filesystem::path& bundle, const BackendOptions& backend) {
   OpenedBundle opened = open_bundle(bundle);
@@ -81,7 +81,7 @@ const Backend& Pipeline::backend() const { return *loaded_->backend; }
 PromptEmbeddings Pipeline::embed(const std::string& prompt,
                                  const std::optional<std::string>& negative_prompt) const {
   check_encoders(loaded_->bundle);
-  loaded_->check_files();
+  loaded_->check_usable();
   const auto stream = backend().make_stream();
   PromptEmbeddings embeddings;
   embeddings.positive = loaded_->text().encode(*stream, prompt, "prompt", embeddings.notes);
