@@ -47,7 +47,7 @@ void bind_backend(py::module_& module) {
       });
   module.def("device_names", &device_names, "Return what BackendOptions.device may be.");
   module.def("make_backend", &make_backend, py::arg("options"), py::arg("bundle"),
-             py::call_guard<py::gil_scoped_release>(),
+             py::call_guard<ReleasedGil>(),
              "Return what runs this bundle's graphs. Raises UsageError for an unknown device, and "
              "UnavailableError when the device or its library is missing.");
 }

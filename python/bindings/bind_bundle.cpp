@@ -98,7 +98,7 @@ void bind_bundle(py::module_& module) {
   py::class_<Bundle>(module, "Bundle",
                      "The folder that `intaglio export` writes and the runtime reads.")
       .def_static(
-          "open", &Bundle::open, py::arg("folder"), py::call_guard<py::gil_scoped_release>(),
+          "open", &Bundle::open, py::arg("folder"), py::call_guard<ReleasedGil>(),
           "Read bundle.json and check it, and the size and SHA-256 of every file that it lists.\n\n"
           "Raises InputError, naming the file, if one is missing, truncated, tampered with or "
           "outside the folder, or if the schema is newer than this version.")

@@ -84,14 +84,14 @@ void bind_embedding(py::module_& module) {
            "Masks "
            "of int64\nor bool are converted.");
   type.def_static("load", &load_prompt_embeds, py::arg("path"),
-                  py::call_guard<py::gil_scoped_release>(),
+                  py::call_guard<ReleasedGil>(),
                   "Read safetensors of F32, F16, BF16, I64 or BOOL under these names, or "
                   "prompt_embeds_mask for the\nmask, as diffusers calls that of Qwen-Image. Raises "
                   "InputError naming the file.");
   type.def(
       "save",
       [](const PromptEmbeddings& embeddings, const std::filesystem::path& path) {
-        const py::gil_scoped_release release;
+        const ReleasedGil release;
         save_prompt_embeds(path, embeddings);
       },
       py::arg("path"), "Write safetensors of F32 under a temporary name, then rename it.");

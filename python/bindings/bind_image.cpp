@@ -78,9 +78,9 @@ void bind_image(py::module_& module) {
              "Convert an image to [1, 3, H, W] float32 in [-1, 1].");
   module.def(
       "write_png", &write_png, py::arg("path"), py::arg("image"), py::arg("text") = TextEntries{},
-      py::call_guard<py::gil_scoped_release>(),
+      py::call_guard<ReleasedGil>(),
       "`text` becomes the file's text chunks. Written under a temporary name, then renamed.");
-  module.def("read_png", &read_png, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+  module.def("read_png", &read_png, py::arg("path"), py::call_guard<ReleasedGil>(),
              "Read any PNG as 8-bit RGB, turned as the orientation in its EXIF says. Transparent "
              "parts are drawn over black, and 16 bits are scaled to 8. Raises InputError naming "
              "the file.");

@@ -132,7 +132,7 @@ void bind_options(py::module_& module) {
       "validate",
       [](const Bundle& bundle, const py::dict& options) {
         const GenerateOptions read = options_from(options);
-        const py::gil_scoped_release release;
+        const ReleasedGil release;
         return validate(bundle, read);
       },
       py::arg("bundle"), py::arg("options"),

@@ -29,7 +29,7 @@ class StepGuard {
 std::vector<Image> preview(const Step& step) {
   if (!step.preview)
     throw UsageError("preview() works only inside the step callback that got this step");
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return step.preview();
 }
 
@@ -44,12 +44,12 @@ Tensor observed(const Step& step, std::function<Tensor(int)> Step::* output, int
     throw UsageError(
         "hidden_states() and gate() work only inside the step callback that got this step");
   }
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return (step.*output)(block);
 }
 
 bool call(const py::object& on_step, const Step& step) {
-  const py::gil_scoped_acquire gil;
+  const HeldGil gil;
   // Ctrl-C only sets a flag while C++ runs; this raises KeyboardInterrupt from it.
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   if (on_step.is_none()) return true;
@@ -62,7 +62,7 @@ bool call(const py::object& on_step, const Step& step) {
 Generation generate(const Pipeline& pipeline, const py::object& on_step,
                     const py::kwargs& keywords) {
   const GenerateOptions options = options_from(keywords);
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return pipeline.generate(options, [&](const Step& step) { return call(on_step, step); });
 }
 
@@ -148,7 +148,7 @@ void bind_pipeline(py::module_& module) {
       .def_static(
           "open", &Pipeline::open, py::arg("bundle"),
           py::arg_v("backend", BackendOptions{}, "BackendOptions()"),
-          py::call_guard<py::gil_scoped_release>(),
+          py::call_guard<ReleasedGil>(),
           "Open a bundle. Raises InputError for the bundle and UnavailableError for the device.")
       .def_property_readonly("bundle", &Pipeline::bundle,
                              py::return_value_policy::reference_internal)
@@ -165,7 +165,7 @@ void bind_pipeline(py::module_& module) {
             const std::string text = utf8_of(prompt);
             std::optional<std::string> negative;
             if (negative_prompt) negative = utf8_of(*negative_prompt);
-            const py::gil_scoped_release release;
+            const ReleasedGil release;
             return pipeline.embed(text, negative);
           },
           py::arg("prompt"), py::arg("negative_prompt") = py::none(),

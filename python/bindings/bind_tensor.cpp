@@ -40,11 +40,11 @@ void require_float32(const Tensor& tensor, const char* argument) {
 }
 
 void bind_tensor(py::module_& module) {
-  module.def("load_npy", &load_npy, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+  module.def("load_npy", &load_npy, py::arg("path"), py::call_guard<ReleasedGil>(),
              "Load a .npy file of float32 or float64 in C order, as float32.\n\n"
              "Raises InputError naming the file when it is missing, truncated or of another kind.");
   module.def("save_npy", &save_npy, py::arg("path"), py::arg("tensor"),
-             py::call_guard<py::gil_scoped_release>(),
+             py::call_guard<ReleasedGil>(),
              "Write the file under a temporary name, then rename it.");
 }
 

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include "gil.h"
 #include "intaglio/image.h"
 #include "intaglio/tensor.h"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,7 @@ batch.add(prompt="boot", steps=4)
 drawn = opened.generate("boot", steps=2)
 child(refused)
 child(draws)
-child(lambda: globals().clear())
+child(lambda: [globals().pop(name) for name in ("opened", "batch", "last", "drawn")])
 np.testing.assert_array_equal(opened.generate("boot", steps=2).latents, drawn.latents)
 """
 
@@ -66,6 +65,6 @@ def test_a_forked_process_is_told_to_open_the_pipeline_itself(
 ) -> None:
     """A process that was forked with a pipeline open gets an error that says what to do, can open
     its own, and ends with the code that it chose: it neither hangs nor is aborted."""
-    words = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(forked_bundle), used]
+    words = [sys.executable, "-c", SCRIPT, str(forked_bundle), used]
     done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stderr) == (0, "")

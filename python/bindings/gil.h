@@ -1,0 +1,63 @@
+// Python's global interpreter lock (GIL), around work that does not need Python.
+#pragma once
+
+#include <Python.h>
+#include <cxxabi.h>
+#include <unistd.h>
+
+#include <atomic>
+
+namespace intaglio::python {
+
+// Set when the interpreter has ended, after which none of its functions may be called.
+inline std::atomic<bool> interpreter_ended = false;
+
+[[noreturn]] inline void stop_thread() {
+  while (true) ::pause();
+}
+
+// Calls `take`, which takes the GIL. In a process that ends, Python 3.13 and older end a thread that
+// asks for it by unwinding its stack, which aborts the process where a destructor asks. Here the
+// thread stops instead, as in Python 3.14.
+template <typename Take>
+auto take_gil(const Take& take) {
+  if (interpreter_ended) stop_thread();
+  try {
+    return take();
+  } catch (const abi::__forced_unwind&) {
+    stop_thread();  // leaving this handler would end the process
+  }
+}
+
+// Has to be called once by each module that uses this file.
+inline void watch_interpreter() {
+  Py_AtExit([] { interpreter_ended = true; });
+}
+
+// Gives the GIL back while it exists.
+class ReleasedGil {
+ public:
+  ReleasedGil() : state_(PyEval_SaveThread()) {}
+  ReleasedGil(const ReleasedGil&) = delete;
+  ReleasedGil& operator=(const ReleasedGil&) = delete;
+  ~ReleasedGil() {
+    take_gil([this] { PyEval_RestoreThread(state_); });
+  }
+
+ private:
+  PyThreadState* state_;
+};
+
+// Holds the GIL while it exists, in any thread.
+class HeldGil {
+ public:
+  HeldGil() : state_(take_gil([] { return PyGILState_Ensure(); })) {}
+  HeldGil(const HeldGil&) = delete;
+  HeldGil& operator=(const HeldGil&) = delete;
+  ~HeldGil() { PyGILState_Release(state_); }
+
+ private:
+  PyGILState_STATE state_;
+};
+
+}  // namespace intaglio::python
