@@ -124,7 +124,7 @@ void write_outputs(const Flags& flags, const Pipeline& pipeline, const Drawn& dr
   for (std::size_t i = 0; i < generation.images.size(); ++i) {
     const fs::path path = numbered(flags.output, i, generation.images.size());
     write_png(path, generation.images[i], generation.texts[i]);
-    std::cout << path.string() << '\n';
+    print_written(path);
   }
   if (!flags.latents_out.empty()) save_npy(flags.latents_out, generation.latents);
   if (flags.report.empty()) return;
