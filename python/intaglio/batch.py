@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from intaglio import _core
-from intaglio.pipeline import Generation, Pipeline, core_options
+from intaglio.pipeline import Generation, Pipeline, core_options, warn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,14 +46,16 @@ class BatchStep:
         """Decode the images and return what `generate` would have returned.
 
         `loop` is empty, `base_rows` and `forked_rows` are the member's own, and the timings denoise
-        and network are those of the evaluations that the member took part in. A prompt that was
-        truncated causes a warning.
+        and network are those of the evaluations that the member took part in. Each of its
+        notes is also a warning.
 
         Raises:
             UsageError: the member has steps left.
             Error: `error`, if there is one.
         """
-        return Generation.of(self._core.finish())
+        result = self._core.finish()
+        warn(result.notes)
+        return Generation.of(result)
 
     def __repr__(self) -> str:
         state = f", {self.error!r}" if self.error else ", done" if self.done else ""

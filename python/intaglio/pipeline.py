@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -30,8 +31,20 @@ Window = tuple[float, float]
 # The attributes of the core's Generation that are taken over unchanged.
 _SAME = (
     "images", "latents", "timings", "step_seconds", "base_rows", "forked_rows", "loop",
-    "unconditional_steps", "degraded_steps",
+    "unconditional_steps", "degraded_steps", "notes",
 )  # fmt: skip
+
+
+def warn(notes: list[str]) -> None:
+    """Warn of each note where the caller's caller called."""
+    frame = sys._getframe(2)
+    for note in notes:
+        # With a registry of its own each warning is shown. Python's default filter would show the
+        # same sentence only once for each line of the caller.
+        warnings.warn_explicit(
+            note, UserWarning, frame.f_code.co_filename, frame.f_lineno,
+            module=frame.f_globals.get("__name__"), registry={},
+        )  # fmt: skip
 
 
 def core_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -74,6 +87,8 @@ class Generation:
         unconditional_steps: the steps that ran D_0.
         degraded_steps: the steps that ran D_m.
         texts: the text entries for each image's PNG, which `save` writes.
+        notes: what was also warned of: prompts that were cut, and guidance that was asked for but
+            that no step uses.
     """
 
     images: list[Image]
@@ -86,12 +101,11 @@ class Generation:
     unconditional_steps: list[int]
     degraded_steps: list[int]
     texts: list[dict[str, str]]
+    notes: list[str]
 
     @classmethod
     def of(cls, result: _core.Generation) -> Generation:
-        """Convert the core's result, and warn the caller's caller of its notes."""
-        for note in result.notes:
-            warnings.warn(note, stacklevel=3)
+        """Convert the core's result."""
         same = {name: getattr(result, name) for name in _SAME}
         return cls(texts=[dict(entries) for entries in result.texts], **same)
 
@@ -212,8 +226,7 @@ class Pipeline:
             InputError: a prompt has lone surrogates.
         """
         embeds = self._core.embed(prompt, negative_prompt)
-        for note in embeds.notes:
-            warnings.warn(note, stacklevel=2)
+        warn(embeds.notes)
         return embeds
 
     def generate(
@@ -300,6 +313,7 @@ class Pipeline:
         options = {k: v for k, v in locals().items() if k not in {"self", "on_step", "progress"}}
         with progress_bar(on_step) if progress else nullcontext(on_step) as report:
             result = self._core.generate(report, **core_options(options))
+        warn(result.notes)
         return Generation.of(result)
 
     def __repr__(self) -> str:

@@ -37,6 +37,7 @@ LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
   auto loading = pipeline_.load_transformer();  // while the prompt is encoded
   const PromptEmbeddings embeddings = pipeline_.encode(stream_, *request);
   generation.notes = embeddings.notes;
+  generation.notes.insert(generation.notes.end(), request->notes.begin(), request->notes.end());
   generation.timings.text = watch.lap();
   if (loading.valid()) loading.get();
   const Bundle& bundle = pipeline_.bundle;

@@ -8,6 +8,7 @@
 #include "intaglio/options.h"
 #include "pipeline/problems.h"
 #include "pipeline/token_mask.h"
+#include "pipeline/unused_guidance.h"
 #include "pipeline/validate_inputs.h"
 
 namespace intaglio {
@@ -232,7 +233,10 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   const std::optional<Guidance> guidance = guidance_of(options, problems);
   if (sized && counted) set_latents(request, options, problems);
   if (sized) set_schedule(request, bundle, options, problems);
-  if (guidance && !request.plan.empty()) set_weights(request, *guidance);
+  if (guidance && !request.plan.empty()) {
+    set_weights(request, *guidance);
+    request.notes = unused_guidance(given, request);
+  }
   if (options.prompt_embeds && bundle.prompt) {
     collect(problems, "prompt_embeds",
             [&] { check_embeddings(bundle, *options.prompt_embeds, request.unconditional); });
