@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 import intaglio
+from tests import bundles
+from tests.families.parts import MAX_LENGTH
 from tests.python.conftest import PROMPT
 
 CFG, DG = "no step has CFG", "no step has Detail Guidance"
@@ -88,3 +91,41 @@ def test_nothing_is_said_of_guidance_that_is_used_or_off(
     forked: intaglio.Pipeline, options: dict[str, Any]
 ) -> None:
     assert said(forked, options)[1] == []
+
+
+def end_after(name: str, words: list[str]) -> list[str]:
+    """Return the words that transformers' tokenizer leaves out, or leaves out in part."""
+    tokenizer = AutoTokenizer.from_pretrained(bundles.source("sd3") / name)
+    kept = range(len(words) + 1)
+    ids = [tokenizer(" ".join(words[:count])).input_ids for count in kept]
+    return words[max(count for count in kept if len(ids[count]) <= MAX_LENGTH) :]
+
+
+@pytest.mark.reported("smthemex/ComfyUI_StoryDiffusion#69", "bghira/SimpleTuner#760")
+def test_each_cut_prompt_is_said_with_what_is_cut(forked: intaglio.Pipeline) -> None:
+    """Each prompt that is too long causes a warning with its words that are not read, also a
+    second time from the same line."""
+    long = [["A", "Dress,"] * 12, ["the", "coat's", "sleeves"] * 9, ["boot"] * 40, ["boot"] * 40]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for words in long:
+            generation = forked.generate(" ".join(words), steps=1)
+            assert [note for note in generation.notes if "more tokens" in note]
+    notes = [str(warning.message) for warning in caught if "more tokens" in str(warning.message)]
+    expected = [
+        f"the prompt has more tokens than {encoder} reads ({MAX_LENGTH}): its end is ignored, "
+        f'"{" ".join(end_after(name, words))}"'
+        for words in long
+        for encoder, name in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+    ]
+    assert notes == expected
+
+
+def test_what_is_cut_of_a_text_without_spaces(forked: intaglio.Pipeline) -> None:
+    text = "".join(chr(0x4E00 + i) for i in range(100))
+    notes = forked.embed(text).notes
+    for note in notes:
+        cut = note.split('"')[1].removesuffix("...")
+        assert cut in text
+        assert len(cut) < 90
+    assert notes
