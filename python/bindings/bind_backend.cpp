@@ -2,6 +2,7 @@
 #include "casters.h"
 #include "intaglio/backend.h"
 #include "intaglio/bundle.h"
+#include "pickled.h"
 
 namespace intaglio::python {
 
@@ -39,6 +40,8 @@ void bind_backend(py::module_& module) {
       .def_readonly("allocations", &StreamCounts::allocations)
       .def_readonly("copies", &StreamCounts::copies)
       .def_readonly("copied_bytes", &StreamCounts::copied_bytes)
+      .def(pickled<StreamCounts>(&StreamCounts::allocations, &StreamCounts::copies,
+                                 &StreamCounts::copied_bytes))
       .def("__repr__", [](const py::object& self) {
         return py::str(
                    "StreamCounts(allocations={0.allocations}, copies={0.copies}, "

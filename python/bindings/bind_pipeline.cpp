@@ -3,6 +3,7 @@
 #include "intaglio/error.h"
 #include "intaglio/pipeline.h"
 #include "options.h"
+#include "pickled.h"
 #include "text.h"
 
 namespace intaglio::python {
@@ -114,6 +115,8 @@ void bind_generation(py::module_& module) {
                     "have been given to it")
       .def_readonly("vae", &Timings::vae)
       .def_readonly("total", &Timings::total)
+      .def(pickled<Timings>(&Timings::text, &Timings::denoise, &Timings::network, &Timings::vae,
+                            &Timings::total))
       .def("__repr__", [](const py::object& self) {
         return py::str(
                    "Timings(text={0.text:.3f}, denoise={0.denoise:.3f}, "

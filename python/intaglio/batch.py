@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from intaglio import _core
 from intaglio.pipeline import Generation, Pipeline, core_options, warn
@@ -123,6 +123,12 @@ class Batch:
     def images(self) -> int:
         """The number of images of all members."""
         return self._core.images
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Batch has threads and open files and cannot be pickled or copied: make it in the"
+            " worker"
+        )
 
     def __repr__(self) -> str:
         return f"<Batch of {self._bundle.name}: {len(self)} requests, {self.images} images>"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from intaglio import _core
 from intaglio.onnxruntime_library import onnxruntime_library
@@ -315,6 +315,12 @@ class Pipeline:
             result = self._core.generate(report, **core_options(options))
         warn(result.notes)
         return Generation.of(result)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Pipeline has threads and open files and cannot be pickled or copied: open it in the"
+            " worker"
+        )
 
     def __repr__(self) -> str:
         found = self.bundle.massive_activations
