@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdio>
 #include <initializer_list>
 #include <iostream>
@@ -34,6 +35,7 @@ struct Flags {
   GenerateOptions options;
   fs::path output = "image.png";
   fs::path image, ma_tokens, prompt_embeds, latents_in, latents_out, report;
+  bool no_metadata = false;
 };
 
 void read_inputs(Flags& flags) {
@@ -44,13 +46,19 @@ void read_inputs(Flags& flags) {
   if (!flags.latents_in.empty()) flags.options.latents = load_npy(flags.latents_in);
 }
 
+// Every image is a PNG, which its name must not deny. Devices and pipes have any name.
+void check_ending(const fs::path& output) {
+  std::string ending = output.extension().string();
+  std::ranges::transform(ending, ending.begin(), [](unsigned char c) { return std::tolower(c); });
+  std::error_code error;
+  if (ending.empty() || ending == ".png" || is_device_or_pipe(fs::status(output, error))) return;
+  throw UsageError("--output " + output.string() +
+                   ": images are written as PNG; end the name in .png");
+}
+
 void check_outputs(const Flags& flags) {
   if (flags.output.empty()) throw UsageError("--output is empty: give the image a name");
-  for (const char* other : {".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"}) {
-    if (flags.output.extension() == other)
-      throw UsageError("--output " + flags.output.string() +
-                       ": images are written as PNG; end the name in .png");
-  }
+  check_ending(flags.output);
   // A larger batch fits no machine and is refused later, so only this many paths are checked.
   constexpr std::size_t max_checked = 1000;
   const auto count =
@@ -123,7 +131,8 @@ void write_outputs(const Flags& flags, const Pipeline& pipeline, const Drawn& dr
   const Generation& generation = drawn.generation;
   for (std::size_t i = 0; i < generation.images.size(); ++i) {
     const fs::path path = numbered(flags.output, i, generation.images.size());
-    write_png(path, generation.images[i], generation.texts[i]);
+    write_png(path, generation.images[i],
+              flags.no_metadata ? TextEntries{} : generation.texts[i]);
     print_written(path);
   }
   if (!flags.latents_out.empty()) save_npy(flags.latents_out, generation.latents);
@@ -176,6 +185,10 @@ class GroupedFlags {
     }
   }
 
+  void add_switch(const char* flag, bool& value, const char* help) {
+    command_.add_flag(flag, value, help)->group(group_);
+  }
+
   void add_path(const char* flag, fs::path& path, const char* type, const char* help) {
     command_.add_option(flag, path, help)->type_name(type)->group(group_);
   }
@@ -217,6 +230,8 @@ void add_output_flags(GroupedFlags& grouped, Flags& flags) {
   grouped.add_path("-o,--output", flags.output, "OUT.png",
                    "image file; several images are written to OUT-0.png, OUT-1.png, ... "
                    "[image.png]");
+  grouped.add_switch("--no-metadata", flags.no_metadata,
+                     "write the images without the prompt and the options");
   grouped.add_path("--latents-out", flags.latents_out, "FILE.npy", "also write the final latents");
   grouped.add_path("--report", flags.report, "FILE.json",
                    "also write the options, timings and counts of the run");

@@ -1,6 +1,7 @@
 #include "bindings.h"
 #include "casters.h"
 #include "intaglio/error.h"
+#include "intaglio/file.h"
 #include "intaglio/image.h"
 
 namespace intaglio::python {
@@ -80,6 +81,15 @@ void bind_image(py::module_& module) {
       "write_png", &write_png, py::arg("path"), py::arg("image"), py::arg("text") = TextEntries{},
       py::call_guard<ReleasedGil>(),
       "`text` becomes the file's text chunks. Written under a temporary name, then renamed.");
+  module.def(
+      "write_file",
+      [](const std::filesystem::path& path, const py::bytes& content) {
+        const auto bytes = static_cast<std::string>(content);
+        const ReleasedGil release;
+        write_file(path, bytes);
+      },
+      py::arg("path"), py::arg("content"),
+      "Write a file as write_png does. Raises InputError naming the file.");
   module.def("read_png", &read_png, py::arg("path"), py::call_guard<ReleasedGil>(),
              "Read any PNG as 8-bit RGB, turned as the orientation in its EXIF says. Transparent "
              "parts are drawn over black, and 16 bits are scaled to 8. Raises InputError naming "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from intaglio import _core
+from intaglio.image_file import check_ending, write_image
 from intaglio.onnxruntime_library import onnxruntime_library
 from intaglio.progress import OnStep, progress_bar
 
@@ -109,19 +110,25 @@ class Generation:
         same = {name: getattr(result, name) for name in _SAME}
         return cls(texts=[dict(entries) for entries in result.texts], **same)
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Write the images as PNG with their options inside, as `intaglio generate -o` does.
+    def save(self, path: str | os.PathLike[str], *, metadata: bool = True) -> list[Path]:
+        """Write the images with `texts` inside, unless `metadata` is False.
 
-        One image goes to `path` itself; several become NAME-0.png, NAME-1.png, ... Returns the
-        paths. Raises InputError if a file cannot be written.
+        The ending of the name says how: .png as `intaglio generate -o` does, .jpg, .jpeg or .webp
+        with the texts in EXIF. One image goes to `path` itself; several become NAME-0.png,
+        NAME-1.png, ... Returns the paths.
+
+        Raises:
+            UsageError: the name has another ending.
+            InputError: a file cannot be written.
         """
         target = Path(path)
+        check_ending(target)
         paths = [target]
         if len(self.images) > 1:
             names = (f"{target.stem}-{i}{target.suffix}" for i in range(len(self.images)))
             paths = [target.with_name(name) for name in names]
         for one, image, text in zip(paths, self.images, self.texts, strict=True):
-            _core.write_png(one, image, list(text.items()))
+            write_image(one, image, text if metadata else {})
         return paths
 
     def __repr__(self) -> str:

@@ -122,7 +122,9 @@ def test_a_mounted_file_that_is_read_only_is_refused_before_drawing(
     real = tmp_path / "real"
     real.touch()
     (command.folder / "a.png").touch()
-    mount = f'mount --bind {real} "$0/a.png" && mount -o remount,bind,ro "$0/a.png"; cd "$0" && "$@"'
+    mount = (
+        f'mount --bind {real} "$0/a.png" && mount -o remount,bind,ro "$0/a.png"; cd "$0" && "$@"'
+    )
     flags = ["--prompt", PROMPT, "--steps", 10000, "-o", "a.png"]
     line = command.line("generate", forked_bundle, *flags)
     space = with_mounts(mount, command.folder)

@@ -56,9 +56,7 @@ np.testing.assert_array_equal(opened.generate("boot", steps=2).latents, drawn.la
 """
 
 
-@pytest.mark.reported(
-    "microsoft/onnxruntime#31961", "benoitc/gunicorn#2478", "dmlc/xgboost#8040"
-)
+@pytest.mark.reported("microsoft/onnxruntime#31961", "benoitc/gunicorn#2478", "dmlc/xgboost#8040")
 @pytest.mark.parametrize("used", ["used", "unused"])
 def test_a_forked_process_is_told_to_open_the_pipeline_itself(
     forked_bundle: Path, used: str

@@ -91,7 +91,8 @@ GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options);
 // Returns the options as a JSON object with their names as keys. A ramp or window is [first, last].
 std::string to_json(const GenerateOptions& options);
 
-// Returns the text entries of an image's PNG: the options that draw the image again and, under
+// Returns the text entries of an image's PNG: the options that draw the image again, the prompt
+// and "parameters" as AUTOMATIC1111's web UI writes them, which other tools read, and, under
 // "intaglio:inputs", the kinds of inputs that are needed too but are not in the PNG (pictures,
 // latents, embeddings). `image` counts from 0 within the batch.
 TextEntries png_text(const Bundle& bundle, const GenerateOptions& options, std::size_t image);

@@ -49,6 +49,11 @@ bool encode(png_structp png, png_infop info, const Image& image, png_text* texts
 }  // namespace
 
 void write_png(const std::filesystem::path& path, const Image& image, const TextEntries& text) {
+  for (const auto& [key, value] : text) {
+    if ((key + value).find('\0') != std::string::npos)
+      throw InputError("the text " + key + " of " + path.string() +
+                       " holds a zero byte, which PNG cannot store: leave it out");
+  }
   std::string content;
   std::string message;
   png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &message, on_error, nullptr);
