@@ -18,7 +18,8 @@ void bind_backend(py::module_& module) {
            py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0,
            py::arg("onnxruntime_library") = std::filesystem::path(), py::arg("prepack") = false)
       .def_readwrite("device", &BackendOptions::device)
-      .def_readwrite("threads", &BackendOptions::threads, "0: one per logical core")
+      .def_readwrite("threads", &BackendOptions::threads,
+                     "0: one for each processor that the process may use")
       .def_readwrite("onnxruntime_library", &BackendOptions::onnxruntime_library,
                      "if empty, it is searched for")
       .def_readwrite(

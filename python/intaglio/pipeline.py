@@ -178,7 +178,8 @@ class Pipeline:
             device: where to run. This is cpu; cuda or ort-tensorrt, which are ONNX Runtime's
                 providers; or auto, which takes cuda where it works and cpu elsewhere. tensorrt-rtx
                 and tensorrt are refused, since engines can be built but not yet run.
-            threads: the number of threads; 0 means one per logical core.
+            threads: the number of threads; 0 means one for each processor that the process may
+                use, by its affinity and its container's quota.
             onnxruntime: ONNX Runtime's library. None takes the library of the Python package
                 onnxruntime, or the system's.
             prepack: whether weights of the loop's graphs, float32 or quantised, are packed for the

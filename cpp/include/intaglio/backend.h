@@ -84,7 +84,7 @@ class Session {
 
 struct BackendOptions {
   std::string device = "auto";                // one of device_names()
-  int threads = 0;                            // 0: one per logical core
+  int threads = 0;                            // 0: one for each processor that it may use
   std::filesystem::path onnxruntime_library;  // if empty, the library is searched for
   // Whether matrices of the loop's graphs, float32 or quantised, are packed for the processor when
   // they are loaded instead of in each step. Steps are then faster and the start is slower. Each

@@ -6,7 +6,6 @@
 #include <initializer_list>
 #include <set>
 #include <span>
-#include <thread>
 
 #include "backend/engine_cache.h"
 #include "backend/host_stream.h"
@@ -14,6 +13,7 @@
 #include "backend/onnxruntime_providers.h"
 #include "backend/ort_api.h"
 #include "bundle/files.h"
+#include "core/usable_cpus.h"
 #include "intaglio/bundle.h"
 #include "intaglio/error.h"
 
@@ -35,6 +35,12 @@ bool contains_any(const std::string& text, std::initializer_list<const char*> pa
   const std::string what = error.what();
   if (contains_any(what, {"allocate memory", "bad_alloc", "out of memory"}))
     throw_out_of_memory(action);
+  if (contains_any(what, {"pthread_create"})) {
+    throw UnavailableError(
+        action +
+        " needs more threads than the system allows this process: give --threads 1, or raise the "
+        "limit (ulimit -u, or the container's limit of processes)");
+  }
   if (contains_any(what, {"CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure"}))
     throw UnavailableError(action + " failed on the GPU: " + what +
                            "; use --device cpu to run without it");
@@ -155,8 +161,7 @@ class OrtSession final : public Session {
 };
 
 int thread_count(const BackendOptions& options) {
-  if (options.threads) return options.threads;
-  return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  return options.threads ? options.threads : usable_cpus();
 }
 
 // Returns the paths of the graphs that run in every step.

@@ -43,7 +43,7 @@ const TransformerSessions& LoadedPipeline::transformer() {
 
 std::future<void> LoadedPipeline::load_transformer() {
   if (transformer_.loaded()) return {};
-  return std::async(std::launch::async, [this] { transformer(); });
+  return std::async(kInBackground, [this] { transformer(); });
 }
 
 PromptEmbeddings LoadedPipeline::encode(Stream& stream, const Request& request) {

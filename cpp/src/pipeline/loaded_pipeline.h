@@ -36,13 +36,17 @@ class Lazy {
   std::unique_ptr<T> value_;
 };
 
+// Where the system gives no more threads, the work is done when its result is asked for.
+inline constexpr auto kInBackground = std::launch::async | std::launch::deferred;
+
 class LoadedPipeline {
  public:
   static std::shared_ptr<LoadedPipeline> make(Bundle bundle, std::shared_ptr<Backend> backend);
 
   // Hashes large files in the background, beside the work that can begin without the result.
-  void check_in_background(std::function<void()> check) {
-    checked_ = std::async(std::launch::async, std::move(check)).share();
+  void check_in_background(const std::function<void()>& check) {
+    // A copy, since libstdc++ would have moved the function away when it finds no thread for it.
+    checked_ = std::async(kInBackground, check).share();
   }
   // Must be called before anything is loaded or runs. Throws UsageError in another process than the
   // one that opened the pipeline, and InputError when a file of the bundle was overwritten since.

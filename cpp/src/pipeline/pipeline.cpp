@@ -71,7 +71,7 @@ Pipeline Pipeline::open(const std::filesystem::path& bundle, const BackendOption
   OpenedBundle opened = open_bundle(bundle);
   auto used = make_backend(backend, opened.bundle);
   Pipeline pipeline(std::move(opened.bundle), std::move(used));
-  pipeline.loaded_->check_in_background(std::move(opened.check_large_files));
+  pipeline.loaded_->check_in_background(opened.check_large_files);
   return pipeline;
 }
 
