@@ -53,6 +53,8 @@ std::string hint(const std::string& option, py::handle value) {
   const bool list = py::isinstance<py::list>(value) || py::isinstance<py::tuple>(value);
   if (list && (option == "prompt" || option == "negative_prompt"))
     return ": call generate() once for each text, or add each to a Batch";
+  if (option == "seeds" && PyLong_Check(value.ptr()))
+    return ": give a number from 0 to 2**64 - 1, for a random one random.getrandbits(64)";
   return {};
 }
 

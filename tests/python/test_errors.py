@@ -47,7 +47,7 @@ USAGE: dict[str, tuple[dict[str, Any], str]] = {
     "steps fraction": ({"steps": 2.5}, "steps takes N"),
     "batch 0": ({"batch": 0}, "batch"),
     "seeds empty": ({"seeds": []}, "seeds"),
-    "seed negative": ({"seeds": -1}, "seeds takes"),
+    "seed negative": ({"seeds": -1}, r"not -1: give a number from 0 .* random\.getrandbits"),
     "seeds and batch": ({"seeds": [1, 2], "batch": 3}, "batch"),
     "height odd": ({"height": 31}, "height 31"),
     "width huge": ({"width": 1 << 20}, "width"),
