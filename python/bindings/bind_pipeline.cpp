@@ -1,4 +1,5 @@
 #include "bindings.h"
+#include "call_python.h"
 #include "casters.h"
 #include "intaglio/error.h"
 #include "intaglio/pipeline.h"
@@ -56,7 +57,8 @@ bool call(const py::object& on_step, const Step& step) {
   if (on_step.is_none()) return true;
   py::object shown = py::cast(step, py::return_value_policy::copy);
   const StepGuard guard(shown.cast<Step&>());
-  const py::object answer = on_step(shown);
+  const py::object answer =
+      call_python([&] { return PyObject_CallOneArg(on_step.ptr(), shown.ptr()); });
   return answer.is_none() || py::bool_(answer);
 }
 
@@ -150,8 +152,7 @@ void bind_pipeline(py::module_& module) {
       "From a bundle and a prompt to images; `intaglio.Pipeline` is the typed front end.")
       .def_static(
           "open", &Pipeline::open, py::arg("bundle"),
-          py::arg_v("backend", BackendOptions{}, "BackendOptions()"),
-          py::call_guard<ReleasedGil>(),
+          py::arg_v("backend", BackendOptions{}, "BackendOptions()"), py::call_guard<ReleasedGil>(),
           "Open a bundle. Raises InputError for the bundle and UnavailableError for the device.")
       .def_property_readonly("bundle", &Pipeline::bundle,
                              py::return_value_policy::reference_internal)

@@ -16,14 +16,16 @@ inline std::atomic<bool> interpreter_ended = false;
   while (true) ::pause();
 }
 
-// Calls `take`, which takes the GIL. In a process that ends, Python 3.13 and older end a thread that
-// asks for it by unwinding its stack, which aborts the process where a destructor asks. Here the
-// thread stops instead, as in Python 3.14.
-template <typename Take>
-auto take_gil(const Take& take) {
+// Calls `function`, which takes the GIL or runs Python code, which takes it from time to time. In a
+// process that ends, Python 3.13 and older end a thread that asks for the GIL by unwinding its
+// stack. Destructors of C++ do not survive that: they would abort the process, or drop references
+// without the GIL. Here the thread stops instead, as in Python 3.14. So `function` must own
+// nothing.
+template <typename Function>
+auto or_stop_thread(const Function& function) {
   if (interpreter_ended) stop_thread();
   try {
-    return take();
+    return function();
   } catch (const abi::__forced_unwind&) {
     stop_thread();  // leaving this handler would end the process
   }
@@ -41,7 +43,7 @@ class ReleasedGil {
   ReleasedGil(const ReleasedGil&) = delete;
   ReleasedGil& operator=(const ReleasedGil&) = delete;
   ~ReleasedGil() {
-    take_gil([this] { PyEval_RestoreThread(state_); });
+    or_stop_thread([this] { PyEval_RestoreThread(state_); });
   }
 
  private:
@@ -51,7 +53,7 @@ class ReleasedGil {
 // Holds the GIL while it exists, in any thread.
 class HeldGil {
  public:
-  HeldGil() : state_(take_gil([] { return PyGILState_Ensure(); })) {}
+  HeldGil() : state_(or_stop_thread([] { return PyGILState_Ensure(); })) {}
   HeldGil(const HeldGil&) = delete;
   HeldGil& operator=(const HeldGil&) = delete;
   ~HeldGil() { PyGILState_Release(state_); }
