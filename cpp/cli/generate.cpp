@@ -3,13 +3,11 @@
 #include <algorithm>
 #include <cctype>
 #include <cstdio>
-#include <initializer_list>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
-#include <string_view>
 
 #include "cli/commands.h"
 #include "cli/console.h"
@@ -131,8 +129,7 @@ void write_outputs(const Flags& flags, const Pipeline& pipeline, const Drawn& dr
   const Generation& generation = drawn.generation;
   for (std::size_t i = 0; i < generation.images.size(); ++i) {
     const fs::path path = numbered(flags.output, i, generation.images.size());
-    write_png(path, generation.images[i],
-              flags.no_metadata ? TextEntries{} : generation.texts[i]);
+    write_png(path, generation.images[i], flags.no_metadata ? TextEntries{} : generation.texts[i]);
     print_written(path);
   }
   if (!flags.latents_out.empty()) save_npy(flags.latents_out, generation.latents);
@@ -174,15 +171,14 @@ class GroupedFlags {
 
   void begin_group(const char* title) { group_ = title; }
 
-  // Adds options of GenerateOptions by their names.
-  void add(std::initializer_list<std::string_view> names) {
-    for (const std::string_view name : names) {
-      visit_options(options_, [&](const OptionInfo& info, auto& value) {
-        if (info.name != name) return;
-        const std::string help = info.help + shown_default(defaults_, info.name);
-        add_flag(command_, flags_of(info), value, info.value, help)->group(group_);
-      });
-    }
+  // Begins a group with its options of GenerateOptions.
+  void begin_group(const char* title, OptionGroup group) {
+    begin_group(title);
+    visit_options(options_, [&](const OptionInfo& info, auto& value) {
+      if (info.group != group) return;
+      const std::string help = info.help + shown_default(defaults_, info.name);
+      add_flag(command_, flags_of(info), value, info.value, help)->group(group_);
+    });
   }
 
   void add_switch(const char* flag, bool& value, const char* help) {
@@ -201,25 +197,18 @@ class GroupedFlags {
 };
 
 void add_input_flags(GroupedFlags& grouped, Flags& flags) {
-  grouped.begin_group("What to draw");
-  grouped.add({"prompt", "negative_prompt", "class_label"});
+  grouped.begin_group("What to draw", OptionGroup::drawn);
   grouped.add_path("--prompt-embeds", flags.prompt_embeds, "FILE.safetensors",
                    "embeddings that `intaglio embed` wrote, in place of --prompt");
-  grouped.begin_group("Images");
-  grouped.add({"seeds", "batch", "height", "width"});
-  grouped.begin_group("Sampling");
-  grouped.add({"steps", "scheduler", "vae_tile"});
-  grouped.begin_group("Guidance");
-  grouped.add({"cfg_scale", "cfg_window", "distilled_guidance", "dg_scale", "dg_window", "ma_keep",
-               "ma_channels"});
+  grouped.begin_group("Images", OptionGroup::images);
+  grouped.begin_group("Sampling", OptionGroup::sampling);
+  grouped.begin_group("Guidance", OptionGroup::guidance);
   grouped.add_path("--ma-tokens", flags.ma_tokens, "MASK.png",
                    "grey picture that limits Detail Guidance: white parts get all of it, black "
                    "parts none");
-  grouped.begin_group("Faster guidance");
-  grouped.add({"reuse_interval", "reuse_window"});
-  grouped.begin_group("Start from a picture or from latents");
+  grouped.begin_group("Faster guidance", OptionGroup::reuse);
+  grouped.begin_group("Start from a picture or from latents", OptionGroup::start);
   grouped.add_path("--image", flags.image, "FILE.png", "picture to start from instead of noise");
-  grouped.add({"strength"});
   grouped.add_path("--latents-in", flags.latents_in, "FILE.npy",
                    "initial latents instead of seeded noise, as --latents-out writes them: "
                    "(N, C, h, w), or (N, tokens, C*p*p) for a model with packed latents");
