@@ -172,43 +172,38 @@ std::set<std::string> loop_graphs(const Bundle& bundle) {
   return paths;
 }
 
-// Opens a session on `file`, which is a graph of the bundle. The graph and its weights are given to
-// ONNX Runtime as memory, so that it opens no file by its path.
-std::unique_ptr<Session> open_session(const Bundle& bundle, const std::string& file,
-                                      const Graph& graph, Ort::SessionOptions& options,
-                                      bool copies_inputs) {
-  const std::shared_ptr<const BundleFiles> files = bundle.files;
+// Opens a session on a graph and its weights as memory. ONNX Runtime copies the weights then.
+std::shared_ptr<Ort::Session> open_from_memory(const BundleFiles& files, const std::string& file,
+                                               Ort::SessionOptions& options) {
   std::vector<std::string> names;
   std::vector<char*> weights;
   std::vector<std::size_t> bytes;
-  for (const auto& [name, content] : files->weights(file)) {
-    names.push_back(name);
+  for (const std::string& name : files.weights(file)) {
+    const std::span<char> content = files.map(name);
+    names.push_back(
+        std::filesystem::path(name).lexically_relative(std::filesystem::path(file).parent_path()));
     weights.push_back(content.data());
     bytes.push_back(content.size());
   }
   if (!names.empty()) options.AddExternalInitializersFromFilesInMemory(names, weights, bytes);
-  const std::span<char> model = files->map(file);
-  // The weights are not copied, so they have to stay mapped for as long as the session.
-  const std::shared_ptr<Ort::Session> session(
-      new Ort::Session(onnxruntime_environment(), model.data(), model.size(), options),
-      [files](Ort::Session* opened) { delete opened; });
-  return std::make_unique<OrtSession>(session, graph, copies_inputs);
+  const std::span<char> model = files.map(file);
+  return std::make_shared<Ort::Session>(onnxruntime_environment(), model.data(), model.size(),
+                                        options);
 }
 
-// The same by the file's path, for a provider that reads the weights itself.
-std::unique_ptr<Session> open_session_by_path(const Bundle& bundle, const std::string& file,
-                                              const Graph& graph,
-                                              const Ort::SessionOptions& options,
-                                              bool copies_inputs) {
-  const auto check = [&] {
-    bundle.files->check_path(file);
-    for (const auto& [name, content] : bundle.files->weights(file))
-      bundle.files->check_path((std::filesystem::path(file).parent_path() / name).string());
-  };
-  check();
-  auto session = std::make_shared<Ort::Session>(onnxruntime_environment(),
-                                                bundle.files->path(file).c_str(), options);
-  check();
+// Opens a session on `file`, which is a graph of the bundle. By its path, ONNX Runtime maps the
+// weights, and processes share them. Where the paths lead to other files than those that were
+// opened and checked, because the bundle was renamed or replaced, it gets the open files as memory.
+std::unique_ptr<Session> open_session(const BundleFiles& files, const std::string& file,
+                                      const Graph& graph, Ort::SessionOptions& options,
+                                      bool copies_inputs) {
+  std::shared_ptr<Ort::Session> session;
+  if (files.in_place(file)) {
+    session = std::make_shared<Ort::Session>(onnxruntime_environment(), files.path(file).c_str(),
+                                             options);
+  }
+  // The second look is for a bundle that was replaced while the session was opened.
+  if (!session || !files.in_place(file)) session = open_from_memory(files, file, options);
   return std::make_unique<OrtSession>(std::move(session), graph, copies_inputs);
 }
 
@@ -250,7 +245,7 @@ class OrtCpuBackend final : public Backend {
       // With the library registered, ONNX Runtime runs our kernel of MASuppress in place of the
       // function in the graph (docs/decisions/0002).
       if (!ops_library_.empty()) options.RegisterCustomOpsLibrary(ops_library_.c_str(), {});
-      return open_session(bundle, file, graph, options, false);
+      return open_session(*bundle.files, file, graph, options, false);
     });
   }
 
@@ -287,10 +282,7 @@ class OrtGpuBackend final : public Backend {
       // Our kernel of MASuppress is not registered here. It runs on the CPU, so ONNX Runtime would
       // copy the hidden states from the GPU and back; the function in the graph runs on the GPU.
       add_provider(options, device_, cache_, graph.path);
-      // TensorRT's parser takes weights of more than 2 GB from their file only.
-      if (device_ == "ort-tensorrt")
-        return open_session_by_path(bundle, graph.path, graph, options, true);
-      return open_session(bundle, graph.path, graph, options, true);
+      return open_session(*bundle.files, graph.path, graph, options, true);
     });
   }
 

@@ -4,8 +4,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "core/sha256.h"
@@ -60,22 +62,19 @@ std::span<char> BundleFiles::map(const std::string& name) const {
   const File& file = files_.at(name);
   const auto bytes = static_cast<std::size_t>(file.opened.st_size);
   if (file.mapped.empty() && bytes > 0) {
-    void* start =
-        ::mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, file.descriptor.number(), 0);
+    void* start = ::mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, file.descriptor.number(), 0);
     if (start == MAP_FAILED) fail_file("read", path(name), errno);
     file.mapped = {static_cast<char*>(start), bytes};
   }
   return file.mapped;
 }
 
-std::map<std::string, std::span<char>> BundleFiles::weights(const std::string& graph) const {
+std::vector<std::string> BundleFiles::weights(const std::string& graph) const {
   const std::string folder = graph.substr(0, graph.rfind('/') + 1);
-  std::map<std::string, std::span<char>> weights;
-  for (const auto& [name, file] : files_) {
-    if (name.starts_with(folder) && !name.ends_with(".onnx"))
-      weights[name.substr(folder.size())] = map(name);
-  }
-  return weights;
+  std::vector<std::string> names;
+  for (const auto& [name, file] : files_)
+    if (name.starts_with(folder) && !name.ends_with(".onnx")) names.push_back(name);
+  return names;
 }
 
 void BundleFiles::check_unchanged() const {
@@ -88,14 +87,20 @@ void BundleFiles::check_unchanged() const {
   }
 }
 
-void BundleFiles::check_path(const std::string& name) const {
-  const struct stat& opened = files_.at(name).opened;
-  struct stat now{};
-  if (::stat(path(name).c_str(), &now) == 0 && now.st_dev == opened.st_dev &&
-      now.st_ino == opened.st_ino && same_content(now, opened))
-    return;
-  throw InputError(path(name).string() +
-                   " is not the file that was there when the bundle was opened: open it again");
+bool BundleFiles::in_place(const std::string& graph) const {
+  std::error_code error;
+  const auto folder_of = [&](const std::string& name) {
+    return std::filesystem::canonical(path(name), error).parent_path();
+  };
+  const std::filesystem::path folder = folder_of(graph);
+  std::vector<std::string> names = weights(graph);
+  names.push_back(graph);
+  return std::ranges::all_of(names, [&](const std::string& name) {
+    const struct stat& opened = files_.at(name).opened;
+    struct stat now{};
+    return ::stat(path(name).c_str(), &now) == 0 && now.st_dev == opened.st_dev &&
+           now.st_ino == opened.st_ino && folder_of(name) == folder && !error;
+  });
 }
 
 }  // namespace intaglio

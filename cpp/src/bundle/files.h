@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "core/descriptor.h"
 
@@ -32,17 +33,17 @@ class BundleFiles {
   std::filesystem::path path(const std::string& name) const { return folder_ / name; }
   std::string sha256(const std::string& name) const;
   std::string read(const std::string& name) const;
-  // Returns the content of a file, which stays in memory for as long as this object.
+  // Returns the content of a file, which stays mapped for as long as this object.
   std::span<char> map(const std::string& name) const;
-  // Returns the weights of a graph, mapped as above, by their paths relative to its folder: every
-  // file in that folder that is not a graph.
-  std::map<std::string, std::span<char>> weights(const std::string& graph) const;
+  // Returns the files with the weights of a graph: all in its folder that are no graphs.
+  std::vector<std::string> weights(const std::string& graph) const;
 
   // Throws InputError when a file was overwritten since it was opened. The size and the time of the
   // last change tell.
   void check_unchanged() const;
-  // Throws InputError when the path of a file leads to another one by now.
-  void check_path(const std::string& name) const;
+  // Whether the paths of a graph and its weights still lead to the files that are open here, and to
+  // one folder, as ONNX Runtime wants them.
+  bool in_place(const std::string& graph) const;
 
  private:
   struct File {
