@@ -22,7 +22,7 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
            "auto, which takes cuda where it works and cpu elsewhere [auto]")
       ->group(kDeviceGroup);
   add_flag(command, "--threads", flags.backend.threads, "N",
-           "number of CPU threads; 0 means one per core [0]")
+           "number of CPU threads; 0 means as many as the process may use [0]")
       ->group(kDeviceGroup);
   command
       .add_option("--onnxruntime", flags.backend.onnxruntime_library,

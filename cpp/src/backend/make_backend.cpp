@@ -20,7 +20,8 @@ bool is_tensorrt(const std::string& device) {
 [[noreturn]] void refuse_engines(const std::string& device) {
   throw UnavailableError("device " + device +
                          " cannot run in this version of Intaglio, which builds TensorRT engines "
-                         "but does not run them yet: use --device cpu or --device cuda");
+                         "but does not run them yet: use --device cpu, or --device cuda, which "
+                         "has never been run on a GPU");
 }
 
 std::shared_ptr<Backend> make_for_device(const std::string& device, const BackendOptions& options,
@@ -71,11 +72,12 @@ const std::vector<std::string>& device_names() {
 
 std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundle& bundle) {
   if (options.threads < 0 || options.threads > 1024) {
-    throw UsageError("--threads must be from 0 (one per core) to 1024");
+    throw UsageError("--threads must be from 0 (as many as the process may use) to 1024");
   }
   if (std::ranges::find(device_names(), options.device) == device_names().end()) {
     std::string names;
-    for (const std::string& name : device_names()) names += (names.empty() ? "" : ", ") + name;
+    for (const std::string& name : device_names())
+      if (!is_tensorrt(name)) names += (names.empty() ? "" : ", ") + name;
     throw UsageError("there is no device \"" + options.device + "\": --device is one of " + names);
   }
   return options.device == "auto" ? make_for_best_device(options, bundle)
