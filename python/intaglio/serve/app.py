@@ -24,6 +24,7 @@ from intaglio.serve.errors import documented
 from intaglio.serve.metrics import Metrics
 from intaglio.serve.models.registry import Models
 from intaglio.serve.settings import ServerSettings
+from intaglio.serve.transport.addresses import PublicUrl
 from intaglio.serve.transport.auth import ApiKeys, require_key
 from intaglio.serve.transport.http import BodyLimits, RequestLog
 
@@ -68,6 +69,8 @@ def create_app(
             expose_headers=["Retry-After"],
         )
     app.add_middleware(RequestLog)
+    if settings.public_url:
+        app.add_middleware(PublicUrl, url=settings.public_url)
     return app
 
 

@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    HttpUrl,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -64,7 +65,14 @@ def _check_proxy(entry: str) -> str:
     return entry
 
 
+def _check_public_url(url: HttpUrl) -> HttpUrl:
+    if url.query or url.fragment or url.username or url.password:
+        raise ValueError("give SCHEME://HOST/PATH only")
+    return url
+
+
 Proxy = Annotated[str, AfterValidator(_check_proxy)]
+PublicUrl = Annotated[HttpUrl, AfterValidator(_check_public_url)]
 
 
 class ServerSettings(BaseModel):
@@ -74,8 +82,10 @@ class ServerSettings(BaseModel):
         host: address to listen on. port: port to listen on; 0 selects a free one.
         api_keys: file with one key per line; None: no key is required.
         cors: origins whose pages may call the server.
-        proxies: addresses or networks of reverse proxies whose X-Forwarded-For and
-            X-Forwarded-Proto are trusted; "*" trusts every address.
+        proxies: addresses or networks of reverse proxies whose X-Forwarded-For, -Proto, -Host and
+            -Prefix are trusted; "*" trusts every address.
+        public_url: the URL under which clients reach the server, for the URLs of images; None: as
+            the request's headers say.
         device: device of `Pipeline.open`. threads: likewise. prepack: likewise, but on by default,
             since a server loads a model once and then runs it many times.
         max_batch: images that share one run of the transformer.
@@ -95,6 +105,7 @@ class ServerSettings(BaseModel):
     api_keys: Path | None = None
     cors: tuple[str, ...] = ()
     proxies: tuple[Proxy, ...] = ("127.0.0.1", "::1")
+    public_url: PublicUrl | None = None
     device: str = "auto"
     threads: NonNegativeInt = 0
     prepack: bool = True
