@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
+    AnyUrl,
     BaseModel,
     ConfigDict,
     Field,
@@ -59,6 +60,9 @@ class Limits(BaseModel):
     deadline: PositiveFloat = 600.0
 
 
+_PORTS = {"http": 80, "https": 443}  # which browsers leave out
+
+
 def _check_proxy(entry: str) -> str:
     if entry != "*":
         ip_network(entry)
@@ -71,6 +75,21 @@ def _check_public_url(url: HttpUrl) -> HttpUrl:
     return url
 
 
+def _clean_origin(origin: str) -> str:
+    """Return the origin in the form in which browsers send it."""
+    if origin in {"*", "null"}:
+        return origin
+    try:
+        url = AnyUrl(origin)
+    except ValidationError:
+        url = None
+    if not url or not url.host or url.path not in {None, "/"} or url.query or url.fragment:
+        raise ValueError(f"{origin} is no origin: give SCHEME://HOST or SCHEME://HOST:PORT")
+    port = "" if url.port in {None, _PORTS.get(url.scheme)} else f":{url.port}"
+    return f"{url.scheme}://{url.host}{port}"
+
+
+Origin = Annotated[str, AfterValidator(_clean_origin)]
 Proxy = Annotated[str, AfterValidator(_check_proxy)]
 PublicUrl = Annotated[HttpUrl, AfterValidator(_check_public_url)]
 
@@ -103,7 +122,7 @@ class ServerSettings(BaseModel):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     api_keys: Path | None = None
-    cors: tuple[str, ...] = ()
+    cors: tuple[Origin, ...] = ()
     proxies: tuple[Proxy, ...] = ("127.0.0.1", "::1")
     public_url: PublicUrl | None = None
     device: str = "auto"
