@@ -303,5 +303,6 @@ def test_what_does_not_exist_is_not_found(forked_bundle: Path) -> None:
             assert answer.json()["error"]["message"]
         wrong = server.client.put("/v1/jobs/any", json={})
         assert wrong.status_code == 405
-        assert wrong.headers["allow"] == "DELETE, GET"
-        assert wrong.json()["error"]["message"] == "this path accepts DELETE, GET only: see /docs"
+        assert wrong.headers["allow"] == "DELETE, GET, HEAD"
+        allowed = "this path accepts DELETE, GET, HEAD only: see /docs"
+        assert wrong.json()["error"]["message"] == allowed

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 
+from intaglio.serve.settings import ServerSettings
+from intaglio.serve.transport.connections import uvicorn_config
 from tests.serve.conftest import PROMPT, Running, fetch, serving, wait_until
 
 
@@ -124,6 +127,37 @@ def test_a_body_after_its_answer_is_skipped(server: Running) -> None:
         read_until(client, b'{"status":"ok"}')
         client.sendall(b"body"[:3] + b"GET /readyz " + EARLY + b"\r\n")
         assert read_until(client, b'{"status":"ok"}').startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.reported(
+    "kserve/kserve#5446", "vllm-project/vllm#18472", "open-webui/open-terminal#148"
+)
+def test_an_idle_connection_is_kept_for_a_while(forked_bundle: Path) -> None:
+    """A connection can be used again until `keep_alive` seconds after its last answer."""
+    # Common load balancers keep connections for 60 seconds.
+    assert uvicorn_config(FastAPI(), ServerSettings()).timeout_keep_alive > 60
+    with serving(forked_bundle, keep_alive=0.5) as server, connect(server) as client:
+        for _ in range(2):
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            read_until(client, b'{"status":"ok"}')
+        client.settimeout(4)  # uvicorn's own default is 5 seconds
+        assert client.recv(1) == b""
+
+
+def test_head_is_answered_wherever_get_is(server: Running) -> None:
+    """HEAD has the status and the headers of GET, without the body."""
+    job = server.post_job(steps=1)["id"]
+    server.events(job)
+    (image,) = server.job(job)["images"]
+    values = {"job_id": job, "model": "tiny", "name": image.split("/")[-1].removesuffix(".png")}
+    paths = server.client.get("/openapi.json").json()["paths"]
+    described = [path.format(**values) for path, routes in paths.items() if "get" in routes]
+    assert len(described) > 5
+    for path in (*described, "/", "/main.js", "/docs", "/openapi.json", "/v1/jobs/none"):
+        get, head = server.client.get(path), server.client.head(path)
+        assert (path, head.status_code, head.content) == (path, get.status_code, b"")
+        for name in ("content-type", "content-length") if path != "/metrics" else ():
+            assert head.headers.get(name) == get.headers.get(name)
 
 
 def test_connections_have_a_limit(forked_bundle: Path) -> None:

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
@@ -51,11 +52,14 @@ def create_app(
         lifespan=_lifespan(models, settings, store, make_runner),
     )
     app.state.keys, app.state.metrics = keys, Metrics()
+    app.include_router(_head(app.router))
     for router in (openai.router, jobs.router):
         responses = documented(401) if keys else {}
         app.include_router(router, dependencies=with_key, responses=responses)
-    app.include_router(jobs.images)
-    app.include_router(probes.router)
+        app.include_router(_head(router), dependencies=with_key)
+    for router in (jobs.images, probes.router):
+        app.include_router(router)
+        app.include_router(_head(router))
     add_page(app)
     add_error_handlers(app)
     _describe(app)
@@ -72,6 +76,20 @@ def create_app(
     if settings.public_url:
         app.add_middleware(PublicUrl, url=settings.public_url)
     return app
+
+
+def _head(router: APIRouter) -> APIRouter:
+    """Return routes that answer HEAD where `router` answers GET; the OpenAPI document lacks them.
+
+    FastAPI, unlike Starlette, does not add them itself.
+    """
+    head = APIRouter(include_in_schema=False)
+    for route in router.routes:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            head.add_api_route(
+                route.path, route.endpoint, methods=["HEAD"], response_class=route.response_class
+            )
+    return head
 
 
 def _describe(app: FastAPI) -> None:

@@ -37,8 +37,8 @@ class Limits(BaseModel):
         prompt_characters: length of the prompt, and of the negative prompt.
         body_bytes: size of a request's body.
         body_seconds: time in which the body must arrive; the head of a request has the same time.
-        connections: open connections. A further connection is answered with 503. The default is
-            well below 1024, the usual limit on the open files of a process.
+        connections: open connections, idle ones included. A further connection is answered with
+            503. The default is well below 1024, the usual limit on the open files of a process.
         queue: waiting requests of all models. When the queue is full, a client that has its share
             or more in it is rejected with 429. For any other client, the newest request of the
             client with the most requests is removed.
@@ -105,6 +105,8 @@ class ServerSettings(BaseModel):
             -Prefix are trusted; "*" trusts every address.
         public_url: the URL under which clients reach the server, for the URLs of images; None: as
             the request's headers say.
+        keep_alive: seconds after which a connection without a request is closed. It has to be
+            longer than a load balancer in front keeps connections for.
         device: device of `Pipeline.open`. threads: likewise. prepack: likewise, but on by default,
             since a server loads a model once and then runs it many times.
         max_batch: images that share one run of the transformer.
@@ -125,6 +127,7 @@ class ServerSettings(BaseModel):
     cors: tuple[Origin, ...] = ()
     proxies: tuple[Proxy, ...] = ("127.0.0.1", "::1")
     public_url: PublicUrl | None = None
+    keep_alive: PositiveFloat = 75.0
     device: str = "auto"
     threads: NonNegativeInt = 0
     prepack: bool = True

@@ -70,6 +70,7 @@ def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         proxy_headers=False,
+        timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # fractions work too
         timeout_graceful_shutdown=LAST_BYTES,
     )
 
