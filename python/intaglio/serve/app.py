@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
@@ -20,7 +17,7 @@ from intaglio.serve.api import jobs, openai, probes
 from intaglio.serve.api.error_handlers import add_error_handlers
 from intaglio.serve.api.page import add_page
 from intaglio.serve.api.services import MakeRunner, Services
-from intaglio.serve.engine.images import ImageStore
+from intaglio.serve.engine.images import ImageStore, TemporaryImages
 from intaglio.serve.errors import documented
 from intaglio.serve.metrics import Metrics
 from intaglio.serve.models.registry import Models
@@ -40,8 +37,9 @@ def create_app(
     """
     limits = settings.limits
     keys = ApiKeys(settings.api_keys, settings.shown("api_keys")) if settings.api_keys else None
-    # After the other checks, since it may create a folder.
     store = ImageStore(settings.images, settings.image_seconds) if settings.images else None
+    if store:
+        store.check()  # after the other checks, since it may create a folder
     with_key = [Depends(require_key)] if keys else []
     app = FastAPIOffline(  # FastAPI whose viewer at /docs needs no CDN
         redoc_url=None,
@@ -123,16 +121,13 @@ def _lifespan(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        store = given or ImageStore(
-            Path(tempfile.mkdtemp(prefix="intaglio-")), settings.image_seconds
-        )
+        store = given or TemporaryImages(settings.image_seconds)
         app.state.services = Services(models, settings, store, app.state.metrics, make_runner)
         cleaner = asyncio.create_task(_expire(store, settings.image_seconds))
         yield
         cleaner.cancel()
         await app.state.services.queue.close()
-        if not given:
-            shutil.rmtree(store.folder, ignore_errors=True)
+        store.close()
 
     return lifespan
 
