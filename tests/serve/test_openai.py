@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 import intaglio
-from tests.serve.conftest import PROMPT, Running, fetch
+from tests.serve.conftest import PROMPT, Running, fetch, serving
 
 # Fields of a request, and the same as keywords of generate() where they differ.
 SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -82,6 +83,24 @@ def test_the_png_has_its_options(client: openai.OpenAI) -> None:
     image = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
     assert image.info["Description"] == PROMPT
     assert '"seeds":[' in image.info["intaglio:options"]
+
+
+@pytest.mark.reported(
+    "AUTOMATIC1111/stable-diffusion-webui#8468",
+    "AUTOMATIC1111/stable-diffusion-webui#5806",
+    "vladmandic/sdnext#1438",
+)
+@pytest.mark.parametrize("form", ["url", "b64_json"])
+def test_without_metadata_the_png_has_pixels_only(forked_bundle: Path, form: str) -> None:
+    """With `metadata = false` a PNG has no text inside, so neither prompt nor options."""
+    with serving(forked_bundle, metadata=False) as server:
+        body = {"prompt": PROMPT, "steps": 1, "response_format": form}
+        (drawn,) = server.client.post("/v1/images/generations", json=body).json()["data"]
+        png = fetch(drawn["url"]).content if form == "url" else base64.b64decode(drawn["b64_json"])
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    assert image.info == {}
+    assert b"dark" not in png
 
 
 def test_without_a_seed_images_differ(client: openai.OpenAI) -> None:

@@ -117,6 +117,7 @@ class ServerSettings(BaseModel):
         image_seconds: how long such an image, or a finished job, can be fetched.
         grace: seconds that running requests have to finish after the server is asked to stop.
         log_prompts: whether prompts are written to the log.
+        metadata: whether a PNG has the prompt and the options that draw it again inside.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -138,6 +139,7 @@ class ServerSettings(BaseModel):
     image_seconds: PositiveFloat = 3600.0
     grace: NonNegativeFloat = 30.0
     log_prompts: bool = False
+    metadata: bool = True
     limits: Limits = Limits()
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
