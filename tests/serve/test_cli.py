@@ -105,6 +105,23 @@ def test_paths_in_a_file_are_relative_to_it(
     assert read_settings(config, {"api_keys": other}).api_keys == other
 
 
+def test_files_may_begin_with_a_byte_order_mark(
+    forked_bundle: Path, tmp_path: Path, refused: Refused
+) -> None:
+    config, keys = tmp_path / "serve.toml", tmp_path / "keys.txt"
+    config.write_text('api_keys = "keys.txt"', "utf-8-sig")
+    keys.write_text("secret", "utf-8-sig")
+    with serving(forked_bundle, api_keys=read_settings(config, {}).api_keys) as server:
+        answer = server.client.get("/v1/models", headers={"Authorization": "Bearer secret"})
+        assert answer.status_code == 200
+    keys.write_text("secret", "utf-16")
+    code, line = refused(forked_bundle, "--port", "0", "--config", config)
+    assert (code, line.endswith(f"{keys}, is not UTF-8: save it as UTF-8")) == (3, True)
+    config.write_text("port = 0", "utf-16")
+    code, line = refused(forked_bundle, "--config", config)
+    assert (code, f"cannot read --config {config}: 'utf-8' codec" in line) == (3, True)
+
+
 def test_a_refused_start_leaves_no_folder(
     forked_bundle: Path, tmp_path: Path, refused: Refused
 ) -> None:

@@ -159,7 +159,8 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> ServerSettings:
     values: dict[str, Any] = {}
     if config:
         try:
-            values = tomllib.loads(config.read_text("utf-8"))
+            # Some editors begin a file with a byte order mark.
+            values = tomllib.loads(config.read_text("utf-8-sig"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             cause = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"cannot read --config {config}: {cause}") from None
