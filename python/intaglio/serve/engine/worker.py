@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 import intaglio
-from intaglio import Batch, BatchStep, Generation, Pipeline, _core
+from intaglio import Batch, BatchStep, Pipeline, _core
 from intaglio.serve import logs
 from intaglio.serve.engine.images import ImageStore, data_url, encode_png
 from intaglio.serve.engine.inbox import Inbox
@@ -244,7 +244,11 @@ class Worker(threading.Thread):
 
     def _decode(self, job: Job, step: BatchStep) -> list[bytes]:
         """Return the images as PNG files."""
-        generation = step.finish()
+        # Call the core, which returns its notes; `BatchStep.finish` would issue them as warnings.
+        generation = step._core.finish()
+        job.notes += generation.notes
+        if job.admitted.options.get("negative_prompt") and not generation.unconditional_steps:
+            job.notes.append("the negative prompt is not used: no step has CFG")
         began = time.monotonic()
         bundle, options = self._model.bundle, job.admitted.options
         pngs = [
@@ -254,7 +258,7 @@ class Worker(threading.Thread):
         self._count(job, generation, time.monotonic() - began)
         return pngs
 
-    def _count(self, job: Job, generation: Generation, png: float) -> None:
+    def _count(self, job: Job, generation: _core.Generation, png: float) -> None:
         timings = generation.timings
         job.timings = {
             **job.timings,
