@@ -26,7 +26,7 @@ from intaglio.serve.engine.images import ImageStore
 from tests.serve.conftest import LONG, PROMPT, read_metric, serving, wait_until
 
 # Steps of a run that finishes by itself, but not before a slow machine has asked for its status.
-FINITE = 500
+FINITE = 200
 CONFIG = f"""
 image_seconds = 600
 grace = {{grace}}
@@ -118,7 +118,7 @@ def test_a_stopping_server_finishes_running_requests(forked_bundle: Path, tmp_pa
 
 def test_ctrl_c_stops_the_server(forked_bundle: Path, tmp_path: Path) -> None:
     with command(forked_bundle, tmp_path, grace=600) as server:
-        job = server.post_job(steps=FINITE, size="64x64")
+        job = server.post_job(steps=FINITE // 2, size="64x64")
         wait_until(lambda: server.status(job) == "running")
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(600) == 0
@@ -248,6 +248,7 @@ def test_an_unexpected_error_is_answered_and_logged(
     assert [line["status"] for line in fields if line.get("path") == "/bug"] == [500]
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_a_thousand_requests(forked_bundle: Path, tmp_path: Path) -> None:
     """Half of them are jobs with readers. The first round ends more jobs than the server keeps."""
     with command(forked_bundle, tmp_path) as server:

@@ -169,7 +169,7 @@ def test_cancelling_an_ended_job_changes_nothing(server: Running) -> None:
 def test_a_deadline_ends_a_job(server: Running, state: str) -> None:
     server.events(server.post_job(steps=1)["id"])  # loads the model
     with server.full(size="96x96") if state == "queued" else nullcontext():
-        job = server.post_job(steps=LONG, size="96x96", deadline=4)
+        job = server.post_job(steps=LONG, size="96x96", deadline=2)
         if state == "running":
             assert server.events(job["id"], until="step")[-1][0] == "step"
         name, data = server.events(job["id"])[-1]
@@ -177,7 +177,7 @@ def test_a_deadline_ends_a_job(server: Running, state: str) -> None:
     assert (name, data) == ("error", ended["error"])
     assert ended["status"] == "failed"
     assert ended["error"]["code"] == "deadline_exceeded"
-    assert ended["error"]["message"] == "the request did not finish within 4 seconds"
+    assert ended["error"]["message"] == "the request did not finish within 2 seconds"
 
 
 def test_a_client_that_disconnects_ends_its_run(server: Running) -> None:
