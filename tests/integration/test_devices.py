@@ -165,7 +165,7 @@ def test_an_unknown_device(command: Command, forked_bundle: Path, subcommand: st
     line = [subcommand, forked_bundle, "--device", "tpu"]
     line += [] if subcommand == "bench" else ["--prompt", PROMPT, "-o", "out"]
     said = check(command, 2, 'there is no device "tpu"', *line)
-    assert said.endswith("is one of auto, cpu, cuda, ort-tensorrt, tensorrt, tensorrt-rtx")
+    assert said.endswith("is one of auto, cpu, cuda, ort-tensorrt")
 
 
 def test_inspect_lists_engines(command: Command, forked_bundle: Path, tmp_path: Path) -> None:
