@@ -16,7 +16,6 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import weights
-from intaglio_export.sources.messages import out_of_memory, plain
 from intaglio_export.sources.parts import held_in
 from intaglio_export.sources.pipeline_folder import (
     CARD,
@@ -25,6 +24,7 @@ from intaglio_export.sources.pipeline_folder import (
     PipelineFolder,
     open_folder,
 )
+from intaglio_export.support.messages import out_of_memory, plain
 
 Report = Callable[[str], None]
 # A function that returns the parts of a pipeline whose weights are not needed.
@@ -101,7 +101,9 @@ def _needed(
         chosen = [f for f in beside if not weights.is_weights(f) and ".index." not in f]
         if part.is_network and name not in without:
             read, _ = weights.choose(beside, held_in(name, dtype))
-            chosen += read + [f for f in beside if any(f == weights.index_of(r) for r in read[:1])]
+            chosen += read + [
+                f for f in beside if any(f in weights.indices_of(r) for r in read[:1])
+            ]
         needed += [f"{name}/{f}" for f in chosen]
     return [INDEX, *needed]
 

@@ -9,7 +9,7 @@ from typing import Any
 from intaglio_export.errors import ExportError
 from intaglio_export.options import Lora
 from intaglio_export.sources import weights
-from intaglio_export.sources.messages import out_of_memory, plain
+from intaglio_export.support.messages import out_of_memory, plain
 from intaglio_export.support.quiet import quiet
 
 _ADAPTER = "intaglio"
