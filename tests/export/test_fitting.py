@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 from intaglio_export.calibration.calibrate import calibrate
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import open_source
+from intaglio_export.sources.pipeline_folder import load_pipeline, open_folder
 from tests.export.sources import assert_same, edit
 from tests.families.parts import (
     MAX_LENGTH,
@@ -66,7 +67,7 @@ def longer_prompts(folder: Path) -> None:
     edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=77)
 
 
-LATENTS = ("The vae gives 8 latent channels", "takes 4")
+LATENTS = ("the vae gives 8 latent channels", "takes 4")
 TOKENS = ("77 tokens of a prompt (model_max_length)", "text_encoder has 16 positions")
 T5_WIDTH = ("gives 32 channels", "the transformer takes 48")
 MIXED: list[tuple[str, Change, tuple[str, str]]] = [
@@ -91,7 +92,7 @@ def test_parts_of_different_models(folder: Path, change: Change, says: tuple[str
     change(folder)
     with pytest.raises(ExportError) as caught:
         open_source(folder)
-    assert all(number in caught.value.message for number in says)
+    assert all(number in caught.value.message for number in (*says, str(folder)))
     assert caught.value.exit_code == 3
 
 
@@ -170,9 +171,21 @@ def test_a_quantised_part(folder: Path, part: str, method: dict[str, Any], name:
     with pytest.raises(ExportError) as caught:
         open_source(folder)
     message = caught.value.message
-    assert message.startswith(f"The part {part} of {folder} is quantized ({name}), ")
+    assert message.startswith(f"The part {part} of {folder} is quantised ({name}), ")
     assert "give the model that it was made from" in message
     assert ("--quantize" in message) == (part == "transformer")
+
+
+@pytest.mark.parametrize("family", ["flux"])
+def test_a_tensor_without_a_value(folder: Path) -> None:
+    """A network with a tensor that no file filled is refused with the tensor's name."""
+    found = open_folder(folder)
+    transformer = open_source(folder).adapter.transformer
+    transformer.proj_out.bias = torch.nn.Parameter(transformer.proj_out.bias.to("meta"))
+    with pytest.raises(
+        ExportError, match=r"part transformer .* without a value for proj_out\.bias"
+    ):
+        load_pipeline(found, torch.float32, {"transformer": transformer})
 
 
 @pytest.mark.parametrize("family", ["flux"])

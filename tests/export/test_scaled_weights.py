@@ -161,8 +161,8 @@ def half_with_a_scale(state: State) -> State:
 
 
 REFUSED: dict[str, tuple[Callable[[State], State], str]] = {
-    "bitsandbytes int8": (int8, "is quantized (I8)"),
-    "bitsandbytes nf4": (four_bits, "is quantized (U8)"),
+    "bitsandbytes int8": (int8, "is quantised (I8)"),
+    "bitsandbytes nf4": (four_bits, "is quantised (U8)"),
     "blocks": (beside(scale_weight=torch.ones(2, 2)), "with scales of blocks"),
     "scales of blocks": (beside(weight_scale_inv=torch.ones(1)), "weight_scale_inv"),
     "smoothed": (beside(pre_quant_scale=torch.ones(1)), "pre_quant_scale"),

@@ -137,6 +137,14 @@ def test_a_file_that_holds_tied_weights_once(config: Path, tmp_path: Path, absen
     assert_same(found.pipeline.text_encoder_2, pipeline.text_encoder_2)
 
 
+@pytest.mark.parametrize("name", ["x.lora_A.weight", "lora_unet_x.lora_up.weight"])
+def test_a_lora_in_place_of_a_model(config: Path, tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / "style.safetensors", {name: torch.ones(2, 2)})
+    message = refusal(file, config=str(config))
+    assert message.startswith(f"The file {file} is a LoRA, not a model; ")
+    assert message.endswith("with --lora.")
+
+
 def test_a_file_whose_text_encoders_are_not_wanted(config: Path, tmp_path: Path) -> None:
     """--text-encoders no-t5 leaves the T5 of a file out, too."""
     file = write(tmp_path / "all.safetensors", original.sd3_pipeline(FAMILIES["sd3"]()))

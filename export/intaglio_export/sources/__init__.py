@@ -98,7 +98,7 @@ def open_source(
         if (network := getattr(pipeline, part, None)) is not None:
             store_weights_in(network, dtype)
     adapter = folder.adapter(pipeline, dtype)
-    check_parts(adapter)
+    check_parts(adapter, str(source))
     return Source(adapter, name, settings, license_name, loras)
 
 

@@ -92,13 +92,13 @@ class Checkpoint:
         """Say which tensor is quantised in a way that cannot be undone exactly, or return None."""
         for name, entry in sorted(self._entries.items()):
             if (match := _FORMAT.fullmatch(name)) and not _known_format(entry):
-                return f"{match['of']} is quantized ({_text(entry)})"
+                return f"{match['of']} is quantised ({_text(entry)})"
             if name in self.companions:
                 continue
             if entry.dtype not in (*STORED, *_FP8, *_INDICES):
-                return f"{name} is quantized ({entry.dtype})"
+                return f"{name} is quantised ({entry.dtype})"
             if entry.dtype in _FP8 and (beside := self._unknown_beside(name)):
-                return f"{name} is quantized in fp8 with {beside}, which this version does not know"
+                return f"{name} is quantised in fp8 with {beside}, which this version does not know"
         return next(filter(None, (self._scale_problem(w, s) for w, s in self.scales.items())), None)
 
     def read(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -145,7 +145,7 @@ class Checkpoint:
             return f"{name} is {weight.dtype}, and has a scale ({scale_name}) as if it were fp8"
         if scale.dtype not in STORED or not (per_row or all(size == 1 for size in scale.shape)):
             shape = "x".join(map(str, scale.shape))
-            return f"{name} is quantized in fp8 with scales of blocks ({scale_name}: {shape})"
+            return f"{name} is quantised in fp8 with scales of blocks ({scale_name}: {shape})"
         return None
 
     def _unknown_beside(self, weight: str) -> str | None:

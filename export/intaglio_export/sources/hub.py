@@ -16,7 +16,7 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import weights
-from intaglio_export.sources.parts import held_in
+from intaglio_export.sources.parts import check_unquantised, held_in
 from intaglio_export.sources.pipeline_folder import (
     CARD,
     INDEX,
@@ -68,7 +68,12 @@ def fetch(
             )
         folder = open_folder(root, text_encoders)
         tree = get_cached_repo_tree(match["repo"], revision=root.name)
-        files = _needed(folder, [file.path for file in tree], dtype, without(folder))
+        given = without(folder)
+        files = _needed(folder, [file.path for file in tree], dtype, given)
+        _snapshot(match, [file for file in files if file.endswith("/config.json")])
+        for part_name, part in folder.parts.items():
+            if part.is_network and part_name not in given:
+                check_unquantised(part)  # before its weights are downloaded
         _snapshot(match, files, _progress(name, tree, files, report))
     except ExportError:
         raise

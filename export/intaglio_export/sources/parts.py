@@ -90,7 +90,7 @@ def check_class(part: Part, loaded: Any, pipeline_class: type) -> None:
         )
 
 
-def check_unquantized(part: Part) -> None:
+def check_unquantised(part: Part) -> None:
     """Check that the configuration of a network does not name a method of quantisation.
 
     Raises:
@@ -100,8 +100,8 @@ def check_unquantized(part: Part) -> None:
     method = _read_config(path).get("quantization_config") if path.is_file() else None
     if method:
         raise ExportError(
-            f"The part {part.name} of {part.folder} is quantized ({_method(method)}), and an export"
-            f" needs its unquantized weights; give the model that it was made from"
+            f"The part {part.name} of {part.folder} is quantised ({_method(method)}), and an export"
+            f" needs its unquantised weights; give the model that it was made from"
             + (". --quantize makes a small bundle of it." if part.name == "transformer" else ".")
         )
 

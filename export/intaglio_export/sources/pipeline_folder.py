@@ -19,7 +19,7 @@ from intaglio_export.errors import ExportError, usage_error
 from intaglio_export.sources.parts import (
     Part,
     check_class,
-    check_unquantized,
+    check_unquantised,
     held_in,
     load_part,
     part_class,
@@ -100,7 +100,7 @@ def load_pipeline(folder: PipelineFolder, dtype: torch.dtype, given: dict[str, A
     wanted = _present(folder, given)
     for name, part in wanted.items():
         if part.is_network and name not in parts:
-            check_unquantized(part)
+            check_unquantised(part)
     for name, part in wanted.items():
         if name not in parts:
             parts[name] = load_part(part, held_in(name, dtype))

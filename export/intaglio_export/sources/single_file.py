@@ -30,6 +30,7 @@ _BLOCK = re.compile(
 _DIFFUSERS = ("transformer_blocks.", "single_transformer_blocks.")
 _VAE = ("first_stage_model.", "vae.")
 _ENCODERS = "text_encoders."
+_LORA = re.compile(r"\.lora_(?:A|B|up|down)\.|\.hada_w|\.lokr_w")
 # What ComfyUI writes beside the text encoders, and a noise schedule, which the pipeline has.
 _UNUSED = re.compile(
     r"text_encoders\.\w+\.(?:logit_scale|text_projection|spiece_model)|(?:.*\.)?(?:log_)?sigmas"
@@ -78,14 +79,7 @@ def _held(file: Path, folder: PipelineFolder) -> dict[str, Checkpoint]:
         )
     whole = Checkpoint.open([file]).without(lambda name: _UNUSED.fullmatch(name) is not None)
     beside = whole.without(lambda name: name.startswith((*_VAE, _ENCODERS)))
-    blocks = filter(None, map(_BLOCK.match, beside.names))
-    prefixes = {"transformer": [*{block["prefix"] for block in blocks}] or [""], "vae": [*_VAE]}
-    if len(prefixes["transformer"]) > 1:
-        both = " and ".join(map(repr, sorted(prefixes["transformer"])[:2]))
-        raise ExportError(
-            f"The file {file} holds several transformers, whose names start with {both}; give a"
-            " file that holds one."
-        )
+    prefixes = {"transformer": [_prefix(file, transformer, beside.names)], "vae": [*_VAE]}
     prefixes |= {name: [prefix] for name, prefix in _encoder_prefixes(folder).items()}
     held: dict[str, Checkpoint] = {}
     left = set(whole.names)
@@ -100,6 +94,26 @@ def _held(file: Path, folder: PipelineFolder) -> dict[str, Checkpoint]:
     if left:
         raise ExportError(_unlike(file, transformer, f"it holds more ({min(left)})"))
     return held
+
+
+def _prefix(file: Path, part: Part, names: set[str]) -> str:
+    """Return what stands before the names of the transformer's tensors."""
+    if any(_LORA.search(name) for name in names):
+        raise ExportError(
+            f"The file {file} is a LoRA, not a model; give the model that it was trained on, and"
+            " the file with --lora."
+        )
+    prefixes = sorted({block["prefix"] for block in map(_BLOCK.match, names) if block})
+    if not prefixes:
+        why = "it has no blocks of such a model" + (f", but {min(names)}" if names else "")
+        raise ExportError(_unlike(file, part, why, "give a file that holds the transformer"))
+    if len(prefixes) > 1:
+        both = " and ".join(map(repr, prefixes[:2]))
+        raise ExportError(
+            f"The file {file} holds several transformers, whose names start with {both}; give a"
+            " file that holds one."
+        )
+    return prefixes[0]
 
 
 def _encoder_prefixes(folder: PipelineFolder) -> dict[str, str]:
@@ -142,7 +156,8 @@ def converted(
         return state  # the names are diffusers', but some are missing
     known = SINGLE_FILE_LOADABLE_CLASSES.get(part.cls.__name__)
     if known is None:
-        raise ExportError(_unlike(file, part, "diffusers cannot read it from a single file"))
+        way_out = "take its tensors out of the file, so that the one of --config is used"
+        raise ExportError(_unlike(file, part, "diffusers cannot convert it", way_out))
     try:
         made: dict[str, Any] = known["checkpoint_mapping_fn"](checkpoint=state, config=config)
     except KeyError as error:
@@ -179,9 +194,10 @@ def _is_t5(part: Part) -> bool:
     return part.cls.__name__.startswith("T5")
 
 
-def _unlike(file: Path, part: Part, why: str) -> str:
+def _unlike(
+    file: Path, part: Part, why: str, way_out: str = "give the model's own folder with --config"
+) -> str:
     return (
         f"The file {file} does not hold the {part.cls.__name__} that"
-        f" {part.path / 'config.json'} describes: {why}; give the model's own"
-        " folder with --config."
+        f" {part.path / 'config.json'} describes: {why}; {way_out}."
     )
