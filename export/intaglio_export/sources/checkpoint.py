@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from intaglio_export.sources.weights import STORED, Stored, header
@@ -103,7 +104,13 @@ class Checkpoint:
 
     def read(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Read all weights: those in fp8 in `dtype`, with their scales; others as stored."""
-        return {name: self._read(name, dtype) for name in self._entries if name in self.names}
+        read = {}
+        for path in {self._entries[name].file for name in self.names}:
+            with safe_open(path, "pt") as file:  # once, because each opening maps the whole file
+                for name, stored in self._entries.items():
+                    if stored.file == path and name in self.names:
+                        read[name] = self._unscaled(file.get_tensor(stored.name), name, dtype)
+        return read
 
     def scale(self, network: nn.Module, unused: Iterable[str], dtype: torch.dtype) -> list[str]:
         """Multiply weights of `network`, which was loaded from these files, by their scales.
@@ -118,20 +125,17 @@ class Checkpoint:
             if tensor is None:
                 lost.append(name)
                 continue
-            scaled = self._scaled(tensor.detach(), name, dtype)
+            scaled = self._unscaled(tensor.detach(), name, dtype)
             torch.utils.swap_tensors(tensor, nn.Parameter(scaled, requires_grad=False))  # type: ignore[no-untyped-call]
         return lost
 
     def _matching(self, pattern: re.Pattern[str]) -> Iterable[tuple[str, re.Match[str]]]:
         return ((k, match) for k in self._entries if (match := pattern.fullmatch(k)))
 
-    def _read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        stored = self._entries[name]
-        if name in self.scales:
-            return self._scaled(stored.read(), name, dtype)
-        return stored.read().to(dtype) if stored.dtype in _FP8 else stored.read()
-
-    def _scaled(self, weight: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
+    def _unscaled(self, weight: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Return the values that the tensor `weight` of that name stands for."""
+        if name not in self.scales:
+            return weight.to(dtype) if self._entries[name].dtype in _FP8 else weight
         scale = self._entries[self.scales[name]].read().float()
         if scale.numel() > 1:
             scale = scale.reshape(-1, *[1] * (weight.ndim - 1))

@@ -74,9 +74,10 @@ def open_folder(path: Path, text_encoders: str = "all") -> PipelineFolder:
                 " leave the option out."
             )
         index |= dict.fromkeys(optional)
-    spared = frozenset(_with_tokenizers(adapter.text_encoders) if text_encoders == "none" else ())
+    texts = _with_tokenizers(adapter.text_encoders)
+    spared = frozenset(texts if text_encoders == "none" else ())
     parts = {}
-    for name in ("transformer", "vae", "scheduler", *_with_tokenizers(adapter.text_encoders)):
+    for name in ("transformer", "vae", "scheduler", *texts):
         entry = index.get(name)
         if isinstance(entry, list) and len(entry) == 2 and all(isinstance(x, str) for x in entry):
             parts[name] = Part(path, name, part_class(path, name, entry))
@@ -85,7 +86,12 @@ def open_folder(path: Path, text_encoders: str = "all") -> PipelineFolder:
         ):
             raise ExportError(
                 f"The source {path} has no {name}: its {INDEX} does not name one, and a"
-                f" {index['_class_name']} needs it; give a complete pipeline."
+                f" {index['_class_name']} needs it; give a complete pipeline"
+                + (
+                    ", or leave out its text encoders with --text-encoders none."
+                    if name in texts
+                    else "."
+                )
             )
     return PipelineFolder(path, adapter, index, parts, spared)
 
