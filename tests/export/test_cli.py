@@ -149,6 +149,7 @@ def test_a_single_file_and_a_lora(run: Run, sd3_folder: Path, tmp_path: Path) ->
     flags += ["--settings", sd3_folder / "settings.json", "--dtype", "fp16"]
     result = run(file, "-o", "out", *flags)
     assert result.exit_code == 0, result.stderr
+    assert "measured on random embeddings" in " ".join(result.stderr.split())
     manifest = json.loads((tmp_path / "out" / "bundle.json").read_text())
     assert (manifest["name"], manifest["source"]) == ("tuned", "tuned")
     assert manifest["dtype"] == "float16", "the manifest keeps the long name"

@@ -66,7 +66,7 @@ def assert_holds(network: torch.nn.Module, meant: State) -> None:
 
 @pytest.mark.reported("leejet/stable-diffusion.cpp#1898", "kijai/ComfyUI-WanVideoWrapper#504")
 @pytest.mark.parametrize("family", ["flux"])
-@pytest.mark.parametrize("part", ["transformer", "text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize("part", FILES)
 @pytest.mark.parametrize(
     ("suffix", "rows"),
     [(".scale_weight", False), (".weight_scale", False), (".weight_scale", True)],

@@ -39,8 +39,10 @@ AGAIN = "download it again"
 
 
 def is_weights(name: str) -> bool:
-    """Return whether a file of that name holds weights in any format that diffusers knows."""
-    return name.endswith((".safetensors", ".bin", ".msgpack", ".onnx", ".pb", ".pt", ".h5"))
+    """Return whether a file of that name holds weights in any format that people publish."""
+    return name.endswith(
+        (".safetensors", ".bin", ".gguf", ".msgpack", ".onnx", ".pb", ".pt", ".h5")
+    )
 
 
 def choose(names: Iterable[str], dtype: torch.dtype) -> tuple[list[str], str | None]:
