@@ -51,7 +51,8 @@ def calibrate(
         adapter, len(PROMPTS), grid
     )
     latent = draw_noise(adapter, grid, len(PROMPTS), torch.Generator().manual_seed(seed))
-    scheduler = adapter.scheduler(STEPS, grid[0] * grid[1])
+    with running("The scheduler"):
+        scheduler = adapter.scheduler(STEPS, grid[0] * grid[1])
     blocks = len(adapter.blocks())
     sums = Sums(blocks, adapter.channels)
     last = -1  # the last block that was observed

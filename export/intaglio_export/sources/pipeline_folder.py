@@ -159,8 +159,13 @@ def _match_tokenizer(folder: PipelineFolder, name: str, encoder: Any, tokenizer:
             f" and a {name} that knows {rows}: they are not of the same pipeline; give a"
             " complete pipeline."
         )
+    if not isinstance(limit := tokenizer.model_max_length, int | float):
+        raise ExportError(
+            f"The {_tokenizer(name)} of {folder.path} has the model_max_length {limit!r}, which is"
+            " not a number; correct its tokenizer_config.json."
+        )
     positions = getattr(encoder, "max_position_embeddings", None)
-    if positions is not None and tokenizer.model_max_length > LARGE_INTEGER:
+    if positions is not None and limit > LARGE_INTEGER:
         tokenizer.model_max_length = positions
 
 

@@ -16,21 +16,24 @@ _BELOW = ("torch", "intaglio_export.precision")
 
 @contextmanager
 def running(what: str) -> Iterator[None]:
-    """Make one sentence of a size or value that the model's own code refuses inside.
+    """Make one sentence of an error that the model's own code raises inside.
 
-    `what` names the model's part. Other errors, and those of our code, keep their traceback.
+    `what` names the model's part. An error of our code keeps its traceback, and so does a wrong
+    call of the model's code, because Python raises that in the caller.
 
     Raises:
         ExportError: the model cannot be run.
     """
     try:
         yield
-    except (RuntimeError, ValueError, IndexError) as error:
+    except ExportError:
+        raise
+    except Exception as error:
         if out_of_memory(error) or not _of_the_model(error):
             raise
         raise ExportError(
-            f"{what} cannot be run: {plain(error)}. Its weights fit its config.json, so another"
-            " field there is wrong; compare it with the original model's."
+            f"{what} cannot be run: {plain(error)}; a field of its configuration is wrong, so"
+            " compare it with the original model's."
         ) from error
 
 
