@@ -22,7 +22,7 @@ from intaglio_export.sources.weights import STORED, Stored, header
 
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _INDICES = ("I64", "BOOL")  # of positions, for example; nobody stores quantised weights in these
-# The scale of `x.weight` in ComfyUI's older and newer format; NVIDIA and kijai use the same names.
+# The scale of `x.weight` in the older and in the newer format of ComfyUI, and of other programs.
 _SCALE = re.compile(r"(?P<of>.*)\.(?:scale_weight|weight_scale)")
 # They tell ComfyUI how to compute, and say nothing about the values of the weights.
 _MARK = re.compile(r"(?:.*\.)?(?:scaled_fp8|scale_input|input_scale)")
