@@ -58,10 +58,7 @@ class TrainingState:
         return model.eval()
 
     def save(self) -> None:
-        """Write a checkpoint and remove old ones.
-
-        A temporary name is used first, so that a killed run keeps the last checkpoint.
-        """
+        """Write a checkpoint and remove old ones."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -70,10 +67,7 @@ class TrainingState:
             "step": self.step,
             "seconds": self.seconds,
         }
-        path = self.folder / f"checkpoint-{self.step:08}.pt"
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.rename(path)
+        write_state(self.folder / f"checkpoint-{self.step:08}.pt", state)
         for old in checkpoints(self.folder)[KEPT:]:
             old.unlink()
 
@@ -91,6 +85,13 @@ class TrainingState:
             self.generator.set_state(state["generator"])
             self.step, self.seconds = state["step"], state["seconds"]
             return
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` under a temporary name first, so that a killed run keeps the last file."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.rename(path)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -93,20 +93,23 @@ def build_encoders(tokenizer: CLIPTokenizer) -> list[CLIPTextModelWithProjection
 
 
 class ImageEncoder(nn.Module):
-    """Maps pixels [n, channels, size, size] to [n, dim], where size is 32 or 64.
+    """Maps pixels [n, channels, 32, 32] to [n, dim], for the contrastive loss only.
 
-    It is for the contrastive loss only and is not shipped.
+    It is not shipped.
     """
 
-    def __init__(self, channels: int, size: int, dim: int) -> None:
+    def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for width in (32, 64, 128, 256):
-            layers += [nn.Conv2d(channels, width, 3, 2, 1), nn.GELU()]
-            channels, size = width, size // 2
-            if size == 4:
-                break
-        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * channels, dim))
+        self.net = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, 2, 1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, 2, 1),
+            nn.GELU(),
+            nn.Conv2d(64, 128, 3, 2, 1),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(128 * 16, dim),
+        )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.net(pixels)
@@ -122,7 +125,7 @@ def _contrastive_loss(image: torch.Tensor, words: torch.Tensor, ids: torch.Tenso
     ) / 2
 
 
-# Returns pixels [n, channels, size, size] and n captions, drawn with the generator.
+# Returns pixels [n, channels, 32, 32] and n captions, drawn with the generator.
 DrawPairs = Callable[[int, torch.Generator], tuple[torch.Tensor, list[str]]]
 
 
@@ -132,8 +135,8 @@ def train_encoders(
     """Train both text encoders for `steps` steps on pictures and captions from `draw`."""
     encoders = build_encoders(tokenizers[0])
     generator = torch.Generator().manual_seed(1)
-    shape = draw(1, torch.Generator())[0].shape
-    towers = [ImageEncoder(shape[1], shape[2], e.config.projection_dim) for e in encoders]
+    channels = draw(1, torch.Generator())[0].shape[1]
+    towers = [ImageEncoder(channels, e.config.projection_dim) for e in encoders]
     modules = nn.ModuleList([*encoders, *towers])
     optimizer = torch.optim.AdamW(modules.parameters(), 1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps + 1)

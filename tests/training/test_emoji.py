@@ -19,7 +19,8 @@ from diffusers import AutoencoderKL
 from PIL import Image, ImageDraw
 
 from models.training import flow, pipeline_folder, state, text
-from models.training.emoji import pictures, train, watch
+from models.training.emoji import autoencoder, pictures, train, watch
+from models.training.emoji.examples import Examples
 from tests.training.conftest import load
 
 pytestmark = pytest.mark.exports
@@ -125,6 +126,22 @@ def test_sigterm_saves_a_checkpoint_and_the_next_run_continues(run_folder: Path)
     seen = steps(run_folder / "work/activations.csv")
     assert seen == sorted(seen)
     assert len(state.checkpoints(run_folder / "work")) == state.KEPT
+
+
+def test_a_stopped_autoencoder_continues(tmp_path: Path) -> None:
+    """Interrupted after one step of three, it has the same weights as in one go."""
+    shapes(tmp_path / "work")
+    examples = Examples.of(pictures.load(tmp_path / "work"))
+    cpu, draw = torch.device("cpu"), examples.pixels
+    whole = autoencoder.Training(3, cpu, tmp_path / "whole.pt")
+    assert autoencoder.train(draw, whole, 2, 60.0, []) is not None
+    first = autoencoder.Training(3, cpu, tmp_path / "parts.pt")
+    assert autoencoder.train(draw, first, 2, 60.0, [signal.SIGTERM]) is None
+    second = autoencoder.Training(3, cpu, tmp_path / "parts.pt")
+    assert second.step == 1
+    assert autoencoder.train(draw, second, 2, 60.0, []) is not None
+    for a, b in zip(whole.average.parameters(), second.average.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_a_broken_checkpoint_is_passed_over(

@@ -1,8 +1,9 @@
 """Train emoji-sd3: download and render pictures, autoencoder, text encoders, then the transformer.
 
 Everything is kept in --work, so a run that is started again continues where it stopped. It trains
-until it gets SIGTERM or SIGINT, when it saves a checkpoint and ends, or until --steps. On a CUDA
-device it computes in bfloat16 as it does on a CPU.
+until it gets SIGTERM or SIGINT, when it saves a checkpoint and ends, or until --steps. The text
+encoders and the latents take minutes and are started anew if they were not finished. On a CUDA
+device the program computes in bfloat16 as it does on a CPU.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +76,35 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def train_autoencoder(examples: Examples, args: argparse.Namespace) -> None:
-    """Train the autoencoder into --work/vae, and draw what it makes of held-out pictures."""
-    model = autoencoder.train(
-        examples.pixels, args.vae_steps, args.vae_batch, torch.device(args.device)
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Yield a list to which SIGTERM and SIGINT are added, instead of ending the program."""
+    stopping: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda received, frame: stopping.append(received))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield stopping
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def train_autoencoder(examples: Examples, args: argparse.Namespace) -> bool:
+    """Train the autoencoder into --work/vae, and draw what it makes of held-out pictures.
+
+    Return False if training was stopped before its end.
+    """
+    training = autoencoder.Training(
+        args.vae_steps, torch.device(args.device), args.work / "autoencoder.pt"
     )
+    with stop_signals() as stopping:
+        model = autoencoder.train(
+            examples.pixels, training, args.vae_batch, args.save_minutes, stopping
+        )
+    if model is None:
+        return False
     held = Examples.of(pictures.load(args.work).of("name"))
     originals = held.pixels(16, torch.Generator().manual_seed(8))
     decoded = vae.decode_rgb(model, vae.encode_latents(model, originals))
@@ -86,6 +113,7 @@ def train_autoencoder(examples: Examples, args: argparse.Namespace) -> None:
     shown = watch.to_images(torch.stack([originals, decoded], 1).flatten(0, 1))
     watch.labelled(shown, ["original", "decoded"] * 16, args.work / "sheets" / "autoencoder.png")
     model.save_pretrained(args.work / "vae")
+    return True
 
 
 def train_text(examples: Examples, args: argparse.Namespace) -> None:
@@ -98,7 +126,7 @@ def train_text(examples: Examples, args: argparse.Namespace) -> None:
 
 
 def prepare(args: argparse.Namespace) -> Batches | None:
-    """Run or load the stages before the transformer; None if `--stop-after` ends earlier."""
+    """Run or load the stages before the transformer; None if they are to end earlier."""
     every = pictures.load(args.work)
     split = every.of("train")
     if args.limit:
@@ -109,7 +137,8 @@ def prepare(args: argparse.Namespace) -> Batches | None:
     examples = Examples.of(split)
     vae_dir, encoders_dir = args.work / "vae", args.work / "encoders"
     if not (vae_dir / "done").exists():
-        train_autoencoder(examples, args)
+        if not train_autoencoder(examples, args):
+            return None
         (vae_dir / "done").touch()
     if args.stop_after == "vae":
         return None
@@ -212,17 +241,12 @@ def export(run: Run, out: Path) -> int:
     return size
 
 
-def train_transformer(run: Run, batches: Batches) -> None:
-    """Train until --steps or a signal; save every few minutes and at the end."""
-    stop: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda received, frame: stop.append(received))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+def train_transformer(run: Run, batches: Batches, stopping: list[int]) -> None:
+    """Train until --steps or until `stopping` is not empty; save every few minutes and then."""
     logs = Logs(run, batches)
     saved = last = time.monotonic()
     bar = tqdm(total=run.args.steps, initial=run.step, desc="transformer", mininterval=60.0)
-    while run.step < run.args.steps and not stop:
+    while run.step < run.args.steps and not stopping:
         loss = run.advance(batches)
         now = time.monotonic()
         run.seconds += now - last
@@ -234,8 +258,6 @@ def train_transformer(run: Run, batches: Batches) -> None:
             saved = now
     bar.close()
     run.save()
-    for number, handler in previous.items():
-        signal.signal(number, handler)
     print(f"stopped at step {run.step} after {run.seconds / 60:.1f} minutes", flush=True)
 
 
@@ -269,7 +291,8 @@ def main(argv: list[str] | None = None) -> int:
         restore_stages(args)
         batches = prepare(args)
         if batches is not None:
-            train_transformer(Run(args), batches)
+            with stop_signals() as stopping:
+                train_transformer(Run(args), batches, stopping)
     except data.DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
