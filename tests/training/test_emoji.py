@@ -198,4 +198,4 @@ def test_a_sheet_shows_every_prompt(trained: Path) -> None:
     path = trained / "sheet.png"
     watch.sheet(pipeline, path)
     with Image.open(path) as page:
-        assert page.size == (8 * 132, -(-len(watch.PROMPTS) // 8) * 152)
+        assert page.size == (8 * 132, -(-len(watch.PROMPTS) // 8) * 166)

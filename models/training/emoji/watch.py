@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -107,15 +108,15 @@ def sheet(pipeline: StableDiffusion3Pipeline, path: Path, guidance_scale: float 
 
 def labelled(images: list[Image.Image], labels: list[str], path: Path, columns: int = 8) -> None:
     """Write images of 64x64 pixels at twice their size with labels below, in rows, to a PNG."""
-    side, line = 2 * SIZE, 24
+    side, line = 2 * SIZE, 38
     rows = -(-len(images) // columns)
     page = Image.new("RGB", (columns * (side + 4), rows * (side + line)), "white")
     pen = ImageDraw.Draw(page)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         x, y = i % columns * (side + 4), i // columns * (side + line)
         page.paste(image.resize((side, side), Image.Resampling.NEAREST), (x, y))
-        half = label.rfind(" ", 0, 25) if len(label) > 25 else len(label)
-        pen.text((x, y + side), f"{label[:half]}\n{label[half:].strip()}", "black", font_size=10)
+        text_below = "\n".join(textwrap.wrap(label, 23)[:3])
+        pen.text((x, y + side), text_below, "black", font_size=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     page.save(path)
 
