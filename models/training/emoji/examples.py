@@ -19,7 +19,7 @@ from . import captions, compose
 from .pictures import Pictures
 
 MAX_LENGTH = 24  # tokens of a caption
-VOCABULARY = 3000
+VOCABULARY = 2000
 
 
 @dataclass
@@ -105,7 +105,7 @@ def encode_all(examples: Examples, model: AutoencoderKL, path: Path, device: tor
 class Batches:
     """Latents and prompt embeddings in batches. The text encoders run in the loop.
 
-    They take 0.3 % of a step's time, and the embeddings of all captions would not fit on a disk.
+    They take 3 % of a step's time, and the embeddings of all captions would not fit on a disk.
     """
 
     def __init__(
