@@ -11,7 +11,7 @@ import random
 
 import numpy as np
 
-from .compose import BACKGROUNDS, WHITE
+from .compose import BACKGROUNDS, COLOURS, WHITE, histogram
 from .pictures import Emoji
 
 # Upper ends of hue in degrees, for colours that are neither grey nor dark nor pale.
@@ -41,15 +41,15 @@ def colour_name(red: float, green: float, blue: float) -> str:
     return next(name for end, name in HUES if hue <= end)
 
 
+NAMED = [colour_name(*(colour / 255.0)) for colour in COLOURS]
+
+
 def colours(rgba: np.ndarray) -> tuple[str, ...]:
     """Return the one or two commonest colours of the opaque pixels of `rgba` [64, 64, 4]."""
-    pixels = rgba[rgba[..., 3] > 127][:, :3]
-    # 4 bits a channel leave few different colours to name.
-    steps, counts = np.unique(pixels >> 4, axis=0, return_counts=True)
+    found = histogram(rgba)
     shares: dict[str, float] = {}
-    for step, count in zip(steps, counts, strict=True):
-        name = colour_name(*(step * 16 + 8) / 255.0)
-        shares[name] = shares.get(name, 0.0) + count / len(pixels)
+    for colour in np.flatnonzero(found):
+        shares[NAMED[colour]] = shares.get(NAMED[colour], 0.0) + found[colour]
     ordered = sorted(shares, key=lambda name: -shares[name])
     return tuple(n for i, n in enumerate(ordered[:2]) if i == 0 or shares[n] >= SECOND_COLOUR)
 

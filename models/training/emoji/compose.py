@@ -27,6 +27,9 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "beige": (235, 220, 190),
 }
 WHITE = 0
+# The colours that `histogram` counts, and which of them resemble which background.
+COLOURS = np.stack(np.unravel_index(np.arange(4096), (16, 16, 16)), 1) * 16 + 8
+NEAR = np.stack([np.linalg.norm(COLOURS - np.array(c), axis=1) < 70 for c in BACKGROUNDS.values()])
 VARIANTS = 6  # the first two are white
 MAX_SHIFT = 3  # pixels
 FLIPPED_GROUPS = ("animals and nature", "food and drink", "smileys and emotion", "activities")
@@ -63,15 +66,17 @@ def margins(rgba: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
+def histogram(rgba: np.ndarray) -> np.ndarray:
+    """Return the share of each colour of 4 bits a channel in the opaque pixels, as [4096]."""
+    pixels = rgba[rgba[..., 3] > 127][:, :3].astype(np.int64) >> 4
+    counts = np.bincount(pixels @ (256, 16, 1), minlength=4096)
+    return counts / max(len(pixels), 1)
+
+
 def contrasting(rgba: np.ndarray) -> list[int]:
     """Return the backgrounds other than white that few pixels of the picture resemble."""
-    pixels = rgba[rgba[..., 3] > 127][:, :3].astype(np.float32)
-    good = []
-    for index, colour in enumerate(BACKGROUNDS.values()):
-        near = np.linalg.norm(pixels - np.array(colour, np.float32), axis=1) < 70
-        if index != WHITE and (not len(near) or near.mean() < 0.3):
-            good.append(index)
-    return good
+    near = NEAR @ histogram(rgba)
+    return [index for index in range(len(near)) if index != WHITE and near[index] < 0.3]
 
 
 def plan(pictures: Pictures) -> Variants:
