@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -101,6 +101,30 @@ def test_pipelines_that_run_between_two_steps_are_left_alone(family: str, thread
         assert torch.equal(draw(pipe, cfg, 2.5, callback_on_step_end=meanwhile), guided)
     assert len(seen) > 1
     assert all(torch.equal(latents, plain) for latents in seen)
+
+
+COPIES = {
+    "from_pipe": lambda pipe: pipe.from_pipe(pipe),
+    "components": lambda pipe: type(pipe)(**pipe.components),
+    "copy": copy,
+    "deepcopy": deepcopy,
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_of_a_guided_pipeline_run_without_guidance(name: str) -> None:
+    """Whatever its class is, another pipeline has guidance only if it is applied to that one."""
+    pipe = FAMILIES["sd3"].make()
+    plain = draw(pipe, "guidance_scale", 2.5)
+    with apply_detail_guidance(pipe, **PLACE):
+        guided = draw(pipe, "guidance_scale", 2.5)
+        second = COPIES[name](pipe)
+        assert torch.equal(draw(second, "guidance_scale", 2.5), plain)
+        with apply_detail_guidance(second, **PLACE):
+            assert torch.equal(draw(second, "guidance_scale", 2.5), guided)
+        assert torch.equal(draw(pipe, "guidance_scale", 2.5), guided)
+    assert torch.equal(draw(second, "guidance_scale", 2.5), plain)
+    assert not torch.equal(guided, plain)
 
 
 def test_a_transformer_serves_one_guided_run_at_a_time() -> None:

@@ -45,8 +45,9 @@ def apply_detail_guidance(
     `true_cfg_scale` (FLUX). D_m continues D_c after block `block`, so only later blocks run again.
     `dg_scale` and `ma_keep` are numbers, or pairs that go linearly from the first step to the last.
 
-    Other pipelines of the same parts, such as those of diffusers' `from_pipe`, are not affected. If
-    the pipeline gets another transformer, its later calls have guidance with that one.
+    Copies of the pipeline and other pipelines of the same parts, such as those of diffusers'
+    `from_pipe`, are not affected. If the pipeline gets another transformer, its later calls have
+    guidance with that one.
 
     Args:
         pipe: a `StableDiffusion3Pipeline` or `FluxPipeline`.
@@ -66,9 +67,9 @@ def apply_detail_guidance(
             Detail Guidance already. Calls of the pipeline raise it too.
     """
     if applied := getattr(pipe, _ATTRIBUTE, None):
-        if applied._active:
+        if pipe is applied._pipe:
             raise ValueError("the pipeline has Detail Guidance already: remove() it first")
-        pipe.__class__ = applied._plain  # a copy of a pipeline whose guidance was removed
+        pipe.__class__ = applied._plain  # a copy has the class, but not the guidance
     if type(pipe) not in _RUNS:
         raise TypeError(
             f"apply_detail_guidance takes StableDiffusion3Pipeline or FluxPipeline, not"
@@ -91,14 +92,13 @@ class AppliedGuidance:
     ) -> None:
         self._pipe, self._plain = pipe, type(pipe)
         self._make_prefix, self._schedule = make_prefix, schedule
-        self._active = True
         pipe.__class__ = _guided_class(self._plain, self)
 
     def remove(self) -> None:
         """Restore the pipeline; calling it again does nothing."""
-        if self._active:
-            self._active = False
+        if self._pipe is not None:
             self._pipe.__class__ = self._plain
+            self._pipe = None
 
     def __enter__(self) -> Self:
         return self
@@ -107,8 +107,8 @@ class AppliedGuidance:
         self.remove()
 
     def _run(self, pipe: Any) -> AbstractContextManager[Any]:
-        """Return the context in which `pipe` runs."""
-        if not self._active:
+        """Return the context in which `pipe` runs, which may be a copy of the guided pipeline."""
+        if pipe is not self._pipe:
             return nullcontext()
         return _RUNS[self._plain](pipe, self._make_prefix(), self._schedule)
 
