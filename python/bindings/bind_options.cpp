@@ -142,6 +142,14 @@ void bind_options(py::module_& module) {
       "them; the list is empty when generate() would start to run. Raises UsageError for a value "
       "of the wrong type and for a keyword that there is not.");
   module.def(
+      "unused_guidance",
+      [](const Bundle& bundle, const py::dict& options) {
+        return unused_guidance(bundle, options_from(options));
+      },
+      py::arg("bundle"), py::arg("options"),
+      "Return the notes of generate() about guidance that these keywords ask for and that no step "
+      "uses. Raises the UsageError or InputError of the first problem.");
+  module.def(
       "png_text",
       [](const Bundle& bundle, const py::dict& options, std::size_t image) {
         return png_text(bundle, options_from(options), image);

@@ -70,6 +70,7 @@ __all__: list[str] = [
     "scheduler_type",
     "step_weights",
     "to_images",
+    "unused_guidance",
     "validate",
     "weights_at",
     "write_file",
@@ -1181,6 +1182,11 @@ def step_weights(
 def to_images(tensor: typing.Any) -> list[PIL.Image.Image]:
     """
     [N, 3, H, W] float32 in [-1, 1] to N images; rounds as diffusers' VaeImageProcessor does.
+    """
+
+def unused_guidance(bundle: Bundle, options: dict[str, typing.Any]) -> list[str]:
+    """
+    Return the notes of generate() about guidance that these keywords ask for and that no step uses. Raises the UsageError or InputError of the first problem.
     """
 
 def validate(bundle: Bundle, options: dict[str, typing.Any]) -> list[Problem]:

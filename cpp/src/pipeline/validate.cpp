@@ -66,4 +66,8 @@ std::vector<Problem> validate(const Bundle& bundle, const GenerateOptions& optio
   return problems;
 }
 
+std::vector<std::string> unused_guidance(const Bundle& bundle, const GenerateOptions& options) {
+  return resolve(bundle, options).notes;
+}
+
 }  // namespace intaglio

@@ -209,11 +209,13 @@ class Worker(threading.Thread):
         if options is None:
             began = time.monotonic()
             options = dict(job.admitted.options)
+            notes = _core.unused_guidance(self._model.bundle, options)
             if "prompt" in options:
                 texts = options.pop("prompt"), options.pop("negative_prompt")
-                embeds, notes = self._cache.embed(pipeline, self._model.encoders, *texts)
+                embeds, cuts = self._cache.embed(pipeline, self._model.encoders, *texts)
                 options["prompt_embeds"] = embeds
-                job.notes = notes
+                notes = cuts + notes
+            job.notes = notes
             job.timings = {"text": time.monotonic() - began}
             job.options = options
         return options
@@ -244,11 +246,7 @@ class Worker(threading.Thread):
 
     def _decode(self, job: Job, step: BatchStep) -> list[bytes]:
         """Return the images as PNG files."""
-        # Call the core, which returns its notes; `BatchStep.finish` would issue them as warnings.
-        generation = step._core.finish()
-        job.notes += generation.notes
-        if job.admitted.options.get("negative_prompt") and not generation.unconditional_steps:
-            job.notes.append("the negative prompt is not used: no step has CFG")
+        generation = step._core.finish()  # `step.finish` would also issue the notes as warnings
         began = time.monotonic()
         bundle, options = self._model.bundle, job.admitted.options
         pngs = [
