@@ -67,6 +67,16 @@ def test_other_proxies_are_not_trusted(forked_bundle: Path) -> None:
     assert all(name.startswith(f"{server.url}/v1/images/") for name in names)
 
 
+def test_a_prefix_that_is_html_is_ignored(server: Running) -> None:
+    """The page /docs contains the prefix, so HTML in it would run in the reader's browser."""
+    plain = server.client.get("/docs").text
+    for prefix in ("/'</script><script>alert(1)</script>", '/" onload="alert(1)', "/&lt;"):
+        headers = {"X-Forwarded-Prefix": prefix}
+        assert server.client.get("/docs", headers=headers).text == plain
+    headers = {"X-Forwarded-Prefix": "/some-path/with%20space/~me"}
+    assert headers["X-Forwarded-Prefix"] in server.client.get("/docs", headers=headers).text
+
+
 @pytest.mark.reported("Comfy-Org/ComfyUI_frontend#2958", "xtekky/gpt4free#2740")
 def test_the_public_url_is_that_of_the_images(forked_bundle: Path) -> None:
     """A proxy that forwards no header needs the setting public_url."""

@@ -5,10 +5,16 @@ Both middlewares change the request's scope, from which Starlette makes all URLs
 
 from __future__ import annotations
 
+import re
+from urllib.parse import urlsplit
+
 from pydantic import HttpUrl
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+# The prefix is written into the HTML of /docs as it is, so it must not contain HTML.
+_PREFIX = re.compile(r"[\w.~%@+/-]*", re.ASCII)
 
 
 class ProxyHeaders(ProxyHeadersMiddleware):
@@ -25,7 +31,9 @@ class ProxyHeaders(ProxyHeadersMiddleware):
             # Each proxy on the way adds to the list, and the first one is what the client asked.
             _set_host(scope, headers.get("X-Forwarded-Host", "").split(",")[0].strip())
             prefixes = ",".join(headers.getlist("X-Forwarded-Prefix")).split(",")
-            _add_prefix(scope, "/".join(prefix.strip(" /") for prefix in prefixes))
+            prefix = "/".join(prefix.strip(" /") for prefix in prefixes)
+            if _PREFIX.fullmatch(prefix):
+                _add_prefix(scope, prefix)
         await super().__call__(scope, receive, send)  # type: ignore[arg-type]
 
 
@@ -33,17 +41,15 @@ class PublicUrl:
     """Answers every request as if it had been sent to the public URL."""
 
     def __init__(self, app: ASGIApp, url: HttpUrl) -> None:
-        self._app, self._url = app, url
+        self._app, self._url = app, urlsplit(str(url))  # str() leaves out a default port
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             scope["path"] = scope["path"].removeprefix(scope["root_path"])
             scope["root_path"] = ""
             scope["scheme"] = self._url.scheme
-            default = {"http": 80, "https": 443}[self._url.scheme]
-            port = "" if self._url.port == default else f":{self._url.port}"
-            _set_host(scope, f"{self._url.host}{port}")
-            _add_prefix(scope, self._url.path or "")
+            _set_host(scope, self._url.netloc)
+            _add_prefix(scope, self._url.path)
         await self._app(scope, receive, send)
 
 
