@@ -70,6 +70,7 @@ def refused(
         ('proxies = ["proxy.example"]', "proxies.0 is invalid"),
         ('cors = ["localhost:5173"]', "localhost:5173 is no origin: give SCHEME://HOST or"),
         ('cors = ["http://a/b"]', "cors.0 is invalid"),
+        ('cors = ["http://user@a"]', "cors.0 is invalid"),
         ("[limits]\ndeadline = nan", "limits.deadline is invalid"),
         ("port = ", "cannot read --config"),
         ("memory_bytes = 1000", "memory_bytes is 1000"),

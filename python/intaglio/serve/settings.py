@@ -60,17 +60,18 @@ class Limits(BaseModel):
     deadline: PositiveFloat = 600.0
 
 
-_PORTS = {"http": 80, "https": 443}  # which browsers leave out
-
-
 def _check_proxy(entry: str) -> str:
     if entry != "*":
         ip_network(entry)
     return entry
 
 
+def _has_extras(url: AnyUrl) -> bool:
+    return bool(url.query or url.fragment or url.username or url.password)
+
+
 def _check_public_url(url: HttpUrl) -> HttpUrl:
-    if url.query or url.fragment or url.username or url.password:
+    if _has_extras(url):
         raise ValueError("give SCHEME://HOST/PATH only")
     return url
 
@@ -83,10 +84,9 @@ def _clean_origin(origin: str) -> str:
         url = AnyUrl(origin)
     except ValidationError:
         url = None
-    if not url or not url.host or url.path not in {None, "/"} or url.query or url.fragment:
+    if not url or not url.host or url.path not in {None, "/"} or _has_extras(url):
         raise ValueError(f"{origin} is no origin: give SCHEME://HOST or SCHEME://HOST:PORT")
-    port = "" if url.port in {None, _PORTS.get(url.scheme)} else f":{url.port}"
-    return f"{url.scheme}://{url.host}{port}"
+    return str(url).rstrip("/")  # str() leaves out a default port
 
 
 Origin = Annotated[str, AfterValidator(_clean_origin)]
