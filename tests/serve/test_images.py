@@ -65,6 +65,23 @@ def test_a_temporary_folder_belongs_to_its_user() -> None:
         shutil.rmtree(store.folder)
 
 
+def test_a_folder_that_cannot_be_opened_is_not_left_behind(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a free descriptor the folder cannot be locked; the next image finds one."""
+
+    def failing(*args: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    store = TemporaryImages(600)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing)
+        with pytest.raises(ApiError, match="Too many open files"):
+            store.write(b"an image")
+        assert not list(temporary.iterdir())
+    assert store.find(store.write(b"an image"))
+
+
 WORDS = {
     errno.ENOSPC: "free disk space on the server",
     errno.EDQUOT: "quota",

@@ -68,7 +68,6 @@ class ImageStore:
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self.folder, self._seconds = folder, seconds
-        self._making = threading.Lock()
 
     def check(self) -> None:
         """Make the folder if necessary. Raises InputError if images cannot be written into it."""
@@ -142,6 +141,7 @@ class TemporaryImages(ImageStore):
         """Remove the folders of servers that were killed."""
         folder = Path(tempfile.gettempdir()) / f"{_PREFIX}{secrets.token_hex(8)}"
         super().__init__(folder, seconds)
+        self._making = threading.Lock()
         self._descriptor: int | None = None
         for left in folder.parent.glob(f"{_PREFIX}*"):
             _remove_unlocked(left)
@@ -153,9 +153,13 @@ class TemporaryImages(ImageStore):
             self._unlock()
             # It gets its name when it is locked, so that no other server removes it before.
             made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=self.folder.parent))
-            self._descriptor = _open_folder(made)
-            _lock(self._descriptor)
-            made.rename(self.folder)
+            try:
+                self._descriptor = _open_folder(made)
+                _lock(self._descriptor)
+                made.rename(self.folder)
+            except OSError:
+                made.rmdir()
+                raise
 
     def close(self) -> None:
         """Remove the folder."""
@@ -197,7 +201,7 @@ def _remove_unlocked(folder: Path) -> None:
 
 def _cause(error: OSError) -> str:
     """Return what is wrong and what to do about it."""
-    advice = _ADVICE.get(error.errno or 0, "see the server's disk and its log")
+    advice = _ADVICE.get(error.errno or 0, "look at the server's disk and its log")
     return f"{error.strerror}; {advice}"
 
 
