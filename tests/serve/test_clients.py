@@ -12,10 +12,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from fastapi import FastAPI
 
-from intaglio.serve.settings import ServerSettings
-from intaglio.serve.transport.connections import uvicorn_config
 from tests.serve.conftest import PROMPT, Running, fetch, serving, wait_until
 
 
@@ -135,15 +132,20 @@ def test_a_body_after_its_answer_is_skipped(server: Running) -> None:
 @pytest.mark.reported(
     "kserve/kserve#5446", "vllm-project/vllm#18472", "open-webui/open-terminal#148"
 )
-def test_an_idle_connection_is_kept_for_a_while(forked_bundle: Path) -> None:
+def test_an_idle_connection_is_kept_for_a_while(server: Running, forked_bundle: Path) -> None:
     """A connection can be used again until `keep_alive` seconds after its last answer."""
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     # Common load balancers keep connections for 60 seconds.
-    assert uvicorn_config(FastAPI(), ServerSettings()).timeout_keep_alive > 60
-    with serving(forked_bundle, keep_alive=0.5) as server, connect(server) as client:
+    assert server.server.config.timeout_keep_alive > 60
+    with connect(server) as client:
         for _ in range(2):
-            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.sendall(request)
             read_until(client, b'{"status":"ok"}')
-        client.settimeout(4)  # uvicorn's own default is 5 seconds
+    with serving(forked_bundle, keep_alive=0.1) as brief, connect(brief) as client:
+        assert brief.server.config.timeout_keep_alive == 0.1
+        client.settimeout(60)  # a failing test would block
+        client.sendall(request)
+        read_until(client, b'{"status":"ok"}')
         assert client.recv(1) == b""
 
 
