@@ -118,7 +118,7 @@ def sd3_pipeline(sd3_folder: Path) -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline.from_pretrained(sd3_folder, **dict.fromkeys(absent))
 
 
-def make_bundle(**options: Any) -> Path:
+def _tiny_sd3(**options: Any) -> Path:
     """Return a bundle of the tiny SD3."""
     from tests import bundles
 
@@ -128,25 +128,25 @@ def make_bundle(**options: Any) -> Path:
 @pytest.fixture(scope="session")
 def forked_bundle() -> Path:
     """Return the tiny SD3 in layout forked. Tests share these bundles; copy one to change it."""
-    return make_bundle(layout="forked")
+    return _tiny_sd3(layout="forked")
 
 
 @pytest.fixture(scope="session")
 def dual_bundle() -> Path:
     """Return the tiny SD3 in layout dual."""
-    return make_bundle(layout="dual")
+    return _tiny_sd3(layout="dual")
 
 
 @pytest.fixture(scope="session", params=["forked", "dual"])
 def bundle(request: pytest.FixtureRequest) -> Path:
     """Return the tiny SD3 in each layout."""
-    return make_bundle(layout=request.param)
+    return _tiny_sd3(layout=request.param)
 
 
 @pytest.fixture(scope="session", params=["forked", "dual"])
 def observed_bundle(request: pytest.FixtureRequest) -> Path:
     """Return the tiny SD3 in each layout, exported with --observe."""
-    return make_bundle(layout=request.param, observe=True)
+    return _tiny_sd3(layout=request.param, observe=True)
 
 
 def onnxruntime_library() -> Path:
