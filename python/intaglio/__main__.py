@@ -94,14 +94,12 @@ def run_python(command: EntryPoint, args: list[str]) -> int:
         print(INTERRUPTED, file=sys.stderr)
         return _core.Interrupted.exit_code
     except Exception as error:
-        if not hasattr(
-            error, "format_message"
-        ):  # which usage errors have in every version of typer
+        # Usage errors have this method in every version of typer.
+        if not hasattr(error, "format_message"):
             raise
         wrong = " ".join(error.format_message().split()).rstrip(".")
-        wrong = wrong.replace(
-            "Value error, ", ""
-        )  # pydantic's prefix, which tells the user nothing
+        # This prefix of pydantic's tells the user nothing.
+        wrong = wrong.replace("Value error, ", "")
         print(f"intaglio: {wrong} (see intaglio {command.name} --help)", file=sys.stderr)
         return _core.UsageError.exit_code
 
@@ -109,7 +107,7 @@ def run_python(command: EntryPoint, args: list[str]) -> int:
 def python_commands() -> str:
     """Return the section of the help that lists the subcommands in Python."""
     lines = (f"  {c.name:<27} {summary(c)}" for c in sorted(entry_points(group=GROUP)))
-    return "\n".join(["Python subcommands:", *lines, ""])
+    return "\n".join(["", "Python subcommands:", *lines, ""])
 
 
 def summary(command: EntryPoint) -> str:

@@ -32,8 +32,7 @@ def check_ending(path: Path) -> None:
 def write_image(path: Path, image: Image, texts: dict[str, str]) -> None:
     """Write the image, as PNG if the file has no ending. Raises InputError naming the file.
 
-    `texts` are those of `Generation.texts`. Without any, the file has no metadata: that is all that
-    a setting which leaves prompts out has to do.
+    `texts` are those of `Generation.texts`. If they are empty, the file has no metadata.
     """
     format_ = _FORMATS.get(path.suffix.lower())
     if not format_:

@@ -113,9 +113,9 @@ class Generation:
     def save(self, path: str | os.PathLike[str], *, metadata: bool = True) -> list[Path]:
         """Write the images with `texts` inside, unless `metadata` is False.
 
-        The ending of the name says how: .png as `intaglio generate -o` does, .jpg, .jpeg or .webp
-        with the texts in EXIF. One image goes to `path` itself; several become NAME-0.png,
-        NAME-1.png, ... Returns the paths.
+        The ending of the name chooses the format: .png, as `intaglio generate -o` writes it, or
+        .jpg, .jpeg or .webp, with the texts in EXIF. One image goes to `path` itself; several
+        become NAME-0.png, NAME-1.png, ... Returns the paths.
 
         Raises:
             UsageError: the name has another ending.

@@ -29,7 +29,7 @@ def serve(
     bundles: Annotated[
         list[str],
         typer.Argument(
-            metavar="BUNDLE...",
+            metavar="BUNDLE",
             help="Folders that `intaglio export` wrote; NAME=FOLDER serves one under another name.",
         ),
     ],
@@ -58,7 +58,10 @@ def serve(
         typer.Option(help="Device to run on, as for `intaglio generate`.", metavar="NAME"),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Number of CPU threads; 0 means one per core.", metavar="N")
+        int | None,
+        typer.Option(
+            help="Number of CPU threads; 0 means as many as the process may use.", metavar="N"
+        ),
     ] = None,
     max_batch: Annotated[
         int | None,

@@ -103,8 +103,8 @@ class ServerSettings(BaseModel):
         cors: origins whose pages may call the server.
         proxies: addresses or networks of reverse proxies whose X-Forwarded-For, -Proto, -Host and
             -Prefix are trusted; "*" trusts every address.
-        public_url: the URL under which clients reach the server, for the URLs of images; None: as
-            the request's headers say.
+        public_url: the URL under which clients reach the server, for the URLs of images; None:
+            they are as the request's headers say.
         keep_alive: seconds after which a connection without a request is closed. It has to be
             longer than a load balancer in front keeps connections for.
         device: device of `Pipeline.open`. threads: likewise. prepack: likewise, but on by default,

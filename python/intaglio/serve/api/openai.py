@@ -63,7 +63,7 @@ async def generate_images(
 @router.post("/images/edits", include_in_schema=False)
 @router.post("/images/variations", include_in_schema=False)
 async def change_image() -> None:
-    """Refuse OpenAI's other requests for images. Raises ApiError."""
+    """Refuse the requests of OpenAI's API that start from an image. Raises ApiError."""
     message = (
         "this server draws from a prompt only, at /v1/images/generations: it does not edit images"
         " or draw variations of them"

@@ -27,7 +27,7 @@ class ApiKeys:
             text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
         except OSError as error:
             raise InputError(f"cannot read {setting}, {path}: {error.strerror}") from None
-        if b"\0" in text:
+        if b"\0" in text:  # as in UTF-16, which some editors write
             raise InputError(f"{setting}, {path}, is not UTF-8: save it as UTF-8")
         # Strip the same characters that HTTP strips from a header, which is Latin-1 text.
         stripped = [line.decode("latin-1").strip().encode("latin-1") for line in text.splitlines()]
