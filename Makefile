@@ -37,9 +37,9 @@ demo: $(DEMO)/index.html  ## export the shipped model and draw the same seeds fo
 serve: $(BUNDLE)/bundle.json  ## serve the shipped model (docs/serving.md); FLAGS="--port 9000"
 	@exec $(BIN)/intaglio serve $(BUNDLE) $(FLAGS)
 
-check:  ## lint, types, C++ tests, and the Python tests that export nothing
+check:  ## lint, types, C++ tests, and the quick Python tests
 	@$(MAKE) -j2 --output-sync=target lint test-cpp
-	$(PYTEST) $(WORKERS) -q -m "not alone and not exports"
+	$(PYTEST) $(WORKERS) -q -m "not alone and not exports and not slow"
 
 # Steps that do not depend on each other share the cores. Each prints its output when it has ended.
 test:  ## everything that CI runs

@@ -1,4 +1,8 @@
-"""Fixtures of all tests, and hooks for tests that need a GPU and for the parity table."""
+"""Fixtures of all tests, and hooks for tests that need a GPU and for the parity table.
+
+The process that distributes the tests imports this module too, so diffusers is imported by fixtures
+only: it takes several seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,16 @@ import ctypes
 from ctypes.util import find_library
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from diffusers import StableDiffusion3Pipeline
 from hypothesis import HealthCheck, settings
 
 import intaglio
-from tests import bundles
 from tests.parity.table import Cell, Table
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusion3Pipeline
 
 GPU_DEVICES = ("cuda", "tensorrt")
 
@@ -61,7 +66,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=needing)
         items[:] = [item for item in items if item not in needing]
     # Files with long tests start first, so that the processes end together.
-    long = {item.path for item in items if item.get_closest_marker("exports")}
+    marks = ("exports", "slow")
+    long = {item.path for item in items if any(map(item.get_closest_marker, marks))}
     items.sort(key=lambda item: item.path not in long)
 
 
@@ -98,38 +104,49 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def sd3_folder() -> Path:
     """Return the folder of the tiny SD3 pipeline, with settings. One channel is massive."""
+    from tests import bundles
+
     return bundles.source("sd3")
 
 
 @pytest.fixture(scope="session")
 def sd3_pipeline(sd3_folder: Path) -> StableDiffusion3Pipeline:
     """Return the same pipeline, loaded by diffusers in float32."""
+    from diffusers import StableDiffusion3Pipeline
+
     absent = ("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor")
     return StableDiffusion3Pipeline.from_pretrained(sd3_folder, **dict.fromkeys(absent))
+
+
+def make_bundle(**options: Any) -> Path:
+    """Return a bundle of the tiny SD3."""
+    from tests import bundles
+
+    return bundles.bundle(**options)
 
 
 @pytest.fixture(scope="session")
 def forked_bundle() -> Path:
     """Return the tiny SD3 in layout forked. Tests share these bundles; copy one to change it."""
-    return bundles.bundle(layout="forked")
+    return make_bundle(layout="forked")
 
 
 @pytest.fixture(scope="session")
 def dual_bundle() -> Path:
     """Return the tiny SD3 in layout dual."""
-    return bundles.bundle(layout="dual")
+    return make_bundle(layout="dual")
 
 
 @pytest.fixture(scope="session", params=["forked", "dual"])
 def bundle(request: pytest.FixtureRequest) -> Path:
     """Return the tiny SD3 in each layout."""
-    return bundles.bundle(layout=request.param)
+    return make_bundle(layout=request.param)
 
 
 @pytest.fixture(scope="session", params=["forked", "dual"])
 def observed_bundle(request: pytest.FixtureRequest) -> Path:
     """Return the tiny SD3 in each layout, exported with --observe."""
-    return bundles.bundle(layout=request.param, observe=True)
+    return make_bundle(layout=request.param, observe=True)
 
 
 def onnxruntime_library() -> Path:

@@ -1,10 +1,12 @@
 #include "intaglio/command.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <functional>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -23,16 +25,54 @@ using cli::print_error;
 
 constexpr auto kOutOfMemory = "out of memory: use a smaller size or batch";
 
+// The names that diffusers gives to what a flag does here.
+std::string flag_for(const std::string& word) {
+  static const std::map<std::string, std::string> flags{
+      {"--guidance-scale", "--cfg-scale, or --distilled-guidance where the model takes it"},
+      {"--true-cfg-scale", "--cfg-scale"},
+      {"--num-inference-steps", "--steps"},
+      {"--num-images-per-prompt", "--batch"},
+      {"--generator", "--seed"},
+      {"--size", "--width and --height"}};
+  const auto found = flags.find(word);
+  return found == flags.end() ? "" : found->second;
+}
+
+// Says which of `args` is one too many, and what may have been meant.
+std::string unexpected(const CLI::App& command, const std::vector<std::string>& args,
+                       const std::vector<std::string>& left_over) {
+  const auto first = std::ranges::find_first_of(args, left_over);
+  const std::string word = first == args.end() ? left_over.front() : *first;
+  if (!word.starts_with('-')) {
+    return "\"" + word + "\" is one word too many for intaglio " + command.get_name() +
+           ": put a text with spaces into quotation marks";
+  }
+  std::string flag = word.substr(0, word.find('='));
+  std::string message = "there is no option " + flag;
+  std::ranges::replace(flag, '_', '-');
+  const std::string meant = command.get_option_no_throw(flag) != nullptr ? flag : flag_for(flag);
+  return message + " of intaglio " + command.get_name() + (meant.empty() ? "" : ": use " + meant);
+}
+
 // Calls `parse`, which also runs the subcommand, and returns the exit code.
-int run(const CLI::App& app, const std::function<void()>& parse) {
+int run(const CLI::App& app, const std::vector<std::string>& args,
+        const std::function<void()>& parse) {
+  const auto command = [&]() -> const CLI::App& {
+    const auto chosen = app.get_subcommands();
+    return chosen.empty() ? app : *chosen.front();
+  };
+  const auto refuse = [&](const std::string& why) {
+    const std::string name = &command() == &app ? "" : " " + command().get_name();
+    return print_error(why + "; `intaglio" + name + " --help` lists the options", ExitCode::usage);
+  };
   try {
     parse();
   } catch (const CLI::Success& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    return print_error(
-        std::string(error.what()) + "; `intaglio SUBCOMMAND --help` lists the options",
-        ExitCode::usage);
+    // CLI11 lists them backwards, or complains of what is missing first.
+    const auto left_over = app.remaining(true);
+    return refuse(left_over.empty() ? error.what() : unexpected(command(), args, left_over));
   } catch (const Error& error) {
     return print_error(error.what(), error.code());
   } catch (const std::bad_alloc&) {
@@ -68,7 +108,7 @@ int run_command(const std::vector<std::string>& args) {
   cli::add_devices(app);
   std::cout.clear();
   std::clearerr(stdout);
-  const int code = run(app, [&] {
+  const int code = run(app, args, [&] {
     // For an unknown subcommand CLI11 would only say that a subcommand is required.
     const auto named = [&](const CLI::App* command) { return command->get_name() == args[0]; };
     if (!args.empty() && !args[0].starts_with('-') && app.get_subcommands(named).empty()) {

@@ -1,4 +1,3 @@
-#include <iostream>
 #include <memory>
 #include <optional>
 
@@ -28,7 +27,7 @@ void embed(const Flags& flags) {
   const PromptEmbeddings embeddings = pipeline.embed(*flags.prompt, flags.negative_prompt);
   print_notes(embeddings.notes);
   save_prompt_embeds(flags.output, embeddings);
-  std::cout << flags.output.string() << '\n';
+  print_written(flags.output);
 }
 
 }  // namespace

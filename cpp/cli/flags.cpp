@@ -35,7 +35,7 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
            "(OpenVINO): float32, bfloat16 or float16, or in short fp32, bf16, fp16 [float32]")
       ->group(kDeviceGroup);
   add_flag(command, "--threads", flags.backend.threads, "N",
-           "number of CPU threads; 0 means one per core [0]")
+           "number of CPU threads; 0 means as many as the process may use [0]")
       ->group(kDeviceGroup);
   add_onnxruntime_flag(command, flags.backend);
   add_bundle(command, flags.bundle);

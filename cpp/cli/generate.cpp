@@ -1,14 +1,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdio>
-#include <initializer_list>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
-#include <string_view>
 
 #include "cli/commands.h"
 #include "cli/console.h"
@@ -34,6 +33,7 @@ struct Flags {
   GenerateOptions options;
   fs::path output = "image.png";
   fs::path image, ma_tokens, prompt_embeds, latents_in, latents_out, report;
+  bool no_metadata = false;
 };
 
 void read_inputs(Flags& flags) {
@@ -44,13 +44,19 @@ void read_inputs(Flags& flags) {
   if (!flags.latents_in.empty()) flags.options.latents = load_npy(flags.latents_in);
 }
 
+// Every image is a PNG, which its name must not deny. Devices and pipes have any name.
+void check_ending(const fs::path& output) {
+  std::string ending = output.extension().string();
+  std::ranges::transform(ending, ending.begin(), [](unsigned char c) { return std::tolower(c); });
+  std::error_code error;
+  if (ending.empty() || ending == ".png" || is_device_or_pipe(fs::status(output, error))) return;
+  throw UsageError("--output " + output.string() +
+                   ": images are written as PNG; end the name in .png");
+}
+
 void check_outputs(const Flags& flags) {
   if (flags.output.empty()) throw UsageError("--output is empty: give the image a name");
-  for (const char* other : {".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"}) {
-    if (flags.output.extension() == other)
-      throw UsageError("--output " + flags.output.string() +
-                       ": images are written as PNG; end the name in .png");
-  }
+  check_ending(flags.output);
   // A larger batch fits no machine and is refused later, so only this many paths are checked.
   constexpr std::size_t max_checked = 1000;
   const auto count =
@@ -123,8 +129,8 @@ void write_outputs(const Flags& flags, const Pipeline& pipeline, const Drawn& dr
   const Generation& generation = drawn.generation;
   for (std::size_t i = 0; i < generation.images.size(); ++i) {
     const fs::path path = numbered(flags.output, i, generation.images.size());
-    write_png(path, generation.images[i], png_text(pipeline.bundle(), flags.options, i));
-    std::cout << path.string() << '\n';
+    write_png(path, generation.images[i], flags.no_metadata ? TextEntries{} : generation.texts[i]);
+    print_written(path);
   }
   if (!flags.latents_out.empty()) save_npy(flags.latents_out, generation.latents);
   if (flags.report.empty()) return;
@@ -165,15 +171,18 @@ class GroupedFlags {
 
   void begin_group(const char* title) { group_ = title; }
 
-  // Adds options of GenerateOptions by their names.
-  void add(std::initializer_list<std::string_view> names) {
-    for (const std::string_view name : names) {
-      visit_options(options_, [&](const OptionInfo& info, auto& value) {
-        if (info.name != name) return;
-        const std::string help = info.help + shown_default(defaults_, info.name);
-        add_flag(command_, flags_of(info), value, info.value, help)->group(group_);
-      });
-    }
+  // Begins a group with its options of GenerateOptions.
+  void begin_group(const char* title, OptionGroup group) {
+    begin_group(title);
+    visit_options(options_, [&](const OptionInfo& info, auto& value) {
+      if (info.group != group) return;
+      const std::string help = info.help + shown_default(defaults_, info.name);
+      add_flag(command_, flags_of(info), value, info.value, help)->group(group_);
+    });
+  }
+
+  void add_switch(const char* flag, bool& value, const char* help) {
+    command_.add_flag(flag, value, help)->group(group_);
   }
 
   void add_path(const char* flag, fs::path& path, const char* type, const char* help) {
@@ -188,25 +197,18 @@ class GroupedFlags {
 };
 
 void add_input_flags(GroupedFlags& grouped, Flags& flags) {
-  grouped.begin_group("What to draw");
-  grouped.add({"prompt", "negative_prompt", "class_label"});
+  grouped.begin_group("What to draw", OptionGroup::drawn);
   grouped.add_path("--prompt-embeds", flags.prompt_embeds, "FILE.safetensors",
                    "embeddings that `intaglio embed` wrote, in place of --prompt");
-  grouped.begin_group("Images");
-  grouped.add({"seeds", "batch", "height", "width"});
-  grouped.begin_group("Sampling");
-  grouped.add({"steps", "scheduler", "vae_tile"});
-  grouped.begin_group("Guidance");
-  grouped.add({"cfg_scale", "cfg_window", "distilled_guidance", "dg_scale", "dg_window", "ma_keep",
-               "ma_channels"});
+  grouped.begin_group("Images", OptionGroup::images);
+  grouped.begin_group("Sampling", OptionGroup::sampling);
+  grouped.begin_group("Guidance", OptionGroup::guidance);
   grouped.add_path("--ma-tokens", flags.ma_tokens, "MASK.png",
                    "grey picture that limits Detail Guidance: white parts get all of it, black "
                    "parts none");
-  grouped.begin_group("Faster guidance");
-  grouped.add({"reuse_interval", "reuse_window"});
-  grouped.begin_group("Start from a picture or from latents");
+  grouped.begin_group("Faster guidance", OptionGroup::reuse);
+  grouped.begin_group("Start from a picture or from latents", OptionGroup::start);
   grouped.add_path("--image", flags.image, "FILE.png", "picture to start from instead of noise");
-  grouped.add({"strength"});
   grouped.add_path("--latents-in", flags.latents_in, "FILE.npy",
                    "initial latents instead of seeded noise, as --latents-out writes them: "
                    "(N, C, h, w), or (N, tokens, C*p*p) for a model with packed latents");
@@ -217,6 +219,8 @@ void add_output_flags(GroupedFlags& grouped, Flags& flags) {
   grouped.add_path("-o,--output", flags.output, "OUT.png",
                    "image file; several images are written to OUT-0.png, OUT-1.png, ... "
                    "[image.png]");
+  grouped.add_switch("--no-metadata", flags.no_metadata,
+                     "write the images without the prompt and the options");
   grouped.add_path("--latents-out", flags.latents_out, "FILE.npy", "also write the final latents");
   grouped.add_path("--report", flags.report, "FILE.json",
                    "also write the options, timings and counts of the run");

@@ -49,8 +49,10 @@ void parse(const std::string& flag, const std::string& text, double& value) {
 }
 
 void parse(const std::string& flag, const std::string& text, std::vector<std::uint64_t>& value) {
-  value = numbers<std::uint64_t>(flag, text,
-                                 "a list of whole numbers from 0 to 2^64 - 1, such as 1,2,3");
+  value = numbers<std::uint64_t>(
+      flag, text,
+      "a list of whole numbers from 0 to 2^64 - 1, such as 1,2,3; for a random "
+      "one give $RANDOM");
 }
 
 void parse(const std::string& flag, const std::string& text, std::vector<int>& value) {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import enum
 import errno
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.table import Table
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.options import ExportRequest, Layout, Quantize, TextEncoders
 from intaglio_export.support.quiet import quiet
+from intaglio_export.support.stopping import check_stopped, ending, stoppable
 
 
 class DtypeName(enum.StrEnum):
@@ -145,11 +146,12 @@ def export(
     and compares them with the original. If they differ by more than 1e-4 (float32), it writes
     nothing.
 
-    Example: intaglio export models/fashion-sd3 -o fashion.bundle
+    Examples, of a folder, of the Hub and of one file:
 
-    From the Hub: intaglio export stabilityai/stable-diffusion-3.5-medium -o sd35.bundle
-
-    One file: intaglio export my.safetensors --config black-forest-labs/FLUX.1-dev -o my.bundle
+    \b
+      intaglio export models/fashion-sd3 -o fashion.bundle
+      intaglio export stabilityai/stable-diffusion-3.5-medium -o sd35.bundle
+      intaglio export my.safetensors --config org/FLUX.1-dev -o my.bundle
     """
     screen = Console(stderr=True)
     try:
@@ -167,13 +169,15 @@ def export(
             observe,
             quantize,
         )
-        _export(screen, request)
+        with stoppable():
+            _export(screen, request)
     except ExportError as error:
         _fail(error.message, error.exit_code)
-    except KeyboardInterrupt:
-        _fail("Interrupted; nothing was written.", ExitCode.INTERRUPTED)
     except MemoryError:
         _fail(_NO_MEMORY, ExitCode.NO_MEMORY)
+    except KeyboardInterrupt as interrupt:
+        ended, code = ending(interrupt)
+        _fail(f"{ended}; nothing was written.", code)
     except OSError as error:
         _fail(_system_message(error, output), ExitCode.BAD_INPUT)
     except RuntimeError as error:
@@ -198,9 +202,11 @@ def _export(screen: Console, request: ExportRequest) -> None:
         with quiet():
             from intaglio_export.exporter import export_bundle
 
-        result = export_bundle(
-            request, lambda what, done: bar.update(task, description=what, completed=done)
-        )
+        def progress(what: str, done: float) -> None:
+            check_stopped()
+            bar.update(task, description=what, completed=done)
+
+        result = export_bundle(request, progress)
     for remark in result.remarks:
         screen.print(f"Note: {remark}", highlight=False)
     Console().print(_summary(request.output, result.manifest, result.errors))
@@ -252,8 +258,9 @@ def _system_message(error: OSError, output: Path) -> str:
     return f"Cannot write the bundle: {path}: {error.strerror or error}; nothing was written."
 
 
-def _fail(message: str, code: ExitCode) -> None:
-    _say(message)
+def _fail(message: str, code: int) -> NoReturn:
+    with suppress(OSError):  # the terminal may be gone
+        _say(message)
     raise typer.Exit(int(code))
 
 
@@ -264,7 +271,7 @@ def _say(message: str) -> None:
 
 def main() -> None:
     """Run the command as `python -m intaglio_export`."""
-    app = typer.Typer(add_completion=False)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command()(export)
     try:
         code = app(standalone_mode=False)

@@ -73,6 +73,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     adapter = source.adapter
     check_scheduler(adapter.pipeline.scheduler, adapter.prediction_type)
     settings, recipe, remarks = _settings(request, source)
+    remarks += source.remarks
     block = choose_block(settings.block, len(adapter.blocks()))
     check_size(settings, adapter)
     check_guidance(settings, adapter)
@@ -86,7 +87,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
             "No dg_scale is known for this model, so the bundle's default is 0, which turns DG off."
         )
     remarks += adapter.left_out()
-    output_folder.check_space(request.output, _weight_bytes(request, adapter))
+    remarks += _check_disk(request, adapter)
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
     settings = ModelSettings(max_sequence_length=length).over(settings)
     progress(_MEASURING, 0.1)
@@ -198,6 +199,17 @@ def _drop_encoders(adapter: Adapter) -> None:
     for name in adapter.text_encoders:
         if (encoder := getattr(adapter.pipeline, name)) is not None:
             release(encoder)
+
+
+def _check_disk(request: ExportRequest, adapter: Adapter) -> list[str]:
+    """Check that the bundle will fit, and return remarks about what fills the disk without use."""
+    left = [
+        f"{folder} is left of an export that was killed; delete it."
+        for folder in output_folder.leftovers(request.output)
+    ]
+    advice = "".join(f"; {sentence.removesuffix('.')}" for sentence in left)
+    output_folder.check_space(request.output, _weight_bytes(request, adapter), advice=advice)
+    return left
 
 
 def _weight_bytes(request: ExportRequest, adapter: Adapter) -> int:

@@ -2,6 +2,7 @@
 #include "casters.h"
 #include "intaglio/backend.h"
 #include "intaglio/bundle.h"
+#include "pickled.h"
 
 namespace intaglio::python {
 
@@ -19,7 +20,8 @@ void bind_backend(py::module_& module) {
            py::arg("onnxruntime_library") = std::filesystem::path(), py::arg("prepack") = false,
            py::arg("precision") = "float32")
       .def_readwrite("device", &BackendOptions::device)
-      .def_readwrite("threads", &BackendOptions::threads, "0: one per logical core")
+      .def_readwrite("threads", &BackendOptions::threads,
+                     "0: one for each processor that the process may use")
       .def_readwrite("onnxruntime_library", &BackendOptions::onnxruntime_library,
                      "if empty, it is searched for")
       .def_readwrite("prepack", &BackendOptions::prepack,
@@ -48,6 +50,8 @@ void bind_backend(py::module_& module) {
       .def_readonly("allocations", &StreamCounts::allocations)
       .def_readonly("copies", &StreamCounts::copies)
       .def_readonly("copied_bytes", &StreamCounts::copied_bytes)
+      .def(pickled<StreamCounts>(&StreamCounts::allocations, &StreamCounts::copies,
+                                 &StreamCounts::copied_bytes))
       .def("__repr__", [](const py::object& self) {
         return py::str(
                    "StreamCounts(allocations={0.allocations}, copies={0.copies}, "
@@ -59,7 +63,7 @@ void bind_backend(py::module_& module) {
              py::call_guard<py::gil_scoped_release>(),
              "Try every device with a graph of one node.");
   module.def("make_backend", &make_backend, py::arg("options"), py::arg("bundle"),
-             py::call_guard<py::gil_scoped_release>(),
+             py::call_guard<ReleasedGil>(),
              "Return what runs this bundle's graphs. Raises UsageError for an unknown device, and "
              "UnavailableError when the device or its library is missing.");
 }

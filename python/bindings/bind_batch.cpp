@@ -8,20 +8,20 @@ namespace {
 
 std::int64_t add(Batch& batch, const py::kwargs& keywords) {
   const GenerateOptions options = options_from(keywords);
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return batch.add(options);
 }
 
 bool accepts(const Batch& batch, const py::kwargs& keywords) {
   const GenerateOptions options = options_from(keywords);
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return batch.accepts(options);
 }
 
 }  // namespace
 
 void bind_batch(py::module_& module) {
-  using Released = py::call_guard<py::gil_scoped_release>;
+  using Released = py::call_guard<ReleasedGil>;
   py::class_<BatchStep>(module, "BatchStep", "A step of one member of a batch that has ended.")
       .def_readonly("id", &BatchStep::id)
       .def_readonly("step", &BatchStep::step, "just done, from 0")

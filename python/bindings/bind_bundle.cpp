@@ -98,7 +98,7 @@ void bind_bundle(py::module_& module) {
   py::class_<Bundle>(module, "Bundle",
                      "The folder that `intaglio export` writes and the runtime reads.")
       .def_static(
-          "open", &Bundle::open, py::arg("folder"), py::call_guard<py::gil_scoped_release>(),
+          "open", &Bundle::open, py::arg("folder"), py::call_guard<ReleasedGil>(),
           "Read bundle.json and check it, and the size and SHA-256 of every file that it lists.\n\n"
           "Raises InputError, naming the file, if one is missing, truncated, tampered with or "
           "outside the folder, or if the schema is newer than this version.")
@@ -140,6 +140,11 @@ void bind_bundle(py::module_& module) {
       .def_readonly("vae_encoder", &Bundle::vae_encoder)
       .def_readonly("defaults", &Bundle::defaults)
       .def_readonly("file_bytes", &Bundle::file_bytes)
+      .def("__reduce__",
+           [](const Bundle&) -> py::object {
+             throw py::type_error(
+                 "a Bundle has open files and cannot be pickled or copied: open it in the worker");
+           })
       .def("__repr__", [](const py::object& self) {
         return py::str(
                    "<Bundle {0.name}: {0.family}, {0.layout}, {0.dtype}, {0.blocks} blocks of "

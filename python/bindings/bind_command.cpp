@@ -26,7 +26,7 @@ void bind_command(py::module_& module) {
       "run_command",
       [](const std::vector<py::str>& args) {
         const std::vector<std::string> bytes = bytes_of(args);
-        const py::gil_scoped_release release;
+        const ReleasedGil release;
         const int code = run_command(bytes);
         std::cout.flush();  // before Python's own output
         std::fflush(stdout);

@@ -58,6 +58,32 @@ std::optional<TextConditioning> negative_from(const py::object& text, const py::
       "none");
 }
 
+PromptEmbeddings make_embeddings(const py::object& text, const py::object& mask,
+                                 const py::object& pooled, const py::object& negative_text,
+                                 const py::object& negative_mask,
+                                 const py::object& negative_pooled) {
+  PromptEmbeddings embeddings;
+  embeddings.positive = conditioning_from("", text, mask, pooled);
+  embeddings.negative = negative_from(negative_text, negative_mask, negative_pooled);
+  return embeddings;
+}
+
+// What pickle stores: the arguments of make_embeddings, and the notes.
+py::tuple state_of(const PromptEmbeddings& embeddings) {
+  const TextConditioning& first = embeddings.positive;
+  const TextConditioning second = embeddings.negative.value_or(TextConditioning{});
+  return py::make_tuple(show(first.text), show(first.text_mask), show(first.pooled),
+                        show(second.text), show(second.text_mask), show(second.pooled),
+                        embeddings.notes);
+}
+
+PromptEmbeddings embeddings_from(const py::tuple& state) {
+  PromptEmbeddings embeddings =
+      make_embeddings(state[0], state[1], state[2], state[3], state[4], state[5]);
+  embeddings.notes = state[6].cast<std::vector<std::string>>();
+  return embeddings;
+}
+
 }  // namespace
 
 void bind_embedding(py::module_& module) {
@@ -67,15 +93,7 @@ void bind_embedding(py::module_& module) {
       "float32 arrays: prompt_embeds [1, S, D], prompt_attention_mask [1, S] (1 for tokens, 0 for "
       "padding)\nand pooled_prompt_embeds [1, P], and those of the negative prompt; None where the "
       "model has no such input.");
-  type.def(py::init([](const py::object& text, const py::object& mask, const py::object& pooled,
-                       const py::object& negative_text, const py::object& negative_mask,
-                       const py::object& negative_pooled) {
-             PromptEmbeddings embeddings;
-             embeddings.positive = conditioning_from("", text, mask, pooled);
-             embeddings.negative = negative_from(negative_text, negative_mask, negative_pooled);
-             return embeddings;
-           }),
-           py::arg("prompt_embeds"), py::kw_only(), py::arg("prompt_attention_mask") = py::none(),
+  type.def(py::init(&make_embeddings), py::arg("prompt_embeds"), py::kw_only(), py::arg("prompt_attention_mask") = py::none(),
            py::arg("pooled_prompt_embeds") = py::none(),
            py::arg("negative_prompt_embeds") = py::none(),
            py::arg("negative_prompt_attention_mask") = py::none(),
@@ -84,14 +102,14 @@ void bind_embedding(py::module_& module) {
            "Masks "
            "of int64\nor bool are converted.");
   type.def_static("load", &load_prompt_embeds, py::arg("path"),
-                  py::call_guard<py::gil_scoped_release>(),
+                  py::call_guard<ReleasedGil>(),
                   "Read safetensors of F32, F16, BF16, I64 or BOOL under these names, or "
                   "prompt_embeds_mask for the\nmask, as diffusers calls that of Qwen-Image. Raises "
                   "InputError naming the file.");
   type.def(
       "save",
       [](const PromptEmbeddings& embeddings, const std::filesystem::path& path) {
-        const py::gil_scoped_release release;
+        const ReleasedGil release;
         save_prompt_embeds(path, embeddings);
       },
       py::arg("path"), "Write safetensors of F32 under a temporary name, then rename it.");
@@ -103,6 +121,7 @@ void bind_embedding(py::module_& module) {
   add("negative_prompt_attention_mask", negative(&TextConditioning::text_mask));
   add("negative_pooled_prompt_embeds", negative(&TextConditioning::pooled));
   type.def_readonly("notes", &PromptEmbeddings::notes, "prompts that were cut");
+  type.def(py::pickle(&state_of, &embeddings_from));
   module.attr("PromptEmbeds") = type;  // the old name, kept for one version
 }
 

@@ -83,6 +83,14 @@ void bind_error(py::module_& module) {
   py::class_<Problem>(module, "Problem", "What is wrong with one option of a request.")
       .def_readonly("field", &Problem::field, "the option's name, as generate() takes it")
       .def_readonly("message", &Problem::message, "one sentence: what is wrong and what to do")
+      .def(py::pickle(
+          [](const Problem& problem) {
+            return py::make_tuple(problem.field, problem.message, static_cast<int>(problem.code));
+          },
+          [](const py::tuple& state) {
+            return Problem{state[0].cast<std::string>(), state[1].cast<std::string>(),
+                           static_cast<ExitCode>(state[2].cast<int>())};
+          }))
       .def("__repr__", [](const Problem& problem) {
         return "<Problem with " + problem.field + ": " + problem.message + ">";
       });

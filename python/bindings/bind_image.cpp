@@ -1,38 +1,21 @@
 #include "bindings.h"
+#include "call_python.h"
 #include "casters.h"
 #include "intaglio/error.h"
+#include "intaglio/file.h"
 #include "intaglio/image.h"
 
 namespace intaglio::python {
 namespace {
 
-py::module_ pil() { return py::module_::import("PIL.Image"); }
-
-// Copies the pixels of a PIL image that is already RGB.
-Image copy_pixels(const py::object& picture) {
-  Image image;
-  image.width = picture.attr("width").cast<int>();
-  image.height = picture.attr("height").cast<int>();
-  const auto bytes = picture.attr("tobytes")().cast<py::bytes>();
-  const auto view = static_cast<std::string_view>(bytes);
-  image.pixels.assign(view.begin(), view.end());
-  return image;
-}
-
-// Reads the picture as read_png reads it from a file. Pillow's conversion to RGB would drop the
-// transparency and cut 16 bits off at 255.
-Image image_from_pil(py::handle picture) {
-  const auto mode = picture.attr("mode").cast<std::string>();
-  const bool deep = mode.starts_with("I");
-  const bool transparent = mode == "RGBA" || mode == "LA" || mode == "PA" || mode == "RGBa" ||
-                           mode == "La" || picture.attr("info").contains("transparency");
-  if (!deep && !transparent) return copy_pixels(picture.attr("convert")("RGB"));
-  const py::object plain =
-      deep ? picture.attr("convert")("I").attr("convert")("I;16") : picture.attr("convert")("RGBA");
-  const py::object file = py::module_::import("io").attr("BytesIO")();
-  plain.attr("save")(file, "PNG", py::arg("compress_level") = 0);
-  return decode_png(static_cast<std::string>(file.attr("getvalue")().cast<py::bytes>()),
-                    "the picture");
+// Reads what intaglio.pillow made of a Pillow image.
+Image image_from_pil(const py::object& read) {
+  if (py::isinstance<py::bytes>(read))
+    return decode_png(static_cast<std::string>(read.cast<py::bytes>()), "the picture");
+  const auto parts = read.cast<py::tuple>();
+  const auto bytes = parts[2].cast<py::bytes>();
+  const auto pixels = static_cast<std::string_view>(bytes);
+  return {parts[0].cast<int>(), parts[1].cast<int>(), {pixels.begin(), pixels.end()}};
 }
 
 std::vector<Image> checked_to_images(const Tensor& tensor) {
@@ -46,7 +29,8 @@ std::vector<Image> checked_to_images(const Tensor& tensor) {
 }  // namespace
 
 Image image_from(py::handle picture) {
-  if (py::isinstance(picture, pil().attr("Image"))) return image_from_pil(picture);
+  const py::object read = call_function("intaglio.pillow", "pixels_of", picture);
+  if (!read.is_none()) return image_from_pil(read);
   const Tensor array = tensor_from(picture);
   const Shape& shape = array.shape();
   const bool gray = shape.size() == 2;
@@ -65,7 +49,7 @@ Image image_from(py::handle picture) {
 
 py::object to_pil(const Image& image) {
   const py::bytes pixels(reinterpret_cast<const char*>(image.pixels.data()), image.pixels.size());
-  return pil().attr("frombytes")("RGB", py::make_tuple(image.width, image.height), pixels);
+  return call_function("intaglio.pillow", "image_of", image.width, image.height, pixels);
 }
 
 void bind_image(py::module_& module) {
@@ -76,12 +60,21 @@ void bind_image(py::module_& module) {
              "Convert an image to [1, 3, H, W] float32 in [-1, 1].");
   module.def(
       "write_png", &write_png, py::arg("path"), py::arg("image"), py::arg("text") = TextEntries{},
-      py::call_guard<py::gil_scoped_release>(),
+      py::call_guard<ReleasedGil>(),
       "`text` becomes the file's text chunks. Written under a temporary name, then renamed.");
-  module.def("read_png", &read_png, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
-             "Read any PNG as 8-bit RGB. Transparent parts are drawn over black, and 16 bits are "
-             "scaled to 8. Raises InputError "
-             "naming the file.");
+  module.def(
+      "write_file",
+      [](const std::filesystem::path& path, const py::bytes& content) {
+        const auto bytes = static_cast<std::string>(content);
+        const ReleasedGil release;
+        write_file(path, bytes);
+      },
+      py::arg("path"), py::arg("content"),
+      "Write a file as write_png does. Raises InputError naming the file.");
+  module.def("read_png", &read_png, py::arg("path"), py::call_guard<ReleasedGil>(),
+             "Read any PNG as 8-bit RGB, turned as the orientation in its EXIF says. Transparent "
+             "parts are drawn over black, and 16 bits are scaled to 8. Raises InputError naming "
+             "the file.");
 }
 
 }  // namespace intaglio::python

@@ -14,9 +14,11 @@ T convert(py::handle value) {
   return value.cast<T>();
 }
 
+// Takes a str only, where Python's str() would make a text of anything.
 template <>
 std::string convert(py::handle value) {
-  return utf8_of(value.cast<py::str>());
+  if (!py::isinstance<py::str>(value)) throw py::cast_error();
+  return utf8_of(py::reinterpret_borrow<py::str>(value));
 }
 
 // Also takes NumPy's numbers, which are not Python floats.
@@ -46,9 +48,19 @@ void assign(std::vector<T>& field, py::handle value) {
   }
 }
 
+// Says what would be right instead of a value that people expect to be taken.
+std::string hint(const std::string& option, py::handle value) {
+  const bool list = py::isinstance<py::list>(value) || py::isinstance<py::tuple>(value);
+  if (list && (option == "prompt" || option == "negative_prompt"))
+    return ": call generate() once for each text, or add each to a Batch";
+  if (option == "seeds" && PyLong_Check(value.ptr()))
+    return ": give a number from 0 to 2**64 - 1, for a random one random.getrandbits(64)";
+  return {};
+}
+
 [[noreturn]] void refuse(const OptionInfo& info, py::handle value) {
   throw UsageError(std::string(info.name) + " takes " + info.value + " (" + info.help + "), not " +
-                   py::repr(value).cast<std::string>());
+                   py::repr(value).cast<std::string>() + hint(info.name, value));
 }
 
 }  // namespace
@@ -122,7 +134,7 @@ void bind_options(py::module_& module) {
       "validate",
       [](const Bundle& bundle, const py::dict& options) {
         const GenerateOptions read = options_from(options);
-        const py::gil_scoped_release release;
+        const ReleasedGil release;
         return validate(bundle, read);
       },
       py::arg("bundle"), py::arg("options"),

@@ -1,8 +1,10 @@
 #include "bindings.h"
+#include "call_python.h"
 #include "casters.h"
 #include "intaglio/error.h"
 #include "intaglio/pipeline.h"
 #include "options.h"
+#include "pickled.h"
 #include "text.h"
 
 namespace intaglio::python {
@@ -29,7 +31,7 @@ class StepGuard {
 std::vector<Image> preview(const Step& step) {
   if (!step.preview)
     throw UsageError("preview() works only inside the step callback that got this step");
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return step.preview();
 }
 
@@ -44,25 +46,26 @@ Tensor observed(const Step& step, std::function<Tensor(int)> Step::* output, int
     throw UsageError(
         "hidden_states() and gate() work only inside the step callback that got this step");
   }
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return (step.*output)(block);
 }
 
 bool call(const py::object& on_step, const Step& step) {
-  const py::gil_scoped_acquire gil;
+  const HeldGil gil;
   // Ctrl-C only sets a flag while C++ runs; this raises KeyboardInterrupt from it.
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   if (on_step.is_none()) return true;
   py::object shown = py::cast(step, py::return_value_policy::copy);
   const StepGuard guard(shown.cast<Step&>());
-  const py::object answer = on_step(shown);
+  const py::object answer =
+      call_python([&] { return PyObject_CallOneArg(on_step.ptr(), shown.ptr()); });
   return answer.is_none() || py::bool_(answer);
 }
 
 Generation generate(const Pipeline& pipeline, const py::object& on_step,
                     const py::kwargs& keywords) {
   const GenerateOptions options = options_from(keywords);
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return pipeline.generate(options, [&](const Step& step) { return call(on_step, step); });
 }
 
@@ -114,6 +117,8 @@ void bind_generation(py::module_& module) {
                     "have been given to it")
       .def_readonly("vae", &Timings::vae)
       .def_readonly("total", &Timings::total)
+      .def(pickled<Timings>(&Timings::text, &Timings::denoise, &Timings::network, &Timings::vae,
+                            &Timings::total))
       .def("__repr__", [](const py::object& self) {
         return py::str(
                    "Timings(text={0.text:.3f}, denoise={0.denoise:.3f}, "
@@ -133,7 +138,8 @@ void bind_generation(py::module_& module) {
       .def_readonly("loop", &Generation::loop, "the allocations and copies of the denoising loop")
       .def_readonly("unconditional_steps", &Generation::unconditional_steps)
       .def_readonly("degraded_steps", &Generation::degraded_steps)
-      .def_readonly("notes", &Generation::notes);
+      .def_readonly("notes", &Generation::notes)
+      .def_readonly("texts", &Generation::texts, "the text entries of each image's PNG");
 }
 
 }  // namespace
@@ -146,8 +152,7 @@ void bind_pipeline(py::module_& module) {
       "From a bundle and a prompt to images; `intaglio.Pipeline` is the typed front end.")
       .def_static(
           "open", &Pipeline::open, py::arg("bundle"),
-          py::arg_v("backend", BackendOptions{}, "BackendOptions()"),
-          py::call_guard<py::gil_scoped_release>(),
+          py::arg_v("backend", BackendOptions{}, "BackendOptions()"), py::call_guard<ReleasedGil>(),
           "Open a bundle. Raises InputError for the bundle and UnavailableError for the device.")
       .def_property_readonly("bundle", &Pipeline::bundle,
                              py::return_value_policy::reference_internal)
@@ -164,7 +169,7 @@ void bind_pipeline(py::module_& module) {
             const std::string text = utf8_of(prompt);
             std::optional<std::string> negative;
             if (negative_prompt) negative = utf8_of(*negative_prompt);
-            const py::gil_scoped_release release;
+            const ReleasedGil release;
             return pipeline.embed(text, negative);
           },
           py::arg("prompt"), py::arg("negative_prompt") = py::none(),

@@ -1,4 +1,5 @@
 #include "bindings.h"
+#include "call_python.h"
 #include "capsule.h"
 #include "casters.h"
 #include "intaglio/error.h"
@@ -9,7 +10,7 @@ namespace intaglio::python {
 Tensor tensor_from(py::handle array) {
   py::object capsule;
   try {
-    capsule = py::module_::import("intaglio._tensor").attr("from_array")(array);
+    capsule = call_function("intaglio._tensor", "from_array", array);
   } catch (py::error_already_set& error) {
     // torch's own BufferError explains best that a tensor requires grad.
     if (error.matches(PyExc_TypeError)) {
@@ -31,7 +32,7 @@ Tensor tensor_from(py::handle array) {
 py::object to_numpy(const Tensor& tensor) {
   const auto capsule = py::reinterpret_steal<py::object>(to_capsule(tensor));
   if (!capsule) throw py::error_already_set();
-  return py::module_::import("intaglio._tensor").attr("to_numpy")(capsule);
+  return call_function("intaglio._tensor", "to_numpy", capsule);
 }
 
 void require_float32(const Tensor& tensor, const char* argument) {
@@ -40,11 +41,11 @@ void require_float32(const Tensor& tensor, const char* argument) {
 }
 
 void bind_tensor(py::module_& module) {
-  module.def("load_npy", &load_npy, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+  module.def("load_npy", &load_npy, py::arg("path"), py::call_guard<ReleasedGil>(),
              "Load a .npy file of float32 or float64 in C order, as float32.\n\n"
              "Raises InputError naming the file when it is missing, truncated or of another kind.");
   module.def("save_npy", &save_npy, py::arg("path"), py::arg("tensor"),
-             py::call_guard<py::gil_scoped_release>(),
+             py::call_guard<ReleasedGil>(),
              "Write the file under a temporary name, then rename it.");
 }
 

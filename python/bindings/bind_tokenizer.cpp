@@ -18,7 +18,7 @@ void bind_tokenizer(py::module_& module) {
           "encode",
           [](const Tokenizer& tokenizer, const py::str& text, int length) {
             const std::string bytes = utf8_of(text);
-            const py::gil_scoped_release release;
+            const ReleasedGil release;
             return tokenizer.encode(bytes, length);
           },
           py::arg("text"), py::arg("length"),
@@ -29,7 +29,7 @@ void bind_tokenizer(py::module_& module) {
           "Raises InputError for lone surrogates.");
   module.def(
       "load_tokenizer", &load_tokenizer, py::arg("tables"),
-      py::call_guard<py::gil_scoped_release>(),
+      py::call_guard<ReleasedGil>(),
       "Read the tables that export wrote from tokenizer.json. Raises InputError naming the file.");
 }
 

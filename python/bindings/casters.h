@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include "gil.h"
 #include "intaglio/image.h"
 #include "intaglio/tensor.h"
 
@@ -21,7 +22,7 @@ py::object to_numpy(const Tensor& tensor);
 void require_float32(const Tensor& tensor, const char* argument);
 
 // Reads a PIL image of any mode, as read_png reads it from a file, or a uint8 array [H, W] or [H,
-// W, 3]. Throws InputError.
+// W, 3], which has no orientation in EXIF. Throws InputError.
 Image image_from(py::handle picture);
 py::object to_pil(const Image& image);
 

@@ -1,7 +1,9 @@
 #include "bindings.h"
+#include "gil.h"
 
 PYBIND11_MODULE(_core, module) {
   using namespace intaglio::python;
+  watch_interpreter();
   module.doc() = "The C++ library, name by name; `intaglio.Pipeline` is the front end.";
   module.attr("__version__") = INTAGLIO_VERSION;
   bind_error(module);

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "capsule.h"
+#include "gil.h"
 #include "intaglio/tensor.h"
 
 namespace nb = nanobind;
@@ -21,7 +22,7 @@ struct ArrayOwner {
   ArrayOwner(const ArrayOwner&) = delete;
   ArrayOwner& operator=(const ArrayOwner&) = delete;
   ~ArrayOwner() {
-    const nb::gil_scoped_acquire gil;
+    const HeldGil gil;
     array = Array();
   }
 };
@@ -70,6 +71,7 @@ nb::ndarray<nb::numpy> to_numpy(const nb::capsule& capsule) {
 }  // namespace
 
 NB_MODULE(_tensor, module) {
+  watch_interpreter();
   module.doc() = "Pass tensors to and from every library that speaks DLPack, without a copy.";
   module.def(
       "from_array", &from_array, nb::arg("array").noconvert(),

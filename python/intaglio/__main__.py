@@ -75,7 +75,8 @@ def run_python(command: EntryPoint, args: list[str]) -> int:
     """Load a function with typer's annotations, run it on `args`, and return the exit code."""
     import typer
 
-    app = typer.Typer(add_completion=False)
+    # Without rich, whose help breaks the lines of paragraphs twice.
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
     try:
         app.command(command.name)(interruptible(command.load()))
         return int(app(args, prog_name=f"intaglio {command.name}", standalone_mode=False) or 0)

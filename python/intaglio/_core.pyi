@@ -74,6 +74,7 @@ __all__: list[str] = [
     "to_images",
     "validate",
     "weights_at",
+    "write_file",
     "write_png",
 ]
 
@@ -111,7 +112,9 @@ class Problem:
     """
     What is wrong with one option of a request.
     """
+    def __getstate__(self) -> tuple[str, str, int]: ...
     def __repr__(self) -> str: ...
+    def __setstate__(self, arg0: tuple) -> None: ...
     @property
     def field(self) -> str:
         """
@@ -625,6 +628,7 @@ class Bundle:
 
         Raises InputError, naming the file, if one is missing, truncated, tampered with or outside the folder, or if the schema is newer than this version.
         """
+    def __reduce__(self) -> typing.Any: ...
     def __repr__(self) -> str: ...
     def check_size(
         self,
@@ -762,7 +766,7 @@ class BackendOptions:
     @property
     def threads(self) -> int:
         """
-        0: one per logical core
+        0: one for each processor that the process may use
         """
     @threads.setter
     def threads(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
@@ -815,7 +819,9 @@ class StreamCounts:
     """
     What a run did with the memory that it works on.
     """
+    def __getstate__(self) -> tuple[int, int, int]: ...
     def __repr__(self) -> str: ...
+    def __setstate__(self, arg0: tuple) -> None: ...
     @property
     def allocations(self) -> int: ...
     @property
@@ -836,6 +842,7 @@ class PromptEmbeddings:
         Read safetensors of F32, F16, BF16, I64 or BOOL under these names, or prompt_embeds_mask for the
         mask, as diffusers calls that of Qwen-Image. Raises InputError naming the file.
         """
+    def __getstate__(self) -> tuple: ...
     def __init__(
         self,
         prompt_embeds: typing.Any,
@@ -850,6 +857,7 @@ class PromptEmbeddings:
         Share the memory of the given arrays: anything with __dlpack__, of float32 in C order. Masks of int64
         or bool are converted.
         """
+    def __setstate__(self, arg0: tuple) -> None: ...
     def save(self, path: os.PathLike[str] | str | bytes) -> None:
         """
         Write safetensors of F32 under a temporary name, then rename it.
@@ -948,7 +956,9 @@ class Timings:
     """
     Seconds spent on each stage.
     """
+    def __getstate__(self) -> tuple[float, float, float, float, float]: ...
     def __repr__(self) -> str: ...
+    def __setstate__(self, arg0: tuple) -> None: ...
     @property
     def denoise(self) -> float: ...
     @property
@@ -986,6 +996,11 @@ class Generation:
     def notes(self) -> list[str]: ...
     @property
     def step_seconds(self) -> list[float]: ...
+    @property
+    def texts(self) -> list[list[tuple[str, str]]]:
+        """
+        the text entries of each image's PNG
+        """
     @property
     def timings(self) -> Timings: ...
     @property
@@ -1166,7 +1181,7 @@ def png_text(
 
 def read_png(path: os.PathLike[str] | str | bytes) -> PIL.Image.Image:
     """
-    Read any PNG as 8-bit RGB. Transparent parts are drawn over black, and 16 bits are scaled to 8. Raises InputError naming the file.
+    Read any PNG as 8-bit RGB, turned as the orientation in its EXIF says. Transparent parts are drawn over black, and 16 bits are scaled to 8. Raises InputError naming the file.
     """
 
 def run_command(args: collections.abc.Sequence[str]) -> int:
@@ -1209,6 +1224,11 @@ def weights_at(
 ) -> StepWeights:
     """
     Return the weights of one step by itself, without reuse.
+    """
+
+def write_file(path: os.PathLike[str] | str | bytes, content: bytes) -> None:
+    """
+    Write a file as write_png does. Raises InputError naming the file.
     """
 
 def write_png(

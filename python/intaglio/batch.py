@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from intaglio import _core
-from intaglio.pipeline import Generation, Pipeline, core_options
+from intaglio.pipeline import Generation, Pipeline, core_options, warn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,9 +26,7 @@ class BatchStep:
             NaN, or None. After an error the member has left the batch.
     """
 
-    def __init__(
-        self, core: _core.BatchStep, bundle: _core.Bundle, options: dict[str, Any]
-    ) -> None:
+    def __init__(self, core: _core.BatchStep) -> None:
         """Use `Batch.step`."""
         self.id: int = core.id
         self.step: int = core.step
@@ -37,7 +35,7 @@ class BatchStep:
         self.timestep: float = core.timestep
         self.done: bool = core.done
         self.error: _core.Error | None = core.error
-        self._core, self._bundle, self._options = core, bundle, options
+        self._core = core
 
     def preview(self) -> list[Image]:
         """Decode the estimate of the clean images after this step. Raises `error` if there is
@@ -48,14 +46,16 @@ class BatchStep:
         """Decode the images and return what `generate` would have returned.
 
         `loop` is empty, `base_rows` and `forked_rows` are the member's own, and the timings denoise
-        and network are those of the evaluations that the member took part in. A prompt that was
-        truncated causes a warning.
+        and network are those of the evaluations that the member took part in. Each of its
+        notes is also a warning.
 
         Raises:
             UsageError: the member has steps left.
             Error: `error`, if there is one.
         """
-        return Generation.of(self._core.finish(), self._bundle, self._options)
+        result = self._core.finish()
+        warn(result.notes)
+        return Generation.of(result)
 
     def __repr__(self) -> str:
         state = f", {self.error!r}" if self.error else ", done" if self.done else ""
@@ -84,7 +84,6 @@ class Batch:
         Raises UsageError if `max_images` is less than 1."""
         self._bundle = pipeline.bundle
         self._core = _core.Batch(pipeline._core, max_images)
-        self._options: dict[int, dict[str, Any]] = {}
 
     def add(self, **options: Any) -> int:
         """Add a request, with the keywords of `Pipeline.generate` except on_step and progress.
@@ -96,10 +95,7 @@ class Batch:
             UsageError: `generate` would raise it before it runs, or `accepts` refuses the request.
             InputError: `generate` would raise it.
         """
-        options = core_options(options)
-        member = self._core.add(**options)
-        self._options[member] = options
-        return member
+        return self._core.add(**core_options(options))
 
     def accepts(self, **options: Any) -> bool:
         """Return whether the request fits into the batch: whether there is room for its images and,
@@ -110,7 +106,6 @@ class Batch:
     def remove(self, member: int) -> None:
         """Free the rows of the member with this id. Raises UsageError if there is none."""
         self._core.remove(member)
-        del self._options[member]
 
     def step(self) -> list[BatchStep]:
         """Run one evaluation of every member, in one run of the transformer.
@@ -119,13 +114,7 @@ class Batch:
         evaluations. If the run as a whole fails, this raises an error, for instance
         OutOfMemoryError, and every member is unchanged.
         """
-        ended = [
-            BatchStep(core, self._bundle, self._options[core.id]) for core in self._core.step()
-        ]
-        for step in ended:
-            if step.done or step.error:
-                del self._options[step.id]
-        return ended
+        return [BatchStep(core) for core in self._core.step()]
 
     def __len__(self) -> int:
         return len(self._core)
@@ -134,6 +123,12 @@ class Batch:
     def images(self) -> int:
         """The number of images of all members."""
         return self._core.images
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Batch has threads and open files and cannot be pickled or copied: make it in the"
+            " worker"
+        )
 
     def __repr__(self) -> str:
         return f"<Batch of {self._bundle.name}: {len(self)} requests, {self.images} images>"

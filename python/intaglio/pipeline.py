@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from intaglio import _core
+from intaglio.image_file import check_ending, write_image
 from intaglio.onnxruntime_library import onnxruntime_library
 from intaglio.progress import OnStep, progress_bar
 
@@ -29,9 +31,21 @@ Window = tuple[float, float]
 
 # The attributes of the core's Generation that are taken over unchanged.
 _SAME = (
-    "latents", "timings", "step_seconds", "base_rows", "forked_rows", "loop",
-    "unconditional_steps", "degraded_steps",
+    "images", "latents", "timings", "step_seconds", "base_rows", "forked_rows", "loop",
+    "unconditional_steps", "degraded_steps", "notes",
 )  # fmt: skip
+
+
+def warn(notes: list[str]) -> None:
+    """Warn of each note where the caller's caller called."""
+    frame = sys._getframe(2)
+    for note in notes:
+        # With a registry of its own each warning is shown. Python's default filter would show the
+        # same sentence only once for each line of the caller.
+        warnings.warn_explicit(
+            note, UserWarning, frame.f_code.co_filename, frame.f_lineno,
+            module=frame.f_globals.get("__name__"), registry={},
+        )  # fmt: skip
 
 
 def core_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -74,6 +88,8 @@ class Generation:
         unconditional_steps: the steps that ran D_0.
         degraded_steps: the steps that ran D_m.
         texts: the text entries for each image's PNG, which `save` writes.
+        notes: what was also warned of: prompts that were cut, and guidance that was asked for but
+            that no step uses.
     """
 
     images: list[Image]
@@ -86,34 +102,33 @@ class Generation:
     unconditional_steps: list[int]
     degraded_steps: list[int]
     texts: list[dict[str, str]]
+    notes: list[str]
 
     @classmethod
-    def of(
-        cls, result: _core.Generation, bundle: _core.Bundle, options: dict[str, Any]
-    ) -> Generation:
-        """Convert the core's result for `options`, and warn the caller's caller of its notes."""
-        for note in result.notes:
-            warnings.warn(note, stacklevel=3)
-        images = result.images
-        return cls(
-            images=images,
-            **{name: getattr(result, name) for name in _SAME},
-            texts=[dict(_core.png_text(bundle, options, i)) for i in range(len(images))],
-        )
+    def of(cls, result: _core.Generation) -> Generation:
+        """Convert the core's result."""
+        same = {name: getattr(result, name) for name in _SAME}
+        return cls(texts=[dict(entries) for entries in result.texts], **same)
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Write the images as PNG with their options inside, as `intaglio generate -o` does.
+    def save(self, path: str | os.PathLike[str], *, metadata: bool = True) -> list[Path]:
+        """Write the images with `texts` inside, unless `metadata` is False.
 
-        One image goes to `path` itself; several become NAME-0.png, NAME-1.png, ... Returns the
-        paths. Raises InputError if a file cannot be written.
+        The ending of the name says how: .png as `intaglio generate -o` does, .jpg, .jpeg or .webp
+        with the texts in EXIF. One image goes to `path` itself; several become NAME-0.png,
+        NAME-1.png, ... Returns the paths.
+
+        Raises:
+            UsageError: the name has another ending.
+            InputError: a file cannot be written.
         """
         target = Path(path)
+        check_ending(target)
         paths = [target]
         if len(self.images) > 1:
             names = (f"{target.stem}-{i}{target.suffix}" for i in range(len(self.images)))
             paths = [target.with_name(name) for name in names]
         for one, image, text in zip(paths, self.images, self.texts, strict=True):
-            _core.write_png(one, image, list(text.items()))
+            write_image(one, image, text if metadata else {})
         return paths
 
     def __repr__(self) -> str:
@@ -164,7 +179,8 @@ class Pipeline:
             device: where to run: cpu, openvino, openvino:gpu, openvino:npu, cuda, tensorrt,
                 tensorrt-rtx, webgpu, or auto, which takes cuda where it works and cpu elsewhere.
                 "cuda:1" is the second card. `intaglio devices` says what works on a machine.
-            threads: the number of threads; 0 means one per logical core.
+            threads: the number of threads; 0 means one for each processor that the process may
+                use, by its affinity and its container's quota.
             onnxruntime: ONNX Runtime's library. None takes the library of the Python package
                 onnxruntime, or the system's.
             prepack: whether weights of the loop's graphs, float32 or quantised, are packed for the
@@ -222,8 +238,7 @@ class Pipeline:
             InputError: a prompt has lone surrogates.
         """
         embeds = self._core.embed(prompt, negative_prompt)
-        for note in embeds.notes:
-            warnings.warn(note, stacklevel=2)
+        warn(embeds.notes)
         return embeds
 
     def generate(
@@ -286,7 +301,8 @@ class Pipeline:
             scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
             strength: the share of `image` that noise replaces, above 0 and up to 1; None means 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.
-            image: the picture to start from (Pillow, or uint8 [H, W] or [H, W, 3]).
+            image: the picture to start from (Pillow, or uint8 [H, W] or [H, W, 3]). A Pillow image
+                is turned as the orientation in its EXIF says, and so is `ma_tokens`.
             latents: the latents to start from in place of noise. Any float32 array with __dlpack__
                 in C order will do, in the layout of `Generation.latents`.
             ma_tokens: a picture of where Detail Guidance acts, fully where it is white and not at
@@ -307,10 +323,16 @@ class Pipeline:
             OutOfMemoryError: there is too little memory (also a MemoryError).
         """
         options = {k: v for k, v in locals().items() if k not in {"self", "on_step", "progress"}}
-        options = core_options(options)
         with progress_bar(on_step) if progress else nullcontext(on_step) as report:
-            result = self._core.generate(report, **options)
-        return Generation.of(result, self.bundle, options)
+            result = self._core.generate(report, **core_options(options))
+        warn(result.notes)
+        return Generation.of(result)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Pipeline has threads and open files and cannot be pickled or copied: open it in the"
+            " worker"
+        )
 
     def __repr__(self) -> str:
         found = self.bundle.massive_activations

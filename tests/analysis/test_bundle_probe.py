@@ -14,6 +14,7 @@ import pytest
 import intaglio
 from intaglio.analysis.channels.model_recorder import record_model
 from intaglio.analysis.channels.recorder import record_bundle
+from intaglio.analysis.report.output_folder import read_prompts
 from intaglio.torch_reference.model import Model
 from intaglio_export.sources import open_source
 from tests.analysis.conftest import Command
@@ -95,6 +96,12 @@ def test_mistakes_are_named(
     found, out, err = command(observed, "-o", tmp_path, *args)
     assert (found, says in err, out) == (code, True, ""), err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_prompts_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a boot\n\na coat\n", "utf-8-sig")
+    assert read_prompts(path) == ["a boot", "a coat"]
 
 
 def test_a_bundle_that_is_not_observed_says_the_way_out(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from intaglio.analysis.experiments.gallery import _method_key
 from intaglio.analysis.guidance.effective_guidance import EffectiveGuidance
 from intaglio.analysis.guidance.negatives import Blurred, Skipped, Weaker
 from intaglio.torch_reference.guidance import Method, Suppressed, last_rows
@@ -27,6 +29,13 @@ from tests.families.sd3 import PLANTED
 from tests.parity import three_branch_loop
 
 SUPPRESSED = Suppressed(1, (PLANTED, 3))
+CHANGES: dict[str, Any] = {
+    "cfg_scale": 2.0,
+    "weight": 1.0,
+    "negative": SUPPRESSED,
+    "window": (0.0, 0.5),
+    "cfg_window": (0.0, 0.5),
+}
 METHODS = {
     "none": (Method(), {}),
     "cfg": (Method(2.5), {"cfg_scale": 2.5}),
@@ -45,6 +54,12 @@ METHODS = {
         },
     ),
 }
+
+
+def test_pictures_are_kept_by_every_field_of_their_method() -> None:
+    assert {field.name for field in fields(Method)} == set(CHANGES)
+    keys = [json.dumps(_method_key(Method(**{k: v}))) for k, v in CHANGES.items()]
+    assert len({json.dumps(_method_key(Method())), *keys}) == len(CHANGES) + 1
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -67,7 +67,7 @@ class Recorder : public Backend {
     std::vector<std::int64_t>& seen;
   };
 
-  std::unique_ptr<Session> load(const std::filesystem::path&, const Graph& graph) const override {
+  std::unique_ptr<Session> load(const Bundle&, const Graph& graph) const override {
     return std::make_unique<Loaded>(graph.path.starts_with("transformer") ? loop : rest);
   }
   std::unique_ptr<Stream> make_stream() const override { return std::make_unique<HostStream>(); }

@@ -83,7 +83,7 @@ class RowBackend : public Backend {
     Asked& asked;
   };
 
-  std::unique_ptr<Session> load(const std::filesystem::path&, const Graph& graph) const override {
+  std::unique_ptr<Session> load(const Bundle&, const Graph& graph) const override {
     return std::make_unique<Loaded>(graph.path.starts_with("transformer"), asked);
   }
   std::unique_ptr<Stream> make_stream() const override {

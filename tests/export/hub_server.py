@@ -21,12 +21,13 @@ class Hub:
     """Repositories by name, each a folder; `fetched` lists the files that were downloaded.
 
     `gated`: files of these are refused with 401 (no token), as the Hub does. `status`: every
-    answer is that error.
+    answer is that error, which `says` explains.
     """
 
     repositories: dict[str, Path] = field(default_factory=dict)
     gated: dict[str, int] = field(default_factory=dict)
     status: int | None = None
+    says: str = ""
     fetched: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -34,7 +35,8 @@ class Hub:
         """Status, headers and body for a request."""
         parts = [unquote(part) for part in urlsplit(path).path.strip("/").split("/")]
         if self.status is not None:
-            return self.status, {}, b""
+            body = json.dumps({"error": self.says}).encode() if self.says else b""
+            return self.status, {"X-Error-Message": self.says} if self.says else {}, body
         if parts[:2] == ["api", "models"]:
             return self._api("/".join(parts[2:4]), parts[4:])
         if len(parts) < 5:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -18,7 +22,8 @@ import torch
 from intaglio.__main__ import GROUP, run_python
 from intaglio_export import cli, exporter
 from intaglio_export.bundle import verify
-from intaglio_export.bundle.output_folder import replacing
+from intaglio_export.bundle.output_folder import leftovers, replacing
+from intaglio_export.support.stopping import check_stopped, stoppable
 from tests.export.test_lora import write_lora
 
 COMMAND = EntryPoint("export", "intaglio_export.cli:export", GROUP)
@@ -190,6 +195,82 @@ def test_a_failing_machine(
     assert_refused(run(sd3_folder, "-o", "out"), code, says, tmp_path)
 
 
+@pytest.mark.reported(
+    "pyiron/executorlib#1049", "smackers/smack#419", "python-trio/trio#676", "python/cpython#95959"
+)
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (signal.SIGINT, "Interrupted; nothing was written"),
+        (signal.SIGTERM, "Ended by SIGTERM; nothing was written"),
+        (signal.SIGHUP, "Ended by SIGHUP; nothing was written"),
+    ],
+)
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_signal_ends_an_export_that_cleans_up(
+    run: Run,
+    sd3_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    says: str,
+    lost: bool,
+) -> None:
+    """Ctrl-C, SIGTERM and SIGHUP end an export with 128 and their number, and leave nothing, also
+    if the signal arrives in a finalizer, where Python drops the exception."""
+
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+
+    def signalled(stages: Any, work: Path, progress: Callable[[str, float], None]) -> None:
+        (work / "half.onnx").write_text("half")
+        if lost:
+            dying = Dying()
+            del dying
+            progress("Tracing", 0.5)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(exporter, "write_stages", signalled)
+    before = signal.getsignal(number)
+    assert_refused(run(sd3_folder, "-o", "out"), 128 + number, says, tmp_path)
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
+    """nohup starts a command so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable():
+            os.kill(os.getpid(), signal.SIGHUP)
+            check_stopped()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.reported("ROCm/aorta#493", "alibaba/ROCK#1141")
+def test_a_killed_export_is_named_by_the_next(
+    run: Run, sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder that a killed export left behind is named by the next export to that place."""
+    killed = """
+        import os, pathlib, signal, sys
+        from intaglio_export.bundle.output_folder import replacing
+        with replacing(pathlib.Path("out")) as work:
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(killed)], cwd=tmp_path, check=False)
+    [left] = tmp_path.iterdir()
+    with replacing(tmp_path / "out"):
+        assert leftovers(tmp_path / "out") == [left], "one that runs is none"
+    left = tmp_path / left.name
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    said = f"are free; {left} is left of an export that was killed; delete it."
+    assert_refused(run(sd3_folder, "-o", "out"), 3, said, tmp_path, left=1)
+
+
 def test_too_full_a_disk_is_seen_before_the_work(
     run: Run, sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,52 +314,13 @@ def test_a_bundle_is_replaced_and_the_summary_says_what_was_made(
     assert len(graph["outputs"]) == 1 + 2 * manifest["transformer"]["blocks"]
 
 
-def test_a_failed_replacement_leaves_the_old_bundle(tmp_path: Path) -> None:
-    old = tmp_path / "out"
-    old.mkdir()
-    (old / "bundle.json").write_text("old")
-
-    def fail() -> None:
-        with replacing(old) as work:
-            (work / "bundle.json").write_text("new")
-            raise ValueError
-
-    with pytest.raises(ValueError):  # noqa: PT011
-        fail()
-    assert (old / "bundle.json").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [old]
-
-
-def test_engines_stay_when_a_bundle_is_replaced(tmp_path: Path) -> None:
-    bundle = tmp_path / "out"
-    (bundle / "engines").mkdir(parents=True)
-    (bundle / "engines" / "forked.plan").write_text("plan")
-    (bundle / "bundle.json").write_text("old")
-    with replacing(bundle) as work:
-        (work / "bundle.json").write_text("new")
-    assert (bundle / "bundle.json").read_text() == "new"
-    assert (bundle / "engines" / "forked.plan").read_text() == "plan"
-    assert list(tmp_path.iterdir()) == [bundle]
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_what_a_link_points_to_is_replaced(tmp_path: Path, there: bool) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    bundle, link = tmp_path / "elsewhere" / "bundle", tmp_path / "link"
-    link.symlink_to(bundle)
-    if there:
-        bundle.mkdir()
-        (bundle / "bundle.json").write_text("old")
-    with replacing(link) as work:
-        (work / "bundle.json").write_text("new")
-    assert link.is_symlink()
-    assert (bundle / "bundle.json").read_text() == "new"
-    assert sorted(tmp_path.iterdir()) == [bundle.parent, link]
-    assert list(bundle.parent.iterdir()) == [bundle]
-
-
-def test_help_teaches(run: Run) -> None:
+def test_help_teaches(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     text = run("--help").stdout
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "  transformer, and writes its networks as ONNX graphs with the op that" in lines
+    assert "    intaglio export models/fashion-sd3 -o fashion.bundle" in lines
     for word in (
         "Hub",
         "--config",

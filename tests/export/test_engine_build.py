@@ -234,20 +234,27 @@ def text(pid: int, name: str) -> str:
 
 
 # The first is within the call that starts a process, now and then before it is one of its own.
-@pytest.mark.parametrize("moment", [children, is_building])
-def test_ctrl_c_in_a_build(bundle: Path, moment: Callable[[int], Any]) -> None:
+@pytest.mark.parametrize(
+    ("moment", "number", "says"),
+    [
+        (children, signal.SIGINT, "Interrupted"),
+        (is_building, signal.SIGINT, "Interrupted"),
+        (is_building, signal.SIGTERM, "Ended by SIGTERM"),
+    ],
+)
+def test_a_signal_in_a_build(
+    bundle: Path, moment: Callable[[int], Any], number: signal.Signals, says: str
+) -> None:
     """Engines of before stay as they are, and nothing goes on."""
     before = files(bundle)
     with start(bundle) as process:
         wait_for(process, lambda: moment(process.pid))
         started = children(process.pid)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert out == ""
-    assert err == (
-        f"intaglio: Interrupted; the engines that were ready are in {bundle / 'engines'}.\n"
-    )
+    assert err == (f"intaglio: {says}; the engines that were ready are in {bundle / 'engines'}.\n")
     assert files(bundle) == before
     wait_for_end(started)
 

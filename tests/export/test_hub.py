@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
+from diffusers import DiffusionPipeline
+from huggingface_hub import constants, snapshot_download
 
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import hub as hub_module
@@ -159,9 +160,29 @@ def test_an_unknown_pipeline_is_refused_before_its_weights(hub: Hub) -> None:
     assert not [f for f in hub.fetched if "safetensors" in f]
 
 
-def test_a_hub_in_trouble(hub: Hub) -> None:
-    hub.status = 503
-    assert "answered with the error 503" in refusal()
+@pytest.mark.reported("huggingface/huggingface_hub#2844", "ostris/ai-toolkit#36")
+@pytest.mark.parametrize(
+    ("status", "says", "advice"),
+    [
+        (401, "Invalid credentials in Authorization header", "log in again with `hf auth login`"),
+        (
+            403,
+            "Please enable access to public gated repositories in your fine-grained token settings"
+            " to view this repository.",
+            "change the token on {url}/settings/tokens",
+        ),
+        (429, "Too many requests", "wait some minutes"),
+        (503, "", "try again later"),
+    ],
+)
+def test_a_hub_that_refuses(hub: Hub, status: int, says: str, advice: str) -> None:
+    """An error of the Hub is told in the Hub's own words, with what helps with that status."""
+    hub.status, hub.says = status, says
+    message = refusal()
+    assert f"answered with the error {status}" in message
+    assert says.rstrip(".") in message
+    assert advice.format(url=hub.url) in message
+    assert ("try again" in message) == (status == 503)
 
 
 def test_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +197,32 @@ def test_no_network_and_a_cached_model(hub: Hub, monkeypatch: pytest.MonkeyPatch
     point_at(monkeypatch, "http://127.0.0.1:9")
     open_source(NAME, text_encoders="no-t5")
     assert "cannot be reached" in refusal()  # T5 was not downloaded
+
+
+@pytest.mark.reported(
+    "huggingface/optimum-intel#1855", "huggingface/optimum-intel#1905", "huggingface/optimum#2470"
+)
+@pytest.mark.parametrize("filled_by", ["an older client", "diffusers"])
+@pytest.mark.parametrize("offline", [False, True])
+def test_no_network_and_a_cache_that_others_filled(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, filled_by: str, offline: bool
+) -> None:
+    """A model that is whole in the cache opens without the network, whether an older client, which
+    kept no listing, or diffusers, which asks for no README.md, put it there."""
+    patterns = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
+    snapshot = Path(snapshot_download(NAME, allow_patterns=patterns))
+    if filled_by == "an older client":
+        shutil.rmtree(snapshot.parents[1] / "trees")
+    point_at(monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    assert DiffusionPipeline.from_pretrained(NAME, local_files_only=True)
+    opened = open_source(NAME)
+    assert opened.license is None
+    assert_same(opened.adapter.transformer, FAMILIES["sd3"]().transformer)
+    says = "HF_HUB_OFFLINE forbids" if offline else "cannot be reached"
+    for file in ("text_encoder_3/model.safetensors", "transformer/config.json"):
+        (snapshot / file).unlink()
+        assert says in refusal()
 
 
 def test_a_full_disk(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

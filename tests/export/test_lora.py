@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,8 @@ def test_a_lora_of_another_family_is_refused(folders: dict[str, Path], tmp_path:
 
 def test_files_that_are_no_lora(folders: dict[str, Path], tmp_path: Path) -> None:
     assert "does not exist" in refusal(folders["sd3"], tmp_path / "none.safetensors")
+    renamed = write_lora("sd3", tmp_path / "style.safetensors").rename(tmp_path / "style.sft")
+    assert "does not end in .safetensors" in refusal(folders["sd3"], renamed)
     (tmp_path / "text.safetensors").write_text("no tensors here")
     assert "not a .safetensors file" in refusal(folders["sd3"], tmp_path / "text.safetensors")
 
@@ -178,6 +181,55 @@ def test_a_scale_of_zero_changes_nothing(folders: dict[str, Path], tmp_path: Pat
     source = open_source(folders["sd3"], loras=[Lora(file, 0.0)])
     plain = open_source(folders["sd3"])
     assert_same(source.adapter.transformer, plain.adapter.transformer)
+
+
+@pytest.mark.reported("ml-explore/mlx-examples#832", "meta-pytorch/torchtune#1101")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_small_change_of_a_low_precision_model_is_not_rounded_away(
+    folders: dict[str, Path], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """A LoRA is added in float32 to a model that is stored in bfloat16, and the sum is rounded to
+    the exported type once."""
+    folder = tmp_path / "model"
+    shutil.copytree(folders["flux"], folder)
+    for part in ("transformer/diffusion_pytorch_model", "text_encoder/model"):
+        file = folder / f"{part}.safetensors"
+        halves = {k: v.bfloat16() for k, v in load_file(file).items()}
+        save_file(halves, file, {"format": "pt"})
+    made = write_lora("flux", tmp_path / "made.safetensors", encoders=True)
+
+    def small(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            tensors[name] *= 0.02
+
+    loras = [Lora(change(made, "small.safetensors", small)), Lora(made, 1e-4)]
+    plain, found = (
+        open_source(folder, torch.float32 if not added else dtype, loras=added).adapter.pipeline
+        for added in ((), loras)
+    )
+    changed = 0
+    for part in ("transformer", "text_encoder"):
+        before = dict(getattr(plain, part).named_parameters())
+        updates = [updates_of(lora, part) for lora in loras]
+        for name, weight in getattr(found, part).named_parameters():
+            added = sum(update.get(name.removeprefix("text_model."), 0) for update in updates)
+            expected = (before[name].double() + added).to(weight.dtype)
+            changed += not torch.equal(expected, before[name].to(weight.dtype))
+            once = torch.finfo(weight.dtype).eps
+            torch.testing.assert_close(weight, expected, rtol=once, atol=1e-9)
+    assert changed > 10
+
+
+def updates_of(lora: Lora, part: str) -> dict[str, torch.Tensor]:
+    """What a LoRA of `write_lora` adds to each weight, in float64."""
+    tensors = {k.removeprefix(f"{part}."): v.double() for k, v in load_file(lora.file).items()}
+    return {
+        name.replace(".lora_A", "").removeprefix("text_model."): lora.scale
+        * tensors[name.replace("_A", "_B")]
+        @ tensors[name]
+        for name in tensors
+        if ".lora_A" in name
+    }
 
 
 def test_what_a_flag_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import intaglio
+from intaglio.analysis.report.output_folder import read_prompts
+from intaglio.deploy.contents import collect_bundle
 from tests.integration.conftest import PROMPT, Command, check
 
 DELETED = object()
@@ -116,6 +118,17 @@ def test_tampered_large_file(command: Command, broken: Path, tmp_path: Path) -> 
     manifest["files"]["large.data"]["sha256"] = hashlib.sha256(bytes(size)).hexdigest()
     (broken / "bundle.json").write_text(json.dumps(manifest))
     assert len(intaglio.Pipeline.open(broken).generate(PROMPT, steps=1).images) == 1
+
+
+def test_text_files_may_begin_with_a_byte_order_mark(broken: Path, tmp_path: Path) -> None:
+    """A manifest or a list of prompts that an editor saved with a byte order mark is read."""
+    content = (broken / "bundle.json").read_text("utf-8")
+    (broken / "bundle.json").write_text(content, "utf-8-sig")
+    name = json.loads(content)["name"]
+    assert intaglio.Bundle.open(broken).name == collect_bundle(broken, "x").manifest["name"] == name
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a boot\n\na coat\n", "utf-8-sig")
+    assert read_prompts(prompts) == ["a boot", "a coat"]
 
 
 def test_folder_in_place_of_a_file(command: Command, broken: Path) -> None:

@@ -102,14 +102,29 @@ def test_options_that_make_no_sense(
         (["draw"], 'there is no command "draw": intaglio --help lists them'),
         (["generate"], "bundle"),
         (["generate", "BUNDLE"], "--prompt is missing"),
-        (["generate", "BUNDLE", "--promt", "x"], "--promt"),
+        (
+            ["generate", "BUNDLE", "--promt", "a boot"],
+            "there is no option --promt of intaglio generate; `intaglio generate --help` lists",
+        ),
+        (["generate", "BUNDLE", "--prompt", "x", "--guidance-scale=3"], ": use --cfg-scale, or"),
+        (["generate", "BUNDLE", "--prompt", "x", "--guidance_scale", "3"], ": use --cfg-scale, or"),
+        (["generate", "BUNDLE", "--num-inference-steps", "4"], ": use --steps; `intaglio gen"),
+        (["generate", "--foo"], "there is no option --foo of intaglio generate; `intaglio"),
+        (["generate", "BUNDLE", "--size", "32x32"], ": use --width and --height; `intaglio"),
+        (
+            ["generate", "BUNDLE", "--cfg_scale", "3"],
+            "there is no option --cfg_scale of intaglio generate: use --cfg-scale;",
+        ),
+        (["embed", "BUNDLE", "--negative_prompt", "x"], ": use --negative-prompt; `intaglio embed"),
+        (["generate", "BUNDLE", "--prompt", "a", "red", "boot"], '"red" is one word too many for'),
+        (["generate", "BUNDLE", "--prompt", "x", "--steps", "-3"], "intaglio: --steps -3: give"),
         (["generate", "BUNDLE", "--prompt", "x", "--stops", "3"], "--stops"),
         (["generate", "BUNDLE", "--prompt", "x", "--new\nline"], "--new line"),
         (["generate", "BUNDLE", "--prompt", "x", "extra"], "extra"),
         (["generate", "BUNDLE", "--prompt", "x", "--steps"], "--steps"),
         (["generate", "BUNDLE", "--prompt", "x", "--steps", "2.5"], "is not a whole number"),
         (["generate", "BUNDLE", "--prompt", "x", "--steps", "4294967297"], "not a whole number"),
-        (["generate", "BUNDLE", "--prompt", "x", "--seed", "-1"], "from 0 to 2^64 - 1"),
+        (["generate", "BUNDLE", "--prompt", "x", "--seed", "-1"], "for a random one give $RANDOM"),
         (["generate", "BUNDLE", "--prompt", "x", "--seeds", "1,,2"], "whole numbers"),
         (["generate", "BUNDLE", "--prompt", "x", "--cfg-scale", "1:2:3"], "--cfg-scale"),
         (["generate", "BUNDLE", "--prompt", "x", "--dg-window", "0.5"], "--dg-window"),
@@ -142,7 +157,11 @@ def with_nan() -> np.ndarray[Any, Any]:
         (with_nan(), "hold NaN or infinity"),
         (np.full(SHAPE, np.inf, np.float32), "hold NaN or infinity"),
         (np.zeros((1, 4, 16, 15), np.float32), "where [1, 4, 16, 16] float32 is needed"),
-        (np.zeros(SHAPE[1:], np.float32), "is needed"),
+        (
+            np.zeros(SHAPE[1:], np.float32),
+            "have shape [4, 16, 16] where [1, 4, 16, 16] float32 is needed: the first axis counts "
+            "images, give latents[None] for one",
+        ),
         (np.zeros((0, 4, 16, 16), np.float32), "where [1, 4, 16, 16] float32 is needed"),
         (np.zeros(SHAPE, np.int64), "float32 is needed"),
     ],
@@ -154,7 +173,7 @@ def test_latents_that_do_not_fit(
     np.save(command.folder / "in.npy", latents)
     flags = ["--prompt", PROMPT, "--latents-in", "in.npy"]
     sentence = check(command, 3, says, "generate", forked_bundle, *flags)
-    if len(latents) == len(latents[:1]) == 1 and latents.ndim == 4:
+    if len(latents) == len(latents[:1]) == 1 or latents.ndim == 3:
         with pytest.raises(intaglio.InputError) as raised:
             pipeline.generate(PROMPT, latents=latents)
         assert str(raised.value) == sentence
@@ -183,7 +202,7 @@ PLAIN = "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}\n"
         (b"", "is not a .npy file"),
         (npy(lambda good: b"PK" + good), "is not a .npy file"),
         (npy(lambda good: good.replace(b"<f4", b">f4")), "convert them to float32"),
-        (npy(lambda good: good.replace(b"False", b"True ")), "Fortran order"),
+        (npy(lambda good: good.replace(b"False", b"True ")), "numpy.ascontiguousarray(array)"),
         (npy(lambda good: good.replace(b"shape", b"sharp")), "header that cannot be read"),
         (header(PLAIN.format("4294967296, 4294967296")), "is truncated"),
         (header(PLAIN.format("999999999999,")), "is truncated"),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import intaglio
 from tests.conftest import onnxruntime_library
@@ -64,7 +70,105 @@ def test_links_and_devices_stay_what_they_are(command: Command, forked_bundle: P
         "generate", forked_bundle, "--prompt", PROMPT, "--steps", 1, "-o", "/dev/stdout"
     )
     assert piped.stdout.startswith("\\x89PNG")
+    assert piped.stdout.endswith("IEND\\xaeB`\\x82")  # and no name of a file after it
     assert Path("/dev/stdout").is_symlink()
+
+
+# Every file that the command writes.
+OUTPUTS = ["--steps", "1", "-o", "a.png", "--latents-out", "a.npy", "--report", "a.json"]
+NAMES = ["a.json", "a.npy", "a.png"]
+
+
+def written(folder: Path, pipeline: intaglio.Pipeline) -> None:
+    """Check that the files of OUTPUTS are complete, and that there are no others."""
+    assert sorted(path.name for path in folder.iterdir()) == NAMES
+    expected = pipeline.generate(PROMPT, steps=1)
+    np.testing.assert_array_equal(np.load(folder / "a.npy"), expected.latents)
+    assert json.loads((folder / "a.json").read_text())["options"]["steps"] == 1
+    with Image.open(folder / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(expected.images[0]))
+
+
+@pytest.mark.reported("pallets/click#1512", "vllm-project/semantic-router#4027")
+@pytest.mark.parametrize("kind", ["file", "file system"])
+def test_files_that_are_mounts_are_written_into(
+    command: Command, forked_bundle: Path, pipeline: intaglio.Pipeline, tmp_path: Path, kind: str
+) -> None:
+    """A picture is written into a file that a container mounts by itself, which no rename can
+    replace."""
+    real = tmp_path / "real"
+    real.mkdir()
+    for name in NAMES:
+        (real / name).write_text("old" * 1000)
+        (command.folder / name).touch()
+    mount = "for f in " + " ".join(NAMES) + f'; do mount --bind {real}/$f "$0/$f"; done; '
+    if kind == "file system":
+        mount = f"mount -t tmpfs t {real}; touch {real}/a.png {real}/a.npy {real}/a.json; " + (
+            "for f in " + " ".join(NAMES) + f'; do ln -sf {real}/$f "$0/$f"; done; '
+        )
+    script = mount + f'cd "$0" && "$@"; code=$?; cp {real}/a.* {tmp_path}/out; ls "$0"; exit $code'
+    (tmp_path / "out").mkdir()
+    space = with_mounts(script, command.folder)
+    line = command.line("generate", forked_bundle, "--prompt", PROMPT, *OUTPUTS)
+    done = subprocess.run([*space, *line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["a.png", *NAMES]
+    written(tmp_path / "out", pipeline)
+
+
+def test_a_mounted_file_that_is_read_only_is_refused_before_drawing(
+    command: Command, forked_bundle: Path, tmp_path: Path
+) -> None:
+    real = tmp_path / "real"
+    real.touch()
+    (command.folder / "a.png").touch()
+    mount = (
+        f'mount --bind {real} "$0/a.png" && mount -o remount,bind,ro "$0/a.png"; cd "$0" && "$@"'
+    )
+    flags = ["--prompt", PROMPT, "--steps", 10000, "-o", "a.png"]
+    line = command.line("generate", forked_bundle, *flags)
+    space = with_mounts(mount, command.folder)
+    done = subprocess.run([*space, *line], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 3
+    assert done.stderr == "intaglio: cannot write a.png: Read-only file system\n"
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="needs setpriv")
+def test_a_file_in_a_folder_that_cannot_be_written(
+    command: Command, forked_bundle: Path, tmp_path: Path
+) -> None:
+    """A file that may be written is written, also where its folder may not be."""
+    for name in NAMES:
+        (command.folder / name).touch(0o666)
+        (command.folder / name).chmod(0o666)
+    command.folder.chmod(0o555)
+    line = command.line("generate", forked_bundle, "--prompt", PROMPT, *OUTPUTS)
+    # Root may write everywhere, but not without its capabilities.
+    limited = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*limited, *line], cwd=command.folder, capture_output=True, text=True, check=False
+    )
+    command.folder.chmod(0o755)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "a.png\n")
+    assert (command.folder / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in command.folder.iterdir()) == NAMES
+
+
+@pytest.mark.parametrize("mode", ["w", "a"])
+def test_standard_output_that_is_a_file(command: Command, forked_bundle: Path, mode: str) -> None:
+    """The picture is all that goes to a file that standard output is, after what it holds."""
+    target = command.folder / "out"
+    target.write_bytes(b"before")
+    line = command.line(
+        "generate", forked_bundle, "--prompt", PROMPT, "--steps", 1, "-o", "/dev/stdout"
+    )
+    with target.open(f"{mode}b") as output:
+        subprocess.run(line, stdout=output, check=True)
+    content = target.read_bytes()
+    assert content.startswith(b"before" if mode == "a" else b"\x89PNG")
+    with Image.open(io.BytesIO(content.removeprefix(b"before"))) as image:
+        image.load()
+    assert content.endswith(b"IEND\xaeB`\x82")
 
 
 def test_disk_full(command: Command, forked_bundle: Path) -> None:

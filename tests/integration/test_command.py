@@ -14,7 +14,7 @@ from PIL import Image
 
 import intaglio
 from intaglio import _core
-from tests.integration.conftest import PROMPT, Command
+from tests.integration.conftest import PROMPT, Command, check
 
 GUIDED = ("--steps", 3, "--cfg-scale", 2, "--dg-scale", 1)
 GUIDED_PYTHON: dict[str, Any] = {"steps": 3, "cfg_scale": 2.0, "dg_scale": 1.0}
@@ -85,6 +85,29 @@ def test_metadata_draws_the_image_again(
     again = pipeline.generate(**options)
     again.save(tmp_path / "again.png")
     assert (tmp_path / "again-1.png").read_bytes() == written.read_bytes()
+
+
+def test_metadata_can_be_left_out(command: Command, forked_bundle: Path) -> None:
+    command.draw(forked_bundle, "--prompt", "secret", "--steps", 1, "--no-metadata")
+    with Image.open(command.folder / "image.png") as image:
+        image.load()
+        assert image.text == {}
+    assert b"secret" not in (command.folder / "image.png").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "a.webp", "a.jxl", "a.png.txt"])
+def test_only_png_is_written(command: Command, forked_bundle: Path, name: str) -> None:
+    """A name that promises another format is refused before anything is drawn."""
+    flags = ["--prompt", PROMPT, "--steps", 10000, "-o", name]
+    check(
+        command,
+        2,
+        "images are written as PNG; end the name in .png",
+        *("generate", forked_bundle),
+        *flags,
+    )
+    command.draw(forked_bundle, "--steps", 1, "-o", "a.PNG")
+    command.draw(forked_bundle, "--steps", 1, "-o", "without_ending")
 
 
 @pytest.mark.parametrize(

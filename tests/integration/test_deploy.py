@@ -121,7 +121,7 @@ def test_its_readme_is_about_it(folder: Path) -> None:
     line = f"{example[1].replace('picture.png', '/dev/null')} --steps 1"
     subprocess.run(line, shell=True, cwd=folder, env=BARE, check=True, capture_output=True)
     newest = subprocess.run(
-        ["objdump", "-T", folder / "bin" / "intaglio", *(folder / "lib").iterdir()],
+        ["readelf", "-W", "--dyn-syms", folder / "bin" / "intaglio", *(folder / "lib").iterdir()],
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
     minor = max(map(int, re.findall(r"\(GLIBC_2\.(\d+)\)", newest)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ USAGE: dict[str, tuple[dict[str, Any], str]] = {
     "steps fraction": ({"steps": 2.5}, "steps takes N"),
     "batch 0": ({"batch": 0}, "batch"),
     "seeds empty": ({"seeds": []}, "seeds"),
-    "seed negative": ({"seeds": -1}, "seeds takes"),
+    "seed negative": ({"seeds": -1}, r"not -1: give a number from 0 .* random\.getrandbits"),
     "seeds and batch": ({"seeds": [1, 2], "batch": 3}, "batch"),
     "height odd": ({"height": 31}, "height 31"),
     "width huge": ({"width": 1 << 20}, "width"),
@@ -77,6 +78,33 @@ def test_usage(forked: intaglio.Pipeline, name: str) -> None:
     options, sentence = USAGE[name]
     with pytest.raises(intaglio.UsageError, match=sentence):
         forked.generate(**{"prompt": PROMPT, **options})
+
+
+@pytest.mark.reported(
+    "cumulo-autumn/StreamDiffusion#40",
+    "openvinotoolkit/openvino.genai#2195",
+    "huggingface/diffusers#1742",
+)
+@pytest.mark.parametrize("option", ["prompt", "negative_prompt"])
+@pytest.mark.parametrize(
+    "value", [["a dress", "a boot"], ("a dress",), b"a dress", 123, {"a dress": 1}, open]
+)
+def test_only_a_text_is_a_prompt(forked: intaglio.Pipeline, option: str, value: object) -> None:
+    """A list of prompts, bytes or a number is refused, and never drawn as the text of it."""
+    options: dict[str, Any] = {"prompt": PROMPT, option: value}
+    says = f"^{option} takes TEXT .*, not {re.escape(repr(value))}"
+    if isinstance(value, list | tuple):
+        says += r": call generate\(\) once for each text, or add each to a Batch"
+    for call in (
+        lambda: forked.generate(**options),
+        lambda: intaglio.Batch(forked).add(**options),
+        lambda: intaglio.Batch(forked).accepts(**options),
+        lambda: intaglio.validate(forked.bundle, **options),
+    ):
+        with pytest.raises(intaglio.UsageError, match=says + "$"):
+            call()
+    texts = {"prompt": PROMPT, option: np.str_("a dress")}
+    forked.generate(**texts, steps=1)
 
 
 @pytest.mark.parametrize("name", INPUT)

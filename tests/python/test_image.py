@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image
+from PIL import Image, ImageOps
 
 import intaglio
 from intaglio import _core
@@ -81,6 +81,43 @@ def test_transparency_and_depth_mean_what_they_mean_in_a_file(
         clear = np.asarray(picture.convert("RGBA"))[..., 3] == 0
         assert clear.any()
         assert (expected[clear] == 0).all()
+
+
+def exif(orientation: int, endian: str = "<") -> Image.Exif:
+    made = Image.Exif()
+    made.endian = endian
+    made[0x010E] = "an entry that comes before the orientation"
+    made[0x0112] = orientation
+    return made
+
+
+@pytest.mark.reported("mflux-community/mflux#495", "AUTOMATIC1111/stable-diffusion-webui#292")
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8, 0, 9])
+@pytest.mark.parametrize("endian", ["<", ">"])
+def test_pictures_are_turned_as_their_exif_says(
+    orientation: int, endian: str, tmp_path: Path
+) -> None:
+    """A photo whose EXIF says how to turn it is drawn from as viewers show it, be it a file that
+    the command reads or an image of Pillow."""
+    sensor, path = Image.fromarray(PIXELS), tmp_path / "photo.png"
+    for picture in (sensor, alpha("RGB"), Image.fromarray(SIXTEEN)):
+        picture.save(path, exif=exif(orientation, endian))
+        with Image.open(path) as photo:
+            shown = ImageOps.exif_transpose(photo)
+            shown.save(tmp_path / "shown.png")
+            expected = np.asarray(_core.read_png(tmp_path / "shown.png"))
+            np.testing.assert_array_equal(np.asarray(_core.read_png(path)), expected)
+            _core.write_png(tmp_path / "ours.png", photo)
+        written = np.asarray(_core.read_png(tmp_path / "ours.png"))
+        np.testing.assert_array_equal(written, expected)
+    assert expected.shape[:2] == ((7, 5) if orientation in range(5, 9) else (5, 7))
+
+
+def test_exif_that_is_cut_or_wrong_turns_nothing(tmp_path: Path) -> None:
+    path, whole = tmp_path / "x.png", exif(6).tobytes().removeprefix(b"Exif\0\0")
+    for content in (whole[:7], whole[:10], whole[:30], b"II*\0\xff\xff\xff\xff", b"?" * 40):
+        Image.fromarray(PIXELS).save(path, exif=b"Exif\0\0" + content)
+        assert np.asarray(_core.read_png(path)).shape == PIXELS.shape
 
 
 def test_arrays_are_pictures_too(tmp_path: Path) -> None:

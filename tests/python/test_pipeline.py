@@ -152,6 +152,28 @@ def test_save_writes_what_draws_it_again(forked: intaglio.Pipeline, tmp_path: Pa
         result.save(tmp_path / "missing" / "boot.png")
 
 
+@pytest.mark.reported(
+    "Comfy-Org/ComfyUI#75", "invoke-ai/InvokeAI#734", "AUTOMATIC1111/stable-diffusion-webui#3611"
+)
+def test_metadata_is_that_of_the_run(forked: intaglio.Pipeline) -> None:
+    """What a PNG says is what the run used, although the caller's list of seeds changed since."""
+    run = {"prompt": PROMPT, "steps": 2}
+    batch, seeds, asked = intaglio.Batch(forked), [1], {}
+    for seed in (1, 2, 3):
+        seeds[0] = seed
+        asked[batch.add(**run, seeds=seeds)] = seed
+    seeds[0] = 4
+    drawn = {}
+    while len(batch):
+        drawn |= {step.id: step.finish() for step in batch.step() if step.done}
+    alone = forked.generate(**run, seeds=seeds, on_step=lambda _: seeds.__setitem__(0, 99))
+    for generation, seed in [*((drawn[i], seed) for i, seed in asked.items()), (alone, 4)]:
+        (text,) = generation.texts
+        assert json.loads(text["intaglio:options"])["seeds"] == [seed]
+        again = forked.generate(**json.loads(text["intaglio:options"]))
+        np.testing.assert_allclose(generation.latents, again.latents, rtol=0, atol=1e-4)
+
+
 def test_notebooks(forked: intaglio.Pipeline) -> None:
     assert "tiny-sd3" in repr(forked)
     assert "after block 1" in repr(forked)

@@ -81,6 +81,54 @@ def test_arrays_may_die_in_a_thread_without_the_gil(forked: intaglio.Pipeline) -
         forked.generate(PROMPT, steps=1, latents=np.zeros((1, 4, 16, 16), np.float32))
 
 
+# Each thread uses another function that releases the GIL, and is in one when the process ends.
+ENDING = """
+import sys, threading, time
+import numpy as np
+import intaglio
+from intaglio import _core
+
+bundle, seconds = sys.argv[1], float(sys.argv[2])
+pipeline = intaglio.Pipeline.open(bundle)
+drawn = pipeline.generate("a boot", steps=1)
+batch = intaglio.Batch(pipeline)
+noise = np.zeros((1, 4, 16, 16), np.float32)
+
+def run_batch():
+    if not len(batch):
+        batch.add(prompt="a boot", steps=50)
+    for step in batch.step():
+        step.preview()
+
+def endless(call):
+    while True:
+        call()
+
+for call in (
+    lambda: pipeline.generate("a boot", steps=50),
+    lambda: pipeline.generate("a boot", steps=50, on_step=lambda step: step.preview() and None),
+    lambda: pipeline.generate("a boot", steps=1, latents=noise.copy()),
+    lambda: pipeline.embed("a boot"),
+    lambda: intaglio.validate(pipeline.bundle, prompt="a boot"),
+    lambda: intaglio.Bundle.open(bundle),
+    lambda: drawn.save("/dev/null"),
+    lambda: _core.draw_noise([1, 4, 64, 64], [1]),
+    run_batch,
+):
+    threading.Thread(target=endless, args=(call,), daemon=True).start()
+time.sleep(seconds)
+"""
+
+
+@pytest.mark.reported("pytorch/pytorch#38228", "pybind/pybind11#2215")
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.2, 0.3])
+def test_a_process_ends_while_daemon_threads_run(forked_bundle: Path, seconds: float) -> None:
+    """A process that ends while its daemon threads draw ends with code 0, as with NumPy's."""
+    words = [sys.executable, "-c", ENDING, str(forked_bundle), str(seconds)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 # The helper thread strikes when the main thread is inside generate(), which has no callback.
 SCRIPT = """
 import os, signal, sys, threading, time

@@ -68,6 +68,8 @@ def refused(
         ("port = 70000", "port is invalid"),
         ("grace = inf", "grace is invalid"),
         ('proxies = ["proxy.example"]', "proxies.0 is invalid"),
+        ('cors = ["localhost:5173"]', "localhost:5173 is no origin: give SCHEME://HOST or"),
+        ('cors = ["http://a/b"]', "cors.0 is invalid"),
         ("[limits]\ndeadline = nan", "limits.deadline is invalid"),
         ("port = ", "cannot read --config"),
         ("memory_bytes = 1000", "memory_bytes is 1000"),
@@ -101,6 +103,23 @@ def test_paths_in_a_file_are_relative_to_it(
     assert (settings.api_keys, settings.images) == (keys, tmp_path / "images")
     other = Path("other.txt")
     assert read_settings(config, {"api_keys": other}).api_keys == other
+
+
+def test_files_may_begin_with_a_byte_order_mark(
+    forked_bundle: Path, tmp_path: Path, refused: Refused
+) -> None:
+    config, keys = tmp_path / "serve.toml", tmp_path / "keys.txt"
+    config.write_text('api_keys = "keys.txt"', "utf-8-sig")
+    keys.write_text("secret", "utf-8-sig")
+    with serving(forked_bundle, api_keys=read_settings(config, {}).api_keys) as server:
+        answer = server.client.get("/v1/models", headers={"Authorization": "Bearer secret"})
+        assert answer.status_code == 200
+    keys.write_text("secret", "utf-16")
+    code, line = refused(forked_bundle, "--port", "0", "--config", config)
+    assert (code, line.endswith(f"{keys}, is not UTF-8: save it as UTF-8")) == (3, True)
+    config.write_text("port = 0", "utf-16")
+    code, line = refused(forked_bundle, "--config", config)
+    assert (code, f"cannot read --config {config}: 'utf-8' codec" in line) == (3, True)
 
 
 def test_a_refused_start_leaves_no_folder(
@@ -301,5 +320,6 @@ def test_what_does_not_exist_is_not_found(forked_bundle: Path) -> None:
             assert answer.json()["error"]["message"]
         wrong = server.client.put("/v1/jobs/any", json={})
         assert wrong.status_code == 405
-        assert wrong.headers["allow"] == "DELETE, GET"
-        assert wrong.json()["error"]["message"] == "this path accepts DELETE, GET only: see /docs"
+        assert wrong.headers["allow"] == "DELETE, GET, HEAD"
+        allowed = "this path accepts DELETE, GET, HEAD only: see /docs"
+        assert wrong.json()["error"]["message"] == allowed

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 
+from intaglio.serve.settings import ServerSettings
+from intaglio.serve.transport.connections import uvicorn_config
 from tests.serve.conftest import PROMPT, Running, fetch, serving, wait_until
 
 
@@ -42,7 +45,7 @@ HALF = (
 
 
 def test_an_unfinished_body_times_out(forked_bundle: Path) -> None:
-    with serving(forked_bundle, limits={"body_seconds": 2}) as server:
+    with serving(forked_bundle, limits={"body_seconds": 1}) as server:
         clients = [connect(server) for _ in range(20)]
         for client in clients:
             client.sendall(HALF)
@@ -62,7 +65,7 @@ def test_an_unfinished_body_times_out(forked_bundle: Path) -> None:
 
 def test_an_unfinished_head_times_out(forked_bundle: Path) -> None:
     head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    with serving(forked_bundle, limits={"body_seconds": 2}) as server:
+    with serving(forked_bundle, limits={"body_seconds": 1}) as server:
         clients = []
         for sent in (head, b"", b"G", head[:-2]):
             clients.append(connect(server))
@@ -78,14 +81,17 @@ def test_an_unfinished_head_times_out(forked_bundle: Path) -> None:
 
 def test_a_slow_reader_does_not_slow_others(forked_bundle: Path) -> None:
     """The server stops writing until it reads again, and then sends every step that it missed."""
-    steps = 1300  # their events are more text than all buffers hold
+    steps = 400  # their events are more text than all buffers hold
     with serving(forked_bundle, send_buffer=4096, limits={"steps": steps}) as server:
         job = server.post_job(steps=steps)
         with connect(server, receive_buffer=4096) as slow:
+            connections = server.server.server_state.connections
+            wait_until(lambda: slow.getsockname() in {c.client for c in list(connections)})
+            for connection in list(connections):
+                connection.transport.set_write_buffer_limits(high=4096)
             url = f"/v1/jobs/{job['id']}/events"
             slow.sendall(f"GET {url} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             wait_until(lambda: server.job(job["id"])["status"] == "done")
-            connections = server.server.server_state.connections
             wait_until(lambda: sum(c.flow.write_paused for c in list(connections)) == 1)
             assert server.events(server.post_job(steps=1)["id"])[-1][0] == "done"
             seen = read_until(slow, b"event: done")
@@ -107,7 +113,7 @@ EARLY = b"HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 def test_an_answer_before_the_body_ends_the_connection(
     forked_bundle: Path, head: bytes, status: bytes
 ) -> None:
-    with serving(forked_bundle, limits={"body_seconds": 1}) as server, connect(server) as client:
+    with serving(forked_bundle, limits={"body_seconds": 0.3}) as server, connect(server) as client:
         client.settimeout(60)  # a failing test would block
         client.sendall(head)
         with client.makefile("rb") as answer:
@@ -124,6 +130,37 @@ def test_a_body_after_its_answer_is_skipped(server: Running) -> None:
         read_until(client, b'{"status":"ok"}')
         client.sendall(b"body"[:3] + b"GET /readyz " + EARLY + b"\r\n")
         assert read_until(client, b'{"status":"ok"}').startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.reported(
+    "kserve/kserve#5446", "vllm-project/vllm#18472", "open-webui/open-terminal#148"
+)
+def test_an_idle_connection_is_kept_for_a_while(forked_bundle: Path) -> None:
+    """A connection can be used again until `keep_alive` seconds after its last answer."""
+    # Common load balancers keep connections for 60 seconds.
+    assert uvicorn_config(FastAPI(), ServerSettings()).timeout_keep_alive > 60
+    with serving(forked_bundle, keep_alive=0.5) as server, connect(server) as client:
+        for _ in range(2):
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            read_until(client, b'{"status":"ok"}')
+        client.settimeout(4)  # uvicorn's own default is 5 seconds
+        assert client.recv(1) == b""
+
+
+def test_head_is_answered_wherever_get_is(server: Running) -> None:
+    """HEAD has the status and the headers of GET, without the body."""
+    job = server.post_job(steps=1)["id"]
+    server.events(job)
+    (image,) = server.job(job)["images"]
+    values = {"job_id": job, "model": "tiny", "name": image.split("/")[-1].removesuffix(".png")}
+    paths = server.client.get("/openapi.json").json()["paths"]
+    described = [path.format(**values) for path, routes in paths.items() if "get" in routes]
+    assert len(described) > 5
+    for path in (*described, "/", "/main.js", "/docs", "/openapi.json", "/v1/jobs/none"):
+        get, head = server.client.get(path), server.client.head(path)
+        assert (path, head.status_code, head.content) == (path, get.status_code, b"")
+        for name in ("content-type", "content-length") if path != "/metrics" else ():
+            assert head.headers.get(name) == get.headers.get(name)
 
 
 def test_connections_have_a_limit(forked_bundle: Path) -> None:
@@ -169,6 +206,7 @@ PIECES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ten_thousand_malformed_requests(forked_bundle: Path) -> None:
     """Each gets an answer in OpenAI's form, and the server still works afterwards."""
     with serving(forked_bundle, limits={"steps": 1, "body_bytes": 1000}) as server:

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import socket
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from PIL import Image
 
 import intaglio
 from intaglio.serve.engine.job import Job
-from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
+from tests.serve.conftest import LONG, PROMPT, Running, fetch, serving, wait_until
 
 
 def test_a_job_from_queue_to_done(server: Running, pipeline: intaglio.Pipeline) -> None:
@@ -168,7 +169,7 @@ def test_cancelling_an_ended_job_changes_nothing(server: Running) -> None:
 def test_a_deadline_ends_a_job(server: Running, state: str) -> None:
     server.events(server.post_job(steps=1)["id"])  # loads the model
     with server.full(size="96x96") if state == "queued" else nullcontext():
-        job = server.post_job(steps=LONG, size="96x96", deadline=4)
+        job = server.post_job(steps=LONG, size="96x96", deadline=2)
         if state == "running":
             assert server.events(job["id"], until="step")[-1][0] == "step"
         name, data = server.events(job["id"])[-1]
@@ -176,7 +177,7 @@ def test_a_deadline_ends_a_job(server: Running, state: str) -> None:
     assert (name, data) == ("error", ended["error"])
     assert ended["status"] == "failed"
     assert ended["error"]["code"] == "deadline_exceeded"
-    assert ended["error"]["message"] == "the request did not finish within 4 seconds"
+    assert ended["error"]["message"] == "the request did not finish within 2 seconds"
 
 
 def test_a_client_that_disconnects_ends_its_run(server: Running) -> None:
@@ -231,6 +232,52 @@ def test_a_truncated_prompt_has_a_note(server: Running) -> None:
     notes = server.job(job["id"])["notes"]
     assert notes
     assert all("its end is ignored" in note for note in notes)
+
+
+@pytest.mark.reported(
+    "mcmonkeyprojects/SwarmUI#204",
+    "lllyasviel/stable-diffusion-webui-forge#2496",
+    "lllyasviel/stable-diffusion-webui-forge#1115",
+)
+@pytest.mark.parametrize(
+    "unused", [{"cfg_scale": 1}, {"cfg_scale": [2, 1], "cfg_window": [0.9, 1]}], ids=str
+)
+def test_a_negative_prompt_that_is_not_used_has_a_note(
+    server: Running, unused: dict[str, Any]
+) -> None:
+    """A job says when its negative prompt changes nothing, since no step has CFG."""
+    drawn = []
+    for fields in ({}, {"negative_prompt": "a shoe"}):
+        job = server.post_job(seed=3, steps=4, **unused, **fields)["id"]
+        server.events(job)
+        (url,) = server.job(job)["images"]
+        notes = [note for note in server.job(job)["notes"] if "negative prompt" in note]
+        assert notes == (["the negative prompt is not used: no step has CFG"] if fields else [])
+        drawn.append(np.asarray(Image.open(io.BytesIO(fetch(url).content))))
+    np.testing.assert_array_equal(*drawn)
+    used = server.post_job(negative_prompt="a shoe", cfg_scale=2, steps=4)["id"]
+    server.events(used)
+    assert server.job(used)["notes"] == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt": " ".join(["boot"] * 200)},
+        {"dg_window": (0.3, 0.45), "dg_scale": 3.0},
+        {"cfg_window": (0.9, 1.0), "cfg_scale": 3.0},
+    ],
+    ids=str,
+)
+def test_what_generate_warns_of_is_a_note(
+    server: Running, pipeline: intaglio.Pipeline, options: dict[str, Any]
+) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pipeline.generate(**{"prompt": PROMPT} | options)
+    job = server.post_job(**options)["id"]
+    notes = server.events(job)[-1][1]["notes"]
+    assert notes == [str(warning.message) for warning in said]
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])

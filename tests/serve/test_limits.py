@@ -33,7 +33,7 @@ def limited(forked_bundle: Path) -> Iterator[Running]:
         ("size", "32x44", "give up to 48x40"),
         ("size", "48x40", ""),  # 1,920 pixels, which exceed the limit twice only
         ("size", "33x32", "multiples of 4"),
-        ("size", "auto", "size is invalid: give WIDTHxHEIGHT, like 32x32"),
+        ("size", "large", "size is invalid: give WIDTHxHEIGHT, like 32x32"),
         ("size", "0x32", "size is invalid"),
         ("size", 32, "give WIDTHxHEIGHT, like 32x32"),
         ("steps", 7, "give 6 or fewer"),
@@ -43,7 +43,7 @@ def limited(forked_bundle: Path) -> Iterator[Running]:
         ("steps", True, "valid integer"),
         ("n", 3, "give 2 or fewer"),
         ("n", 0, "greater than or equal to 1"),
-        ("seed", -1, "greater than or equal to 0"),
+        ("seed", -2, "greater than or equal to -1"),
         ("seed", 2**63, "less than or equal"),
         ("prompt", "x" * 51, "give 50 or fewer"),
         ("prompt", None, "prompt is missing"),

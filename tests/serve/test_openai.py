@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 import intaglio
-from tests.serve.conftest import PROMPT, Running, fetch
+from tests.serve.conftest import PROMPT, Running, fetch, serving
 
 # Fields of a request, and the same as keywords of generate() where they differ.
 SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -84,6 +85,24 @@ def test_the_png_has_its_options(client: openai.OpenAI) -> None:
     assert '"seeds":[' in image.info["intaglio:options"]
 
 
+@pytest.mark.reported(
+    "AUTOMATIC1111/stable-diffusion-webui#8468",
+    "AUTOMATIC1111/stable-diffusion-webui#5806",
+    "vladmandic/sdnext#1438",
+)
+@pytest.mark.parametrize("form", ["url", "b64_json"])
+def test_without_metadata_the_png_has_pixels_only(forked_bundle: Path, form: str) -> None:
+    """With `metadata = false` a PNG has no text inside, so neither prompt nor options."""
+    with serving(forked_bundle, metadata=False) as server:
+        body = {"prompt": PROMPT, "steps": 1, "response_format": form}
+        (drawn,) = server.client.post("/v1/images/generations", json=body).json()["data"]
+        png = fetch(drawn["url"]).content if form == "url" else base64.b64decode(drawn["b64_json"])
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    assert image.info == {}
+    assert b"dark" not in png
+
+
 def test_without_a_seed_images_differ(client: openai.OpenAI) -> None:
     drawn = [
         client.images.generate(model="tiny", prompt=PROMPT, response_format="b64_json").data
@@ -106,6 +125,93 @@ def test_models_are_listed_with_their_defaults(
     assert client.models.retrieve("tiny") == model
     with pytest.raises(openai.NotFoundError, match="give one of tiny"):
         client.models.retrieve("gpt-image-1")
+
+
+WITHOUT_EFFECT: list[dict[str, Any]] = [
+    {"user": "somebody"},
+    {"quality": "auto"},
+    {"quality": "standard"},
+    {"background": "auto"},
+    {"background": "opaque"},
+    {"moderation": "low"},
+    {"output_format": "png"},
+    {"output_compression": 100},
+    {"stream": False},
+    {"partial_images": 0},
+    {"size": "auto"},
+    dict.fromkeys(("user", "quality", "background", "moderation", "output_format", "stream")),
+    dict.fromkeys(("n", "size", "style", "response_format", "partial_images", "seed", "model")),
+]
+
+
+@pytest.mark.reported(
+    "langchain-ai/langchain-community#106",
+    "langchain-ai/langchain-community#177",
+    "obot-platform/obot#2995",
+    "n3d1117/chatgpt-telegram-bot#695",
+    "vllm-project/vllm-omni#1101",
+)
+@pytest.mark.parametrize("fields", WITHOUT_EFFECT, ids=str)
+def test_fields_without_effect_are_taken(
+    client: openai.OpenAI, pipeline: intaglio.Pipeline, fields: dict[str, Any]
+) -> None:
+    """Fields of OpenAI's API that change nothing are taken, and the image is the same."""
+    body = {"seed": 3, "response_format": "b64_json"} | fields
+    answer = client.images.generate(prompt=PROMPT, extra_body=body)
+    assert answer.data
+    if fields.get("seed", 3) is None:
+        assert answer.data[0].url
+        return
+    assert answer.data[0].b64_json
+    expected = pipeline.generate(PROMPT, seeds=3).images[0]
+    np.testing.assert_array_equal(
+        pixels(base64.b64decode(answer.data[0].b64_json)), np.asarray(expected)
+    )
+
+
+def test_seed_minus_one_is_random(client: openai.OpenAI) -> None:
+    body = {"seed": -1, "steps": 1, "response_format": "b64_json"}
+    drawn = [client.images.generate(prompt=PROMPT, extra_body=body).data for _ in range(2)]
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"quality": "hd"},
+        {"style": "vivid"},
+        {"background": "transparent"},
+        {"output_format": "webp"},
+        {"output_compression": 50},
+        {"stream": True},
+        {"partial_images": 2},
+        {"moderation": "strict"},
+        {"user": 1},
+        {"prompts": None},
+    ],
+    ids=str,
+)
+def test_fields_that_would_change_the_image_are_refused_by_name(
+    client: openai.OpenAI, fields: dict[str, Any]
+) -> None:
+    (name,) = fields
+    with pytest.raises(openai.BadRequestError, match=f"no field '{name}'") as refused:
+        client.images.generate(prompt=PROMPT, extra_body=fields)
+    assert refused.value.param == name
+
+
+@pytest.mark.filterwarnings("ignore:deprecated")
+@pytest.mark.reported("mudler/LocalAI#921", "BerriAI/litellm#6277")
+def test_edits_and_variations_are_refused_in_one_sentence(client: openai.OpenAI) -> None:
+    """OpenAI's client says that this server draws from a prompt only."""
+    picture = ("a.png", bytes(200_000), "image/png")  # more than a request for an image may have
+    for call in (
+        lambda: client.images.edit(prompt=PROMPT, image=picture),
+        lambda: client.images.create_variation(image=picture),
+    ):
+        with pytest.raises(openai.NotFoundError, match="draws from a prompt only") as refused:
+            call()
+        assert refused.value.code == "not_supported"
 
 
 def test_errors_become_exceptions_of_the_client(client: openai.OpenAI) -> None:

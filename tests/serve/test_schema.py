@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.serve.conftest import serving
 
 LIMITS = {"steps": 4, "n": 1, "width": 32, "height": 32, "queue": 1000}
 
 
+@pytest.mark.slow
 def test_the_server_matches_its_document(forked_bundle: Path, tmp_path: Path) -> None:
     """Valid and invalid requests, and sequences in which a request uses an earlier answer."""
     with serving(forked_bundle, max_batch=1, limits=LIMITS) as server:

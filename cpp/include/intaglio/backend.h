@@ -86,7 +86,7 @@ struct BackendOptions {
   // One of device_names(), with ":" and a number for a card of several ("cuda:1"), or with ":cpu",
   // ":gpu" or ":npu" for OpenVINO, which runs on the CPU otherwise.
   std::string device = "auto";
-  int threads = 0;                            // 0: one per logical core
+  int threads = 0;                            // 0: one for each processor that it may use
   std::filesystem::path onnxruntime_library;  // if empty, the library is searched for
   // Whether matrices of the loop's graphs, float32 or quantised, are packed for the processor when
   // they are loaded instead of in each step. Steps are then faster and the start is slower. Each
@@ -111,9 +111,8 @@ struct DeviceChoice {
 class Backend {
  public:
   virtual ~Backend() = default;
-  // `bundle_root` is the folder that the graph's path is relative to.
-  virtual std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
-                                        const Graph& graph) const = 0;
+  // Loads a graph of the bundle from its open files.
+  virtual std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const = 0;
   virtual std::unique_ptr<Stream> make_stream() const = 0;
   // A description for people: "ONNX Runtime 1.32.0, cpu, 2 threads".
   virtual std::string description() const = 0;

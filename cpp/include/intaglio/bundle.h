@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <variant>
@@ -16,6 +17,8 @@
 #include "intaglio/tensor.h"
 
 namespace intaglio {
+
+class BundleFiles;  // internal
 
 // forked: one graph, whose rows of D_m continue those of D_c after block m. dual: a graph `base`
 // for D_0 and D_c, and a graph `degraded` for D_m.
@@ -102,7 +105,8 @@ class Bundle {
  public:
   // Reads and validates bundle.json, and the size and SHA-256 of every file it lists. Throws
   // InputError, which names the file, if a file is missing, truncated, changed or outside the
-  // folder, or if the manifest has a newer schema.
+  // folder, or if the manifest has a newer schema. The files stay open, and what is loaded later is
+  // what was checked here, also when the folder has been renamed, replaced or deleted.
   static Bundle open(const std::filesystem::path& folder);
 
   std::filesystem::path folder;
@@ -128,6 +132,7 @@ class Bundle {
   Defaults defaults;
   std::map<std::string, std::uint64_t> file_bytes;
   std::map<std::string, std::string> file_sha256;  // lower-case hexadecimal
+  std::shared_ptr<const BundleFiles> files;        // null for a bundle that was not opened
 
   // The graph that every step runs: forked, or base.
   const Graph& transformer() const;

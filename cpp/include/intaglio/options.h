@@ -12,7 +12,11 @@
 
 namespace intaglio {
 
+// What an option is about: the groups of the help.
+enum class OptionGroup { drawn, images, sampling, guidance, reuse, start };
+
 struct OptionInfo {
+  OptionGroup group;
   const char* name;   // as in Python
   const char* value;  // what the help calls the value
   const char* help;
@@ -22,59 +26,64 @@ struct OptionInfo {
 // Calls visit(info, field) for every option that a flag can give, in the order of the help.
 template <typename Options, typename Visitor>
 void visit_options(Options& options, Visitor&& visit) {
-  visit({"prompt", "TEXT", "text that describes the image"}, options.prompt);
-  visit({"class_label", "N", "class of the image, for a bundle that draws by class", "--class"},
+  visit({OptionGroup::drawn, "prompt", "TEXT", "text that describes the image"}, options.prompt);
+  visit({OptionGroup::drawn, "class_label", "N",
+         "class of the image, for a bundle that draws by class", "--class"},
         options.class_label);
-  visit({"negative_prompt", "TEXT",
+  visit({OptionGroup::drawn, "negative_prompt", "TEXT",
          "prompt of the unconditional branch, which says what to avoid; empty if not given"},
         options.negative_prompt);
-  visit({"steps", "N", "number of denoising steps"}, options.steps);
-  visit(
-      {"seeds", "A,B,...", "one seed for the whole batch, or one seed per image", "--seed,--seeds"},
-      options.seeds);
-  visit({"batch", "N", "number of images to draw from one seed"}, options.batch);
-  visit({"height", "PIXELS", "height of the image in pixels"}, options.height);
-  visit({"width", "PIXELS", "width of the image in pixels"}, options.width);
-  visit({"cfg_scale", "S or S0:S1",
+  visit({OptionGroup::sampling, "steps", "N", "number of denoising steps"}, options.steps);
+  visit({OptionGroup::images, "seeds", "A,B,...",
+         "one seed for the whole batch, or one seed per image", "--seed,--seeds"},
+        options.seeds);
+  visit({OptionGroup::images, "batch", "N", "number of images to draw from one seed"},
+        options.batch);
+  visit({OptionGroup::images, "height", "PIXELS", "height of the image in pixels"}, options.height);
+  visit({OptionGroup::images, "width", "PIXELS", "width of the image in pixels"}, options.width);
+  visit({OptionGroup::guidance, "cfg_scale", "S or S0:S1",
          "scale of classifier-free guidance (CFG), 1 + lambda; 1 turns it off and saves a branch; "
          "two numbers, S0:S1, change it linearly over the steps"},
         options.cfg_scale);
-  visit({"cfg_window", "A:B", "steps with CFG: every i in 0..N-1 with A <= i/N < B"},
+  visit({OptionGroup::guidance, "cfg_window", "A:B",
+         "steps with CFG: every i in 0..N-1 with A <= i/N < B"},
         options.cfg_window);
-  visit({"distilled_guidance", "G",
+  visit({OptionGroup::guidance, "distilled_guidance", "G",
          "guidance scale that a guidance-distilled transformer takes as an input"},
         options.distilled_guidance);
   visit(
-      {"dg_scale", "W or W0:W1",
+      {OptionGroup::guidance, "dg_scale", "W or W0:W1",
        "scale w of Detail Guidance (DG); 0 turns it off and saves a branch; two numbers change it "
        "linearly over the steps"},
       options.dg_scale);
-  visit({"dg_window", "A:B", "steps with DG: every i in 0..N-1 with A <= i/N < B"},
+  visit({OptionGroup::guidance, "dg_window", "A:B",
+         "steps with DG: every i in 0..N-1 with A <= i/N < B"},
         options.dg_window);
   visit(
-      {"ma_keep", "R or R0:R1",
+      {OptionGroup::guidance, "ma_keep", "R or R0:R1",
        "share of the massive activations that the degraded branch keeps, from 0 (none) to 1 (all); "
        "two numbers change it linearly over the steps"},
       options.ma_keep);
-  visit({"ma_channels", "C,D,...",
+  visit({OptionGroup::guidance, "ma_channels", "C,D,...",
          "channels to suppress, in place of the massive channels that the bundle names"},
         options.ma_channels);
-  visit({"reuse_interval", "N or N0:N1",
+  visit({OptionGroup::reuse, "reuse_interval", "N or N0:N1",
          "run the unconditional and the degraded branch only every N steps and extrapolate their "
          "differences from the conditional branch in between, which is faster but not exact; 1 "
          "turns this off; two numbers, the larger one first, change it linearly over the steps"},
         options.reuse_interval);
-  visit({"reuse_window", "A:B",
+  visit({OptionGroup::reuse, "reuse_window", "A:B",
          "steps with --reuse-interval: every i with A <= i/N < B; all if not given"},
         options.reuse_window);
-  visit({"scheduler", "NAME",
+  visit({OptionGroup::sampling, "scheduler", "NAME",
          "euler, heun or dpmpp-2m for a flow matching model; ddim or dpmpp-2m for a model that "
          "predicts epsilon"},
         options.scheduler);
-  visit({"strength", "X",
+  visit({OptionGroup::start, "strength", "X",
          "share of the picture given by --image that noise replaces, above 0 and up to 1 [0.6]"},
         options.strength);
-  visit({"vae_tile", "PIXELS", "size of the overlapping tiles in which larger images are decoded"},
+  visit({OptionGroup::sampling, "vae_tile", "PIXELS",
+         "size of the overlapping tiles in which larger images are decoded"},
         options.vae_tile);
 }
 
@@ -91,7 +100,8 @@ GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options);
 // Returns the options as a JSON object with their names as keys. A ramp or window is [first, last].
 std::string to_json(const GenerateOptions& options);
 
-// Returns the text entries of an image's PNG: the options that draw the image again and, under
+// Returns the text entries of an image's PNG: the options that draw the image again, the prompt
+// and "parameters" as AUTOMATIC1111's web UI writes them, which other tools read, and, under
 // "intaglio:inputs", the kinds of inputs that are needed too but are not in the PNG (pictures,
 // latents, embeddings). `image` counts from 0 within the batch.
 TextEntries png_text(const Bundle& bundle, const GenerateOptions& options, std::size_t image);

@@ -42,7 +42,8 @@ struct Generation {
   std::int64_t forked_rows = 0;  // the same for the blocks after m
   StreamCounts loop;             // allocations and copies of the denoising loop
   std::vector<int> unconditional_steps, degraded_steps;  // the steps that ran D_0, and D_m
-  std::vector<std::string> notes;  // warnings, such as about a prompt that was truncated
+  std::vector<std::string> notes;  // warnings: a truncated prompt, guidance that no step uses
+  std::vector<TextEntries> texts;  // of each image's PNG: png_text() of the options of the run
 };
 
 // The part of a run that a step callback sees. It and its functions are valid only during the

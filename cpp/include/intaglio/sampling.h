@@ -60,7 +60,8 @@ struct Schedule {
   std::vector<float> sigmas;     // N + 1 values; the last is 0 unless set_alpha_to_one is false
   std::vector<float> timesteps;  // N values, in the unit the model was trained on (0 to 1000)
   std::vector<float> alphas;     // N + 1 values
-  // The ends of the steps of DDIM, N values; empty if each step ends where the next one begins. A
+  // The ends of the steps of DDIM, N values; empty for other schedulers, whose steps end where the
+  // next one begins. A
   // step of DDIMScheduler goes back by num_train_timesteps / N, whatever the spacing of its
   // timesteps.
   std::vector<float> end_sigmas, end_alphas;

@@ -102,7 +102,7 @@ std::vector<DeviceStatus> list_devices(const BackendOptions& options) {
 
 std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundle& bundle) {
   if (options.threads < 0 || options.threads > 1024) {
-    throw UsageError("--threads must be from 0 (one per core) to 1024");
+    throw UsageError("--threads must be from 0 (as many as the process may use) to 1024");
   }
   const DeviceName device = parse_device(options.device);
   return device.kind == "auto" ? make_for_best_device(options, bundle)

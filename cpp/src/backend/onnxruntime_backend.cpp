@@ -5,13 +5,15 @@
 #include <exception>
 #include <initializer_list>
 #include <set>
-#include <thread>
+#include <span>
 
 #include "backend/engine_cache.h"
 #include "backend/host_stream.h"
 #include "backend/onnxruntime_library.h"
 #include "backend/ort_api.h"
 #include "backend/providers.h"
+#include "bundle/files.h"
+#include "core/usable_cpus.h"
 #include "intaglio/bundle.h"
 #include "intaglio/error.h"
 
@@ -33,6 +35,12 @@ bool contains_any(const std::string& text, std::initializer_list<const char*> pa
   const std::string what = error.what();
   if (contains_any(what, {"allocate memory", "bad_alloc", "out of memory"}))
     throw_out_of_memory(action);
+  if (contains_any(what, {"pthread_create"})) {
+    throw UnavailableError(
+        action +
+        " needs more threads than the system allows this process: give --threads 1, or raise the "
+        "limit (ulimit -u, or the container's limit of processes)");
+  }
   if (contains_any(what, {"CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure"}))
     throw UnavailableError(action + " failed on the GPU: " + what +
                            "; use --device cpu to run without it");
@@ -153,8 +161,7 @@ class OrtSession final : public Session {
 };
 
 int thread_count(const BackendOptions& options) {
-  if (options.threads) return options.threads;
-  return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  return options.threads ? options.threads : usable_cpus();
 }
 
 // Returns the paths of the graphs that run in every step.
@@ -165,9 +172,38 @@ std::set<std::string> loop_graphs(const Bundle& bundle) {
   return paths;
 }
 
-std::unique_ptr<Session> open_session(const std::filesystem::path& path, const Graph& graph,
-                                      const Ort::SessionOptions& options, bool copies_inputs) {
-  auto session = std::make_shared<Ort::Session>(onnxruntime_environment(), path.c_str(), options);
+// Opens a session on a graph and its weights as memory. ONNX Runtime copies the weights then.
+std::shared_ptr<Ort::Session> open_from_memory(const BundleFiles& files, const std::string& file,
+                                               Ort::SessionOptions& options) {
+  std::vector<std::string> names;
+  std::vector<char*> weights;
+  std::vector<std::size_t> bytes;
+  for (const std::string& name : files.weights(file)) {
+    const std::span<char> content = files.map(name);
+    names.push_back(
+        std::filesystem::path(name).lexically_relative(std::filesystem::path(file).parent_path()));
+    weights.push_back(content.data());
+    bytes.push_back(content.size());
+  }
+  if (!names.empty()) options.AddExternalInitializersFromFilesInMemory(names, weights, bytes);
+  const std::span<char> model = files.map(file);
+  return std::make_shared<Ort::Session>(onnxruntime_environment(), model.data(), model.size(),
+                                        options);
+}
+
+// Opens a session on `file`, which is a graph of the bundle. By its path, ONNX Runtime maps the
+// weights, and processes share them. Where the paths lead to other files than those that were
+// opened and checked, because the bundle was renamed or replaced, it gets the open files as memory.
+std::unique_ptr<Session> open_session(const BundleFiles& files, const std::string& file,
+                                      const Graph& graph, Ort::SessionOptions& options,
+                                      bool copies_inputs) {
+  std::shared_ptr<Ort::Session> session;
+  if (files.in_place(file)) {
+    session = std::make_shared<Ort::Session>(onnxruntime_environment(), files.path(file).c_str(),
+                                             options);
+  }
+  // The second look is for a bundle that was replaced while the session was opened.
+  if (!session || !files.in_place(file)) session = open_from_memory(files, file, options);
   return std::make_unique<OrtSession>(std::move(session), graph, copies_inputs);
 }
 
@@ -184,12 +220,11 @@ class OrtCpuBackend final : public Backend {
       translate_errors("loading ", ops_library_.string(), [&] { register_ops(ops_library_); });
   }
 
-  std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
-                                const Graph& graph) const override {
+  std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
     // Where the manifest gives a second graph for the CPU, the first one has no CPU kernels or
     // slower ones.
-    const auto path = bundle_root / graph.cpu.value_or(graph.path);
-    return translate_errors("loading ", path.string(), [&] {
+    const std::string file = graph.cpu.value_or(graph.path);
+    return translate_errors("loading ", bundle.files->path(file).string(), [&] {
       Ort::SessionOptions options;
       options.SetIntraOpNumThreads(threads_);
       // A memory pattern would allocate one more block at the second run (docs/decisions/0012).
@@ -210,7 +245,7 @@ class OrtCpuBackend final : public Backend {
       // With the library registered, ONNX Runtime runs our kernel of MASuppress in place of the
       // function in the graph (docs/decisions/0002).
       if (!ops_library_.empty()) options.RegisterCustomOpsLibrary(ops_library_.c_str(), {});
-      return open_session(path, graph, options, false);
+      return open_session(*bundle.files, file, graph, options, false);
     });
   }
 
@@ -242,10 +277,8 @@ class OrtProviderBackend final : public Backend {
     if (device_.kind == "tensorrt") settings_.cache = make_engine_cache(bundle.folder, version_);
   }
 
-  std::unique_ptr<Session> load(const std::filesystem::path& bundle_root,
-                                const Graph& graph) const override {
-    const auto path = bundle_root / graph.path;
-    return translate_errors("loading ", path.string(), [&] {
+  std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
+    return translate_errors("loading ", bundle.files->path(graph.path).string(), [&] {
       Ort::SessionOptions options;
       // The threads are for nodes that the provider leaves to the CPU.
       options.SetIntraOpNumThreads(settings_.threads);
@@ -255,7 +288,7 @@ class OrtProviderBackend final : public Backend {
       ProviderSettings settings = settings_;
       settings.graph = graph.path;
       add_provider(options, device_, settings);
-      return open_session(path, graph, options, true);
+      return open_session(*bundle.files, graph.path, graph, options, true);
     });
   }
 

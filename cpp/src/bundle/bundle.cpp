@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include "bundle/files.h"
 #include "bundle/manifest.h"
 #include "bundle/opening.h"
-#include "core/sha256.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"
 
@@ -31,22 +32,9 @@ const GraphTensor& find(const std::vector<GraphTensor>& tensors, const Role& rol
 // A file of this size is hashed in a tenth of a second. Graphs, which a parser reads, are smaller.
 constexpr std::uint64_t kLarge = 128U << 20U;
 
-void check_size(const fs::path& path, const ListedFile& listed) {
-  std::error_code error;
-  const auto bytes = fs::file_size(path, error);
-  if (error)
-    throw InputError("cannot read " + path.string() + ": " + error.message() +
-                     "; the bundle is incomplete, copy or export it again");
-  if (bytes != listed.bytes) {
-    throw InputError(path.string() + " has " + std::to_string(bytes) +
-                     " bytes where bundle.json says " + std::to_string(listed.bytes) +
-                     ": copy or export the bundle again");
-  }
-}
-
-void check_content(const fs::path& path, const ListedFile& listed) {
-  if (sha256_of_file(path) != listed.sha256) {
-    throw InputError(path.string() +
+void check_content(const BundleFiles& files, const std::string& name, const std::string& sha256) {
+  if (files.sha256(name) != sha256) {
+    throw InputError(files.path(name).string() +
                      " is not the file that was exported (its SHA-256 differs from bundle.json): "
                      "copy or export the bundle again");
   }
@@ -120,19 +108,21 @@ OpenedBundle open_bundle(const fs::path& folder) {
                      " is not a bundle (it has no bundle.json): make one with `intaglio export`");
   }
   Manifest manifest = parse_manifest(read_file(path), path.string());
-  std::vector<std::pair<fs::path, ListedFile>> large;
+  auto files = std::make_shared<BundleFiles>(folder);
+  std::vector<std::pair<std::string, std::string>> large;
   for (const auto& [name, listed] : manifest.files) {
-    check_size(folder / name, listed);
+    files->open(name, listed.bytes);
     if (listed.bytes >= kLarge)
-      large.emplace_back(folder / name, listed);
+      large.emplace_back(name, listed.sha256);
     else
-      check_content(folder / name, listed);
+      check_content(*files, name, listed.sha256);
     manifest.bundle.file_bytes[name] = listed.bytes;
     manifest.bundle.file_sha256[name] = listed.sha256;
   }
   manifest.bundle.folder = folder;
-  return {std::move(manifest.bundle), [large = std::move(large)] {
-            for (const auto& [file, listed] : large) check_content(file, listed);
+  manifest.bundle.files = files;
+  return {std::move(manifest.bundle), [files, large = std::move(large)] {
+            for (const auto& [name, sha256] : large) check_content(*files, name, sha256);
           }};
 }
 

@@ -97,7 +97,11 @@ Header parse_header(const std::filesystem::path& path, std::string_view content)
   if (content.size() < data_offset) refuse("is truncated");
   auto header = read_dict(content.substr(kPreamble, data_offset - kPreamble));
   if (!header) refuse("has a header that cannot be read");
-  if (header->fortran) refuse("is in Fortran order");
+  if (header->fortran) {
+    throw InputError(path.string() +
+                     " is in Fortran order, as a transposed array is: save "
+                     "numpy.ascontiguousarray(array) instead");
+  }
   header->data_offset = data_offset;
   return *header;
 }

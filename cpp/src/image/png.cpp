@@ -5,7 +5,9 @@
 #include <csetjmp>
 #include <cstring>
 #include <memory>
+#include <utility>
 
+#include "image/orientation.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"
 #include "intaglio/image.h"
@@ -47,6 +49,11 @@ bool encode(png_structp png, png_infop info, const Image& image, png_text* texts
 }  // namespace
 
 void write_png(const std::filesystem::path& path, const Image& image, const TextEntries& text) {
+  for (const auto& [key, value] : text) {
+    if ((key + value).find('\0') != std::string::npos)
+      throw InputError("the text " + key + " of " + path.string() +
+                       " holds a zero byte, which PNG cannot store: leave it out");
+  }
   std::string content;
   std::string message;
   png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &message, on_error, nullptr);
@@ -96,7 +103,7 @@ Image decode_png(std::string_view content, const std::string& name) {
   image.pixels.resize(PNG_IMAGE_SIZE(png));
   const png_color black{0, 0, 0};  // the background of transparent pixels
   if (!png_image_finish_read(&png, &black, image.pixels.data(), 0, nullptr)) refuse();
-  return image;
+  return upright(std::move(image), png_orientation(content));
 }
 
 }  // namespace intaglio

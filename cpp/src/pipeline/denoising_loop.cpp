@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "intaglio/error.h"
+#include "intaglio/options.h"
 
 namespace intaglio {
 
@@ -32,9 +33,11 @@ LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
   const Stopwatch since_added;
   Stopwatch watch;
   Generation generation;
+  pipeline_.check_usable();
   auto loading = pipeline_.load_transformer();  // while the prompt is encoded
   const PromptEmbeddings embeddings = pipeline_.encode(stream_, *request);
   generation.notes = embeddings.notes;
+  generation.notes.insert(generation.notes.end(), request->notes.begin(), request->notes.end());
   generation.timings.text = watch.lap();
   if (loading.valid()) loading.get();
   const Bundle& bundle = pipeline_.bundle;
@@ -82,6 +85,7 @@ void DenoisingLoop::list_members() {
 std::span<LoopMember* const> DenoisingLoop::evaluate() {
   ended_.clear();
   if (members_.empty()) return ended_;
+  pipeline_.check_usable();
   Stopwatch watch;
   const double network_before = executor_->network_seconds;
   executor_->run(states_);
@@ -107,8 +111,9 @@ std::int64_t DenoisingLoop::images() const {
   return images;
 }
 
-void finalize(LoopMember& member, Stream& stream) {
-  const std::vector<StepWeights>& weights = member.state.request()->weights;
+void finalize(LoopMember& member, const Bundle& bundle, Stream& stream) {
+  const Request& request = *member.state.request();
+  const std::vector<StepWeights>& weights = request.weights;
   Generation& generation = member.generation;
   generation.unconditional_steps = steps_that(weights, &StepWeights::runs_unconditional);
   generation.degraded_steps = steps_that(weights, &StepWeights::runs_degraded);
@@ -116,6 +121,8 @@ void finalize(LoopMember& member, Stream& stream) {
   generation.forked_rows = member.state.forked_rows();
   generation.latents = on_host(stream, member.state.guided.x);
   check_finite(generation.latents);
+  for (std::size_t image = 0; std::cmp_less(image, request.images); ++image)
+    generation.texts.push_back(png_text(bundle, request.asked, image));
 }
 
 void check_finite(const Tensor& latents) {

@@ -1,25 +1,49 @@
 #include "pipeline/loaded_pipeline.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <variant>
 
+#include "bundle/files.h"
+#include "intaglio/error.h"
 #include "intaglio/rng.h"
 #include "pipeline/packing.h"
 
 namespace intaglio {
 
+int LoadedPipeline::own_process() { return ::getpid(); }
+
+// A process that was forked has the memory of the one that opened the pipeline but none of its
+// threads. To join them would end the process or take for ever, so there the memory is left alone.
+std::shared_ptr<LoadedPipeline> LoadedPipeline::make(Bundle bundle,
+                                                     std::shared_ptr<Backend> backend) {
+  return {new LoadedPipeline(std::move(bundle), std::move(backend)), [](LoadedPipeline* loaded) {
+            if (loaded->process_ == own_process()) delete loaded;
+          }};
+}
+
+void LoadedPipeline::check_usable() const {
+  if (process_ != own_process()) {
+    throw UsageError(
+        "the pipeline was opened before this process was forked, and its threads are not here: "
+        "open it after the fork, in the process that uses it");
+  }
+  if (bundle.files) bundle.files->check_unchanged();
+}
+
 const TransformerSessions& LoadedPipeline::transformer() {
   return transformer_.get([&] {
     auto sessions = std::make_unique<TransformerSessions>();
     for (const auto& [name, graph] : bundle.transformer_graphs)
-      (*sessions)[name] = backend->load(bundle.folder, graph);
+      (*sessions)[name] = backend->load(bundle, graph);
     return sessions;
   });
 }
 
 std::future<void> LoadedPipeline::load_transformer() {
   if (transformer_.loaded()) return {};
-  return std::async(std::launch::async, [this] { transformer(); });
+  return std::async(kInBackground, [this] { transformer(); });
 }
 
 PromptEmbeddings LoadedPipeline::encode(Stream& stream, const Request& request) {
@@ -54,10 +78,13 @@ Tensor LoadedPipeline::initial_latents(Stream& stream, const Request& request) {
 
 std::vector<Image> LoadedPipeline::decode(Stream& stream, const Request& request,
                                           const Tensor& latents) {
+  check_usable();
   const Tensor unpacked = bundle.latent.packed ? unpack(latents, request.token_rows,
                                                         request.token_columns, bundle.patch_size)
                                                : latents;
-  return to_images(vae_decoder().decode(stream, unpacked, request.vae_tile));
+  const Tensor decoded = vae_decoder().decode(stream, unpacked, request.vae_tile);
+  check_usable();
+  return to_images(decoded);
 }
 
 }  // namespace intaglio

@@ -36,18 +36,26 @@ class Lazy {
   std::unique_ptr<T> value_;
 };
 
+// Where the system gives no more threads, the work is done when its result is asked for.
+inline constexpr auto kInBackground = std::launch::async | std::launch::deferred;
+
 class LoadedPipeline {
  public:
-  LoadedPipeline(Bundle opened, std::shared_ptr<Backend> used)
-      : bundle(std::move(opened)), backend(std::move(used)) {}
+  static std::shared_ptr<LoadedPipeline> make(Bundle bundle, std::shared_ptr<Backend> backend);
 
   // Hashes large files in the background, beside the work that can begin without the result.
-  void check_in_background(std::function<void()> check) {
-    checked_ = std::async(std::launch::async, std::move(check)).share();
+  void check_in_background(const std::function<void()>& check) {
+    // A copy, since libstdc++ would have moved the function away when it finds no thread for it.
+    checked_ = std::async(kInBackground, check).share();
   }
-  // Must be called before anything that was computed is handed out. Throws what the check threw.
+  // Must be called before anything is loaded or runs. Throws UsageError in another process than the
+  // one that opened the pipeline, and InputError when a file of the bundle was overwritten since.
+  void check_usable() const;
+  // Must be called before anything that was computed is handed out. Throws what the check in the
+  // background threw, or what check_usable() throws.
   void wait_for_check() const {
     if (checked_.valid()) checked_.get();
+    check_usable();
   }
 
   const TextStage& text() {
@@ -69,6 +77,11 @@ class LoadedPipeline {
   std::shared_ptr<Backend> backend;
 
  private:
+  static int own_process();
+  LoadedPipeline(Bundle opened, std::shared_ptr<Backend> used)
+      : bundle(std::move(opened)), backend(std::move(used)) {}
+  ~LoadedPipeline() = default;
+
   const VaeDecoder& vae_decoder() {
     return vae_decoder_.get([&] { return std::make_unique<VaeDecoder>(bundle, *backend); });
   }
@@ -76,6 +89,7 @@ class LoadedPipeline {
     return vae_encoder_.get([&] { return std::make_unique<VaeEncoder>(bundle, *backend); });
   }
 
+  const int process_ = own_process();  // that opened the pipeline
   Lazy<TextStage> text_;
   Lazy<TransformerSessions> transformer_;
   Lazy<VaeDecoder> vae_decoder_;

@@ -68,22 +68,4 @@ std::string to_json(const GenerateOptions& options) {
   return json.dump();
 }
 
-TextEntries png_text(const Bundle& bundle, const GenerateOptions& options, std::size_t image) {
-  TextEntries text{{"Software", "Intaglio " INTAGLIO_VERSION}};
-  if (options.prompt) text.emplace_back("Description", *options.prompt);
-  text.emplace_back("intaglio:bundle", bundle.name);
-  text.emplace_back("intaglio:image", std::to_string(image));
-  text.emplace_back("intaglio:options", to_json(with_defaults(bundle, options)));
-  std::string inputs;
-  const auto add = [&](const char* name, bool given) {
-    if (given) inputs += (inputs.empty() ? "" : ", ") + std::string(name);
-  };
-  add("image", options.image.has_value());
-  add("latents", options.latents.has_value());
-  add("ma_tokens", options.ma_tokens.has_value());
-  add("prompt_embeds", options.prompt_embeds.has_value());
-  if (!inputs.empty()) text.emplace_back("intaglio:inputs", inputs);
-  return text;
-}
-
 }  // namespace intaglio

@@ -65,13 +65,13 @@ Pipeline& Pipeline::operator=(Pipeline&&) noexcept = default;
 Pipeline::~Pipeline() = default;
 
 Pipeline::Pipeline(Bundle bundle, std::shared_ptr<Backend> backend)
-    : Pipeline(std::make_shared<LoadedPipeline>(std::move(bundle), std::move(backend))) {}
+    : Pipeline(LoadedPipeline::make(std::move(bundle), std::move(backend))) {}
 
 Pipeline Pipeline::open(const std::filesystem::path& bundle, const BackendOptions& backend) {
   OpenedBundle opened = open_bundle(bundle);
   auto used = make_backend(backend, opened.bundle);
   Pipeline pipeline(std::move(opened.bundle), std::move(used));
-  pipeline.loaded_->check_in_background(std::move(opened.check_large_files));
+  pipeline.loaded_->check_in_background(opened.check_large_files);
   return pipeline;
 }
 
@@ -81,6 +81,7 @@ const Backend& Pipeline::backend() const { return *loaded_->backend; }
 PromptEmbeddings Pipeline::embed(const std::string& prompt,
                                  const std::optional<std::string>& negative_prompt) const {
   check_encoders(loaded_->bundle);
+  loaded_->check_usable();
   const auto stream = backend().make_stream();
   PromptEmbeddings embeddings;
   embeddings.positive = loaded_->text().encode(*stream, prompt, "prompt", embeddings.notes);
@@ -114,7 +115,7 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
     called_back += stream->counts() - own;
   }
   generation.loop = stream->counts() - before - called_back;
-  finalize(member, *stream);
+  finalize(member, bundle(), *stream);
   generation.timings.denoise = watch.lap();
   generation.images = loaded_->decode(*stream, *request, generation.latents);
   generation.timings.vae = watch.lap();

@@ -8,6 +8,7 @@
 #include "intaglio/options.h"
 #include "pipeline/problems.h"
 #include "pipeline/token_mask.h"
+#include "pipeline/unused_guidance.h"
 #include "pipeline/validate_inputs.h"
 
 namespace intaglio {
@@ -72,10 +73,18 @@ bool set_size(Request& request, const Bundle& bundle, const GenerateOptions& opt
   return wrong.empty();
 }
 
+bool lacks_images(const Latent& latent, const GenerateOptions& options) {
+  const std::size_t axes = latent.packed ? 2 : 3;
+  return options.latents && options.seeds.size() == 1 && options.latents->shape().size() == axes;
+}
+
 bool set_images(Request& request, const Bundle& bundle, const GenerateOptions& options,
                 Problems& problems) {
+  const Latent& latent = bundle.latent;
   request.seeds = options.seeds;
   request.images = image_count(options);
+  // The first axis of latents that lack the axis of images is no number of images.
+  if (lacks_images(latent, options)) request.images = std::max(1, options.batch);
   const auto refuse = [&](const char* field, const std::string& message) {
     problems.push_back({field, message});
     return false;
@@ -87,7 +96,6 @@ bool set_images(Request& request, const Bundle& bundle, const GenerateOptions& o
                                " images but --batch asks for " + std::to_string(options.batch) +
                                ": leave --batch out");
   }
-  const Latent& latent = bundle.latent;
   request.latent_shape = {request.images, latent.channels, request.rows, request.columns};
   if (latent.packed) {
     request.latent_shape = {request.images, request.token_rows * request.token_columns,
@@ -96,17 +104,20 @@ bool set_images(Request& request, const Bundle& bundle, const GenerateOptions& o
   return true;
 }
 
-void set_latents(Request& request, GenerateOptions& options, Problems& problems) {
+void set_latents(Request& request, const Bundle& bundle, const GenerateOptions& options,
+                 Problems& problems) {
   if (!options.latents) return;
-  request.latents = std::move(*options.latents);
+  request.latents = *options.latents;
   const Tensor& latents = request.latents;
   const auto refuse = [&](const std::string& message) {
     problems.push_back({"latents", message, ExitCode::bad_input});
   };
   if (latents.dtype() != DType::float32 || latents.shape() != request.latent_shape) {
     refuse("the given latents have shape " + to_string(latents.shape()) + " where " +
-           to_string(request.latent_shape) +
-           " float32 is needed: change them, or --batch, --height and --width");
+           to_string(request.latent_shape) + " float32 is needed: " +
+           (lacks_images(bundle.latent, options)
+                ? "the first axis counts images, give latents[None] for one"
+                : "change them, or --batch, --height and --width"));
   } else if (!std::ranges::all_of(latents.floats(), [](float x) { return std::isfinite(x); })) {
     refuse("the given latents hold NaN or infinity: give finite numbers");
   }
@@ -161,7 +172,7 @@ void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions&
   const int steps = *options.steps;
   // Far above any use: a typing error must not ask for gigabytes of schedule.
   if (steps > 10000) {
-    problems.push_back({"steps", "steps " + std::to_string(steps) + ": give 10000 or fewer"});
+    problems.push_back({"steps", "--steps " + std::to_string(steps) + ": give 10000 or fewer"});
     return;
   }
   SchedulerConfig config = bundle.scheduler;
@@ -224,12 +235,18 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   require_graphs(bundle, given, problems);
   validate_inputs(bundle, given, problems);
   GenerateOptions options = with_defaults(bundle, given);
+  request.asked = options;
+  for (auto* picture : {&request.asked.image, &request.asked.ma_tokens})
+    if (*picture) picture->emplace();
   const bool sized = set_size(request, bundle, options, problems);
   const bool counted = set_images(request, bundle, options, problems);
   const std::optional<Guidance> guidance = guidance_of(options, problems);
-  if (sized && counted) set_latents(request, options, problems);
+  if (sized && counted) set_latents(request, bundle, options, problems);
   if (sized) set_schedule(request, bundle, options, problems);
-  if (guidance && !request.plan.empty()) set_weights(request, *guidance);
+  if (guidance && !request.plan.empty()) {
+    set_weights(request, *guidance);
+    request.notes = unused_guidance(given, request);
+  }
   if (options.prompt_embeds && bundle.prompt) {
     collect(problems, "prompt_embeds",
             [&] { check_embeddings(bundle, *options.prompt_embeds, request.unconditional); });

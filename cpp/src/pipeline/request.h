@@ -23,6 +23,8 @@ struct ClassLabel {
 };
 
 struct Request {
+  GenerateOptions asked;  // with the bundle's defaults, and without the pixels of its pictures
+
   // What to draw. Prompt texts still have to be encoded.
   std::variant<PromptTexts, ClassLabel, PromptEmbeddings> condition;
   float distilled_guidance = 0;
@@ -50,6 +52,8 @@ struct Request {
   Tensor token_mask;    // [tokens]: 1 where massive channels may be suppressed, 0 where never
 
   int vae_tile = 0;  // pixels
+
+  std::vector<std::string> notes;  // what the user should know although it is not an error
 };
 
 // Throws the UsageError or InputError of the first problem.

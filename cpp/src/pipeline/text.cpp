@@ -1,6 +1,12 @@
 #include "pipeline/text.h"
 
 #include <algorithm>
+#include <iterator>
+#include <string_view>
+
+#include "bundle/files.h"
+#include "text/tables.h"
+#include "text/unicode.h"
 
 namespace intaglio {
 
@@ -10,13 +16,53 @@ std::int64_t last_axis(const GraphTensor& tensor) {
   return std::get<std::int64_t>(tensor.axes.back());
 }
 
+std::unique_ptr<Tokenizer> read_tokenizer(const Bundle& bundle, const TextEncoder& encoder) {
+  return make_tokenizer(bundle.files->path(encoder.tokenizer),
+                        bundle.files->read(encoder.tokenizer));
+}
+
+// Returns the end of the text that the tokenizer cuts off, from the first word that is not whole;
+// in a long word, as texts without spaces are, from the first character.
+std::string_view cut_off(const Tokenizer& tokenizer, std::string_view text, int length) {
+  constexpr std::string_view spaces = " \t\r\n";
+  constexpr std::size_t long_word = 40;  // bytes
+  const auto fits = [&](std::size_t end) {
+    return !tokenizer.encode(text.substr(0, end), length).truncated;
+  };
+  std::vector<std::size_t> ends;  // of the words
+  for (std::size_t at = 0; (at = text.find_first_not_of(spaces, at)) != text.npos;)
+    ends.push_back(at = std::min(text.find_first_of(spaces, at), text.size()));
+  const auto cut = std::ranges::partition_point(ends, fits);
+  if (cut == ends.end()) return {};
+  std::size_t begin = text.find_first_not_of(spaces, cut == ends.begin() ? 0 : *std::prev(cut));
+  if (*cut - begin > long_word) {
+    std::vector<std::size_t> characters;
+    for (std::size_t at = begin + 1; at < *cut; ++at)
+      if (utf8_length(text[at]) > 0) characters.push_back(at);
+    const auto character = std::ranges::partition_point(characters, fits);
+    if (character != characters.begin()) begin = *std::prev(character);
+  }
+  return text.substr(begin, ends.back() - begin);
+}
+
+// Returns the text in quotation marks, shortened if it is long.
+std::string quoted(std::string_view text) {
+  constexpr std::size_t longest = 200;  // bytes
+  std::size_t end = std::min(text.size(), longest);
+  while (end < text.size() && utf8_length(text[end]) == 0) --end;
+  std::string result = "\"";
+  result += text.substr(0, end);
+  result += end < text.size() ? "...\"" : "\"";
+  return result;
+}
+
 }  // namespace
 
 TextStage::TextStage(const Bundle& bundle, const Backend& backend)
     : prompt_(bundle.prompt.value()) {
   for (const auto& [name, encoder] : prompt_.encoders) {
-    encoders_[name] = {&encoder, load_tokenizer(bundle.folder / encoder.tokenizer),
-                       backend.load(bundle.folder, encoder.graph)};
+    encoders_[name] = {&encoder, read_tokenizer(bundle, encoder),
+                       backend.load(bundle, encoder.graph)};
   }
 }
 
@@ -51,10 +97,11 @@ TextConditioning TextStage::encode(Stream& stream, const std::string& prompt,
   std::map<std::string, Encoded> encoded;
   for (const auto& [key, encoder] : encoders_) {
     encoded[key] = run(stream, encoder, prompt);
-    if (encoded[key].truncated) {
-      notes.push_back("the " + name + " has more tokens than " + key + " reads (" +
-                      std::to_string(encoder.description->max_length) + "): its end is ignored");
-    }
+    if (!encoded[key].truncated) continue;
+    const int length = encoder.description->max_length;
+    notes.push_back("the " + name + " has more tokens than " + key + " reads (" +
+                    std::to_string(length) + "): its end is ignored, " +
+                    quoted(cut_off(*encoder.tokenizer, prompt, length)));
   }
   TextConditioning conditioning;
   conditioning.text = join_text(encoded);

@@ -57,7 +57,7 @@ void paste(const Tensor& tile, std::int64_t height, std::int64_t width, Tensor& 
 }  // namespace
 
 VaeDecoder::VaeDecoder(const Bundle& bundle, const Backend& backend)
-    : latent_(bundle.latent), session_(backend.load(bundle.folder, bundle.vae_decoder.value())) {}
+    : latent_(bundle.latent), session_(backend.load(bundle, bundle.vae_decoder.value())) {}
 
 Tensor VaeDecoder::decode(Stream& stream, const Tensor& latents, int tile) const {
   Tensor scaled = latents.clone();
@@ -121,7 +121,7 @@ Tensor VaeDecoder::decode_tiled(Stream& stream, Graphs& graphs, const Tensor& la
 }
 
 VaeEncoder::VaeEncoder(const Bundle& bundle, const Backend& backend)
-    : latent_(bundle.latent), session_(backend.load(bundle.folder, bundle.vae_encoder.value())) {}
+    : latent_(bundle.latent), session_(backend.load(bundle, bundle.vae_encoder.value())) {}
 
 Tensor VaeEncoder::encode(Stream& stream, const Tensor& image) const {
   const std::int64_t factor = latent_.vae_scale_factor;

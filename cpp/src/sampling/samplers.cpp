@@ -80,17 +80,15 @@ Plan plan_dpmpp_2m(const Schedule& schedule) {
 
 Plan plan_ddim(const Schedule& schedule) {
   Plan plan;
-  const bool own_ends = !schedule.end_sigmas.empty();
   for (int step = 0; step < schedule.steps(); ++step) {
     const StepPoint point = point_at(schedule, step);
     const auto here = static_cast<std::size_t>(step);
-    const float sigma = own_ends ? schedule.end_sigmas[here] : schedule.sigmas[here + 1];
-    const float alpha = own_ends ? schedule.end_alphas[here] : schedule.alphas[here + 1];
-    plan.push_back(
-        {point,
-         DdimUpdate{
-             .sigma = point.sigma, .alpha = point.alpha, .next_sigma = sigma, .next_alpha = alpha},
-         point});
+    plan.push_back({point,
+                    DdimUpdate{.sigma = point.sigma,
+                               .alpha = point.alpha,
+                               .next_sigma = schedule.end_sigmas[here],
+                               .next_alpha = schedule.end_alphas[here]},
+                    point});
   }
   return plan;
 }

@@ -77,7 +77,7 @@ double training_sigma(const SchedulerConfig& config, int timestep) {
 Schedule flow_match_schedule(const SchedulerConfig& config, int steps, int image_seq_len) {
   const double train = config.num_train_timesteps;
   if (config.shift_terminal != 0.0 && steps < 2) {
-    throw UsageError("steps 1 cannot end at shift_terminal: give 2 steps or more");
+    throw UsageError("--steps 1 cannot end at shift_terminal: give 2 steps or more");
   }
   const double mu = config.use_dynamic_shifting ? dynamic_mu(config, image_seq_len) : 0.0;
   std::vector<float> sigmas;

@@ -102,7 +102,7 @@ std::vector<int> spaced_timesteps(const SchedulerConfig& config, const std::stri
   }
   if (std::ranges::adjacent_find(timesteps, std::less_equal{}) != timesteps.end() ||
       timesteps.back() < 0 || timesteps.front() >= train) {
-    throw UsageError("steps " + std::to_string(steps) + ": the scheduler has no " +
+    throw UsageError("--steps " + std::to_string(steps) + ": the scheduler has no " +
                      std::to_string(steps) + " different timesteps: give fewer");
   }
   return timesteps;

@@ -64,7 +64,7 @@ const Scheduler& find(std::string_view Scheduler::* field, const std::string& va
 }
 
 void check(const SchedulerConfig& config, int steps) {
-  if (steps < 1) throw UsageError("steps " + std::to_string(steps) + ": give 1 or more");
+  if (steps < 1) throw UsageError("--steps " + std::to_string(steps) + ": give 1 or more");
   constexpr int limit = 1000000;  // beyond any model; keeps a bad file from asking for gigabytes
   if (config.num_train_timesteps < 1 || config.num_train_timesteps > limit) {
     throw UsageError("num_train_timesteps must be from 1 to " + std::to_string(limit));

@@ -6,6 +6,7 @@
 #include "intaglio/error.h"
 #include "intaglio/file.h"
 #include "text/clip_tokenizer.h"
+#include "text/tables.h"
 #include "text/unigram_tokenizer.h"
 
 namespace intaglio {
@@ -47,7 +48,11 @@ class TypeFinder final : public nlohmann::json_sax<nlohmann::json> {
 }  // namespace
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& tables) {
-  const std::string json = read_file(tables);
+  return make_tokenizer(tables, read_file(tables));
+}
+
+std::unique_ptr<Tokenizer> make_tokenizer(const std::filesystem::path& tables,
+                                          const std::string& json) {
   TypeFinder finder;
   nlohmann::json::sax_parse(json.data(), json.data() + json.size(), &finder);
   if (finder.type == "clip_bpe") {

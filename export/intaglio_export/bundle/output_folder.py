@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -12,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from intaglio_export.errors import ExportError
+from intaglio_export.support.stopping import undisturbed
 
 MANIFEST = "bundle.json"
 ENGINES = "engines"
+_PARTIAL = ".partial"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -72,18 +76,47 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     check_output(path)
     path = _real(path)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent))
+    lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY)  # it ends with the process
     try:
+        _lock(lock)
         work.chmod(0o755)
         yield work
-        if path.exists():
-            _exchange(work, path)
-            if (work / ENGINES).is_dir():  # intaglio build checks which of them still fit
-                (work / ENGINES).rename(path / ENGINES)
-        else:
-            work.rename(path)
+        with undisturbed():
+            if path.exists():
+                _exchange(work, path)
+                if (work / ENGINES).is_dir():  # intaglio build checks which of them still fit
+                    (work / ENGINES).rename(path / ENGINES)
+            else:
+                work.rename(path)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        with undisturbed():
+            os.close(lock)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Return the temporary folders beside `path` of exports that were killed."""
+    path = _real(path)
+    found = []
+    for folder in path.parent.glob(f"{glob.escape(f'.{path.name}.')}????????{_PARTIAL}"):
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:  # it has just been removed, or belongs to another user
+            continue
+        if _lock(descriptor):
+            found.append(folder)
+        os.close(descriptor)
+    return sorted(found)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a folder until it is closed, and return whether that was possible."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another export runs, or the file system has no locks
+        return False
+    return True
 
 
 def _real(path: Path) -> Path:

@@ -6,9 +6,9 @@ import enum
 import errno
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console, RenderableType
@@ -18,6 +18,7 @@ from intaglio_export.engines.builder import BuildRequest, build_engines, plan_bu
 from intaglio_export.engines.bundle import Component
 from intaglio_export.engines.report import as_text, plan_table, report_table
 from intaglio_export.errors import ExitCode, ExportError
+from intaglio_export.support.stopping import check_stopped, ending, stoppable
 
 
 class Backend(enum.StrEnum):
@@ -86,26 +87,27 @@ def build(
     weights, package, GPUs, precision and profiles. engine.json beside the engines describes them:
     inputs, layers, memory, and the type of the image stream after each block.
 
-    Example: intaglio build fashion.bundle --backend tensorrt-rtx --arch sm89,sm120
+    Examples, the second of larger images:
 
-    Larger images: intaglio build sd35.bundle --backend tensorrt-rtx --profile
-    batch=1,height=768:1024:1344,width=768:1024:1344
+    \b
+      intaglio build fashion.bundle --backend tensorrt-rtx --arch sm89,sm120
+      intaglio build sd35.bundle --backend tensorrt-rtx \\
+        --profile batch=1,height=768:1024:1344,width=768:1024:1344
     """
     request = BuildRequest(bundle, backend, arch, precision, tuple(profile or ()), low_memory)
     try:
         if dry_run:
             _show(plan_table(plan_build(request)), "nothing was built")
         else:
-            _build(request)
+            with stoppable():
+                _build(request)
     except ExportError as error:
         _fail(error.message, error.exit_code)
-    except KeyboardInterrupt:
-        _fail(
-            f"Interrupted; the engines that were ready are in {bundle / 'engines'}.",
-            ExitCode.INTERRUPTED,
-        )
     except MemoryError:
         _fail("There is not enough memory to build the engines.", ExitCode.NO_MEMORY)
+    except KeyboardInterrupt as interrupt:
+        ended, code = ending(interrupt)
+        _fail(f"{ended}; the engines that were ready are in {bundle / 'engines'}.", code)
     except OSError as error:
         _fail(_system_message(error, bundle), ExitCode.BAD_INPUT)
 
@@ -147,6 +149,7 @@ class _Bars:
         self._task = self._bar.add_task(component.path, total=1.0, what="")
 
     def update(self, what: str, done: float) -> None:
+        check_stopped()
         self._bar.update(self._task, completed=done, what=what)
 
     def finish(self) -> None:
@@ -160,6 +163,7 @@ def _system_message(error: OSError, bundle: Path) -> str:
     return f"Cannot write the engines: {path}: {error.strerror or error}."
 
 
-def _fail(message: str, code: ExitCode) -> None:
-    typer.echo(f"intaglio: {' '.join(message.split())}", err=True)
+def _fail(message: str, code: int) -> NoReturn:
+    with suppress(OSError):  # the terminal may be gone
+        typer.echo(f"intaglio: {' '.join(message.split())}", err=True)
     raise typer.Exit(int(code))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from intaglio_export.errors import ExportError, usage_error
 from intaglio_export.options import Lora
 from intaglio_export.precision import store_weights_in
 from intaglio_export.sources import hub
-from intaglio_export.sources.lora import fuse_lora
+from intaglio_export.sources.lora import fuse_loras
 from intaglio_export.sources.pipeline_folder import (
     SETTINGS,
     PipelineFolder,
@@ -34,7 +34,8 @@ class Source:
     """A loaded model and what is known of its origin.
 
     `name` is the folder's name, the Hub name or the file's name without its suffix. `settings` is
-    the settings.json beside the model. `loras` have been added to the weights.
+    the settings.json beside the model. `loras` have been added to the weights, and `remarks` say
+    what of them was left out.
     """
 
     adapter: Adapter
@@ -42,6 +43,7 @@ class Source:
     settings: Path | None = None
     license: str | None = None
     loras: tuple[Lora, ...] = ()
+    remarks: Sequence[str] = ()
 
 
 def open_source(
@@ -90,13 +92,12 @@ def open_source(
             beside = folder.path / SETTINGS
             settings = beside if beside.is_file() else None
             license_name = license_of(folder.path)
-        for lora in loras:
-            fuse_lora(pipeline, lora, folder.adapter.family)
+        remarks = fuse_loras(pipeline, loras, folder.adapter.family, dtype, text_encoders)
     freeze(pipeline)
     for part in ("transformer", *folder.adapter.text_encoders):
         if (network := getattr(pipeline, part, None)) is not None:
             store_weights_in(network, dtype)
-    return Source(folder.adapter(pipeline, dtype), name, settings, license_name, loras)
+    return Source(folder.adapter(pipeline, dtype), name, settings, license_name, loras, remarks)
 
 
 def _open_pipeline(

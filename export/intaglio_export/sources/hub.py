@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import RepoFile, constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub import (
+    RepoFile,
+    constants,
+    get_cached_repo_tree,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils.tqdm import tqdm
 
@@ -51,7 +57,8 @@ def fetch(
 
     These are the index, and for each exported part its configuration and one set of weights in the
     variant of `dtype`. The weights of the parts `without` are left out. Files in the cache are not
-    downloaded again. `report` is called with a text about the progress.
+    downloaded again. If the Hub cannot be reached, the cache is enough, whichever program filled
+    it. `report` is called with a text about the progress.
 
     Raises:
         ExportError: neither the Hub nor the cache has the model, or it cannot be exported.
@@ -59,23 +66,58 @@ def fetch(
     match = _NAME.fullmatch(name)
     assert match is not None
     try:
-        report(f"Looking for {name}")
-        root = _snapshot(match, [INDEX, SETTINGS, CARD])
-        if not (root / INDEX).is_file():
-            raise ExportError(
-                f"The model {name} on the Hub is not a diffusers pipeline: it has no {INDEX}."
-                " Give one in diffusers' format (such names often end in -diffusers)."
-            )
-        folder = open_folder(root, text_encoders)
-        tree = get_cached_repo_tree(match["repo"], revision=root.name)
-        files = _needed(folder, [file.path for file in tree], dtype, without(folder))
-        _snapshot(match, files, _progress(name, tree, files, report))
+        return _download(match, dtype, text_encoders, without, report)
     except ExportError:
         raise
     except Exception as error:  # from huggingface_hub, its HTTP client, or the disk
         if out_of_memory(error):
             raise
+        if _is_unreachable(error) and (found := _cached(match, dtype, text_encoders, without)):
+            return found
         raise ExportError(_sentence(error, name, match)) from error
+
+
+def _download(
+    match: re.Match[str], dtype: torch.dtype, text_encoders: str, without: Without, report: Report
+) -> PipelineFolder:
+    name = match[0]
+    report(f"Looking for {name}")
+    root = _snapshot(match, [INDEX, SETTINGS, CARD])
+    if not (root / INDEX).is_file():
+        raise ExportError(
+            f"The model {name} on the Hub is not a diffusers pipeline: it has no {INDEX}."
+            " Give one in diffusers' format (such names often end in -diffusers)."
+        )
+    folder = open_folder(root, text_encoders)
+    tree = get_cached_repo_tree(match["repo"], revision=root.name)
+    files = _needed(folder, [file.path for file in tree], dtype, without(folder))
+    _snapshot(match, files, _progress(name, tree, files, report))
+    return folder
+
+
+def _cached(
+    match: re.Match[str], dtype: torch.dtype, text_encoders: str, without: Without
+) -> PipelineFolder | None:
+    """Return the pipeline in the cache if all exported parts are there, or None.
+
+    huggingface_hub cannot tell this of a cache that an older version of it filled, and demands
+    files that other programs did not ask it for.
+    """
+    index = try_to_load_from_cache(match["repo"], INDEX, revision=match["revision"])
+    if not isinstance(index, str):
+        return None
+    folder = open_folder(Path(index).parent, text_encoders)
+    absent = without(folder)
+    for name, part in folder.parts.items():
+        files = [file.name for file in part.path.glob("*") if file.is_file()]
+        if part.is_network and name not in absent:
+            files, _ = weights.choose(files, held_in(name, dtype))
+            try:
+                weights.check_whole(part.path, files)
+            except ExportError:
+                return None
+        if not files:
+            return None
     return folder
 
 
@@ -136,6 +178,11 @@ def _progress(name: str, tree: list[RepoFile], files: list[str], report: Report)
 def _sentence(error: Exception, name: str, match: re.Match[str]) -> str:
     """Say what is wrong and what to do, for an error of huggingface_hub or of its libraries."""
     repo, page = match["repo"], f"{constants.ENDPOINT}/{match['repo']}"
+    if constants.HF_HUB_OFFLINE and _is_unreachable(error):
+        return (
+            f"The model {name} is not complete in the cache {constants.HF_HUB_CACHE}, and"
+            " HF_HUB_OFFLINE forbids the download; unset it, or give a folder."
+        )
     for cause in (error, error.__cause__):
         if isinstance(cause, hub_errors.GatedRepoError):  # a subclass of RepositoryNotFoundError
             return (
@@ -151,14 +198,8 @@ def _sentence(error: Exception, name: str, match: re.Match[str]) -> str:
                 f"There is no folder {name} here and no model {repo} on the Hub; check the name,"
                 " or log in with `hf auth login` if the model is private."
             )
-        if isinstance(cause, hub_errors.OfflineModeIsEnabled):
-            return (
-                f"The model {name} is not complete in the cache {constants.HF_HUB_CACHE}, and"
-                " HF_HUB_OFFLINE forbids the download; unset it, or give a folder."
-            )
         if isinstance(cause, hub_errors.HfHubHTTPError):
-            code = cause.response.status_code
-            return f"The Hub answered with the error {code} for {name}; try again later."
+            return _answer(cause, name)
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
             return (
                 f"The disk of the Hub's cache {constants.HF_HUB_CACHE} is full; free some space, or"
@@ -168,12 +209,37 @@ def _sentence(error: Exception, name: str, match: re.Match[str]) -> str:
         return f"{name} is neither a folder nor a valid Hub name (org/name)."
     if isinstance(error, OSError) and error.filename is not None:
         return f"Cannot write the Hub's cache: {error.filename}: {error.strerror or plain(error)}."
-    if isinstance(error, hub_errors.LocalEntryNotFoundError) or _is_connection(error):
+    if _is_unreachable(error):
         return (
             f"The Hub ({constants.ENDPOINT}) cannot be reached to download {name}, and there is no"
             " such folder; check the network, or give a folder."
         )
     return f"The model {name} cannot be downloaded: {plain(error)}; try again."
+
+
+def _answer(error: hub_errors.HfHubHTTPError, name: str) -> str:
+    """Quote what the Hub answered, and say what helps with an answer of that status."""
+    code = error.response.status_code
+    advice = {
+        401: "log in again with `hf auth login`, or correct HF_TOKEN if it is set",
+        403: f"change the token on {constants.ENDPOINT}/settings/tokens, or log in with another one"
+        " (`hf auth login`)",
+        429: "wait some minutes; the Hub allows more requests to users who log in"
+        " (`hf auth login`)",
+    }.get(code, "try again later" if code >= 500 else "check the name and the network's proxy")
+    said = " ".join((error.server_message or "").split()).rstrip(".")
+    quoted = f" ({said})" if said else ""
+    return f"The Hub answered with the error {code}{quoted} for {name}; {advice}."
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Return whether the error says that the Hub did not answer, or not with the files."""
+    kinds = (
+        hub_errors.LocalEntryNotFoundError,
+        hub_errors.OfflineModeIsEnabled,
+        hub_errors.CachedRepoTreeNotFoundError,
+    )
+    return isinstance(error, kinds) or _is_connection(error)
 
 
 def _is_connection(error: Exception) -> bool:

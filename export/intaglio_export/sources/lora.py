@@ -1,84 +1,241 @@
-"""Add LoRA files to the weights of a pipeline, after checking that all of their tensors fit."""
+"""Add LoRA files to the weights of a pipeline, after checking that all of their tensors arrive."""
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from intaglio_export.errors import ExportError
 from intaglio_export.options import Lora
-from intaglio_export.sources import weights
-from intaglio_export.sources.messages import out_of_memory, plain
+from intaglio_export.precision import store_weights_in
+from intaglio_export.sources import lora_names, weights
+from intaglio_export.sources.lora_names import Tensors
+from intaglio_export.sources.messages import out_of_memory
 from intaglio_export.support.quiet import quiet
 
-_ADAPTER = "intaglio"
+# The name of an adapter that is only loaded to see where the tensors of a file go.
+_MARKS = "marks"
+# Numbers are marked by their digits to this base, because peft rounds a LoRA to the type of the
+# model, and bfloat16 holds every integer only up to 256.
+_BASE = 255
+# Rounding to bfloat16 changes a layer's norm by less than this.
+_SAME_NORM = 0.01
 
 
-def fuse_lora(pipeline: Any, lora: Lora, family: str) -> None:
-    """Add `lora` at its scale to the weights of the pipeline's networks.
+def fuse_loras(
+    pipeline: Any, loras: Sequence[Lora], family: str, dtype: torch.dtype, text_encoders: str
+) -> list[str]:
+    """Add LoRAs at their scales to the weights of the pipeline's networks.
+
+    The sums are made in float32. The changed weights of the transformer then have the type
+    `dtype`, and the text encoders are float32. `text_encoders` is a value of
+    `options.TextEncoders`.
+
+    Returns remarks for the user.
 
     Raises:
-        ExportError: the pipeline takes no LoRA, or the file is not a LoRA that fits completely.
+        ExportError: the pipeline takes no LoRA, or a file is not a LoRA of which everything that
+            can change a picture is added.
     """
+    if not loras:
+        return []
     if not hasattr(pipeline, "load_lora_weights"):
         raise ExportError(
-            f"--lora {lora.file}: diffusers has no LoRA loader for {family} models; leave out"
+            f"--lora {loras[0].file}: diffusers has no LoRA loader for {family} models; leave out"
             " --lora."
         )
     if find_spec("peft") is None:
         raise ExportError("--lora needs the package peft; install it (pip install peft).")
+    networks = _networks(pipeline)
+    for name, network in networks.items():
+        if name != "transformer":  # diffusers would round the LoRA to the encoder's type
+            store_weights_in(network, torch.float32)
+    remarks = []
+    adapters = [f"lora{number}" for number in range(len(loras))]
+    for lora, adapter in zip(loras, adapters, strict=True):
+        remarks += _load(pipeline, lora, adapter, text_encoders)
+    pipeline.set_adapters(adapters, [lora.scale for lora in loras])
+    for name, network in networks.items():
+        for _, layer in _lora_layers(network):
+            store_weights_in(layer, torch.float32)
+            layer.merge(adapter_names=adapters)
+            store_weights_in(
+                layer.get_base_layer(), dtype if name == "transformer" else torch.float32
+            )
+    pipeline.unload_lora_weights()
+    return remarks
+
+
+def _networks(pipeline: Any) -> dict[str, Any]:
+    """Return the networks that diffusers adds LoRAs to, by name."""
+    found = {name: getattr(pipeline, name) for name in pipeline._lora_loadable_modules}
+    return {name: network for name, network in found.items() if network is not None}
+
+
+def _lora_layers(network: Any) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def _load(pipeline: Any, lora: Lora, adapter: str, text_encoders: str) -> list[str]:
+    """Load a file as an adapter, and return remarks about tensors that were left out.
+
+    Raises:
+        ExportError: a tensor that can change a picture was left out.
+    """
     if not lora.file.is_file():
         raise ExportError(f"The LoRA {lora.file} does not exist.")
-    if any("dora_scale" in name for name in weights.shapes(lora.file)):
+    weights.shapes(lora.file)  # refuses what is not a .safetensors file
+    if lora.file.suffix != ".safetensors":
         raise ExportError(
-            f"The LoRA {lora.file} is a DoRA, which diffusers cannot load; merge it into"
-            " the model with the program that trained it."
+            f"The name of the LoRA {lora.file} does not end in .safetensors, so diffusers would"
+            " read it as another format; rename it."
         )
+    tensors = load_file(lora.file)
+    if broken := sorted(name for name, t in tensors.items() if not t.isfinite().all()):
+        raise ExportError(
+            f"The LoRA {lora.file} holds values that are not finite ({broken[0]}); train it again"
+            " or give an earlier state of it."
+        )
+    if reason := lora_names.unreadable(tensors):
+        raise ExportError(f"The LoRA {lora.file} {reason}.")
+    if size := lora_names.wrong_size(tensors, pipeline):
+        raise ExportError(lora_names.foreign(lora.file, pipeline, size))
     where = {"weight_name": lora.file.name, "local_files_only": True}
+    networks = _networks(pipeline)
     try:
         with quiet(logging.ERROR):  # the checks below say what failed
+            arrived = _arrived(pipeline, networks, tensors)
+            pipeline.load_lora_weights(str(lora.file.parent), adapter_name=adapter, **where)
             state = pipeline.lora_state_dict(str(lora.file.parent), **where)
-            pipeline.load_lora_weights(str(lora.file.parent), adapter_name=_ADAPTER, **where)
+            _restore(pipeline.transformer, adapter, state)
     except Exception as error:  # from diffusers or peft
         if out_of_memory(error):
             raise
-        raise ExportError(
-            _foreign(pipeline, lora, plain(error).replace(f".{_ADAPTER}", ""))
-        ) from error
-    networks = {name: getattr(pipeline, name) for name in pipeline._lora_loadable_modules}
-    networks = {name: network for name, network in networks.items() if network is not None}
-    loaded = _loaded(networks)
+        raise ExportError(lora_names.refusal(lora.file, pipeline, tensors, error)) from error
     if getattr(pipeline.transformer, "_overwritten_params", None):
-        raise ExportError(_foreign(pipeline, lora, "it changes the shape of the transformer"))
-    stored = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if problem := _difference(stored, loaded):
-        raise ExportError(_foreign(pipeline, lora, problem))
-    pipeline.fuse_lora(components=list(networks), lora_scale=lora.scale, adapter_names=[_ADAPTER])
-    pipeline.unload_lora_weights()
+        raise ExportError(f"The LoRA {lora.file} {lora_names.CONTROL}.")
+    names = list(tensors)
+    found = {names[n] for key in _held(networks, adapter) for n in arrived.get(key, ())}
+    found -= lora_names.unpaired(tensors)
+    lost = lora_names.effective(tensors, tensors.keys() - found)
+    lost |= _unscaled(tensors, arrived, networks, adapter)
+    parts = {name: lora_names.absent_part(name, pipeline, text_encoders) for name in lost}
+    absent = {name: part for name, part in parts.items() if part}
+    if needed := sorted(lost - absent.keys()):
+        kept = {name: tensors[name] for name in needed}
+        raise ExportError(lora_names.refusal(lora.file, pipeline, kept, partly=bool(found)))
+    return [
+        f"The layers of {lora.file} for {part} were left out, because the model is exported"
+        " without it."
+        for part in sorted(set(absent.values()))
+    ]
 
 
-def _loaded(networks: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the LoRA's tensors in the networks, with the names of diffusers' format."""
+def _restore(transformer: Any, adapter: str, state: Tensors) -> None:
+    """Give an adapter the values of the file, which peft has rounded to the type of the model.
+
+    Raises:
+        KeyError: a value is not in the file.
+    """
+    for name, layer in _lora_layers(transformer):
+        for half, matrices in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+            if adapter not in matrices:
+                continue
+            for kind, _ in list(matrices[adapter].named_parameters()):
+                value = state[f"transformer.{name}.{half}.{kind}"].float()
+                setattr(matrices[adapter], kind, torch.nn.Parameter(value, requires_grad=False))
+
+
+def _held(networks: dict[str, Any], adapter: str) -> dict[tuple[str, str], torch.Tensor]:
+    """Return the parameters of an adapter, by network and by their names without the adapter's.
+
+    Those on the meta device are left out, where peft leaves what a file lacks.
+    """
     return {
-        f"{part}.{name.replace(f'.{_ADAPTER}.', '.')}": tuple(tensor.shape)
+        (part, name.replace(f".{adapter}", "")): parameter.detach()
         for part, network in networks.items()
-        for name, tensor in network.named_parameters()
-        if f".{_ADAPTER}." in name
+        for name, parameter in network.named_parameters()
+        if adapter in name.split(".") and not parameter.is_meta
     }
 
 
-def _difference(stored: weights.Shapes, loaded: weights.Shapes) -> str | None:
-    """Say what was not loaded from a file, which diffusers at most logs, or return None."""
-    if len(stored) != len(loaded):  # counts are compared, because older formats use other names
-        if strange := sorted(stored.keys() - loaded.keys()):
-            return weights.surplus(strange)
-        return weights.lacking(sorted(loaded.keys() - stored.keys()))
-    return weights.misfit(loaded, stored, names=False)
+# The numbers of the file's tensors by the keys of `_held`.
+Arrived = dict[tuple[str, str], set[int]]
 
 
-def _foreign(pipeline: Any, lora: Lora, why: str) -> str:
-    return (
-        f"The LoRA {lora.file} does not fit this {type(pipeline.transformer).__name__}: {why};"
-        " give one that was trained on this model."
-    )
+def _arrived(pipeline: Any, networks: dict[str, Any], tensors: Tensors) -> Arrived:
+    """Find out where the tensors of a LoRA go, by loading one whose values are their numbers.
+
+    Names do not tell it, because diffusers reads many formats, and renames and splits layers.
+    """
+    rows: dict[tuple[str, str], torch.Tensor] = {}
+    place = 1
+    while place <= len(tensors):
+        pipeline.load_lora_weights(_marked(tensors, place), adapter_name=_MARKS)
+        for key, parameter in _held(networks, _MARKS).items():
+            digits = parameter.reshape(len(parameter), -1)[:, 0].double()
+            rows[key] = rows.get(key, 0) + place * (digits - 1)
+        pipeline.delete_adapters(_MARKS)
+        place *= _BASE
+    return {
+        key: {int(number) for number in set(found.tolist()) if number >= 0}
+        for key, found in rows.items()
+    }
+
+
+def _marked(tensors: Tensors, place: int) -> dict[str, torch.Tensor]:
+    """Return a LoRA in which every value is a digit of the number of its tensor, plus 1.
+
+    The alphas are such that nothing is scaled.
+    """
+    ranks = {
+        layer.alpha: tensors[layer.down].shape[0] for layer in lora_names.layers(tensors.keys())
+    }
+    return {
+        name: torch.full(
+            tensor.shape,
+            float(ranks.get(name, 1) if name.endswith("alpha") else number // place % _BASE + 1),
+        )
+        for number, (name, tensor) in enumerate(tensors.items())
+    }
+
+
+def _unscaled(
+    tensors: Tensors, arrived: Arrived, networks: dict[str, Any], adapter: str
+) -> set[str]:
+    """Return the alphas that were not applied: the layer's change has another norm than it says."""
+    names = list(tensors)
+    squares: dict[str, float] = {}
+    for part, network in networks.items():
+        for name, layer in _lora_layers(network):
+            if adapter not in layer.lora_A:
+                continue
+            for number in arrived.get((part, f"{name}.lora_B.weight"), ()):
+                down, up = (half[adapter].weight for half in (layer.lora_A, layer.lora_B))
+                norm = layer.scaling[adapter] * _norm(up, down)
+                squares[names[number]] = squares.get(names[number], 0.0) + norm**2
+    unscaled = set()
+    for layer in lora_names.layers(tensors.keys()):
+        if layer.alpha is None or layer.up not in squares:
+            continue
+        down, up = tensors[layer.down], tensors[layer.up]
+        expected = abs(float(tensors[layer.alpha])) / down.shape[0] * _norm(up, down)
+        if not math.isclose(math.sqrt(squares[layer.up]), expected, rel_tol=_SAME_NORM):
+            unscaled.add(layer.alpha)
+    return unscaled
+
+
+def _norm(up: torch.Tensor, down: torch.Tensor) -> float:
+    """Return the Frobenius norm of the product `up @ down`, which is not computed itself."""
+    up, down = (half.detach().double().flatten(1) for half in (up, down))
+    return math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from intaglio_export.errors import ExitCode, ExportError, usage_error
+from intaglio_export.support.stopping import check_stopped, ending, stoppable
 
 if TYPE_CHECKING:
     from intaglio.analysis.report.page import Report
@@ -113,7 +114,7 @@ def probe(
 
     Example: intaglio probe models/fashion-sd3 -o report
 
-    Then open report/index.html; `intaglio export --settings report/settings.json` uses the
+    Then open report/index.html. With --settings report/settings.json, `intaglio export` uses the
     settings.
     """
     with _one_line_of_errors(output), _bar() as progress:
@@ -171,6 +172,7 @@ def _bar() -> Iterator[Callable[[str, float], None]]:
         task = bar.add_task("Starting", total=1.0)
 
         def progress(what: str, share: float) -> None:
+            check_stopped()
             bar.update(task, description=what, completed=share)
 
         yield progress
@@ -180,16 +182,15 @@ def _bar() -> Iterator[Callable[[str, float], None]]:
 def _one_line_of_errors(output: Path) -> Iterator[None]:
     """End the command with one sentence for errors that the user or the machine causes."""
     try:
-        yield
+        with stoppable():
+            yield
     except ExportError as error:
         _fail(error.message, error.exit_code)
-    except KeyboardInterrupt:
-        _fail(
-            f"Interrupted; the same command continues from the measurements in {output}.",
-            ExitCode.INTERRUPTED,
-        )
     except MemoryError:
         _fail("There is not enough memory for this model.", ExitCode.NO_MEMORY)
+    except KeyboardInterrupt as interrupt:
+        ended, code = ending(interrupt)
+        _fail(f"{ended}; the same command continues from the measurements in {output}.", code)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         _fail(f"Cannot write {error.filename or output}: {reason}.", ExitCode.BAD_INPUT)
@@ -204,7 +205,8 @@ def _print(report: Report, output: Path) -> None:
     out.print(f"\n{output / 'index.html'} has the plots.", highlight=False)
 
 
-def _fail(message: str, code: ExitCode) -> NoReturn:
+def _fail(message: str, code: int) -> NoReturn:
     """Print one line to stderr, as the C++ command does, and exit."""
-    typer.echo(f"intaglio: {' '.join(message.split())}", err=True)
+    with suppress(OSError):  # the terminal may be gone
+        typer.echo(f"intaglio: {' '.join(message.split())}", err=True)
     raise typer.Exit(int(code))

@@ -48,7 +48,7 @@ def collect(bundle: Path, onnxruntime: Path | None) -> Deployment:
 
 def collect_bundle(bundle: Path, folder: str) -> Deployment:
     """Return the files of the bundle, which go to `folder` in the output."""
-    manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8-sig"))
     deployment = Deployment(manifest)
     deployment.sources[f"{folder}/bundle.json"] = bundle / "bundle.json"
     for name, listed in manifest["files"].items():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial, wraps
+from threading import get_ident
 from typing import Any, Self
 
 import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
@@ -20,6 +23,8 @@ from intaglio.torch_reference.guidance import term
 
 Pair = tuple[float, float]
 CALL_NAME = HOOK + "_call"
+# Attribute of the class of a pipeline that has guidance.
+_ATTRIBUTE = "_detail_guidance"
 
 
 def apply_detail_guidance(
@@ -38,6 +43,9 @@ def apply_detail_guidance(
     `true_cfg_scale` (FLUX). D_m continues D_c after block `block`, so only later blocks run again.
     `dg_scale` and `ma_keep` are numbers, or pairs that go linearly from the first step to the last.
 
+    Other pipelines of the same parts, such as those of diffusers' `from_pipe`, are not affected. If
+    the pipeline gets another transformer, its later calls have guidance with that one.
+
     Args:
         pipe: a `StableDiffusion3Pipeline` or `FluxPipeline`.
         channels: the massive channels, as `intaglio export` finds them.
@@ -52,44 +60,88 @@ def apply_detail_guidance(
 
     Raises:
         TypeError: the pipeline or the type of an argument is not supported.
-        ValueError: a value is outside its range, or the pipeline has Detail Guidance already.
+        ValueError: a value is outside its range, the transformer is compiled, or the pipeline has
+            Detail Guidance already. Calls of the pipeline raise it too.
     """
-    kinds = {StableDiffusion3Pipeline: _OneCall, FluxPipeline: _TwoCalls}
-    kind = kinds.get(type(pipe))
-    if kind is None:
+    if applied := getattr(pipe, _ATTRIBUTE, None):
+        if applied._active:
+            raise ValueError("the pipeline has Detail Guidance already: remove() it first")
+        pipe.__class__ = applied._plain  # a copy of a pipeline whose guidance was removed
+    if type(pipe) not in _RUNS:
         raise TypeError(
             f"apply_detail_guidance takes StableDiffusion3Pipeline or FluxPipeline, not"
             f" {type(pipe).__name__}; modular pipelines take the guider DetailGuidance"
         )
     schedule = make_schedule(dg_scale=dg_scale, dg_window=dg_window, ma_keep=ma_keep)
-    return kind(pipe, SharedPrefix(block, channels, ref), schedule)
+    make_prefix = partial(SharedPrefix, block, channels, ref)
+    make_prefix().check(pipe.transformer)
+    return AppliedGuidance(pipe, make_prefix, schedule)
 
 
-class AppliedGuidance(ABC):
-    """Detail Guidance on a pipeline, until `remove()` or the end of a `with` block."""
+class AppliedGuidance:
+    """Detail Guidance on a pipeline, until `remove()` or the end of a `with` block.
 
-    def __init__(self, pipe: Any, prefix: SharedPrefix, schedule: _core.Guidance) -> None:
-        self._pipe, self._prefix, self._schedule = pipe, prefix, schedule
-        self._transformer: nn.Module = pipe.transformer
-        prefix.check(self._transformer)
-        first = HookRegistry.check_if_exists_or_initialize(blocks_of(self._transformer)[0])
-        if first.get_hook(HOOK) is not None:
-            raise ValueError("the pipeline has Detail Guidance already: remove() it first")
-        prefix.attach(self._transformer)
-        # This is a torch hook because accelerate's offloading replaces `forward` after every call.
-        self._handle = self._transformer.register_forward_hook(self._after_pass, with_kwargs=True)
+    The transformer has hooks only while this pipeline runs, since other pipelines may share it.
+    """
+
+    def __init__(
+        self, pipe: Any, make_prefix: Callable[[], SharedPrefix], schedule: _core.Guidance
+    ) -> None:
+        self._pipe, self._plain = pipe, type(pipe)
+        self._make_prefix, self._schedule = make_prefix, schedule
+        self._active = True
+        pipe.__class__ = _guided_class(self._plain, self)
 
     def remove(self) -> None:
         """Restore the pipeline; calling it again does nothing."""
-        self._handle.remove()
-        self._prefix.detach()
-        self._prefix.forget()
+        if self._active:
+            self._active = False
+            self._pipe.__class__ = self._plain
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.remove()
+
+    def _run(self, pipe: Any) -> AbstractContextManager[Any]:
+        """Return the context in which `pipe` runs."""
+        if not self._active:
+            return nullcontext()
+        return _RUNS[self._plain](pipe, self._make_prefix(), self._schedule)
+
+
+def _guided_class(plain: type, applied: AppliedGuidance) -> type:
+    """Return a subclass of `plain` that runs with guidance. It has the same name, which diffusers
+    writes into saved pipelines and uses to find related ones.
+    """
+
+    @wraps(plain.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with applied._run(self):
+            return plain.__call__(self, *args, **kwargs)
+
+    names = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(plain.__name__, (plain,), {"__call__": call, _ATTRIBUTE: applied, **names})
+
+
+class _Run(ABC):
+    """One call of a pipeline with Detail Guidance, as a context."""
+
+    def __init__(self, pipe: Any, prefix: SharedPrefix, schedule: _core.Guidance) -> None:
+        self._pipe, self._prefix, self._schedule = pipe, prefix, schedule
+        self._transformer: nn.Module = pipe.transformer
+
+    def __enter__(self) -> Self:
+        self._prefix.attach(self._transformer)
+        # This is a torch hook because accelerate's offloading replaces `forward` after every call.
+        self._handle = self._transformer.register_forward_hook(self._after_pass, with_kwargs=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handle.remove()
+        self._prefix.detach()
+        self._prefix.forget()
 
     @abstractmethod
     def _addition(self, kwargs: dict[str, Any], prediction: torch.Tensor) -> torch.Tensor | None:
@@ -99,6 +151,8 @@ class AppliedGuidance(ABC):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         """Add guidance to the output of the transformer's pass; the hook of torch."""
+        if not self._prefix.in_use_here:
+            return output
         _check_supported(module, kwargs)
         try:
             prediction = output[0]
@@ -123,7 +177,7 @@ class AppliedGuidance(ABC):
         return term(weights.w, prediction[rows].float(), degraded.float())
 
 
-class _OneCall(AppliedGuidance):
+class _OneCall(_Run):
     """SD3: with guidance, one call has the rows of D_0 followed by those of D_c.
 
     The pipeline computes D_0 + s (D_c - D_0). What is added to both D_0 and D_c is therefore added
@@ -141,7 +195,7 @@ class _OneCall(AppliedGuidance):
         return None if addition is None else addition.repeat(parts, 1, 1, 1)
 
 
-class _TwoCalls(AppliedGuidance):
+class _TwoCalls(_Run):
     """FLUX: each step has a call "cond", and with true guidance another one, "uncond".
 
     The pipeline names its calls for its caches. The guidance term is added to both, so
@@ -153,15 +207,18 @@ class _TwoCalls(AppliedGuidance):
         self._call = _CallName()
         self._kept: torch.Tensor | None = None
         self._first = blocks_of(self._transformer)[0]
+
+    def __enter__(self) -> Self:
+        super().__enter__()
         registry = HookRegistry.check_if_exists_or_initialize(self._first)
         registry.register_hook(self._call, CALL_NAME)
         self._renew_names()
+        return self
 
-    def remove(self) -> None:
-        super().remove()
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         remove_hook(self._first, CALL_NAME)
         self._renew_names()
-        self._kept = None
 
     def _renew_names(self) -> None:
         """Let diffusers renew its list of hooks that get the names of calls."""
@@ -174,6 +231,9 @@ class _TwoCalls(AppliedGuidance):
         return self._kept if self._call.name else None
 
 
+_RUNS: dict[type, type[_Run]] = {StableDiffusion3Pipeline: _OneCall, FluxPipeline: _TwoCalls}
+
+
 class _CallName(ModelHook):  # type: ignore[misc]
     """Gets the name of the pipeline's current call from diffusers; leaves the block alone."""
 
@@ -181,7 +241,7 @@ class _CallName(ModelHook):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self._state = StateManager(BaseState)
+        self._state = _StateOfThread(BaseState)
 
     @property
     def name(self) -> str | None:
@@ -194,6 +254,18 @@ class _CallName(ModelHook):  # type: ignore[misc]
     def reset_state(self, module: nn.Module) -> nn.Module:
         self._state.reset()
         return module
+
+
+class _StateOfThread(StateManager):  # type: ignore[misc]
+    """Ignores the names of calls that pipelines make in other threads."""
+
+    def __init__(self, state: type[BaseState]) -> None:
+        super().__init__(state)
+        self._thread = get_ident()
+
+    def set_context(self, context: CacheContext | None) -> None:
+        if get_ident() == self._thread:
+            super().set_context(context)
 
 
 def position(scheduler: Any) -> tuple[int, int]:

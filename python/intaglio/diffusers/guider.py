@@ -204,6 +204,8 @@ class _Guard(ModelHook):  # type: ignore[misc]
         self._guider = guider
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not self._guider._prefix.in_use_here:
+            return self.fn_ref.original_forward(*args, **kwargs)
         try:
             return self.fn_ref.original_forward(*args, **kwargs)
         except BaseException:

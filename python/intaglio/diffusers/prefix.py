@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import get_ident
 from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
 from intaglio.torch_reference.suppression import suppress_channels
@@ -41,9 +43,21 @@ class SharedPrefix:
         self._streams: tuple[torch.Tensor | None, ...] | None = None
         self._resumed: tuple[torch.Tensor | None, ...] | None = None
         self._attached: list[nn.Module] = []
+        self._thread = 0
+
+    @property
+    def in_use_here(self) -> bool:
+        """Whether the current pass is of the thread that attached this; others are left alone."""
+        return self._thread == get_ident()
 
     def check(self, transformer: nn.Module) -> None:
-        """Raise TypeError for another transformer, ValueError for a block or channel it lacks."""
+        """Raise TypeError for an unknown transformer, and ValueError for one that is compiled or
+        lacks the block or a channel."""
+        if any(map(_is_compiled, transformer.modules())):
+            raise ValueError(
+                "Detail Guidance does not work with a compiled transformer: leave out"
+                " torch.compile, compile() and compile_repeated_blocks()"
+            )
         blocks = blocks_of(transformer)
         hidden_size: Any = transformer.inner_dim
         if not 0 <= self.block < len(blocks):
@@ -59,9 +73,15 @@ class SharedPrefix:
                 )
 
     def attach(self, transformer: nn.Module) -> None:
-        """Hook blocks 0..m of `transformer`, after `check`."""
+        """Hook blocks 0..m of `transformer`, after `check`. Raises ValueError if it has hooks."""
         self.check(transformer)
-        for index, block in enumerate(blocks_of(transformer)[: self.block + 1]):
+        blocks = blocks_of(transformer)
+        if HookRegistry.check_if_exists_or_initialize(blocks[0]).get_hook(HOOK) is not None:
+            raise ValueError(
+                "the transformer is in use by another run with Detail Guidance: run one at a time"
+            )
+        self._thread = get_ident()
+        for index, block in enumerate(blocks[: self.block + 1]):
             registry = HookRegistry.check_if_exists_or_initialize(block)
             registry.register_hook(_PrefixBlock(self, last=index == self.block), HOOK)
             self._attached.append(block)
@@ -93,6 +113,8 @@ class _PrefixBlock(ModelHook):  # type: ignore[misc]
         self._last = last
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not self._prefix.in_use_here:
+            return self.fn_ref.original_forward(*args, **kwargs)
         # Only block m's streams are used when a pass resumes; earlier blocks may return anything
         # of the same form.
         if self._prefix._resumed is not None:
@@ -115,8 +137,13 @@ def blocks_of(transformer: nn.Module) -> list[nn.Module]:
         return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     raise TypeError(
         f"Detail Guidance does not support {type(transformer).__name__}: it takes"
-        " SD3Transformer2DModel and FluxTransformer2DModel, not compiled"
+        " SD3Transformer2DModel and FluxTransformer2DModel"
     )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Return whether torch.compile has wrapped `module` or compiled it in place."""
+    return is_compiled_module(module) or module._compiled_call_impl is not None
 
 
 def remove_hook(module: nn.Module, name: str = HOOK) -> None:

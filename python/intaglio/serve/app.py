@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
@@ -19,11 +17,12 @@ from intaglio.serve.api import jobs, openai, probes
 from intaglio.serve.api.error_handlers import add_error_handlers
 from intaglio.serve.api.page import add_page
 from intaglio.serve.api.services import MakeRunner, Services
-from intaglio.serve.engine.images import ImageStore
+from intaglio.serve.engine.images import ImageStore, TemporaryImages
 from intaglio.serve.errors import documented
 from intaglio.serve.metrics import Metrics
 from intaglio.serve.models.registry import Models
 from intaglio.serve.settings import ServerSettings
+from intaglio.serve.transport.addresses import PublicUrl
 from intaglio.serve.transport.auth import ApiKeys, require_key
 from intaglio.serve.transport.http import BodyLimits, RequestLog
 
@@ -38,8 +37,9 @@ def create_app(
     """
     limits = settings.limits
     keys = ApiKeys(settings.api_keys, settings.shown("api_keys")) if settings.api_keys else None
-    # After the other checks, since it may create a folder.
     store = ImageStore(settings.images, settings.image_seconds) if settings.images else None
+    if store:
+        store.check()  # after the other checks, since it may create a folder
     with_key = [Depends(require_key)] if keys else []
     app = FastAPIOffline(  # FastAPI whose viewer at /docs needs no CDN
         redoc_url=None,
@@ -50,11 +50,14 @@ def create_app(
         lifespan=_lifespan(models, settings, store, make_runner),
     )
     app.state.keys, app.state.metrics = keys, Metrics()
+    app.include_router(_head(app.router))
     for router in (openai.router, jobs.router):
         responses = documented(401) if keys else {}
         app.include_router(router, dependencies=with_key, responses=responses)
-    app.include_router(jobs.images)
-    app.include_router(probes.router)
+        app.include_router(_head(router), dependencies=with_key)
+    for router in (jobs.images, probes.router):
+        app.include_router(router)
+        app.include_router(_head(router))
     add_page(app)
     add_error_handlers(app)
     _describe(app)
@@ -63,12 +66,28 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["*"],  # OpenAI's client for browsers sends many of its own
             expose_headers=["Retry-After"],
         )
     app.add_middleware(RequestLog)
+    if settings.public_url:
+        app.add_middleware(PublicUrl, url=settings.public_url)
     return app
+
+
+def _head(router: APIRouter) -> APIRouter:
+    """Return routes that answer HEAD where `router` answers GET; the OpenAPI document lacks them.
+
+    FastAPI, unlike Starlette, does not add them itself.
+    """
+    head = APIRouter(include_in_schema=False)
+    for route in router.routes:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            head.add_api_route(
+                route.path, route.endpoint, methods=["HEAD"], response_class=route.response_class
+            )
+    return head
 
 
 def _describe(app: FastAPI) -> None:
@@ -102,16 +121,13 @@ def _lifespan(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        store = given or ImageStore(
-            Path(tempfile.mkdtemp(prefix="intaglio-")), settings.image_seconds
-        )
+        store = given or TemporaryImages(settings.image_seconds)
         app.state.services = Services(models, settings, store, app.state.metrics, make_runner)
         cleaner = asyncio.create_task(_expire(store, settings.image_seconds))
         yield
         cleaner.cancel()
         await app.state.services.queue.close()
-        if not given:
-            shutil.rmtree(store.folder, ignore_errors=True)
+        store.close()
 
     return lifespan
 

@@ -111,5 +111,5 @@ _MEANINGS = {
     500: "The run failed.",
     503: "The server is stopping or out of memory; `Retry-After` says when to try again.",
     504: "The request did not finish before its deadline.",
-    507: "The image could not be stored, because the disk is full.",
+    507: "The image could not be stored; the message says why.",
 }

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from intaglio import Generation
+from intaglio import _core
 
 # Bounds from one step of a small model to a whole run of a large one.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -59,7 +59,7 @@ class Metrics:
         """Add metrics that `read` returns at each scrape."""
         self.registry.register(_Collected(read))
 
-    def generated(self, model: str, generation: Generation, text: float, png: float) -> None:
+    def generated(self, model: str, generation: _core.Generation, text: float, png: float) -> None:
         """Count the work of one finished request; `text` and `png` are seconds."""
         timings = generation.timings
         stages = {

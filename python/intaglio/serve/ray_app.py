@@ -9,7 +9,6 @@ request. If a replica dies, the front sends its requests to another one.
 
 # Annotations are not postponed, since Ray reads the one of `app`.
 
-import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -30,7 +29,7 @@ from intaglio.serve.api.schemas import GenerationRequest
 from intaglio.serve.api.services import Services
 from intaglio.serve.app import create_app
 from intaglio.serve.engine.dispatcher import Dispatcher, ReplicaResult
-from intaglio.serve.engine.images import ImageStore
+from intaglio.serve.engine.images import ImageStore, TemporaryImages
 from intaglio.serve.engine.inbox import Inbox
 from intaglio.serve.engine.job import Job
 from intaglio.serve.errors import CANCELLED, ApiError, reason
@@ -177,8 +176,7 @@ class Replica:
         # The front has applied the limit on waiting requests already.
         limits = settings.limits.model_copy(update={"queue": _ongoing(settings)})
         settings = settings.model_copy(update={"limits": limits})
-        self._folder = tempfile.TemporaryDirectory(prefix="intaglio-")
-        store = ImageStore(Path(self._folder.name), settings.image_seconds)
+        store = TemporaryImages(settings.image_seconds)  # stays empty: the front stores images
         self._services = Services(models, settings, store, Metrics())
 
         # Ray learns from this which models are loaded here; `Models` loads and evicts them.

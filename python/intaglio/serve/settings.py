@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
+    AnyUrl,
     BaseModel,
     ConfigDict,
     Field,
+    HttpUrl,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -35,8 +37,8 @@ class Limits(BaseModel):
         prompt_characters: length of the prompt, and of the negative prompt.
         body_bytes: size of a request's body.
         body_seconds: time in which the body must arrive; the head of a request has the same time.
-        connections: open connections. A further connection is answered with 503. The default is
-            well below 1024, the usual limit on the open files of a process.
+        connections: open connections, idle ones included. A further connection is answered with
+            503. The default is well below 1024, the usual limit on the open files of a process.
         queue: waiting requests of all models. When the queue is full, a client that has its share
             or more in it is rejected with 429. For any other client, the newest request of the
             client with the most requests is removed.
@@ -58,13 +60,38 @@ class Limits(BaseModel):
     deadline: PositiveFloat = 600.0
 
 
+_PORTS = {"http": 80, "https": 443}  # which browsers leave out
+
+
 def _check_proxy(entry: str) -> str:
     if entry != "*":
         ip_network(entry)
     return entry
 
 
+def _check_public_url(url: HttpUrl) -> HttpUrl:
+    if url.query or url.fragment or url.username or url.password:
+        raise ValueError("give SCHEME://HOST/PATH only")
+    return url
+
+
+def _clean_origin(origin: str) -> str:
+    """Return the origin in the form in which browsers send it."""
+    if origin in {"*", "null"}:
+        return origin
+    try:
+        url = AnyUrl(origin)
+    except ValidationError:
+        url = None
+    if not url or not url.host or url.path not in {None, "/"} or url.query or url.fragment:
+        raise ValueError(f"{origin} is no origin: give SCHEME://HOST or SCHEME://HOST:PORT")
+    port = "" if url.port in {None, _PORTS.get(url.scheme)} else f":{url.port}"
+    return f"{url.scheme}://{url.host}{port}"
+
+
+Origin = Annotated[str, AfterValidator(_clean_origin)]
 Proxy = Annotated[str, AfterValidator(_check_proxy)]
+PublicUrl = Annotated[HttpUrl, AfterValidator(_check_public_url)]
 
 
 class ServerSettings(BaseModel):
@@ -74,8 +101,12 @@ class ServerSettings(BaseModel):
         host: address to listen on. port: port to listen on; 0 selects a free one.
         api_keys: file with one key per line; None: no key is required.
         cors: origins whose pages may call the server.
-        proxies: addresses or networks of reverse proxies whose X-Forwarded-For and
-            X-Forwarded-Proto are trusted; "*" trusts every address.
+        proxies: addresses or networks of reverse proxies whose X-Forwarded-For, -Proto, -Host and
+            -Prefix are trusted; "*" trusts every address.
+        public_url: the URL under which clients reach the server, for the URLs of images; None: as
+            the request's headers say.
+        keep_alive: seconds after which a connection without a request is closed. It has to be
+            longer than a load balancer in front keeps connections for.
         device: device of `Pipeline.open`. threads: likewise. prepack: likewise, but on by default,
             since a server loads a model once and then runs it many times.
         max_batch: images that share one run of the transformer.
@@ -86,6 +117,7 @@ class ServerSettings(BaseModel):
         image_seconds: how long such an image, or a finished job, can be fetched.
         grace: seconds that running requests have to finish after the server is asked to stop.
         log_prompts: whether prompts are written to the log.
+        metadata: whether a PNG has the prompt and the options that draw it again inside.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -93,8 +125,10 @@ class ServerSettings(BaseModel):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     api_keys: Path | None = None
-    cors: tuple[str, ...] = ()
+    cors: tuple[Origin, ...] = ()
     proxies: tuple[Proxy, ...] = ("127.0.0.1", "::1")
+    public_url: PublicUrl | None = None
+    keep_alive: PositiveFloat = 75.0
     device: str = "auto"
     threads: NonNegativeInt = 0
     prepack: bool = True
@@ -105,6 +139,7 @@ class ServerSettings(BaseModel):
     image_seconds: PositiveFloat = 3600.0
     grace: NonNegativeFloat = 30.0
     log_prompts: bool = False
+    metadata: bool = True
     limits: Limits = Limits()
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -124,7 +159,8 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> ServerSettings:
     values: dict[str, Any] = {}
     if config:
         try:
-            values = tomllib.loads(config.read_text("utf-8"))
+            # Some editors begin a file with a byte order mark.
+            values = tomllib.loads(config.read_text("utf-8-sig"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             cause = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"cannot read --config {config}: {cause}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 from intaglio.serve import logs
 from intaglio.serve.api.schemas import GenerationRequest
 from intaglio.serve.api.services import Services
-from intaglio.serve.engine.images import ImageStore
+from intaglio.serve.engine.images import TemporaryImages
 from intaglio.serve.engine.job import Job
 from intaglio.serve.errors import CANCELLED, INTERNAL_ERROR, ApiError, reason, value_error
 from intaglio.serve.metrics import Metrics
@@ -51,14 +50,13 @@ class TritonPythonModel:
         models.release(model)
         manifest = json.loads((bundle / "bundle.json").read_text("utf-8"))
         self._inputs = inputs(manifest)
-        self._folder = tempfile.TemporaryDirectory(prefix="intaglio-")
         self._answering: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         asyncio.run_coroutine_threadsafe(self._begin(models, settings), self._loop).result()
 
     async def _begin(self, models: Models, settings: ServerSettings) -> None:
-        store = ImageStore(Path(self._folder.name), settings.image_seconds)
+        store = TemporaryImages(settings.image_seconds)  # stays empty: answers have the images
         self._services = Services(models, settings, store, Metrics())
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -80,7 +78,6 @@ class TritonPythonModel:
         for end in (queue.drain(self._services.settings.grace), queue.close()):
             asyncio.run_coroutine_threadsafe(end, self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._folder.cleanup()
 
     async def _join(self, request: Any) -> None:
         sender = request.get_response_sender()

@@ -133,7 +133,8 @@ class Gallery:
 
 
 def _method_key(method: Method) -> Any:
-    """Return a method as JSON; the class name keeps negatives with the same fields apart."""
+    """Return a method as JSON, with all of its fields; the class name keeps negatives with the same
+    fields apart."""
     negative = method.negative
     described = None
     if negative is not None:
@@ -141,4 +142,4 @@ def _method_key(method: Method) -> Any:
             name: str(value) for name, value in vars(negative).items() if name != "transformer"
         }
         described = [type(negative).__name__, values]
-    return [method.cfg_scale, method.weight, method.window, described]
+    return {**vars(method), "negative": described}

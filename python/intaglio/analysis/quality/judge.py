@@ -56,7 +56,7 @@ class Judge:
             ExportError: a file is missing or does not fit the others.
         """
         try:
-            about = json.loads((folder / "judge.json").read_text("utf-8"))
+            about = json.loads((folder / "judge.json").read_text("utf-8-sig"))
             reference = np.load(folder / "reference.npz")["features"].astype(np.float32)
             network = (folder / "judge.onnx").read_bytes()
             prompts, labels = zip(*about["prompts"], strict=True)

@@ -89,7 +89,7 @@ def read_prompts(path: Path) -> list[str]:
         ExportError: the file cannot be read, or has no such line.
     """
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except OSError as error:
         raise ExportError(f"--prompts {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

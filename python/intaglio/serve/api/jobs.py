@@ -111,6 +111,8 @@ async def follow_job(
 
 
 async def _events(job: Job, after: int, request: Request) -> AsyncGenerator[bytes, None]:
+    if request.method == "HEAD":
+        return
     async with aclosing(job.follow(after)) as events:
         async for number, event, data in events:
             shown: dict[str, Any] = data

@@ -21,7 +21,7 @@ from intaglio.serve.api.schemas import (
 )
 from intaglio.serve.api.services import Shared
 from intaglio.serve.engine.job import Job
-from intaglio.serve.errors import CANCELLED, documented
+from intaglio.serve.errors import CANCELLED, ApiError, documented
 from intaglio.serve.transport.auth import Client
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -58,6 +58,17 @@ async def generate_images(
     data = [ImageData(url=image_url(request, name)) for name in job.names]
     data += [ImageData(b64_json=base64.b64encode(png).decode()) for png in job.pngs]
     return ImagesResponse(created=int(time.time()), data=data)
+
+
+@router.post("/images/edits", include_in_schema=False)
+@router.post("/images/variations", include_in_schema=False)
+async def change_image() -> None:
+    """Refuse OpenAI's other requests for images. Raises ApiError."""
+    message = (
+        "this server draws from a prompt only, at /v1/images/generations: it does not edit images"
+        " or draw variations of them"
+    )
+    raise ApiError(404, "not_supported", message)
 
 
 async def _wait_for_end(job: Job, request: Request, shared: Shared) -> None:

@@ -20,6 +20,7 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
     create_model,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -59,6 +60,21 @@ Pixels = Annotated[
     _or("give WIDTHxHEIGHT, like 32x32"),
 ]
 MAX_SEED = 2**63 - 1
+# Fields of OpenAI's API with the values that change nothing here, which some clients always send.
+# null is one of them; any other value is refused. True stands for any text.
+_WITHOUT_EFFECT: dict[str, Literal[True] | tuple[Any, ...]] = {
+    "background": ("auto", "opaque"),
+    "moderation": ("auto", "low"),
+    "output_compression": (100,),
+    "output_format": ("png",),
+    "partial_images": (0,),
+    "quality": ("auto", "standard"),
+    "seed": (-1,),
+    "size": ("auto",),
+    "stream": (False,),
+    "style": (),
+    "user": True,
+}
 _TYPES: dict[Kind, Any] = {
     Kind.TEXT: Text, Kind.INTEGER: StrictInt, Kind.RAMP: Ramp, Kind.WINDOW: Window,
 }  # fmt: skip
@@ -88,8 +104,8 @@ def _request_fields() -> dict[str, Any]:
         if info.name in REQUEST_OPTIONS:
             fields.setdefault(info.name, _option(info.name))
         elif info.name == "seeds":
-            text = "seed of the first image; a random one if not given"
-            fields["seed"] = (StrictInt | None, Field(None, ge=0, le=MAX_SEED, description=text))
+            text = "seed of the first image; a random one if not given, or if -1"
+            fields["seed"] = (StrictInt | None, Field(None, ge=-1, le=MAX_SEED, description=text))
     return fields
 
 
@@ -104,6 +120,21 @@ class GenerationRequest(_Fields):  # type: ignore[misc]
     """What to draw: the fields of OpenAI's API and the options of Intaglio."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, fields: Any) -> Any:
+        """Leave out the fields of OpenAI's API that have no effect."""
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if not _has_no_effect(name, value)}
+
+
+def _has_no_effect(name: str, value: Any) -> bool:
+    harmless = _WITHOUT_EFFECT.get(name, ())
+    if value is None or harmless is True:
+        return name in _WITHOUT_EFFECT and isinstance(value, str | None)
+    return any(type(value) is type(known) and value == known for known in harmless)
 
 
 class ImageRequest(GenerationRequest):

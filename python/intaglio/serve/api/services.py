@@ -57,9 +57,7 @@ class Services:
     def _make_worker(
         self, inbox: Inbox, model: Model, store: ImageStore, metrics: Metrics
     ) -> Worker:
-        return Worker(
-            inbox, model, self.models, self.cache, store, metrics, self.settings.max_batch
-        )
+        return Worker(inbox, model, self.models, self.cache, store, metrics, self.settings)
 
     def make_job(
         self, request: GenerationRequest, client: str, *, stored: bool, preview: bool = False

@@ -184,9 +184,9 @@ class RequestQueue:
 
 
 def _log_end(job: Job, *, prompts: bool) -> None:
-    """Log a job that has ended, with its prompts if `prompts` says so."""
-    texts = ("prompt", "negative_prompt")
-    fields = job.admitted.fields
+    """Log a job that has ended, with its prompts and the notes on them if `prompts` says so."""
+    texts = ("prompt", "negative_prompt", "notes")
+    fields = {**job.admitted.fields, "notes": job.notes}
     logs.write(
         "job",
         id=job.id,
@@ -194,6 +194,5 @@ def _log_end(job: Job, *, prompts: bool) -> None:
         status=job.status,
         error=job.error.detail.code if job.error else None,
         seconds={name: round(spent, 4) for name, spent in job.timings.items()},
-        notes=job.notes,
         **{name: value for name, value in fields.items() if prompts or name not in texts},
     )

@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 import intaglio
-from intaglio import Batch, BatchStep, Generation, Pipeline, _core
+from intaglio import Batch, BatchStep, Pipeline, _core
 from intaglio.serve import logs
 from intaglio.serve.engine.images import ImageStore, data_url, encode_png
 from intaglio.serve.engine.inbox import Inbox
@@ -18,6 +18,7 @@ from intaglio.serve.errors import INTERNAL_ERROR, ApiError, run_error
 from intaglio.serve.metrics import Metrics
 from intaglio.serve.models.embeddings import EmbeddingCache
 from intaglio.serve.models.registry import Model, Models
+from intaglio.serve.settings import ServerSettings
 
 # How many later requests may join a batch before an earlier one that does not fit it.
 OVERTAKEN_LIMIT = 8
@@ -44,13 +45,13 @@ class Worker(threading.Thread):
         cache: EmbeddingCache,
         store: ImageStore,
         metrics: Metrics,
-        max_batch: int,
+        settings: ServerSettings,
     ) -> None:
-        """Start the thread. `max_batch` is the largest number of images in the batch."""
+        """Start the thread."""
         super().__init__(name=f"worker of {model.name}", daemon=True)
         self._inbox, self._model, self._models = inbox, model, models
         self._cache, self._store, self._metrics = cache, store, metrics
-        self._max_batch = max_batch
+        self._max_batch, self._metadata = settings.max_batch, settings.metadata
         self._members: dict[int, Job] = {}
         self._decoding: dict[Future[None], int] = {}  # with the number of images
         self.start()
@@ -243,17 +244,21 @@ class Worker(threading.Thread):
 
     def _decode(self, job: Job, step: BatchStep) -> list[bytes]:
         """Return the images as PNG files."""
-        generation = step.finish()
+        # Call the core, which returns its notes; `BatchStep.finish` would issue them as warnings.
+        generation = step._core.finish()
+        job.notes += generation.notes
+        if job.admitted.options.get("negative_prompt") and not generation.unconditional_steps:
+            job.notes.append("the negative prompt is not used: no step has CFG")
         began = time.monotonic()
         bundle, options = self._model.bundle, job.admitted.options
         pngs = [
-            encode_png(image, dict(_core.png_text(bundle, options, i)))
+            encode_png(image, dict(_core.png_text(bundle, options, i)) if self._metadata else {})
             for i, image in enumerate(generation.images)
         ]
         self._count(job, generation, time.monotonic() - began)
         return pngs
 
-    def _count(self, job: Job, generation: Generation, png: float) -> None:
+    def _count(self, job: Job, generation: _core.Generation, png: float) -> None:
         timings = generation.timings
         job.timings = {
             **job.timings,

@@ -78,7 +78,8 @@ class EmbeddingCache:
             for name, part in zip(_PARTS, text.parts, strict=True)
         }
         notes = [*texts[0].notes]
-        notes += [note.replace("the prompt", "the negative prompt") for note in texts[1].notes]
+        # Only at its start, since a note quotes the text.
+        notes += [note.replace("the prompt", "the negative prompt", 1) for note in texts[1].notes]
         return PromptEmbeddings(arrays.pop("prompt_embeds"), **arrays), notes
 
     def _one(self, pipeline: Pipeline, encoders: str, text: str) -> TextEmbedding:

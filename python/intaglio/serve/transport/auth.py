@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hmac
 from pathlib import Path
 from typing import Annotated
@@ -23,11 +24,13 @@ class ApiKeys:
         Raises InputError if the file cannot be read or has no key.
         """
         try:
-            lines = path.read_bytes().splitlines()
+            text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
         except OSError as error:
             raise InputError(f"cannot read {setting}, {path}: {error.strerror}") from None
+        if b"\0" in text:
+            raise InputError(f"{setting}, {path}, is not UTF-8: save it as UTF-8")
         # Strip the same characters that HTTP strips from a header, which is Latin-1 text.
-        stripped = [line.decode("latin-1").strip().encode("latin-1") for line in lines]
+        stripped = [line.decode("latin-1").strip().encode("latin-1") for line in text.splitlines()]
         self._keys = [line for line in stripped if line and not line.startswith(b"#")]
         if not self._keys:
             raise InputError(f"{setting}, {path}, has no key: write one key per line")

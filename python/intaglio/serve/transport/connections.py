@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from intaglio import UnavailableError
 from intaglio.serve.errors import ApiError
 from intaglio.serve.settings import ServerSettings
+from intaglio.serve.transport.addresses import ProxyHeaders
 
 # Seconds that answers have to reach slow readers after all requests have finished.
 LAST_BYTES = 5
@@ -64,11 +65,12 @@ def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         limit = settings.limits.connections
 
     return uvicorn.Config(
-        app,
+        ProxyHeaders(app, list(settings.proxies)),  # type: ignore[arg-type]
         http=Connection,
         log_config=None,
         access_log=False,
-        forwarded_allow_ips=list(settings.proxies),
+        proxy_headers=False,
+        timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # fractions work too
         timeout_graceful_shutdown=LAST_BYTES,
     )
 

@@ -44,8 +44,8 @@ export const getModels = async () => (await json("v1/models")).data;
 /** Loads the picture at the server's `url`, and returns the URL that the page uses. */
 async function load(url) {
   const image = new Image();
-  // Only the path, since the server behind a proxy may have another host name.
-  image.src = new URL(url, document.baseURI).pathname;
+  // Only the name, since a proxy may serve the page at an address that the server does not know.
+  image.src = new URL(`v1/images/${url.split("/").pop()}`, document.baseURI).href;
   await image.decode().catch(() => {
     throw new ApiError("The picture cannot be fetched from the server.");
   });

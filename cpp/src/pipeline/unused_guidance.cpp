@@ -1,0 +1,60 @@
+#include "pipeline/unused_guidance.h"
+
+#include <algorithm>
+#include <sstream>
+
+namespace intaglio {
+
+namespace {
+
+struct Part {
+  const Ramp& scale;
+  double off;  // the scale that turns it off
+  const Window& window;
+};
+
+bool is_off(const Ramp& scale, double off) { return scale.first == off && scale.last == off; }
+
+// Says why no step has it; `steps` is their number.
+std::string reason(const Part& part, int steps) {
+  std::ostringstream text;
+  bool inside = false;
+  for (int step = 0; step < steps; ++step) inside |= part.window.contains(step, steps);
+  if (is_off(part.scale, part.off) || inside) {
+    text << "its scale is " << part.off;
+  } else {
+    text << "its window " << part.window.start << ":" << part.window.end << " holds none of the "
+         << steps << (steps == 1 ? " step" : " steps");
+  }
+  return text.str();
+}
+
+}  // namespace
+
+std::vector<std::string> unused_guidance(const GenerateOptions& given, const Request& request) {
+  const GenerateOptions& asked = request.asked;
+  const int steps = request.schedule.steps();
+  std::vector<std::string> notes;
+  const Part cfg{.scale = *asked.cfg_scale, .off = 1, .window = *asked.cfg_window};
+  const bool negative = !given.negative_prompt.empty();
+  const bool asks_for_cfg = given.cfg_scale ? !is_off(*given.cfg_scale, cfg.off)
+                                            : given.cfg_window.has_value();
+  if ((negative || asks_for_cfg) && !request.unconditional) {
+    notes.push_back("no step has CFG" +
+                    std::string(negative ? ", so the negative prompt is not used" : "") + ": " +
+                    reason(cfg, steps));
+  }
+  const Part dg{.scale = *asked.dg_scale, .off = 0, .window = *asked.dg_window};
+  const bool asks_for_dg = given.dg_scale
+                               ? !is_off(*given.dg_scale, dg.off)
+                               : given.dg_window || given.ma_keep || given.ma_tokens ||
+                                     !given.ma_channels.empty();
+  if (asks_for_dg && std::ranges::none_of(request.weights, &StepWeights::degraded)) {
+    const bool kept = std::ranges::any_of(request.weights, [](auto& step) { return step.w != 0; });
+    notes.push_back("no step has Detail Guidance: " +
+                    (kept ? "ma_keep is 1, which suppresses nothing" : reason(dg, steps)));
+  }
+  return notes;
+}
+
+}  // namespace intaglio

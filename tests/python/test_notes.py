@@ -1,0 +1,131 @@
+"""Notes about what was asked for and does not show in the picture."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+import intaglio
+from tests import bundles
+from tests.families.parts import MAX_LENGTH
+from tests.python.conftest import PROMPT
+
+CFG, DG = "no step has CFG", "no step has Detail Guidance"
+NEGATIVE = f"{CFG}, so the negative prompt is not used"
+PICTURE = np.full((32, 32, 3), 90, np.uint8)
+
+# Options, the same run without what no step uses, and what is said of it.
+UNUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"negative_prompt": "dark", "cfg_scale": 1}, {"cfg_scale": 1}, f"{NEGATIVE}: its scale is 1"),
+    (
+        {"negative_prompt": "dark", "cfg_window": (0.9, 1)},
+        {"cfg_scale": 1},
+        f"{NEGATIVE}: its window 0.9:1 holds none of the 4 steps",
+    ),
+    ({"cfg_window": (0.9, 1)}, {"cfg_scale": 1}, f"{CFG}: its window 0.9:1 holds none of the 4"),
+    ({"cfg_scale": (1, 3), "steps": 1}, {"cfg_scale": 1, "steps": 1}, f"{CFG}: its scale is 1"),
+    ({"dg_window": (0.3, 0.45)}, {"dg_scale": 0}, f"{DG}: its window 0.3:0.45 holds none of the 4"),
+    (
+        {"dg_window": (0.2, 0.8), "dg_scale": 3, "steps": 1},
+        {"dg_scale": 0, "steps": 1},
+        f"{DG}: its window 0.2:0.8 holds none of the 1 step",
+    ),
+    ({"ma_keep": 1, "dg_scale": 3}, {"dg_scale": 0}, f"{DG}: ma_keep is 1"),
+    (  # of 12 steps the last 3 run
+        {"image": PICTURE, "strength": 0.2, "steps": 12, "dg_window": (0.4, 0.6)},
+        {"image": PICTURE, "strength": 0.2, "steps": 12, "dg_scale": 0},
+        f"{DG}: its window 0.4:0.6 holds none of the 3 steps",
+    ),
+]
+# Nothing is said of guidance that a step uses, or that was turned off.
+QUIET: list[dict[str, Any]] = [
+    {},
+    {"negative_prompt": "dark"},
+    {"cfg_scale": 1, "cfg_window": (0.9, 1)},
+    {"dg_scale": 0, "dg_window": (0.3, 0.45), "ma_keep": 0.5},
+    {"cfg_window": (0.7, 1), "dg_window": (0, 0.1)},
+]
+
+
+def said(pipeline: intaglio.Pipeline, options: dict[str, Any]) -> tuple[intaglio.Generation, Any]:
+    """Draw alone and in a batch, and return the result and what both warned of."""
+    with warnings.catch_warnings(record=True) as alone:
+        warnings.simplefilter("default")
+        generation = pipeline.generate(PROMPT, **options)
+    batch = intaglio.Batch(pipeline)
+    batch.add(prompt=PROMPT, **options)
+    with warnings.catch_warnings(record=True) as together:
+        warnings.simplefilter("default")
+        while len(batch):
+            finished = [step.finish() for step in batch.step() if step.done]
+    messages = [str(warning.message) for warning in alone]
+    assert [str(warning.message) for warning in together] == messages
+    assert generation.notes == finished[0].notes == messages
+    assert {warning.filename for warning in alone} <= {__file__}
+    return generation, messages
+
+
+@pytest.mark.reported(
+    "mcmonkeyprojects/SwarmUI#204",
+    "lllyasviel/stable-diffusion-webui-forge#2496",
+    "lllyasviel/stable-diffusion-webui-forge#1115",
+)
+@pytest.mark.parametrize(("options", "without", "sentence"), UNUSED, ids=str)
+def test_guidance_that_no_step_uses(
+    forked: intaglio.Pipeline, options: dict[str, Any], without: dict[str, Any], sentence: str
+) -> None:
+    """A negative prompt without CFG, or a window in which no step begins, changes nothing, and a
+    warning says so."""
+    generation, messages = said(forked, options)
+    np.testing.assert_array_equal(generation.latents, forked.generate(PROMPT, **without).latents)
+    assert [message for message in messages if message.startswith(sentence)] == messages
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize("options", QUIET, ids=str)
+def test_nothing_is_said_of_guidance_that_is_used_or_off(
+    forked: intaglio.Pipeline, options: dict[str, Any]
+) -> None:
+    assert said(forked, options)[1] == []
+
+
+def end_after(name: str, words: list[str]) -> list[str]:
+    """Return the words that transformers' tokenizer leaves out, or leaves out in part."""
+    tokenizer = AutoTokenizer.from_pretrained(bundles.source("sd3") / name)
+    kept = range(len(words) + 1)
+    ids = [tokenizer(" ".join(words[:count])).input_ids for count in kept]
+    return words[max(count for count in kept if len(ids[count]) <= MAX_LENGTH) :]
+
+
+@pytest.mark.reported("smthemex/ComfyUI_StoryDiffusion#69", "bghira/SimpleTuner#760")
+def test_each_cut_prompt_is_said_with_what_is_cut(forked: intaglio.Pipeline) -> None:
+    """Each prompt that is too long causes a warning with its words that are not read, also a
+    second time from the same line."""
+    long = [["A", "Dress,"] * 12, ["the", "coat's", "sleeves"] * 9, ["boot"] * 40, ["boot"] * 40]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for words in long:
+            generation = forked.generate(" ".join(words), steps=1)
+            assert [note for note in generation.notes if "more tokens" in note]
+    notes = [str(warning.message) for warning in caught if "more tokens" in str(warning.message)]
+    expected = [
+        f"the prompt has more tokens than {encoder} reads ({MAX_LENGTH}): its end is ignored, "
+        f'"{" ".join(end_after(name, words))}"'
+        for words in long
+        for encoder, name in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+    ]
+    assert notes == expected
+
+
+def test_what_is_cut_of_a_text_without_spaces(forked: intaglio.Pipeline) -> None:
+    text = "".join(chr(0x4E00 + i) for i in range(100))
+    notes = forked.embed(text).notes
+    for note in notes:
+        cut = note.split('"')[1].removesuffix("...")
+        assert cut in text
+        assert len(cut) < 90
+    assert notes
