@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests import bundles
+from tests.integration.conftest import PROMPT, Command
 
 ROOT = Path(__file__).parents[2]
 SWIFTSHADER = Path("/usr/lib/chromium/vk_swiftshader_icd.json")
@@ -50,3 +51,16 @@ def test_a_device_with_its_own_memory_draws_what_the_cpu_draws(
         error = np.linalg.norm(got[name] - latents) / np.linalg.norm(latents)
         assert error < 1e-4, name
         assert error > 0, f"{name}: the CPU drew this"
+
+
+def test_without_a_gpu_it_says_what_is_missing(
+    command: Command, forked_bundle: Path, webgpu_build: Path
+) -> None:
+    line = ["generate", forked_bundle, "--prompt", PROMPT, "--device", "webgpu", "-o", "a.png"]
+    line += ["--onnxruntime", webgpu_build]
+    environment = {**os.environ, "VK_ICD_FILENAMES": "/nowhere"}
+    done = command(*line, env=environment)
+    assert done.returncode == 4
+    assert "device webgpu does not work here: there is no GPU" in done.stderr
+    assert "--device cpu" in done.stderr
+    assert not (command.folder / "a.png").exists()

@@ -106,6 +106,18 @@ void check_plugin(const DeviceName& device) {
   }
 }
 
+// Says why a graph of one node did not run, and what would change that.
+std::string explain(const DeviceName& device, const std::string& what) {
+  if (what.find("Failed to get a WebGPU adapter") != std::string::npos)
+    return "there is no GPU that WebGPU can use; install the GPU's Vulkan driver and libvulkan";
+  const std::string before = "with error: ";  // the dynamic loader's message follows
+  const std::size_t found = what.find(before);
+  if (found == std::string::npos) return "ONNX Runtime reports: " + what + "; check the driver";
+  return "ONNX Runtime's provider cannot be loaded (" + what.substr(found + before.size()) +
+         "); install the versions of " + provider_of(device).libraries +
+         " that it needs where the dynamic loader finds them";
+}
+
 // The settings of OpenVINO: compute in the precision that was asked for, which OpenVINO would
 // otherwise lower by itself, and with as many threads as the user allows.
 std::map<std::string, std::string> openvino_options(const DeviceName& device,
@@ -166,15 +178,7 @@ void check_device(const DeviceName& device, const OnnxRuntimeLibrary& library) {
     add_provider(options, device, {.threads = 1});
     Ort::Session(onnxruntime_environment(), kReluModel, sizeof(kReluModel) - 1, options);
   } catch (const Ort::Exception& error) {
-    const std::string what = trimmed(error.what());
-    const std::string before = "with error: ";  // the dynamic loader's message follows
-    const std::size_t found = what.find(before);
-    if (found == std::string::npos)
-      refuse(device, "ONNX Runtime reports: " + what + "; use --device cpu");
-    refuse(device, "ONNX Runtime's provider cannot be loaded (" +
-                       what.substr(found + before.size()) + "); install the versions of " +
-                       provider.libraries +
-                       " that it needs where the dynamic loader finds them, or use --device cpu");
+    refuse(device, explain(device, trimmed(error.what())) + ", or use --device cpu");
   }
 }
 
