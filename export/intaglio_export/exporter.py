@@ -87,6 +87,10 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
             "No dg_scale is known for this model, so the bundle's default is 0, which turns DG off."
         )
     remarks += adapter.left_out()
+    if not adapter.has_encoders:
+        remarks.append(
+            "The model comes without text encoders, so channels were measured on random embeddings."
+        )
     remarks += _check_disk(request, adapter)
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
     settings = ModelSettings(max_sequence_length=length).over(settings)

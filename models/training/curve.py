@@ -1,4 +1,4 @@
-"""Draw the training curve of the model card."""
+"""The CSV files that training writes, and the training curve of the model card."""
 
 from __future__ import annotations
 
@@ -13,6 +13,22 @@ def read(path: Path) -> dict[str, list[float]]:
     with path.open() as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows] for name in rows[0]}
+
+
+def start(path: Path, columns: list[str], step: int) -> None:
+    """Begin a CSV file whose first column is the step, or drop the rows after `step`.
+
+    Such rows come from a run that was killed before it saved.
+    """
+    rows = path.read_text().splitlines()[1:] if path.exists() else []
+    kept = [row for row in rows if int(row.split(",")[0]) <= step]
+    path.write_text("\n".join([",".join(columns), *kept]) + "\n")
+
+
+def append(path: Path, rows: list[list[float | str]]) -> None:
+    """Append rows to a CSV file."""
+    with path.open("a", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def draw(source: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,3 +132,17 @@ def caption_index(
     empty = len(TEMPLATES) * len(NAMES) * len(TONES) * len(TEXTURES) * len(WIDTHS)
     dropped = torch.rand(n, generator=generator) < dropout
     return torch.where(dropped, torch.full_like(index, empty), index)
+
+
+def pairs(
+    pixels: torch.Tensor, labels: torch.Tensor, attrs: torch.Tensor
+) -> Callable[[int, torch.Generator], tuple[torch.Tensor, list[str]]]:
+    """Return a function that draws n of `pixels` with captions, for `text.train_encoders`."""
+    captions = all_captions()
+
+    def draw(n: int, generator: torch.Generator) -> tuple[torch.Tensor, list[str]]:
+        rows = torch.randint(len(pixels), (n,), generator=generator)
+        chosen = caption_index(labels[rows], attrs[rows], 0.02, generator)
+        return pixels[rows], [captions[i] for i in chosen]
+
+    return draw

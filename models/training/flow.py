@@ -11,24 +11,27 @@ from torch.nn import functional
 
 from . import text
 
-LATENT_CHANNELS, LATENT_SIZE = 4, 16
+LATENT_SIZE = 16
 
 
 def build_transformer(
-    width: int = 160, blocks: int = 8, head_dim: int = 32
+    width: int = 160, blocks: int = 8, head_dim: int = 32, latent_channels: int = 4
 ) -> SD3Transformer2DModel:
-    """Build an SD3 transformer with AdaLN and output at zero, so blocks start as the identity."""
+    """Build an SD3 transformer with AdaLN and output at zero, so blocks start as the identity.
+
+    It has no QK norm.
+    """
     model = SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
         patch_size=2,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         num_layers=blocks,
         attention_head_dim=head_dim,
         num_attention_heads=width // head_dim,
         joint_attention_dim=text.JOINT_DIM,
         caption_projection_dim=width,
-        pooled_projection_dim=160,
+        pooled_projection_dim=text.POOLED_DIM,
         pos_embed_max_size=32,
     )
     zeroed = [model.norm_out.linear, model.proj_out]
@@ -78,7 +81,7 @@ class RepeatedRowAttention:
             for image, words in streams
         )
         scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2))
-        bias = torch.zeros(key.shape[2], dtype=scores.dtype)
+        bias = torch.zeros(key.shape[2], dtype=scores.dtype, device=scores.device)
         bias[-1] = math.log(self.repeat)
         weights = torch.softmax(scores + bias, dim=-1).to(value.dtype)
         mixed = torch.matmul(weights, value).transpose(1, 2).flatten(2)
@@ -96,12 +99,12 @@ def flow_loss(
 ) -> torch.Tensor:
     """Return the rectified-flow loss (arXiv 2403.03206) at logit-normal times.
 
-    `latents` are [B, 4, 16, 16]; `words` [B, S, JOINT_DIM] and `pooled` [B, 160] are the prompt
-    embeddings.
+    `latents` are [B, C, 16, 16]; `words` [B, S, JOINT_DIM] and `pooled` [B, POOLED_DIM] are the
+    prompt embeddings. `generator` is on the CPU, so the noise does not depend on the device.
     """
     n = len(latents)
-    noise = torch.randn(latents.shape, generator=generator)
-    sigma = torch.sigmoid(torch.randn(n, generator=generator))
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    sigma = torch.sigmoid(torch.randn(n, generator=generator)).to(latents.device)
     mix = sigma.view(-1, 1, 1, 1)
     predicted = model(
         hidden_states=(1.0 - mix) * latents + mix * noise,

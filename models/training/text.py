@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,12 +15,12 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from . import data
-
-MAX_LENGTH = 16
+MAX_LENGTH = 16  # tokens of a caption of the fashion model
 # The zero rows that an SD3 pipeline without T5 appends to the prompt; 256 is diffusers' default.
 MAX_SEQUENCE_LENGTH = 16
 JOINT_DIM = 192
+WIDTHS = (64, 96)
+POOLED_DIM = sum(WIDTHS)
 START, END = "<|startoftext|>", "<|endoftext|>"
 SPLIT = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -55,22 +56,25 @@ def train_bpe(captions: list[str], vocab_size: int = 1024) -> tuple[dict[str, in
     return {token: i for i, token in enumerate(tokens)}, merges
 
 
-def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
+def build_tokenizers(
+    captions: list[str], vocab_size: int = 1024, max_length: int = MAX_LENGTH
+) -> tuple[CLIPTokenizer, CLIPTokenizer]:
     """Build two tokenizers over one vocabulary; as in SD3, the second pads with "!", not END."""
-    vocab, merges = train_bpe(data.all_captions())
+    vocab, merges = train_bpe(captions, vocab_size)
     made = [
         CLIPTokenizer(
-            vocab=dict(vocab), merges=list(merges), pad_token=pad, model_max_length=MAX_LENGTH
+            vocab=dict(vocab), merges=list(merges), pad_token=pad, model_max_length=max_length
         )
         for pad in (END, "!")
     ]
     return made[0], made[1]
 
 
-def build_encoders(vocab_size: int, end_id: int) -> list[CLIPTextModelWithProjection]:
-    """Build text encoders 64 and 96 wide, of two layers each, with SD3's two activations."""
+def build_encoders(tokenizer: CLIPTokenizer) -> list[CLIPTextModelWithProjection]:
+    """Build text encoders of two layers each, `WIDTHS` wide, with SD3's two activations."""
+    vocab_size, end_id = len(tokenizer), tokenizer.eos_token_id
     encoders = []
-    for width, act, pad in ((64, "quick_gelu", end_id), (96, "gelu", 0)):
+    for width, act, pad in zip(WIDTHS, ("quick_gelu", "gelu"), (end_id, 0), strict=True):
         config = CLIPTextConfig(
             vocab_size=vocab_size,
             hidden_size=width,
@@ -78,7 +82,7 @@ def build_encoders(vocab_size: int, end_id: int) -> list[CLIPTextModelWithProjec
             projection_dim=width,
             num_hidden_layers=2,
             num_attention_heads=width // 32,
-            max_position_embeddings=MAX_LENGTH,
+            max_position_embeddings=tokenizer.model_max_length,
             hidden_act=act,
             bos_token_id=end_id - 1,
             eos_token_id=end_id,
@@ -89,12 +93,15 @@ def build_encoders(vocab_size: int, end_id: int) -> list[CLIPTextModelWithProjec
 
 
 class ImageEncoder(nn.Module):
-    """Maps pixels [n, 1, 32, 32] to [n, dim], for the contrastive loss only; it is not shipped."""
+    """Maps pixels [n, channels, 32, 32] to [n, dim], for the contrastive loss only.
 
-    def __init__(self, dim: int) -> None:
+    It is not shipped.
+    """
+
+    def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv2d(1, 32, 3, 2, 1),
+            nn.Conv2d(channels, 32, 3, 2, 1),
             nn.GELU(),
             nn.Conv2d(32, 64, 3, 2, 1),
             nn.GELU(),
@@ -118,48 +125,46 @@ def _contrastive_loss(image: torch.Tensor, words: torch.Tensor, ids: torch.Tenso
     ) / 2
 
 
+# Returns pixels [n, channels, 32, 32] and n captions, drawn with the generator.
+DrawPairs = Callable[[int, torch.Generator], tuple[torch.Tensor, list[str]]]
+
+
 def train_encoders(
-    pixels: torch.Tensor,
-    labels: torch.Tensor,
-    attrs: torch.Tensor,
-    steps: int,
-    batch: int = 256,
-) -> tuple[list[CLIPTokenizer], list[CLIPTextModelWithProjection]]:
-    """Train both text encoders for `steps` steps on `pixels` [n, 1, 32, 32] and their captions."""
-    tokenizers = list(build_tokenizers())
-    encoders = build_encoders(len(tokenizers[0]), tokenizers[0].eos_token_id)
-    captions = data.all_captions()
-    ids = [tokenize(t, captions) for t in tokenizers]
-    towers = [ImageEncoder(e.config.projection_dim) for e in encoders]
+    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer], draw: DrawPairs, steps: int, batch: int = 256
+) -> list[CLIPTextModelWithProjection]:
+    """Train both text encoders for `steps` steps on pictures and captions from `draw`."""
+    encoders = build_encoders(tokenizers[0])
+    generator = torch.Generator().manual_seed(1)
+    channels = draw(1, torch.Generator())[0].shape[1]
+    towers = [ImageEncoder(channels, e.config.projection_dim) for e in encoders]
     modules = nn.ModuleList([*encoders, *towers])
     optimizer = torch.optim.AdamW(modules.parameters(), 1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps + 1)
-    generator = torch.Generator().manual_seed(1)
-    for _ in (bar := tqdm(range(steps), "text encoders")):
-        rows = torch.randint(len(pixels), (batch,), generator=generator)
-        chosen = data.caption_index(labels[rows], attrs[rows], 0.02, generator)
-        unique, place = chosen.unique(return_inverse=True)
+    for _ in (bar := tqdm(range(steps), "text encoders", mininterval=5.0)):
+        pixels, captions = draw(batch, generator)
+        number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+        place = torch.tensor([number[caption] for caption in captions])
         loss = torch.zeros(())
-        for encoder, tower, tokens in zip(encoders, towers, ids, strict=True):
-            words = encoder(tokens[unique]).text_embeds[place]
-            loss = loss + _contrastive_loss(tower(pixels[rows]), words, chosen)
+        for tokenizer, encoder, tower in zip(tokenizers, encoders, towers, strict=True):
+            words = encoder(tokenize(tokenizer, list(number))).text_embeds[place]
+            loss = loss + _contrastive_loss(tower(pixels), words, place)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        bar.set_postfix(loss=f"{loss.item() / 2:.3f}")
+        bar.set_postfix(loss=f"{loss.item() / 2:.3f}", refresh=False)
     for encoder in encoders:
         encoder.eval().requires_grad_(False)
-    return tokenizers, encoders
+    return encoders
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
-    """Return token ids [n, MAX_LENGTH], padded and truncated as the pipeline does."""
+    """Return token ids [n, model_max_length], padded and truncated as the pipeline does."""
     return tokenizer(
         prompts,
         padding="max_length",
-        max_length=MAX_LENGTH,
+        max_length=tokenizer.model_max_length,
         truncation=True,
         return_tensors="pt",
     ).input_ids
@@ -173,11 +178,13 @@ def encode(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode `prompts` as `StableDiffusion3Pipeline.encode_prompt` does without T5.
 
-    Returns the sequence [n, MAX_LENGTH + MAX_SEQUENCE_LENGTH, JOINT_DIM] and pooled [n, 160].
+    Returns the sequence [n, model_max_length + MAX_SEQUENCE_LENGTH, JOINT_DIM] and the pooled
+    embedding [n, POOLED_DIM].
     """
     hidden, pooled = [], []
     for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
-        out = encoder(tokenize(tokenizer, prompts), output_hidden_states=True)
+        ids = tokenize(tokenizer, prompts).to(encoder.device)
+        out = encoder(ids, output_hidden_states=True)
         hidden.append(out.hidden_states[-2])
         pooled.append(out.text_embeds)
     words = torch.cat(hidden, -1)

@@ -8,7 +8,6 @@ cores shared with other work the shipped model took one, twelve and sixty-one mi
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 import time
@@ -16,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 from . import curve, data, flow, pipeline_folder, text, vae
-
-EMA_DECAY = 0.9995
+from .state import TrainingState
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -95,9 +93,10 @@ def prepare(args: argparse.Namespace) -> Cache | None:
     attrs = torch.from_numpy(data.attributes(split.images, split.labels))
     encoders_dir, vae_dir = args.work / "encoders", args.work / "vae"
     if not (encoders_dir / "done").exists():
-        text.save_encoders(
-            encoders_dir, *text.train_encoders(pixels, labels, attrs, args.text_steps)
-        )
+        tokenizers = text.build_tokenizers(data.all_captions())
+        draw = data.pairs(pixels, labels, attrs)
+        encoders = text.train_encoders(tokenizers, draw, args.text_steps)
+        text.save_encoders(encoders_dir, tokenizers, encoders)
         (encoders_dir / "done").touch()
     if args.stop_after == "text":
         return None
@@ -117,50 +116,15 @@ def prepare(args: argparse.Namespace) -> Cache | None:
     return Cache(latents, labels, attrs, words, pooled)
 
 
-class Run:
-    """The training state of the transformer: weights, their average, optimizer, step and time."""
+class Run(TrainingState):
+    """The training state of the transformer that the arguments describe."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.path = args.work / "checkpoint.pt"
         torch.manual_seed(0)
-        self.model = flow.build_transformer(args.width, args.blocks)
-        self.model.set_attn_processor(flow.RepeatedRowAttention(text.MAX_SEQUENCE_LENGTH))
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        rest = [p for p in self.model.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
-            lr=args.lr,
-            betas=(0.9, 0.99),
-            fused=True,
-        )
-        self.ema = [p.detach().clone() for p in self.model.parameters()]
-        self.generator = torch.Generator().manual_seed(3)
-        self.step, self.seconds = 0, 0.0
-        if self.path.exists():
-            self._load()
-
-    def _load(self) -> None:
-        state = torch.load(self.path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema = state["ema"]
-        self.generator.set_state(state["generator"])
-        self.step, self.seconds = state["step"], state["seconds"]
-
-    def save(self) -> None:
-        """Save under a temporary name first, so that a killed run keeps the last checkpoint."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema,
-            "generator": self.generator.get_state(),
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.rename(self.path)
+        model = flow.build_transformer(args.width, args.blocks)
+        model.set_attn_processor(flow.RepeatedRowAttention(text.MAX_SEQUENCE_LENGTH))
+        super().__init__(model, args.work, args.lr)
 
     def learning_rate(self) -> float:
         """Return the rate after a linear warm-up and a cosine over steps or minutes."""
@@ -172,43 +136,18 @@ class Run:
 
     def advance(self, cache: Cache) -> float:
         """Take one optimizer step and return the loss."""
-        rate = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         latents, words, pooled = cache.batch(self.args.batch, self.args.dropout, self.generator)
         with torch.autocast("cpu", torch.bfloat16):
             loss = flow.flow_loss(self.model, latents, words, pooled, self.generator)
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        # The average starts with a short memory, or the first random weights would stay in it.
-        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.ema, [p.detach() for p in self.model.parameters()], 1.0 - decay)
+        self.apply(loss, self.learning_rate())
         return loss.item()
-
-    def averaged(self) -> SD3Transformer2DModel:
-        """Return a plain diffusers transformer with the averaged weights."""
-        model = flow.build_transformer(self.args.width, self.args.blocks)
-        with torch.no_grad():
-            for parameter, value in zip(model.parameters(), self.ema, strict=True):
-                parameter.copy_(value)
-        return model.eval()
-
-
-def start_log(path: Path, step: int) -> None:
-    """Begin the curve, or drop rows after `step` from a run that was killed before it saved."""
-    rows = path.read_text().splitlines()[1:] if path.exists() else []
-    kept = [row for row in rows if int(row.split(",")[0]) <= step]
-    path.write_text("\n".join(["step,loss,learning_rate,seconds", *kept]) + "\n")
 
 
 def train_transformer(run: Run, cache: Cache) -> None:
     """Train until --steps or --minutes, and append the mean loss of every 20 steps to curve.csv."""
     args = run.args
     log = args.work / "curve.csv"
-    start_log(log, run.step)
+    curve.start(log, ["step", "loss", "learning_rate", "seconds"], run.step)
     every = max(1, min(20, args.steps // 5))
     losses: list[float] = []
     saved = last = time.monotonic()
@@ -222,10 +161,8 @@ def train_transformer(run: Run, cache: Cache) -> None:
         if run.step % every == 0:
             mean = sum(losses) / len(losses)
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-            with log.open("a", newline="") as file:
-                csv.writer(file).writerow(
-                    [run.step, f"{mean:.5f}", f"{run.learning_rate():.3e}", f"{run.seconds:.1f}"]
-                )
+            row = [run.step, f"{mean:.5f}", f"{run.learning_rate():.3e}", f"{run.seconds:.1f}"]
+            curve.append(log, [row])
             losses.clear()
         if now - saved > 60.0 * args.save_minutes:
             run.save()

@@ -1,4 +1,4 @@
-"""The small AutoencoderKL, which encodes 32x32 grey pixels as RGB to 16x16x4 latents."""
+"""Small AutoencoderKLs, and the fashion model's, which encodes 32x32 grey pixels to 16x16x4."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from tqdm import tqdm
 KL_WEIGHT = 5e-4
 
 
-def build_vae() -> AutoencoderKL:
-    """Build an autoencoder that halves height and width once and has four latent channels."""
+def build_vae(
+    widths: tuple[int, ...] = (32, 64), latent_channels: int = 4, size: int = 32
+) -> AutoencoderKL:
+    """Build an autoencoder of `size` x `size` RGB pixels, halved between neighbouring widths."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=latent_channels,
         norm_num_groups=8,
-        sample_size=32,
+        sample_size=size,
         use_quant_conv=False,
         use_post_quant_conv=False,
         mid_block_add_attention=False,
@@ -51,8 +53,13 @@ def train_vae(
         optimizer.step()
         schedule.step()
         bar.set_postfix(mse=f"{error.item():.5f}", kl=f"{kl.item():.2f}")
+    return finish(vae, pixels[:5000])
+
+
+def finish(vae: AutoencoderKL, pixels: torch.Tensor) -> AutoencoderKL:
+    """Freeze a trained autoencoder, and write scaling and shift of `pixels` to its config."""
     vae.eval().requires_grad_(False)
-    sample = encode_latents(vae, pixels[:5000], normalised=False)
+    sample = encode_latents(vae, pixels, normalised=False)
     vae.register_to_config(
         scaling_factor=round(1.0 / sample.std().item(), 4),
         shift_factor=round(sample.mean().item(), 4),
@@ -64,9 +71,9 @@ def train_vae(
 def encode_latents(
     vae: AutoencoderKL, pixels: torch.Tensor, batch: int = 250, normalised: bool = True
 ) -> torch.Tensor:
-    """Encode `pixels` [n, 1, 32, 32] to latents [n, 4, 16, 16], shifted and scaled by default."""
+    """Encode grey or RGB `pixels` [n, 1 or 3, H, W] to latents, shifted and scaled by default."""
     parts = []
-    for chunk in tqdm(pixels.split(batch), "latents", leave=False):
+    for chunk in tqdm(pixels.split(batch), "latents", leave=False, disable=len(pixels) <= batch):
         parts.append(vae.encode(chunk.expand(-1, 3, -1, -1)).latent_dist.mean.float())
     latents = torch.cat(parts)
     if normalised:
@@ -75,10 +82,15 @@ def encode_latents(
 
 
 @torch.no_grad()
-def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, batch: int = 250) -> torch.Tensor:
-    """Decode the scheduler's latents [n, 4, 16, 16] to pixels [n, 1, 32, 32] in [-1, 1]."""
+def decode_rgb(vae: AutoencoderKL, latents: torch.Tensor, batch: int = 250) -> torch.Tensor:
+    """Decode the scheduler's latents [n, C, h, w] to RGB pixels, which may leave [-1, 1]."""
     parts = []
     for chunk in latents.float().split(batch):
         chunk = chunk / vae.config.scaling_factor + vae.config.shift_factor
-        parts.append(vae.decode(chunk).sample.float().mean(1, keepdim=True).clamp(-1, 1))
+        parts.append(vae.decode(chunk).sample.float())
     return torch.cat(parts)
+
+
+def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Decode the scheduler's latents [n, 4, 16, 16] to grey pixels [n, 1, 32, 32] in [-1, 1]."""
+    return decode_rgb(vae, latents).mean(1, keepdim=True).clamp(-1, 1)

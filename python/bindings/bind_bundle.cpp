@@ -89,6 +89,11 @@ void bind_parts(py::module_& module) {
       });
 }
 
+py::object refuse_to_pickle(const Bundle&) {
+  throw py::type_error(
+      "a Bundle has open files and cannot be pickled or copied: open it in the worker");
+}
+
 }  // namespace
 
 void bind_bundle(py::module_& module) {
@@ -140,11 +145,7 @@ void bind_bundle(py::module_& module) {
       .def_readonly("vae_encoder", &Bundle::vae_encoder)
       .def_readonly("defaults", &Bundle::defaults)
       .def_readonly("file_bytes", &Bundle::file_bytes)
-      .def("__reduce__",
-           [](const Bundle&) -> py::object {
-             throw py::type_error(
-                 "a Bundle has open files and cannot be pickled or copied: open it in the worker");
-           })
+      .def("__reduce__", &refuse_to_pickle)
       .def("__repr__", [](const py::object& self) {
         return py::str(
                    "<Bundle {0.name}: {0.family}, {0.layout}, {0.dtype}, {0.blocks} blocks of "

@@ -93,7 +93,8 @@ void bind_embedding(py::module_& module) {
       "float32 arrays: prompt_embeds [1, S, D], prompt_attention_mask [1, S] (1 for tokens, 0 for "
       "padding)\nand pooled_prompt_embeds [1, P], and those of the negative prompt; None where the "
       "model has no such input.");
-  type.def(py::init(&make_embeddings), py::arg("prompt_embeds"), py::kw_only(), py::arg("prompt_attention_mask") = py::none(),
+  type.def(py::init(&make_embeddings), py::arg("prompt_embeds"), py::kw_only(),
+           py::arg("prompt_attention_mask") = py::none(),
            py::arg("pooled_prompt_embeds") = py::none(),
            py::arg("negative_prompt_embeds") = py::none(),
            py::arg("negative_prompt_attention_mask") = py::none(),
@@ -101,8 +102,7 @@ void bind_embedding(py::module_& module) {
            "Share the memory of the given arrays: anything with __dlpack__, of float32 in C order. "
            "Masks "
            "of int64\nor bool are converted.");
-  type.def_static("load", &load_prompt_embeds, py::arg("path"),
-                  py::call_guard<ReleasedGil>(),
+  type.def_static("load", &load_prompt_embeds, py::arg("path"), py::call_guard<ReleasedGil>(),
                   "Read safetensors of F32, F16, BF16, I64 or BOOL under these names, or "
                   "prompt_embeds_mask for the\nmask, as diffusers calls that of Qwen-Image. Raises "
                   "InputError naming the file.");

@@ -22,8 +22,7 @@ void bind_rng(py::module_& module) {
           },
           py::arg("shape"), "Return what torch.randn(shape, generator=self) gives in float32.");
   module.def(
-      "draw_noise", &draw_noise, py::arg("shape"), py::arg("seeds"),
-      py::call_guard<ReleasedGil>(),
+      "draw_noise", &draw_noise, py::arg("shape"), py::arg("seeds"), py::call_guard<ReleasedGil>(),
       "Draw noise of `shape` = [N, ...] as diffusers does: one seed draws the whole batch, and N "
       "seeds draw one\n"
       "image each. Raises UsageError for another number of seeds.");

@@ -28,8 +28,7 @@ void bind_tokenizer(py::module_& module) {
           "truncation=True).input_ids.\n\n"
           "Raises InputError for lone surrogates.");
   module.def(
-      "load_tokenizer", &load_tokenizer, py::arg("tables"),
-      py::call_guard<ReleasedGil>(),
+      "load_tokenizer", &load_tokenizer, py::arg("tables"), py::call_guard<ReleasedGil>(),
       "Read the tables that export wrote from tokenizer.json. Raises InputError naming the file.");
 }
 

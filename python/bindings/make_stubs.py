@@ -33,6 +33,7 @@ def core_stub() -> str:
     text = text.replace("**kwargs)", "**kwargs: typing.Any)").replace("-> dict:", DICT % "->")
     for end in (",", ")"):
         text = text.replace(f": dict{end}", DICT[:-1] % ":" + end)
+    text = re.sub(r"(?<=[:>] )tuple(?=[:)])", "tuple[typing.Any, ...]", text)
     text = text.replace("os.PathLike", "os.PathLike[str]")
     # For people the exceptions are intaglio.Error and so on, but they are defined in this module.
     text = re.sub(r"^from intaglio import [^(\n]+$", "", text, flags=re.MULTILINE)

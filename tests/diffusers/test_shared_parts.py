@@ -74,19 +74,26 @@ def test_other_pipelines_of_the_same_parts_are_left_alone(family: str) -> None:
     assert relative(guided, plain) > 5 * LIMIT
 
 
+@pytest.mark.parametrize("threaded", [True, False])
 @pytest.mark.parametrize("family", ["sd3", "flux-dedistilled"])
-def test_other_threads_are_left_alone(family: str) -> None:
-    """A pipeline of the same parts may run in another thread between two steps."""
+def test_pipelines_that_run_between_two_steps_are_left_alone(family: str, threaded: bool) -> None:
+    """A pipeline of the same parts may run in another thread, or in the guided one's callback."""
     pipe, cfg = FAMILIES[family].make(), FAMILIES[family].cfg
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     other = AutoPipelineForImage2Image.from_pipe(pipe, scheduler=scheduler)
     plain = draw_from_image(other, cfg, 2.5)
     seen = []
 
+    def run() -> None:
+        seen.append(draw_from_image(other, cfg, 2.5))
+
     def meanwhile(*args: Any) -> Any:
-        thread = Thread(target=lambda: seen.append(draw_from_image(other, cfg, 2.5)))
-        thread.start()
-        thread.join()
+        if threaded:
+            thread = Thread(target=run)
+            thread.start()
+            thread.join()
+        else:
+            run()
         return args[-1]
 
     with apply_detail_guidance(pipe, **PLACE):

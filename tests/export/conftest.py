@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for family, make in FAMILIES.items():
         make().save_pretrained(root / family)
     return {family: root / family for family in FAMILIES}
+
+
+@pytest.fixture
+def folder(folders: dict[str, Path], family: str, tmp_path: Path) -> Path:
+    """A copy of the family's folder, to be changed."""
+    shutil.copytree(folders[family], tmp_path / "model")
+    return tmp_path / "model"
 
 
 @pytest.fixture(scope="session")

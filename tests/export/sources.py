@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "dit": dit.make_pipeline,
     "pixart-sigma": pixart_sigma.make_pipeline,
 }
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file; None removes one."""
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
 def inputs(adapter: Adapter) -> dict[str, torch.Tensor]:

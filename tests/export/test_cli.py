@@ -148,10 +148,13 @@ def test_a_single_file_and_a_lora(run: Run, sd3_folder: Path, tmp_path: Path) ->
     shutil.copy(sd3_folder / "transformer" / "diffusion_pytorch_model.safetensors", file)
     assert_refused(run(file, "-o", "out"), 2, "with --config", tmp_path, left=1)
     write_lora("sd3", tmp_path / "style.safetensors", targets=["attn.to_q"])
-    flags = ["--config", sd3_folder, "--lora", "style.safetensors:0.5", "--text-encoders", "none"]
+    ignore = shutil.ignore_patterns("text_encoder*", "tokenizer*")
+    shutil.copytree(sd3_folder, tmp_path / "base", ignore=ignore)
+    flags = ["--config", "base", "--lora", "style.safetensors:0.5", "--text-encoders", "none"]
     flags += ["--settings", sd3_folder / "settings.json", "--dtype", "fp16"]
     result = run(file, "-o", "out", *flags)
     assert result.exit_code == 0, result.stderr
+    assert "measured on random embeddings" in " ".join(result.stderr.split())
     manifest = json.loads((tmp_path / "out" / "bundle.json").read_text())
     assert (manifest["name"], manifest["source"]) == ("tuned", "tuned")
     assert manifest["dtype"] == "float16", "the manifest keeps the long name"

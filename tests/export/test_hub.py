@@ -18,7 +18,7 @@ from intaglio_export.errors import ExportError
 from intaglio_export.sources import hub as hub_module
 from intaglio_export.sources import open_source
 from tests.export.hub_server import COMMIT, Hub, serve
-from tests.export.sources import FAMILIES, assert_same
+from tests.export.sources import FAMILIES, assert_same, edit
 
 NAME = "tiny/sd3"
 CARD = "---\nlicense: other\nlicense_name: tiny-license\n---\nA model.\n"
@@ -91,6 +91,13 @@ def test_only_what_is_needed_is_downloaded(hub: Hub) -> None:
     before = len(hub.fetched)
     open_source(NAME, text_encoders="no-t5")
     assert len(hub.fetched) == before
+
+
+def test_a_quantised_model_is_not_downloaded(hub: Hub) -> None:
+    method = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    edit(hub.repositories[NAME] / "text_encoder_3" / "config.json", quantization_config=method)
+    assert "text_encoder_3" in refusal()
+    assert not [name for name in hub.fetched if name.endswith(".safetensors")]
 
 
 def test_the_variant_of_the_precision(hub: Hub) -> None:

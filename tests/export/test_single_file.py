@@ -20,6 +20,18 @@ from tests.export.sources import FAMILIES, assert_same
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
+# ComfyUI, its parts alone, diffusers, PyTorch's parallel and compiled modules, Lightning.
+PREFIXES = [
+    "",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "transformer.",
+    "module.",
+    "_orig_mod.",
+    "model.",
+]
+
+
 @pytest.fixture
 def config(folders: dict[str, Path], tmp_path: Path) -> Path:
     """SD3's folder, with a transformer whose weights are other than the single file's."""
@@ -36,8 +48,10 @@ def write(path: Path, state: dict[str, torch.Tensor], **metadata: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.reported("huggingface/diffusers#10540", "huggingface/diffusers#9243")
+@pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_transformer_in_the_original_format(config: Path, tmp_path: Path, prefix: str) -> None:
+    """Whatever a program writes before the names of a transformer's tensors is taken off."""
     pipeline = FAMILIES["sd3"]()
     state = original.sd3_transformer(pipeline.transformer.state_dict())
     file = write(
@@ -80,6 +94,64 @@ def test_a_whole_pipeline(config: Path, tmp_path: Path) -> None:
         assert_same(getattr(source.adapter.pipeline, part), getattr(pipeline, part))
 
 
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_before_the_names_of_diffusers(
+    folders: dict[str, Path], tmp_path: Path, prefix: str
+) -> None:
+    state = load_file(folders["flux"] / WEIGHTS)
+    file = write(tmp_path / "tuned.safetensors", {prefix + k: v + 1 for k, v in state.items()})
+    found = open_source(file, config=str(folders["flux"])).adapter.transformer.state_dict()
+    assert all(torch.equal(found[name], tensor + 1) for name, tensor in state.items())
+
+
+def test_a_copy_of_the_transformer_beside_it(config: Path, tmp_path: Path) -> None:
+    """Which of two transformers is meant cannot be known, for example of a mean over training."""
+    state = FAMILIES["sd3"]().transformer.state_dict()
+    file = write(
+        tmp_path / "two.safetensors",
+        {prefix + name: tensor for prefix in ("ema.", "model.") for name, tensor in state.items()},
+    )
+    assert "several transformers, whose names start with 'ema.' and 'model.'" in refusal(
+        file, config=str(config)
+    )
+
+
+@pytest.mark.reported("huggingface/diffusers#12669", "AUTOMATIC1111/stable-diffusion-webui#16484")
+@pytest.mark.parametrize("absent", ["encoder.embed_tokens.weight", "shared.weight"])
+def test_a_file_that_holds_tied_weights_once(config: Path, tmp_path: Path, absent: str) -> None:
+    """A file need not hold both names of T5's embeddings, and may hold what ComfyUI adds."""
+    pipeline = FAMILIES["sd3"]()
+    state = original.sd3_pipeline(pipeline)
+    del state[f"text_encoders.t5xxl.transformer.{absent}"]
+    state |= {
+        "text_encoders.t5xxl.logit_scale": torch.tensor(4.6),
+        "text_encoders.clip_l.logit_scale": torch.tensor(4.6),
+        "text_encoders.clip_l.transformer.text_projection.weight": torch.ones(16, 16),
+        "text_encoders.clip_g.transformer.text_model.embeddings.position_ids": torch.arange(16),
+        "model_sampling.sigmas": torch.ones(1000),
+    }
+    found = open_source(write(tmp_path / "all.safetensors", state), config=str(config)).adapter
+    t5 = found.pipeline.text_encoder_3
+    assert_same(t5, pipeline.text_encoder_3)
+    assert t5.encoder.embed_tokens.weight is t5.shared.weight
+    assert_same(found.pipeline.text_encoder_2, pipeline.text_encoder_2)
+
+
+@pytest.mark.parametrize("name", ["x.lora_A.weight", "lora_unet_x.lora_up.weight"])
+def test_a_lora_in_place_of_a_model(config: Path, tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / "style.safetensors", {name: torch.ones(2, 2)})
+    message = refusal(file, config=str(config))
+    assert message.startswith(f"The file {file} is a LoRA, not a model; ")
+    assert message.endswith("with --lora.")
+
+
+def test_a_file_whose_text_encoders_are_not_wanted(config: Path, tmp_path: Path) -> None:
+    """--text-encoders no-t5 leaves the T5 of a file out, too."""
+    file = write(tmp_path / "all.safetensors", original.sd3_pipeline(FAMILIES["sd3"]()))
+    found = open_source(file, config=str(config), text_encoders="no-t5").adapter.pipeline
+    assert found.text_encoder_3 is None
+
+
 def refusal(file: Path, code: int = 3, **options: Any) -> str:
     with pytest.raises(ExportError) as caught:
         open_source(file, **options)
@@ -119,6 +191,7 @@ def test_the_original_format_of_flux_fits(tmp_path: Path) -> None:
         tmp_path / "flux.safetensors",
         Part(tmp_path, "transformer", type(model)),
         original.flux_transformer(expected),
+        {},
     )
     assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in expected.items()}
 
@@ -134,8 +207,8 @@ def test_files_that_are_not_the_model(
         "other": ({"conv.weight": torch.zeros(2)}, "it has no blocks"),
         "lacking": ({k: v for k, v in good.items() if k != block}, f"it lacks {block}"),
         "wide": (good | {"x_embedder.proj.bias": torch.zeros(65)}, "is 65 in it and 64 in"),
-        "quantized": (good | {block.replace("weight", "scale_weight"): torch.ones(1)}, "quantized"),
         "more": (good | {"adapter.weight": torch.ones(1)}, "holds more than such a model"),
+        "llama": (good | {"text_encoders.llama.x": torch.ones(1)}, "more (text_encoders.llama.x)"),
         "deep": (
             good | {k.replace(".1.", ".4."): v for k, v in good.items() if "blocks.1." in k},
             "it lacks joint_blocks.3.context_block",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,23 +16,10 @@ from safetensors.torch import load_file, save_file
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import open_source
 from intaglio_export.sources.parts import Part, load_part
-from tests.export.sources import FAMILIES, assert_same
+from tests.export.sources import FAMILIES, assert_same, edit
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 Break = Callable[[Path], object]
-
-
-@pytest.fixture
-def folder(folders: dict[str, Path], family: str, tmp_path: Path) -> Path:
-    """A copy of the family's folder, to be changed."""
-    shutil.copytree(folders[family], tmp_path / "model")
-    return tmp_path / "model"
-
-
-def edit(path: Path, **changes: Any) -> None:
-    """Change fields of a JSON file; None removes one."""
-    config = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
 def cut(path: Path) -> None:
@@ -193,6 +181,32 @@ def test_shards(folder: Path) -> None:
     assert_same(open_source(folder).adapter.transformer, transformer)
     shards[1].unlink()
     assert f"{shards[1]}, one of {len(shards)}, is missing" in refusal(folder)
+
+
+@pytest.mark.reported("huggingface/diffusers#8902")
+@pytest.mark.parametrize("family", ["sd3"])
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_3"])
+@pytest.mark.parametrize("late_index", [True, False])
+def test_shards_whose_variant_follows_the_number(folder: Path, part: str, late_index: bool) -> None:
+    """Shards with the names that older versions of diffusers gave to a variant are read."""
+    network = getattr(FAMILIES["sd3"](), part).half()
+    shutil.rmtree(folder / part)
+    network.save_pretrained(folder / part, variant="fp16", max_shard_size="20KB")
+    shards = sorted((folder / part).glob("*-of-*"))
+    assert len(shards) > 1
+    names = {
+        path.name: re.sub(r"(.*)\.fp16(-.*-of-\d+)", r"\1\2.fp16", path.name) for path in shards
+    }
+    for path in shards:
+        path.rename(path.with_name(names[path.name]))
+    (index,) = (folder / part).glob("*.index.fp16.json")
+    stored = json.loads(index.read_text())
+    stored["weight_map"] = {k: names[v] for k, v in stored["weight_map"].items()}
+    index.unlink()
+    late = index.name.replace(".index.fp16.", ".fp16.index.")
+    index.with_name(late if late_index else index.name).write_text(json.dumps(stored))
+    moved = folder.rename(folder.with_name("models--of.a.cache"))
+    assert_same(getattr(open_source(moved).adapter.pipeline, part), network.float())
 
 
 @pytest.mark.parametrize("family", ["sd3"])

@@ -124,7 +124,7 @@ def test_its_readme_is_about_it(folder: Path) -> None:
         ["readelf", "-W", "--dyn-syms", folder / "bin" / "intaglio", *(folder / "lib").iterdir()],
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
-    minor = max(map(int, re.findall(r"\(GLIBC_2\.(\d+)\)", newest)))
+    minor = max(map(int, re.findall(r"@GLIBC_2\.(\d+)", newest)))
     assert f"glibc 2.{minor} or newer" in text
 
 

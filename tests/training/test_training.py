@@ -12,7 +12,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from intaglio.torch_reference.model import Model
 from intaglio_export.adapters import SD3Adapter
-from models.training import classifier, data, evaluate, flow, text, train, vae
+from models.training import classifier, data, evaluate, flow, state, text, train, vae
 from tests.parity.three_branch_loop import Prompt
 from tests.training.conftest import load, tiny_arguments
 
@@ -47,7 +47,8 @@ def test_script_resumes_where_it_stopped(tiny: tuple[Path, Path], tmp_path: Path
     encoders = (base / "work/encoders/done").stat().st_mtime_ns
     assert train.main(tiny_arguments(base, steps=7)) == 0
     assert curve_steps(base / "work") == [1, 2, 3, 4, 5, 6, 7]
-    assert torch.load(base / "work/checkpoint.pt", weights_only=True)["step"] == 7
+    newest = state.checkpoints(base / "work")[0]
+    assert torch.load(newest, weights_only=True)["step"] == 7
     assert (base / "work/encoders/done").stat().st_mtime_ns == encoders
 
 
@@ -96,7 +97,7 @@ def test_missing_data_names_the_package(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_any_text_can_be_encoded() -> None:
-    first, second = text.build_tokenizers()
+    first, second = text.build_tokenizers(data.all_captions())
     for prompt in ("a dark ankle boot", "Zürich 靴 👢", "\x00\u200d", "naïve café"):
         ids = first(prompt).input_ids
         assert ids == second(prompt).input_ids

@@ -26,8 +26,8 @@ void check_writable(const std::filesystem::path& path);
 // Returns whether a path exists and is neither a regular file nor a folder.
 bool is_device_or_pipe(const std::filesystem::file_status& status);
 
-// Returns N where the path leads to /dev/fd/N, which is the descriptor N of this process; /dev/stdout
-// leads to 1.
+// Returns N where the path leads to /dev/fd/N, which is the descriptor N of this process;
+// /dev/stdout leads to 1.
 std::optional<int> own_descriptor(const std::filesystem::path& path);
 
 }  // namespace intaglio

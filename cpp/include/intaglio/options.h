@@ -26,63 +26,61 @@ struct OptionInfo {
 // Calls visit(info, field) for every option that a flag can give, in the order of the help.
 template <typename Options, typename Visitor>
 void visit_options(Options& options, Visitor&& visit) {
-  visit({OptionGroup::drawn, "prompt", "TEXT", "text that describes the image"}, options.prompt);
-  visit({OptionGroup::drawn, "class_label", "N",
-         "class of the image, for a bundle that draws by class", "--class"},
+  using enum OptionGroup;
+  visit({drawn, "prompt", "TEXT", "text that describes the image"}, options.prompt);
+  visit({drawn, "class_label", "N", "class of the image, for a bundle that draws by class",
+         "--class"},
         options.class_label);
-  visit({OptionGroup::drawn, "negative_prompt", "TEXT",
+  visit({drawn, "negative_prompt", "TEXT",
          "prompt of the unconditional branch, which says what to avoid; empty if not given"},
         options.negative_prompt);
-  visit({OptionGroup::sampling, "steps", "N", "number of denoising steps"}, options.steps);
-  visit({OptionGroup::images, "seeds", "A,B,...",
-         "one seed for the whole batch, or one seed per image", "--seed,--seeds"},
+  visit({sampling, "steps", "N", "number of denoising steps"}, options.steps);
+  visit({images, "seeds", "A,B,...", "one seed for the whole batch, or one seed per image",
+         "--seed,--seeds"},
         options.seeds);
-  visit({OptionGroup::images, "batch", "N", "number of images to draw from one seed"},
-        options.batch);
-  visit({OptionGroup::images, "height", "PIXELS", "height of the image in pixels"}, options.height);
-  visit({OptionGroup::images, "width", "PIXELS", "width of the image in pixels"}, options.width);
-  visit({OptionGroup::guidance, "cfg_scale", "S or S0:S1",
+  visit({images, "batch", "N", "number of images to draw from one seed"}, options.batch);
+  visit({images, "height", "PIXELS", "height of the image in pixels"}, options.height);
+  visit({images, "width", "PIXELS", "width of the image in pixels"}, options.width);
+  visit({guidance, "cfg_scale", "S or S0:S1",
          "scale of classifier-free guidance (CFG), 1 + lambda; 1 turns it off and saves a branch; "
          "two numbers, S0:S1, change it linearly over the steps"},
         options.cfg_scale);
-  visit({OptionGroup::guidance, "cfg_window", "A:B",
-         "steps with CFG: every i in 0..N-1 with A <= i/N < B"},
+  visit({guidance, "cfg_window", "A:B", "steps with CFG: every i in 0..N-1 with A <= i/N < B"},
         options.cfg_window);
-  visit({OptionGroup::guidance, "distilled_guidance", "G",
+  visit({guidance, "distilled_guidance", "G",
          "guidance scale that a guidance-distilled transformer takes as an input"},
         options.distilled_guidance);
   visit(
-      {OptionGroup::guidance, "dg_scale", "W or W0:W1",
+      {guidance, "dg_scale", "W or W0:W1",
        "scale w of Detail Guidance (DG); 0 turns it off and saves a branch; two numbers change it "
        "linearly over the steps"},
       options.dg_scale);
-  visit({OptionGroup::guidance, "dg_window", "A:B",
-         "steps with DG: every i in 0..N-1 with A <= i/N < B"},
+  visit({guidance, "dg_window", "A:B", "steps with DG: every i in 0..N-1 with A <= i/N < B"},
         options.dg_window);
   visit(
-      {OptionGroup::guidance, "ma_keep", "R or R0:R1",
+      {guidance, "ma_keep", "R or R0:R1",
        "share of the massive activations that the degraded branch keeps, from 0 (none) to 1 (all); "
        "two numbers change it linearly over the steps"},
       options.ma_keep);
-  visit({OptionGroup::guidance, "ma_channels", "C,D,...",
+  visit({guidance, "ma_channels", "C,D,...",
          "channels to suppress, in place of the massive channels that the bundle names"},
         options.ma_channels);
-  visit({OptionGroup::reuse, "reuse_interval", "N or N0:N1",
+  visit({reuse, "reuse_interval", "N or N0:N1",
          "run the unconditional and the degraded branch only every N steps and extrapolate their "
          "differences from the conditional branch in between, which is faster but not exact; 1 "
          "turns this off; two numbers, the larger one first, change it linearly over the steps"},
         options.reuse_interval);
-  visit({OptionGroup::reuse, "reuse_window", "A:B",
+  visit({reuse, "reuse_window", "A:B",
          "steps with --reuse-interval: every i with A <= i/N < B; all if not given"},
         options.reuse_window);
-  visit({OptionGroup::sampling, "scheduler", "NAME",
+  visit({sampling, "scheduler", "NAME",
          "euler, heun or dpmpp-2m for a flow matching model; ddim or dpmpp-2m for a model that "
          "predicts epsilon"},
         options.scheduler);
-  visit({OptionGroup::start, "strength", "X",
+  visit({start, "strength", "X",
          "share of the picture given by --image that noise replaces, above 0 and up to 1 [0.6]"},
         options.strength);
-  visit({OptionGroup::sampling, "vae_tile", "PIXELS",
+  visit({sampling, "vae_tile", "PIXELS",
          "size of the overlapping tiles in which larger images are decoded"},
         options.vae_tile);
 }

@@ -49,8 +49,9 @@ Descriptor create_beside(const fs::path& target, fs::path& path) {
   }
 }
 
-// Writes a new file and renames it onto `target`. Returns 0, or the system's error where no file can
-// be created there or renamed. Throws where the content cannot be written; errors name `requested`.
+// Writes a new file and renames it onto `target`. Returns 0, or the system's error where no file
+// can be created there or renamed. Throws where the content cannot be written; errors name
+// `requested`.
 int replace(const fs::path& target, const fs::path& requested, std::string_view content) {
   Removal unfinished;
   Descriptor file = create_beside(target, unfinished.path);
@@ -161,8 +162,8 @@ void check_writable(const fs::path& path) {
   const fs::file_status status = fs::status(path, error);
   if (fs::is_directory(status) || path.filename().empty()) refuse("it is a folder");
   if (!fs::status_known(status)) refuse(error.message());
-  const bool in_place = is_device_or_pipe(status) || (fs::is_regular_file(status) &&
-                                                      !replaceable(fs::canonical(path, error)));
+  const bool in_place = is_device_or_pipe(status) ||
+                        (fs::is_regular_file(status) && !replaceable(fs::canonical(path, error)));
   if (::access((in_place ? path : folder).c_str(), W_OK) != 0) refuse(std::strerror(errno));
 }
 

@@ -57,8 +57,8 @@ Image upright(Image image, int orientation) {
   if (orientation == kUpright) return image;
   const bool transposed = orientation >= 5;
   const bool right_to_left = orientation == 2 || orientation == 3 || orientation >= 7;
-  const bool upside_down = orientation == 3 || orientation == 4 || orientation == 6 ||
-                           orientation == 7;
+  const bool upside_down =
+      orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
   Image turned{image.width, image.height, {}};
   if (transposed) std::swap(turned.width, turned.height);
   turned.pixels.resize(image.pixels.size());
@@ -71,7 +71,8 @@ Image upright(Image image, int orientation) {
       const std::size_t pixel =
           static_cast<std::size_t>(row) * static_cast<std::size_t>(image.width) +
           static_cast<std::size_t>(column);
-      target = std::copy_n(image.pixels.begin() + static_cast<std::ptrdiff_t>(3 * pixel), 3, target);
+      target =
+          std::copy_n(image.pixels.begin() + static_cast<std::ptrdiff_t>(3 * pixel), 3, target);
     }
   }
   return turned;

@@ -24,9 +24,9 @@ std::string sampler_name(const Bundle& bundle, const GenerateOptions& options) {
       {"FlowMatchHeunDiscreteScheduler", "Heun"},
       {"DPMSolverMultistepScheduler", "DPM++ 2M"},
       {"DDIMScheduler", "DDIM"}};
-  const std::string type =
-      options.scheduler ? scheduler_type(*options.scheduler, bundle.prediction_type)
-                        : bundle.scheduler.type;
+  const std::string type = options.scheduler
+                               ? scheduler_type(*options.scheduler, bundle.prediction_type)
+                               : bundle.scheduler.type;
   return names.at(type);
 }
 

@@ -37,18 +37,17 @@ std::vector<std::string> unused_guidance(const GenerateOptions& given, const Req
   std::vector<std::string> notes;
   const Part cfg{.scale = *asked.cfg_scale, .off = 1, .window = *asked.cfg_window};
   const bool negative = !given.negative_prompt.empty();
-  const bool asks_for_cfg = given.cfg_scale ? !is_off(*given.cfg_scale, cfg.off)
-                                            : given.cfg_window.has_value();
+  const bool asks_for_cfg =
+      given.cfg_scale ? !is_off(*given.cfg_scale, cfg.off) : given.cfg_window.has_value();
   if ((negative || asks_for_cfg) && !request.unconditional) {
     notes.push_back("no step has CFG" +
                     std::string(negative ? ", so the negative prompt is not used" : "") + ": " +
                     reason(cfg, steps));
   }
   const Part dg{.scale = *asked.dg_scale, .off = 0, .window = *asked.dg_window};
-  const bool asks_for_dg = given.dg_scale
-                               ? !is_off(*given.dg_scale, dg.off)
-                               : given.dg_window || given.ma_keep || given.ma_tokens ||
-                                     !given.ma_channels.empty();
+  const bool asks_for_dg = given.dg_scale ? !is_off(*given.dg_scale, dg.off)
+                                          : given.dg_window || given.ma_keep || given.ma_tokens ||
+                                                !given.ma_channels.empty();
   if (asks_for_dg && std::ranges::none_of(request.weights, &StepWeights::degraded)) {
     const bool kept = std::ranges::any_of(request.weights, [](auto& step) { return step.w != 0; });
     notes.push_back("no step has Detail Guidance: " +

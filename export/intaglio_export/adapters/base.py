@@ -150,6 +150,12 @@ class Adapter(ABC):
         config: Mapping[str, Any] = self.pipeline.transformer.config
         return config
 
+    @property
+    def has_encoders(self) -> bool:
+        """Whether the pipeline can encode prompts, if only without its optional encoders."""
+        needed = (name for name in self.text_encoders if name not in self.optional_encoders)
+        return all(getattr(self.pipeline, name) is not None for name in needed)
+
     # Where the blocks are, and what they take and return.
 
     def blocks(self) -> Sequence[nn.Module]:

@@ -13,6 +13,8 @@ DPM = "DPMSolverMultistepScheduler"
 
 DDIM = "DDIMScheduler"
 
+_SHIFTS = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+
 _NEVER = dict.fromkeys(
     (
         "use_karras_sigmas",
@@ -88,6 +90,12 @@ def check_scheduler(scheduler: Any, prediction_type: str) -> None:
             raise ExportError(
                 f"The pipeline's {name} has {key} {value!r}, and the runtime supports only"
                 f" {' or '.join(map(repr, allowed))}; change scheduler/scheduler_config.json."
+            )
+    for key in _SHIFTS if config.get("use_dynamic_shifting") else ():
+        if not isinstance(config.get(key, 0), int | float):
+            raise ExportError(
+                f"The pipeline's {name} has {key} {config[key]!r}, which is not a number; correct"
+                " scheduler/scheduler_config.json."
             )
 
 

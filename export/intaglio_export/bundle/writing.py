@@ -29,6 +29,7 @@ from intaglio_export.passes.share_weights import share_weights
 from intaglio_export.passes.split_in_groups import split_in_groups
 from intaglio_export.passes.strip_metadata import strip_metadata
 from intaglio_export.passes.transpose_weights import transpose_weights
+from intaglio_export.support.guard import running
 from intaglio_export.support.memory import collect, collecting_on_demand
 from intaglio_export.tracing.trace import trace
 
@@ -60,8 +61,10 @@ def _write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> di
     errors: dict[str, float] = {}
     total = sum(len(stage.units) for stage in stages)
     for stage in stages:
-        progress(f"Running the {type(stage.network).__name__}", len(errors) / total)
-        references = [reference(unit) for unit in stage.units]
+        name = type(stage.network).__name__
+        progress(f"Running the {name}", len(errors) / total)
+        with running(f"The {name}"):
+            references = [reference(unit) for unit in stage.units]
         for _, group in groupby(stage.units, key=lambda unit: Path(unit.spec.path).parent):
             _write_folder(list(group), work, lambda what: progress(what, len(errors) / total))
         release(stage.network)

@@ -15,6 +15,7 @@ from intaglio_export.calibration.massive import ChannelStatistics, Sums
 from intaglio_export.calibration.prompts import PROMPTS
 from intaglio_export.errors import ExportError
 from intaglio_export.precision import LowPrecisionMatmuls
+from intaglio_export.support.guard import running
 from intaglio_export.support.quiet import quiet
 
 STEPS = 5
@@ -50,7 +51,8 @@ def calibrate(
         adapter, len(PROMPTS), grid
     )
     latent = draw_noise(adapter, grid, len(PROMPTS), torch.Generator().manual_seed(seed))
-    scheduler = adapter.scheduler(STEPS, grid[0] * grid[1])
+    with running("The scheduler"):
+        scheduler = adapter.scheduler(STEPS, grid[0] * grid[1])
     blocks = len(adapter.blocks())
     sums = Sums(blocks, adapter.channels)
     last = -1  # the last block that was observed
@@ -63,7 +65,7 @@ def calibrate(
     def current_part() -> str:
         return f"block {last + 1}" if last + 1 < blocks else "what follows the blocks"
 
-    with observing(adapter, add, ["after"]):
+    with running("The transformer"), observing(adapter, add, ["after"]):
         for step, timestep in enumerate(scheduler.timesteps):
             inputs = constants | {
                 "latent": latent,
@@ -86,9 +88,19 @@ def calibrate(
 
 
 def encode(adapter: Adapter, prompts: Sequence[str], max_sequence_length: int) -> Inputs:
-    """Return the transformer's inputs that depend only on `prompts`, by role."""
+    """Return the transformer's inputs that depend only on `prompts`, by role.
+
+    Without text encoders they are random.
+    """
+    if (layout := adapter.prompt(max_sequence_length)) and not adapter.has_encoders:
+        length = sum(segment.length for segment in layout.text)
+        return adapter.random_text(len(prompts), length)
     # Prompts longer than the tokenizer's limit are cut, which does not matter here.
-    with quiet(), LowPrecisionMatmuls(adapter.dtype, lambda: "a text encoder"):
+    with (
+        quiet(),
+        running("A text encoder"),
+        LowPrecisionMatmuls(adapter.dtype, lambda: "a text encoder"),
+    ):
         inputs = adapter.encode_prompts(list(prompts), max_sequence_length)
     return _used_inputs(adapter, inputs)
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from intaglio_export.adapters.base import Adapter, EncoderLayout
+from intaglio_export.adapters.fitting import widths
 from intaglio_export.graph_specs import Axis, ExportUnit, GraphSpec, TensorSpec
 from intaglio_export.precision import LowPrecisionMatmuls
 
@@ -72,15 +73,13 @@ def text_encoder_unit(
     encoder: Any, folder: str, layout: EncoderLayout, dtype: torch.dtype
 ) -> ExportUnit:
     """Return the unit of a CLIP text model, with or without projection, or of a T5 encoder."""
-    config = encoder.config
     axes = ("prompts", layout.max_length)
     ids = TensorSpec("token_ids", axes, torch.int64)
     mask = (TensorSpec("text_mask", axes),) if layout.masked else ()
-    width = config.hidden_size
-    projected = hasattr(encoder, "text_projection")
+    width = widths(encoder)
     made = {
-        "hidden": TensorSpec("hidden", (*axes, width)),
-        "pooled": TensorSpec("pooled", ("prompts", config.projection_dim if projected else width)),
+        "hidden": TensorSpec("hidden", (*axes, width["hidden"])),
+        "pooled": TensorSpec("pooled", ("prompts", width["pooled"])),
     }
     outputs = tuple(made[name] for name in layout.outputs)
     return ExportUnit(
@@ -89,7 +88,7 @@ def text_encoder_unit(
         {"prompts": 2},
         {},
         {},
-        vocabulary=config.vocab_size,
+        vocabulary=encoder.config.vocab_size,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from intaglio_export.adapters import Adapter
+from intaglio_export.adapters.fitting import check_parts
 from intaglio_export.errors import ExportError, usage_error
 from intaglio_export.options import Lora
 from intaglio_export.precision import store_weights_in
@@ -97,7 +98,9 @@ def open_source(
     for part in ("transformer", *folder.adapter.text_encoders):
         if (network := getattr(pipeline, part, None)) is not None:
             store_weights_in(network, dtype)
-    return Source(folder.adapter(pipeline, dtype), name, settings, license_name, loras, remarks)
+    adapter = folder.adapter(pipeline, dtype)
+    check_parts(adapter, str(source))
+    return Source(adapter, name, settings, license_name, loras, remarks)
 
 
 def _open_pipeline(
@@ -139,4 +142,4 @@ def _open_file(
     folder = _open_pipeline(
         config, dtype, text_encoders, lambda found: held_parts(path, found), report
     )
-    return load_single_file(path, folder, held_parts(path, folder), dtype), folder
+    return load_single_file(path, folder, dtype), folder

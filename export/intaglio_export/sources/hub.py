@@ -22,8 +22,7 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import weights
-from intaglio_export.sources.messages import out_of_memory, plain
-from intaglio_export.sources.parts import held_in
+from intaglio_export.sources.parts import check_unquantised, held_in
 from intaglio_export.sources.pipeline_folder import (
     CARD,
     INDEX,
@@ -31,6 +30,7 @@ from intaglio_export.sources.pipeline_folder import (
     PipelineFolder,
     open_folder,
 )
+from intaglio_export.support.messages import out_of_memory, plain
 
 Report = Callable[[str], None]
 # A function that returns the parts of a pipeline whose weights are not needed.
@@ -90,7 +90,12 @@ def _download(
         )
     folder = open_folder(root, text_encoders)
     tree = get_cached_repo_tree(match["repo"], revision=root.name)
-    files = _needed(folder, [file.path for file in tree], dtype, without(folder))
+    given = without(folder)
+    files = _needed(folder, [file.path for file in tree], dtype, given)
+    _snapshot(match, [file for file in files if file.endswith("/config.json")])
+    for part_name, part in folder.parts.items():
+        if part.is_network and part_name not in given:
+            check_unquantised(part)  # before its weights are downloaded
     _snapshot(match, files, _progress(name, tree, files, report))
     return folder
 
@@ -109,6 +114,8 @@ def _cached(
     folder = open_folder(Path(index).parent, text_encoders)
     absent = without(folder)
     for name, part in folder.parts.items():
+        if name in folder.optional and not part.path.is_dir():
+            continue
         files = [file.name for file in part.path.glob("*") if file.is_file()]
         if part.is_network and name not in absent:
             files, _ = weights.choose(files, held_in(name, dtype))
@@ -143,7 +150,9 @@ def _needed(
         chosen = [f for f in beside if not weights.is_weights(f) and ".index." not in f]
         if part.is_network and name not in without:
             read, _ = weights.choose(beside, held_in(name, dtype))
-            chosen += read + [f for f in beside if any(f == weights.index_of(r) for r in read[:1])]
+            chosen += read + [
+                f for f in beside if any(f in weights.indices_of(r) for r in read[:1])
+            ]
         needed += [f"{name}/{f}" for f in chosen]
     return [INDEX, *needed]
 

@@ -16,7 +16,7 @@ from intaglio_export.options import Lora
 from intaglio_export.precision import store_weights_in
 from intaglio_export.sources import lora_names, weights
 from intaglio_export.sources.lora_names import Tensors
-from intaglio_export.sources.messages import out_of_memory
+from intaglio_export.support.messages import out_of_memory
 from intaglio_export.support.quiet import quiet
 
 # The name of an adapter that is only loaded to see where the tensors of a file go.

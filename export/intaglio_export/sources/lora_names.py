@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from intaglio_export.sources import weights
-from intaglio_export.sources.messages import plain
+from intaglio_export.support.messages import plain
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,17 @@ from torch import nn
 from intaglio_export.bundle.tokenizer_tables import sentencepiece_problem
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import weights
-from intaglio_export.sources.messages import out_of_memory, plain
+from intaglio_export.sources.checkpoint import Checkpoint
+from intaglio_export.sources.weights import AGAIN
+from intaglio_export.support.messages import out_of_memory, plain
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
-_AGAIN = "download or save the pipeline again"
-# Under these names, a tensor that the model lacks is a layer that its configuration forgot. Other
-# unknown tensors are parts that the pipeline does not use, such as T5's decoder.
-_ENCODER = ("encoder.", "text_model.encoder.")
+# Tensors that some files have and no export needs: other halves of T5 and CLIP, and the numbers
+# 0, 1, 2, ... of positions. diffusers' models have none.
+_UNUSED = re.compile(
+    r"(?:decoder|lm_head|vision_model|visual_projection|text_projection)\..*"
+    r"|logit_scale|(?:.*\.)?position_ids"
+)
 
 # The old name of the transformers of DiT and PixArt; diffusers still loads the right class for it.
 _LEGACY = "Transformer2DModel"
@@ -79,8 +86,36 @@ def check_class(part: Part, loaded: Any, pipeline_class: type) -> None:
     if known and not isinstance(loaded, known):
         raise ExportError(
             f"The part {part.name} of {part.folder} is of class {type(loaded).__name__}, and"
-            f" {pipeline_class.__name__} takes {known[0].__name__}; {_AGAIN}."
+            f" {pipeline_class.__name__} takes {known[0].__name__}; put such a part in its place."
         )
+
+
+def check_unquantised(part: Part) -> None:
+    """Check that the configuration of a network does not name a method of quantisation.
+
+    Raises:
+        ExportError: it names one. Only the program that quantised the weights can read them.
+    """
+    path = part.path / "config.json"
+    method = _read_config(path).get("quantization_config") if path.is_file() else None
+    if method:
+        raise ExportError(
+            f"The part {part.name} of {part.folder} is quantised ({_method(method)}), and an export"
+            f" needs its unquantised weights; give the model that it was made from"
+            + (". --quantize makes a small bundle of it." if part.name == "transformer" else ".")
+        )
+
+
+def _method(config: dict[str, Any]) -> str:
+    """Return the method and the type of a quantization_config, as in "bitsandbytes nf4"."""
+    four, eight = config.get("load_in_4bit"), config.get("load_in_8bit")
+    method = config.get("quant_method") or ("bitsandbytes" if four or eight else "unknown method")
+    if four or eight:
+        kind = config.get("bnb_4bit_quant_type", "4 bits") if four else "int8"
+    else:
+        named = ("quant_type", "weights_dtype", "weights", "format", "quant_algo", "bits", "fmt")
+        kind = next((config[name] for name in named if isinstance(config.get(name), str | int)), "")
+    return f"{method} {kind}".strip()
 
 
 def held_in(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -97,27 +132,43 @@ def load_part(part: Part, dtype: torch.dtype) -> Any:
     if not part.path.is_dir():
         raise ExportError(
             f"The source {part.folder} lacks the part {part.name}: its model_index.json names it,"
-            f" but there is no folder {part.path}; {_AGAIN}."
+            f" but there is no folder {part.path}; download the whole pipeline."
         )
-    try:
-        if part.is_network:
-            return _load_network(part, dtype)
-        if issubclass(part.cls, diffusers.SchedulerMixin):
-            _read_config(part.path / "scheduler_config.json")
-        elif not any(any(part.path.glob(pattern)) for pattern in _VOCABULARIES):
-            raise ExportError(
-                f"The folder {part.path} holds no vocabulary (tokenizer.json); {_AGAIN}."
-            )
-        cls: Any = part.cls
+    if part.is_network:
+        return _load_network(part, dtype)
+    if issubclass(part.cls, diffusers.SchedulerMixin):
+        _read_config(part.path / "scheduler_config.json")
+    elif not any(any(part.path.glob(pattern)) for pattern in _VOCABULARIES):
+        raise ExportError(
+            f"The folder {part.path} holds no vocabulary (tokenizer.json); download it again."
+        )
+    cls: Any = part.cls
+    with loading(part):
         return cls.from_pretrained(str(part.folder), subfolder=part.name, local_files_only=True)
+
+
+@contextmanager
+def loading(part: Part) -> Iterator[None]:
+    """Make one sentence of what diffusers and transformers raise when they load `part`."""
+    try:
+        yield
     except ExportError:
         raise
     except Exception as error:  # the libraries raise errors of any class
         if out_of_memory(error):
             raise
-        problem = None if part.is_network else sentencepiece_problem(part.folder)
-        sentence = f"The part {part.path} cannot be loaded: {plain(error)}; {_AGAIN}."
-        raise ExportError(problem or sentence) from error
+        if not part.is_network and (problem := sentencepiece_problem(part.folder)):
+            raise ExportError(problem) from error
+        name = part.cls.__module__.split(".")[0]
+        library = f"{name} {LIBRARIES[name].__version__}"
+        way_out = (
+            "install what it asks for"
+            if isinstance(error, ImportError)
+            else f"it is damaged, or not of a version that {library} reads; download it again"
+        )
+        raise ExportError(
+            f"The part {part.path} cannot be loaded: {plain(error)}; {way_out}."
+        ) from error
 
 
 def _load_network(part: Part, dtype: torch.dtype) -> nn.Module:
@@ -126,69 +177,105 @@ def _load_network(part: Part, dtype: torch.dtype) -> nn.Module:
     if _LEGACY not in (named, part.cls.__name__) and named != part.cls.__name__:
         raise ExportError(
             f"The part {part.path} is of class {named} by its config.json, and of class"
-            f" {part.cls.__name__} by the model_index.json above it; {_AGAIN}."
+            f" {part.cls.__name__} by the model_index.json above it; correct the wrong one."
         )
     names, variant = weights.choose((p.name for p in part.path.iterdir()), dtype)
     if not names:
-        raise ExportError(f"The folder {part.path} holds no weights (.safetensors); {_AGAIN}.")
+        there = sorted(p.name for p in part.path.iterdir() if weights.is_weights(p.name))
+        only = f" that can be read, but only {there[0]}" if there else ""
+        raise ExportError(
+            f"The folder {part.path} holds no weights{only}; download its .safetensors files."
+        )
     weights.check_whole(part.path, names)
     safe = names[0].endswith(".safetensors")
+    checkpoint = Checkpoint.open(part.path / name for name in names) if safe else Checkpoint({})
+    check_types(part, part.path / names[0], checkpoint)
+    with loading(part), weights.under_current_names(part.path, names) as path:
+        network, info = _from_pretrained(part, path, checkpoint, dtype, variant)
+    problem = difference(network, info, checkpoint)
+    if problem is None and (lost := checkpoint.scale(network, info["unexpected_keys"], dtype)):
+        problem = weights.surplus(lost)
+    if problem is not None:
+        raise ExportError(unfit(part, part.path / names[0], problem))
+    return network
+
+
+def _from_pretrained(
+    part: Part, path: Path, checkpoint: Checkpoint, dtype: torch.dtype, variant: str | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a network from the folder `path`, and return it with what its library says of it."""
     # The stored type is kept, so that the file is mapped. `store_weights_in` converts it later, one
     # tensor at a time. The VAE stays float32.
-    if safe and part.name != "vae":
-        dtype = weights.stored_dtype(part.path / names[0]) or dtype
+    if part.name != "vae":
+        dtype = checkpoint.stored_dtype or dtype
     options: dict[str, Any] = {}
     cls: Any = part.cls
-    if safe and issubclass(part.cls, diffusers.ModelMixin):
-        expected = weights.empty_like(cls, part.folder, part.name)
-        found = {k: v for name in names for k, v in weights.shapes(part.path / name).items()}
+    if not issubclass(part.cls, diffusers.ModelMixin):
+        options["ignore_mismatched_sizes"] = True  # `difference` reports them in one sentence
+    elif checkpoint.names:
+        expected = weights.shapes_of(weights.empty(cls, part.folder, part.name))
         # Only equal names are compared, because diffusers renames the tensors of older files.
-        _refuse(part, names, weights.misfit(expected, found, names=False))
-    elif not issubclass(part.cls, diffusers.ModelMixin):
-        options["ignore_mismatched_sizes"] = True  # `_difference` reports them in one sentence
-    network, info = cls.from_pretrained(
-        str(part.folder),
-        subfolder=part.name,
+        if problem := weights.misfit(expected, checkpoint.shapes, names=False):
+            raise ExportError(unfit(part, checkpoint.file, problem))
+    loaded: tuple[nn.Module, dict[str, Any]] = cls.from_pretrained(
+        str(path),
         dtype=dtype,
         variant=variant,
-        use_safetensors=safe,
+        use_safetensors=bool(checkpoint.names),
         local_files_only=True,
         output_loading_info=True,
         **options,
     )
-    _refuse(part, names, _difference(info, isinstance(network, diffusers.ModelMixin)))
-    loaded: nn.Module = network
     return loaded
 
 
-def _difference(info: dict[str, Any], strict: bool) -> str | None:
-    """Say what diffusers and transformers only log: weights that stay random, and unused layers."""
+def check_types(part: Part, file: Path, checkpoint: Checkpoint) -> None:
+    """Check that the weights of a part, in `file`, are not quantised in a way that is not known."""
+    if problem := checkpoint.problem():
+        raise ExportError(
+            f"The weights of the {part.cls.__name__} in {file} cannot be read: {problem}; give them"
+            " in float32, bfloat16, float16, or fp8 with at most one scale per tensor or row."
+        )
+
+
+def difference(network: nn.Module, info: dict[str, Any], checkpoint: Checkpoint) -> str | None:
+    """Say what diffusers and transformers only log: weights that stay random or are not used."""
     if mismatched := sorted(info["mismatched_keys"]):
         name, found, expected = mismatched[0]
         return weights.misfit({name: tuple(expected)}, {name: tuple(found)})
     if info["missing_keys"]:
         return weights.lacking(sorted(info["missing_keys"]))
-    parameters = [name for name in info["unexpected_keys"] if name.endswith((".weight", ".bias"))]
-    unused = sorted(name for name in parameters if strict or name.startswith(_ENCODER))
-    return weights.surplus(unused) if unused else None
+    more = set(info["unexpected_keys"]) - checkpoint.companions
+    more = {name for name in more if not is_unused(network, name)}
+    return weights.surplus(sorted(more)) if more else None
 
 
-def _refuse(part: Part, names: list[str], problem: str | None) -> None:
-    if problem is not None:
-        raise ExportError(
-            f"The weights {part.path / names[0]} do not fit {part.path / 'config.json'}:"
-            f" {problem}; {_AGAIN}."
-        )
+def is_unused(network: nn.Module, name: str) -> bool:
+    """Return whether a tensor that is not one of the network's is known not to be needed."""
+    if name in network.state_dict():
+        return False
+    computed = name in dict(network.named_buffers())  # by the model itself
+    return computed or (
+        not isinstance(network, diffusers.ModelMixin) and _UNUSED.fullmatch(name) is not None
+    )
+
+
+def unfit(part: Part, file: Path, problem: str) -> str:
+    """Say that the weights in `file` are not those of the part's configuration."""
+    return (
+        f"The weights {file} do not fit {part.path / 'config.json'}: {problem}; give the weights"
+        " and the configuration of one model."
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ExportError(f"The file {path} is missing; {_AGAIN}.")
+        raise ExportError(f"The file {path} is missing; {AGAIN}.")
     try:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ExportError(f"The file {path} cannot be read: {error}; {_AGAIN}.") from error
+        raise ExportError(f"The file {path} cannot be read: {error}; {AGAIN}.") from error
     if not isinstance(config, dict):
-        raise ExportError(f"The file {path} is not a configuration; {_AGAIN}.")
+        raise ExportError(f"The file {path} is not a configuration; {AGAIN}.")
     read: dict[str, Any] = config
     return read

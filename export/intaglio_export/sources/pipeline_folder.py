@@ -12,10 +12,18 @@ from typing import Any
 import diffusers
 import torch
 from torch import nn
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from intaglio_export.adapters import ADAPTERS, Adapter, adapter_for
 from intaglio_export.errors import ExportError, usage_error
-from intaglio_export.sources.parts import Part, check_class, held_in, load_part, part_class
+from intaglio_export.sources.parts import (
+    Part,
+    check_class,
+    check_unquantised,
+    held_in,
+    load_part,
+    part_class,
+)
 
 INDEX = "model_index.json"
 SETTINGS = "settings.json"
@@ -24,12 +32,16 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """A folder whose index was read, with the adapter of its class and the exported parts."""
+    """A folder whose index was read, with the adapter of its class and the exported parts.
+
+    The parts in `optional` are left out if their folders do not exist.
+    """
 
     path: Path
     adapter: type[Adapter]
     index: dict[str, Any]
     parts: dict[str, Part]
+    optional: frozenset[str] = frozenset()
 
     @property
     def pipeline_class(self) -> Any:
@@ -62,17 +74,26 @@ def open_folder(path: Path, text_encoders: str = "all") -> PipelineFolder:
                 " leave the option out."
             )
         index |= dict.fromkeys(optional)
+    texts = _with_tokenizers(adapter.text_encoders)
+    spared = frozenset(texts if text_encoders == "none" else ())
     parts = {}
-    for name in ("transformer", "vae", "scheduler", *_with_tokenizers(adapter.text_encoders)):
+    for name in ("transformer", "vae", "scheduler", *texts):
         entry = index.get(name)
         if isinstance(entry, list) and len(entry) == 2 and all(isinstance(x, str) for x in entry):
             parts[name] = Part(path, name, part_class(path, name, entry))
-        elif not (name in optional and all(_is_null(index.get(other)) for other in optional)):
+        elif name not in spared and not (
+            name in optional and all(_is_null(index.get(other)) for other in optional)
+        ):
             raise ExportError(
                 f"The source {path} has no {name}: its {INDEX} does not name one, and a"
-                f" {index['_class_name']} needs it; give a complete pipeline."
+                f" {index['_class_name']} needs it; give a complete pipeline"
+                + (
+                    ", or leave out its text encoders with --text-encoders none."
+                    if name in texts
+                    else "."
+                )
             )
-    return PipelineFolder(path, adapter, index, parts)
+    return PipelineFolder(path, adapter, index, parts, spared)
 
 
 def load_pipeline(folder: PipelineFolder, dtype: torch.dtype, given: dict[str, Any]) -> Any:
@@ -82,28 +103,70 @@ def load_pipeline(folder: PipelineFolder, dtype: torch.dtype, given: dict[str, A
         ExportError: a part cannot be loaded, or has a class that the pipeline does not accept.
     """
     parts = dict(given)
-    for name, part in folder.parts.items():
+    wanted = _present(folder, given)
+    for name, part in wanted.items():
+        if part.is_network and name not in parts:
+            check_unquantised(part)
+    for name, part in wanted.items():
         if name not in parts:
             parts[name] = load_part(part, held_in(name, dtype))
         if part.is_network:
             check_class(part, parts[name], folder.pipeline_class)
-    _check_vocabularies(folder, parts)
+            _check_filled(part, parts[name])
+    for name in folder.adapter.text_encoders:
+        if name in parts:
+            _match_tokenizer(folder, name, parts[name].config, parts[_tokenizer(name)])
     arguments = inspect.signature(folder.pipeline_class).parameters
     absent = {name: None for name, a in arguments.items() if a.default is a.empty}
     flags = {k: v for k, v in folder.index.items() if k in arguments and not isinstance(v, list)}
     return folder.pipeline_class(**absent | flags | parts)
 
 
-def _check_vocabularies(folder: PipelineFolder, parts: dict[str, Any]) -> None:
-    """Check that every token of a tokenizer has an embedding in its encoder."""
-    for name in folder.adapter.text_encoders:
-        tokenizer = name.replace("text_encoder", "tokenizer")
-        if name in parts and len(parts[tokenizer]) > (rows := parts[name].config.vocab_size):
-            raise ExportError(
-                f"The source {folder.path} has a {tokenizer} with {len(parts[tokenizer])} tokens"
-                f" and a {name} that knows {rows}: they are not of the same pipeline; give a"
-                " complete pipeline."
-            )
+def _present(folder: PipelineFolder, given: dict[str, Any]) -> dict[str, Part]:
+    """Return the parts without optional ones that are not there: an encoder needs its tokenizer."""
+    there = {
+        name
+        for name, part in folder.parts.items()
+        if name in given or name not in folder.optional or part.path.is_dir()
+    }
+    lonely = {
+        other
+        for name in folder.adapter.text_encoders
+        for other in (name, _tokenizer(name))
+        if not {name, _tokenizer(name)} <= there
+    }
+    return {name: folder.parts[name] for name in folder.parts if name in there - lonely}
+
+
+def _check_filled(part: Part, network: nn.Module) -> None:
+    """Check that a network has a value for each of its tensors."""
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    if empty := sorted(name for name, tensor in tensors if tensor.is_meta):
+        raise ExportError(
+            f"The part {part.name} of {part.folder} was loaded without a value for {empty[0]};"
+            " its weights and its config.json are not of one model."
+        )
+
+
+def _match_tokenizer(folder: PipelineFolder, name: str, encoder: Any, tokenizer: Any) -> None:
+    """Check that the encoder knows every token, and as many tokens at once as the tokenizer makes.
+
+    A tokenizer without a limit gets that of the encoder.
+    """
+    if len(tokenizer) > (rows := encoder.vocab_size):
+        raise ExportError(
+            f"The source {folder.path} has a {_tokenizer(name)} with {len(tokenizer)} tokens"
+            f" and a {name} that knows {rows}: they are not of the same pipeline; give a"
+            " complete pipeline."
+        )
+    if not isinstance(limit := tokenizer.model_max_length, int | float):
+        raise ExportError(
+            f"The {_tokenizer(name)} of {folder.path} has the model_max_length {limit!r}, which is"
+            " not a number; correct its tokenizer_config.json."
+        )
+    positions = getattr(encoder, "max_position_embeddings", None)
+    if positions is not None and limit > LARGE_INTEGER:
+        tokenizer.model_max_length = positions
 
 
 def freeze(pipeline: Any) -> None:
@@ -127,8 +190,11 @@ def license_of(folder: Path) -> str | None:
 
 
 def _with_tokenizers(encoders: tuple[str, ...]) -> list[str]:
-    tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders]
-    return [*encoders, *tokenizers]
+    return [*encoders, *map(_tokenizer, encoders)]
+
+
+def _tokenizer(encoder: str) -> str:
+    return encoder.replace("text_encoder", "tokenizer")
 
 
 def _is_null(entry: Any) -> bool:

@@ -9,61 +9,58 @@ import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from safetensors import safe_open
+from torch import nn
 
 from intaglio_export.errors import ExportError
 from intaglio_export.sources import weights
-from intaglio_export.sources.messages import out_of_memory, plain
-from intaglio_export.sources.parts import Part
+from intaglio_export.sources.checkpoint import Checkpoint
+from intaglio_export.sources.parts import Part, check_types, held_in, is_unused
 from intaglio_export.sources.pipeline_folder import PipelineFolder, load_pipeline
+from intaglio_export.support.messages import out_of_memory, plain
 
-_TRANSFORMER = "model.diffusion_model."
+# What stands before the name of a transformer's block is the prefix of the whole transformer, such
+# as "model.diffusion_model." (ComfyUI), "transformer." (diffusers) or "module." (torch).
+_BLOCK = re.compile(
+    r"(?P<prefix>(?:.*?\.)?)(?:double_blocks|joint_blocks|(?:single_)?transformer_blocks)\.\d+\."
+)
+_DIFFUSERS = ("transformer_blocks.", "single_transformer_blocks.")
 _VAE = ("first_stage_model.", "vae.")
 _ENCODERS = "text_encoders."
-# Names of weights, and of what quantized checkpoints store beside them.
-_WEIGHT = re.compile(r"(weight|bias|scale|scaled_fp8|absmax|quant_map|quant_state.*)$")
+_LORA = re.compile(r"\.lora_(?:A|B|up|down)\.|\.hada_w|\.lokr_w")
+# What ComfyUI writes beside the text encoders, and a noise schedule, which the pipeline has.
+_UNUSED = re.compile(
+    r"text_encoders\.\w+\.(?:logit_scale|text_projection|spiece_model)|(?:.*\.)?(?:log_)?sigmas"
+)
 
 
 def held_parts(file: Path, folder: PipelineFolder) -> frozenset[str]:
     """Return the parts of the pipeline whose weights are in `file`, by its header.
 
     Raises:
-        ExportError: the file is cut short, or diffusers cannot read single files of this family.
+        ExportError: the file is cut short, no part of the pipeline has one of its tensors, or
+            diffusers cannot read single files of this family.
     """
-    if folder.parts["transformer"].cls.__name__ not in SINGLE_FILE_LOADABLE_CLASSES:
-        raise ExportError(
-            f"diffusers cannot read a single file such as {file} for {folder.adapter.family}"
-            " models; give a diffusers folder or a Hub name."
-        )
-    keys = weights.shapes(file)
-    held = {"transformer"}
-    if any(key.startswith(_VAE) for key in keys):
-        held.add("vae")
-    clips = iter(("clip_l.", "clip_g."))
-    for name in folder.adapter.text_encoders:
-        if (part := folder.parts.get(name)) is None:
-            continue
-        kind = "t5xxl." if _is_t5(part) else next(clips)
-        if any(key.startswith(f"{_ENCODERS}{kind}") for key in keys):
-            held.add(name)
-    return frozenset(held)
+    return frozenset(_held(file, folder))
 
 
-def load_single_file(
-    file: Path, folder: PipelineFolder, held: frozenset[str], dtype: torch.dtype
-) -> Any:
-    """Load the pipeline of `folder` with the parts `held` from `file`, converted by diffusers.
+def load_single_file(file: Path, folder: PipelineFolder, dtype: torch.dtype) -> Any:
+    """Load the pipeline of `folder` with the parts that `file` holds, converted by diffusers.
 
     Raises:
         ExportError: the weights in the file do not fit the folder's configuration.
     """
-    given = {"transformer": _transformer(file, folder.parts["transformer"], dtype)}
-    if "vae" in held:
-        given["vae"] = _vae(file, folder.parts["vae"])
-    return load_pipeline(folder, dtype, given | _encoders(file, folder, held, dtype))
+    held = _held(file, folder)
+    for name, checkpoint in held.items():
+        check_types(folder.parts[name], file, checkpoint)
+    given = {
+        name: _load(file, folder.parts[name], checkpoint, held_in(name, dtype))
+        for name, checkpoint in held.items()
+    }
+    return load_pipeline(folder, dtype, given)
 
 
 def license_in(file: Path) -> str | None:
@@ -72,48 +69,97 @@ def license_in(file: Path) -> str | None:
         return (opened.metadata() or {}).get("modelspec.license")
 
 
-def _read(file: Path, prefixes: tuple[str, ...] | None) -> dict[str, torch.Tensor]:
-    """Read the tensors under `prefixes`, or those of a transformer if that is None."""
-    with safe_open(file, "pt") as opened:
-        keys = list(opened.keys())
-        if prefixes is None and any(key.startswith(_TRANSFORMER) for key in keys):
-            prefixes = (_TRANSFORMER,)
-        if prefixes is None:
-            keys = [key for key in keys if not key.startswith((*_VAE, _ENCODERS))]
-        else:
-            keys = [key for key in keys if key.startswith(prefixes)]
-        return {key: opened.get_tensor(key) for key in keys}
+def _held(file: Path, folder: PipelineFolder) -> dict[str, Checkpoint]:
+    """Return what `file` holds of each part, under names without their prefixes."""
+    transformer = folder.parts["transformer"]
+    if transformer.cls.__name__ not in SINGLE_FILE_LOADABLE_CLASSES:
+        raise ExportError(
+            f"diffusers cannot read a single file such as {file} for {folder.adapter.family}"
+            " models; give a diffusers folder or a Hub name."
+        )
+    whole = Checkpoint.open([file]).without(lambda name: _UNUSED.fullmatch(name) is not None)
+    beside = whole.without(lambda name: name.startswith((*_VAE, _ENCODERS)))
+    prefixes = {"transformer": [_prefix(file, transformer, beside.names)], "vae": [*_VAE]}
+    prefixes |= {name: [prefix] for name, prefix in _encoder_prefixes(folder).items()}
+    held: dict[str, Checkpoint] = {}
+    left = set(whole.names)
+    for name, starts in prefixes.items():
+        for prefix in starts:
+            found = (beside if name == "transformer" else whole).under(prefix)
+            if name == "transformer" or found.names:
+                held[name] = found
+                left -= {prefix + key for key in found.names}
+    if set(folder.adapter.text_encoders) - folder.parts.keys():  # --text-encoders leaves some out
+        left = {name for name in left if not name.startswith(_ENCODERS)}
+    if left:
+        raise ExportError(_unlike(file, transformer, f"it holds more ({min(left)})"))
+    return held
 
 
-def _transformer(file: Path, part: Part, dtype: torch.dtype) -> Any:
-    expected = weights.empty_like(part.cls, part.folder, part.name)
-    state = _read(file, None)
-    if state.keys() != expected.keys():
-        state = converted(file, part, state)
+def _prefix(file: Path, part: Part, names: set[str]) -> str:
+    """Return what stands before the names of the transformer's tensors."""
+    if any(_LORA.search(name) for name in names):
+        raise ExportError(
+            f"The file {file} is a LoRA, not a model; give the model that it was trained on, and"
+            " the file with --lora."
+        )
+    prefixes = sorted({block["prefix"] for block in map(_BLOCK.match, names) if block})
+    if not prefixes:
+        why = "it has no blocks of such a model" + (f", but {min(names)}" if names else "")
+        raise ExportError(_unlike(file, part, why, "give a file that holds the transformer"))
+    if len(prefixes) > 1:
+        both = " and ".join(map(repr, prefixes[:2]))
+        raise ExportError(
+            f"The file {file} holds several transformers, whose names start with {both}; give a"
+            " file that holds one."
+        )
+    return prefixes[0]
+
+
+def _encoder_prefixes(folder: PipelineFolder) -> dict[str, str]:
+    """Return the prefix of each text encoder in files that ComfyUI wrote."""
+    clips = iter(("clip_l", "clip_g"))
+    present = [folder.parts[n] for n in folder.adapter.text_encoders if n in folder.parts]
+    kinds = {part.name: "t5xxl" if _is_t5(part) else next(clips) for part in present}
+    return {name: f"{_ENCODERS}{kind}.transformer." for name, kind in kinds.items()}
+
+
+def _load(file: Path, part: Part, checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """Make the network of the part's configuration with tensors of the file, as they are stored."""
+    network = weights.empty(part.cls, part.folder, part.name)
+    expected = weights.shapes_of(network)
+    state = checkpoint.read(dtype)
+    if not isinstance(network, diffusers.ModelMixin):
+        state = _encoder(part, network, state)
+    elif state.keys() != expected.keys():
+        state = converted(file, part, state, dict(network.config))
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if problem := weights.misfit(expected, found):
         raise ExportError(_unlike(file, part, problem))
-    cls: Any = part.cls
-    return cls.from_single_file(
-        state,
-        config=str(part.folder),
-        subfolder=part.name,
-        local_files_only=True,
-        dtype=weights.stored_dtype(file) or dtype,
-    )
+    if part.name == "vae":
+        state = {name: tensor.float() for name, tensor in state.items()}
+    network.load_state_dict(state, assign=True)
+    if not isinstance(network, diffusers.ModelMixin):
+        network.tie_weights()  # type: ignore[operator]
+    return network
 
 
-def converted(file: Path, part: Part, state: dict[str, Any]) -> dict[str, Any]:
-    """Convert a transformer to diffusers' format. The converter removes tensors from `state`.
+def converted(
+    file: Path, part: Part, state: dict[str, Any], config: dict[str, Any]
+) -> dict[str, Any]:
+    """Convert a transformer or a VAE to diffusers' format. This removes tensors from `state`.
 
     Raises:
-        ExportError: `state`, read from `file`, is not exactly a transformer of that class.
+        ExportError: `state`, read from `file`, is not exactly such a network.
     """
-    if any(key.startswith(("transformer_blocks.", "single_transformer_blocks.")) for key in state):
+    if any(key.startswith(_DIFFUSERS) for key in state):
         return state  # the names are diffusers', but some are missing
+    known = SINGLE_FILE_LOADABLE_CLASSES.get(part.cls.__name__)
+    if known is None:
+        way_out = "take its tensors out of the file, so that the one of --config is used"
+        raise ExportError(_unlike(file, part, "diffusers cannot convert it", way_out))
     try:
-        convert = SINGLE_FILE_LOADABLE_CLASSES[part.cls.__name__]["checkpoint_mapping_fn"]
-        made: dict[str, Any] = convert(checkpoint=state)
+        made: dict[str, Any] = known["checkpoint_mapping_fn"](checkpoint=state, config=config)
     except KeyError as error:
         raise ExportError(_unlike(file, part, f"it lacks {error.args[0]}")) from error
     except IndexError as error:
@@ -122,77 +168,36 @@ def converted(file: Path, part: Part, state: dict[str, Any]) -> dict[str, Any]:
         if out_of_memory(error):
             raise
         raise ExportError(_unlike(file, part, plain(error))) from error
-    if left := sorted(key for key in state if _WEIGHT.search(key)):
-        quantized = any("scale" in key or "absmax" in key for key in left)
-        why = "it is quantized" if quantized else "it holds more than such a model"
-        raise ExportError(_unlike(file, part, f"{why} ({left[0]})"))
+    # The converter of VAEs leaves the tensors in `state` that it used; they share their memory.
+    used = {tensor.data_ptr() for tensor in made.values()}
+    if left := sorted(name for name, tensor in state.items() if tensor.data_ptr() not in used):
+        raise ExportError(_unlike(file, part, f"it holds more than such a model ({left[0]})"))
     return made
 
 
-def _vae(file: Path, part: Part) -> Any:
-    try:
-        vae = AutoencoderKL.from_single_file(
-            _read(file, _VAE),
-            config=str(part.folder),
-            subfolder=part.name,
-            local_files_only=True,
-            dtype=torch.float32,
-        )
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise ExportError(_unlike(file, part, plain(error))) from error
-    return _complete(file, part, vae)
-
-
-def _encoders(
-    file: Path, folder: PipelineFolder, held: frozenset[str], dtype: torch.dtype
-) -> dict[str, Any]:
-    """Load the text encoders that the file holds."""
-    from diffusers.loaders import single_file_utils
-
-    encoders = {}
-    for name in sorted(held & folder.parts.keys()):
-        if not name.startswith("text_encoder"):
-            continue
-        part = folder.parts[name]
-        load = (
-            single_file_utils.create_diffusers_t5_model_from_checkpoint
-            if _is_t5(part)
-            else single_file_utils.create_diffusers_clip_model_from_ldm
-        )
-        try:
-            encoder = load(
-                part.cls,
-                _read(file, (f"{_ENCODERS}t5" if _is_t5(part) else f"{_ENCODERS}clip",)),
-                subfolder=name,
-                config=str(folder.path),
-                torch_dtype=dtype,
-                local_files_only=True,
-            )
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            raise ExportError(_unlike(file, part, plain(error))) from error
-        encoders[name] = _complete(file, part, encoder)
-    return encoders
+def _encoder(part: Part, network: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """Give the tensors of a text encoder the names that transformers has for them."""
+    if not hasattr(network, "text_model"):
+        state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+    for copy, original in dict(getattr(network, "_tied_weights_keys", None) or {}).items():
+        if {copy, original} & state.keys():
+            state[original] = state.get(original, state.get(copy))
+            state[copy] = state[original]
+    if "text_projection.weight" in weights.shapes_of(network) and part.name == "text_encoder":
+        # SD3 takes the pooled output of CLIP-L before its projection. diffusers does this too.
+        width = network.config.hidden_size  # type: ignore[union-attr]
+        state["text_projection.weight"] = torch.eye(width)  # type: ignore[arg-type]
+    return {name: tensor for name, tensor in state.items() if not is_unused(network, name)}
 
 
 def _is_t5(part: Part) -> bool:
     return part.cls.__name__.startswith("T5")
 
 
-def _complete(file: Path, part: Part, network: Any) -> Any:
-    """Return `network` if the file held all of it; diffusers leaves other tensors empty."""
-    empty = sorted(name for name, tensor in network.state_dict().items() if tensor.is_meta)
-    if empty:
-        raise ExportError(_unlike(file, part, weights.lacking(empty)))
-    return network
-
-
-def _unlike(file: Path, part: Part, why: str) -> str:
+def _unlike(
+    file: Path, part: Part, why: str, way_out: str = "give the model's own folder with --config"
+) -> str:
     return (
         f"The file {file} does not hold the {part.cls.__name__} that"
-        f" {part.path / 'config.json'} describes: {why}; give the model's own"
-        " folder with --config."
+        f" {part.path / 'config.json'} describes: {why}; {way_out}."
     )

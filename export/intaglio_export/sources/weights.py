@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from intaglio_export.errors import ExportError
-from intaglio_export.sources.messages import sizes
+from intaglio_export.support.messages import plain, sizes
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?"
-    r"(?:-\d{5}-of-\d{5})?\.(?P<kind>safetensors|bin)"
+    r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?"
+    r"(?:-\d{5}-of-\d{5}(?:\.(?P<late>\w+))?)?\.(?P<kind>safetensors|bin)"
 )
 # How file names show that the weights are stored in this type.
 _VARIANTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Types of 16 bits or more, in the words of .safetensors.
+STORED = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 _LFS = b"version https://git-lfs"
 AGAIN = "download it again"
 
 
 def is_weights(name: str) -> bool:
-    """Return whether a file of that name holds weights in any format that diffusers knows."""
-    return name.endswith((".safetensors", ".bin", ".msgpack", ".onnx", ".pb", ".pt", ".h5"))
+    """Return whether a file of that name holds weights in any format that people publish."""
+    return name.endswith(
+        (".safetensors", ".bin", ".gguf", ".msgpack", ".onnx", ".pb", ".pt", ".h5")
+    )
 
 
 def choose(names: Iterable[str], dtype: torch.dtype) -> tuple[list[str], str | None]:
@@ -41,7 +54,8 @@ def choose(names: Iterable[str], dtype: torch.dtype) -> tuple[list[str], str | N
     sets: dict[tuple[str, str | None], list[str]] = {}
     for name in sorted(names):
         if match := _WEIGHTS.fullmatch(name):
-            sets.setdefault((match["kind"], match["variant"]), []).append(name)
+            variant = match["variant"] or match["late"]
+            sets.setdefault((match["kind"], variant), []).append(name)
     order = [_VARIANTS.get(dtype), None]
 
     def rank(key: tuple[str, str | None]) -> tuple[bool, int]:
@@ -53,13 +67,18 @@ def choose(names: Iterable[str], dtype: torch.dtype) -> tuple[list[str], str | N
     return sets[best], best[1]
 
 
-def index_of(name: str) -> str:
-    """Return the name of the index that belongs to `name`, a weight file of several."""
+def indices_of(name: str) -> list[str]:
+    """Return the names that the index of `name`, a weight file of several, may have.
+
+    The first is today's name, and the other one is of files whose variant follows the number.
+    """
     match = _WEIGHTS.fullmatch(name)
     assert match is not None
-    stem = name.split(".", 1)[0].split("-", 1)[0]
-    variant = f".{match['variant']}" if match["variant"] else ""
-    return f"{stem}.{match['kind']}.index{variant}.json"
+    variant = match["variant"] or match["late"]
+    files = f"{match['stem']}.{match['kind']}"
+    if variant is None:
+        return [f"{files}.index.json"]
+    return [f"{files}.index.{variant}.json", f"{files}.{variant}.index.json"]
 
 
 def check_whole(folder: Path, names: list[str]) -> None:
@@ -68,15 +87,39 @@ def check_whole(folder: Path, names: list[str]) -> None:
     Raises:
         ExportError: a file is missing or cut short.
     """
-    if index := next((folder / index_of(name) for name in names if "-of-" in name), None):
-        listed = set(_read_index(index).values())
+    if sharded := next((name for name in names if "-of-" in name), None):
+        listed = set(_read_index(_index(folder, sharded)).values())
         if absent := sorted(listed - set(names)):
             raise ExportError(
                 f"The file {folder / absent[0]}, one of {len(listed)}, is missing; {AGAIN}."
             )
     for name in names:
         if name.endswith(".safetensors"):
-            shapes(folder / name)
+            header(folder / name)
+
+
+@contextmanager
+def under_current_names(folder: Path, names: list[str]) -> Iterator[Path]:
+    """Yield a folder with the weight files of a part, in which their index has today's name.
+
+    diffusers finds an older name only if no folder above has a dot in its name, and transformers
+    does not find it at all.
+    """
+    sharded = next((name for name in names if "-of-" in name), None)
+    index = _index(folder, sharded) if sharded else None
+    if sharded is None or index is None or index.name == indices_of(sharded)[0]:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as made:
+        for file in folder.iterdir():
+            (Path(made) / file.name).symlink_to(file.absolute())
+        (Path(made) / indices_of(sharded)[0]).symlink_to(index.absolute())
+        yield Path(made)
+
+
+def _index(folder: Path, name: str) -> Path:
+    paths = [folder / index for index in indices_of(name)]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -87,15 +130,35 @@ def _read_index(path: Path) -> dict[str, str]:
     return found
 
 
-def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of all tensors from the header of a .safetensors file.
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor is stored, and its type and shape there."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def read(self) -> torch.Tensor:
+        """Return the tensor; its memory is a mapped part of the file."""
+        with safe_open(self.file, "pt") as file:
+            tensor: torch.Tensor = file.get_tensor(self.name)
+        return tensor
+
+
+def header(path: Path) -> dict[str, Stored]:
+    """Read what the header of a .safetensors file says of its tensors, by name.
 
     Raises:
         ExportError: the file is cut short or is not a .safetensors file.
     """
     try:
         with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: Stored(path, name, found.get_dtype(), tuple(found.get_shape()))
+                for name, found in slices.items()
+            }
     except OSError as error:
         raise ExportError(f"The file {path} cannot be read: {error.strerror or error}.") from error
     except SafetensorError as error:
@@ -109,13 +172,13 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ExportError(f"The file {path} {what}.") from error
 
 
-def stored_dtype(path: Path) -> torch.dtype | None:
-    """Return the type of the first floating-point tensor in a .safetensors file."""
-    with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 (it has no other way to be iterated)
-            if dtype := _STORED.get(file.get_slice(name).get_dtype()):
-                return dtype
-    return None
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of all tensors from the header of a .safetensors file.
+
+    Raises:
+        ExportError: the file is cut short or is not a .safetensors file.
+    """
+    return {name: stored.shape for name, stored in header(path).items()}
 
 
 def misfit(expected: Shapes, found: Shapes, *, names: bool = True) -> str | None:
@@ -147,22 +210,30 @@ def _others(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def empty_like(cls: Any, folder: Path, subfolder: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a diffusers model of the configuration in the folder.
+def empty(cls: Any, folder: Path, subfolder: str) -> nn.Module:
+    """Return a network of the configuration in the folder whose tensors have no values.
 
     Raises:
         ExportError: there is no model of that configuration.
     """
     from accelerate import init_empty_weights
 
+    where = {"subfolder": subfolder, "local_files_only": True}
     try:
-        config = cls.load_config(str(folder), subfolder=subfolder, local_files_only=True)
+        if issubclass(cls, diffusers.ModelMixin):
+            config, make = cls.load_config(str(folder), **where), cls.from_config
+        else:
+            config, make = cls.config_class.from_pretrained(str(folder), **where), cls
         with init_empty_weights():
-            model = cls.from_config(config)
+            made: nn.Module = make(config)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ExportError(
             f"The file {folder / subfolder / 'config.json'} does not describe the class"
-            f" {cls.__name__} ({reason}): a field of it is missing or wrong; {AGAIN}."
+            f" {cls.__name__} ({plain(error)}): a field of it is missing or wrong; {AGAIN}."
         ) from error
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return made
+
+
+def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of a network's tensors."""
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

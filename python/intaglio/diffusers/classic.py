@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -23,6 +24,7 @@ from intaglio.torch_reference.guidance import term
 
 Pair = tuple[float, float]
 CALL_NAME = HOOK + "_call"
+_CALLBACKS = (PipelineCallback, MultiPipelineCallbacks)
 # Attribute of the class of a pipeline that has guidance.
 _ATTRIBUTE = "_detail_guidance"
 
@@ -118,7 +120,11 @@ def _guided_class(plain: type, applied: AppliedGuidance) -> type:
 
     @wraps(plain.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with applied._run(self):
+        with applied._run(self) as run:
+            callback = kwargs.get("callback_on_step_end")
+            # diffusers' own callbacks run no pipeline, and it knows them by their class.
+            if run and callback and not isinstance(callback, _CALLBACKS):
+                kwargs["callback_on_step_end"] = run.without_guidance(callback)
             return plain.__call__(self, *args, **kwargs)
 
     names = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
@@ -142,6 +148,16 @@ class _Run(ABC):
         self._handle.remove()
         self._prefix.detach()
         self._prefix.forget()
+
+    def without_guidance(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """Let a callback of the pipeline run other pipelines of the same transformer."""
+
+        @wraps(callback)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._prefix.paused():
+                return callback(*args, **kwargs)
+
+        return call
 
     @abstractmethod
     def _addition(self, kwargs: dict[str, Any], prediction: torch.Tensor) -> torch.Tensor | None:

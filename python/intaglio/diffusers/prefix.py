@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
@@ -49,6 +50,15 @@ class SharedPrefix:
     def in_use_here(self) -> bool:
         """Whether the current pass is of the thread that attached this; others are left alone."""
         return self._thread == get_ident()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the passes of this thread alone, too."""
+        thread, self._thread = self._thread, 0
+        try:
+            yield
+        finally:
+            self._thread = thread
 
     def check(self, transformer: nn.Module) -> None:
         """Raise TypeError for an unknown transformer, and ValueError for one that is compiled or

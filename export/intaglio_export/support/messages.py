@@ -16,12 +16,13 @@ _SIZES = re.compile(
     r" the shape in current model is torch\.Size\(\[(.*?)\]\)"
 )
 _LONGEST = 200
+_QUOTES = "'\"`"
 
 
 def plain(error: BaseException) -> str:
-    """Return the sentences of `error` before any advice, or else the name of its class.
+    """Return the sentences of `error` before any advice, without a full stop at their end.
 
-    The text has no full stop at its end.
+    If it begins with advice, return what stands before that, or else its class.
     """
     text = " ".join(str(error).split())
     if match := _SIZES.search(text):
@@ -29,7 +30,11 @@ def plain(error: BaseException) -> str:
         return sizes(name, found.split(", "), expected.split(", "))
     sentences = re.split(r"(?<=[.!?])\s+", text)
     kept = " ".join(takewhile(lambda sentence: not _ADVICE.search(sentence), sentences))
-    return kept[:_LONGEST].rstrip(" .:") or type(error).__name__
+    kept = (kept or _ADVICE.split(text)[0])[:_LONGEST].rstrip(" .,:;(`'")
+    kind = type(error).__name__
+    if not kept:
+        return f"{kind} without a reason"
+    return kept if " " in kept else f"{kind} ({kept.strip(_QUOTES)})"
 
 
 def sizes(name: str, found: Iterable[object], expected: Iterable[object]) -> str:

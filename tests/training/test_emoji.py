@@ -1,0 +1,201 @@
+"""The training program of the emoji model, end to end for a few steps on drawn shapes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image, ImageDraw
+
+from models.training import flow, pipeline_folder, state, text
+from models.training.emoji import autoencoder, pictures, train, watch
+from models.training.emoji.examples import Examples
+from tests.training.conftest import load
+
+pytestmark = pytest.mark.exports
+
+
+def shapes(work: Path) -> None:
+    """Write the pictures of a run: coloured ellipses, some of which are held out."""
+    emoji, images = [], []
+    for i in range(30):
+        image = Image.new("RGBA", (64, 64))
+        ImageDraw.Draw(image).ellipse(
+            (8 + i % 9, 8, 55, 55 - i % 7), f"hsl({37 * i % 360},80%,50%)"
+        )
+        images.append(np.asarray(image))
+        style = pictures.STYLES[i % 3]
+        emoji.append(pictures.Emoji(f"ball {i // 3}", "objects", "shapes", "", style))
+    work.mkdir(parents=True)
+    np.save(work / "pictures.npy", np.stack(images))
+    (work / "pictures.json").write_text(json.dumps([asdict(one) for one in emoji]))
+
+
+def arguments(base: Path, *more: str) -> list[str]:
+    options = {
+        "out": base / "model",
+        "work": base / "work",
+        "text-steps": 2,
+        "vae-steps": 2,
+        "vae-batch": 4,
+        "batch": 4,
+        "width": 64,
+        "blocks": 3,
+        "threads": 1,
+        "watch-steps": 2,
+        "sheet-steps": 1000,
+        "milestone-steps": 1000,
+    }
+    return [*(word for name, value in options.items() for word in (f"--{name}", str(value))), *more]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps with its exported pipeline."""
+    base = tmp_path_factory.mktemp("emoji")
+    shapes(base / "work")
+    assert train.main(arguments(base, "--steps", "2")) == 0
+    assert train.main(arguments(base, "--export-only")) == 0
+    return base
+
+
+@pytest.fixture
+def run_folder(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def steps(path: Path) -> list[int]:
+    with path.open() as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+def test_folder_is_a_diffusers_pipeline_without_qk_norm(trained: Path) -> None:
+    made = load(trained / "model")
+    assert made.vae_scale_factor == 4
+    assert made.tokenizer_max_length == 24
+    assert made.transformer.config.qk_norm is None
+    made(
+        "a red ball, flat",
+        height=64,
+        width=64,
+        num_inference_steps=2,
+        max_sequence_length=text.MAX_SEQUENCE_LENGTH,
+    ).images[0].verify()
+    files = (trained / "model").rglob("*.safetensors")
+    assert {path.parent.name for path in files} >= {"transformer", "vae", "text_encoder"}
+
+
+def test_the_default_sizes_are_those_of_the_issue() -> None:
+    args = train.parse([])
+    with torch.device("meta"):
+        model = flow.build_transformer(args.width, args.blocks, latent_channels=8)
+    assert len(model.transformer_blocks) >= 12
+    assert model.inner_dim >= 192
+
+
+@pytest.fixture
+def stops_itself() -> Iterator[None]:
+    """Sends SIGTERM to this process after a second; the handler before must be there after."""
+    before = signal.getsignal(signal.SIGTERM)
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    yield
+    timer.cancel()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.usefixtures("stops_itself")
+def test_sigterm_saves_a_checkpoint_and_the_next_run_continues(run_folder: Path) -> None:
+    assert train.main(arguments(run_folder)) == 0
+    stopped = torch.load(state.checkpoints(run_folder / "work")[0], weights_only=True)["step"]
+    assert stopped > 2
+    assert train.main(arguments(run_folder, "--steps", str(stopped + 1))) == 0
+    assert train.Run(train.parse(arguments(run_folder))).step == stopped + 1
+    seen = steps(run_folder / "work/activations.csv")
+    assert seen == sorted(seen)
+    assert len(state.checkpoints(run_folder / "work")) == state.KEPT
+
+
+def test_a_stopped_autoencoder_continues(tmp_path: Path) -> None:
+    """Interrupted after one step of three, it has the same weights as in one go."""
+    shapes(tmp_path / "work")
+    examples = Examples.of(pictures.load(tmp_path / "work"))
+    cpu, draw = torch.device("cpu"), examples.pixels
+    whole = autoencoder.Training(3, cpu, tmp_path / "whole.pt")
+    assert autoencoder.train(draw, whole, 2, 60.0, []) is not None
+    first = autoencoder.Training(3, cpu, tmp_path / "parts.pt")
+    assert autoencoder.train(draw, first, 2, 60.0, [signal.SIGTERM]) is None
+    second = autoencoder.Training(3, cpu, tmp_path / "parts.pt")
+    assert second.step == 1
+    assert autoencoder.train(draw, second, 2, 60.0, []) is not None
+    for a, b in zip(whole.average.parameters(), second.average.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_broken_checkpoint_is_passed_over(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = run_folder / "work"
+    whole = state.checkpoints(work)[0].read_bytes()
+    (work / "checkpoint-00000009.pt").write_bytes(whole[: len(whole) // 2])
+    assert train.Run(train.parse(arguments(run_folder))).step == 2
+    assert "checkpoint-00000009.pt cannot be read" in capsys.readouterr().err
+
+
+def test_training_continues_from_the_shipped_folder(run_folder: Path) -> None:
+    work = run_folder / "work"
+    before = AutoencoderKL.from_pretrained(work / "vae")
+    shutil.rmtree(work)
+    shapes(work)
+    # An autoencoder that is trained anew would take three steps now.
+    assert train.main(arguments(run_folder, "--steps", "4", "--vae-steps", "3")) == 0
+    assert train.Run(train.parse(arguments(run_folder))).step == 4
+    after = AutoencoderKL.from_pretrained(work / "vae")
+    for a, b in zip(before.parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert after.config.scaling_factor == before.config.scaling_factor
+
+
+def test_logged_activations_are_those_of_the_blocks(trained: Path) -> None:
+    """The same inputs through diffusers' own model, with all zero rows, and torch's hooks."""
+    args = train.parse(arguments(trained))
+    batches = train.prepare(args)
+    assert batches is not None
+    model = pipeline_folder.load(trained / "model").transformer
+    with torch.no_grad():
+        for block in model.transformer_blocks:
+            block.ff.net[2].bias[7] = 30.0
+            block.norm1.linear.bias.fill_(1.0)
+    seen: list[torch.Tensor] = []
+    for block in model.transformer_blocks:
+        block.register_forward_hook(lambda module, args, out: seen.append(out[1].abs()))
+    model.set_attn_processor(flow.RepeatedRowAttention(text.MAX_SEQUENCE_LENGTH))
+    rows = watch.activations(model, batches, n=4)
+    assert len(rows) == len(seen) == 3 * len(watch.SIGMAS)
+    for row, size in zip(rows, seen, strict=True):
+        mean = size.mean(1)
+        ratio = (mean / mean.median(1, keepdim=True).values).mean(0)
+        assert float(row[2]) == pytest.approx(ratio.max().item(), rel=0.1)
+        assert row[3] == "7"
+        assert float(row[6]) == pytest.approx(size.max().item(), rel=1e-3)
+    assert float(rows[-1][4]) == 1.0
+
+
+def test_a_sheet_shows_every_prompt(trained: Path) -> None:
+    pipeline = load(trained / "model")
+    path = trained / "sheet.png"
+    watch.sheet(pipeline, path)
+    with Image.open(path) as page:
+        assert page.size == (8 * 132, -(-len(watch.PROMPTS) // 8) * 166)
