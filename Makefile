@@ -46,7 +46,7 @@ test:  ## everything that CI runs
 	@$(MAKE) -j2 --output-sync=target test-steps
 	$(MAKE) test-python
 
-test-steps: test-sanitize lint test-cpp test-bundles $(BUNDLE)/bundle.json build/deps/onnxruntime-gpu/ready build/deps/triton/ready
+test-steps: test-sanitize lint test-cpp test-bundles $(BUNDLE)/bundle.json build/deps/onnxruntime-gpu/ready build/deps/onnxruntime-webgpu/ready build/deps/triton/ready
 
 # This installs only missing packages, so a machine that has them needs no root.
 build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
@@ -120,8 +120,8 @@ test-bundles: .venv/ready  ## export the bundles that tests use, unless they are
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bundles
 
 # The time of a folder changes with its content, so the file `ready` marks a complete one.
-build/deps/onnxruntime-gpu/ready: cmake/onnxruntime_gpu.sh | .venv/dependencies
-	cmake/onnxruntime_gpu.sh $(@D) $(BIN)/python
+build/deps/onnxruntime-%/ready: cmake/onnxruntime_build.sh | .venv/dependencies
+	cmake/onnxruntime_build.sh onnxruntime-$* $(@D) $(BIN)/python
 	touch $@
 
 build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies
@@ -129,7 +129,7 @@ build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies
 	touch $@
 
 # Tests with the mark `alone`, such as those of clusters, need the whole machine.
-test-python: .venv/ready test-bundles $(BUNDLE)/bundle.json build/deps/onnxruntime-gpu/ready build/deps/triton/ready  ## Python, parity, integration and structure tests
+test-python: .venv/ready test-bundles $(BUNDLE)/bundle.json build/deps/onnxruntime-gpu/ready build/deps/onnxruntime-webgpu/ready build/deps/triton/ready  ## Python, parity, integration and structure tests
 	$(PYTEST) $(WORKERS) -m "not alone"
 	$(PYTEST) -m alone
 

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Unpacks ONNX Runtime's C++ headers from Debian's package libonnxruntime-dev into FOLDER, unless they are
-# installed. A distribution without the package gets the one of Debian 13 from its configured mirror.
+# installed. A distribution without the package gets the one of the next Debian from its configured mirror.
 set -eu
 folder=$1
-suite=trixie
+suite=forky
 [ -e "$folder/usr/include/onnxruntime/onnxruntime_cxx_api.h" ] && exit 0
 [ -e /usr/include/onnxruntime/onnxruntime_cxx_api.h ] && exit 0
 

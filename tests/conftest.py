@@ -21,7 +21,7 @@ from tests.parity.table import Cell, Table
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
 
-GPU_DEVICES = ("cuda", "ort-tensorrt")
+GPU_DEVICES = ("cuda", "tensorrt")
 
 # These tests must not fail because the machine is slow.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def open_on(device: str, bundle: Path) -> intaglio.Pipeline:
     """Open `bundle` on `device`. Skip the test if TensorRT is not installed. A device that is
     there but does not work is a failure."""
-    if device == "ort-tensorrt" and find_library("nvinfer") is None:
+    if device == "tensorrt" and find_library("nvinfer") is None:
         pytest.skip("TensorRT's library is not installed")
     return intaglio.Pipeline.open(bundle, device=device, threads=1)
 

@@ -105,6 +105,7 @@ int run_command(const std::vector<std::string>& args) {
   cli::add_embed(app);
   cli::add_inspect(app);
   cli::add_bench(app);
+  cli::add_devices(app);
   std::cout.clear();
   std::clearerr(stdout);
   const int code = run(app, args, [&] {

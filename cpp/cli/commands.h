@@ -9,5 +9,6 @@ void add_generate(CLI::App& app);
 void add_embed(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_devices(CLI::App& app);
 
 }  // namespace intaglio::cli

@@ -16,19 +16,28 @@ void add_bundle(CLI::App& command, std::filesystem::path& bundle) {
       ->type_name("BUNDLE");
 }
 
+void add_onnxruntime_flag(CLI::App& command, BackendOptions& backend) {
+  command
+      .add_option("--onnxruntime", backend.onnxruntime_library,
+                  "path of ONNX Runtime's library, when it is not found automatically")
+      ->type_name("LIBRARY")
+      ->group(kDeviceGroup);
+}
+
 void add_run_flags(CLI::App& command, RunFlags& flags) {
   add_flag(command, "--device", flags.backend.device, "NAME",
-           "where to run: cpu, cuda or ort-tensorrt (execution providers of ONNX Runtime), or "
-           "auto, which takes cuda where it works and cpu elsewhere [auto]")
+           "where to run: cpu, openvino[:cpu|gpu|npu], cuda, tensorrt, tensorrt-rtx, webgpu, or "
+           "auto, which takes cuda where it works and cpu elsewhere; `intaglio devices` says what "
+           "works here, and cuda:1 is the second card [auto]")
+      ->group(kDeviceGroup);
+  add_flag(command, "--precision", flags.backend.precision, "TYPE",
+           "what the device computes in, where it can compute in another type than the graph "
+           "(OpenVINO): float32, bfloat16 or float16, or in short fp32, bf16, fp16 [float32]")
       ->group(kDeviceGroup);
   add_flag(command, "--threads", flags.backend.threads, "N",
            "number of CPU threads; 0 means as many as the process may use [0]")
       ->group(kDeviceGroup);
-  command
-      .add_option("--onnxruntime", flags.backend.onnxruntime_library,
-                  "path of ONNX Runtime's library, when it is not found automatically")
-      ->type_name("LIBRARY")
-      ->group(kDeviceGroup);
+  add_onnxruntime_flag(command, flags.backend);
   add_bundle(command, flags.bundle);
 }
 

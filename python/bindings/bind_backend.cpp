@@ -9,22 +9,31 @@ namespace intaglio::python {
 void bind_backend(py::module_& module) {
   py::class_<BackendOptions>(module, "BackendOptions", "Where graphs run.")
       .def(py::init([](std::string device, int threads, std::filesystem::path onnxruntime_library,
-                       bool prepack) {
+                       bool prepack, std::string precision) {
              return BackendOptions{.device = std::move(device),
                                    .threads = threads,
                                    .onnxruntime_library = std::move(onnxruntime_library),
-                                   .prepack = prepack};
+                                   .prepack = prepack,
+                                   .precision = std::move(precision)};
            }),
            py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0,
-           py::arg("onnxruntime_library") = std::filesystem::path(), py::arg("prepack") = false)
+           py::arg("onnxruntime_library") = std::filesystem::path(), py::arg("prepack") = false,
+           py::arg("precision") = "float32")
       .def_readwrite("device", &BackendOptions::device)
       .def_readwrite("threads", &BackendOptions::threads,
                      "0: one for each processor that the process may use")
       .def_readwrite("onnxruntime_library", &BackendOptions::onnxruntime_library,
                      "if empty, it is searched for")
-      .def_readwrite(
-          "prepack", &BackendOptions::prepack,
-          "whether the loop's weights are packed for the processor when they are loaded");
+      .def_readwrite("prepack", &BackendOptions::prepack,
+                     "whether the loop's weights are packed for the processor when they are loaded")
+      .def_readwrite("precision", &BackendOptions::precision,
+                     "what the device computes in: float32, bfloat16 or float16");
+  py::class_<DeviceStatus>(module, "DeviceStatus",
+                           "One device and whether it works on this machine.")
+      .def_readonly("device", &DeviceStatus::device)
+      .def_readonly("works", &DeviceStatus::works)
+      .def_readonly("details", &DeviceStatus::details,
+                    "what runs it, or why it does not work and what would change that");
   py::class_<DeviceChoice>(module, "DeviceChoice", "The device that make_backend chose.")
       .def_readonly("device", &DeviceChoice::device, "never auto")
       .def_readonly("reason", &DeviceChoice::reason,
@@ -50,6 +59,9 @@ void bind_backend(py::module_& module) {
             .format(self);
       });
   module.def("device_names", &device_names, "Return what BackendOptions.device may be.");
+  module.def("list_devices", &list_devices, py::arg("options"),
+             py::call_guard<py::gil_scoped_release>(),
+             "Try every device with a graph of one node.");
   module.def("make_backend", &make_backend, py::arg("options"), py::arg("bundle"),
              py::call_guard<ReleasedGil>(),
              "Return what runs this bundle's graphs. Raises UsageError for an unknown device, and "

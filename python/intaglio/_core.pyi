@@ -22,6 +22,7 @@ __all__: list[str] = [
     "Classes",
     "Defaults",
     "DeviceChoice",
+    "DeviceStatus",
     "Error",
     "Generation",
     "Generator",
@@ -57,6 +58,7 @@ __all__: list[str] = [
     "device_names",
     "draw_noise",
     "from_image",
+    "list_devices",
     "load_npy",
     "load_tokenizer",
     "make_backend",
@@ -739,6 +741,7 @@ class BackendOptions:
         threads: typing.SupportsInt | typing.SupportsIndex = 0,
         onnxruntime_library: os.PathLike[str] | str | bytes = ...,
         prepack: bool = False,
+        precision: str = "float32",
     ) -> None: ...
     @property
     def onnxruntime_library(self) -> pathlib.Path:
@@ -747,6 +750,13 @@ class BackendOptions:
         """
     @onnxruntime_library.setter
     def onnxruntime_library(self, arg0: os.PathLike[str] | str | bytes) -> None: ...
+    @property
+    def precision(self) -> str:
+        """
+        what the device computes in: float32, bfloat16 or float16
+        """
+    @precision.setter
+    def precision(self, arg0: str) -> None: ...
     @property
     def prepack(self) -> bool:
         """
@@ -761,6 +771,20 @@ class BackendOptions:
         """
     @threads.setter
     def threads(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class DeviceStatus:
+    """
+    One device and whether it works on this machine.
+    """
+    @property
+    def details(self) -> str:
+        """
+        what runs it, or why it does not work and what would change that
+        """
+    @property
+    def device(self) -> str: ...
+    @property
+    def works(self) -> bool: ...
 
 class DeviceChoice:
     """
@@ -1104,6 +1128,11 @@ def draw_noise(
 def from_image(image: PIL.Image.Image) -> numpy.typing.NDArray[typing.Any]:
     """
     Convert an image to [1, 3, H, W] float32 in [-1, 1].
+    """
+
+def list_devices(options: BackendOptions) -> list[DeviceStatus]:
+    """
+    Try every device with a graph of one node.
     """
 
 def load_npy(path: os.PathLike[str] | str | bytes) -> numpy.typing.NDArray[typing.Any]:

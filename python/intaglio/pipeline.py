@@ -168,6 +168,7 @@ class Pipeline:
         threads: int = 0,
         onnxruntime: str | os.PathLike[str] | None = None,
         prepack: bool = False,
+        precision: str = "float32",
     ) -> Pipeline:
         """Open the folder that `intaglio export` wrote.
 
@@ -175,9 +176,9 @@ class Pipeline:
 
         Args:
             bundle: the folder. The size and SHA-256 of every file are compared with its manifest.
-            device: where to run. This is cpu; cuda or ort-tensorrt, which are ONNX Runtime's
-                providers; or auto, which takes cuda where it works and cpu elsewhere. tensorrt-rtx
-                and tensorrt are refused, since engines can be built but not yet run.
+            device: where to run: cpu, openvino, openvino:gpu, openvino:npu, cuda, tensorrt,
+                tensorrt-rtx, webgpu, or auto, which takes cuda where it works and cpu elsewhere.
+                "cuda:1" is the second card. `intaglio devices` says what works on a machine.
             threads: the number of threads; 0 means one for each processor that the process may
                 use, by its affinity and its container's quota.
             onnxruntime: ONNX Runtime's library. None takes the library of the Python package
@@ -187,9 +188,11 @@ class Pipeline:
                 the start is slower. The process has packed copies of the weights in its own memory,
                 whereas processes share a mapped file. Only ONNX Runtime on the CPU does this.
                 Latents differ by rounding.
+            precision: what the device computes in: float32, bfloat16 or float16. Only OpenVINO
+                computes in another type than the graph.
 
         Raises:
-            UsageError: there is no device of that name.
+            UsageError: there is no device of that name, or it does not have that precision.
             InputError: a file of the bundle is missing, truncated or changed, or the bundle is
                 newer than this version understands.
             UnavailableError: the device or ONNX Runtime is missing.
@@ -200,6 +203,7 @@ class Pipeline:
             threads=threads,
             onnxruntime_library=os.fspath(library),
             prepack=prepack,
+            precision=precision,
         )
         core = _core.Pipeline.open(os.fspath(bundle), options)
         if core.choice.note:

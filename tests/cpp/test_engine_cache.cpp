@@ -33,14 +33,14 @@ class EngineCache : public testing::Test {
 TEST_F(EngineCache, IsInTheBundle) {
   // The key is the start of FIPS 180-2's example, the SHA-256 of "abc".
   const fs::path folder = make_engine_cache(bundle, "1.31.1");
-  EXPECT_EQ(folder, bundle / "engines/ort-tensorrt/onnxruntime-1.31.1-ba7816bf8f01cfea");
+  EXPECT_EQ(folder, bundle / "engines/tensorrt/onnxruntime-1.31.1-ba7816bf8f01cfea");
   EXPECT_TRUE(fs::is_directory(folder));
   EXPECT_FALSE(fs::exists(root / "cache"));
 }
 
 TEST_F(EngineCache, IsInTheUsersCacheForAReadOnlyBundle) {
   make_read_only();
-  const fs::path name = "intaglio/ort-tensorrt/onnxruntime-1.31.1-ba7816bf8f01cfea";
+  const fs::path name = "intaglio/tensorrt/onnxruntime-1.31.1-ba7816bf8f01cfea";
   EXPECT_EQ(make_engine_cache(bundle, "1.31.1"), root / "cache" / name);
   ::setenv("XDG_CACHE_HOME", "relative", 1);
   EXPECT_EQ(make_engine_cache(bundle, "1.31.1"), root / "home/.cache" / name);

@@ -13,6 +13,7 @@ import pytest
 
 from intaglio_export.passes.floor_division import floor_division
 from intaglio_export.passes.share_weights import ALIGNMENT, share_weights
+from intaglio_export.passes.split_in_groups import MOST_OUTPUTS, split_in_groups
 from intaglio_export.passes.strip_metadata import strip_metadata
 
 
@@ -28,6 +29,30 @@ def test_sizes_are_divided_as_in_python(a: int, b: int) -> None:
     evaluator = onnx.reference.ReferenceEvaluator(proto)
     (quotient,) = evaluator.run(None, {"a": np.array(a), "b": np.array(b)})
     assert quotient == a // b
+
+
+@pytest.mark.parametrize("parts", [7, 8, 13, 60])
+def test_a_wide_split_is_divided_and_its_parts_stay(parts: int) -> None:
+    sizes = [1 + index % 3 for index in range(parts)]
+    names = [f"p{index}" for index in range(parts)]
+    outputs = ", ".join(f"float[2, {size}] y_{n}" for n, size in zip(names, sizes, strict=True))
+    typed = ", ".join(f"float[2, {size}] {n}" for n, size in zip(names, sizes, strict=True))
+    copies = " ".join(f"y_{name} = Relu({name})" for name in names)
+    text = f"""<ir_version: 10, opset_import: ["": 23]>
+        g (float[2, {sum(sizes)}] x) => ({outputs})
+        <int64[{parts}] sizes = {{{", ".join(map(str, sizes))}}}, {typed}>
+        {{ {", ".join(names)} = Split <axis = 1> (x, sizes) {copies} }}"""
+    model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
+    split_in_groups(model)
+    proto = ir.serde.serialize_model(model)
+    onnx.checker.check_model(proto, full_check=True)
+    widths = [len(node.output) for node in proto.graph.node if node.op_type == "Split"]
+    assert max(widths) <= MOST_OUTPUTS
+    x = np.random.default_rng(0).standard_normal((2, sum(sizes))).astype(np.float32)
+    got = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": x})
+    want = np.split(np.maximum(x, 0), np.cumsum(sizes)[:-1], axis=1)
+    for part, right in zip(got, want, strict=True):
+        np.testing.assert_array_equal(part, right)
 
 
 def weighted(name: str, *arrays: np.ndarray) -> ir.Model:

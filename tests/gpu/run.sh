@@ -16,7 +16,7 @@ make setup build/bundles/fashion-sd3/bundle.json >"$out/build.log" 2>&1 || { tai
 status=0
 # ONNX Runtime's TensorRT provider has no other way to compute float32 in float32.
 export NVIDIA_TF32_OVERRIDE=0
-for device in cuda ort-tensorrt; do
+for device in cuda tensorrt; do
   .venv/bin/python -m pytest -q -m gpu -k "$device" --junitxml="$out/$device.xml" \
     --parity-table "$out/parity-$device.md" tests >"$out/$device.log" 2>&1 || status=1
   .venv/bin/intaglio bench build/bundles/fashion-sd3 --device "$device" >"$out/bench-$device.txt" 2>&1 ||

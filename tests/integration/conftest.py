@@ -84,10 +84,20 @@ def with_mounts(script: str, folder: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def gpu_build() -> Path:
     """The library of onnxruntime-gpu; skips where nobody has got it, which is never in CI."""
-    folder = ROOT / "build" / "deps" / "onnxruntime-gpu"
+    return build_of_onnxruntime("gpu")
+
+
+@pytest.fixture(scope="session")
+def webgpu_build() -> Path:
+    """The library of onnxruntime-webgpu; skips where nobody has got it, which is never in CI."""
+    return build_of_onnxruntime("webgpu")
+
+
+def build_of_onnxruntime(name: str) -> Path:
+    folder = ROOT / "build" / "deps" / f"onnxruntime-{name}"
     for library in folder.glob("libonnxruntime.so.*"):
         return library
-    absent("needs onnxruntime-gpu: make build/deps/onnxruntime-gpu/ready")
+    absent(f"needs onnxruntime-{name}: make build/deps/onnxruntime-{name}/ready")
 
 
 @pytest.fixture

@@ -70,9 +70,43 @@ def test_engines_that_cannot_run_are_warned_of(forked_bundle: Path, tmp_path: Pa
 
 def test_unknown_devices_are_a_wrong_call(forked_bundle: Path) -> None:
     bundle = _core.Bundle.open(forked_bundle)
-    for name in ("", "CPU", "gpu", "cuda:0"):
-        with pytest.raises(intaglio.UsageError, match="one of auto, cpu, cuda, ort-tensorrt"):
+    names = "one of auto, cpu, openvino, cuda, tensorrt, tensorrt-rtx, webgpu"
+    for name, says in {
+        "": names,
+        "CPU": names,
+        "gpu": names,
+        "ort-tensorrt": "it is called tensorrt now",
+        "cpu:1": "there is only one cpu",
+        "openvino:0": "openvino:cpu, openvino:gpu and openvino:npu",
+        "cuda:": "by its number, as in cuda:0",
+        "webgpu:first": "by its number, as in webgpu:0",
+    }.items():
+        with pytest.raises(intaglio.UsageError, match=says):
             _core.make_backend(options(name), bundle)
+
+
+def test_precisions(forked_bundle: Path) -> None:
+    """A precision other than the graph's is never taken silently, and never ignored."""
+    bundle = _core.Bundle.open(forked_bundle)
+    for device in ("cpu", "auto", "cuda", "webgpu"):
+        asked = options(device)
+        asked.precision = "bf16"
+        with pytest.raises(intaglio.UsageError, match="use --device openvino"):
+            _core.make_backend(asked, bundle)
+    asked = options("openvino")
+    asked.precision = "int8"
+    with pytest.raises(intaglio.UsageError, match="float32, bfloat16 or float16"):
+        _core.make_backend(asked, bundle)
+
+
+def test_devices_are_listed() -> None:
+    statuses = {status.device: status for status in _core.list_devices(options("auto"))}
+    assert statuses["cpu"].works
+    assert set(_core.device_names()) - {"auto", "openvino"} < set(statuses)
+    for status in statuses.values():
+        assert status.details
+        if not status.works and not status.device.startswith("openvino"):
+            assert "install" in status.details or "nvidia-smi" in status.details
 
 
 def resident(bundle: Path, prepack: bool) -> dict[str, int]:

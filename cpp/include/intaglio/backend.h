@@ -83,7 +83,9 @@ class Session {
 };
 
 struct BackendOptions {
-  std::string device = "auto";                // one of device_names()
+  // One of device_names(), with ":" and a number for a card of several ("cuda:1"), or with ":cpu",
+  // ":gpu" or ":npu" for OpenVINO, which runs on the CPU otherwise.
+  std::string device = "auto";
   int threads = 0;                            // 0: one for each processor that it may use
   std::filesystem::path onnxruntime_library;  // if empty, the library is searched for
   // Whether matrices of the loop's graphs, float32 or quantised, are packed for the processor when
@@ -91,11 +93,12 @@ struct BackendOptions {
   // session has packed copies of the weights in its own memory, whereas the mapped file is shared
   // (docs/decisions/0012). Only ONNX Runtime on the CPU does this.
   bool prepack = false;
+  // What the device computes in: float32, bfloat16 or float16. Only OpenVINO computes in another
+  // precision than the graph's; its results then differ from those of the CPU.
+  std::string precision = "float32";
 };
 
-// Returns the names of the devices: auto; cpu; cuda and ort-tensorrt, which are ONNX Runtime's
-// providers; tensorrt and tensorrt-rtx, which make_backend refuses, since engines can be built but
-// not yet run (docs/decisions/0008).
+// Returns the names of the devices: auto, cpu, and those of ONNX Runtime's execution providers.
 const std::vector<std::string>& device_names();
 
 // The device that make_backend chose.
@@ -117,9 +120,19 @@ class Backend {
   DeviceChoice choice;
 };
 
+// One device and whether it works on this machine.
+struct DeviceStatus {
+  std::string device;  // "cpu", "openvino:gpu"
+  bool works = false;
+  std::string details = {};  // what runs it, or why it does not work and what would change that
+};
+
+// Tries every device with a graph of one node.
+std::vector<DeviceStatus> list_devices(const BackendOptions& options);
+
 // Returns a backend that runs this bundle's graphs. `auto` takes cuda where it works, else cpu.
-// Throws UsageError for an unknown device, and UnavailableError when the device or its library is
-// missing.
+// Throws UsageError for an unknown device or a precision that it does not have, and
+// UnavailableError when the device or its library is missing.
 std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundle& bundle);
 
 }  // namespace intaglio

@@ -40,11 +40,11 @@ fs::path make_engine_cache(const fs::path& bundle, const std::string& version) {
   // weight.
   const std::string key = sha256_of_file(bundle / "bundle.json").substr(0, 16);
   const fs::path name = "onnxruntime-" + version + "-" + key;
-  const fs::path in_bundle = bundle / "engines" / "ort-tensorrt" / name;
+  const fs::path in_bundle = bundle / "engines" / "tensorrt" / name;
   if (create_writable(in_bundle)) return in_bundle;
   const fs::path caches = user_cache();
   if (caches.empty()) return {};
-  const fs::path in_cache = caches / "intaglio" / "ort-tensorrt" / name;
+  const fs::path in_cache = caches / "intaglio" / "tensorrt" / name;
   return create_writable(in_cache) ? in_cache : fs::path();
 }
 

@@ -10,8 +10,8 @@
 #include "backend/engine_cache.h"
 #include "backend/host_stream.h"
 #include "backend/onnxruntime_library.h"
-#include "backend/onnxruntime_providers.h"
 #include "backend/ort_api.h"
+#include "backend/providers.h"
 #include "bundle/files.h"
 #include "core/usable_cpus.h"
 #include "intaglio/bundle.h"
@@ -266,22 +266,28 @@ class OrtCpuBackend final : public Backend {
   std::filesystem::path ops_library_ = ops_library();
 };
 
-class OrtGpuBackend final : public Backend {
+// Runs the graphs with an execution provider of ONNX Runtime other than the CPU's.
+class OrtProviderBackend final : public Backend {
  public:
-  OrtGpuBackend(std::string device, const BackendOptions& options, std::string version,
-                const Bundle& bundle)
-      : device_(std::move(device)), version_(std::move(version)), threads_(thread_count(options)) {
-    if (device_ == "ort-tensorrt") cache_ = make_engine_cache(bundle.folder, version_);
+  OrtProviderBackend(DeviceName device, const BackendOptions& options, std::string version,
+                     const Bundle& bundle)
+      : device_(std::move(device)), version_(std::move(version)) {
+    settings_.threads = thread_count(options);
+    settings_.precision = options.precision;
+    if (device_.kind == "tensorrt") settings_.cache = make_engine_cache(bundle.folder, version_);
   }
 
   std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
     return translate_errors("loading ", bundle.files->path(graph.path).string(), [&] {
       Ort::SessionOptions options;
-      options.SetIntraOpNumThreads(threads_);  // for nodes that the provider leaves to the CPU
+      // The threads are for nodes that the provider leaves to the CPU.
+      options.SetIntraOpNumThreads(settings_.threads);
       options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
       // Our kernel of MASuppress is not registered here. It runs on the CPU, so ONNX Runtime would
-      // copy the hidden states from the GPU and back; the function in the graph runs on the GPU.
-      add_provider(options, device_, cache_, graph.path);
+      // copy the hidden states from the device and back; the function in the graph runs there.
+      ProviderSettings settings = settings_;
+      settings.graph = graph.path;
+      add_provider(options, device_, settings);
       return open_session(*bundle.files, graph.path, graph, options, true);
     });
   }
@@ -289,28 +295,33 @@ class OrtGpuBackend final : public Backend {
   std::unique_ptr<Stream> make_stream() const override { return std::make_unique<HostStream>(); }
 
   std::string description() const override {
-    const bool tensorrt = device_ == "ort-tensorrt";
-    return "ONNX Runtime " + version_ + ", " + device_ +
-           (!tensorrt        ? ""
-            : cache_.empty() ? ", engines not cached (no folder for them is writable)"
-                             : ", engines cached in " + cache_.string());
+    return "ONNX Runtime " + version_ + ", " + to_string(device_) + " (" +
+           describe_provider(device_) + ")" +
+           (has_precisions(device_) ? ", computes in " + settings_.precision : "") + cache_text();
   }
 
  private:
-  std::string device_, version_;
-  int threads_;
-  std::filesystem::path cache_;
+  std::string cache_text() const {
+    if (device_.kind != "tensorrt") return "";
+    return settings_.cache.empty() ? ", engines not cached (no folder for them is writable)"
+                                   : ", engines cached in " + settings_.cache.string();
+  }
+
+  DeviceName device_;
+  std::string version_;
+  ProviderSettings settings_;
 };
 
 }  // namespace
 
-std::shared_ptr<Backend> make_onnxruntime_backend(const std::string& device,
+std::shared_ptr<Backend> make_onnxruntime_backend(const DeviceName& device,
                                                   const BackendOptions& options,
                                                   const Bundle& bundle) {
   const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
-  if (device == "cpu") return std::make_shared<OrtCpuBackend>(options, library.version, bundle);
-  check_provider(device, library);
-  return std::make_shared<OrtGpuBackend>(device, options, library.version, bundle);
+  if (device.kind == "cpu")
+    return std::make_shared<OrtCpuBackend>(options, library.version, bundle);
+  check_device(device, library);
+  return std::make_shared<OrtProviderBackend>(device, options, library.version, bundle);
 }
 
 }  // namespace intaglio

@@ -26,6 +26,7 @@ from intaglio_export.passes.name_axes import name_axes
 from intaglio_export.passes.quantize_weights import quantize_weights
 from intaglio_export.passes.remove_noop_squeeze import remove_noop_squeeze
 from intaglio_export.passes.share_weights import share_weights
+from intaglio_export.passes.split_in_groups import split_in_groups
 from intaglio_export.passes.strip_metadata import strip_metadata
 from intaglio_export.passes.transpose_weights import transpose_weights
 from intaglio_export.support.guard import running
@@ -116,6 +117,7 @@ def make_graph(unit: ExportUnit) -> ir.Model:
         add_op_function(model)
     floor_division(model)
     remove_noop_squeeze(model)
+    split_in_groups(model)
     name_axes(model, unit.spec)
     strip_metadata(model)
     return model

@@ -86,7 +86,7 @@ def _gpu(deployment: Deployment) -> str:
     if deployment.left_to_cuda:
         names = ", ".join(f"`{name}`" for name in deployment.left_to_cuda)
         lines.append(
-            "- For `--device cuda` or `ort-tensorrt`: NVIDIA's driver, and these libraries of CUDA,"
+            "- For `--device cuda` or `tensorrt`: NVIDIA's driver, and these libraries of CUDA,"
             f" cuDNN and TensorRT: {names}."
         )
     else:

@@ -1,13 +1,15 @@
 #!/bin/sh
-# Downloads the onnxruntime-gpu wheel (250 MB, in the version of constraints.txt) and unpacks its libraries into FOLDER.
-# Tests use them to check the messages on a machine without a GPU. Usage: onnxruntime_gpu.sh FOLDER PYTHON
+# Downloads the wheel of another build of ONNX Runtime, in the version of constraints.txt, and unpacks its libraries
+# into FOLDER. Tests use them beside the build in the environment, because pip would install both into one folder.
+# Usage: onnxruntime_build.sh PACKAGE FOLDER PYTHON, with PACKAGE onnxruntime-gpu (250 MB) or onnxruntime-webgpu (25 MB)
 set -eu
-folder=$1
-python=$2
+package=$1
+folder=$2
+python=$3
 constraints=$(dirname "$0")/../constraints.txt
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-"$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: -c "$constraints" -d "$work" onnxruntime-gpu
+"$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: -c "$constraints" -d "$work" "$package"
 mkdir "$work/libraries"
 "$python" - "$work" <<'EOF'
 import sys

@@ -1,0 +1,18 @@
+// Names of devices: a kind, and which of that kind, as in "openvino:gpu" or "cuda:1".
+#pragma once
+
+#include <string>
+
+namespace intaglio {
+
+struct DeviceName {
+  std::string kind;        // one of device_names()
+  std::string which = {};  // a number, or OpenVINO's cpu, gpu or npu; empty: the first
+};
+
+// Throws UsageError that lists the names when there is no such device.
+DeviceName parse_device(const std::string& device);
+
+std::string to_string(const DeviceName& device);
+
+}  // namespace intaglio

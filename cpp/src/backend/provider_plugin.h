@@ -1,0 +1,30 @@
+// Execution providers that vendors ship as a library of their own, behind ONNX Runtime's C
+// interface for plugins.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "backend/device_name.h"
+#include "backend/ort_api.h"
+
+namespace intaglio {
+
+struct ProviderPlugin {
+  std::string provider;  // its name in ONNX Runtime
+  std::string package;   // the folder of its Python package
+  std::string library;   // the name of its file
+  std::string install;   // what pip installs to get it
+};
+
+// Returns the library of the plugin: beside Intaglio's own library, as in a deployment folder, or
+// in the plugin's Python package beside Intaglio's. Empty when there is none.
+std::filesystem::path find_plugin(const ProviderPlugin& plugin);
+
+// Registers the plugin with ONNX Runtime, once per process, and returns the devices that it finds
+// for `device`. Throws UnavailableError when the library is missing or cannot be loaded.
+std::vector<Ort::ConstEpDevice> plugin_devices(const ProviderPlugin& plugin,
+                                               const DeviceName& device);
+
+}  // namespace intaglio

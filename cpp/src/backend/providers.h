@@ -1,0 +1,48 @@
+// ONNX Runtime's execution providers: which of them runs a device, whether it works here, and how
+// a session is told to use it.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "backend/device_name.h"
+#include "backend/onnxruntime_library.h"
+#include "backend/ort_api.h"
+
+namespace intaglio {
+
+// Returns the environment of this process, which it creates in the first call.
+Ort::Env& onnxruntime_environment();
+
+// Registers the operators of `ops_library` with ONNX Runtime, once per process. The first session
+// that uses the operators adds their domain to a table without a lock, so this function opens such
+// a session before several threads can.
+void register_ops(const std::filesystem::path& ops_library);
+
+// What a provider needs to know about a session.
+struct ProviderSettings {
+  int threads = 0;
+  std::string precision = "float32";  // float32, bfloat16 or float16
+  std::filesystem::path cache = {};   // the folder for compiled graphs; empty: they are not kept
+  std::string graph = {};             // the path of the graph in its bundle
+};
+
+// Returns whether the provider of the device can compute in another precision than the graph's.
+bool has_precisions(const DeviceName& device);
+
+// Returns whether the provider of the device is a part of the loaded library, or its plugin is
+// there.
+bool is_installed(const DeviceName& device);
+
+// Opens a graph of one node with the provider of the device. Throws UnavailableError that says the
+// cause and the way out when this fails: no such provider, no driver, or missing libraries.
+void check_device(const DeviceName& device, const OnnxRuntimeLibrary& library);
+
+// Adds the provider of a device that check_device has passed to a session's options.
+void add_provider(Ort::SessionOptions& options, const DeviceName& device,
+                  const ProviderSettings& settings);
+
+// Describes what runs the device: "OpenVINOExecutionProvider, Intel(R) Xeon(R) ...".
+std::string describe_provider(const DeviceName& device);
+
+}  // namespace intaglio

@@ -1,0 +1,77 @@
+"""Divide Split nodes with many outputs into several.
+
+WebGPU guarantees eight storage buffers to a shader, and ONNX Runtime's Split uses one for the
+input and one for each output. A node with more fails when it runs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+MOST_OUTPUTS = 7
+
+
+def split_in_groups(model: ir.Model) -> None:
+    """Let every Split of static sizes have at most `MOST_OUTPUTS` outputs.
+
+    Postcondition: a wide Split is a tree of Splits, whose leaves have the outputs of before.
+    """
+    for node in list(model.graph):
+        if node.op_type != "Split" or node.domain or len(node.outputs) <= MOST_OUTPUTS:
+            continue
+        axis = node.attributes.get_int("axis", 0)
+        sizes = [_size(output, axis) for output in node.outputs]
+        if all(size is not None for size in sizes):
+            _divide(model.graph, node, axis, [size for size in sizes if size is not None])
+
+
+def _size(output: ir.Value, axis: int) -> int | None:
+    """Return the static size of an axis, or None."""
+    size = None if output.shape is None else output.shape[axis]
+    return size if isinstance(size, int) else None
+
+
+def _divide(graph: ir.Graph, node: ir.Node, axis: int, sizes: list[int]) -> None:
+    """Replace `node` by one Split into groups and one Split for each group."""
+    source, outputs = node.inputs[0], list(node.outputs)
+    assert source is not None
+    added: list[ir.Node] = []
+
+    def split(value: ir.Value, pieces: list[int]) -> list[ir.Value]:
+        # Few enough pieces are one node; else each group of them is split on its own.
+        if len(pieces) == 1:
+            return [value]
+        step = -(-len(pieces) // MOST_OUTPUTS) if len(pieces) > MOST_OUTPUTS else 1
+        groups = [pieces[i : i + step] for i in range(0, len(pieces), step)]
+        parts = _split_node(added, node, value, axis, [sum(group) for group in groups])
+        return [
+            leaf for part, group in zip(parts, groups, strict=True) for leaf in split(part, group)
+        ]
+
+    leaves = split(source, sizes)
+    graph.insert_before(node, added)
+    for old, new in zip(outputs, leaves, strict=True):
+        new.name, old.name = old.name, f"{old.name}_before"
+        new.shape, new.dtype = old.shape, old.dtype
+        assert not old.is_graph_output(), f"{new.name} is an output"
+        ir.convenience.replace_all_uses_with(old, new)
+    graph.remove(node, safe=True)
+
+
+def _split_node(
+    added: list[ir.Node], old: ir.Node, value: ir.Value, axis: int, sizes: list[int]
+) -> list[ir.Value]:
+    """Append the nodes that split `value`, and return the parts."""
+    name = f"{old.name}_{len(added)}"
+    value_of = ir.AttrTensor("value", ir.tensor(np.array(sizes, np.int64)))
+    lengths = ir.Node("", "Constant", [], [value_of], name=f"{name}_sizes")
+    parts = ir.Node(
+        "", "Split", [value, lengths.outputs[0]], [ir.AttrInt64("axis", axis)],
+        num_outputs=len(sizes), name=name,
+    )  # fmt: skip
+    lengths.outputs[0].name = lengths.name
+    for index, part in enumerate(parts.outputs):
+        part.name, part.dtype = f"{name}_{index}", value.dtype
+    added.extend((lengths, parts))
+    return list(parts.outputs)

@@ -1,0 +1,95 @@
+"""Draw a bundle in every way that the loop has, on one device, for comparison with another.
+
+`python -m tests.device_runs BUNDLE DEVICE LIBRARY OUT.npz` writes the final latents of each way,
+by name. It runs in a process of its own, because a process holds one library of ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import intaglio
+
+PROMPT, STEPS = "the dark boot", 3
+MODES: dict[str, dict[str, Any]] = {
+    "no guidance": {"cfg_scale": 1.0, "dg_scale": 0.0},
+    "CFG": {"cfg_scale": 3.0, "dg_scale": 0.0},
+    "DG": {"cfg_scale": 1.0, "dg_scale": 1.5},
+    "CFG and DG": {"cfg_scale": 3.0, "dg_scale": 1.5, "batch": 2},
+    "windows and ramps": {
+        "cfg_scale": (4.0, 2.0),
+        "cfg_window": (0.0, 0.7),
+        "dg_scale": (0.5, 1.5),
+        "dg_window": (0.3, 1.0),
+        "ma_keep": (0.0, 0.8),
+    },
+    "Heun": {"cfg_scale": 3.0, "dg_scale": 1.0, "scheduler": "heun", "steps": 2},
+    "reuse": {"cfg_scale": 3.0, "dg_scale": 1.0, "reuse_interval": 2, "reuse_window": (0.0, 1.0)},
+}
+
+
+def with_callback(pipeline: intaglio.Pipeline) -> np.ndarray:
+    """Let a step callback write the latents."""
+
+    def halve(step: intaglio.Step) -> None:
+        if step.step == 0:
+            step.latents[...] *= 0.5
+
+    drawn = pipeline.generate(
+        PROMPT, steps=STEPS, seeds=2, cfg_scale=3.0, dg_scale=1.0, on_step=halve
+    )
+    return np.asarray(drawn.latents)
+
+
+def from_an_image(pipeline: intaglio.Pipeline) -> np.ndarray:
+    """Draw from an image, which the VAE encodes."""
+    side = pipeline.bundle.defaults.height
+    ramp = np.linspace(0, 255, side * side * 3, dtype=np.uint8).reshape(side, side, 3)
+    drawn = pipeline.generate(
+        PROMPT, steps=STEPS, image=Image.fromarray(ramp), strength=0.7, cfg_scale=3.0
+    )
+    return np.asarray(drawn.latents)
+
+
+def in_a_batch(pipeline: intaglio.Pipeline) -> dict[str, np.ndarray]:
+    """Let members join and leave: each has its own guidance and number of steps."""
+    batch = intaglio.Batch(pipeline, 4)
+    requests = iter(
+        [
+            {"seeds": 1, "steps": 2, "cfg_scale": 3.0, "dg_scale": 1.0},
+            {"seeds": 2, "steps": 3, "cfg_scale": 1.0, "dg_scale": 0.0},
+            {"seeds": 3, "steps": 2, "cfg_scale": 1.0, "dg_scale": 2.0},
+        ]
+    )
+    names, done = {}, {}
+    for request in requests:
+        names[batch.add(prompt=PROMPT, **request)] = f"batch, seed {request['seeds']}"
+        for step in batch.step():
+            if step.done:
+                done[names[step.id]] = np.asarray(step.finish().latents)
+    while len(batch):
+        for step in batch.step():
+            if step.done:
+                done[names[step.id]] = np.asarray(step.finish().latents)
+    return done
+
+
+def main(bundle: str, device: str, library: str, out: str) -> None:
+    """Draw everything and write it."""
+    pipeline = intaglio.Pipeline.open(bundle, device=device, onnxruntime=library, threads=1)
+    drawn = {
+        name: np.asarray(pipeline.generate(PROMPT, seeds=5, **{"steps": STEPS, **mode}).latents)
+        for name, mode in MODES.items()
+    }
+    drawn["callback"] = with_callback(pipeline)
+    drawn["image to image"] = from_an_image(pipeline)
+    np.savez(Path(out), **drawn, **in_a_batch(pipeline))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
