@@ -47,19 +47,34 @@ std::vector<Image> checked_to_images(const Tensor& tensor) {
 
 Image image_from(py::handle picture) {
   if (py::isinstance(picture, pil().attr("Image"))) return image_from_pil(picture);
-  const Tensor array = tensor_from(picture);
+  const auto text = [](const py::object& object) { return py::str(object).cast<std::string>(); };
+  const auto refuse = [](const std::string& what) {
+    throw InputError("a picture is a PIL image or a uint8 array [H, W] or [H, W, 3], not " + what);
+  };
+  if (!py::hasattr(picture, "shape")) refuse(text(py::type::handle_of(picture).attr("__name__")));
+  const py::module_ numpy = py::module_::import("numpy");
+  py::object pixels = py::reinterpret_borrow<py::object>(picture);
+  // Another order in memory is a matter of copying: OpenCV's BGR is turned to RGB by a view.
+  if (py::isinstance(picture, numpy.attr("ndarray")))
+    pixels = numpy.attr("ascontiguousarray")(pixels);
+  Tensor array;
+  try {
+    array = tensor_from(pixels);
+  } catch (const InputError&) {
+    const std::string dtype = text(pixels.attr("dtype"));
+    refuse(dtype + " " + text(pixels.attr("shape")) +
+           (dtype.ends_with("uint8") ? " elsewhere than in CPU memory, or not in C order" : ""));
+  }
   const Shape& shape = array.shape();
   const bool gray = shape.size() == 2;
-  if (array.dtype() != DType::uint8 || !(gray || (shape.size() == 3 && shape[2] == 3))) {
-    throw InputError("a picture is a PIL image or a uint8 array [H, W] or [H, W, 3], not " +
-                     std::string(name_of(array.dtype())) + " " + to_string(shape));
-  }
+  if (array.dtype() != DType::uint8 || !(gray || (shape.size() == 3 && shape[2] == 3)))
+    refuse(std::string(name_of(array.dtype())) + " " + to_string(shape));
   Image image;
   image.height = static_cast<int>(shape[0]);
   image.width = static_cast<int>(shape[1]);
   image.pixels.resize(static_cast<std::size_t>(shape[0] * shape[1] * 3));
-  const auto* pixels = static_cast<const std::uint8_t*>(array.data());
-  for (std::size_t i = 0; i < image.pixels.size(); ++i) image.pixels[i] = pixels[gray ? i / 3 : i];
+  const auto* bytes = static_cast<const std::uint8_t*>(array.data());
+  for (std::size_t i = 0; i < image.pixels.size(); ++i) image.pixels[i] = bytes[gray ? i / 3 : i];
   return image;
 }
 
