@@ -42,13 +42,14 @@ void write_all(int descriptor, std::string_view content, const fs::path& path) {
   }
 }
 
-// Creates a file with a random name beside `target`. mkstemp would create it for the owner alone,
-// and a process can read its umask only by changing it, which affects all threads. Errors name
-// `requested`.
+// Creates a file with a random name beside `target`, which is short since the name of `target` may
+// already have the greatest length. mkstemp would create it for the owner alone, and a process can
+// read its umask only by changing it, which affects all threads. Errors name `requested`.
 void create_beside(const fs::path& target, const fs::path& requested, OpenFile& file) {
   std::random_device random;
   while (true) {
-    const fs::path path = target.string() + "." + std::to_string(random()) + ".tmp";
+    const fs::path path =
+        fs::path(target).replace_filename(".intaglio-" + std::to_string(random()) + ".tmp");
     file.descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (file.descriptor >= 0) {
       file.path = path;
