@@ -151,8 +151,10 @@ def export(
 
     One file: intaglio export my.safetensors --config black-forest-labs/FLUX.1-dev -o my.bundle
     """
-    screen = Console(stderr=True)
+    # Paths may hold what rich takes for markup or an emoji: runs[red]/sd3, or a:fox:b.
+    screen = Console(stderr=True, markup=False, emoji=False)
     try:
+        _check_names(output.absolute(), source, config, settings, *(lora or ()))
         request = ExportRequest(
             source,
             output,
@@ -188,6 +190,19 @@ _NO_MEMORY = (
 )
 
 
+def _check_names(*names: str | Path | None) -> None:
+    """Check that all paths are UTF-8, before an export is made that ONNX would not open."""
+    for name in names:
+        try:
+            str(name).encode()
+        except UnicodeEncodeError as error:
+            shown = str(name).encode(errors="backslashreplace").decode()
+            raise ExportError(
+                f"The path {shown} is not UTF-8, and ONNX and safetensors cannot open such files;"
+                " rename it."
+            ) from error
+
+
 def _export(screen: Console, request: ExportRequest) -> None:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
@@ -203,7 +218,9 @@ def _export(screen: Console, request: ExportRequest) -> None:
         )
     for remark in result.remarks:
         screen.print(f"Note: {remark}", highlight=False)
-    Console().print(_summary(request.output, result.manifest, result.errors))
+    Console(markup=False, emoji=False).print(
+        _summary(request.output, result.manifest, result.errors)
+    )
 
 
 def _summary(output: Path, manifest: dict[str, Any], errors: dict[str, float]) -> Table:

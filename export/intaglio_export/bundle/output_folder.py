@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,9 +72,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     check_output(path)
     path = _real(path)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    # mkdtemp would make a folder for its owner alone, whatever the umask says.
+    work = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
+    work.mkdir()
     try:
-        work.chmod(0o755)
         yield work
         if path.exists():
             _exchange(work, path)

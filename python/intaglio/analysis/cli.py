@@ -201,7 +201,9 @@ def _print(report: Report, output: Path) -> None:
         out.print(f"[bold]{number}. {section.title}[/bold]")
         for claim in section.claims:
             out.print(f"   {claim}", highlight=False, markup=False)
-    out.print(f"\n{output / 'index.html'} has the plots.", highlight=False)
+    out.print(
+        f"\n{output / 'index.html'} has the plots.", highlight=False, markup=False, emoji=False
+    )
 
 
 def _fail(message: str, code: ExitCode) -> NoReturn:
