@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import unicodedata
 from pathlib import Path
@@ -30,6 +31,33 @@ def test_the_longest_name_is_written(
     (saved,) = pipeline.generate(PROMPT, steps=1).save(command.folder / f"b{name[1:]}")
     assert saved.stat().st_size == (command.folder / name).stat().st_size
     assert len(list(command.folder.iterdir())) == 2
+
+
+@pytest.mark.reported("untitaker/python-atomicwrites#42", "fabiocaccamo/python-fsutil#94")
+@pytest.mark.parametrize("mode", [0o600, 0o664])
+def test_a_file_that_is_replaced_keeps_its_permissions(
+    command: Command, forked_bundle: Path, mode: int
+) -> None:
+    """An output that exists keeps its permissions, so a private one does not become public."""
+    output = command.folder / "image.png"
+    output.touch()
+    output.chmod(mode)
+    command.draw(forked_bundle, "--steps", 1)
+    assert output.stat().st_size > 0
+    assert stat.S_IMODE(output.stat().st_mode) == mode
+
+
+@pytest.mark.reported("microsoft/terminal#10908")
+def test_a_link_to_nothing_yet_is_followed(command: Command, forked_bundle: Path) -> None:
+    """A symbolic link whose file does not exist stays a link, and the file is written."""
+    link, target = command.folder / "link.png", command.folder / "folder" / "image.png"
+    target.parent.mkdir()
+    link.symlink_to("middle.png")
+    (command.folder / "middle.png").symlink_to("folder/image.png")
+    command.draw(forked_bundle, "--steps", 1, "-o", link)
+    assert link.is_symlink()
+    with Image.open(target) as image:
+        assert image.size == (32, 32)
 
 
 @pytest.mark.reported("ggml-org/llama.cpp#28969")

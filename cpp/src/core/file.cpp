@@ -42,6 +42,24 @@ void write_all(int descriptor, std::string_view content, const fs::path& path) {
   }
 }
 
+// Gives the file the permissions of the one that it will replace, if there is one.
+void copy_permissions(const fs::path& from, int descriptor) {
+  struct stat replaced{};
+  if (::stat(from.c_str(), &replaced) == 0) ::fchmod(descriptor, replaced.st_mode & 0777);
+}
+
+// Follows symbolic links to their end, where there may be no file yet.
+fs::path end_of_links(fs::path path) {
+  constexpr int most_links = 40;  // as in the kernel
+  std::error_code error;
+  for (int link = 0; link < most_links; ++link) {
+    const fs::path target = fs::read_symlink(path, error);
+    if (error) break;
+    path = path.parent_path() / target;  // which is `target` where that is absolute
+  }
+  return path;
+}
+
 // Creates a file with a random name beside `target`, which is short since the name of `target` may
 // already have the greatest length. mkstemp would create it for the owner alone, and a process can
 // read its umask only by changing it, which affects all threads. Errors name `requested`.
@@ -53,6 +71,7 @@ void create_beside(const fs::path& target, const fs::path& requested, OpenFile& 
     file.descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (file.descriptor >= 0) {
       file.path = path;
+      copy_permissions(target, file.descriptor);
       return;
     }
     if (errno != EEXIST) fail("write", requested, errno);
@@ -101,8 +120,7 @@ void write_file(const fs::path& path, std::string_view content) {
     return;
   }
   // A symbolic link stays; the file that it points to is replaced.
-  fs::path target = fs::canonical(path, error);
-  if (error) target = path;
+  const fs::path target = end_of_links(path);
   OpenFile file;
   create_beside(target, path, file);
   write_all(file.descriptor, content, path);
