@@ -16,6 +16,7 @@ from rich.table import Table
 
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.options import ExportRequest, Layout, Quantize, TextEncoders
+from intaglio_export.support.interpreter import check_docstrings
 from intaglio_export.support.quiet import quiet
 
 
@@ -154,6 +155,7 @@ def export(
     # Paths may hold what rich takes for markup or an emoji: runs[red]/sd3, or a:fox:b.
     screen = Console(stderr=True, markup=False, emoji=False)
     try:
+        check_docstrings()
         _check_names(output.absolute(), source, config, settings, *(lora or ()))
         request = ExportRequest(
             source,

@@ -96,3 +96,14 @@ def test_what_is_written_has_the_permissions_of_other_files(tmp_path: Path) -> N
     assert mode("bundle") == mode("deployment") == mode("folder")
     assert mode("deployment/file") == mode("file")
     assert mode("deployment/program") == mode("program")
+
+
+@pytest.mark.reported("huggingface/transformers#36045", "huggingface/transformers#38323")
+@pytest.mark.parametrize("command", ["export", "probe"])
+def test_python_without_docstrings_is_named(tmp_path: Path, command: str) -> None:
+    """Python's -OO, with which transformers cannot be imported, is named in one sentence."""
+    line = [sys.executable, "-OO", "-m", "intaglio", command, "source", "-o", "out"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert done.stderr.startswith("intaglio: transformers cannot be imported without docstrings")
+    assert done.stderr.count("\n") == 1

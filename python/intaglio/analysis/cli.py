@@ -144,8 +144,10 @@ def _refuse_model_options(context: typer.Context) -> None:
 
 def _import_model_probe() -> ModuleType:
     """Import the probe of diffusers models, which needs torch."""
+    from intaglio_export.support.interpreter import check_docstrings
     from intaglio_export.support.quiet import quiet
 
+    check_docstrings()
     try:
         with quiet():
             from intaglio.analysis.probe import model_probe
