@@ -1,4 +1,4 @@
-// Messages on stderr, one line each.
+// What is printed for people, one line each.
 #pragma once
 
 #include <string>
@@ -8,10 +8,14 @@
 
 namespace intaglio::cli {
 
-// Prints the message of an error and returns its exit code.
+// Replaces control characters, which a bundle, a file name or a message of ONNX Runtime may contain
+// and which a terminal would obey.
+std::string one_line(std::string text);
+
+// Prints the message of an error on stderr and returns its exit code.
 int print_error(const std::string& message, ExitCode code);
 
-// Prints what the user should know although it is not an error.
+// Prints on stderr what the user should know although it is not an error.
 void print_notes(const std::vector<std::string>& notes);
 
 }  // namespace intaglio::cli

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/console.h"
 #include "cli/flags.h"
 #include "cli/help_formatter.h"
 #include "intaglio/bundle.h"
@@ -125,8 +126,8 @@ Json describe(const Bundle& bundle) {
 }
 
 void print_row(const std::string& name, const Json& value) {
-  std::printf("%-22s %s\n", name.c_str(),
-              value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
+  const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+  std::printf("%-22s %s\n", one_line(name).c_str(), one_line(text).c_str());
 }
 
 // Summarises the engines of one folder. Its name, which is printed before, says their backend and
@@ -185,7 +186,8 @@ void add_inspect(CLI::App& app) {
   command->callback([flags] {
     const Json json = describe(Bundle::open(flags->bundle));
     if (flags->json) {
-      std::cout << json.dump(2) << std::endl;
+      // The folder of engines may have a name that is not UTF-8, which JSON cannot hold.
+      std::cout << json.dump(2, ' ', false, Json::error_handler_t::replace) << std::endl;
     } else {
       print_text(json);
     }

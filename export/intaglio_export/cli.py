@@ -16,6 +16,7 @@ from rich.table import Table
 
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.options import ExportRequest, Layout, Quantize, TextEncoders
+from intaglio_export.support.interpreter import check_docstrings
 from intaglio_export.support.quiet import quiet
 from intaglio_export.support.stopping import check_stopped, ending, stoppable
 
@@ -153,8 +154,11 @@ def export(
       intaglio export stabilityai/stable-diffusion-3.5-medium -o sd35.bundle
       intaglio export my.safetensors --config org/FLUX.1-dev -o my.bundle
     """
-    screen = Console(stderr=True)
+    # Paths may hold what rich takes for markup or an emoji: runs[red]/sd3, or a:fox:b.
+    screen = Console(stderr=True, markup=False, emoji=False)
     try:
+        check_docstrings()
+        _check_names(output.absolute(), source, config, settings, *(lora or ()))
         request = ExportRequest(
             source,
             output,
@@ -192,6 +196,19 @@ _NO_MEMORY = (
 )
 
 
+def _check_names(*names: str | Path | None) -> None:
+    """Check that all paths are UTF-8, before an export is made that ONNX would not open."""
+    for name in names:
+        try:
+            str(name).encode()
+        except UnicodeEncodeError as error:
+            shown = str(name).encode(errors="backslashreplace").decode()
+            raise ExportError(
+                f"The path {shown} is not UTF-8, and ONNX and safetensors cannot open such files;"
+                " rename it."
+            ) from error
+
+
 def _export(screen: Console, request: ExportRequest) -> None:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
@@ -209,7 +226,9 @@ def _export(screen: Console, request: ExportRequest) -> None:
         result = export_bundle(request, progress)
     for remark in result.remarks:
         screen.print(f"Note: {remark}", highlight=False)
-    Console().print(_summary(request.output, result.manifest, result.errors))
+    Console(markup=False, emoji=False).print(
+        _summary(request.output, result.manifest, result.errors)
+    )
 
 
 def _summary(output: Path, manifest: dict[str, Any], errors: dict[str, float]) -> Table:

@@ -8,6 +8,23 @@
 namespace intaglio::python {
 namespace {
 
+// NumPy's and torch's numbers are not Python floats.
+class Number : public py::object {
+ public:
+  PYBIND11_OBJECT_DEFAULT(Number, py::object, is_number)
+};
+
+}  // namespace
+}  // namespace intaglio::python
+
+template <>
+struct pybind11::detail::handle_type_name<intaglio::python::Number> {
+  static constexpr auto name = const_name("typing.SupportsFloat | typing.SupportsIndex");
+};
+
+namespace intaglio::python {
+namespace {
+
 std::string text(double value) {
   std::ostringstream out;
   out << value;
@@ -33,7 +50,8 @@ void bind_ramp(py::module_& module) {
   py::class_<Ramp>(
       module, "Ramp",
       "A value that goes linearly from the first step to the last; a constant when both are equal.")
-      .def(py::init<double>(), py::arg("value"))
+      .def(py::init([](const Number& value) { return Ramp(value.cast<double>()); }),
+           py::arg("value"))
       .def(py::init<double, double>(), py::arg("first"), py::arg("last"))
       .def(py::init([](std::pair<double, double> both) { return Ramp(both.first, both.second); }),
            py::arg("ramp"))
@@ -43,8 +61,7 @@ void bind_ramp(py::module_& module) {
       .def("__repr__", [](const Ramp& r) {
         return "Ramp(" + text(r.first) + (r.first == r.last ? ")" : ", " + text(r.last) + ")");
       });
-  py::implicitly_convertible<py::float_, Ramp>();
-  py::implicitly_convertible<py::int_, Ramp>();
+  py::implicitly_convertible<Number, Ramp>();
   py::implicitly_convertible<py::sequence, Ramp>();
 }
 

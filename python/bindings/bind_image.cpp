@@ -8,16 +8,6 @@
 namespace intaglio::python {
 namespace {
 
-// Reads what intaglio.pillow made of a Pillow image.
-Image image_from_pil(const py::object& read) {
-  if (py::isinstance<py::bytes>(read))
-    return decode_png(static_cast<std::string>(read.cast<py::bytes>()), "the picture");
-  const auto parts = read.cast<py::tuple>();
-  const auto bytes = parts[2].cast<py::bytes>();
-  const auto pixels = static_cast<std::string_view>(bytes);
-  return {parts[0].cast<int>(), parts[1].cast<int>(), {pixels.begin(), pixels.end()}};
-}
-
 std::vector<Image> checked_to_images(const Tensor& tensor) {
   require_float32(tensor, "tensor");
   if (tensor.shape().size() != 4 || tensor.dim(1) != 3) {
@@ -30,21 +20,12 @@ std::vector<Image> checked_to_images(const Tensor& tensor) {
 
 Image image_from(py::handle picture) {
   const py::object read = call_function("intaglio.pillow", "pixels_of", picture);
-  if (!read.is_none()) return image_from_pil(read);
-  const Tensor array = tensor_from(picture);
-  const Shape& shape = array.shape();
-  const bool gray = shape.size() == 2;
-  if (array.dtype() != DType::uint8 || !(gray || (shape.size() == 3 && shape[2] == 3))) {
-    throw InputError("a picture is a PIL image or a uint8 array [H, W] or [H, W, 3], not " +
-                     std::string(name_of(array.dtype())) + " " + to_string(shape));
-  }
-  Image image;
-  image.height = static_cast<int>(shape[0]);
-  image.width = static_cast<int>(shape[1]);
-  image.pixels.resize(static_cast<std::size_t>(shape[0] * shape[1] * 3));
-  const auto* pixels = static_cast<const std::uint8_t*>(array.data());
-  for (std::size_t i = 0; i < image.pixels.size(); ++i) image.pixels[i] = pixels[gray ? i / 3 : i];
-  return image;
+  if (py::isinstance<py::bytes>(read))
+    return decode_png(static_cast<std::string>(read.cast<py::bytes>()), "the picture");
+  const auto parts = read.cast<py::tuple>();
+  const auto bytes = parts[2].cast<py::bytes>();
+  const auto pixels = static_cast<std::string_view>(bytes);
+  return {parts[0].cast<int>(), parts[1].cast<int>(), {pixels.begin(), pixels.end()}};
 }
 
 py::object to_pil(const Image& image) {

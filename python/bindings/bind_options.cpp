@@ -21,13 +21,6 @@ std::string convert(py::handle value) {
   return utf8_of(py::reinterpret_borrow<py::str>(value));
 }
 
-// Also takes NumPy's numbers, which are not Python floats.
-template <>
-Ramp convert(py::handle value) {
-  const bool number = PyNumber_Check(value.ptr()) && !py::hasattr(value, "__len__");
-  return number ? Ramp(value.cast<double>()) : value.cast<Ramp>();
-}
-
 template <typename T>
 void assign(T& field, py::handle value) {
   field = convert<T>(value);
@@ -38,10 +31,10 @@ void assign(std::optional<T>& field, py::handle value) {
   field = convert<T>(value);
 }
 
-// A number stands for a list of one. (NumPy's arrays have __index__ as well as a length.)
+// A number stands for a list of one.
 template <typename T>
 void assign(std::vector<T>& field, py::handle value) {
-  if (PyIndex_Check(value.ptr()) && !py::hasattr(value, "__len__")) {
+  if (PyIndex_Check(value.ptr()) && is_number(value.ptr())) {
     field = {convert<T>(value)};
   } else {
     field = convert<std::vector<T>>(value);

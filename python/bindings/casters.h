@@ -26,6 +26,15 @@ void require_float32(const Tensor& tensor, const char* argument);
 Image image_from(py::handle picture);
 py::object to_pil(const Image& image);
 
+// Whether the object is one real number, of Python or of a library: a 0-d array too, which has a
+// length by name only.
+inline bool is_number(PyObject* object) {
+  if (!PyNumber_Check(object) || PyComplex_Check(object)) return false;
+  const bool has_length = PyObject_Size(object) >= 0;
+  PyErr_Clear();
+  return !has_length;
+}
+
 }  // namespace intaglio::python
 
 namespace pybind11::detail {

@@ -11,6 +11,18 @@
 
 import os
 
+try:
+    # Python 3.11 has this module; later ones let pybind11 refuse by itself.
+    from _xxsubinterpreters import get_current, get_main  # type: ignore[import-not-found]
+except ImportError:
+    pass
+else:
+    if get_current() != get_main():  # as in mod_wsgi, unless WSGIApplicationGroup is %{GLOBAL}
+        raise ImportError(
+            "intaglio can be imported in the main interpreter of a process only, since pybind11"
+            " would wait for ever in another one"
+        )
+
 # Since 1.29, ONNX Runtime's packages report every session to their maker and keep an identifier in
 # the user's home. The variable is read when the library is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

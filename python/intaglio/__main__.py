@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import io
 import os
 import signal
 import sys
@@ -25,12 +26,16 @@ def main() -> None:
     """Run the command line of this process, and exit with its code (see `intaglio.Error`)."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
         signal.signal(signal.SIGINT, end_at_once)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # for a path that its encoding lacks
     args = sys.argv[1:]
     if args and not args[0].startswith("-") and args[0] not in RUNNERS:
         for command in entry_points(group=GROUP, name=args[0]):
             sys.exit(run_python(command, args[1:]))
-    # From here on only C++ runs, so Ctrl-C has to act as on the C++ executable.
+    # From here on only C++ runs, so Ctrl-C and a reader that goes away, as `head` does, have to act
+    # as on the C++ executable.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     code = _core.run_command(with_library(args))
     if args and args[0] in {"-h", "--help"}:
         print(python_commands())

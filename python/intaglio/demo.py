@@ -157,8 +157,9 @@ def write_demo(pipeline: Pipeline, output: Path) -> None:
     ]
     files = {"page": "index.html", "picture": "comparison.png", "singles": "*.png"}
     paths = [f"{what:10}{output / name}" for what, name in files.items()]
-    (output / "summary.txt").write_text("\n".join(lines + paths) + "\n")
-    (output / "index.html").write_text(page(modes, pipeline.bundle.name, pipeline.backend))
+    (output / "summary.txt").write_text("\n".join(lines + paths) + "\n", "utf-8")
+    text = page(modes, pipeline.bundle.name, pipeline.backend)
+    (output / "index.html").write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

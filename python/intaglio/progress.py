@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from intaglio._core import Step
 
@@ -16,11 +16,24 @@ def progress_bar(on_step: OnStep | None) -> Iterator[OnStep]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("denoising", total=None)
+    class Screen(Console):
+        """Stderr. If its reader goes away, only the bar ends; rich would end the process."""
 
-        def report(step: Step) -> bool | None:
-            bar.update(task, total=step.steps, completed=step.step + 1)
-            return on_step(step) if on_step else None
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
 
+    bar = Progress(console=Screen(stderr=True), transient=True)
+    task = bar.add_task("denoising", total=None)
+
+    def report(step: Step) -> bool | None:
+        bar.update(task, total=step.steps, completed=step.step + 1)
+        return on_step(step) if on_step else None
+
+    unwritable = suppress(OSError, ValueError)  # what a full disk and a closed file raise
+    with unwritable:
+        bar.start()
+    try:
         yield report
+    finally:
+        with unwritable:
+            bar.stop()

@@ -36,15 +36,38 @@ void write_all(Descriptor file, std::string_view content, const fs::path& path) 
   if (file.close() != 0) fail_file("write", path, errno);
 }
 
-// Creates a file with a random name beside `target`, and sets `path` to it; the file is not open
-// where that fails. mkstemp would create it for the owner alone, and a process can read its umask
-// only by changing it, which affects all threads.
+// Gives the file the permissions of the one that it will replace, if there is one.
+void copy_permissions(const fs::path& from, int descriptor) {
+  struct stat replaced{};
+  if (::stat(from.c_str(), &replaced) == 0) ::fchmod(descriptor, replaced.st_mode & 0777);
+}
+
+// Follows symbolic links to their end, where there may be no file yet.
+fs::path end_of_links(fs::path path) {
+  constexpr int most_links = 40;  // as in the kernel
+  std::error_code error;
+  for (int link = 0; link < most_links; ++link) {
+    const fs::path target = fs::read_symlink(path, error);
+    if (error) break;
+    path = path.parent_path() / target;  // which is `target` where that is absolute
+  }
+  return path;
+}
+
+// Creates a file with a random name beside `target`, with its permissions if it exists, and sets
+// `path` to it; the file is not open where that fails. The name is short, since that of `target`
+// may already have the greatest length. mkstemp would create the file for the owner alone, and a
+// process can read its umask only by changing it, which affects all threads.
 Descriptor create_beside(const fs::path& target, fs::path& path) {
   std::random_device random;
   while (true) {
-    const fs::path name = target.string() + "." + std::to_string(random()) + ".tmp";
+    const fs::path name =
+        fs::path(target).replace_filename(".intaglio-" + std::to_string(random()) + ".tmp");
     Descriptor file(::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-    if (file.is_open()) path = name;
+    if (file.is_open()) {
+      copy_permissions(target, file.number());
+      path = name;
+    }
     if (file.is_open() || errno != EEXIST) return file;
   }
 }
@@ -138,9 +161,7 @@ void write_file(const fs::path& path, std::string_view content) {
   const fs::file_status status = fs::status(path, error);
   if (is_device_or_pipe(status)) return write_into(path, content);
   // A symbolic link stays; the file that it points to is replaced.
-  fs::path target = fs::canonical(path, error);
-  if (error) target = path;
-  const int why = replace(target, path, content);
+  const int why = replace(end_of_links(path), path, content);
   if (why == 0) return;
   if (!fs::is_regular_file(status)) fail_file("write", path, why);
   write_into(path, content);
@@ -157,7 +178,7 @@ void check_writable(const fs::path& path) {
     return;
   }
   std::error_code error;
-  const fs::path folder = folder_of(path);
+  const fs::path folder = folder_of(end_of_links(path));
   if (!fs::is_directory(folder, error)) refuse("there is no folder " + folder.string());
   const fs::file_status status = fs::status(path, error);
   if (fs::is_directory(status) || path.filename().empty()) refuse("it is a folder");

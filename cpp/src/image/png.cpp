@@ -2,6 +2,7 @@
 // into it and report errors by longjmp instead.
 #include <png.h>
 
+#include <algorithm>
 #include <csetjmp>
 #include <cstring>
 #include <memory>
@@ -46,6 +47,23 @@ bool encode(png_structp png, png_infop info, const Image& image, png_text* texts
   return true;
 }
 
+// Returns the file without its gAMA chunk, by which libpng would change the colours. Pillow, and so
+// diffusers, leaves them as they are stored.
+std::string without_gamma(std::string_view png) {
+  constexpr std::size_t signature = 8, around = 12;  // bytes; length, type and checksum of a chunk
+  std::string kept(png.substr(0, signature));
+  for (std::size_t at = signature; at < png.size();) {
+    std::size_t size = png.size() - at;
+    if (size >= around) {
+      const auto* length = reinterpret_cast<png_const_bytep>(png.data() + at);
+      size = std::min<std::size_t>(size, around + png_get_uint_32(length));
+    }
+    if (png.substr(std::min(at + 4, png.size()), 4) != "gAMA") kept += png.substr(at, size);
+    at += size;
+  }
+  return kept;
+}
+
 }  // namespace
 
 void write_png(const std::filesystem::path& path, const Image& image, const TextEntries& text) {
@@ -88,6 +106,7 @@ Image read_png(const std::filesystem::path& path) {
 }
 
 Image decode_png(std::string_view content, const std::string& name) {
+  const std::string file = without_gamma(content);
   png_image png{};
   png.version = PNG_IMAGE_VERSION;
   const std::unique_ptr<png_image, decltype(&png_image_free)> guard(&png, png_image_free);
@@ -95,7 +114,7 @@ Image decode_png(std::string_view content, const std::string& name) {
     const std::string why = png.message;
     throw InputError(name + " cannot be read as a PNG file (" + why + "): convert it to PNG");
   };
-  if (!png_image_begin_read_from_memory(&png, content.data(), content.size())) refuse();
+  if (!png_image_begin_read_from_memory(&png, file.data(), file.size())) refuse();
   png.format = PNG_FORMAT_RGB;
   // Without this flag libpng takes 16-bit samples that have no gamma chunk as linear light.
   png.flags |= PNG_IMAGE_FLAG_16BIT_sRGB;

@@ -1,11 +1,22 @@
 #include "pipeline/vae.h"
 
 #include <algorithm>
+#include <cmath>
+#include <string>
 #include <vector>
+
+#include "intaglio/error.h"
 
 namespace intaglio {
 
 namespace {
+
+// Bytes of a picture have no NaN: without this check they would be black.
+void require_finite(const Tensor& result, const char* what) {
+  if (std::ranges::all_of(result.floats(), [](float x) { return std::isfinite(x); })) return;
+  throw InputError(std::string(what) +
+                   ", or export a checkpoint whose VAE is not damaged and does not overflow");
+}
 
 // Returns the window [top, top + h) x [left, left + w) of [1, C, H, W].
 Tensor crop(const Tensor& source, std::int64_t top, std::int64_t left, std::int64_t height,
@@ -77,6 +88,9 @@ Tensor VaeDecoder::decode(Stream& stream, const Tensor& latents, int tile) const
         whole ? decode_whole(stream, graphs, one) : decode_tiled(stream, graphs, one, tile_cells);
     std::ranges::copy(decoded.floats(), images.rows(n, n + 1).floats().begin());
   }
+  require_finite(images,
+                 "the VAE decoder gave NaN or infinity in place of a picture: lower --cfg-scale "
+                 "and --dg-scale");
   return images;
 }
 
@@ -132,6 +146,7 @@ Tensor VaeEncoder::encode(Stream& stream, const Tensor& image) const {
     value = (value - static_cast<float>(latent_.shift_factor)) *
             static_cast<float>(latent_.scaling_factor);
   }
+  require_finite(latents, "the VAE encoder gave NaN or infinity for --image: give another picture");
   return latents;
 }
 

@@ -7,6 +7,7 @@ exporter runs the diffusers transformer and changes it through hooks (`networks/
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from intaglio_export.adapters.schedulers import EULER
+from intaglio_export.errors import ExportError
 from intaglio_export.graph_specs import Axis, ExportUnit, TensorSpec
 from intaglio_export.precision import LowPrecisionMatmuls
 
@@ -58,6 +60,15 @@ class LatentLayout:
     max_width: int
     packed: bool = False
     fixed_size: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("scaling_factor", "shift_factor"):
+            value = getattr(self, name)
+            if not isinstance(value, float | int) or not math.isfinite(value):
+                raise ExportError(
+                    f"The file vae/config.json has the {name} {value}, where diffusers' pipeline"
+                    " needs a number; take the model's own configuration."
+                )
 
 
 @dataclass(frozen=True)

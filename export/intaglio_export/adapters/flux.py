@@ -86,7 +86,7 @@ class FluxAdapter(Adapter):
             channels=self.transformer.config.in_channels // self.patch_size**2,
             vae_scale_factor=self.pipeline.vae_scale_factor,
             scaling_factor=vae.scaling_factor,
-            shift_factor=vae.shift_factor or 0.0,
+            shift_factor=vae.shift_factor,
             max_height=LARGEST_SIDE,
             max_width=LARGEST_SIDE,
             packed=True,

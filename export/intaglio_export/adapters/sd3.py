@@ -70,7 +70,7 @@ class SD3Adapter(Adapter):
             channels=config.in_channels,
             vae_scale_factor=scale,
             scaling_factor=vae.scaling_factor,
-            shift_factor=vae.shift_factor or 0.0,
+            shift_factor=vae.shift_factor,
             max_height=side,
             max_width=side,
         )

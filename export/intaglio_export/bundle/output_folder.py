@@ -7,8 +7,8 @@ import errno
 import fcntl
 import glob
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,11 +76,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     check_output(path)
     path = _real(path)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent))
+    # mkdtemp would make a folder for its owner alone, whatever the umask says.
+    work = path.parent / f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}"
+    work.mkdir()
     lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY)  # it ends with the process
     try:
         _lock(lock)
-        work.chmod(0o755)
         yield work
         with undisturbed():
             if path.exists():

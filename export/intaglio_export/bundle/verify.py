@@ -73,9 +73,13 @@ def reference(unit: ExportUnit, seed: int = 0) -> list[Reference]:
     references = []
     for inputs in _inputs(unit, generator):
         outputs = unit.module(*inputs)
-        references.append(
-            Reference(inputs, (outputs,) if isinstance(outputs, torch.Tensor) else outputs)
-        )
+        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        if not all(output.isfinite().all() for output in outputs):
+            why = "its weights are damaged; download it again."
+            if unit.spec.dtype != torch.float32:
+                why = "it overflows, or its weights are damaged; try --dtype float32."
+            raise ExportError(f"The part for {unit.spec.path} gives NaN or infinity itself: {why}")
+        references.append(Reference(inputs, outputs))
     return references
 
 

@@ -114,7 +114,9 @@ def build(
 
 def _build(request: BuildRequest) -> None:
     screen = Console(stderr=True)
-    name, phase = TextColumn("{task.description}"), TextColumn("{task.fields[what]}")
+    # What the builder does names nodes of the graph, in which there may be brackets.
+    name = TextColumn("{task.description}", markup=False)
+    phase = TextColumn("{task.fields[what]}", markup=False)
     columns = (name, BarColumn(), TimeElapsedColumn(), phase)
     bar = Progress(*columns, console=screen, disable=not screen.is_interactive)
     # The bar is started in a terminal only: elsewhere rich would print an empty line at its end.
@@ -124,7 +126,7 @@ def _build(request: BuildRequest) -> None:
 
 
 def _show(table: RenderableType, so_far: str) -> None:
-    console = Console()
+    console = Console(markup=False, emoji=False)
     try:
         if console.is_terminal:
             console.print(table)

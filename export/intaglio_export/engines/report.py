@@ -52,7 +52,8 @@ _WIDEST = 10_000  # characters: no path on Linux is longer than 4096
 def as_text(table: RenderableType) -> str:
     """Return text for a file or a pipe, without wrapping, cutting or trailing blanks."""
     lines = io.StringIO()
-    Console(file=lines, width=_WIDEST, color_system=None).print(table)
+    plain: dict[str, Any] = {"color_system": None, "markup": False, "emoji": False}
+    Console(file=lines, width=_WIDEST, **plain).print(table)
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
 
 

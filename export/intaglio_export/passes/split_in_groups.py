@@ -53,7 +53,7 @@ def _divide(graph: ir.Graph, node: ir.Node, axis: int, sizes: list[int]) -> None
     graph.insert_before(node, added)
     for old, new in zip(outputs, leaves, strict=True):
         new.name, old.name = old.name, f"{old.name}_before"
-        new.shape, new.dtype = old.shape, old.dtype
+        new.shape, new.type = old.shape, old.type
         assert not old.is_graph_output(), f"{new.name} is an output"
         ir.convenience.replace_all_uses_with(old, new)
     graph.remove(node, safe=True)

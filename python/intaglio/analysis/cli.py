@@ -145,8 +145,10 @@ def _refuse_model_options(context: typer.Context) -> None:
 
 def _import_model_probe() -> ModuleType:
     """Import the probe of diffusers models, which needs torch."""
+    from intaglio_export.support.interpreter import check_docstrings
     from intaglio_export.support.quiet import quiet
 
+    check_docstrings()
     try:
         with quiet():
             from intaglio.analysis.probe import model_probe
@@ -202,7 +204,9 @@ def _print(report: Report, output: Path) -> None:
         out.print(f"[bold]{number}. {section.title}[/bold]")
         for claim in section.claims:
             out.print(f"   {claim}", highlight=False, markup=False)
-    out.print(f"\n{output / 'index.html'} has the plots.", highlight=False)
+    out.print(
+        f"\n{output / 'index.html'} has the plots.", highlight=False, markup=False, emoji=False
+    )
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -6,8 +6,8 @@ import fcntl
 import glob
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,10 +64,11 @@ def temporary_output(output: Path, needed: int) -> Iterator[Path]:
             f"the disk of {output.parent} has {free / 1e6:.0f} MB free but the folder needs"
             f" {needed / 1e6:.0f} MB: free some space, or give another path with -o"
         )
-    work = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=output.parent))
+    # mkdtemp would make a folder for its owner alone, whatever the umask says.
+    work = output.parent / f"{prefix}{secrets.token_hex(4)}{suffix}"
+    work.mkdir()
     try:
         with locked(work):
-            work.chmod(0o755)
             yield work
             work.rename(output)  # which may be an empty folder
     finally:
@@ -110,7 +111,11 @@ def copy(source: Path, target: Path, sha256: str | None) -> Iterator[int]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    with source.open("rb") as read, target.open("wb") as write:
+    mode = 0o777 if os.access(source, os.X_OK) else 0o666  # from which the umask takes
+    with (
+        source.open("rb") as read,
+        open(target, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as write,
+    ):
         while piece := read.read(1 << 20):
             digest.update(piece)
             write.write(piece)
@@ -120,4 +125,3 @@ def copy(source: Path, target: Path, sha256: str | None) -> Iterator[int]:
             f"{source} is damaged, or changed while it was copied (its SHA-256 differs): export the"
             " bundle again with `intaglio export`"
         )
-    target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)

@@ -27,5 +27,6 @@ def write_folder(
         (work / "README.md").write_text(readme(deployment, work), encoding="utf-8")
         script = work / "smoke_test.sh"
         script.write_text(smoke_test(deployment.manifest), encoding="utf-8")
-        script.chmod(0o755)
+        mode = script.stat().st_mode
+        script.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may run it
     return deployment

@@ -46,6 +46,12 @@ def add_error_handlers(app: FastAPI) -> None:
         elif error.status_code == 405:
             headers["Allow"] = ", ".join(_allowed_methods(request))
             message = f"this path accepts {headers['Allow']} only: see /docs"
+        elif message == _UNREADABLE:
+            code = "invalid_json"
+            message = (
+                "the body cannot be read: send JSON in UTF-8 that is not compressed, nor nested"
+                " deeply, and whose numbers have fewer than 4,300 digits"
+            )
         converted = ApiError(error.status_code, code, message)
         converted.headers = headers
         return reject(request, converted)
@@ -66,6 +72,9 @@ def _allowed_methods(request: Request) -> list[str]:
         )
     ]
 
+
+# FastAPI's sentence about a body for which Python's parser raises anything but its own error.
+_UNREADABLE = "There was an error parsing the body"
 
 # diffusers' names of fields whose spelling is too far from ours to be found by similarity.
 _DIFFUSERS = {"guidance_scale": "cfg_scale", "num_inference_steps": "steps"}

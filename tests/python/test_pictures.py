@@ -1,0 +1,63 @@
+"""Pictures in the forms in which programs hold them."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import intaglio
+from intaglio import _core
+from tests.python.conftest import PROMPT
+
+PIXELS = np.random.default_rng(2).integers(0, 256, (32, 32, 3), np.uint8)
+
+
+@pytest.mark.reported("JuliaIO/PNGFiles.jl#48", "imageio/imageio#366")
+@pytest.mark.parametrize("gamma", [0.45455, 1.0, 2.2])
+def test_a_gamma_changes_no_colours(tmp_path: Path, gamma: float) -> None:
+    """A PNG with a gAMA chunk has the colours that Pillow, and so diffusers, reads from it."""
+    path = tmp_path / "picture.png"
+    Image.fromarray(PIXELS).save(path)
+    content = path.read_bytes()
+    chunk = b"gAMA" + struct.pack(">I", round(gamma * 100_000))
+    chunk = struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    before = content.index(b"IDAT") - 4
+    path.write_bytes(content[:before] + chunk + content[before:])
+    with Image.open(path) as opened:
+        assert opened.info["gamma"] == pytest.approx(gamma)
+        expected = np.asarray(opened.convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(_core.read_png(path)), expected)
+
+
+@pytest.mark.reported("1adrianb/face-alignment#259")
+def test_a_picture_may_have_any_order_in_memory(forked: intaglio.Pipeline) -> None:
+    """A view with the channels in reverse, as OpenCV's pictures are turned to RGB, is taken."""
+    view = PIXELS[..., ::-1]
+    assert not view.flags.c_contiguous
+    drawn = forked.generate(PROMPT, steps=2, image=view).latents
+    expected = forked.generate(PROMPT, steps=2, image=Image.fromarray(view)).latents
+    np.testing.assert_array_equal(drawn, expected)
+
+
+@pytest.mark.parametrize(
+    ("picture", "says"),
+    [
+        (PIXELS / 255, r"not float64 \(32, 32, 3\)$"),
+        (PIXELS.astype(np.uint16), "not uint16"),
+        (np.dstack([PIXELS, PIXELS])[..., :4], r"not uint8 \[32, 32, 4\]$"),
+        ("picture.png", "not str$"),
+        (PIXELS.tolist(), "not list$"),
+        (torch.from_numpy(PIXELS).permute(1, 0, 2), "torch.uint8 .* not in C order"),
+    ],
+    ids=["float", "deep", "alpha", "path", "list", "torch"],
+)
+def test_what_is_no_picture_is_named(forked: intaglio.Pipeline, picture: object, says: str) -> None:
+    with pytest.raises(intaglio.InputError, match="a PIL image or a uint8 array") as raised:
+        forked.generate(PROMPT, image=picture)  # type: ignore[arg-type]
+    assert raised.match(says)
