@@ -9,7 +9,7 @@ find_path(UTF8PROC_INCLUDE_DIR utf8proc.h REQUIRED)
 find_library(UTF8PROC_LIBRARY utf8proc REQUIRED)
 
 # Only ONNX Runtime's headers are needed, because its library is loaded at run time. Distributions older
-# than Debian 13 have no package of them, so cmake/onnxruntime_headers.sh unpacks them into build/deps.
+# than the next Debian have none of version 1.23 or later, so cmake/onnxruntime_headers.sh unpacks them into build/deps.
 find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_cxx_api.h
   HINTS ${PROJECT_SOURCE_DIR}/build/deps/onnxruntime/usr/include
   PATH_SUFFIXES onnxruntime REQUIRED)

@@ -1,13 +1,16 @@
 #!/bin/sh
 # Unpacks ONNX Runtime's C++ headers from Debian's package libonnxruntime-dev into FOLDER, unless they are
-# installed. A distribution without the package gets the one of the next Debian from its configured mirror.
+# installed. A distribution with an older package or none gets the one of the next Debian from its mirror.
 set -eu
 folder=$1
 suite=forky
-[ -e "$folder/usr/include/onnxruntime/onnxruntime_cxx_api.h" ] && exit 0
-[ -e /usr/include/onnxruntime/onnxruntime_cxx_api.h ] && exit 0
+# Version 1.23 is the first with the interface for plugins of providers.
+has_plugins() { grep -qs RegisterExecutionProviderLibrary "$1/usr/include/onnxruntime/onnxruntime_cxx_api.h"; }
+has_plugins "$folder" && exit 0
+has_plugins "" && exit 0
+rm -rf "$folder"
 
-if apt-cache show libonnxruntime-dev >/dev/null 2>&1; then
+if apt-cache show libonnxruntime-dev 2>/dev/null | grep -q '^Version: 1\.\(2[3-9]\|[3-9][0-9]\)'; then
   cd "$(mktemp -d)"
   apt-get -qq download libonnxruntime-dev
 else

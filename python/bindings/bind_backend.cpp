@@ -6,7 +6,9 @@
 
 namespace intaglio::python {
 
-void bind_backend(py::module_& module) {
+namespace {
+
+void bind_devices(py::module_& module) {
   py::class_<BackendOptions>(module, "BackendOptions", "Where graphs run.")
       .def(py::init([](std::string device, int threads, std::filesystem::path onnxruntime_library,
                        bool prepack, std::string precision) {
@@ -40,6 +42,12 @@ void bind_backend(py::module_& module) {
                     "for auto: why each better device is not used; else empty")
       .def_readonly("note", &DeviceChoice::note,
                     "the part of the reason that the user can do something about, or empty");
+}
+
+}  // namespace
+
+void bind_backend(py::module_& module) {
+  bind_devices(module);
   py::class_<Backend, std::shared_ptr<Backend>>(module, "Backend", "What graphs run on.")
       .def_property_readonly("description", &Backend::description)
       .def_readonly("choice", &Backend::choice)

@@ -48,12 +48,12 @@ def test_a_picture_may_have_any_order_in_memory(forked: intaglio.Pipeline) -> No
 @pytest.mark.parametrize(
     ("picture", "says"),
     [
-        (PIXELS / 255, r"not float64 \(32, 32, 3\)$"),
+        (PIXELS / 255, r"not float64 \[32, 32, 3\]$"),
         (PIXELS.astype(np.uint16), "not uint16"),
         (np.dstack([PIXELS, PIXELS])[..., :4], r"not uint8 \[32, 32, 4\]$"),
         ("picture.png", "not str$"),
         (PIXELS.tolist(), "not list$"),
-        (torch.from_numpy(PIXELS).permute(1, 0, 2), "torch.uint8 .* not in C order"),
+        (torch.from_numpy(PIXELS).permute(2, 0, 1), r"not uint8 \[3, 32, 32\]$"),
     ],
     ids=["float", "deep", "alpha", "path", "list", "torch"],
 )

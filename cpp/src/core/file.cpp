@@ -37,36 +37,24 @@ void write_all(Descriptor file, std::string_view content, const fs::path& path) 
 }
 
 // Gives the file the permissions of the one that it will replace, if there is one.
-void copy_permissions(const fs::path& from, int descriptor) {
+void copy_permissions(const fs::path& from, const Descriptor& file) {
   struct stat replaced{};
-  if (::stat(from.c_str(), &replaced) == 0) ::fchmod(descriptor, replaced.st_mode & 0777);
+  if (::stat(from.c_str(), &replaced) == 0) ::fchmod(file.number(), replaced.st_mode & 0777);
 }
 
-// Follows symbolic links to their end, where there may be no file yet.
-fs::path end_of_links(fs::path path) {
-  constexpr int most_links = 40;  // as in the kernel
-  std::error_code error;
-  for (int link = 0; link < most_links; ++link) {
-    const fs::path target = fs::read_symlink(path, error);
-    if (error) break;
-    path = path.parent_path() / target;  // which is `target` where that is absolute
-  }
-  return path;
-}
-
-// Creates a file with a random name beside `target`, with its permissions if it exists, and sets
-// `path` to it; the file is not open where that fails. The name is short, since that of `target`
-// may already have the greatest length. mkstemp would create the file for the owner alone, and a
-// process can read its umask only by changing it, which affects all threads.
+// Creates a file with a random name beside `target`, and sets `path` to it; the file is not open
+// where that fails. mkstemp would create it for the owner alone, and a process can read its umask
+// only by changing it, which affects all threads.
 Descriptor create_beside(const fs::path& target, fs::path& path) {
   std::random_device random;
   while (true) {
+    // A short name, since that of `target` may already have the greatest length.
     const fs::path name =
         fs::path(target).replace_filename(".intaglio-" + std::to_string(random()) + ".tmp");
     Descriptor file(::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
     if (file.is_open()) {
-      copy_permissions(target, file.number());
       path = name;
+      copy_permissions(target, file);
     }
     if (file.is_open() || errno != EEXIST) return file;
   }
@@ -93,6 +81,18 @@ void write_into(const fs::path& path, std::string_view content) {
 
 fs::path folder_of(const fs::path& path) {
   return path.has_parent_path() ? path.parent_path() : fs::path(".");
+}
+
+// Follows symbolic links to their end, where there may be no file yet.
+fs::path end_of_links(fs::path path) {
+  constexpr int most_links = 40;  // as in the kernel
+  std::error_code error;
+  for (int link = 0; link < most_links; ++link) {
+    const fs::path target = fs::read_symlink(path, error);
+    if (error) break;
+    path = path.parent_path() / target;  // which is `target` where that is absolute
+  }
+  return path;
 }
 
 // Whether a rename can replace an existing file, as far as that is known without trying.

@@ -72,6 +72,6 @@ def _split_node(
     )  # fmt: skip
     lengths.outputs[0].name = lengths.name
     for index, part in enumerate(parts.outputs):
-        part.name, part.dtype = f"{name}_{index}", value.dtype
+        part.name, part.type = f"{name}_{index}", value.type
     added.extend((lengths, parts))
     return list(parts.outputs)
