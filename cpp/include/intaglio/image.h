@@ -30,8 +30,8 @@ Tensor from_image(const Image& image);
 // (iTXt, UTF-8).
 void write_png(const std::filesystem::path& path, const Image& image, const TextEntries& text = {});
 // Reads any PNG as 8-bit RGB, turned as the orientation in its EXIF says. Transparent parts are
-// drawn over black, 16 bits are scaled to 8, and a gamma is ignored, as in Pillow. Throws InputError
-// naming the file.
+// drawn over black, 16 bits are scaled to 8, and a gamma is ignored, as in Pillow. Throws
+// InputError naming the file.
 Image read_png(const std::filesystem::path& path);
 // Reads a PNG from the content of a file, which errors call `name`.
 Image decode_png(std::string_view content, const std::string& name);
