@@ -1,4 +1,4 @@
-"""The tensors of .safetensors files, by their headers: weights, the scales of fp8 weights, marks.
+"""Tell the weights in .safetensors files from the scales and marks that stand beside them.
 
 Programs store weights in fp8 with a scale beside them, and no library here applies it. Here a scale
 is applied where it is one number for a tensor or for a row; weights in other quantised formats are

@@ -194,7 +194,7 @@ def _load_network(part: Part, dtype: torch.dtype) -> nn.Module:
         network, info = _from_pretrained(part, path, checkpoint, dtype, variant)
     problem = difference(network, info, checkpoint)
     if problem is None and (lost := checkpoint.scale(network, info["unexpected_keys"], dtype)):
-        problem = f"it has a scale for {lost[0]}, a name that the model has not"
+        problem = f"it has a scale for {lost[0]}, a name that the model does not have"
     if problem is not None:
         raise ExportError(unfit(part, part.path / names[0], problem))
     return network

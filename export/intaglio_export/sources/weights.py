@@ -204,8 +204,8 @@ def lacking(names: list[str]) -> str:
 
 
 def surplus(names: list[str]) -> str:
-    """Say that a file has tensors that the model has not."""
-    return f"it has {names[0]}{_others(names)}, which the model has not"
+    """Say that a file has tensors that the model does not have."""
+    return f"it has {names[0]}{_others(names)}, which the model does not have"
 
 
 def _others(names: list[str]) -> str:
