@@ -241,7 +241,7 @@ def test_a_signal_ends_an_export_that_cleans_up(
 
 
 def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
-    """nohup starts a command so."""
+    """nohup starts commands with SIGHUP ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stoppable():
@@ -265,7 +265,9 @@ def test_a_killed_export_is_named_by_the_next(
     subprocess.run([sys.executable, "-c", textwrap.dedent(killed)], cwd=tmp_path, check=False)
     [left] = tmp_path.iterdir()
     with replacing(tmp_path / "out"):
-        assert leftovers(tmp_path / "out") == [left], "one that runs is none"
+        assert leftovers(tmp_path / "out") == [left], (
+            "the folder of an export that is running is not listed"
+        )
     left = tmp_path / left.name
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     shutil.rmtree(tmp_path / "out")

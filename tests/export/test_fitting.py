@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +216,15 @@ def test_a_wrong_field(folder: Path, file: str, change: dict[str, Any], says: st
         run()
     assert says in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("family", ["sd3"])
+def test_positions_that_are_computed_for_each_size(folder: Path) -> None:
+    """SD3 without a table of positions is refused, because a graph would keep those of one size."""
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pos_embed_max_size": None}))
+    with pytest.raises(ExportError, match="has no pos_embed_max_size"):
+        open_source(folder)
 
 
 @pytest.mark.parametrize("family", ["flux"])

@@ -107,9 +107,9 @@ def change(file: Path, name: str, edit: Callable[[dict[str, torch.Tensor]], Any]
     return file.with_name(name)
 
 
-def refusal(folder: Path, file: Path) -> str:
+def refusal(folder: Path, file: Path, **options: Any) -> str:
     with pytest.raises(ExportError) as caught:
-        open_source(folder, loras=[Lora(file)])
+        open_source(folder, loras=[Lora(file)], **options)
     assert caught.value.exit_code == 3
     for raw in ("low_cpu_mem", "issue", "\n", "adapter_name", "state_dict"):
         assert raw not in caught.value.message

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxPipeline
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from intaglio_export.options import Lora
 from intaglio_export.sources import open_source
 from tests.export.sources import assert_same, prediction
-from tests.export.test_lora import active, refusal
+from tests.export.test_lora import ATTENTION, active, refusal, write_lora
 
 Tensors = dict[str, torch.Tensor]
 TO_Q = "transformer_blocks.0.attn.to_q"
@@ -104,6 +106,51 @@ def test_layers_for_a_part_that_is_not_exported_are_remarked_on(
     write(file, kohya(f"{COMFY}.proj") | projection)
     [remark] = open_source(folders["flux"], loras=[Lora(file)]).remarks
     assert "for CLIP's projection were left out" in remark
+
+
+def with_metadata(file: Path, alpha: int) -> Path:
+    """A LoRA of FLUX for transformer and CLIP, with the alpha of both in its metadata."""
+    tensors = load_file(write_lora("flux", file.with_name("made.safetensors"), encoders=True))
+    layers, metadata = {}, {}
+    sizes = (("transformer", 3, ATTENTION), ("text_encoder", 2, ["q_proj", "v_proj"]))
+    for part, rank, targets in sizes:
+        own = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(part)}
+        layers[f"{part}_lora_layers"] = own
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
+        metadata[f"{part}_lora_adapter_metadata"] = config.to_dict()
+    FluxPipeline.save_lora_weights(file.parent, weight_name=file.name, **layers, **metadata)
+    return file
+
+
+def test_layers_for_clip_of_a_model_without_text_encoders(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Without text encoders, the rest of a LoRA is added with the alphas of its metadata."""
+    file = with_metadata(tmp_path / "style.safetensors", alpha=12)
+    expected = prediction(active(folders["flux"], [(file, 1.0)]))
+    bare = tmp_path / "bare"
+    ignore = shutil.ignore_patterns("text_encoder*", "tokenizer*")
+    shutil.copytree(folders["flux"], bare, ignore=ignore)
+    for folder in (bare, folders["flux"]):
+        source = open_source(folder, text_encoders="none", loras=[Lora(file)])
+        torch.testing.assert_close(prediction(source.adapter), expected, rtol=1e-4, atol=1e-5)
+        [remark] = source.remarks
+        assert "for CLIP were left out" in remark
+    write(file, {k: v for k, v in load_file(file).items() if k.startswith("text_encoder.")})
+    assert "is for CLIP only" in refusal(bare, file, text_encoders="none")
+
+
+def test_a_lora_in_fp8(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A LoRA in fp8 gives what diffusers gives with the same values in float32."""
+    half = {k: v.to(torch.float8_e4m3fn) for k, v in (kohya(UNET) | split_qkv()).items()}
+    file = write(tmp_path / "fp8.safetensors", half)
+    plain = write(tmp_path / "plain.safetensors", {k: v.float() for k, v in half.items()})
+    found = open_source(folders["flux"], loras=[Lora(file)]).adapter
+    expected = active(folders["flux"], [(plain, 1.0)])
+    torch.testing.assert_close(prediction(found), prediction(expected), rtol=1e-4, atol=1e-5)
+    write(file, {k: v.to(torch.int8) for k, v in half.items()})
+    assert "is quantised (I8)" in refusal(folders["flux"], file)
+    assert "holds no tensors" in refusal(folders["flux"], write(file, {}))
 
 
 @pytest.mark.reported(

@@ -100,6 +100,33 @@ def test_scales_are_applied_before_rounding(folder: Path, dtype: torch.dtype) ->
     assert torch.equal(network.state_dict()[name], meant[name].to(dtype))
 
 
+@pytest.mark.parametrize("family", ["flux"])
+def test_tied_weights_that_are_stored_twice(folder: Path) -> None:
+    """A weight with two names and a scale beside each is multiplied by one of them."""
+    file = folder / FILES["text_encoder_2"]
+    state = load_file(file)
+    words = state.pop("shared.weight")
+    scale = words.abs().max() / 448
+    stored = (words / scale).to(FP8)
+    for name in ("shared", "encoder.embed_tokens"):
+        state |= {f"{name}.weight": stored.clone(), f"{name}.scale_weight": scale.clone()}
+    save_file(state, file, {"format": "pt"})
+    found = open_source(folder).adapter.pipeline.text_encoder_2.shared.weight
+    torch.testing.assert_close(found, stored.float() * scale, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["flux"])
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_2"])
+def test_one_file_beside_shards(folder: Path, part: str) -> None:
+    """Of one file in fp8 and shards of plain weights beside it, only the file is read, so that its
+    scales are not applied to the shards."""
+    stored, meant = scaled(load_file(folder / FILES[part]))
+    getattr(FAMILIES["flux"](), part).save_pretrained(folder / part, max_shard_size="20KB")
+    assert len(list((folder / part).glob("*-of-*"))) > 1
+    save_file(stored, folder / FILES[part], {"format": "pt"})
+    assert_holds(getattr(open_source(folder).adapter.pipeline, part), meant)
+
+
 @pytest.mark.reported("leejet/stable-diffusion.cpp#1898")
 @pytest.mark.parametrize("scaled_part", ["text_encoders.t5xxl.", "model.diffusion_model."])
 def test_scales_in_a_single_file(

@@ -124,7 +124,7 @@ ENCODERS: dict[str, tuple[Break, str]] = {
     ),
     "cut weights": (lambda f: cut(f / "text_encoder/model.safetensors"), "is cut short"),
     "wrong shape": (lambda f: narrow(f / "text_encoder/model.safetensors"), "in it and"),
-    "fewer layers": (deepened, "which the model has not"),
+    "fewer layers": (deepened, "which the model does not have"),
     "no width": (config("text_encoder", hidden_size=None, d_model=None), "in it and"),
     "no norms": (
         lambda f: rename(f / "text_encoder/model.safetensors", ("layer_norm", "other")),

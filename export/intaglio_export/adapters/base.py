@@ -163,7 +163,7 @@ class Adapter(ABC):
 
     @property
     def has_encoders(self) -> bool:
-        """Whether the pipeline can encode prompts, if only without its optional encoders."""
+        """Whether the pipeline can encode prompts, even if without its optional encoders."""
         needed = (name for name in self.text_encoders if name not in self.optional_encoders)
         return all(getattr(self.pipeline, name) is not None for name in needed)
 

@@ -14,6 +14,7 @@ from intaglio_export.adapters.base import (
     PromptLayout,
     TextSegment,
 )
+from intaglio_export.errors import ExportError
 from intaglio_export.graph_specs import TensorSpec
 
 CLIP = ("text_encoder", "text_encoder_2")
@@ -64,6 +65,12 @@ class SD3Adapter(Adapter):
     def latent(self) -> LatentLayout:
         config = self.transformer.config
         scale = self.pipeline.vae_scale_factor
+        if config.pos_embed_max_size is None:
+            raise ExportError(
+                "The config.json of the transformer has no pos_embed_max_size, so that positions"
+                " depend on the size of the image, which this version cannot export; give a model"
+                " that has it."
+            )
         side = config.pos_embed_max_size * config.patch_size * scale
         vae = self.pipeline.vae.config
         return LatentLayout(

@@ -1,4 +1,4 @@
-"""The tensors of .safetensors files, by their headers: weights, the scales of fp8 weights, marks.
+"""Tell the weights in .safetensors files from the scales and marks that stand beside them.
 
 Programs store weights in fp8 with a scale beside them, and no library here applies it. Here a scale
 is applied where it is one number for a tensor or for a row; weights in other quantised formats are
@@ -20,7 +20,7 @@ from torch import nn
 
 from intaglio_export.sources.weights import STORED, Stored, header
 
-_FP8 = ("F8_E4M3", "F8_E5M2")
+FP8 = ("F8_E4M3", "F8_E5M2")
 _INDICES = ("I64", "BOOL")  # of positions, for example; nobody stores quantised weights in these
 # The scale of `x.weight` in the older and in the newer format of ComfyUI, and of other programs.
 _SCALE = re.compile(r"(?P<of>.*)\.(?:scale_weight|weight_scale)")
@@ -96,9 +96,9 @@ class Checkpoint:
                 return f"{match['of']} is quantised ({_text(entry)})"
             if name in self.companions:
                 continue
-            if entry.dtype not in (*STORED, *_FP8, *_INDICES):
+            if entry.dtype not in (*STORED, *FP8, *_INDICES):
                 return f"{name} is quantised ({entry.dtype})"
-            if entry.dtype in _FP8 and (beside := self._unknown_beside(name)):
+            if entry.dtype in FP8 and (beside := self._unknown_beside(name)):
                 return f"{name} is quantised in fp8 with {beside}, which this version does not know"
         return next(filter(None, (self._scale_problem(w, s) for w, s in self.scales.items())), None)
 
@@ -119,14 +119,15 @@ class Checkpoint:
         the network, except those that are `unused`.
         """
         tensors: dict[str, Any] = network.state_dict(keep_vars=True)
-        lost = []
+        lost, done = [], set()
         for name in sorted(self.scales.keys() - set(unused)):
             tensor = tensors.get(name, tensors.get(name.removeprefix("text_model.")))
             if tensor is None:
                 lost.append(name)
-                continue
-            scaled = self._unscaled(tensor.detach(), name, dtype)
-            torch.utils.swap_tensors(tensor, nn.Parameter(scaled, requires_grad=False))  # type: ignore[no-untyped-call]
+            elif id(tensor) not in done:  # tied weights have two names, and may be stored twice
+                done.add(id(tensor))
+                scaled = self._unscaled(tensor.detach(), name, dtype)
+                torch.utils.swap_tensors(tensor, nn.Parameter(scaled, requires_grad=False))  # type: ignore[no-untyped-call]
         return lost
 
     def _matching(self, pattern: re.Pattern[str]) -> Iterable[tuple[str, re.Match[str]]]:
@@ -135,7 +136,7 @@ class Checkpoint:
     def _unscaled(self, weight: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
         """Return the values that the tensor `weight` of that name stands for."""
         if name not in self.scales:
-            return weight.to(dtype) if self._entries[name].dtype in _FP8 else weight
+            return weight.to(dtype) if self._entries[name].dtype in FP8 else weight
         scale = self._entries[self.scales[name]].read().float()
         if scale.numel() > 1:
             scale = scale.reshape(-1, *[1] * (weight.ndim - 1))
@@ -145,7 +146,7 @@ class Checkpoint:
         weight, scale = self._entries[name], self._entries[scale_name]
         rows = weight.shape[:1]
         per_row = scale.shape[:1] == rows and all(size == 1 for size in scale.shape[1:])
-        if weight.dtype not in _FP8 and not bool((scale.read() == 1).all()):
+        if weight.dtype not in FP8 and not bool((scale.read() == 1).all()):
             return f"{name} is {weight.dtype}, and has a scale ({scale_name}) as if it were fp8"
         if scale.dtype not in STORED or not (per_row or all(size == 1 for size in scale.shape)):
             shape = "x".join(map(str, scale.shape))

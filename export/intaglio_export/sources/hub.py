@@ -242,7 +242,7 @@ def _answer(error: hub_errors.HfHubHTTPError, name: str) -> str:
 
 
 def _is_unreachable(error: Exception) -> bool:
-    """Return whether the error says that the Hub did not answer, or not with the files."""
+    """Return whether the error says that the Hub did not answer or send the files."""
     kinds = (
         hub_errors.LocalEntryNotFoundError,
         hub_errors.OfflineModeIsEnabled,

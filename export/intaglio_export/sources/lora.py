@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from intaglio_export.errors import ExportError
 from intaglio_export.options import Lora
 from intaglio_export.precision import store_weights_in
 from intaglio_export.sources import lora_names, weights
+from intaglio_export.sources.checkpoint import FP8, Checkpoint
 from intaglio_export.sources.lora_names import Tensors
 from intaglio_export.support.messages import out_of_memory
 from intaglio_export.support.quiet import quiet
@@ -92,53 +97,106 @@ def _load(pipeline: Any, lora: Lora, adapter: str, text_encoders: str) -> list[s
     Raises:
         ExportError: a tensor that can change a picture was left out.
     """
-    if not lora.file.is_file():
-        raise ExportError(f"The LoRA {lora.file} does not exist.")
-    weights.shapes(lora.file)  # refuses what is not a .safetensors file
-    if lora.file.suffix != ".safetensors":
+    tensors = _read(lora.file)
+    if size := lora_names.wrong_size(tensors, pipeline):
+        raise ExportError(lora_names.foreign(lora.file, pipeline, size))
+    parts = {name: lora_names.absent_part(name, pipeline, text_encoders) for name in tensors}
+    kept = {name: tensor for name, tensor in tensors.items() if parts[name] is None}
+    absent = {name: part for name, part in parts.items() if part is not None}
+    if absent and not kept:
+        only = " and ".join(sorted(set(absent.values())))
         raise ExportError(
-            f"The name of the LoRA {lora.file} does not end in .safetensors, so diffusers would"
+            f"The LoRA {lora.file} is for {only} only, and the model is exported without that;"
+            " leave this --lora out."
+        )
+    with _holding(lora.file, kept) as file:
+        _load_whole(pipeline, file, lora.file, kept, adapter)
+    return [
+        f"The layers of {lora.file} for {part} were left out, because the model is exported"
+        " without it."
+        for part in sorted({absent[name] for name in lora_names.effective(tensors, absent)})
+    ]
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    """Read all tensors of a LoRA.
+
+    Raises:
+        ExportError: the file cannot be read, or diffusers reads no file of its kind.
+    """
+    if not file.is_file():
+        raise ExportError(f"The LoRA {file} does not exist.")
+    checkpoint = Checkpoint.open([file])
+    if file.suffix != ".safetensors":
+        raise ExportError(
+            f"The name of the LoRA {file} does not end in .safetensors, so diffusers would"
             " read it as another format; rename it."
         )
-    tensors = load_file(lora.file)
+    if problem := checkpoint.problem():
+        raise ExportError(
+            f"The LoRA {file} cannot be read: {problem}; give it in float32, bfloat16 or float16."
+        )
+    tensors = checkpoint.read(torch.float32)
+    if not tensors:
+        raise ExportError(f"The LoRA {file} holds no tensors; {weights.AGAIN}.")
     if broken := sorted(name for name, t in tensors.items() if not t.isfinite().all()):
         raise ExportError(
-            f"The LoRA {lora.file} holds values that are not finite ({broken[0]}); train it again"
+            f"The LoRA {file} holds values that are not finite ({broken[0]}); train it again"
             " or give an earlier state of it."
         )
     if reason := lora_names.unreadable(tensors):
-        raise ExportError(f"The LoRA {lora.file} {reason}.")
-    if size := lora_names.wrong_size(tensors, pipeline):
-        raise ExportError(lora_names.foreign(lora.file, pipeline, size))
-    where = {"weight_name": lora.file.name, "local_files_only": True}
+        raise ExportError(f"The LoRA {file} {reason}.")
+    return tensors
+
+
+@contextmanager
+def _holding(file: Path, tensors: dict[str, torch.Tensor]) -> Iterator[Path]:
+    """Yield a LoRA, or a copy if it holds more than `tensors`, or fp8 ones.
+
+    diffusers fails at layers for a part that is absent, and at fp8. It reads the alphas that are in
+    the metadata of a file.
+    """
+    stored = weights.header(file)
+    if stored.keys() == tensors.keys() and not any(e.dtype in FP8 for e in stored.values()):
+        yield file
+        return
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(tensors, Path(folder) / file.name, metadata)
+        yield Path(folder) / file.name
+
+
+def _load_whole(pipeline: Any, file: Path, named: Path, tensors: Tensors, adapter: str) -> None:
+    """Load `file`, which holds `tensors`, and check that all of them have arrived.
+
+    `named` is the file that messages name.
+
+    Raises:
+        ExportError: a tensor that can change a picture was left out.
+    """
+    where = {"weight_name": file.name, "local_files_only": True}
     networks = _networks(pipeline)
     try:
         with quiet(logging.ERROR):  # the checks below say what failed
             arrived = _arrived(pipeline, networks, tensors)
-            pipeline.load_lora_weights(str(lora.file.parent), adapter_name=adapter, **where)
-            state = pipeline.lora_state_dict(str(lora.file.parent), **where)
+            pipeline.load_lora_weights(str(file.parent), adapter_name=adapter, **where)
+            state = pipeline.lora_state_dict(str(file.parent), **where)
             _restore(pipeline.transformer, adapter, state)
     except Exception as error:  # from diffusers or peft
         if out_of_memory(error):
             raise
-        raise ExportError(lora_names.refusal(lora.file, pipeline, tensors, error)) from error
+        raise ExportError(lora_names.refusal(named, pipeline, tensors, error)) from error
     if getattr(pipeline.transformer, "_overwritten_params", None):
-        raise ExportError(f"The LoRA {lora.file} {lora_names.CONTROL}.")
+        raise ExportError(f"The LoRA {named} {lora_names.CONTROL}.")
     names = list(tensors)
     found = {names[n] for key in _held(networks, adapter) for n in arrived.get(key, ())}
     found -= lora_names.unpaired(tensors)
     lost = lora_names.effective(tensors, tensors.keys() - found)
     lost |= _unscaled(tensors, arrived, networks, adapter)
-    parts = {name: lora_names.absent_part(name, pipeline, text_encoders) for name in lost}
-    absent = {name: part for name, part in parts.items() if part}
-    if needed := sorted(lost - absent.keys()):
-        kept = {name: tensors[name] for name in needed}
-        raise ExportError(lora_names.refusal(lora.file, pipeline, kept, partly=bool(found)))
-    return [
-        f"The layers of {lora.file} for {part} were left out, because the model is exported"
-        " without it."
-        for part in sorted(set(absent.values()))
-    ]
+    if lost:
+        kept = {name: tensors[name] for name in sorted(lost)}
+        raise ExportError(lora_names.refusal(named, pipeline, kept, partly=bool(found)))
 
 
 def _restore(transformer: Any, adapter: str, state: Tensors) -> None:

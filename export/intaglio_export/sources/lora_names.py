@@ -20,6 +20,7 @@ _DOWN = re.compile(r"(?<=[._])(lora_down|lora_A|down)(?=\.)")
 _UPS = re.compile(r"(?<=[._])(lora_up|lora_B|up)(?=\.weight)")
 _UP = {"lora_down": "lora_up", "lora_A": "lora_B", "down": "up"}
 _T5 = re.compile(r"lora_te\d_encoder_block|text_encoders\.t5|text_encoder_\d\.encoder\.block")
+_ENCODER = re.compile(r"lora_te\d?_|text_encoders?[._]")
 _MERGE = "merge it into the model with a program that applies it, and export the merged model"
 CONTROL = (
     "is a control LoRA: it changes more than weights of matrix products, and is made for a pipeline"
@@ -31,7 +32,7 @@ _KINDS = {
     r"dora_scale|lora_magnitude_vector": "is a DoRA, which is no sum of a weight and a product",
     r"\.hada_": "is a LoHa of LyCORIS, which diffusers does not apply",
     r"\.lokr_": "is a LoKr of LyCORIS, which diffusers does not apply to this model",
-    r"\.(oft_|boft_|oft_blocks)": "is an OFT adapter, which diffusers does not apply",
+    r"\.b?oft_": "is an OFT adapter, which diffusers does not apply",
     r"\.lora_mid\.": "is a LoCon in three parts, which diffusers does not apply",
 }
 # What single tensors do that diffusers leaves out.
@@ -108,9 +109,11 @@ def absent_part(name: str, pipeline: Any, text_encoders: str) -> str | None:
 
     `text_encoders` is a value of `options.TextEncoders`.
     """
-    parts = {type(part).__name__ for part in pipeline.components.values()}
-    if _T5.match(name) and (text_encoders == "none" or "T5EncoderModel" not in parts):
-        return "T5"
+    if _T5.match(name):
+        parts = {type(part).__name__ for part in pipeline.components.values()}
+        return "T5" if text_encoders == "none" or "T5EncoderModel" not in parts else None
+    if text_encoders == "none" and _ENCODER.match(name):
+        return "CLIP"
     if "text_projection" in name and not hasattr(pipeline.text_encoder, "text_projection"):
         return "CLIP's projection"  # the text encoder of FLUX has none
     return None

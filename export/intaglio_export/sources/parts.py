@@ -190,11 +190,11 @@ def _load_network(part: Part, dtype: torch.dtype) -> nn.Module:
     safe = names[0].endswith(".safetensors")
     checkpoint = Checkpoint.open(part.path / name for name in names) if safe else Checkpoint({})
     check_types(part, part.path / names[0], checkpoint)
-    with loading(part), weights.under_current_names(part.path, names) as path:
+    with loading(part), weights.alone(part.path, names) as path:
         network, info = _from_pretrained(part, path, checkpoint, dtype, variant)
     problem = difference(network, info, checkpoint)
     if problem is None and (lost := checkpoint.scale(network, info["unexpected_keys"], dtype)):
-        problem = weights.surplus(lost)
+        problem = f"it has a scale for {lost[0]}, a name that the model does not have"
     if problem is not None:
         raise ExportError(unfit(part, part.path / names[0], problem))
     return network

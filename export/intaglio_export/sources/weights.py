@@ -34,6 +34,7 @@ STORED = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+_SEVERAL = "-of-"  # in the names of weight files of several
 _LFS = b"version https://git-lfs"
 AGAIN = "download it again"
 
@@ -49,22 +50,29 @@ def choose(names: Iterable[str], dtype: torch.dtype) -> tuple[list[str], str | N
     """Choose the weight files of a part to read for `dtype`, and return them with their variant.
 
     safetensors come before .bin, which is all that some older models have. The variant of `dtype`
-    comes before the plain files, and these come before any other variant.
+    comes before the plain files, and these come before any other variant. A single file comes
+    before files of several.
     """
-    sets: dict[tuple[str, str | None], list[str]] = {}
+    sets: dict[tuple[str, str, str | None, bool], list[str]] = {}
     for name in sorted(names):
         if match := _WEIGHTS.fullmatch(name):
-            variant = match["variant"] or match["late"]
-            sets.setdefault((match["kind"], variant), []).append(name)
+            key = (
+                match["stem"],
+                match["kind"],
+                match["variant"] or match["late"],
+                _SEVERAL in name,
+            )
+            sets.setdefault(key, []).append(name)
     order = [_VARIANTS.get(dtype), None]
 
-    def rank(key: tuple[str, str | None]) -> tuple[bool, int]:
-        return key[0] == "bin", order.index(key[1]) if key[1] in order else len(order)
+    def rank(key: tuple[str, str, str | None, bool]) -> tuple[bool, int, bool]:
+        _, kind, variant, several = key
+        return kind == "bin", order.index(variant) if variant in order else len(order), several
 
     if not sets:
         return [], None
     best = min(sets, key=rank)
-    return sets[best], best[1]
+    return sets[best], best[2]
 
 
 def indices_of(name: str) -> list[str]:
@@ -87,8 +95,8 @@ def check_whole(folder: Path, names: list[str]) -> None:
     Raises:
         ExportError: a file is missing or cut short.
     """
-    if sharded := next((name for name in names if "-of-" in name), None):
-        listed = set(_read_index(_index(folder, sharded)).values())
+    if names and _SEVERAL in names[0]:
+        listed = set(_read_index(_index(folder, names[0])).values())
         if absent := sorted(listed - set(names)):
             raise ExportError(
                 f"The file {folder / absent[0]}, one of {len(listed)}, is missing; {AGAIN}."
@@ -99,21 +107,24 @@ def check_whole(folder: Path, names: list[str]) -> None:
 
 
 @contextmanager
-def under_current_names(folder: Path, names: list[str]) -> Iterator[Path]:
-    """Yield a folder with the weight files of a part, in which their index has today's name.
+def alone(folder: Path, names: list[str]) -> Iterator[Path]:
+    """Yield a folder of the part with no weights but `names`, whose index has today's name.
 
-    diffusers finds an older name only if no folder above has a dot in its name, and transformers
-    does not find it at all.
+    Where a single file and files of several are beside each other, diffusers reads the latter, and
+    transformers the former. diffusers finds an older name of an index only if no folder above has a
+    dot in its name, and transformers does not find it at all.
     """
-    sharded = next((name for name in names if "-of-" in name), None)
-    index = _index(folder, sharded) if sharded else None
-    if sharded is None or index is None or index.name == indices_of(sharded)[0]:
+    there = {path.name for path in folder.iterdir()}
+    hidden = {name for name in there if _WEIGHTS.fullmatch(name) or ".index." in name} - {*names}
+    index = {indices_of(names[0])[0]} if _SEVERAL in names[0] else set()
+    if hidden == index:
         yield folder
         return
     with tempfile.TemporaryDirectory() as made:
-        for file in folder.iterdir():
-            (Path(made) / file.name).symlink_to(file.absolute())
-        (Path(made) / indices_of(sharded)[0]).symlink_to(index.absolute())
+        for name in there - hidden:
+            (Path(made) / name).symlink_to((folder / name).absolute())
+        for name in index:
+            (Path(made) / name).symlink_to(_index(folder, names[0]).absolute())
         yield Path(made)
 
 
@@ -172,15 +183,6 @@ def header(path: Path) -> dict[str, Stored]:
         raise ExportError(f"The file {path} {what}.") from error
 
 
-def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of all tensors from the header of a .safetensors file.
-
-    Raises:
-        ExportError: the file is cut short or is not a .safetensors file.
-    """
-    return {name: stored.shape for name, stored in header(path).items()}
-
-
 def misfit(expected: Shapes, found: Shapes, *, names: bool = True) -> str | None:
     """Say how tensors differ from those of a model, or return None.
 
@@ -202,8 +204,8 @@ def lacking(names: list[str]) -> str:
 
 
 def surplus(names: list[str]) -> str:
-    """A file that has tensors which the model has not, in words."""
-    return f"it has {names[0]}{_others(names)}, which the model has not"
+    """Say that a file has tensors that the model does not have."""
+    return f"it has {names[0]}{_others(names)}, which the model does not have"
 
 
 def _others(names: list[str]) -> str:
