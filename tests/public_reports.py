@@ -1,12 +1,14 @@
 """Write docs/public-reports.md from the tests that carry the mark `reported`.
 
-`python -m tests.public_reports` writes the page. A test of its own in tests/structure says when
+tests/public_reports.toml has the reports that were tried and need no test. `python -m
+tests.public_reports` writes the page. A test of its own in tests/structure says when
 the page is older than the tests.
 """
 
 from __future__ import annotations
 
 import ast
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,13 @@ in the last column guards against it. `python -m tests.public_reports` writes th
 tests.
 
 | reported in | what holds here | test |
+| --- | --- | --- |
+"""
+
+TRIED = """
+## Tried, without a test of their own
+
+| reported in | what was tried | what happened |
 | --- | --- | --- |
 """
 
@@ -70,7 +79,13 @@ def collect() -> list[Reported]:
 
 def page() -> str:
     """Return the whole page."""
-    return HEAD + "".join(test.row() for test in collect())
+    guarded = "".join(test.row() for test in collect())
+    tried = tomllib.loads((ROOT / "tests/public_reports.toml").read_text(encoding="utf-8"))
+    rows = [
+        f"| {', '.join(map(link, entry['reports']))} | {entry['what']} | {entry['result']} |\n"
+        for entry in tried["tried"]
+    ]
+    return HEAD + guarded + TRIED + "".join(rows)
 
 
 if __name__ == "__main__":
