@@ -23,13 +23,14 @@ def test_a_factor_that_is_missing_is_not_guessed(tmp_path: Path, family: str, na
     shutil.copytree(bundles.source(family), folder)
     config = folder / "vae" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {name: None}))
-    adapter = open_source(folder).adapter
-    adapter.pipeline.set_progress_bar_config(disable=True)
+    pipeline = open_source(bundles.source(family)).adapter.pipeline
+    pipeline.vae.register_to_config(**{name: None})
+    pipeline.set_progress_bar_config(disable=True)
     size = {"height": 32, "width": 32, "num_inference_steps": 1, "max_sequence_length": 16}
     with pytest.raises(TypeError, match="NoneType"):
-        adapter.pipeline("a boot", **size)
+        pipeline("a boot", **size)
     with pytest.raises(ExportError, match=f"vae/config.json has the {name} None"):
-        adapter.latent()
+        open_source(folder)
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux-dev"])
