@@ -127,7 +127,7 @@ def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_device(forked_bundle: Path) -> None:
-    with pytest.raises(intaglio.UsageError, match=r'no device "abacus".*cpu, cuda'):
+    with pytest.raises(intaglio.UsageError, match=r'no device "abacus".*auto, cpu, openvino'):
         intaglio.Pipeline.open(forked_bundle, device="abacus")
 
 

@@ -36,7 +36,6 @@ def _divide(graph: ir.Graph, node: ir.Node, axis: int, sizes: list[int]) -> None
     """Replace `node` by one Split into groups and one Split for each group."""
     source, outputs = node.inputs[0], list(node.outputs)
     assert source is not None
-    added: list[ir.Node] = []
 
     def split(value: ir.Value, pieces: list[int]) -> list[ir.Value]:
         # Few enough pieces are one node; else each group of them is split on its own.
@@ -44,34 +43,37 @@ def _divide(graph: ir.Graph, node: ir.Node, axis: int, sizes: list[int]) -> None
             return [value]
         step = -(-len(pieces) // MOST_OUTPUTS) if len(pieces) > MOST_OUTPUTS else 1
         groups = [pieces[i : i + step] for i in range(0, len(pieces), step)]
-        parts = _split_node(added, node, value, axis, [sum(group) for group in groups])
+        parts = _split_node(graph, node, value, axis, [sum(group) for group in groups])
         return [
             leaf for part, group in zip(parts, groups, strict=True) for leaf in split(part, group)
         ]
 
     leaves = split(source, sizes)
-    graph.insert_before(node, added)
     for old, new in zip(outputs, leaves, strict=True):
         new.name, old.name = old.name, f"{old.name}_before"
         new.shape, new.type = old.shape, old.type
-        assert not old.is_graph_output(), f"{new.name} is an output"
-        ir.convenience.replace_all_uses_with(old, new)
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
 
 
 def _split_node(
-    added: list[ir.Node], old: ir.Node, value: ir.Value, axis: int, sizes: list[int]
+    graph: ir.Graph, old: ir.Node, value: ir.Value, axis: int, sizes: list[int]
 ) -> list[ir.Value]:
-    """Append the nodes that split `value`, and return the parts."""
-    name = f"{old.name}_{len(added)}"
-    value_of = ir.AttrTensor("value", ir.tensor(np.array(sizes, np.int64)))
-    lengths = ir.Node("", "Constant", [], [value_of], name=f"{name}_sizes")
-    parts = ir.Node(
-        "", "Split", [value, lengths.outputs[0]], [ir.AttrInt64("axis", axis)],
+    """Insert a Split of `value` before the node `old`, and return the parts."""
+    name = f"{value.name}_groups"
+    tensor = ir.tensor(np.array(sizes, np.int64), name=f"{name}_sizes")
+    lengths = ir.Value(
+        name=tensor.name,
+        shape=ir.Shape([len(sizes)]),
+        type=ir.TensorType(ir.DataType.INT64),
+        const_value=tensor,
+    )
+    graph.register_initializer(lengths)
+    split = ir.Node(
+        "", "Split", [value, lengths], [ir.AttrInt64("axis", axis)],
         num_outputs=len(sizes), name=name,
     )  # fmt: skip
-    lengths.outputs[0].name = lengths.name
-    for index, part in enumerate(parts.outputs):
+    for index, part in enumerate(split.outputs):
         part.name, part.type = f"{name}_{index}", value.type
-    added.extend((lengths, parts))
-    return list(parts.outputs)
+    graph.insert_before(old, split)
+    return list(split.outputs)
