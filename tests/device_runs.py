@@ -59,20 +59,17 @@ def from_an_image(pipeline: intaglio.Pipeline) -> np.ndarray:
 def in_a_batch(pipeline: intaglio.Pipeline) -> dict[str, np.ndarray]:
     """Let members join and leave: each has its own guidance and number of steps."""
     batch = intaglio.Batch(pipeline, 4)
-    requests = iter(
-        [
-            {"seeds": 1, "steps": 2, "cfg_scale": 3.0, "dg_scale": 1.0},
-            {"seeds": 2, "steps": 3, "cfg_scale": 1.0, "dg_scale": 0.0},
-            {"seeds": 3, "steps": 2, "cfg_scale": 1.0, "dg_scale": 2.0},
-        ]
-    )
-    names, done = {}, {}
-    for request in requests:
-        names[batch.add(prompt=PROMPT, **request)] = f"batch, seed {request['seeds']}"
-        for step in batch.step():
-            if step.done:
-                done[names[step.id]] = np.asarray(step.finish().latents)
-    while len(batch):
+    requests: list[dict[str, Any]] = [
+        {"seeds": 1, "steps": 2, "cfg_scale": 3.0, "dg_scale": 1.0},
+        {"seeds": 2, "steps": 3, "cfg_scale": 1.0, "dg_scale": 0.0},
+        {"seeds": 3, "steps": 2, "cfg_scale": 1.0, "dg_scale": 2.0},
+    ]
+    names: dict[int, str] = {}
+    done: dict[str, np.ndarray] = {}
+    while requests or len(batch):
+        if requests:
+            request = requests.pop(0)
+            names[batch.add(prompt=PROMPT, **request)] = f"batch, seed {request['seeds']}"
         for step in batch.step():
             if step.done:
                 done[names[step.id]] = np.asarray(step.finish().latents)

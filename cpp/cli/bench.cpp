@@ -181,6 +181,7 @@ Json summarize(const Pipeline& pipeline, const Flags& flags, const std::vector<M
                {"repeats", flags.repeats},
                {"backend", pipeline.backend().description()},
                {"device", pipeline.backend().choice.device},
+               {"precision", pipeline.backend().choice.precision},
                {"weights_bytes", weights_bytes(bundle)},
                {"modes", rows}};
   if (const auto peak = peak_memory_bytes()) json["peak_memory_bytes"] = *peak;

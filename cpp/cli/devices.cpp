@@ -3,7 +3,9 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/console.h"
 #include "cli/flags.h"
+#include "cli/help_formatter.h"
 #include "intaglio/backend.h"
 
 namespace intaglio::cli {
@@ -13,7 +15,7 @@ namespace {
 void print(const std::vector<DeviceStatus>& devices) {
   for (const DeviceStatus& status : devices) {
     std::printf("%-14s %-4s %s\n", status.device.c_str(), status.works ? "yes" : "no",
-                status.details.c_str());
+                one_line(status.details).c_str());
   }
 }
 
@@ -22,7 +24,9 @@ void print_json(const std::vector<DeviceStatus>& devices) {
   for (const DeviceStatus& status : devices)
     list.push_back(
         {{"device", status.device}, {"works", status.works}, {"details", status.details}});
-  std::printf("%s\n", list.dump(2).c_str());
+  // The path of a library may not be UTF-8, which JSON cannot hold.
+  const auto replace = nlohmann::ordered_json::error_handler_t::replace;
+  std::printf("%s\n", list.dump(2, ' ', false, replace).c_str());
 }
 
 }  // namespace
@@ -40,10 +44,15 @@ void add_devices(CLI::App& app) {
       "why, and what would change that.\n"
       "Example: intaglio devices");
   add_onnxruntime_flag(*command, flags->backend);
-  command->add_flag("--json", flags->json, "print JSON");
+  command->add_flag("--json", flags->json, "print JSON")->group("Output");
+  move_help_flag_to_end(*command);
   command->callback([flags] {
     const auto devices = list_devices(flags->backend);
-    flags->json ? print_json(devices) : print(devices);
+    if (flags->json) {
+      print_json(devices);
+    } else {
+      print(devices);
+    }
   });
 }
 

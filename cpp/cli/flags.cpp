@@ -32,7 +32,8 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
       ->group(kDeviceGroup);
   add_flag(command, "--precision", flags.backend.precision, "TYPE",
            "what the device computes in, where it can compute in another type than the graph "
-           "(OpenVINO): float32, bfloat16 or float16, or in short fp32, bf16, fp16 [float32]")
+           "(OpenVINO): float32, bfloat16 or float16, or in short fp32, bf16, fp16; an NPU has "
+           "float16 only [float32]")
       ->group(kDeviceGroup);
   add_flag(command, "--threads", flags.backend.threads, "N",
            "number of CPU threads; 0 means as many as the process may use [0]")

@@ -84,6 +84,7 @@ Json report(const Flags& flags, const Pipeline& pipeline, const Generation& gene
       {"bundle", pipeline.bundle().name},
       {"backend", pipeline.backend().description()},
       {"device", pipeline.backend().choice.device},
+      {"precision", pipeline.backend().choice.precision},
       {"reason", pipeline.backend().choice.reason},
       {"options", Json::parse(to_json(with_defaults(pipeline.bundle(), flags.options)))},
       {"seconds", seconds},

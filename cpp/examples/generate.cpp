@@ -21,8 +21,7 @@ int main(int argc, char** argv) {
       return true;  // to go on; false stops the run
     };
     const auto result = pipeline.generate(options, on_step);
-    const auto text = intaglio::png_text(pipeline.bundle(), options, 0);
-    intaglio::write_png(argv[3], result.images[0], text);
+    intaglio::write_png(argv[3], result.images[0], result.texts[0]);
   } catch (const intaglio::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return static_cast<int>(error.code());

@@ -41,7 +41,9 @@ void bind_devices(py::module_& module) {
       .def_readonly("reason", &DeviceChoice::reason,
                     "for auto: why each better device is not used; else empty")
       .def_readonly("note", &DeviceChoice::note,
-                    "the part of the reason that the user can do something about, or empty");
+                    "the part of the reason that the user can do something about, or empty")
+      .def_readonly("precision", &DeviceChoice::precision,
+                    "the type of the matrix products: float32, bfloat16 or float16");
 }
 
 }  // namespace
@@ -67,13 +69,13 @@ void bind_backend(py::module_& module) {
             .format(self);
       });
   module.def("device_names", &device_names, "Return what BackendOptions.device may be.");
-  module.def("list_devices", &list_devices, py::arg("options"),
-             py::call_guard<py::gil_scoped_release>(),
+  module.def("list_devices", &list_devices, py::arg("options"), py::call_guard<ReleasedGil>(),
              "Try every device with a graph of one node.");
   module.def("make_backend", &make_backend, py::arg("options"), py::arg("bundle"),
              py::call_guard<ReleasedGil>(),
-             "Return what runs this bundle's graphs. Raises UsageError for an unknown device, and "
-             "UnavailableError when the device or its library is missing.");
+             "Return what runs this bundle's graphs. Raises UsageError for an unknown device or a "
+             "precision that it does not have, and UnavailableError when the device or its library "
+             "is missing.");
 }
 
 }  // namespace intaglio::python

@@ -1,5 +1,6 @@
 #include "bindings.h"
 #include "casters.h"
+#include "intaglio/backend.h"
 #include "intaglio/error.h"
 #include "intaglio/options.h"
 #include "intaglio/validate.h"
@@ -144,12 +145,12 @@ void bind_options(py::module_& module) {
       "uses. Raises the UsageError or InputError of the first problem.");
   module.def(
       "png_text",
-      [](const Bundle& bundle, const py::dict& options, std::size_t image) {
-        return png_text(bundle, options_from(options), image);
+      [](const Bundle& bundle, const py::dict& options, std::size_t image,
+         const DeviceChoice& choice) {
+        return png_text(bundle, options_from(options), image, choice);
       },
-      py::arg("bundle"), py::arg("options"), py::arg("image"),
-      "Return what a PNG says about the image with this number in its batch: how to draw it "
-      "again.");
+      py::arg("bundle"), py::arg("options"), py::arg("image"), py::arg("choice"),
+      "Return what a PNG says about the image with this number in its batch, which `choice` drew.");
 }
 
 }  // namespace intaglio::python

@@ -801,6 +801,11 @@ class DeviceChoice:
         the part of the reason that the user can do something about, or empty
         """
     @property
+    def precision(self) -> str:
+        """
+        the type of the matrix products: float32, bfloat16 or float16
+        """
+    @property
     def reason(self) -> str:
         """
         for auto: why each better device is not used; else empty
@@ -1149,7 +1154,7 @@ def load_tokenizer(tables: os.PathLike[str] | str | bytes) -> Tokenizer:
 
 def make_backend(options: BackendOptions, bundle: Bundle) -> Backend:
     """
-    Return what runs this bundle's graphs. Raises UsageError for an unknown device, and UnavailableError when the device or its library is missing.
+    Return what runs this bundle's graphs. Raises UsageError for an unknown device or a precision that it does not have, and UnavailableError when the device or its library is missing.
     """
 
 def make_schedule(
@@ -1174,10 +1179,13 @@ def option_infos() -> list[OptionInfo]:
     """
 
 def png_text(
-    bundle: Bundle, options: dict[str, typing.Any], image: typing.SupportsInt | typing.SupportsIndex
+    bundle: Bundle,
+    options: dict[str, typing.Any],
+    image: typing.SupportsInt | typing.SupportsIndex,
+    choice: DeviceChoice,
 ) -> list[tuple[str, str]]:
     """
-    Return what a PNG says about the image with this number in its batch: how to draw it again.
+    Return what a PNG says about the image with this number in its batch, which `choice` drew.
     """
 
 def read_png(path: os.PathLike[str] | str | bytes) -> PIL.Image.Image:

@@ -189,7 +189,7 @@ class Pipeline:
                 whereas processes share a mapped file. Only ONNX Runtime on the CPU does this.
                 Latents differ by rounding.
             precision: what the device computes in: float32, bfloat16 or float16. Only OpenVINO
-                computes in another type than the graph.
+                computes in another type than the graph. Its NPUs have float16 only.
 
         Raises:
             UsageError: there is no device of that name, or it does not have that precision.

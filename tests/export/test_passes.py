@@ -59,6 +59,21 @@ def test_a_wide_split_is_divided_and_its_parts_stay(parts: int) -> None:
         np.testing.assert_array_equal(part, right)
 
 
+def test_parts_of_a_wide_split_may_be_outputs_of_the_graph() -> None:
+    names = [f"p{index}" for index in range(9)]
+    text = f"""<ir_version: 10, opset_import: ["": 23]>
+        g (float[9] x) => ({", ".join(f"float[1] {name}" for name in names)})
+        {{ {", ".join(names)} = Split <axis = -1, num_outputs = 9> (x) }}"""
+    model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
+    split_in_groups(model)
+    proto = ir.serde.serialize_model(model)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [output.name for output in proto.graph.output] == names
+    assert max(len(node.output) for node in proto.graph.node) <= MOST_OUTPUTS
+    got = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": np.arange(9, dtype=np.float32)})
+    np.testing.assert_array_equal(np.concatenate(got), np.arange(9))
+
+
 def weighted(name: str, *arrays: np.ndarray) -> ir.Model:
     """A model that does nothing but hold `arrays`."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 23}, name=name)

@@ -79,6 +79,7 @@ def test_metadata_draws_the_image_again(
     assert text["Description"] == prompt
     assert text["intaglio:image"] == "1"
     assert text["Software"] == f"Intaglio {intaglio.__version__}"
+    assert (text["intaglio:device"], text["intaglio:precision"]) == ("cpu", "float32")
 
     options = json.loads(text["intaglio:options"])
     assert options["seeds"] == [4, 9]

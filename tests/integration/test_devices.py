@@ -85,6 +85,17 @@ def test_a_driver_without_cuda_or_without_a_gpu(
     assert ("install" in said) == (code == 0)
 
 
+@without_driver
+@pytest.mark.parametrize("driver", [0], indirect=True)
+@pytest.mark.parametrize("device", PROVIDERS)
+def test_a_card_that_is_not_there(
+    command: Command, forked_bundle: Path, gpu_build: Path, device: str, driver: Any
+) -> None:
+    says = f"device {device}:1 does not work here: the NVIDIA driver finds 1 GPU, "
+    line = ["generate", forked_bundle, *flags(f"{device}:1", gpu_build)]
+    assert "nvidia-smi" in check(command, 4, says, *line, env=driver[1])
+
+
 def test_the_gpu_build_draws_the_same_on_the_processor(
     command: Command, forked_bundle: Path, gpu_build: Path
 ) -> None:
@@ -98,7 +109,7 @@ def test_the_gpu_build_draws_the_same_on_the_processor(
     report = json.loads((command.folder / "gpu.json").read_text())
     version = gpu_build.name.removeprefix("libonnxruntime.so.")
     assert report["backend"].startswith(f"ONNX Runtime {version}, cpu, ")
-    assert (report["device"], report["reason"]) == ("cpu", "")
+    assert (report["device"], report["precision"], report["reason"]) == ("cpu", "float32", "")
 
 
 @without_driver

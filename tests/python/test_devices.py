@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_every_device_runs_or_says_why_not(forked_bundle: Path, device: str) -> 
         assert device not in {"auto", "cpu"}
         assert device in said
     else:
-        assert choice.device == device or device == "auto"
+        assert choice.device.startswith(device) or device == "auto"
         assert (choice.reason != "") == (device == "auto")
 
 
@@ -79,7 +80,8 @@ def test_unknown_devices_are_a_wrong_call(forked_bundle: Path) -> None:
         "cpu:1": "there is only one cpu",
         "openvino:0": "openvino:cpu, openvino:gpu and openvino:npu",
         "cuda:": "by its number, as in cuda:0",
-        "webgpu:first": "by its number, as in webgpu:0",
+        "tensorrt-rtx:first": "by its number, as in tensorrt-rtx:0",
+        "webgpu:1": "WebGPU chooses the GPU itself: use --device webgpu",
     }.items():
         with pytest.raises(intaglio.UsageError, match=says):
             _core.make_backend(options(name), bundle)
@@ -88,15 +90,28 @@ def test_unknown_devices_are_a_wrong_call(forked_bundle: Path) -> None:
 def test_precisions(forked_bundle: Path) -> None:
     """A precision other than the graph's is never taken silently, and never ignored."""
     bundle = _core.Bundle.open(forked_bundle)
-    for device in ("cpu", "auto", "cuda", "webgpu"):
+    for device, precision, says in [
+        *((device, "bf16", f"device {device}, .* use --device openvino")
+          for device in ("cpu", "auto", "cuda", "webgpu")),
+        ("openvino", "int8", "float32, bfloat16 or float16"),
+        ("openvino:gpu", "bf16", "computes in float32 or float16"),
+        ("openvino:npu", "float32", "give --precision float16"),
+    ]:  # fmt: skip
         asked = options(device)
-        asked.precision = "bf16"
-        with pytest.raises(intaglio.UsageError, match="use --device openvino"):
+        asked.precision = precision
+        with pytest.raises(intaglio.UsageError, match=says):
             _core.make_backend(asked, bundle)
-    asked = options("openvino")
-    asked.precision = "int8"
-    with pytest.raises(intaglio.UsageError, match="float32, bfloat16 or float16"):
-        _core.make_backend(asked, bundle)
+
+
+@pytest.mark.skipif(find_spec("onnxruntime_ep_openvino") is not None, reason="it is installed")
+def test_a_plugin_that_is_not_installed(forked_bundle: Path) -> None:
+    bundle = _core.Bundle.open(forked_bundle)
+    says = (
+        r"^device openvino:cpu does not work here: .*plugin.* is not installed;"
+        r" run pip install 'intaglio\[openvino\]'$"
+    )
+    with pytest.raises(intaglio.UnavailableError, match=says):
+        _core.make_backend(options("openvino"), bundle)
 
 
 def test_devices_are_listed() -> None:

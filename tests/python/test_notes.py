@@ -32,7 +32,7 @@ UNUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         {"dg_window": (0.2, 0.8), "dg_scale": 3, "steps": 1},
         {"dg_scale": 0, "steps": 1},
-        f"{DG}: its window 0.2:0.8 holds none of the 1 step",
+        f"{DG}: its window 0.2:0.8 does not hold the only step",
     ),
     ({"ma_keep": 1, "dg_scale": 3}, {"dg_scale": 0}, f"{DG}: ma_keep is 1"),
     (  # of 12 steps the last 3 run

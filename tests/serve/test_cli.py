@@ -144,12 +144,15 @@ def test_bundles_are_checked_at_start(
     assert (code, f"NAME={forked_bundle}" in line) == (2, True)
 
 
-@pytest.mark.parametrize(("device", "code"), [("gpu", 2), ("tensorrt-rtx", 4)])
-def test_a_missing_device_is_reported(forked_bundle: Path, device: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("flag", "code"),
+    [("--device=gpu", 2), ("--device=tensorrt-rtx", 4), ("--precision=bfloat16", 2)],
+)
+def test_a_missing_device_is_reported(forked_bundle: Path, flag: str, code: int) -> None:
     """The whole command in a process of its own, with the message of `intaglio generate`."""
     generate, serve = (
         subprocess.run(
-            [sys.executable, "-m", "intaglio", name, forked_bundle, "--device", device],
+            [sys.executable, "-m", "intaglio", name, forked_bundle, flag],
             capture_output=True,
             text=True,
         )

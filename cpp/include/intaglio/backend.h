@@ -94,7 +94,7 @@ struct BackendOptions {
   // (docs/decisions/0012). Only ONNX Runtime on the CPU does this.
   bool prepack = false;
   // What the device computes in: float32, bfloat16 or float16. Only OpenVINO computes in another
-  // precision than the graph's; its results then differ from those of the CPU.
+  // type than the graph. Its results then differ from those of the CPU.
   std::string precision = "float32";
 };
 
@@ -103,9 +103,10 @@ const std::vector<std::string>& device_names();
 
 // The device that make_backend chose.
 struct DeviceChoice {
-  std::string device;  // never auto
-  std::string reason;  // for auto: why each better device is not used; else empty
-  std::string note;    // the part of the reason that the user can do something about, or empty
+  std::string device;     // never auto
+  std::string reason;     // for auto: why each better device is not used; else empty
+  std::string note;       // the part of the reason that the user can do something about, or empty
+  std::string precision;  // the type of the matrix products: float32, bfloat16 or float16
 };
 
 class Backend {

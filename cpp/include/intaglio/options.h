@@ -12,6 +12,8 @@
 
 namespace intaglio {
 
+struct DeviceChoice;  // backend.h
+
 // What an option is about: the groups of the help.
 enum class OptionGroup { drawn, images, sampling, guidance, reuse, start };
 
@@ -101,7 +103,8 @@ std::string to_json(const GenerateOptions& options);
 // Returns the text entries of an image's PNG: the options that draw the image again, the prompt
 // and "parameters" as AUTOMATIC1111's web UI writes them, which other tools read, and, under
 // "intaglio:inputs", the kinds of inputs that are needed too but are not in the PNG (pictures,
-// latents, embeddings). `image` counts from 0 within the batch.
-TextEntries png_text(const Bundle& bundle, const GenerateOptions& options, std::size_t image);
+// latents, embeddings). `image` counts from 0 within the batch, and `choice` is of the backend.
+TextEntries png_text(const Bundle& bundle, const GenerateOptions& options, std::size_t image,
+                     const DeviceChoice& choice);
 
 }  // namespace intaglio

@@ -43,6 +43,7 @@ DeviceName parse_device(const std::string& device) {
   }
   if (parsed.kind == "auto" || parsed.kind == "cpu")
     refuse(device, "there is only one " + parsed.kind);
+  if (parsed.kind == "webgpu") refuse(device, "WebGPU chooses the GPU itself: use --device webgpu");
   if (parsed.kind == "openvino") {
     static const std::set<std::string> kinds{"cpu", "gpu", "npu"};
     if (!kinds.contains(parsed.which))

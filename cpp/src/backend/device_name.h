@@ -7,7 +7,7 @@ namespace intaglio {
 
 struct DeviceName {
   std::string kind;        // one of device_names()
-  std::string which = {};  // a number, or OpenVINO's cpu, gpu or npu; empty: the first
+  std::string which = {};  // a card's number, or OpenVINO's cpu, gpu or npu; empty: the first
 };
 
 // Throws UsageError that lists the names when there is no such device.

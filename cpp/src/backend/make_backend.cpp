@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <map>
 #include <utility>
 
@@ -26,20 +27,30 @@ std::string check_precision(const DeviceName& device, const std::string& name) {
     throw UsageError("there is no precision \"" + name +
                      "\": --precision is float32, bfloat16 or float16");
   }
-  if (found->second != "float32" && !has_precisions(device)) {
-    throw UsageError("--precision " + name + " does not fit device " + to_string(device) +
-                     ", which computes in the types of the graph: use --device openvino, or "
-                     "export the model with --dtype");
+  const std::vector<std::string>& precisions = precisions_of(device);
+  const std::string refusal =
+      "--precision " + name + " does not fit device " + to_string(device) + ", which computes in ";
+  if (precisions.empty() && found->second != "float32") {
+    throw UsageError(refusal +
+                     "the types of the graph: use --device openvino, or export the model with "
+                     "--dtype");
+  }
+  if (!precisions.empty() && !std::ranges::count(precisions, found->second)) {
+    std::string list;
+    for (const std::string& precision : precisions)
+      list += (list.empty() ? "" : " or ") + precision;
+    throw UsageError(refusal + list + ": give --precision " + list);
   }
   return found->second;
 }
 
 std::shared_ptr<Backend> make_for_device(const DeviceName& device, const BackendOptions& options,
                                          const Bundle& bundle, DeviceChoice choice) {
-  BackendOptions resolved = options;
-  resolved.precision = check_precision(device, options.precision);
-  auto backend = make_onnxruntime_backend(device, resolved, bundle);
+  auto backend = make_onnxruntime_backend(device, options, bundle);
   choice.device = to_string(device);
+  // Graphs for the CPU cast narrow weights to float32.
+  const bool as_the_graph = device.kind != "cpu" && precisions_of(device).empty();
+  choice.precision = as_the_graph ? bundle.dtype : options.precision;
   backend->choice = std::move(choice);
   return backend;
 }
@@ -76,16 +87,10 @@ std::shared_ptr<Backend> make_for_best_device(const BackendOptions& options, con
 
 DeviceStatus try_device(const std::string& name, const OnnxRuntimeLibrary& library) {
   const DeviceName device = parse_device(name);
-  try {
-    check_device(device, library);
-    return {.device = name, .works = true, .details = describe_provider(device)};
-  } catch (const UnavailableError& error) {
-    const std::string what = error.what();
-    const std::string before = "does not work here: ";
-    const std::size_t found = what.find(before);
-    return {.device = name,
-            .details = found == std::string::npos ? what : what.substr(found + before.size())};
-  }
+  const std::string reason = device_unavailable_reason(device, library);
+  return {.device = name,
+          .works = reason.empty(),
+          .details = reason.empty() ? describe_provider(device) : reason};
 }
 
 }  // namespace
@@ -105,8 +110,10 @@ std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundl
     throw UsageError("--threads must be from 0 (as many as the process may use) to 1024");
   }
   const DeviceName device = parse_device(options.device);
-  return device.kind == "auto" ? make_for_best_device(options, bundle)
-                               : make_for_device(device, options, bundle, {});
+  BackendOptions resolved = options;
+  resolved.precision = check_precision(device, options.precision);
+  return device.kind == "auto" ? make_for_best_device(resolved, bundle)
+                               : make_for_device(device, resolved, bundle, {});
 }
 
 }  // namespace intaglio

@@ -4,8 +4,8 @@
 
 namespace intaglio {
 
-// Returns why this machine has no usable NVIDIA GPU, as a part of a message, or an empty string
-// when it has one. The driver is asked only once per process.
-const std::string& gpu_unavailable_reason();
+// Returns why this machine has no usable NVIDIA GPU with the number `card`, as a part of a message,
+// or an empty string when it has one. The driver is asked only once per process.
+std::string gpu_unavailable_reason(int card = 0);
 
 }  // namespace intaglio

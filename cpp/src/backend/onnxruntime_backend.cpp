@@ -31,7 +31,8 @@ bool contains_any(const std::string& text, std::initializer_list<const char*> pa
       parts, [&](const char* part) { return text.find(part) != std::string::npos; });
 }
 
-[[noreturn]] void throw_translated(const std::string& action, const Ort::Exception& error) {
+[[noreturn]] void throw_translated(const std::string& action, const std::string& device,
+                                   const Ort::Exception& error) {
   const std::string what = error.what();
   if (contains_any(what, {"allocate memory", "bad_alloc", "out of memory"}))
     throw_out_of_memory(action);
@@ -41,20 +42,22 @@ bool contains_any(const std::string& text, std::initializer_list<const char*> pa
         " needs more threads than the system allows this process: give --threads 1, or raise the "
         "limit (ulimit -u, or the container's limit of processes)");
   }
-  if (contains_any(what, {"CUDA failure", "CUDA error", "CUDNN failure", "CUBLAS failure"}))
-    throw UnavailableError(action + " failed on the GPU: " + what +
+  if (device != "cpu") {
+    throw UnavailableError(action + " failed on device " + device + ": " + what +
                            "; use --device cpu to run without it");
+  }
   throw InputError(action + " failed in ONNX Runtime: " + what);
 }
 
 // Calls `body` and translates ONNX Runtime's exceptions into Intaglio's. It takes the parts of the
 // message separately, so that it allocates nothing when `body` succeeds.
 template <typename Body>
-auto translate_errors(const char* verb, const std::string& graph, Body&& body) {
+auto translate_errors(const char* verb, const std::string& graph, const std::string& device,
+                      Body&& body) {
   try {
     return body();
   } catch (const Ort::Exception& error) {
-    throw_translated(verb + graph, error);
+    throw_translated(verb + graph, device, error);
   } catch (const std::bad_alloc&) {
     throw_out_of_memory(verb + graph);
   }
@@ -90,13 +93,14 @@ void check_tensor(const std::string& graph, const GraphTensor& declared, const T
 
 class OrtBoundGraph final : public BoundGraph {
  public:
-  // A provider with memory of its own copies an input when it is bound, so with `copies_inputs`
-  // every run binds the inputs again.
-  OrtBoundGraph(std::shared_ptr<Ort::Session> session, const Graph& graph, bool copies_inputs,
+  // A provider with memory of its own copies an input when it is bound, so every run on another
+  // device than the CPU binds the inputs again.
+  OrtBoundGraph(std::shared_ptr<Ort::Session> session, const Graph& graph, std::string device,
                 const std::vector<Binding>& inputs, const std::vector<Binding>& outputs)
       : session_(std::move(session)),
         name_(graph.path),
-        copies_inputs_(copies_inputs),
+        device_(std::move(device)),
+        copies_inputs_(device_ != "cpu"),
         binding_(*session_),
         inputs_(inputs),
         outputs_(outputs) {
@@ -115,7 +119,7 @@ class OrtBoundGraph final : public BoundGraph {
   }
 
   void run() override {
-    translate_errors("running ", name_, [&] {
+    translate_errors("running ", name_, device_, [&] {
       if (copies_inputs_) bind_inputs();
       session_->Run(run_options_, binding_);
     });
@@ -134,7 +138,7 @@ class OrtBoundGraph final : public BoundGraph {
   }
 
   std::shared_ptr<Ort::Session> session_;
-  std::string name_;
+  std::string name_, device_;
   bool copies_inputs_;
   std::vector<std::string> input_names_;
   Ort::RunOptions run_options_;
@@ -144,20 +148,20 @@ class OrtBoundGraph final : public BoundGraph {
 
 class OrtSession final : public Session {
  public:
-  OrtSession(std::shared_ptr<Ort::Session> session, Graph graph, bool copies_inputs)
-      : session_(std::move(session)), graph_(std::move(graph)), copies_inputs_(copies_inputs) {}
+  OrtSession(std::shared_ptr<Ort::Session> session, Graph graph, std::string device)
+      : session_(std::move(session)), graph_(std::move(graph)), device_(std::move(device)) {}
 
   std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>& inputs,
                                    const std::vector<Binding>& outputs) const override {
-    return translate_errors("binding ", graph_.path, [&] {
-      return std::make_unique<OrtBoundGraph>(session_, graph_, copies_inputs_, inputs, outputs);
+    return translate_errors("binding ", graph_.path, device_, [&] {
+      return std::make_unique<OrtBoundGraph>(session_, graph_, device_, inputs, outputs);
     });
   }
 
  private:
   std::shared_ptr<Ort::Session> session_;
   Graph graph_;
-  bool copies_inputs_;
+  std::string device_;
 };
 
 int thread_count(const BackendOptions& options) {
@@ -196,7 +200,7 @@ std::shared_ptr<Ort::Session> open_from_memory(const BundleFiles& files, const s
 // opened and checked, because the bundle was renamed or replaced, it gets the open files as memory.
 std::unique_ptr<Session> open_session(const BundleFiles& files, const std::string& file,
                                       const Graph& graph, Ort::SessionOptions& options,
-                                      bool copies_inputs) {
+                                      const std::string& device) {
   std::shared_ptr<Ort::Session> session;
   if (files.in_place(file)) {
     session = std::make_shared<Ort::Session>(onnxruntime_environment(), files.path(file).c_str(),
@@ -204,7 +208,7 @@ std::unique_ptr<Session> open_session(const BundleFiles& files, const std::strin
   }
   // The second look is for a bundle that was replaced while the session was opened.
   if (!session || !files.in_place(file)) session = open_from_memory(files, file, options);
-  return std::make_unique<OrtSession>(std::move(session), graph, copies_inputs);
+  return std::make_unique<OrtSession>(std::move(session), graph, device);
 }
 
 class OrtCpuBackend final : public Backend {
@@ -217,14 +221,15 @@ class OrtCpuBackend final : public Backend {
         prepacked_(options.prepack && !low_precision_ ? loop_graphs(bundle)
                                                       : std::set<std::string>{}) {
     if (!ops_library_.empty())
-      translate_errors("loading ", ops_library_.string(), [&] { register_ops(ops_library_); });
+      translate_errors("loading ", ops_library_.string(), "cpu",
+                       [&] { register_ops(ops_library_); });
   }
 
   std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
     // Where the manifest gives a second graph for the CPU, the first one has no CPU kernels or
     // slower ones.
     const std::string file = graph.cpu.value_or(graph.path);
-    return translate_errors("loading ", bundle.files->path(file).string(), [&] {
+    return translate_errors("loading ", bundle.files->path(file).string(), "cpu", [&] {
       Ort::SessionOptions options;
       options.SetIntraOpNumThreads(threads_);
       // A memory pattern would allocate one more block at the second run (docs/decisions/0012).
@@ -245,7 +250,7 @@ class OrtCpuBackend final : public Backend {
       // With the library registered, ONNX Runtime runs our kernel of MASuppress in place of the
       // function in the graph (docs/decisions/0002).
       if (!ops_library_.empty()) options.RegisterCustomOpsLibrary(ops_library_.c_str(), {});
-      return open_session(*bundle.files, file, graph, options, false);
+      return open_session(*bundle.files, file, graph, options, "cpu");
     });
   }
 
@@ -278,7 +283,8 @@ class OrtProviderBackend final : public Backend {
   }
 
   std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
-    return translate_errors("loading ", bundle.files->path(graph.path).string(), [&] {
+    const std::string path = bundle.files->path(graph.path).string();
+    return translate_errors("loading ", path, to_string(device_), [&] {
       Ort::SessionOptions options;
       // The threads are for nodes that the provider leaves to the CPU.
       options.SetIntraOpNumThreads(settings_.threads);
@@ -288,7 +294,7 @@ class OrtProviderBackend final : public Backend {
       ProviderSettings settings = settings_;
       settings.graph = graph.path;
       add_provider(options, device_, settings);
-      return open_session(*bundle.files, graph.path, graph, options, true);
+      return open_session(*bundle.files, graph.path, graph, options, to_string(device_));
     });
   }
 
@@ -297,7 +303,8 @@ class OrtProviderBackend final : public Backend {
   std::string description() const override {
     return "ONNX Runtime " + version_ + ", " + to_string(device_) + " (" +
            describe_provider(device_) + ")" +
-           (has_precisions(device_) ? ", computes in " + settings_.precision : "") + cache_text();
+           (precisions_of(device_).empty() ? "" : ", computes in " + settings_.precision) +
+           cache_text();
   }
 
  private:
@@ -320,7 +327,9 @@ std::shared_ptr<Backend> make_onnxruntime_backend(const DeviceName& device,
   const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
   if (device.kind == "cpu")
     return std::make_shared<OrtCpuBackend>(options, library.version, bundle);
-  check_device(device, library);
+  const std::string reason = device_unavailable_reason(device, library);
+  if (!reason.empty())
+    throw UnavailableError("device " + to_string(device) + " does not work here: " + reason);
   return std::make_shared<OrtProviderBackend>(device, options, library.version, bundle);
 }
 

@@ -2,10 +2,10 @@
 
 #include <map>
 #include <mutex>
+#include <set>
 
 #include "backend/loaded_file.h"
 #include "backend/providers.h"
-#include "intaglio/error.h"
 
 namespace intaglio {
 
@@ -21,25 +21,28 @@ OrtHardwareDeviceType hardware_type(const std::string& which) {
   return types.at(which);
 }
 
-// Loads the plugin into ONNX Runtime, unless this process has done so.
-void register_plugin(const ProviderPlugin& plugin) {
+// Returns all devices of the plugin, which it loads into ONNX Runtime unless this process has done
+// so. ONNX Runtime lists devices without a lock while it registers others, so both are done here
+// under one.
+std::vector<Ort::ConstEpDevice> all_devices(const ProviderPlugin& plugin) {
   static std::mutex mutex;
-  static std::map<std::string, fs::path> registered;
+  static std::set<std::string> registered;
   const std::scoped_lock lock(mutex);
-  if (registered.contains(plugin.provider)) return;
-  const fs::path library = find_plugin(plugin);
-  if (library.empty()) {
-    throw UnavailableError("its plugin " + plugin.library + " is not installed: pip install '" +
-                           plugin.install + "'");
+  Ort::Env& environment = onnxruntime_environment();
+  if (!registered.contains(plugin.provider)) {
+    environment.RegisterExecutionProviderLibrary(plugin.provider.c_str(), find_plugin(plugin));
+    registered.insert(plugin.provider);
   }
-  onnxruntime_environment().RegisterExecutionProviderLibrary(plugin.provider.c_str(), library);
-  registered.emplace(plugin.provider, library);
+  std::vector<Ort::ConstEpDevice> found = environment.GetEpDevices();
+  std::erase_if(found, [&](const auto& device) { return device.EpName() != plugin.provider; });
+  return found;
 }
 
 }  // namespace
 
 fs::path find_plugin(const ProviderPlugin& plugin) {
   const fs::path own = own_library_folder();
+  if (own.empty()) return {};  // a path from here would begin in the current folder
   std::error_code error;
   // pip installs site-packages/intaglio/lib beside the packages of the plugins.
   for (const fs::path& folder : {own, own / "../.." / plugin.package})
@@ -49,10 +52,7 @@ fs::path find_plugin(const ProviderPlugin& plugin) {
 
 std::vector<Ort::ConstEpDevice> plugin_devices(const ProviderPlugin& plugin,
                                                const DeviceName& device) {
-  register_plugin(plugin);
-  std::vector<Ort::ConstEpDevice> all;
-  for (const Ort::ConstEpDevice& found : onnxruntime_environment().GetEpDevices())
-    if (found.EpName() == plugin.provider) all.push_back(found);
+  std::vector<Ort::ConstEpDevice> all = all_devices(plugin);
   if (device.kind == "openvino") {
     const OrtHardwareDeviceType type = hardware_type(device.which);
     std::erase_if(all, [&](const auto& found) { return found.Device().Type() != type; });

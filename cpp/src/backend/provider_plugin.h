@@ -22,8 +22,9 @@ struct ProviderPlugin {
 // in the plugin's Python package beside Intaglio's. Empty when there is none.
 std::filesystem::path find_plugin(const ProviderPlugin& plugin);
 
-// Registers the plugin with ONNX Runtime, once per process, and returns the devices that it finds
-// for `device`. Throws UnavailableError when the library is missing or cannot be loaded.
+// Registers a plugin that find_plugin() finds with ONNX Runtime, unless this process has done so,
+// and returns the devices that it finds for `device`. Throws Ort::Exception when the library cannot
+// be loaded.
 std::vector<Ort::ConstEpDevice> plugin_devices(const ProviderPlugin& plugin,
                                                const DeviceName& device);
 

@@ -5,12 +5,11 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <vector>
+#include <unordered_map>
 
 #include "backend/nvidia_driver.h"
 #include "backend/nvidia_options.h"
 #include "backend/provider_plugin.h"
-#include "intaglio/error.h"
 
 namespace intaglio {
 
@@ -22,7 +21,7 @@ struct Provider {
   std::string name;                           // in ONNX Runtime
   std::optional<ProviderPlugin> plugin = {};  // none: a part of a build of ONNX Runtime
   std::string package = {};                   // the Python package of that build
-  std::string libraries = {};                 // that it needs, as a part of a message
+  std::string libraries = {};                 // what it needs, as a part of a message
 };
 
 ProviderPlugin make_plugin(const char* provider, const char* package, const char* library,
@@ -35,14 +34,15 @@ const Provider& provider_of(const DeviceName& device) {
   static const std::map<std::string, Provider> providers{
       {"openvino",
        {.name = "OpenVINOExecutionProvider",
-        .plugin =
-            make_plugin("OpenVINOExecutionProvider", "onnxruntime_ep_openvino",
-                        "libonnxruntime_providers_openvino_plugin.so", "intaglio[openvino]")}},
+        .plugin = make_plugin("OpenVINOExecutionProvider", "onnxruntime_ep_openvino",
+                              "libonnxruntime_providers_openvino_plugin.so", "intaglio[openvino]"),
+        .libraries = "OpenVINO"}},
       {"tensorrt-rtx",
        {.name = "NvTensorRTRTXExecutionProvider",
         .plugin = make_plugin("NvTensorRTRTXExecutionProvider", "onnxruntime_ep_nv_tensorrt_rtx",
                               "libonnxruntime_providers_nv_tensorrt_rtx.so",
-                              "onnxruntime-ep-nv-tensorrt-rtx-cu13")}},
+                              "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
+        .libraries = "TensorRT for RTX and CUDA"}},
       {"cuda",
        {.name = "CUDAExecutionProvider",
         .package = "onnxruntime-gpu",
@@ -70,40 +70,38 @@ std::string trimmed(std::string text) {
   return text;
 }
 
+int card_of(const DeviceName& device) { return device.which.empty() ? 0 : std::stoi(device.which); }
+
 bool is_nvidia(const DeviceName& device) {
   return device.kind == "cuda" || device.kind.starts_with("tensorrt");
 }
 
-[[noreturn]] void refuse(const DeviceName& device, const std::string& why) {
-  throw UnavailableError("device " + to_string(device) + " does not work here: " + why);
-}
-
-// Throws when this build of ONNX Runtime does not have the provider.
-void check_build(const DeviceName& device, const OnnxRuntimeLibrary& library) {
-  const Provider& provider = provider_of(device);
-  if (is_installed(device)) return;
-  refuse(device, "ONNX Runtime " + library.version + " (" + library.path.string() + ") has no " +
-                     provider.name + "; install " + provider.package +
-                     " in place of onnxruntime, or give its library with --onnxruntime");
-}
-
-// Throws when the plugin is missing or finds no device.
-void check_plugin(const DeviceName& device) {
-  const ProviderPlugin& plugin = *provider_of(device).plugin;
-  try {
-    if (!plugin_devices(plugin, device).empty()) return;
-    // Up to 1.8.1 OpenVINO's plugin leaves out processors of other vendors, on which OpenVINO
-    // itself runs (microsoft/onnxruntime#31981).
-    refuse(device, plugin.provider + " finds no such device" +
-                       (to_string(device) == "openvino:cpu"
-                            ? " (this plugin takes processors of Intel only)"
-                            : "") +
-                       "; use --device cpu, or what `intaglio devices` says works");
-  } catch (const UnavailableError&) {
-    throw;
-  } catch (const Ort::Exception& error) {
-    refuse(device, "its plugin cannot be loaded: " + trimmed(error.what()));
+// Says that the provider is missing, and how to get it.
+std::string not_installed(const Provider& provider, const OnnxRuntimeLibrary& library) {
+  if (const auto& plugin = provider.plugin) {
+    return "ONNX Runtime's plugin for it (" + plugin->library +
+           ") is not installed; run pip install '" + plugin->install + "'";
   }
+  return "ONNX Runtime " + library.version + " (" + library.path.string() + ") has no " +
+         provider.name + "; install " + provider.package +
+         " in place of onnxruntime, or give its library with --onnxruntime";
+}
+
+// Says why an installed plugin has no such device; empty when it has one.
+std::string plugin_unavailable_reason(const ProviderPlugin& plugin, const DeviceName& device) {
+  try {
+    if (!plugin_devices(plugin, device).empty()) return "";
+  } catch (const Ort::Exception& error) {
+    return "ONNX Runtime's plugin for it cannot be loaded (" + trimmed(error.what()) +
+           "); install versions of onnxruntime and " + plugin.install +
+           " that fit each other, or use --device cpu";
+  }
+  // Up to 1.8.1 OpenVINO's plugin leaves out processors of other vendors, on which OpenVINO itself
+  // runs (microsoft/onnxruntime#31981).
+  return plugin.provider + " finds no such device" +
+         (to_string(device) == "openvino:cpu" ? " (this plugin takes processors of Intel only)"
+                                              : "") +
+         "; use --device cpu, or what `intaglio devices` says works";
 }
 
 // Says why a graph of one node did not run, and what would change that.
@@ -118,10 +116,11 @@ std::string explain(const DeviceName& device, const std::string& what) {
          " that it needs where the dynamic loader finds them";
 }
 
+using PluginOptions = std::unordered_map<std::string, std::string>;
+
 // The settings of OpenVINO: compute in the precision that was asked for, which OpenVINO would
 // otherwise lower by itself, and with as many threads as the user allows.
-std::map<std::string, std::string> openvino_options(const DeviceName& device,
-                                                    const ProviderSettings& settings) {
+PluginOptions openvino_options(const DeviceName& device, const ProviderSettings& settings) {
   static const std::map<std::string, std::string> hints{
       {"float32", "f32"}, {"bfloat16", "bf16"}, {"float16", "f16"}};
   std::string kind = device.which;
@@ -161,43 +160,56 @@ bool is_installed(const DeviceName& device) {
                          : std::ranges::count(Ort::GetAvailableProviders(), provider.name) > 0;
 }
 
-bool has_precisions(const DeviceName& device) { return device.kind == "openvino"; }
+const std::vector<std::string>& precisions_of(const DeviceName& device) {
+  // OpenVINO for NPUs and for GPUs refuses the types that they have no arithmetic for.
+  static const std::map<std::string, std::vector<std::string>> precisions{
+      {"openvino:cpu", {"float32", "bfloat16", "float16"}},
+      {"openvino:gpu", {"float32", "float16"}},
+      {"openvino:npu", {"float16"}}};
+  static const std::vector<std::string> none;
+  const auto found = precisions.find(to_string(device));
+  return found == precisions.end() ? none : found->second;
+}
 
-void check_device(const DeviceName& device, const OnnxRuntimeLibrary& library) {
+std::string device_unavailable_reason(const DeviceName& device, const OnnxRuntimeLibrary& library) {
   const Provider& provider = provider_of(device);
-  if (provider.plugin) {
-    check_plugin(device);
-  } else {
-    check_build(device, library);
+  if (!is_installed(device)) return not_installed(provider, library);
+  if (is_nvidia(device)) {
+    const std::string reason = gpu_unavailable_reason(card_of(device));
+    if (!reason.empty())
+      return reason + "; check that nvidia-smi lists the GPU, or use --device cpu";
   }
-  if (is_nvidia(device) && !gpu_unavailable_reason().empty())
-    refuse(device,
-           gpu_unavailable_reason() + "; check that nvidia-smi lists a GPU, or use --device cpu");
+  if (provider.plugin) {
+    const std::string reason = plugin_unavailable_reason(*provider.plugin, device);
+    if (!reason.empty()) return reason;
+  }
   try {
+    ProviderSettings settings{.threads = 1};
+    if (const auto& precisions = precisions_of(device); !precisions.empty())
+      settings.precision = precisions.front();
     Ort::SessionOptions options;
-    add_provider(options, device, {.threads = 1});
+    add_provider(options, device, settings);
     Ort::Session(onnxruntime_environment(), kReluModel, sizeof(kReluModel) - 1, options);
   } catch (const Ort::Exception& error) {
-    refuse(device, explain(device, trimmed(error.what())) + ", or use --device cpu");
+    return explain(device, trimmed(error.what())) + ", or use --device cpu";
   }
+  return "";
 }
 
 void add_provider(Ort::SessionOptions& options, const DeviceName& device,
                   const ProviderSettings& settings) {
   onnxruntime_environment();  // loading a provider writes to the log of the environment
   if (const auto& plugin = provider_of(device).plugin) {
-    const auto settings_of = device.kind == "openvino" ? openvino_options(device, settings)
-                                                       : std::map<std::string, std::string>{};
     options.AppendExecutionProvider_V2(
         onnxruntime_environment(), plugin_devices(*plugin, device),
-        std::unordered_map<std::string, std::string>(settings_of.begin(), settings_of.end()));
+        device.kind == "openvino" ? openvino_options(device, settings) : PluginOptions{});
     return;
   }
   if (device.kind == "webgpu") {
     options.AppendExecutionProvider("WebGPU", {});
     return;
   }
-  const std::string card = device.which.empty() ? "0" : device.which;
+  const std::string card = std::to_string(card_of(device));
   if (device.kind == "tensorrt") add_tensorrt(options, card, settings.cache, settings.graph);
   add_cuda(options, card);  // also for tensorrt, where CUDA runs the nodes that TensorRT does not
 }

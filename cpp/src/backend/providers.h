@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "backend/device_name.h"
 #include "backend/onnxruntime_library.h"
@@ -22,27 +23,29 @@ void register_ops(const std::filesystem::path& ops_library);
 // What a provider needs to know about a session.
 struct ProviderSettings {
   int threads = 0;
-  std::string precision = "float32";  // float32, bfloat16 or float16
+  std::string precision = "float32";  // one of precisions_of() the device
   std::filesystem::path cache = {};   // the folder for compiled graphs; empty: they are not kept
   std::string graph = {};             // the path of the graph in its bundle
 };
 
-// Returns whether the provider of the device can compute in another precision than the graph's.
-bool has_precisions(const DeviceName& device);
+// Returns the types in which the device can be told to compute, or none when it computes in the
+// types of the graph.
+const std::vector<std::string>& precisions_of(const DeviceName& device);
 
 // Returns whether the provider of the device is a part of the loaded library, or its plugin is
 // there.
 bool is_installed(const DeviceName& device);
 
-// Opens a graph of one node with the provider of the device. Throws UnavailableError that says the
-// cause and the way out when this fails: no such provider, no driver, or missing libraries.
-void check_device(const DeviceName& device, const OnnxRuntimeLibrary& library);
+// Opens a graph of one node with the provider of the device. Returns the cause and the way out when
+// this fails, because there is no such provider, driver or card, or libraries are missing. Returns
+// an empty string when the device works.
+std::string device_unavailable_reason(const DeviceName& device, const OnnxRuntimeLibrary& library);
 
-// Adds the provider of a device that check_device has passed to a session's options.
+// Adds the provider of a device that works to a session's options.
 void add_provider(Ort::SessionOptions& options, const DeviceName& device,
                   const ProviderSettings& settings);
 
-// Describes what runs the device: "OpenVINOExecutionProvider, Intel(R) Xeon(R) ...".
+// Describes what runs a device that works: "OpenVINOExecutionProvider of Intel".
 std::string describe_provider(const DeviceName& device);
 
 }  // namespace intaglio

@@ -130,7 +130,7 @@ BatchStep Batch::Impl::report(LoopMember& member) {
 }
 
 void Batch::Impl::finish(LoopMember& member, BatchStep& step) {
-  finalize(member, pipeline_->bundle, *stream_);
+  finalize(member, *pipeline_, *stream_);
   step.finish = [pipeline = pipeline_, request = member.state.request(),
                  generation = std::move(member.generation), total = member.since_added] {
     Generation finished = generation;

@@ -111,7 +111,7 @@ std::int64_t DenoisingLoop::images() const {
   return images;
 }
 
-void finalize(LoopMember& member, const Bundle& bundle, Stream& stream) {
+void finalize(LoopMember& member, const LoadedPipeline& pipeline, Stream& stream) {
   const Request& request = *member.state.request();
   const std::vector<StepWeights>& weights = request.weights;
   Generation& generation = member.generation;
@@ -122,7 +122,8 @@ void finalize(LoopMember& member, const Bundle& bundle, Stream& stream) {
   generation.latents = on_host(stream, member.state.guided.x);
   check_finite(generation.latents);
   for (std::size_t image = 0; std::cmp_less(image, request.images); ++image)
-    generation.texts.push_back(png_text(bundle, request.asked, image));
+    generation.texts.push_back(
+        png_text(pipeline.bundle, request.asked, image, pipeline.backend->choice));
 }
 
 void check_finite(const Tensor& latents) {

@@ -67,7 +67,7 @@ bool share_inputs(const Request& a, const Request& b);
 
 // Completes the results of a member whose last step has ended, but for its images. Throws
 // InputError for latents that are not finite.
-void finalize(LoopMember& member, const Bundle& bundle, Stream& stream);
+void finalize(LoopMember& member, const LoadedPipeline& pipeline, Stream& stream);
 
 // Throws InputError, saying what to do, for values that are not finite.
 void check_finite(const Tensor& latents);

@@ -115,7 +115,7 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
     called_back += stream->counts() - own;
   }
   generation.loop = stream->counts() - before - called_back;
-  finalize(member, bundle(), *stream);
+  finalize(member, *loaded_, *stream);
   generation.timings.denoise = watch.lap();
   generation.images = loaded_->decode(*stream, *request, generation.latents);
   generation.timings.vae = watch.lap();

@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 
+#include "intaglio/backend.h"
 #include "intaglio/options.h"
 
 namespace intaglio {
@@ -57,7 +58,8 @@ std::string parameters(const Bundle& bundle, const GenerateOptions& options, std
 
 }  // namespace
 
-TextEntries png_text(const Bundle& bundle, const GenerateOptions& given, std::size_t image) {
+TextEntries png_text(const Bundle& bundle, const GenerateOptions& given, std::size_t image,
+                     const DeviceChoice& choice) {
   const GenerateOptions options = with_defaults(bundle, given);
   TextEntries text{{"Software", "Intaglio " INTAGLIO_VERSION}};
   if (options.prompt) {
@@ -67,6 +69,8 @@ TextEntries png_text(const Bundle& bundle, const GenerateOptions& given, std::si
   text.emplace_back("intaglio:bundle", bundle.name);
   text.emplace_back("intaglio:image", std::to_string(image));
   text.emplace_back("intaglio:options", to_json(options));
+  text.emplace_back("intaglio:device", choice.device);
+  text.emplace_back("intaglio:precision", choice.precision);
   std::string inputs;
   const auto add = [&](const char* name, bool given_here) {
     if (given_here) inputs += (inputs.empty() ? "" : ", ") + std::string(name);

@@ -23,8 +23,9 @@ std::string reason(const Part& part, int steps) {
   if (is_off(part.scale, part.off) || inside) {
     text << "its scale is " << part.off;
   } else {
-    text << "its window " << part.window.start << ":" << part.window.end << " holds none of the "
-         << steps << (steps == 1 ? " step" : " steps");
+    text << "its window " << part.window.start << ":" << part.window.end
+         << (steps == 1 ? " does not hold the only step"
+                        : " holds none of the " + std::to_string(steps) + " steps");
   }
   return text.str();
 }

@@ -6,6 +6,8 @@ input and one for each output. A node with more fails when it runs.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -38,10 +40,10 @@ def _divide(graph: ir.Graph, node: ir.Node, axis: int, sizes: list[int]) -> None
     assert source is not None
 
     def split(value: ir.Value, pieces: list[int]) -> list[ir.Value]:
-        # Few enough pieces are one node; else each group of them is split on its own.
+        # With up to MOST_OUTPUTS pieces each group is one of them; else the groups are split again.
         if len(pieces) == 1:
             return [value]
-        step = -(-len(pieces) // MOST_OUTPUTS) if len(pieces) > MOST_OUTPUTS else 1
+        step = math.ceil(len(pieces) / MOST_OUTPUTS)
         groups = [pieces[i : i + step] for i in range(0, len(pieces), step)]
         parts = _split_node(graph, node, value, axis, [sum(group) for group in groups])
         return [

@@ -57,6 +57,10 @@ def serve(
         str | None,
         typer.Option(help="Device to run on, as for `intaglio generate`.", metavar="NAME"),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="What OpenVINO computes in, as for `intaglio generate`.", metavar="TYPE"),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -77,7 +81,8 @@ def serve(
     """
     flags = {
         "host": host, "port": port, "api_keys": api_keys, "cors": cors or None, "device": device,
-        "threads": threads, "max_batch": max_batch, "log_prompts": log_prompts,
+        "precision": precision, "threads": threads, "max_batch": max_batch,
+        "log_prompts": log_prompts,
     }  # fmt: skip
     try:
         settings = read_settings(config, flags)

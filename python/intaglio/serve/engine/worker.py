@@ -90,6 +90,7 @@ class Worker(threading.Thread):
     def _run_batches(self, pipeline: Pipeline) -> None:
         """Run batches until no job waits, or another model needs the memory."""
         batch = Batch(pipeline, max_images=self._max_batch)
+        self._choice = pipeline._core.choice
         # Images are decoded while the other members' steps go on.
         with ThreadPoolExecutor(1, f"decoder of {self._model.name}") as decoder:
             self._fill_batch(batch, pipeline)
@@ -249,10 +250,10 @@ class Worker(threading.Thread):
         generation = step._core.finish()  # `step.finish` would also issue the notes as warnings
         began = time.monotonic()
         bundle, options = self._model.bundle, job.admitted.options
-        pngs = [
-            encode_png(image, dict(_core.png_text(bundle, options, i)) if self._metadata else {})
-            for i, image in enumerate(generation.images)
-        ]
+        pngs = []
+        for i, image in enumerate(generation.images):
+            texts = _core.png_text(bundle, options, i, self._choice) if self._metadata else []
+            pngs.append(encode_png(image, dict(texts)))
         self._count(job, generation, time.monotonic() - began)
         return pngs
 

@@ -81,7 +81,7 @@ class Models:
         Raises InputError for an invalid bundle, and UsageError for two bundles with one name or for
         a bundle that is larger than `memory_bytes`.
         """
-        self._options = settings.model_dump(include={"device", "threads", "prepack"})
+        self._options = settings.model_dump(include={"device", "precision", "threads", "prepack"})
         self._memory = settings.memory_bytes
         self._models: dict[str, Model] = {}
         self._changed = threading.Condition()
