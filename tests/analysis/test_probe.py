@@ -146,6 +146,7 @@ def test_without_a_judge_no_settings_are_recommended(
     assert not (tmp_path / "settings.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["flux-dev", "dit", "pixart-sigma"])
 def test_other_families_are_probed(family: str, small: Any, tmp_path: Path) -> None:
     FAMILIES[family].make().save_pretrained(tmp_path / "model")
@@ -214,6 +215,7 @@ def test_the_command_says_what_is_wrong_in_one_line(
         assert not out
 
 
+@pytest.mark.slow
 def test_the_installed_command_does_too(tmp_path: Path) -> None:
     args = [COMMAND, "probe", tmp_path / "nowhere", "-o", tmp_path / "out"]
     done = subprocess.run(args, capture_output=True, text=True)
