@@ -48,7 +48,7 @@ std::shared_ptr<Backend> make_for_device(const DeviceName& device, const Backend
                                          const Bundle& bundle, DeviceChoice choice) {
   auto backend = make_onnxruntime_backend(device, options, bundle);
   choice.device = to_string(device);
-  // Graphs for the CPU cast narrow weights to float32.
+  // Graphs for the CPU cast low-precision weights to float32.
   const bool as_the_graph = device.kind != "cpu" && precisions_of(device).empty();
   choice.precision = as_the_graph ? bundle.dtype : options.precision;
   backend->choice = std::move(choice);

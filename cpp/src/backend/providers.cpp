@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <unordered_map>
 
@@ -101,7 +102,7 @@ std::string plugin_unavailable_reason(const ProviderPlugin& plugin, const Device
   return plugin.provider + " finds no such device" +
          (to_string(device) == "openvino:cpu" ? " (this plugin takes processors of Intel only)"
                                               : "") +
-         "; use --device cpu, or what `intaglio devices` says works";
+         "; use --device cpu";
 }
 
 // Says why a graph of one node did not run, and what would change that.
@@ -126,13 +127,14 @@ PluginOptions openvino_options(const DeviceName& device, const ProviderSettings&
   std::string kind = device.which;
   std::ranges::transform(kind, kind.begin(),
                          [](char c) { return static_cast<char>(c - 'a' + 'A'); });
-  std::string config = R"({")" + kind + R"(": {"INFERENCE_PRECISION_HINT": ")" +
-                       hints.at(settings.precision) + R"(", "PERFORMANCE_HINT": "LATENCY")";
+  nlohmann::json config;
+  config["INFERENCE_PRECISION_HINT"] = hints.at(settings.precision);
+  config["PERFORMANCE_HINT"] = "LATENCY";
   if (device.which == "cpu") {
-    config += R"(, "ENABLE_CPU_PINNING": "NO", "INFERENCE_NUM_THREADS": ")" +
-              std::to_string(settings.threads) + "\"";
+    config["ENABLE_CPU_PINNING"] = "NO";
+    config["INFERENCE_NUM_THREADS"] = std::to_string(settings.threads);
   }
-  return {{"load_config", config + "}}"}};
+  return {{"load_config", nlohmann::json::object({{kind, config}}).dump()}};
 }
 
 }  // namespace
