@@ -82,6 +82,11 @@ def test_there_are_as_many_threads_as_the_process_may_use(
     usable = sorted(os.sched_getaffinity(0))
     assert threads(command, forked_bundle) <= len(usable)
     assert threads(command, forked_bundle, lambda: os.sched_setaffinity(0, usable[:1])) == 1
+
+
+@pytest.mark.reported("microsoft/onnxruntime#15146", "jax-ml/jax#24631")
+def test_a_quota_limits_the_threads(command: Command, forked_bundle: Path) -> None:
+    """A container that may use the time of one processor has one thread."""
     with control_group("cpu", cfs_period_us=100_000, cfs_quota_us=100_000) as join:
         assert threads(command, forked_bundle, join) == 1
 

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -103,15 +102,14 @@ def test_precisions(forked_bundle: Path) -> None:
             _core.make_backend(asked, bundle)
 
 
-@pytest.mark.skipif(find_spec("onnxruntime_ep_openvino") is not None, reason="it is installed")
 def test_a_plugin_that_is_not_installed(forked_bundle: Path) -> None:
     bundle = _core.Bundle.open(forked_bundle)
     says = (
-        r"^device openvino:cpu does not work here: .*plugin.* is not installed;"
-        r" run pip install 'intaglio\[openvino\]'$"
+        r"^device tensorrt-rtx does not work here: .*plugin.* is not installed;"
+        r" run pip install 'onnxruntime-ep-nv-tensorrt-rtx-cu13'$"
     )
     with pytest.raises(intaglio.UnavailableError, match=says):
-        _core.make_backend(options("openvino"), bundle)
+        _core.make_backend(options("tensorrt-rtx"), bundle)
 
 
 def test_devices_are_listed() -> None:
