@@ -183,7 +183,7 @@ def test_an_unknown_pipeline_is_refused_before_its_weights(hub: Hub) -> None:
     ],
 )
 def test_a_hub_that_refuses(hub: Hub, status: int, says: str, advice: str) -> None:
-    """An error of the Hub is told in the Hub's own words, with what helps with that status."""
+    """A message quotes the Hub's own error and says what helps with that status."""
     hub.status, hub.says = status, says
     message = refusal()
     assert f"answered with the error {status}" in message
