@@ -12,6 +12,7 @@
 
 namespace intaglio {
 
+class DeviceMemory;  // core/device_memory.h
 struct Bundle;      // bundle.h
 struct Graph;       // bundle.h
 struct GuidedStep;  // core/guided_step.h
@@ -115,6 +116,8 @@ class Backend {
   // Loads a graph of the bundle from its open files.
   virtual std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const = 0;
   virtual std::unique_ptr<Stream> make_stream() const = 0;
+  // Returns the memory of the device, or null where the loop runs in the host's.
+  virtual std::shared_ptr<DeviceMemory> make_memory() const { return nullptr; }
   // A description for people: "ONNX Runtime 1.32.0, cpu, 2 threads".
   virtual std::string description() const = 0;
 

@@ -12,8 +12,9 @@
 namespace intaglio {
 
 enum class DType { float32, int64, uint8 };
-// Where the memory is. Only a backend's stream can read and write the memory of a GPU.
-enum class Device { cpu, cuda };
+// Where the memory is. What belongs to an execution provider is read and written by graphs only, and
+// its address may be a handle, so it has no views.
+enum class Device { cpu, provider };
 
 std::size_t size_of(DType dtype);
 const char* name_of(DType dtype);
@@ -43,6 +44,8 @@ class Tensor {
   std::size_t bytes() const { return static_cast<std::size_t>(size()) * size_of(dtype_); }
   void* data() { return data_; }
   const void* data() const { return data_; }
+  // What keeps the memory alive; for a provider's memory, its Ort::Value.
+  const std::shared_ptr<void>& owner() const { return owner_; }
 
   // The tensor must be in host memory here, and in clone().
   std::span<float> floats();
@@ -50,7 +53,8 @@ class Tensor {
   std::span<std::int64_t> int64s();
   std::span<const std::int64_t> int64s() const;
 
-  // Returns the rows [begin, end) of the first axis, which share the memory.
+  // Returns the rows [begin, end) of the first axis, which share the memory. The tensor must be in
+  // host memory here too.
   Tensor rows(std::int64_t begin, std::int64_t end) const;
   // Returns the same memory under another shape of the same size.
   Tensor reshaped(Shape shape) const;

@@ -11,6 +11,8 @@
 #include "backend/host_stream.h"
 #include "backend/onnxruntime_library.h"
 #include "backend/ort_api.h"
+#include "backend/ort_value.h"
+#include "backend/provider_memory.h"
 #include "backend/providers.h"
 #include "bundle/files.h"
 #include "core/usable_cpus.h"
@@ -63,19 +65,6 @@ auto translate_errors(const char* verb, const std::string& graph, const std::str
   }
 }
 
-ONNXTensorElementDataType ort_type(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-    case DType::int64:
-      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
-    case DType::uint8:
-      return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-  }
-  assert(false);
-  return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-}
-
 // Throws InputError when the tensor does not have the dtype and the axes that the manifest
 // declares.
 void check_tensor(const std::string& graph, const GraphTensor& declared, const Tensor& tensor) {
@@ -93,8 +82,8 @@ void check_tensor(const std::string& graph, const GraphTensor& declared, const T
 
 class OrtBoundGraph final : public BoundGraph {
  public:
-  // A provider with memory of its own copies an input when it is bound, so every run on another
-  // device than the CPU binds the inputs again.
+  // A provider with memory of its own copies an input in host memory when it is bound, so every run
+  // on another device than the CPU binds the inputs again.
   OrtBoundGraph(std::shared_ptr<Ort::Session> session, const Graph& graph, std::string device,
                 const std::vector<Binding>& inputs, const std::vector<Binding>& outputs)
       : session_(std::move(session)),
@@ -114,7 +103,7 @@ class OrtBoundGraph final : public BoundGraph {
     for (Binding& binding : outputs_) {
       const GraphTensor& declared = graph.output(binding.role);
       check_tensor(name_, declared, binding.tensor);
-      binding_.BindOutput(declared.name.c_str(), view(binding.tensor));
+      bind_output(binding_, declared.name, binding.tensor);
     }
   }
 
@@ -128,13 +117,7 @@ class OrtBoundGraph final : public BoundGraph {
  private:
   void bind_inputs() {
     for (std::size_t i = 0; i < inputs_.size(); ++i)
-      binding_.BindInput(input_names_[i].c_str(), view(inputs_[i].tensor));
-  }
-
-  static Ort::Value view(Tensor& tensor) {
-    static const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-    return Ort::Value::CreateTensor(memory, tensor.data(), tensor.bytes(), tensor.shape().data(),
-                                    tensor.shape().size(), ort_type(tensor.dtype()));
+      bind_input(binding_, input_names_[i], inputs_[i].tensor);
   }
 
   std::shared_ptr<Ort::Session> session_;
@@ -285,20 +268,19 @@ class OrtProviderBackend final : public Backend {
   std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
     const std::string path = bundle.files->path(graph.path).string();
     return translate_errors("loading ", path, to_string(device_), [&] {
-      Ort::SessionOptions options;
-      // The threads are for nodes that the provider leaves to the CPU.
-      options.SetIntraOpNumThreads(settings_.threads);
-      options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
-      // Our kernel of MASuppress is not registered here. It runs on the CPU, so ONNX Runtime would
-      // copy the hidden states from the device and back; the function in the graph runs there.
-      ProviderSettings settings = settings_;
-      settings.graph = graph.path;
-      add_provider(options, device_, settings);
+      Ort::SessionOptions options = make_options(graph.path);
       return open_session(*bundle.files, graph.path, graph, options, to_string(device_));
     });
   }
 
   std::unique_ptr<Stream> make_stream() const override { return std::make_unique<HostStream>(); }
+
+  std::shared_ptr<DeviceMemory> make_memory() const override {
+    return translate_errors("opening the loop's graphs", "", to_string(device_), [&] {
+      return make_provider_memory(onnxruntime_environment(),
+                                  [this] { return make_options("loop"); });
+    });
+  }
 
   std::string description() const override {
     return "ONNX Runtime " + version_ + ", " + to_string(device_) + " (" +
@@ -308,6 +290,19 @@ class OrtProviderBackend final : public Backend {
   }
 
  private:
+  Ort::SessionOptions make_options(const std::string& graph) const {
+    Ort::SessionOptions options;
+    // The threads are for nodes that the provider leaves to the CPU.
+    options.SetIntraOpNumThreads(settings_.threads);
+    options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
+    // Our kernel of MASuppress is not registered here. It runs on the CPU, so ONNX Runtime would
+    // copy the hidden states from the device and back; the function in the graph runs there.
+    ProviderSettings settings = settings_;
+    settings.graph = graph;
+    add_provider(options, device_, settings);
+    return options;
+  }
+
   std::string cache_text() const {
     if (device_.kind != "tensorrt") return "";
     return settings_.cache.empty() ? ", engines not cached (no folder for them is writable)"

@@ -112,6 +112,7 @@ std::span<const std::int64_t> Tensor::int64s() const {
 }
 
 Tensor Tensor::rows(std::int64_t begin, std::int64_t end) const {
+  assert(device_ == Device::cpu);
   assert(!shape().empty() && 0 <= begin && begin <= end && end <= dim(0));
   Shape part = shape();
   part[0] = end - begin;

@@ -114,11 +114,12 @@ BatchStep Batch::Impl::report(LoopMember& member) {
     throw UsageError("finish() has the images of a request that is done: wait for its last step");
   };
   try {
-    // Once the model has seen a NaN or infinity, everything that follows is one.
-    const Tensor denoised = on_host(*stream_, member.state.guided.denoised);
-    check_finite(denoised);
+    const std::function<Tensor()> denoised = loop_.executor().denoised(member.state);
+    // Once the model has seen a NaN or infinity, everything that follows is one. On a device the
+    // last step shows it, since nothing is copied from there before somebody asks.
+    if (loop_.on_host()) check_finite(denoised());
     step.preview = [pipeline = pipeline_, request = member.state.request(), denoised] {
-      return pipeline->decode(*pipeline->backend->make_stream(), *request, denoised);
+      return pipeline->decode(*pipeline->backend->make_stream(), *request, denoised());
     };
     if (member.state.ended()) finish(member, step);
   } catch (const Error& error) {
@@ -130,7 +131,7 @@ BatchStep Batch::Impl::report(LoopMember& member) {
 }
 
 void Batch::Impl::finish(LoopMember& member, BatchStep& step) {
-  finalize(member, *pipeline_, *stream_);
+  finalize(member, *pipeline_, loop_.executor());
   step.finish = [pipeline = pipeline_, request = member.state.request(),
                  generation = std::move(member.generation), total = member.since_added] {
     Generation finished = generation;

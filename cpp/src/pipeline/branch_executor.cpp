@@ -31,7 +31,7 @@ SharedInputs shared_inputs(DenoisingState& state) {
   shared.latent.front() = 1;
   for (const auto& [role, row] : state.row(false))
     shared.rows[role] = {.shape = row.shape(), .dtype = row.dtype()};
-  if (const Tensor* modulation = state.modulation(false)) shared.modulation = modulation->dim(1);
+  if (const Tensor* modulation = state.modulation_part()) shared.modulation = modulation->dim(1);
   return shared;
 }
 
@@ -91,19 +91,39 @@ void BranchExecutor::allocate_observed() {
   }
 }
 
-Tensor BranchExecutor::observed(Role::Kind output, int block) const {
-  if (buffers_.observed.empty()) {
-    throw UsageError(bundle_.name + " is not observed and has no " +
-                     (output == Role::gate ? "gate" : "hidden_states") +
-                     " to read: export it again with --observe");
+void BranchExecutor::add(DenoisingState& state, const Tensor& latents, bool alone) {
+  // The rows of a request that runs alone never move: x can be its rows of D_c, and everything is
+  // filled and bound ahead.
+  if (alone) {
+    state.begin(buffers_.latent.whole().rows(buffers_.images, buffers_.fork()), latents);
+    prepare(state);
+  } else {
+    state.begin(stream_.allocate(state.request()->latent_shape, DType::float32), latents);
   }
-  if (block < 0 || block >= bundle_.blocks) {
-    throw UsageError("the transformer has no block " + std::to_string(block) +
-                     ": its blocks are 0 to " + std::to_string(bundle_.blocks - 1));
-  }
+}
+
+void BranchExecutor::step(DenoisingState& state) {
+  state.prepare_step();
+  stream_.step(state.guided);
+  state.advance();
+}
+
+std::function<Tensor()> BranchExecutor::denoised(const DenoisingState& state) {
+  const Tensor& denoised = state.guided.denoised;
+  Tensor copy(denoised.shape(), denoised.dtype());
+  stream_.copy(denoised, copy);
+  return [copy] { return copy; };
+}
+
+Tensor BranchExecutor::observed(Role::Kind output, int block) {
+  check_observed(bundle_, output, block);
   const Tensor& tensor = buffers_.observed.at({output, block});
   const std::int64_t first = buffers_.fork() - last_rows_.base();
-  return tensor.rows(first, std::min(buffers_.fork() + last_rows_.degraded, tensor.dim(0)));
+  const Tensor rows =
+      tensor.rows(first, std::min(buffers_.fork() + last_rows_.degraded, tensor.dim(0)));
+  Tensor copy(rows.shape(), rows.dtype());
+  stream_.copy(rows, copy);
+  return copy;
 }
 
 // Fills the request's rows of D_0 or D_c, which begin at `first`.
@@ -140,6 +160,7 @@ void BranchExecutor::fill_degraded_rows(DenoisingState& state, std::int64_t firs
   std::ranges::fill(current, keep);
 }
 
+// Fills and binds what a request that fills all rows needs in any of its evaluations.
 void BranchExecutor::prepare(DenoisingState& state) {
   const std::int64_t images = state.images(), fork = buffers_.fork();
   if (state.request()->unconditional) fill_rows(state, true, fork - 2 * images);

@@ -1,4 +1,4 @@
-// Runs the transformer's branches for one request or several.
+// Runs the transformer's branches for one request or several, in the host's memory.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@
 #include "pipeline/branch_buffers.h"
 #include "pipeline/denoising_state.h"
 #include "pipeline/layout_graphs.h"
+#include "pipeline/loop_executor.h"
 
 namespace intaglio {
 
@@ -33,7 +34,7 @@ SharedInputs shared_inputs(DenoisingState& state);
 // Runs the branches that each request's next evaluation needs and leaves each prediction in memory
 // of its own. Requests that run D_m come last among the rows of D_c, so that what D_m continues are
 // the last of them. A row's inputs are filled once, as long as it stays with its request.
-class BranchExecutor {
+class BranchExecutor final : public LoopExecutor {
  public:
   // Has room for so many images, of requests whose shared inputs are `shared`.
   BranchExecutor(const Bundle& bundle, const TransformerSessions& sessions,
@@ -41,21 +42,17 @@ class BranchExecutor {
   BranchExecutor(const BranchExecutor&) = delete;  // the graphs point into the buffers
   BranchExecutor& operator=(const BranchExecutor&) = delete;
 
-  // The rows of D_c when there is no more room, in the stream's memory.
-  Tensor latents() const { return buffers_.latent.whole().rows(buffers_.images, buffers_.fork()); }
-
-  // Fills and binds what a request that fills all rows needs in any of its evaluations.
-  void prepare(DenoisingState& state);
-
-  // Leaves the predictions where each request's next step combines them.
-  void run(std::span<DenoisingState* const> states);
-
-  // Returns an output of a block of an observed bundle, in the stream's memory: hidden_states
-  // [rows, T, C] or gate [rows, C] of the rows that the last run() ran through it. Throws
-  // UsageError for another bundle or block.
-  Tensor observed(Role::Kind output, int block) const;
-
-  double network_seconds = 0;  // in the graphs, of all runs
+  void add(DenoisingState& state, const Tensor& latents, bool alone) override;
+  void remove(std::int64_t) override {}
+  void run(std::span<DenoisingState* const> states) override;
+  void step(DenoisingState& state) override;
+  void wait() override { stream_.wait(); }
+  Tensor latents(const DenoisingState& state) override { return state.guided.x; }
+  void set_latents(const DenoisingState& state, const Tensor& latents) override {
+    stream_.copy(latents, state.guided.x);
+  }
+  std::function<Tensor()> denoised(const DenoisingState& state) override;
+  Tensor observed(Role::Kind output, int block) override;
 
  private:
   // The request whose inputs a row holds.
@@ -73,6 +70,7 @@ class BranchExecutor {
 
   Tensor on_stream(const Tensor& host);
   void allocate_observed();
+  void prepare(DenoisingState& state);
   BranchRows assign_rows(std::span<DenoisingState* const> states);
   void fill_rows(DenoisingState& state, bool unconditional, std::int64_t first);
   void fill_degraded_rows(DenoisingState& state, std::int64_t first);

@@ -4,8 +4,11 @@
 #include <cmath>
 #include <utility>
 
+#include "core/device_memory.h"
 #include "intaglio/error.h"
 #include "intaglio/options.h"
+#include "pipeline/branch_executor.h"
+#include "pipeline/device_executor.h"
 
 namespace intaglio {
 
@@ -43,22 +46,21 @@ LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
   const Bundle& bundle = pipeline_.bundle;
   const TransformerSessions& sessions = pipeline_.transformer();
   const Session* precompute = bundle.conditioning() ? sessions.at("conditioning").get() : nullptr;
-  DenoisingState state(bundle, precompute, request, embeddings, stream_, id);
+  DenoisingState state(bundle, precompute, request, embeddings, stream_, memory_.get(), id);
   const Tensor latents = pipeline_.initial_latents(stream_, *request);
 
   if (!executor_ || !share_inputs(*shared_with_, *request)) {
     executor_.reset();  // its memory is needed for the next
-    executor_ = std::make_unique<BranchExecutor>(bundle, sessions, shared_inputs(state),
-                                                 max_images_, stream_);
+    if (memory_) {
+      executor_ = std::make_unique<DeviceExecutor>(bundle, sessions, shared_inputs(state), stream_,
+                                                   memory_);
+    } else {
+      executor_ = std::make_unique<BranchExecutor>(bundle, sessions, shared_inputs(state),
+                                                   max_images_, stream_);
+    }
     shared_with_ = request;
   }
-  // A request that fills the executor runs alone, and its rows never move: x can be its rows of
-  // D_c, and everything is filled and bound ahead.
-  const bool fills = request->images == max_images_;
-  state.begin(
-      fills ? executor_->latents() : stream_.allocate(request->latent_shape, DType::float32),
-      latents);
-  if (fills) executor_->prepare(state);
+  executor_->add(state, latents, request->images == max_images_);
   generation.step_seconds.reserve(static_cast<std::size_t>(request->schedule.steps()));
   LoopMember& member = members_
                            .emplace(id, LoopMember{.state = std::move(state),
@@ -71,6 +73,7 @@ LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
 
 bool DenoisingLoop::remove(std::int64_t id) {
   const bool found = members_.erase(id) > 0;
+  if (found) executor_->remove(id);
   list_members();
   return found;
 }
@@ -89,9 +92,11 @@ std::span<LoopMember* const> DenoisingLoop::evaluate() {
   Stopwatch watch;
   const double network_before = executor_->network_seconds;
   executor_->run(states_);
-  for (auto& [id, member] : members_)
-    if (member.state.advance().ended) ended_.push_back(&member);
-  if (!ended_.empty()) stream_.wait();
+  for (auto& [id, member] : members_) {
+    executor_->step(member.state);
+    if (member.state.last().ended) ended_.push_back(&member);
+  }
+  if (!ended_.empty()) executor_->wait();
   const double seconds = watch.lap();
   // Nothing that was computed is handed out before the check.
   if (!ended_.empty()) pipeline_.wait_for_check();
@@ -111,7 +116,13 @@ std::int64_t DenoisingLoop::images() const {
   return images;
 }
 
-void finalize(LoopMember& member, const LoadedPipeline& pipeline, Stream& stream) {
+StreamCounts DenoisingLoop::counts() const {
+  StreamCounts counts = stream_.counts();
+  if (memory_) counts += memory_->counts();
+  return counts;
+}
+
+void finalize(LoopMember& member, const LoadedPipeline& pipeline, LoopExecutor& executor) {
   const Request& request = *member.state.request();
   const std::vector<StepWeights>& weights = request.weights;
   Generation& generation = member.generation;
@@ -119,7 +130,7 @@ void finalize(LoopMember& member, const LoadedPipeline& pipeline, Stream& stream
   generation.degraded_steps = steps_that(weights, &StepWeights::runs_degraded);
   generation.base_rows = member.state.base_rows();
   generation.forked_rows = member.state.forked_rows();
-  generation.latents = on_host(stream, member.state.guided.x);
+  generation.latents = executor.latents(member.state).clone();
   check_finite(generation.latents);
   for (std::size_t image = 0; std::cmp_less(image, request.images); ++image)
     generation.texts.push_back(
@@ -131,12 +142,6 @@ void check_finite(const Tensor& latents) {
   throw InputError(
       "the model's prediction became NaN or infinite: lower --cfg-scale and --dg-scale, or "
       "export in float32");
-}
-
-Tensor on_host(Stream& stream, const Tensor& tensor) {
-  Tensor host(tensor.shape(), tensor.dtype());
-  stream.copy(tensor, host);
-  return host;
 }
 
 }  // namespace intaglio

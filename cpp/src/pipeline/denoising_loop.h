@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "core/stopwatch.h"
-#include "pipeline/branch_executor.h"
 #include "pipeline/denoising_state.h"
 #include "pipeline/loaded_pipeline.h"
+#include "pipeline/loop_executor.h"
 
 namespace intaglio {
 
@@ -28,7 +28,10 @@ class DenoisingLoop {
  public:
   // Both must outlive the loop, which has memory for so many images at once.
   DenoisingLoop(LoadedPipeline& pipeline, Stream& stream, std::int64_t max_images)
-      : pipeline_(pipeline), stream_(stream), max_images_(max_images) {}
+      : pipeline_(pipeline),
+        stream_(stream),
+        memory_(pipeline.memory()),
+        max_images_(max_images) {}
 
   // Encodes the prompt and allocates and binds what the request needs. When it throws, the loop is
   // as it was.
@@ -43,8 +46,12 @@ class DenoisingLoop {
 
   std::size_t size() const { return members_.size(); }
   std::int64_t images() const;
+  // What was allocated and copied by the loop.
+  StreamCounts counts() const;
+  // Whether the members' latents are in the host's memory.
+  bool on_host() const { return !memory_; }
   // Both only where there is a member.
-  const BranchExecutor& executor() const { return *executor_; }
+  LoopExecutor& executor() const { return *executor_; }
   const Request& shared_with() const { return *shared_with_; }
 
  private:
@@ -52,10 +59,11 @@ class DenoisingLoop {
 
   LoadedPipeline& pipeline_;
   Stream& stream_;
+  std::shared_ptr<DeviceMemory> memory_;  // null where the loop runs in the host's
   std::int64_t max_images_;
   std::int64_t next_id_ = 0;
   std::shared_ptr<const Request> shared_with_;  // one of the requests that executor_ is for
-  std::unique_ptr<BranchExecutor> executor_;
+  std::unique_ptr<LoopExecutor> executor_;
   std::map<std::int64_t, LoopMember> members_;  // by id
   // The members as evaluate() needs them, so that it allocates nothing.
   std::vector<DenoisingState*> states_;
@@ -67,12 +75,9 @@ bool share_inputs(const Request& a, const Request& b);
 
 // Completes the results of a member whose last step has ended, but for its images. Throws
 // InputError for latents that are not finite.
-void finalize(LoopMember& member, const LoadedPipeline& pipeline, Stream& stream);
+void finalize(LoopMember& member, const LoadedPipeline& pipeline, LoopExecutor& executor);
 
 // Throws InputError, saying what to do, for values that are not finite.
 void check_finite(const Tensor& latents);
-
-// A copy in host memory.
-Tensor on_host(Stream& stream, const Tensor& tensor);
 
 }  // namespace intaglio

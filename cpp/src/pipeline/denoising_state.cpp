@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/step_table.h"
+
 namespace intaglio {
 
 Delta DeltaTimesteps::next(float timestep, bool has_weight, bool reused) {
@@ -15,19 +17,13 @@ Delta DeltaTimesteps::next(float timestep, bool has_weight, bool reused) {
 
 DenoisingState::DenoisingState(const Bundle& bundle, const Session* precompute,
                                std::shared_ptr<const Request> request,
-                               const PromptEmbeddings& embeddings, Stream& stream, std::int64_t id)
+                               const PromptEmbeddings& embeddings, Stream& stream,
+                               DeviceMemory* memory, std::int64_t id)
     : bundle_(&bundle), request_(std::move(request)), stream_(&stream), id_(id) {
-  if (precompute) precomputed_.emplace(bundle, *precompute, *request_, embeddings, stream);
+  if (precompute) precomputed_.emplace(bundle, *precompute, *request_, embeddings, stream, memory);
   if (request_->unconditional) unconditional_row_ = make_row(embeddings, true);
   conditional_row_ = make_row(embeddings, false);
   token_mask_ = on_stream(request_->token_mask);
-  const auto& weights = request_->weights;
-  std::vector<Tensor*> own{&guided.denoised, &guided.previous_denoised, &guided.previous_x};
-  if (std::ranges::any_of(weights, &StepWeights::reuse_unconditional))
-    own.insert(own.end(), {&guided.newer_unconditional, &guided.older_unconditional});
-  if (std::ranges::any_of(weights, &StepWeights::reuse_degraded))
-    own.insert(own.end(), {&guided.newer_degraded, &guided.older_degraded});
-  for (Tensor* tensor : own) *tensor = stream.allocate(request_->latent_shape, DType::float32);
 }
 
 Tensor DenoisingState::on_stream(const Tensor& host) const {
@@ -61,6 +57,12 @@ std::vector<Binding> DenoisingState::make_row(const PromptEmbeddings& embeddings
 }
 
 void DenoisingState::begin(Tensor x, const Tensor& latents) {
+  std::vector<Tensor*> own{&guided.denoised, &guided.previous_denoised, &guided.previous_x};
+  if (request_->reuses_unconditional())
+    own.insert(own.end(), {&guided.newer_unconditional, &guided.older_unconditional});
+  if (request_->reuses_degraded())
+    own.insert(own.end(), {&guided.newer_degraded, &guided.older_degraded});
+  for (Tensor* tensor : own) *tensor = stream_->allocate(request_->latent_shape, DType::float32);
   guided.x = std::move(x);
   stream_->copy(latents, guided.x);
 }
@@ -70,30 +72,61 @@ const Tensor* DenoisingState::modulation(bool unconditional) {
   return &precomputed_->modulation(next().point.timestep, unconditional);
 }
 
-const Evaluation& DenoisingState::advance() {
-  const Evaluation& evaluation = next();
-  const StepPoint& point = evaluation.point;
-  const StepWeights& step = weights();
-  guided.combine = {
-      .lambda = step.lambda,
-      .w = step.w,
-      .has_unconditional = step.unconditional(),
-      .has_degraded = step.degraded(),
-      .unconditional_delta =
-          unconditional_.next(point.timestep, step.unconditional(), step.reuse_unconditional),
-      .degraded_delta = degraded_.next(point.timestep, step.degraded(), step.reuse_degraded)};
-  guided.to_denoised = {.velocity = bundle_->prediction_type == PredictionType::velocity,
-                        .sigma = point.sigma,
-                        .alpha = point.alpha};
-  guided.update = evaluation.update;
-  stream_->step(guided);
+const Tensor* DenoisingState::modulation_part() {
+  return precomputed_ ? &precomputed_->part(next().point.timestep) : nullptr;
+}
 
+Combine DenoisingState::combine(std::size_t position, DeltaTimesteps& unconditional,
+                                DeltaTimesteps& degraded) const {
+  const StepPoint& point = request_->plan[position].point;
+  const StepWeights& step = request_->weights[static_cast<std::size_t>(point.step)];
+  return {.lambda = step.lambda,
+          .w = step.w,
+          .has_unconditional = step.unconditional(),
+          .has_degraded = step.degraded(),
+          .unconditional_delta =
+              unconditional.next(point.timestep, step.unconditional(), step.reuse_unconditional),
+          .degraded_delta = degraded.next(point.timestep, step.degraded(), step.reuse_degraded)};
+}
+
+ToDenoised DenoisingState::to_denoised(std::size_t position) const {
+  const StepPoint& point = request_->plan[position].point;
+  return {.velocity = bundle_->prediction_type == PredictionType::velocity,
+          .sigma = point.sigma,
+          .alpha = point.alpha};
+}
+
+void DenoisingState::prepare_step() {
+  guided.combine = combine(position_, unconditional_, degraded_);
+  guided.to_denoised = to_denoised(position_);
+  guided.update = next().update;
+}
+
+Tensor DenoisingState::step_table() const {
+  const Plan& plan = request_->plan;
+  Tensor table({static_cast<std::int64_t>(plan.size()), kStepColumns}, DType::float32);
+  DeltaTimesteps unconditional, degraded;
+  for (std::size_t i = 0; i < plan.size(); ++i) {
+    float* row = table.floats().subspan(i * kStepColumns, kStepColumns).data();
+    const StepPoint& point = plan[i].point;
+    row[kTimestep] = point.timestep;
+    row[kMaKeep] = request_->weights[static_cast<std::size_t>(point.step)].ma_keep;
+    if (precomputed_) {
+      row[kUnconditionalRow] = static_cast<float>(precomputed_->row(point.timestep, true));
+      row[kConditionalRow] = static_cast<float>(precomputed_->row(point.timestep, false));
+    }
+    write_step(combine(i, unconditional, degraded), to_denoised(i), plan[i].update, row);
+  }
+  return table;
+}
+
+void DenoisingState::advance() {
+  const StepWeights& step = weights();
   const std::int64_t base = images() * (step.runs_unconditional() ? 2 : 1);
   const std::int64_t degraded = step.runs_degraded() ? images() : 0;
   forked_rows_ += base + degraded;
   base_rows_ += base + (bundle_->layout == Layout::dual ? degraded : 0);
   ++position_;
-  return evaluation;
 }
 
 }  // namespace intaglio

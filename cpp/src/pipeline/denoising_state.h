@@ -27,18 +27,20 @@ class DeltaTimesteps {
   float newer_ = 0, older_ = 0;
 };
 
-// The request's position in its plan, its latents, the sampler's memory, and its rows of the
-// transformer's inputs. The constructor allocates all of it in the stream's memory.
+// The request's position in its plan, its rows of the transformer's inputs and, where the loop runs
+// in the host's memory, its latents and the sampler's memory.
 class DenoisingState {
  public:
   // `precompute` is the graph that runs ahead of the loop, or null. `embeddings` must have what the
   // graphs take, with a negative prompt when any step of the request runs D_0. `id` identifies the
-  // request among those that share the transformer.
+  // request among those that share the transformer. Modulations are computed in `memory`, or in the
+  // stream's where it is null.
   DenoisingState(const Bundle& bundle, const Session* precompute,
                  std::shared_ptr<const Request> request, const PromptEmbeddings& embeddings,
-                 Stream& stream, std::int64_t id);
+                 Stream& stream, DeviceMemory* memory, std::int64_t id);
 
-  // Starts from `latents`. `x` is memory of the stream that the state keeps them in.
+  // Allocates what `guided` needs in the stream's memory and starts from `latents`. `x` is memory of
+  // the stream that the state keeps them in.
   void begin(Tensor x, const Tensor& latents);
 
   std::int64_t id() const { return id_; }
@@ -60,14 +62,19 @@ class DenoisingState {
   // The modulation of the next evaluation, [1, W]; null where the transformer takes the timestep
   // itself.
   const Tensor* modulation(bool unconditional);
+  // All modulations that are computed together with the next evaluation's, [rows, W].
+  const Tensor* modulation_part();
   const Tensor& token_mask() const { return token_mask_; }  // [tokens]
 
   // What the next evaluation computes. It holds x and the sampler's memory; BranchExecutor puts the
   // predictions here.
   GuidedStep guided;
-
-  // Moves x by the predictions and goes on to the next evaluation. Returns the one that it was.
-  const Evaluation& advance();
+  // Puts the numbers of the next evaluation into `guided`.
+  void prepare_step();
+  // The numbers of all evaluations, [evaluations, kStepColumns] (core/step_table.h).
+  Tensor step_table() const;
+  // Goes on to the next evaluation, when x was moved.
+  void advance();
 
   // Rows that ran so far through blocks 0..m, and through the blocks after m.
   std::int64_t base_rows() const { return base_rows_; }
@@ -76,6 +83,9 @@ class DenoisingState {
  private:
   std::vector<Binding> make_row(const PromptEmbeddings& embeddings, bool unconditional) const;
   Tensor on_stream(const Tensor& host) const;
+  Combine combine(std::size_t position, DeltaTimesteps& unconditional,
+                  DeltaTimesteps& degraded) const;
+  ToDenoised to_denoised(std::size_t position) const;
 
   const Bundle* bundle_;
   std::shared_ptr<const Request> request_;

@@ -32,6 +32,11 @@ void LoadedPipeline::check_usable() const {
   if (bundle.files) bundle.files->check_unchanged();
 }
 
+std::shared_ptr<DeviceMemory> LoadedPipeline::memory() {
+  std::call_once(memory_made_, [&] { memory_ = backend->make_memory(); });
+  return memory_;
+}
+
 const TransformerSessions& LoadedPipeline::transformer() {
   return transformer_.get([&] {
     auto sessions = std::make_unique<TransformerSessions>();

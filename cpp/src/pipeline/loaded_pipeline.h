@@ -73,6 +73,9 @@ class LoadedPipeline {
   // Decodes latents that are laid out as the loop has them, in host memory.
   std::vector<Image> decode(Stream& stream, const Request& request, const Tensor& latents);
 
+  // Returns the memory of the device, or null where the loop runs in the host's.
+  std::shared_ptr<DeviceMemory> memory();
+
   Bundle bundle;
   std::shared_ptr<Backend> backend;
 
@@ -94,6 +97,8 @@ class LoadedPipeline {
   Lazy<TransformerSessions> transformer_;
   Lazy<VaeDecoder> vae_decoder_;
   Lazy<VaeEncoder> vae_encoder_;
+  std::once_flag memory_made_;
+  std::shared_ptr<DeviceMemory> memory_;
   std::shared_future<void> checked_;
 };
 

@@ -18,21 +18,18 @@ namespace {
 class StepView {
  public:
   StepView(LoadedPipeline& pipeline, Stream& stream, const DenoisingLoop& loop, LoopMember& member)
-      : stream_(stream), guided_(member.state.guided) {
+      : loop_(loop), state_(member.state) {
     step_.latents = [this] {
-      if (!shown_.defined())
-        shown_ = guided_.x.device() == Device::cpu ? guided_.x : on_host(stream_, guided_.x);
+      if (!shown_.defined()) shown_ = loop_.executor().latents(state_);
       return shown_;
     };
-    step_.preview = [this, &pipeline, request = member.state.request()] {
-      return pipeline.decode(stream_, *request, on_host(stream_, guided_.denoised));
+    step_.preview = [this, &pipeline, &stream] {
+      return pipeline.decode(stream, *state_.request(), loop_.executor().denoised(state_)());
     };
-    step_.hidden_states = [this, &loop](int block) {
-      return on_host(stream_, loop.executor().observed(Role::hidden_states, block));
+    step_.hidden_states = [this](int block) {
+      return loop_.executor().observed(Role::hidden_states, block);
     };
-    step_.gate = [this, &loop](int block) {
-      return on_host(stream_, loop.executor().observed(Role::gate, block));
-    };
+    step_.gate = [this](int block) { return loop_.executor().observed(Role::gate, block); };
   }
   StepView(const StepView&) = delete;  // the functions point here
   StepView& operator=(const StepView&) = delete;
@@ -46,13 +43,13 @@ class StepView {
     step_.timestep = last.point.timestep;
     shown_ = {};
     const bool go_on = on_step(step_);
-    if (shown_.defined()) stream_.copy(shown_, guided_.x);
+    if (shown_.defined()) loop_.executor().set_latents(state_, shown_);
     return go_on;
   }
 
  private:
-  Stream& stream_;
-  GuidedStep& guided_;
+  const DenoisingLoop& loop_;
+  const DenoisingState& state_;
   Tensor shown_;  // the latents, once the callback has asked for them
   Step step_;
 };
@@ -102,20 +99,20 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
   Generation& generation = member.generation;
   StepView view(*loaded_, *stream, loop, member);
   Stopwatch watch;
-  const StreamCounts before = stream->counts();
+  const StreamCounts before = loop.counts();
   StreamCounts called_back;  // what a callback asked for is not the loop's
   while (!member.state.ended()) {
     if (loop.evaluate().empty() || !on_step) continue;
-    const StreamCounts own = stream->counts();
+    const StreamCounts own = loop.counts();
     const Evaluation& last = member.state.last();
     if (!view.call(on_step, last)) {
       throw Interrupted("stopped after step " + std::to_string(last.point.step + 1) + " of " +
                         std::to_string(request->schedule.steps()));
     }
-    called_back += stream->counts() - own;
+    called_back += loop.counts() - own;
   }
-  generation.loop = stream->counts() - before - called_back;
-  finalize(member, *loaded_, *stream);
+  generation.loop = loop.counts() - before - called_back;
+  finalize(member, *loaded_, loop.executor());
   generation.timings.denoise = watch.lap();
   generation.images = loaded_->decode(*stream, *request, generation.latents);
   generation.timings.vae = watch.lap();

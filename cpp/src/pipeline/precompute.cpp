@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <variant>
 
+#include "core/device_memory.h"
+
 namespace intaglio {
 
 namespace {
@@ -18,7 +20,7 @@ std::int64_t last_axis(const GraphTensor& tensor) {
 }  // namespace
 
 Precomputed::Precomputed(const Bundle& bundle, const Session& session, const Request& request,
-                         const PromptEmbeddings& embeddings, Stream& stream)
+                         const PromptEmbeddings& embeddings, Stream& stream, DeviceMemory* memory)
     : stream_(stream), branches_(request.unconditional ? 2 : 1) {
   Prompts prompts;
   if (branches_ == 2) prompts.push_back(embeddings.negative ? &*embeddings.negative : nullptr);
@@ -38,7 +40,8 @@ Precomputed::Precomputed(const Bundle& bundle, const Session& session, const Req
 
   const std::vector<Binding> given = inputs(bundle, request, prompts);
   bound_ =
-      session.bind(stream, given, outputs(*bundle.conditioning(), prompts.back()->text.shape()));
+      session.bind(stream, given,
+                   outputs(*bundle.conditioning(), prompts.back()->text.shape(), memory));
   run(0);
 }
 
@@ -82,12 +85,18 @@ std::vector<Binding> Precomputed::inputs(const Bundle& bundle, const Request& re
   return made;
 }
 
-std::vector<Binding> Precomputed::outputs(const Graph& graph, const Shape& text) {
+std::vector<Binding> Precomputed::outputs(const Graph& graph, const Shape& text,
+                                          DeviceMemory* memory) {
   std::vector<Binding> made;
-  const Tensor modulation =
-      add(made, Role::modulation, {rows_, last_axis(graph.output(Role::modulation))});
-  for (std::int64_t row = 0; row < rows_; ++row)
-    modulation_.push_back(modulation.rows(row, row + 1));
+  const Shape shape{rows_, last_axis(graph.output(Role::modulation))};
+  if (memory) {
+    modulation_ = memory->allocate(shape, DType::float32);
+    made.push_back({Role::modulation, modulation_});
+  } else {
+    modulation_ = add(made, Role::modulation, shape);
+    for (std::int64_t row = 0; row < rows_; ++row)
+      modulation_rows_.push_back(modulation_.rows(row, row + 1));
+  }
   if (graph.takes(Role::text))
     context_ =
         add(made, Role::context, {branches_, text.at(1), last_axis(graph.output(Role::context))});
@@ -106,10 +115,24 @@ void Precomputed::run(std::int64_t part) {
   bound_->run();
 }
 
+std::int64_t Precomputed::index(float timestep, bool unconditional) const {
+  return indices_.at(timestep) * branches_ + branch_index(unconditional);
+}
+
+const Tensor& Precomputed::part(float timestep) {
+  // Both branches of a timestep are in one part.
+  if (const std::int64_t part = index(timestep, false) / rows_; part != part_) run(part);
+  return modulation_;
+}
+
+std::int64_t Precomputed::row(float timestep, bool unconditional) const {
+  const std::int64_t row = index(timestep, unconditional);
+  return row - first_row(row / rows_);
+}
+
 const Tensor& Precomputed::modulation(float timestep, bool unconditional) {
-  const std::int64_t row = indices_.at(timestep) * branches_ + branch_index(unconditional);
-  if (const std::int64_t part = row / rows_; part != part_) run(part);
-  return modulation_[static_cast<std::size_t>(row - first_row(part_))];
+  part(timestep);
+  return modulation_rows_[static_cast<std::size_t>(row(timestep, unconditional))];
 }
 
 Tensor Precomputed::context(bool unconditional) const {

@@ -14,16 +14,21 @@
 namespace intaglio {
 
 // The graph's outputs for the timesteps of a request's plan and for the branches D_c and, where a
-// step runs it, D_0. All images of the request share them. The stream's memory holds one part of
-// the schedule at a time, since a modulation of a large model is four megabytes.
+// step runs it, D_0. All images of the request share them. Memory holds one part of the schedule at a
+// time, since a modulation of a large model is four megabytes.
 class Precomputed {
  public:
-  // `embeddings` must have what the graph takes, and a negative prompt where a step runs D_0.
+  // `embeddings` must have what the graph takes, and a negative prompt where a step runs D_0. The
+  // modulations are in `memory`, or in the stream's where it is null.
   Precomputed(const Bundle& bundle, const Session& session, const Request& request,
-              const PromptEmbeddings& embeddings, Stream& stream);
+              const PromptEmbeddings& embeddings, Stream& stream, DeviceMemory* memory);
 
-  // Returns the modulation of a timestep of the plan, [1, W]. It is valid until the modulation of
-  // another part is asked for.
+  // Returns the modulations of the part that has a timestep of the plan, [rows, W]. They are valid
+  // until another part is asked for.
+  const Tensor& part(float timestep);
+  // Returns the row of a timestep and a branch in its part.
+  std::int64_t row(float timestep, bool unconditional) const;
+  // Returns that row in the stream's memory, [1, W].
   const Tensor& modulation(float timestep, bool unconditional);
   // Returns the projected prompt, [1, T, D]. The transformer must be drawn by prompt.
   Tensor context(bool unconditional) const;
@@ -36,7 +41,8 @@ class Precomputed {
   Tensor add(std::vector<Binding>& bindings, Role role, const Shape& shape,
              DType dtype = DType::float32);
   std::vector<Binding> inputs(const Bundle& bundle, const Request& request, const Prompts& prompts);
-  std::vector<Binding> outputs(const Graph& graph, const Shape& text);
+  std::vector<Binding> outputs(const Graph& graph, const Shape& text, DeviceMemory* memory);
+  std::int64_t index(float timestep, bool unconditional) const;
   std::int64_t first_row(std::int64_t part) const;
   void run(std::int64_t part);
 
@@ -47,7 +53,8 @@ class Precomputed {
   std::int64_t all_rows_;                  // of the whole plan
   std::vector<Tensor> timesteps_;          // [rows_] of each part, on the host
   Tensor timestep_;                        // [rows_], the graph's input
-  std::vector<Tensor> modulation_;         // [1, W] of each row of the part
+  Tensor modulation_;                      // [rows_, W]
+  std::vector<Tensor> modulation_rows_;    // views of it, in the stream's memory only
   Tensor context_;                         // [branches, T, D]
   std::int64_t part_ = 0;                  // the part that was run last
   std::unique_ptr<BoundGraph> bound_;

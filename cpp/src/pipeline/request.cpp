@@ -271,4 +271,12 @@ Request resolve(const Bundle& bundle, const GenerateOptions& options) {
   return request;
 }
 
+bool Request::reuses_unconditional() const {
+  return std::ranges::any_of(weights, &StepWeights::reuse_unconditional);
+}
+
+bool Request::reuses_degraded() const {
+  return std::ranges::any_of(weights, &StepWeights::reuse_degraded);
+}
+
 }  // namespace intaglio

@@ -45,6 +45,9 @@ struct Request {
   Schedule schedule;                 // of the steps that run
   Plan plan;                         // the evaluations of these steps
   std::vector<StepWeights> weights;  // of each step
+  // Whether any step takes the branch's difference from earlier ones.
+  bool reuses_unconditional() const;
+  bool reuses_degraded() const;
   bool unconditional = false;        // whether any step runs D_0
 
   Tensor channel_mask;  // [C]: 1 on massive channels

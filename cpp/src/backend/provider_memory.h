@@ -1,0 +1,16 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "backend/ort_api.h"
+#include "core/device_memory.h"
+
+namespace intaglio {
+
+// Returns the memory of the provider that the sessions of `make_options` have, or null where it is
+// the host's.
+std::shared_ptr<DeviceMemory> make_provider_memory(
+    const Ort::Env& environment, std::function<Ort::SessionOptions()> make_options);
+
+}  // namespace intaglio

@@ -1,0 +1,77 @@
+#include "core/step_table.h"
+
+#include <array>
+#include <variant>
+
+namespace intaglio {
+
+namespace {
+
+// The weights of x, denoised, previous_denoised and previous_x, and what is remembered.
+struct Sum {
+  double x = 0, denoised = 0, previous_denoised = 0, previous_x = 0;
+  bool keeps_denoised = false, keeps_x = false;
+};
+
+Sum euler(double sigma, double dt) { return {.x = 1 + dt / sigma, .denoised = -dt / sigma}; }
+
+Sum sum_of(const EulerUpdate& update) { return euler(update.sigma, update.dt); }
+
+Sum sum_of(const HeunPredict& update) {
+  Sum sum = euler(update.sigma, update.dt);
+  sum.keeps_denoised = sum.keeps_x = true;
+  return sum;
+}
+
+Sum sum_of(const HeunCorrect& update) {
+  const double half = 0.5 * update.dt;
+  return {.x = half / update.sigma,
+          .denoised = -half / update.sigma,
+          .previous_denoised = -half / update.begin_sigma,
+          .previous_x = 1 + half / update.begin_sigma};
+}
+
+Sum sum_of(const Dpmpp2mUpdate& update) {
+  const double gain = update.gain, bend = update.bend;
+  return {.x = update.decay,
+          .denoised = gain * (1 + bend),
+          .previous_denoised = -gain * bend,
+          .keeps_denoised = true};
+}
+
+Sum sum_of(const DdimUpdate& update) {
+  const double ratio = static_cast<double>(update.next_sigma) / update.sigma;
+  return {.x = ratio, .denoised = update.next_alpha - ratio * update.alpha};
+}
+
+// The weights of a difference: of a fresh one, and of the line through the two cached ones.
+std::array<float, 3> weights_of(bool used, const Delta& delta) {
+  if (!used) return {0, 0, 0};
+  if (!delta.reused) return {1, 0, 0};
+  return {0, 1 + delta.slope, -delta.slope};
+}
+
+}  // namespace
+
+void write_step(const Combine& combine, const ToDenoised& to_denoised, const Update& update,
+                float* row) {
+  row[kLambda] = combine.has_unconditional ? combine.lambda : 0;
+  row[kW] = combine.has_degraded ? combine.w : 0;
+  row[kSigma] = to_denoised.sigma;
+  row[kAlpha] = to_denoised.velocity ? 1 : to_denoised.alpha;
+  const Sum sum = std::visit([](const auto& any) { return sum_of(any); }, update);
+  row[kX] = static_cast<float>(sum.x);
+  row[kDenoised] = static_cast<float>(sum.denoised);
+  row[kPreviousDenoised] = static_cast<float>(sum.previous_denoised);
+  row[kPreviousX] = static_cast<float>(sum.previous_x);
+  row[kKeepsDenoised] = sum.keeps_denoised ? 1 : 0;
+  row[kKeepsX] = sum.keeps_x ? 1 : 0;
+  const auto unconditional = weights_of(combine.has_unconditional, combine.unconditional_delta);
+  const auto degraded = weights_of(combine.has_degraded, combine.degraded_delta);
+  for (std::size_t i = 0; i < unconditional.size(); ++i) {
+    row[kUnconditionalFresh + i] = unconditional[i];
+    row[kDegradedFresh + i] = degraded[i];
+  }
+}
+
+}  // namespace intaglio

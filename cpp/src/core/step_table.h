@@ -1,0 +1,47 @@
+// The loop's arithmetic as numbers: what one evaluation needs is a row of a table, so that a device
+// finds it in its own memory.
+#pragma once
+
+#include <cstddef>
+
+#include "core/arithmetic.h"
+
+namespace intaglio {
+
+// The columns. Every update of x is a sum of four tensors, and the weights of the sum are numbers
+// that are known ahead.
+enum StepColumn : std::size_t {
+  kTimestep,
+  kMaKeep,
+  kUnconditionalRow,  // of the modulations, where they are precomputed
+  kConditionalRow,
+  // D = D_c + lambda (D_c - D_0) + w (D_c - D_m)
+  kLambda,
+  kW,
+  // denoised = (x - sigma D) / alpha
+  kSigma,
+  kAlpha,
+  // x = a x + b denoised + c previous_denoised + d previous_x
+  kX,
+  kDenoised,
+  kPreviousDenoised,
+  kPreviousX,
+  // 1 where the sampler remembers this evaluation's denoised, or its x
+  kKeepsDenoised,
+  kKeepsX,
+  // A branch's difference from D_c = fresh (D_c - branch) + newer * newer + older * older. Where it
+  // is fresh, it goes into the cache.
+  kUnconditionalFresh,
+  kUnconditionalNewer,
+  kUnconditionalOlder,
+  kDegradedFresh,
+  kDegradedNewer,
+  kDegradedOlder,
+  kStepColumns
+};
+
+// Writes the columns from kLambda on into a row of kStepColumns numbers.
+void write_step(const Combine& combine, const ToDenoised& to_denoised, const Update& update,
+                float* row);
+
+}  // namespace intaglio

@@ -1,0 +1,322 @@
+#include "pipeline/device_executor.h"
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+
+#include "core/step_table.h"
+#include "core/stopwatch.h"
+#include "pipeline/packing.h"
+
+namespace intaglio {
+
+namespace {
+
+// Graphs whose tensors are kept. A request alone has at most three; requests that join and leave
+// have more, and those of the past make room.
+constexpr std::size_t kBound = 16;
+
+Shape with_rows(Shape shape, std::int64_t rows) {
+  shape.front() = rows;
+  return shape;
+}
+
+Tensor int64s(const std::vector<std::int64_t>& values) {
+  Tensor tensor({static_cast<std::int64_t>(values.size())}, DType::int64);
+  std::ranges::copy(values, tensor.int64s().begin());
+  return tensor;
+}
+
+}  // namespace
+
+DeviceExecutor::DeviceExecutor(const Bundle& bundle, const TransformerSessions& sessions,
+                               const SharedInputs& shared, Stream& stream,
+                               std::shared_ptr<DeviceMemory> memory)
+    : bundle_(bundle),
+      sessions_(sessions),
+      shared_(shared),
+      stream_(stream),
+      memory_(std::move(memory)) {
+  shared_tensors_ = {{Role::mask, memory_->upload(shared.channel_mask)},
+                     {Role::ref, memory_->upload(shared.ref)}};
+  if (bundle.transformer().takes(Role::position)) {
+    shared_tensors_[Role::position] =
+        memory_->upload(token_positions(shared.token_rows, shared.token_columns));
+  }
+  Tensor ones({1, shared.token_rows * shared.token_columns}, DType::float32);
+  std::ranges::fill(ones.floats(), 1.0F);
+  ones_ = memory_->upload(ones);
+}
+
+void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alone) {
+  alone_ = alone;
+  const Request& request = *state.request();
+  const Tensor zeros(request.latent_shape, DType::float32);
+  Member member;
+  member.request = {.table = memory_->upload(state.step_table()),
+                    .token_mask =
+                        memory_->upload(state.token_mask().reshaped({1, state.token_mask().size()}))};
+  for (DeviceState* made : {&member.now, &member.next}) {
+    made->position = memory_->upload(Tensor({1}, DType::float32));
+    made->x = memory_->upload(latents);
+    std::vector<Tensor*> own{&made->denoised, &made->previous_denoised, &made->previous_x};
+    if (request.reuses_unconditional())
+      own.insert(own.end(), {&made->newer_unconditional, &made->older_unconditional});
+    if (request.reuses_degraded())
+      own.insert(own.end(), {&made->newer_degraded, &made->older_degraded});
+    for (Tensor* tensor : own) *tensor = memory_->upload(zeros);
+  }
+  members_[state.id()] = std::move(member);
+}
+
+void DeviceExecutor::remove(std::int64_t id) {
+  members_.erase(id);
+  for (Bound& bound : bound_) bound.gather.members.clear();  // which hold the request's tensors
+}
+
+std::int64_t DeviceExecutor::bucket(std::size_t rows) const {
+  const auto needed = static_cast<std::int64_t>(rows);
+  if (alone_) return needed;
+  std::int64_t size = 1;  // 1, 2, 3, 4, 6, 8, 12, 16, ...
+  for (bool half = false; size < needed; half = !half)
+    size = size < 3 ? size + 1 : half ? size * 3 / 2 : size * 4 / 3;
+  return needed == 0 ? 0 : size;
+}
+
+DeviceExecutor::Rows DeviceExecutor::rows_of(Branch branch) const {
+  Rows rows;
+  for (DenoisingState* state : ordered_) {
+    const StepWeights& weights = state->weights();
+    const bool runs = branch == Branch::unconditional ? weights.runs_unconditional()
+                      : branch == Branch::degraded    ? weights.runs_degraded()
+                                                      : true;
+    for (std::int64_t image = 0; runs && image < state->images(); ++image)
+      rows.push_back({.state = state, .image = image, .branch = branch});
+  }
+  return rows;
+}
+
+void DeviceExecutor::run(std::span<DenoisingState* const> states) {
+  ordered_.assign(states.begin(), states.end());
+  Rows base = rows_of(Branch::unconditional);
+  const Rows conditional = rows_of(Branch::conditional), degraded = rows_of(Branch::degraded);
+  base.insert(base.end(), conditional.begin(), conditional.end());
+  Stopwatch watch;
+  const bool forked = bundle_.layout == Layout::forked;
+  const Bound& first = run_graph(forked ? "forked" : "base", base, forked ? degraded : Rows{});
+  const Tensor prediction = first.outputs.at(Role::prediction);
+  const auto first_places = first.places;
+  const Bound* second =
+      forked || degraded.empty() ? &first : &run_graph("degraded", {}, degraded);
+  for (DenoisingState* state : ordered_) {
+    DeviceStep& step = members_.at(state->id()).step;
+    const auto place = [&](const auto& places, Branch branch) {
+      const auto found = places.find({state->id(), branch});
+      return found == places.end() ? Tensor() : found->second;
+    };
+    step.prediction = prediction;
+    step.conditional = place(first_places, Branch::conditional);
+    step.unconditional = place(first_places, Branch::unconditional);
+    step.degraded = place(second->places, Branch::degraded);
+    step.degraded_prediction = second->outputs.at(Role::prediction);
+    // Its difference from D_c is then zero, whatever its weight.
+    if (!step.unconditional.defined()) step.unconditional = step.conditional;
+    if (!step.degraded.defined()) {
+      step.degraded = step.conditional;
+      step.degraded_prediction = prediction;
+    }
+  }
+  network_seconds += watch.lap();
+}
+
+// Runs a graph for these rows and returns it. Rows that fill a bucket repeat the last one.
+DeviceExecutor::Bound& DeviceExecutor::run_graph(const std::string& graph, const Rows& base,
+                                                 const Rows& degraded) {
+  const auto padded = [&](const Rows& rows) {
+    Rows result = rows;
+    if (!rows.empty()) result.resize(static_cast<std::size_t>(bucket(rows.size())), rows.back());
+    return result;
+  };
+  Rows rows = padded(base);
+  const Rows after = padded(degraded);
+  const auto before = static_cast<std::int64_t>(base.empty() ? after.size() : rows.size());
+  rows.insert(rows.end(), after.begin(), after.end());
+  Bound& bound = bind(graph, before, static_cast<std::int64_t>(rows.size()));
+  fill(bound, rows);
+  memory_->gather(bound.gather);
+  bound.bound->run();
+  return bound;
+}
+
+DeviceExecutor::Bound& DeviceExecutor::bind(const std::string& graph, std::int64_t base,
+                                            std::int64_t rows) {
+  const auto found = std::ranges::find_if(bound_, [&](const Bound& bound) {
+    return bound.graph == graph && bound.base == base && bound.rows == rows;
+  });
+  if (found != bound_.end()) {
+    bound_.splice(bound_.begin(), bound_, found);
+    return bound_.front();
+  }
+  Bound bound;
+  bound.graph = graph;
+  bound.base = base;
+  bound.rows = rows;
+  std::vector<Binding> inputs, outputs;
+  add_inputs(bound, inputs);
+  add_outputs(bound, outputs);
+  bound.bound = sessions_.at(graph)->bind(stream_, inputs, outputs);
+  bound_.push_front(std::move(bound));
+  if (bound_.size() > kBound) bound_.pop_back();
+  return bound_.front();
+}
+
+void DeviceExecutor::add_inputs(Bound& bound, std::vector<Binding>& inputs) {
+  const auto index = [&](std::int64_t rows) { return memory_->allocate({rows}, DType::int64); };
+  GatherRows& gather = bound.gather;
+  gather.images = index(bound.base);
+  gather.times = index(bound.base);
+  gather.ones = ones_;
+  for (const GraphTensor& input : bundle_.transformer_graphs.at(bound.graph).inputs) {
+    Tensor tensor;
+    if (input.role == Role::latent) {
+      tensor = gather.latent =
+          memory_->allocate(with_rows(shared_.latent, bound.base), DType::float32);
+    } else if (input.role == Role::timestep) {
+      tensor = gather.time = memory_->allocate({bound.base}, DType::float32);
+    } else if (input.role == Role::modulation) {
+      tensor = gather.time = memory_->allocate({bound.base, shared_.modulation}, DType::float32);
+    } else if (input.role == Role::keep) {
+      gather.keeps = index(bound.rows);
+      tensor = gather.keep = memory_->allocate(with_rows(ones_.shape(), bound.rows), DType::float32);
+    } else if (input.role == Role::branch) {
+      tensor = bound.branch = index(bound.rows);
+    } else if (const auto shared = shared_tensors_.find(input.role);
+               shared != shared_tensors_.end()) {
+      tensor = shared->second;
+    } else {
+      const SharedInputs::Size& size = shared_.rows.at(input.role);
+      tensor = bound.prompts[input.role] =
+          memory_->allocate(with_rows(size.shape, bound.base), size.dtype);
+    }
+    inputs.push_back({input.role, tensor});
+  }
+}
+
+void DeviceExecutor::add_outputs(Bound& bound, std::vector<Binding>& outputs) {
+  const std::int64_t tokens = ones_.dim(1), channels = bundle_.hidden_size;
+  for (const GraphTensor& output : bundle_.transformer_graphs.at(bound.graph).outputs) {
+    const bool before_fork = bundle_.layout == Layout::forked &&
+                             output.role != Role::prediction &&
+                             output.role.block <= bundle_.massive_activations.block;
+    const std::int64_t rows = before_fork ? bound.base : bound.rows;
+    const Shape shape = output.role.kind == Role::hidden_states ? Shape{rows, tokens, channels}
+                        : output.role.kind == Role::gate        ? Shape{rows, channels}
+                                                         : with_rows(shared_.latent, rows);
+    bound.outputs[output.role] = memory_->allocate(shape, DType::float32);
+    outputs.push_back({output.role, bound.outputs[output.role]});
+  }
+}
+
+// Fills the inputs that stay the same as long as the same requests have the same rows.
+void DeviceExecutor::fill(Bound& bound, const Rows& rows) {
+  bound.gather.members.clear();
+  for (DenoisingState* state : ordered_) {
+    const Member& member = members_.at(state->id());
+    const Tensor* modulation = state->modulation_part();
+    bound.gather.members.push_back({.x = member.now.x,
+                                    .position = member.now.position,
+                                    .modulation = modulation ? *modulation : Tensor(),
+                                    .request = member.request});
+  }
+  decltype(bound.filled) filled;
+  for (const Row& row : rows) filled.emplace_back(row.state->id(), row.image, row.branch);
+  if (filled == bound.filled) return;
+  bound.filled = std::move(filled);
+  fill_indices(bound, rows);
+  fill_prompts(bound, rows);
+}
+
+void DeviceExecutor::fill_indices(Bound& bound, const Rows& rows) {
+  std::map<const DenoisingState*, std::int64_t> member_of, image_of;
+  std::int64_t images = 0;
+  for (std::size_t i = 0; i < ordered_.size(); ++i) {
+    member_of[ordered_[i]] = static_cast<std::int64_t>(i);
+    image_of[ordered_[i]] = std::exchange(images, images + ordered_[i]->images());
+  }
+  const auto none = static_cast<std::int64_t>(ordered_.size());
+  std::vector<std::int64_t> image, time, keep, branch;
+  std::map<std::pair<std::int64_t, Branch>, std::vector<std::int64_t>> places;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto& [state, number, kind] = rows[i];
+    const std::int64_t member = member_of[state];
+    if (std::cmp_less(i, bound.base)) {
+      image.push_back(image_of[state] + number);
+      const bool conditional = kind != Branch::unconditional;
+      time.push_back(shared_.modulation > 0 ? 2 * member + (conditional ? 1 : 0) : member);
+    }
+    keep.push_back(kind == Branch::degraded ? member : none);
+    auto& own = places[{state->id(), kind}];
+    if (std::cmp_less(own.size(), state->images())) own.push_back(static_cast<std::int64_t>(i));
+    // After the fork D_m continues D_c.
+    const auto& from = kind == Branch::degraded ? places[{state->id(), Branch::conditional}] : own;
+    branch.push_back(std::cmp_less(i, bound.base) ? static_cast<std::int64_t>(i)
+                                                  : from[static_cast<std::size_t>(number)]);
+  }
+  memory_->copy(int64s(image), bound.gather.images);
+  memory_->copy(int64s(time), bound.gather.times);
+  if (bound.gather.keeps.defined()) memory_->copy(int64s(keep), bound.gather.keeps);
+  if (bound.branch.defined()) memory_->copy(int64s(branch), bound.branch);
+  bound.places.clear();
+  for (const auto& [key, place] : places)
+    if (!place.empty()) bound.places[key] = memory_->upload(int64s(place));
+}
+
+void DeviceExecutor::fill_prompts(Bound& bound, const Rows& rows) {
+  for (const auto& [role, tensor] : bound.prompts) {
+    Tensor host(tensor.shape(), tensor.dtype());
+    for (std::int64_t i = 0; i < bound.base; ++i) {
+      const Row& row = rows[static_cast<std::size_t>(i)];
+      const auto& given = row.state->row(row.branch == Branch::unconditional);
+      const auto found = std::ranges::find(given, role, &Binding::role);
+      assert(found != given.end());
+      stream_.copy(found->tensor, host.rows(i, i + 1));
+    }
+    memory_->copy(host, tensor);
+  }
+}
+
+void DeviceExecutor::step(DenoisingState& state) {
+  Member& member = members_.at(state.id());
+  // Somebody may still want to see an earlier estimate.
+  if (member.next.denoised.owner().use_count() > 1)
+    member.next.denoised = memory_->allocate(state.request()->latent_shape, DType::float32);
+  member.step.table = member.request.table;
+  member.step.from = member.now;
+  member.step.to = member.next;
+  memory_->step(member.step);
+  member.step = {};
+  std::swap(member.now, member.next);
+  state.advance();
+}
+
+Tensor DeviceExecutor::latents(const DenoisingState& state) {
+  return memory_->download(members_.at(state.id()).now.x);
+}
+
+void DeviceExecutor::set_latents(const DenoisingState& state, const Tensor& latents) {
+  memory_->copy(latents, members_.at(state.id()).now.x);
+}
+
+std::function<Tensor()> DeviceExecutor::denoised(const DenoisingState& state) {
+  return [memory = memory_, denoised = members_.at(state.id()).now.denoised] {
+    return memory->download(denoised);
+  };
+}
+
+Tensor DeviceExecutor::observed(Role::Kind output, int block) {
+  check_observed(bundle_, output, block);
+  assert(alone_);  // so no row is padding
+  return memory_->download(bound_.front().outputs.at({output, block}));
+}
+
+}  // namespace intaglio
