@@ -13,6 +13,8 @@ BIN := .venv/bin
 MODEL := models/fashion-sd3
 BUNDLE := build/bundles/fashion-sd3
 DEMO := build/demo
+# Recipes expand it, since it is there only after `make setup`.
+ONNXRUNTIME = $$(echo $(CURDIR)/.venv/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.*)
 REPORT_IMAGES := 5000
 REPORT_STEPS := 8
 PYTEST_FLAGS ?=
@@ -99,7 +101,7 @@ format:  ## reformat Python and C++
 
 test-cpp: .venv/ready  ## C++ tests
 	cmake --build --preset release
-	ctest --preset release
+	INTAGLIO_TEST_ONNXRUNTIME=$(ONNXRUNTIME) ctest --preset release
 
 build/sanitize/ready: CMakeLists.txt CMakePresets.json $(CPP_SOURCES) $(wildcard tests/cpp/*) | build/system
 	cmake --preset sanitize >build/sanitize.log || { cat build/sanitize.log; exit 1; }
@@ -108,11 +110,11 @@ build/sanitize/ready: CMakeLists.txt CMakePresets.json $(CPP_SOURCES) $(wildcard
 
 # The command also draws with each layout, because unit tests do not reach all of its code.
 test-sanitize: build/sanitize/ready .venv/ready  ## C++ tests and runs under sanitizers
-	ctest --preset sanitize
+	INTAGLIO_TEST_ONNXRUNTIME=$(ONNXRUNTIME) ctest --preset sanitize
 	for layout in forked dual; do
 	  build/sanitize/cpp/intaglio generate $$($(BIN)/python -m tests.bundles $$layout) --prompt "a dress" --steps 2 --batch 2 \
 	    --vae-tile 16 -o build/sanitize/image.png \
-	    --onnxruntime $$(echo .venv/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.*)
+	    --onnxruntime $(ONNXRUNTIME)
 	done
 
 # A change of the C++ exports none of them again (tests/bundles.py).

@@ -13,9 +13,9 @@
 namespace intaglio {
 
 class DeviceMemory;  // core/device_memory.h
-struct Bundle;      // bundle.h
-struct Graph;       // bundle.h
-struct GuidedStep;  // core/guided_step.h
+struct Bundle;       // bundle.h
+struct Graph;        // bundle.h
+struct GuidedStep;   // core/guided_step.h
 
 // A tensor that is bound to the input or output of a graph with that role.
 struct Binding {

@@ -12,8 +12,8 @@
 namespace intaglio {
 
 enum class DType { float32, int64, uint8 };
-// Where the memory is. What belongs to an execution provider is read and written by graphs only, and
-// its address may be a handle, so it has no views.
+// Where the memory is. What belongs to an execution provider is read and written by graphs only,
+// and its address may be a handle, so it has no views.
 enum class Device { cpu, provider };
 
 std::size_t size_of(DType dtype);

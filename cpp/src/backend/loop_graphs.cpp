@@ -60,8 +60,8 @@ std::string difference(GraphBuilder& graph, Row& row, const std::string& conditi
   replace(newer, older, "older_" + name + "_to");
   replace(delta, newer, "newer_" + name + "_to");
   return graph.node(
-      "Add", {row.times(column(0), delta), graph.node("Add", {row.times(column(1), newer),
-                                                              row.times(column(2), older)})});
+      "Add", {row.times(column(0), delta),
+              graph.node("Add", {row.times(column(1), newer), row.times(column(2), older)})});
 }
 
 }  // namespace
@@ -75,8 +75,8 @@ void build_gather(GraphBuilder& graph, const GatherForm& form) {
     if (form.modulation) {
       const std::string rows = graph.node(
           "Concat", {row.number(kUnconditionalRow), row.number(kConditionalRow)}, "axis", 0);
-      times.push_back(graph.node(
-          "Gather", {graph.input("modulation" + n, kFloat, 2), as_index(graph, rows)}));
+      times.push_back(
+          graph.node("Gather", {graph.input("modulation" + n, kFloat, 2), as_index(graph, rows)}));
     } else {
       times.push_back(row.number(kTimestep));
     }
@@ -122,13 +122,12 @@ void build_step(GraphBuilder& graph, const StepForm& form) {
   const std::string x = latents("x");
   const std::string previous_denoised = latents("previous_denoised");
   const std::string previous_x = latents("previous_x");
-  const std::string denoised = graph.node(
-      "Div", {graph.node("Sub", {x, row.times(kSigma, guided)}), row.number(kAlpha)},
-      "denoised_to");
-  const std::string now =
-      graph.node("Add", {row.times(kX, x), row.times(kDenoised, denoised)});
-  const std::string before = graph.node("Add", {row.times(kPreviousDenoised, previous_denoised),
-                                                row.times(kPreviousX, previous_x)});
+  const std::string denoised =
+      graph.node("Div", {graph.node("Sub", {x, row.times(kSigma, guided)}), row.number(kAlpha)},
+                 "denoised_to");
+  const std::string now = graph.node("Add", {row.times(kX, x), row.times(kDenoised, denoised)});
+  const std::string before = graph.node(
+      "Add", {row.times(kPreviousDenoised, previous_denoised), row.times(kPreviousX, previous_x)});
   graph.node("Add", {now, before}, "x_to");
   const auto remember = [&](StepColumn column, const std::string& value, const std::string& old,
                             const char* name) {

@@ -42,10 +42,10 @@ struct GatherRows {
 
 // Moves the images of one request by their predictions.
 struct DeviceStep {
-  Tensor prediction;                        // [rows, ...], of D_0 and D_c
-  Tensor degraded_prediction;               // [rows, ...], of D_m; may be the same tensor
-  Tensor conditional, unconditional;        // int64: the rows of each image in `prediction`; a
-  Tensor degraded;                          // branch that did not run has those of D_c
+  Tensor prediction;                  // [rows, ...], of D_0 and D_c
+  Tensor degraded_prediction;         // [rows, ...], of D_m; may be the same tensor
+  Tensor conditional, unconditional;  // int64: the rows of each image in `prediction`; a
+  Tensor degraded;                    // branch that did not run has those of D_c
   Tensor table;
   DeviceState from, to;
 };

@@ -28,10 +28,7 @@ class DenoisingLoop {
  public:
   // Both must outlive the loop, which has memory for so many images at once.
   DenoisingLoop(LoadedPipeline& pipeline, Stream& stream, std::int64_t max_images)
-      : pipeline_(pipeline),
-        stream_(stream),
-        memory_(pipeline.memory()),
-        max_images_(max_images) {}
+      : pipeline_(pipeline), stream_(stream), memory_(pipeline.memory()), max_images_(max_images) {}
 
   // Encodes the prompt and allocates and binds what the request needs. When it throws, the loop is
   // as it was.

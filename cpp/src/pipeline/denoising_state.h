@@ -39,8 +39,8 @@ class DenoisingState {
                  std::shared_ptr<const Request> request, const PromptEmbeddings& embeddings,
                  Stream& stream, DeviceMemory* memory, std::int64_t id);
 
-  // Allocates what `guided` needs in the stream's memory and starts from `latents`. `x` is memory of
-  // the stream that the state keeps them in.
+  // Allocates what `guided` needs in the stream's memory and starts from `latents`. `x` is memory
+  // of the stream that the state keeps them in.
   void begin(Tensor x, const Tensor& latents);
 
   std::int64_t id() const { return id_; }

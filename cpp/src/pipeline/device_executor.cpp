@@ -53,9 +53,9 @@ void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
   const Request& request = *state.request();
   const Tensor zeros(request.latent_shape, DType::float32);
   Member member;
-  member.request = {.table = memory_->upload(state.step_table()),
-                    .token_mask =
-                        memory_->upload(state.token_mask().reshaped({1, state.token_mask().size()}))};
+  member.request = {
+      .table = memory_->upload(state.step_table()),
+      .token_mask = memory_->upload(state.token_mask().reshaped({1, state.token_mask().size()}))};
   for (DeviceState* made : {&member.now, &member.next}) {
     made->position = memory_->upload(Tensor({1}, DType::float32));
     made->x = memory_->upload(latents);
@@ -67,6 +67,11 @@ void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
     for (Tensor* tensor : own) *tensor = memory_->upload(zeros);
   }
   members_[state.id()] = std::move(member);
+  for (const StepWeights& weights : request.weights) {
+    if (!alone) break;  // others decide with it which rows run together
+    asked_ = {{.state = &state, .weights = &weights}};
+    prepare();
+  }
 }
 
 void DeviceExecutor::remove(std::int64_t id) {
@@ -85,10 +90,9 @@ std::int64_t DeviceExecutor::bucket(std::size_t rows) const {
 
 DeviceExecutor::Rows DeviceExecutor::rows_of(Branch branch) const {
   Rows rows;
-  for (DenoisingState* state : ordered_) {
-    const StepWeights& weights = state->weights();
-    const bool runs = branch == Branch::unconditional ? weights.runs_unconditional()
-                      : branch == Branch::degraded    ? weights.runs_degraded()
+  for (const auto& [state, weights] : asked_) {
+    const bool runs = branch == Branch::unconditional ? weights->runs_unconditional()
+                      : branch == Branch::degraded    ? weights->runs_degraded()
                                                       : true;
     for (std::int64_t image = 0; runs && image < state->images(); ++image)
       rows.push_back({.state = state, .image = image, .branch = branch});
@@ -97,41 +101,52 @@ DeviceExecutor::Rows DeviceExecutor::rows_of(Branch branch) const {
 }
 
 void DeviceExecutor::run(std::span<DenoisingState* const> states) {
-  ordered_.assign(states.begin(), states.end());
-  Rows base = rows_of(Branch::unconditional);
-  const Rows conditional = rows_of(Branch::conditional), degraded = rows_of(Branch::degraded);
-  base.insert(base.end(), conditional.begin(), conditional.end());
+  asked_.clear();
+  for (DenoisingState* state : states)
+    asked_.push_back({.state = state, .weights = &state->weights()});
   Stopwatch watch;
-  const bool forked = bundle_.layout == Layout::forked;
-  const Bound& first = run_graph(forked ? "forked" : "base", base, forked ? degraded : Rows{});
-  const Tensor prediction = first.outputs.at(Role::prediction);
-  const auto first_places = first.places;
-  const Bound* second =
-      forked || degraded.empty() ? &first : &run_graph("degraded", {}, degraded);
-  for (DenoisingState* state : ordered_) {
+  const std::vector<Bound*> graphs = prepare();
+  for (Bound* bound : graphs) {
+    memory_->gather(bound->gather);
+    bound->bound->run();
+  }
+  for (DenoisingState* state : states) {
     DeviceStep& step = members_.at(state->id()).step;
-    const auto place = [&](const auto& places, Branch branch) {
-      const auto found = places.find({state->id(), branch});
-      return found == places.end() ? Tensor() : found->second;
-    };
-    step.prediction = prediction;
-    step.conditional = place(first_places, Branch::conditional);
-    step.unconditional = place(first_places, Branch::unconditional);
-    step.degraded = place(second->places, Branch::degraded);
-    step.degraded_prediction = second->outputs.at(Role::prediction);
-    // Its difference from D_c is then zero, whatever its weight.
-    if (!step.unconditional.defined()) step.unconditional = step.conditional;
-    if (!step.degraded.defined()) {
-      step.degraded = step.conditional;
-      step.degraded_prediction = prediction;
+    // Where a branch did not run, D_c stands for it: the difference from D_c is then zero.
+    for (const Bound* bound : graphs) {
+      const Tensor& prediction = bound->outputs.at(Role::prediction);
+      const auto place = [&](Branch branch) {
+        const auto found = bound->places.find({state->id(), branch});
+        return found == bound->places.end() ? Tensor() : found->second;
+      };
+      if (const Tensor rows = place(Branch::conditional); rows.defined()) {
+        step.prediction = step.degraded_prediction = prediction;
+        step.conditional = step.unconditional = step.degraded = rows;
+      }
+      if (const Tensor rows = place(Branch::unconditional); rows.defined())
+        step.unconditional = rows;
+      if (const Tensor rows = place(Branch::degraded); rows.defined()) {
+        step.degraded_prediction = prediction;
+        step.degraded = rows;
+      }
     }
   }
   network_seconds += watch.lap();
 }
 
-// Runs a graph for these rows and returns it. Rows that fill a bucket repeat the last one.
-DeviceExecutor::Bound& DeviceExecutor::run_graph(const std::string& graph, const Rows& base,
-                                                 const Rows& degraded) {
+std::vector<DeviceExecutor::Bound*> DeviceExecutor::prepare() {
+  Rows base = rows_of(Branch::unconditional);
+  const Rows conditional = rows_of(Branch::conditional), degraded = rows_of(Branch::degraded);
+  base.insert(base.end(), conditional.begin(), conditional.end());
+  if (bundle_.layout == Layout::forked) return {&prepare("forked", base, degraded)};
+  std::vector<Bound*> graphs{&prepare("base", base, {})};
+  if (!degraded.empty()) graphs.push_back(&prepare("degraded", {}, degraded));
+  return graphs;
+}
+
+// Binds a graph for these rows and fills its inputs. Rows that fill a bucket repeat the last one.
+DeviceExecutor::Bound& DeviceExecutor::prepare(const std::string& graph, const Rows& base,
+                                               const Rows& degraded) {
   const auto padded = [&](const Rows& rows) {
     Rows result = rows;
     if (!rows.empty()) result.resize(static_cast<std::size_t>(bucket(rows.size())), rows.back());
@@ -143,8 +158,6 @@ DeviceExecutor::Bound& DeviceExecutor::run_graph(const std::string& graph, const
   rows.insert(rows.end(), after.begin(), after.end());
   Bound& bound = bind(graph, before, static_cast<std::int64_t>(rows.size()));
   fill(bound, rows);
-  memory_->gather(bound.gather);
-  bound.bound->run();
   return bound;
 }
 
@@ -187,7 +200,8 @@ void DeviceExecutor::add_inputs(Bound& bound, std::vector<Binding>& inputs) {
       tensor = gather.time = memory_->allocate({bound.base, shared_.modulation}, DType::float32);
     } else if (input.role == Role::keep) {
       gather.keeps = index(bound.rows);
-      tensor = gather.keep = memory_->allocate(with_rows(ones_.shape(), bound.rows), DType::float32);
+      tensor = gather.keep =
+          memory_->allocate(with_rows(ones_.shape(), bound.rows), DType::float32);
     } else if (input.role == Role::branch) {
       tensor = bound.branch = index(bound.rows);
     } else if (const auto shared = shared_tensors_.find(input.role);
@@ -205,13 +219,12 @@ void DeviceExecutor::add_inputs(Bound& bound, std::vector<Binding>& inputs) {
 void DeviceExecutor::add_outputs(Bound& bound, std::vector<Binding>& outputs) {
   const std::int64_t tokens = ones_.dim(1), channels = bundle_.hidden_size;
   for (const GraphTensor& output : bundle_.transformer_graphs.at(bound.graph).outputs) {
-    const bool before_fork = bundle_.layout == Layout::forked &&
-                             output.role != Role::prediction &&
+    const bool before_fork = bundle_.layout == Layout::forked && output.role != Role::prediction &&
                              output.role.block <= bundle_.massive_activations.block;
     const std::int64_t rows = before_fork ? bound.base : bound.rows;
     const Shape shape = output.role.kind == Role::hidden_states ? Shape{rows, tokens, channels}
                         : output.role.kind == Role::gate        ? Shape{rows, channels}
-                                                         : with_rows(shared_.latent, rows);
+                                                                : with_rows(shared_.latent, rows);
     bound.outputs[output.role] = memory_->allocate(shape, DType::float32);
     outputs.push_back({output.role, bound.outputs[output.role]});
   }
@@ -220,9 +233,9 @@ void DeviceExecutor::add_outputs(Bound& bound, std::vector<Binding>& outputs) {
 // Fills the inputs that stay the same as long as the same requests have the same rows.
 void DeviceExecutor::fill(Bound& bound, const Rows& rows) {
   bound.gather.members.clear();
-  for (DenoisingState* state : ordered_) {
-    const Member& member = members_.at(state->id());
-    const Tensor* modulation = state->modulation_part();
+  for (const Asked& asked : asked_) {
+    const Member& member = members_.at(asked.state->id());
+    const Tensor* modulation = asked.state->modulation_part();
     bound.gather.members.push_back({.x = member.now.x,
                                     .position = member.now.position,
                                     .modulation = modulation ? *modulation : Tensor(),
@@ -239,11 +252,11 @@ void DeviceExecutor::fill(Bound& bound, const Rows& rows) {
 void DeviceExecutor::fill_indices(Bound& bound, const Rows& rows) {
   std::map<const DenoisingState*, std::int64_t> member_of, image_of;
   std::int64_t images = 0;
-  for (std::size_t i = 0; i < ordered_.size(); ++i) {
-    member_of[ordered_[i]] = static_cast<std::int64_t>(i);
-    image_of[ordered_[i]] = std::exchange(images, images + ordered_[i]->images());
+  for (const Asked& asked : asked_) {
+    member_of[asked.state] = static_cast<std::int64_t>(member_of.size());
+    image_of[asked.state] = std::exchange(images, images + asked.state->images());
   }
-  const auto none = static_cast<std::int64_t>(ordered_.size());
+  const auto none = static_cast<std::int64_t>(asked_.size());
   std::vector<std::int64_t> image, time, keep, branch;
   std::map<std::pair<std::int64_t, Branch>, std::vector<std::int64_t>> places;
   for (std::size_t i = 0; i < rows.size(); ++i) {

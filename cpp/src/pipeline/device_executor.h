@@ -47,6 +47,12 @@ class DeviceExecutor final : public LoopExecutor {
   };
   using Rows = std::vector<Row>;
 
+  // A request with the weights of one of its steps.
+  struct Asked {
+    DenoisingState* state;
+    const StepWeights* weights;
+  };
+
   struct Member {
     DeviceRequest request;
     DeviceState now, next;
@@ -73,7 +79,9 @@ class DeviceExecutor final : public LoopExecutor {
   void fill(Bound& bound, const Rows& rows);
   void fill_indices(Bound& bound, const Rows& rows);
   void fill_prompts(Bound& bound, const Rows& rows);
-  Bound& run_graph(const std::string& graph, const Rows& base, const Rows& degraded);
+  // Returns the graphs that run for asked_, filled: one, or with the layout dual perhaps two.
+  std::vector<Bound*> prepare();
+  Bound& prepare(const std::string& graph, const Rows& base, const Rows& degraded);
   Rows rows_of(Branch branch) const;
   // The number of rows that run where `rows` are needed: fewer forms are bound and compiled.
   std::int64_t bucket(std::size_t rows) const;
@@ -87,7 +95,7 @@ class DeviceExecutor final : public LoopExecutor {
   std::map<Role, Tensor> shared_tensors_;
   Tensor ones_;                             // [1, tokens]
   std::map<std::int64_t, Member> members_;  // by the request's id
-  std::vector<DenoisingState*> ordered_;    // the requests of the last run()
+  std::vector<Asked> asked_;                // of the last run()
   std::list<Bound> bound_;                  // the latest first
 };
 

@@ -14,8 +14,8 @@
 namespace intaglio {
 
 // The graph's outputs for the timesteps of a request's plan and for the branches D_c and, where a
-// step runs it, D_0. All images of the request share them. Memory holds one part of the schedule at a
-// time, since a modulation of a large model is four megabytes.
+// step runs it, D_0. All images of the request share them. Memory holds one part of the schedule at
+// a time, since a modulation of a large model is four megabytes.
 class Precomputed {
  public:
   // `embeddings` must have what the graph takes, and a negative prompt where a step runs D_0. The

@@ -48,7 +48,7 @@ struct Request {
   // Whether any step takes the branch's difference from earlier ones.
   bool reuses_unconditional() const;
   bool reuses_degraded() const;
-  bool unconditional = false;        // whether any step runs D_0
+  bool unconditional = false;  // whether any step runs D_0
 
   Tensor channel_mask;  // [C]: 1 on massive channels
   Tensor ref;           // [C]: what a suppressed channel goes to

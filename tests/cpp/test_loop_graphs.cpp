@@ -1,0 +1,211 @@
+// The graphs that a provider runs in the loop, on ONNX Runtime's CPU provider, against the
+// functions that run in the host's memory.
+#include <dlfcn.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backend/loop_graphs.h"
+#include "backend/onnxruntime_library.h"
+#include "backend/ort_value.h"
+#include "backend/providers.h"
+#include "core/guided_step.h"
+#include "core/step_table.h"
+
+namespace intaglio {
+namespace {
+
+constexpr std::int64_t kImages = 2, kSize = 37;
+
+class LoopGraphs : public testing::Test {
+ protected:
+  void SetUp() override {
+    const char* library = std::getenv("INTAGLIO_TEST_ONNXRUNTIME");
+    if (!library) GTEST_SKIP() << "INTAGLIO_TEST_ONNXRUNTIME names no library of ONNX Runtime";
+    load_onnxruntime(library);
+    // The library's copy of ONNX Runtime's C++ interface is its own.
+    void* handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
+    const auto base = reinterpret_cast<const OrtApiBase* (*)()>(dlsym(handle, "OrtGetApiBase"));
+    Ort::InitApi(base()->GetApi(ORT_API_VERSION));
+  }
+};
+
+using Tensors = std::map<std::string, Tensor>;
+
+void run(GraphBuilder& graph, const Tensors& inputs, const Tensors& outputs) {
+  Ort::Session session = graph.open(onnxruntime_environment(), Ort::SessionOptions());
+  Ort::IoBinding binding(session);
+  for (const auto& [name, tensor] : inputs) bind_input(binding, name, tensor);
+  for (const auto& [name, tensor] : outputs) bind_output(binding, name, tensor);
+  session.Run(Ort::RunOptions(), binding);
+}
+
+Tensor drawn(unsigned seed, Shape shape = {kImages, kSize}) {
+  std::mt19937 engine(seed);
+  std::normal_distribution<float> normal;
+  Tensor tensor(std::move(shape), DType::float32);
+  for (float& value : tensor.floats()) value = normal(engine);
+  return tensor;
+}
+
+Tensor indices(const std::vector<std::int64_t>& values) {
+  Tensor tensor({static_cast<std::int64_t>(values.size())}, DType::int64);
+  std::ranges::copy(values, tensor.int64s().begin());
+  return tensor;
+}
+
+double relative_error(const Tensor& got, const Tensor& want) {
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < want.floats().size(); ++i) {
+    const double wanted = want.floats()[i];
+    difference += std::pow(got.floats()[i] - wanted, 2);
+    size += wanted * wanted;
+  }
+  return std::sqrt(difference / size);
+}
+
+GuidedStep random_step(const Update& update, bool velocity, const Combine& combine) {
+  return {.combine = combine,
+          .to_denoised = {.velocity = velocity, .sigma = 0.75F, .alpha = 0.25F},
+          .update = update,
+          .conditional = drawn(1),
+          .unconditional = drawn(2),
+          .degraded = drawn(3),
+          .x = drawn(4),
+          .denoised = drawn(0),
+          .previous_denoised = drawn(5),
+          .previous_x = drawn(6),
+          .newer_unconditional = drawn(7),
+          .older_unconditional = drawn(8),
+          .newer_degraded = drawn(9),
+          .older_degraded = drawn(10)};
+}
+
+void expect_equal(const GuidedStep& step) {
+  // Rows of two requests: D_0, D_c and D_m of ours are rows 1 and 2, 4 and 5, 7 and 8.
+  Tensor prediction = drawn(11, {9, kSize});
+  const auto put = [&](const Tensor& from, std::int64_t first) {
+    Tensor rows = prediction.rows(first, first + kImages);
+    std::ranges::copy(from.floats(), rows.floats().begin());
+  };
+  put(step.unconditional, 1);
+  put(step.conditional, 4);
+  put(step.degraded, 7);
+  Tensor table = drawn(12, {3, kStepColumns});  // the rows of other evaluations do not matter
+  write_step(step.combine, step.to_denoised, step.update, table.rows(1, 2).floats().data());
+  Tensor position({1}, DType::float32);
+  position.floats().front() = 1;
+  Tensors inputs{{"prediction", prediction},
+                 {"degraded_prediction", prediction},
+                 {"unconditional", indices({1, 2})},
+                 {"conditional", indices({4, 5})},
+                 {"degraded", indices({7, 8})},
+                 {"table", table},
+                 {"position", position}};
+  const Tensors state{{"x", step.x},
+                      {"denoised", step.denoised},
+                      {"previous_denoised", step.previous_denoised},
+                      {"previous_x", step.previous_x},
+                      {"newer_unconditional", step.newer_unconditional},
+                      {"older_unconditional", step.older_unconditional},
+                      {"newer_degraded", step.newer_degraded},
+                      {"older_degraded", step.older_degraded}};
+  Tensors outputs{{"position_to", Tensor({1}, DType::float32)}};
+  for (const auto& [name, tensor] : state) {
+    outputs[name + "_to"] = Tensor(tensor.shape(), DType::float32);
+    if (name != "denoised") inputs[name] = tensor.clone();
+  }
+  GraphBuilder graph;
+  build_step(graph, {.rank = 2, .unconditional_cache = true, .degraded_cache = true});
+  run(graph, inputs, outputs);
+  run_on_host(step);
+  for (const auto& [name, tensor] : state)
+    EXPECT_LT(relative_error(outputs.at(name + "_to"), tensor), 1e-6) << name;
+  EXPECT_EQ(outputs.at("position_to").floats().front(), 2);
+}
+
+TEST_F(LoopGraphs, StepIsTheHosts) {
+  const std::vector<Update> updates{
+      EulerUpdate{0.75F, -0.125F}, HeunPredict{0.75F, -0.125F}, HeunCorrect{0.75F, 0.5F, -0.25F},
+      Dpmpp2mUpdate{0.8F, 0.3F, 0.4F}, DdimUpdate{0.6F, 0.8F, 0.28F, 0.96F}};
+  const Delta fresh, reused{.reused = true, .slope = 0.5F};
+  for (const Update& update : updates) {
+    for (const bool velocity : {true, false}) {
+      for (const auto& [unconditional, degraded] :
+           {std::pair{fresh, fresh}, {reused, fresh}, {reused, reused}}) {
+        SCOPED_TRACE("update " + std::to_string(update.index()) + (velocity ? " velocity" : "") +
+                     (unconditional.reused ? " D_0 reused" : "") +
+                     (degraded.reused ? " D_m reused" : ""));
+        expect_equal(random_step(update, velocity,
+                                 {.lambda = 2.5F,
+                                  .w = 1.25F,
+                                  .has_unconditional = true,
+                                  .has_degraded = true,
+                                  .unconditional_delta = unconditional,
+                                  .degraded_delta = degraded}));
+      }
+    }
+  }
+}
+
+TEST_F(LoopGraphs, GatherPutsEveryRowInItsPlace) {
+  constexpr std::int64_t kTokens = 3, kWidth = 5;
+  Tensor table0 = drawn(1, {2, kStepColumns}), table1 = drawn(2, {2, kStepColumns});
+  const auto row = [](Tensor& table) { return table.floats().subspan(kStepColumns); };
+  row(table0)[kUnconditionalRow] = 0;
+  row(table0)[kConditionalRow] = 1;
+  row(table1)[kUnconditionalRow] = 2;
+  row(table1)[kConditionalRow] = 3;
+  row(table0)[kMaKeep] = 0.25F;
+  Tensor position({1}, DType::float32), ones({1, kTokens}, DType::float32);
+  position.floats().front() = 1;
+  std::ranges::fill(ones.floats(), 1.0F);
+  const Tensor x0 = drawn(3, {2, kSize}), x1 = drawn(4, {1, kSize});
+  const Tensor modulation0 = drawn(5, {4, kWidth}), modulation1 = drawn(6, {4, kWidth});
+  const Tensor mask0 = drawn(7, {1, kTokens}), mask1 = drawn(8, {1, kTokens});
+  const Tensors outputs{{"latent", Tensor({3, kSize}, DType::float32)},
+                        {"time", Tensor({3, kWidth}, DType::float32)},
+                        {"keep", Tensor({2, kTokens}, DType::float32)}};
+  GraphBuilder graph;
+  build_gather(graph, {.members = 2, .rank = 2, .modulation = true, .keep = true});
+  run(graph,
+      {{"x0", x0},
+       {"table0", table0},
+       {"position0", position},
+       {"modulation0", modulation0},
+       {"mask0", mask0},
+       {"x1", x1},
+       {"table1", table1},
+       {"position1", position},
+       {"modulation1", modulation1},
+       {"mask1", mask1},
+       {"images", indices({1, 2, 0})},
+       {"times", indices({1, 2, 3})},
+       {"keeps", indices({2, 0})},
+       {"ones", ones}},
+      outputs);
+  const auto expect_row = [&](const char* name, std::int64_t at, const Tensor& from,
+                              std::int64_t wanted) {
+    const Tensor got = outputs.at(name).rows(at, at + 1), want = from.rows(wanted, wanted + 1);
+    EXPECT_TRUE(std::ranges::equal(got.floats(), want.floats())) << name << " " << at;
+  };
+  expect_row("latent", 0, x0, 1);
+  expect_row("latent", 1, x1, 0);
+  expect_row("latent", 2, x0, 0);
+  expect_row("time", 0, modulation0, 1);
+  expect_row("time", 1, modulation1, 2);
+  expect_row("time", 2, modulation1, 3);
+  expect_row("keep", 0, ones, 0);
+  for (std::size_t token = 0; token < kTokens; ++token) {
+    EXPECT_EQ(outputs.at("keep").rows(1, 2).floats()[token],
+              keep_value(0.25F, mask0.floats()[token]));
+  }
+}
+
+}  // namespace
+}  // namespace intaglio
