@@ -12,7 +12,7 @@
 
 namespace intaglio {
 
-class DeviceMemory;  // core/device_memory.h
+class DeviceMemory;  // backend/device_memory.h
 struct Bundle;       // bundle.h
 struct Graph;        // bundle.h
 struct GuidedStep;   // core/guided_step.h

@@ -1,5 +1,5 @@
 // The loop's arithmetic as graphs that a provider runs: GatherRows and DeviceStep of
-// core/device_memory.h.
+// backend/device_memory.h.
 #pragma once
 
 #include <compare>

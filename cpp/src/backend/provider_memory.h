@@ -3,8 +3,8 @@
 #include <functional>
 #include <memory>
 
+#include "backend/device_memory.h"
 #include "backend/ort_api.h"
-#include "core/device_memory.h"
 
 namespace intaglio {
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <utility>
 
-#include "core/device_memory.h"
+#include "backend/device_memory.h"
 #include "intaglio/error.h"
 #include "intaglio/options.h"
 #include "pipeline/branch_executor.h"

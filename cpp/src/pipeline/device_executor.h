@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/device_memory.h"
+#include "backend/device_memory.h"
 #include "pipeline/branch_executor.h"
 #include "pipeline/loop_executor.h"
 

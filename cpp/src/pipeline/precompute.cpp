@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <variant>
 
-#include "core/device_memory.h"
+#include "backend/device_memory.h"
 
 namespace intaglio {
 
