@@ -8,9 +8,11 @@
 #include <span>
 
 #include "backend/engine_cache.h"
+#include "backend/graph_form.h"
 #include "backend/host_stream.h"
 #include "backend/onnxruntime_library.h"
 #include "backend/ort_api.h"
+#include "backend/placement.h"
 #include "backend/providers.h"
 #include "bundle/files.h"
 #include "core/usable_cpus.h"
@@ -96,8 +98,10 @@ class OrtBoundGraph final : public BoundGraph {
   // A provider with memory of its own copies an input when it is bound, so every run on another
   // device than the CPU binds the inputs again.
   OrtBoundGraph(std::shared_ptr<Ort::Session> session, const Graph& graph, std::string device,
-                const std::vector<Binding>& inputs, const std::vector<Binding>& outputs)
+                std::shared_ptr<PlacementProfile> profile, const std::vector<Binding>& inputs,
+                const std::vector<Binding>& outputs)
       : session_(std::move(session)),
+        profile_(std::move(profile)),
         name_(graph.path),
         device_(std::move(device)),
         copies_inputs_(device_ != "cpu"),
@@ -121,7 +125,12 @@ class OrtBoundGraph final : public BoundGraph {
   void run() override {
     translate_errors("running ", name_, device_, [&] {
       if (copies_inputs_) bind_inputs();
-      session_->Run(run_options_, binding_);
+      const auto run = [&] { session_->Run(run_options_, binding_); };
+      if (profile_) {
+        profile_->run(*session_, run);
+      } else {
+        run();
+      }
     });
   }
 
@@ -138,6 +147,7 @@ class OrtBoundGraph final : public BoundGraph {
   }
 
   std::shared_ptr<Ort::Session> session_;
+  std::shared_ptr<PlacementProfile> profile_;  // none on the CPU
   std::string name_, device_;
   bool copies_inputs_;
   std::vector<std::string> input_names_;
@@ -148,13 +158,17 @@ class OrtBoundGraph final : public BoundGraph {
 
 class OrtSession final : public Session {
  public:
-  OrtSession(std::shared_ptr<Ort::Session> session, Graph graph, std::string device)
-      : session_(std::move(session)), graph_(std::move(graph)), device_(std::move(device)) {}
+  OrtSession(std::shared_ptr<Ort::Session> session, Graph graph, std::string device,
+             std::shared_ptr<PlacementProfile> profile)
+      : session_(std::move(session)),
+        graph_(std::move(graph)),
+        device_(std::move(device)),
+        profile_(std::move(profile)) {}
 
   std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>& inputs,
                                    const std::vector<Binding>& outputs) const override {
     return translate_errors("binding ", graph_.path, device_, [&] {
-      return std::make_unique<OrtBoundGraph>(session_, graph_, device_, inputs, outputs);
+      return std::make_unique<OrtBoundGraph>(session_, graph_, device_, profile_, inputs, outputs);
     });
   }
 
@@ -162,6 +176,7 @@ class OrtSession final : public Session {
   std::shared_ptr<Ort::Session> session_;
   Graph graph_;
   std::string device_;
+  std::shared_ptr<PlacementProfile> profile_;
 };
 
 int thread_count(const BackendOptions& options) {
@@ -200,7 +215,8 @@ std::shared_ptr<Ort::Session> open_from_memory(const BundleFiles& files, const s
 // opened and checked, because the bundle was renamed or replaced, it gets the open files as memory.
 std::unique_ptr<Session> open_session(const BundleFiles& files, const std::string& file,
                                       const Graph& graph, Ort::SessionOptions& options,
-                                      const std::string& device) {
+                                      const std::string& device,
+                                      std::shared_ptr<PlacementProfile> profile = nullptr) {
   std::shared_ptr<Ort::Session> session;
   if (files.in_place(file)) {
     session = std::make_shared<Ort::Session>(onnxruntime_environment(), files.path(file).c_str(),
@@ -208,7 +224,7 @@ std::unique_ptr<Session> open_session(const BundleFiles& files, const std::strin
   }
   // The second look is for a bundle that was replaced while the session was opened.
   if (!session || !files.in_place(file)) session = open_from_memory(files, file, options);
-  return std::make_unique<OrtSession>(std::move(session), graph, device);
+  return std::make_unique<OrtSession>(std::move(session), graph, device, std::move(profile));
 }
 
 class OrtCpuBackend final : public Backend {
@@ -226,9 +242,7 @@ class OrtCpuBackend final : public Backend {
   }
 
   std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
-    // Where the manifest gives a second graph for the CPU, the first one has no CPU kernels or
-    // slower ones.
-    const std::string file = graph.cpu.value_or(graph.path);
+    const std::string& file = form_for({.kind = "cpu"}, graph);
     return translate_errors("loading ", bundle.files->path(file).string(), "cpu", [&] {
       Ort::SessionOptions options;
       options.SetIntraOpNumThreads(threads_);
@@ -283,7 +297,8 @@ class OrtProviderBackend final : public Backend {
   }
 
   std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
-    const std::string path = bundle.files->path(graph.path).string();
+    const std::string& file = form_for(device_, graph);
+    const std::string path = bundle.files->path(file).string();
     return translate_errors("loading ", path, to_string(device_), [&] {
       Ort::SessionOptions options;
       // The threads are for nodes that the provider leaves to the CPU.
@@ -294,7 +309,10 @@ class OrtProviderBackend final : public Backend {
       ProviderSettings settings = settings_;
       settings.graph = graph.path;
       add_provider(options, device_, settings);
-      return open_session(*bundle.files, graph.path, graph, options, to_string(device_));
+      auto profile = std::make_shared<PlacementProfile>(file, provider_name(device_), placements_);
+      profile->ask(options);
+      return open_session(*bundle.files, file, graph, options, to_string(device_),
+                          std::move(profile));
     });
   }
 
@@ -307,6 +325,8 @@ class OrtProviderBackend final : public Backend {
            cache_text();
   }
 
+  std::vector<GraphPlacement> placements() const override { return placements_->list(); }
+
  private:
   std::string cache_text() const {
     if (device_.kind != "tensorrt") return "";
@@ -317,6 +337,7 @@ class OrtProviderBackend final : public Backend {
   DeviceName device_;
   std::string version_;
   ProviderSettings settings_;
+  std::shared_ptr<Placements> placements_ = std::make_shared<Placements>();
 };
 
 }  // namespace
