@@ -139,7 +139,7 @@ parity: .venv/ready  ## measure every family against diffusers and write docs/pa
 	$(PYTEST) -q $(WORKERS) tests/parity/families --parity-table docs/parity.md
 
 # This needs an idle machine. The first run exports the models and keeps them in build/bench (15 GB).
-bench: $(BUNDLE)/bundle.json  ## compare with other runtimes and write the speed section of docs/performance.md
+bench: $(BUNDLE)/bundle.json build/deps/onnxruntime-openvino/ready  ## compare with other runtimes and write the speed section of docs/performance.md
 	$(BIN)/python -m benchmarks.bench -o docs
 
 # This takes hours; it keeps its measurements in build/report, so an interrupted run continues.

@@ -1,0 +1,175 @@
+"""OpenVINO on the CPU, against ONNX Runtime's own CPU provider.
+
+OpenVINO's plugin takes Intel's processors only (microsoft/onnxruntime#31981). The provider inside
+onnxruntime-openvino runs on all, so the tests use that build.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import intaglio
+from tests import bundles
+from tests.families import FAMILIES
+from tests.integration.conftest import PROMPT, Command, check
+from tests.library_runs import Placements
+from tests.parity.diffusers_runs import CLASS, save_embeddings
+
+ROOT = Path(__file__).parents[2]
+MODELS = (*FAMILIES, bundles.SHIPPED)
+GUIDED = {"steps": 2, "cfg_scale": 3.0, "dg_scale": 1.5}
+# Largest relative L2 error of the final latents; bfloat16 has 8 bits.
+LIMITS = {"float32": 1e-5, "bfloat16": 5e-2}
+
+pytestmark = pytest.mark.exports
+
+
+@dataclass(frozen=True)
+class Drawn:
+    latents: dict[str, np.ndarray]
+    placements: dict[str, Placements]
+
+
+def condition(model: str, folder: Path) -> dict[str, Any]:
+    """Return what the model draws: a prompt, a class, or embeddings in a file of `folder`."""
+    family = FAMILIES.get(model)
+    if family is not None and family.by_class:
+        return {"class_label": CLASS}
+    if family is not None and family.embeddings is not None:
+        file = folder / f"{model}.safetensors"
+        save_embeddings(family, file)
+        return {"prompt_embeds": str(file)}
+    return {"prompt": PROMPT}
+
+
+def run(
+    name: str, bundle: Path, device: str = "openvino", precision: str = "float32", **options: Any
+) -> dict[str, Any]:
+    asked = {"device": device, "precision": precision, "options": GUIDED | options}
+    return {"name": name, "bundle": str(bundle), **asked}
+
+
+def draw(runs: list[dict[str, Any]], library: Path, out: Path) -> Drawn:
+    """Draw in another process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.library_runs", str(library), str(out)], cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, input=json.dumps(runs), capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as latents:
+        return Drawn(dict(latents), json.loads(done.stdout))
+
+
+def error(got: np.ndarray, want: np.ndarray) -> float:
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+@pytest.fixture(scope="module")
+def conditions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("conditions")
+    return {model: condition(model, folder) for model in MODELS}
+
+
+@pytest.fixture(scope="module")
+def drawn(
+    conditions: dict[str, dict[str, Any]],
+    openvino_build: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Drawn:
+    """Draw every model in both types, and one of them in the ways that the tests below compare."""
+    runs = [
+        run(f"{model} {precision}", bundles.bundle(model), precision=precision, **conditions[model])
+        for model in MODELS
+        for precision in LIMITS
+    ]
+    sd3 = bundles.bundle("sd3")
+    runs += [
+        run("on the cpu", sd3, device="cpu", prompt=PROMPT),
+        run("again", sd3, prompt=PROMPT),
+        run("in a batch", sd3, prompt=PROMPT, batch=3),
+    ]
+    return draw(runs, openvino_build, tmp_path_factory.mktemp("drawn") / "latents.npz")
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+@pytest.mark.parametrize("model", MODELS)
+def test_draws_what_the_cpu_draws(
+    model: str,
+    precision: str,
+    drawn: Drawn,
+    conditions: dict[str, dict[str, Any]],
+    record_property: pytest.RecordProperty,
+) -> None:
+    pipeline = intaglio.Pipeline.open(bundles.bundle(model), device="cpu", threads=1)
+    want = np.asarray(pipeline.generate(**conditions[model], **GUIDED).latents)
+    found = error(drawn.latents[f"{model} {precision}"], want)
+    record_property("error", found)
+    print(f"{model}, {precision}: relative error {found:.1e}")
+    assert 0 < found < LIMITS[precision]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_graph_is_one_partition(model: str, drawn: Drawn) -> None:
+    graphs = drawn.placements[f"{model} float32"]
+    assert {name.partition("/")[0] for name in graphs} >= {"transformer", "vae_decoder"}
+    for graph, placement in graphs.items():
+        assert graph.endswith(".decomposed.onnx")
+        assert placement == {"nodes": 1, "elsewhere": {}}, graph
+
+
+def test_two_devices_in_one_process(drawn: Drawn) -> None:
+    """The process draws on the CPU's provider too, and that one takes its own graphs."""
+    assert 0 < error(drawn.latents["on the cpu"], drawn.latents["sd3 float32"]) < 1e-5
+    assert drawn.placements["on the cpu"] == {}
+
+
+def test_one_seed_gives_equal_bits_in_two_runs_and_processes(
+    drawn: Drawn, openvino_build: Path, tmp_path: Path
+) -> None:
+    want = drawn.latents["sd3 float32"]
+    np.testing.assert_array_equal(drawn.latents["again"], want)
+    bundle = bundles.bundle("sd3")
+    other = draw([run("other", bundle, prompt=PROMPT)], openvino_build, tmp_path / "other.npz")
+    np.testing.assert_array_equal(other.latents["other"], want)
+
+
+def test_one_seed_in_a_batch_differs_by_rounding_only(drawn: Drawn) -> None:
+    assert error(drawn.latents["in a batch"][:1], drawn.latents["sd3 float32"]) < 1e-5
+
+
+def test_without_the_form_the_portable_graph_runs(
+    command: Command, forked_bundle: Path, openvino_build: Path, tmp_path: Path
+) -> None:
+    """Bundles of older versions have no such form. OpenVINO takes this graph as it is."""
+    bundle = shutil.copytree(forked_bundle, tmp_path / "bundle")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    del manifest["transformer"]["graphs"]["conditioning"]["decomposed"]
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    command.draw(
+        bundle, "--device", "openvino", "--steps", 1, "--onnxruntime", openvino_build,
+        "--report", "report.json",
+    )  # fmt: skip
+    report = json.loads((command.folder / "report.json").read_text())
+    graphs = {found["graph"]: found["elsewhere"] for found in report["placements"]}
+    assert graphs["transformer/conditioning.onnx"] == {}
+    assert "transformer/forked.decomposed.onnx" in graphs
+
+
+def test_a_device_that_openvino_does_not_find(
+    command: Command, forked_bundle: Path, openvino_build: Path
+) -> None:
+    line = ["generate", forked_bundle, "--prompt", PROMPT, "--device", "openvino:npu"]
+    line += ["--precision", "float16", "--onnxruntime", openvino_build]
+    said = check(command, 4, "device openvino:npu does not work here: ", *line)
+    assert "--device cpu" in said
