@@ -226,8 +226,8 @@ def _openvino(rows: list[Data]) -> str:
     )
     head = ["CFG+DG", "seconds per step", "time / forked", "relative L2"]
     text = (
-        "Intaglio with `--device openvino`, beside OpenVINO's own runtime on the plain graph, by the"
-        " type in which both compute. The error is that of the final latents, relative to"
+        "Intaglio with `--device openvino`, beside OpenVINO's own runtime on the plain graph, by"
+        " the type in which both compute. The error is that of the final latents, relative to"
         " `--device cpu`:\n\n"
     )
     return text + table(head, cells)

@@ -58,7 +58,8 @@ def main(folder: str) -> None:
     for name, model in models.items():
         spec = units[name].spec
         save_graph(model, work / spec.path)
-        assert spec.cpu is not None and spec.decomposed is not None
+        assert spec.cpu is not None
+        assert spec.decomposed is not None
         widened = ir.from_proto(ir.to_proto(model))
         cast_matmuls_to_float32(widened)
         save_graph(widened, work / spec.cpu)
