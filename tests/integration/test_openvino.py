@@ -177,3 +177,44 @@ def test_a_device_that_openvino_does_not_find(
     line += ["--precision", "float16", "--onnxruntime", openvino_build]
     said = check(command, 4, "device openvino:npu does not work here: ", *line)
     assert "--device cpu" in said
+
+
+PLUGIN = "libonnxruntime_providers_openvino_plugin.so"
+
+
+def test_without_the_plugin(command: Command, forked_bundle: Path) -> None:
+    """ONNX Runtime's own package has no OpenVINO inside."""
+    line = ["generate", forked_bundle, "--prompt", PROMPT, "--device", "openvino"]
+    said = check(command, 4, "device openvino:cpu does not work here: ", *line)
+    assert f"({PLUGIN}) is not installed; run pip install 'intaglio[openvino]'" in said
+
+
+def test_a_plugin_that_does_not_fit(command: Command, forked_bundle: Path, tmp_path: Path) -> None:
+    """A plugin of an interface before ONNX Runtime's stable one is a library without its entry."""
+    built = command.program.parent / "libintaglio.so.0"
+    library = Path(shutil.copy(built, tmp_path))
+    words = ["g++", "-shared", "-x", "c++", "/dev/null", "-o", str(tmp_path / PLUGIN)]
+    subprocess.run(words, check=True)
+    line = ["generate", forked_bundle, "--prompt", PROMPT, "--device", "openvino"]
+    environment = {**os.environ, "LD_PRELOAD": str(library)}  # the plugin is looked for beside it
+    said = check(command, 4, "plugin for it cannot be loaded (", *line, env=environment)
+    assert "install versions of onnxruntime and intaglio[openvino] that fit each other" in said
+    assert "--device cpu" in said
+
+
+def test_the_plugin_itself(forked_bundle: Path) -> None:
+    """Where the plugin finds no device, the message says what else runs OpenVINO."""
+    pytest.importorskip("onnxruntime_ep_openvino")
+    said = ""
+    try:
+        device = intaglio.Pipeline.open(forked_bundle, device="openvino", threads=1)
+    except intaglio.UnavailableError as why:
+        said = str(why)
+    if said:
+        for words in ("finds no such device", "onnxruntime-openvino", "--onnxruntime", "cpu"):
+            assert words in said
+        pytest.skip(f"needs a processor that the plugin lists: {said}")
+    cpu = intaglio.Pipeline.open(forked_bundle, device="cpu", threads=1)
+    got, want = (x.generate(prompt=PROMPT, **GUIDED).latents for x in (device, cpu))
+    assert 0 < error(np.asarray(got), np.asarray(want)) < LIMITS["float32"]
+    assert all((x.nodes, x.elsewhere) == (1, {}) for x in device.placements)

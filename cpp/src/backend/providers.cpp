@@ -121,9 +121,8 @@ std::string plugin_unavailable_reason(const ProviderPlugin& plugin, const Device
   return plugin.provider + " finds no such device" +
          (to_string(device) == "openvino:cpu"
               ? " (this plugin takes processors of Intel only); install onnxruntime-openvino in "
-                "place of onnxruntime, or give its library with --onnxruntime"
-              : "") +
-         "; use --device cpu";
+                "place of onnxruntime, give its library with --onnxruntime, or use --device cpu"
+              : "; use --device cpu");
 }
 
 // Says why a graph of one node did not run, and what would change that.
