@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
-import intaglio
 from benchmarks.bench.measuring import interleave, ratio, relative, seconds, spread
 from benchmarks.bench.models import ROOT, Model
 from benchmarks.bench.runtimes import (
@@ -22,7 +23,7 @@ from benchmarks.bench.runtimes import (
     sample_of,
 )
 from benchmarks.bench.sections import Effort, middle, workload_of
-from benchmarks.bench.workload import sample
+from benchmarks.bench.workload import Sample, Workload, sample
 
 LIBRARIES = ROOT / "build/deps/onnxruntime-openvino"  # of `make bench`
 TYPES = {"float32": "f32", "bfloat16": "bf16"}
@@ -61,34 +62,21 @@ def openvino_device(model: Model, effort: Effort) -> list[dict[str, Any]]:
 def process_runtime(bundle: Path, threads: int, precision: str) -> Iterator[Runtime]:
     """Intaglio on OpenVINO in a process of its own, which holds another build of ONNX Runtime."""
     [library] = LIBRARIES.glob("libonnxruntime.so.*")
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    arguments = (there, bundle, library, threads, precision)
-    process = context.Process(target=_serve, args=arguments, daemon=True)
-    process.start()
-    there.close()
+    words = ["benchmarks.bench.openvino_process", bundle, library, threads, precision]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *map(str, words)], cwd=ROOT, stdin=PIPE, stdout=PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    source, sink = process.stdout, process.stdin
 
-    def run(workload: Any) -> Any:
-        here.send(generate_options(workload))
-        return sample_of(here.recv())
+    def run(workload: Workload) -> Sample:
+        pickle.dump(generate_options(workload), sink)
+        sink.flush()
+        return sample_of(pickle.load(source))
 
     try:
         yield run
     finally:
-        here.close()
-        process.join()
-
-
-def _serve(
-    connection: Connection, bundle: Path, library: Path, threads: int, precision: str
-) -> None:
-    """Draw what comes until the other end is closed."""
-    pipeline = intaglio.Pipeline.open(
-        bundle, device="openvino", precision=precision, threads=threads, onnxruntime=library
-    )
-    while True:
-        try:
-            options = connection.recv()
-        except EOFError:
-            return
-        connection.send(pipeline.generate(**options))
+        sink.close()
+        process.wait()
