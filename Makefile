@@ -26,6 +26,8 @@ CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
 # engines/ is left out, because it does not change a bundle.
 EXPORT_SOURCES := $(shell find export -name engines -prune -o -name '*.py' -print) models/bundle.schema.json $(wildcard models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
+# Other builds of ONNX Runtime, for tests of their devices
+ONNXRUNTIMES := $(patsubst %,build/deps/onnxruntime-%/ready,gpu openvino webgpu)
 
 .PHONY: help setup demo serve check test test-steps test-bundles test-python test-cpp test-sanitize lint format parity bench report scale clean
 help:  ## show this
@@ -48,7 +50,7 @@ test:  ## everything that CI runs
 	@$(MAKE) -j2 --output-sync=target test-steps
 	$(MAKE) test-python
 
-test-steps: test-sanitize lint test-cpp test-bundles $(BUNDLE)/bundle.json build/deps/onnxruntime-gpu/ready build/deps/onnxruntime-webgpu/ready build/deps/triton/ready
+test-steps: test-sanitize lint test-cpp test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) build/deps/triton/ready
 
 # This installs only missing packages, so a machine that has them needs no root.
 build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
@@ -131,7 +133,7 @@ build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies
 	touch $@
 
 # Tests with the mark `alone`, such as those of clusters, need the whole machine.
-test-python: .venv/ready test-bundles $(BUNDLE)/bundle.json build/deps/onnxruntime-gpu/ready build/deps/onnxruntime-webgpu/ready build/deps/triton/ready  ## Python, parity, integration and structure tests
+test-python: .venv/ready test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) build/deps/triton/ready  ## Python, parity, integration and structure tests
 	$(PYTEST) $(WORKERS) -m "not alone"
 	$(PYTEST) -m alone
 
@@ -139,7 +141,7 @@ parity: .venv/ready  ## measure every family against diffusers and write docs/pa
 	$(PYTEST) -q $(WORKERS) tests/parity/families --parity-table docs/parity.md
 
 # This needs an idle machine. The first run exports the models and keeps them in build/bench (15 GB).
-bench: $(BUNDLE)/bundle.json  ## compare with other runtimes and write the speed section of docs/performance.md
+bench: $(BUNDLE)/bundle.json build/deps/onnxruntime-openvino/ready  ## compare with other runtimes and write the speed section of docs/performance.md
 	$(BIN)/python -m benchmarks.bench -o docs
 
 # This takes hours; it keeps its measurements in build/report, so an interrupted run continues.

@@ -20,6 +20,7 @@ from benchmarks.bench import process, sections
 from benchmarks.bench.document import write_section
 from benchmarks.bench.inexact import inexact
 from benchmarks.bench.models import Model, models
+from benchmarks.bench.openvino_device import openvino_device
 from benchmarks.bench.page import page
 from benchmarks.bench.plain import OPSET
 from benchmarks.bench.plots import plot
@@ -89,6 +90,7 @@ def measure(model: Model, effort: Effort) -> dict[str, Any]:
         "compare": sections.compare(model, effort),
         "start": process.start(model, effort),
         "memory": process.memory(model, effort, effort.sides),
+        "openvino": openvino_device(model, effort),
     }
     last = model.blocks
     if blocks := {

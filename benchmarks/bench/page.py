@@ -124,6 +124,8 @@ def _model(name: str, model: Data, figures: list[str]) -> Iterator[str]:
         )  # fmt: skip
         yield "Memory of a process that runs every mode, in MB:\n"
         yield table(["image tokens", "peak", "weights", "largest activations"], rows)
+    if "openvino" in model:
+        yield _openvino(model["openvino"])
     if "inexact" in model:
         yield _inexact(model["inexact"])
     yield from (f"![{figure}](performance/{figure})\n" for figure in figures)
@@ -210,6 +212,25 @@ def _curve(points: list[Data]) -> str:
     ]
     head = ["m", "(CFG+DG)/CFG", "by rows", "by FLOPs", "DG/conditional", "by rows", "by FLOPs"]
     return "Cost of the third branch when the fork is after block m:\n\n" + table(head, rows)
+
+
+def _openvino(rows: list[Data]) -> str:
+    cells = (
+        [
+            f"**{row['name']}**" if row["name"].startswith(FORKED.split()[0]) else row["name"],
+            f"{row['seconds_per_step']['median']:.4g}",
+            _ratio(row["ratio_to_forked"]),
+            f"{row['relative_l2']:.0e}" if row["relative_l2"] else "0",
+        ]
+        for row in rows
+    )
+    head = ["CFG+DG", "seconds per step", "time / forked", "relative L2"]
+    text = (
+        "Intaglio with `--device openvino`, beside OpenVINO's own runtime on the plain graph, by"
+        " the type in which both compute. The error is that of the final latents, relative to"
+        " `--device cpu`:\n\n"
+    )
+    return text + table(head, cells)
 
 
 def _inexact(rows: list[Data]) -> str:

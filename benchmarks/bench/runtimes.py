@@ -36,30 +36,32 @@ def intaglio_runtime(
     `options` of `Pipeline.generate` win over what all runtimes are given.
     """
     pipeline = intaglio.Pipeline.open(bundle, device="cpu", threads=threads, prepack=prepack)
+    return lambda workload: sample_of(pipeline.generate(**generate_options(workload) | options))
 
-    def run(workload: Workload) -> Sample:
-        cfg_scale, dg_scale = workload.scales
-        given: dict[str, Any] = {
-            "prompt_embeds": prompt_embeds(workload),
-            "cfg_window": (0.0, 1.0),
-            "dg_window": (0.0, 1.0),
-            "ma_keep": 0.0,
-            "ma_channels": [PLANTED],
-        }
-        generation = pipeline.generate(
-            latents=workload.latents.numpy(),
-            batch=workload.images,
-            steps=workload.steps,
-            height=workload.pixels,
-            width=workload.pixels,
-            cfg_scale=cfg_scale,
-            dg_scale=dg_scale,
-            **(given | options),
-        )
-        timings = generation.timings
-        return Sample(timings.total - timings.vae, generation.latents, generation)
 
-    return run
+def generate_options(workload: Workload) -> dict[str, Any]:
+    """The workload as options of `Pipeline.generate`."""
+    cfg_scale, dg_scale = workload.scales
+    return {
+        "prompt_embeds": prompt_embeds(workload),
+        "cfg_window": (0.0, 1.0),
+        "dg_window": (0.0, 1.0),
+        "ma_keep": 0.0,
+        "ma_channels": [PLANTED],
+        "latents": workload.latents.numpy(),
+        "batch": workload.images,
+        "steps": workload.steps,
+        "height": workload.pixels,
+        "width": workload.pixels,
+        "cfg_scale": cfg_scale,
+        "dg_scale": dg_scale,
+    }
+
+
+def sample_of(generation: intaglio.Generation) -> Sample:
+    """The time of a generation's loop and what it drew."""
+    timings = generation.timings
+    return Sample(timings.total - timings.vae, generation.latents, generation)
 
 
 def prompt_embeds(workload: Workload) -> intaglio.PromptEmbeddings:
@@ -128,15 +130,15 @@ def branch_by_branch(predict: Predict) -> Predict:
     return each
 
 
-def openvino_predict(graph: Path, threads: int) -> Predict:
-    """OpenVINO's CPU plugin in float32 on the same graph."""
+def openvino_predict(graph: Path, threads: int, precision: str = "f32") -> Predict:
+    """OpenVINO's CPU plugin on the same graph, computing in `precision`."""
     try:
         import openvino
     except ImportError as error:
         raise UnavailableError("openvino is not installed: pip install -e '.[bench]'") from error
     settings = {
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
     }

@@ -30,6 +30,7 @@ from intaglio_export.networks.encoders import vae_decoder_unit, vae_encoder_unit
 from intaglio_export.networks.transformer_graphs import transformer_units
 from intaglio_export.options import ModelSettings
 from intaglio_export.passes.cast_matmuls_to_float32 import cast_matmuls_to_float32
+from intaglio_export.passes.decompose import decompose
 from intaglio_export.passes.share_weights import share_weights
 from intaglio_export.precision import store_weights_in
 from intaglio_export.support import resources
@@ -58,9 +59,13 @@ def main(folder: str) -> None:
         spec = units[name].spec
         save_graph(model, work / spec.path)
         assert spec.cpu is not None
+        assert spec.decomposed is not None
         widened = ir.from_proto(ir.to_proto(model))
         cast_matmuls_to_float32(widened)
         save_graph(widened, work / spec.cpu)
+        decomposed = ir.load(work / spec.path)
+        decompose(decomposed)
+        save_graph(decomposed, work / spec.decomposed)
     print(MARK + "writing the manifest")
     channels = list(recipe.settings.channels or ())
     assert all(isinstance(channel, int) for channel in channels)

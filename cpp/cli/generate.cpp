@@ -71,6 +71,16 @@ void check_outputs(const Flags& flags) {
   cli::check_outputs(paths);
 }
 
+Json placements(const Backend& backend) {
+  Json list = Json::array();
+  for (const GraphPlacement& placement : backend.placements()) {
+    list.push_back({{"graph", placement.graph},
+                    {"nodes", placement.nodes},
+                    {"elsewhere", placement.elsewhere}});
+  }
+  return list;
+}
+
 Json report(const Flags& flags, const Pipeline& pipeline, const Generation& generation,
             std::optional<double> start_to_first_step) {
   Json seconds = Json::object();
@@ -86,6 +96,7 @@ Json report(const Flags& flags, const Pipeline& pipeline, const Generation& gene
       {"device", pipeline.backend().choice.device},
       {"precision", pipeline.backend().choice.precision},
       {"reason", pipeline.backend().choice.reason},
+      {"placements", placements(pipeline.backend())},
       {"options", Json::parse(to_json(with_defaults(pipeline.bundle(), flags.options)))},
       {"seconds", seconds},
       {"step_seconds", generation.step_seconds},
@@ -146,6 +157,7 @@ void generate(Flags& flags) {
   const InterruptFlag interrupt;  // until all files are written, so that none is left half done
   const Drawn drawn = draw(pipeline, flags.options);
   print_notes(drawn.generation.notes);
+  print_notes(placement_notes(pipeline.backend()));
   write_outputs(flags, pipeline, drawn);
   if (::isatty(STDERR_FILENO)) {
     const Timings& timings = drawn.generation.timings;

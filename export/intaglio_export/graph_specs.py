@@ -53,11 +53,17 @@ class GraphSpec:
             return None
         return f"{self.path.removesuffix('.onnx')}.cpu.onnx"
 
+    @property
+    def decomposed(self) -> str | None:
+        """The path of the form for compiling providers, or None: they take no quantised weights."""
+        return None if self.quantize else f"{self.path.removesuffix('.onnx')}.decomposed.onnx"
+
     def to_json(self) -> dict[str, object]:
         """Return the JSON object of `bundle.schema.json`."""
-        paths = {"path": self.path} | ({"cpu": self.cpu} if self.cpu else {})
+        forms = {"cpu": self.cpu, "decomposed": self.decomposed}
         return {
-            **paths,
+            "path": self.path,
+            **{name: path for name, path in forms.items() if path},
             "inputs": [tensor.to_json() for tensor in self.inputs],
             "outputs": [tensor.to_json() for tensor in self.outputs],
         }

@@ -46,10 +46,26 @@ void bind_devices(py::module_& module) {
                     "the type of the matrix products: float32, bfloat16 or float16");
 }
 
+void bind_placement(py::module_& module) {
+  py::class_<GraphPlacement>(module, "GraphPlacement",
+                             "Where the nodes of a graph ran on another device than cpu.")
+      .def_readonly("graph", &GraphPlacement::graph, "the path of the file in its bundle")
+      .def_readonly("nodes", &GraphPlacement::nodes,
+                    "number of nodes of the device's provider; one that compiles makes one of each "
+                    "piece")
+      .def_readonly("elsewhere", &GraphPlacement::elsewhere,
+                    "by provider and operator, the number of nodes that other providers ran")
+      .def("__repr__", [](const py::object& self) {
+        return py::str("GraphPlacement({0.graph}, nodes={0.nodes}, elsewhere={0.elsewhere})")
+            .format(self);
+      });
+}
+
 }  // namespace
 
 void bind_backend(py::module_& module) {
   bind_devices(module);
+  bind_placement(module);
   py::class_<Backend, std::shared_ptr<Backend>>(module, "Backend", "What graphs run on.")
       .def_property_readonly("description", &Backend::description)
       .def_readonly("choice", &Backend::choice)

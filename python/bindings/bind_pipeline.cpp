@@ -162,6 +162,13 @@ void bind_pipeline(py::module_& module) {
       .def_property_readonly(
           "choice", [](const Pipeline& pipeline) { return pipeline.backend().choice; },
           "the device that was chosen, and why")
+      .def_property_readonly(
+          "placements", [](const Pipeline& pipeline) { return pipeline.backend().placements(); },
+          "where the nodes of the graphs that have run did so; empty on the CPU")
+      .def_property_readonly(
+          "placement_notes",
+          [](const Pipeline& pipeline) { return placement_notes(pipeline.backend()); },
+          "a sentence for each graph of which another provider than the device's ran nodes")
       .def(
           "embed",
           [](const Pipeline& pipeline, const py::str& prompt,

@@ -27,6 +27,7 @@ __all__: list[str] = [
     "Generation",
     "Generator",
     "Graph",
+    "GraphPlacement",
     "GraphTensor",
     "Guidance",
     "InputError",
@@ -811,6 +812,27 @@ class DeviceChoice:
         for auto: why each better device is not used; else empty
         """
 
+class GraphPlacement:
+    """
+    Where the nodes of a graph ran on another device than cpu.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def elsewhere(self) -> dict[str, dict[str, int]]:
+        """
+        by provider and operator, the number of nodes that other providers ran
+        """
+    @property
+    def graph(self) -> str:
+        """
+        the path of the file in its bundle
+        """
+    @property
+    def nodes(self) -> int:
+        """
+        number of nodes of the device's provider; one that compiles makes one of each piece
+        """
+
 class Backend:
     """
     What graphs run on.
@@ -1040,6 +1062,16 @@ class Pipeline:
     def choice(self) -> DeviceChoice:
         """
         the device that was chosen, and why
+        """
+    @property
+    def placement_notes(self) -> list[str]:
+        """
+        a sentence for each graph of which another provider than the device's ran nodes
+        """
+    @property
+    def placements(self) -> list[GraphPlacement]:
+        """
+        where the nodes of the graphs that have run did so; empty on the CPU
         """
 
 class BatchStep:

@@ -227,6 +227,11 @@ class Pipeline:
         """The device that the graphs run on. For auto it is the device that was chosen."""
         return self._core.choice.device
 
+    @property
+    def placements(self) -> list[_core.GraphPlacement]:
+        """Which providers ran the nodes of each graph that has run. Empty on the CPU."""
+        return self._core.placements
+
     def embed(self, prompt: str, negative_prompt: str | None = None) -> _core.PromptEmbeddings:
         """Encode a prompt for `generate(prompt_embeds=...)`.
 
@@ -325,7 +330,7 @@ class Pipeline:
         options = {k: v for k, v in locals().items() if k not in {"self", "on_step", "progress"}}
         with progress_bar(on_step) if progress else nullcontext(on_step) as report:
             result = self._core.generate(report, **core_options(options))
-        warn(result.notes)
+        warn(result.notes + self._core.placement_notes)
         return Generation.of(result)
 
     def __reduce__(self) -> NoReturn:

@@ -14,10 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.bench.counts import count_graph, count_step
 from benchmarks.bench.measuring import DisagreementError, check_same, interleave
 from benchmarks.bench.models import Model
+from benchmarks.bench.openvino_device import LIBRARIES, openvino_device
 from benchmarks.bench.plain import PlainTransformer, draw_latents, draw_text, fixed_inputs
 from benchmarks.bench.runtimes import COMPILED, EAGER, OURS, PEERS, open_runtimes
+from benchmarks.bench.sections import Effort
 from benchmarks.bench.workload import MODES, Workload
 from tests.families import FAMILIES
+from tests.integration.conftest import absent
 
 pytestmark = pytest.mark.exports
 BLOCK, SIDE, TEXT = 1, 6, 16
@@ -43,6 +46,17 @@ def test_all_runtimes_draw_the_same(model: Model) -> None:
         other = interleave({"cfg": (runtimes[EAGER], base.with_(mode="cfg"))}, 1)
         with pytest.raises(DisagreementError, match="cfg differs from cfg\\+dg"):
             check_same({"cfg+dg": samples[EAGER]} | other, "cfg+dg")
+
+
+def test_openvino_draws_the_same(model: Model) -> None:
+    """Intaglio's device and OpenVINO's own runtime, in each type, against the CPU device."""
+    if not LIBRARIES.exists():
+        absent("needs onnxruntime-openvino: make build/deps/onnxruntime-openvino/ready")
+    rows = openvino_device(model, Effort(threads=1, rounds=1))
+    errors = {row["name"]: row["relative_l2"] for row in rows}
+    assert len(errors) == 5
+    for name, error in errors.items():
+        assert error < (0.15 if "bfloat16" in name else 1e-4), name
 
 
 def torch_flops(model: Model) -> tuple[int, int, int]:

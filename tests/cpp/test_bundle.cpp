@@ -110,6 +110,7 @@ INSTANTIATE_TEST_SUITE_P(
         Change{"/transformer/graphs/forked/outputs", Json::array(),
                "outputs have none of role prediction"},
         Change{"/transformer/graphs/forked/cpu", "transformer/cpu.onnx", "does not list"},
+        Change{"/transformer/graphs/forked/decomposed", "transformer/d.onnx", "does not list"},
         Change{"/transformer/graphs/forked/cpu", "../cpu.onnx", "not a path inside"},
         Change{"/transformer/max_abs", {1, "x"}, "max_abs[1] has the wrong type"},
         Change{"/classes", Json{{"count", 9}, {"null", 9}}, "classes excludes prompt"},
@@ -131,6 +132,8 @@ TEST(Manifest, OtherInputsAreRead) {
   json["transformer"]["max_abs"] = {1.0, 2.5};
   Json& forked = json["transformer"]["graphs"]["forked"];
   forked["cpu"] = "transformer/cpu.onnx";
+  forked["decomposed"] = "transformer/d.onnx";
+  json["files"]["transformer/d.onnx"] = {{"bytes", 1}, {"sha256", ""}};
   json["files"]["transformer/cpu.onnx"] = {{"bytes", 1}, {"sha256", ""}};
   forked["inputs"][0] = tensor("latent", {"base", "tokens", 16});
   forked["inputs"][2] = tensor("class", {"base"}, "int64");
@@ -142,6 +145,7 @@ TEST(Manifest, OtherInputsAreRead) {
   EXPECT_EQ(bundle.defaults.distilled_guidance, 3.5);
   EXPECT_EQ(bundle.max_abs, (std::vector<double>{1.0, 2.5}));
   EXPECT_EQ(bundle.transformer().cpu, "transformer/cpu.onnx");
+  EXPECT_EQ(bundle.transformer().decomposed, "transformer/d.onnx");
   EXPECT_TRUE(bundle.transformer().takes(Role::class_label));
   EXPECT_FALSE(bundle.transformer().takes(Role::text));
 

@@ -93,6 +93,12 @@ def webgpu_build() -> Path:
     return build_of_onnxruntime("webgpu")
 
 
+@pytest.fixture(scope="session")
+def openvino_build() -> Path:
+    """The library of onnxruntime-openvino; skips where nobody has got it, which is never in CI."""
+    return build_of_onnxruntime("openvino")
+
+
 def build_of_onnxruntime(name: str) -> Path:
     folder = ROOT / "build" / "deps" / f"onnxruntime-{name}"
     for library in folder.glob("libonnxruntime.so.*"):

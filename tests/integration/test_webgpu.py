@@ -7,6 +7,7 @@ the device, or not back.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -51,6 +52,26 @@ def test_a_device_with_its_own_memory_draws_what_the_cpu_draws(
         error = np.linalg.norm(got[name] - latents) / np.linalg.norm(latents)
         assert error < 1e-4, name
         assert error > 0, f"{name}: the CPU drew this"
+
+
+def test_says_which_nodes_the_cpu_ran(
+    command: Command, forked_bundle: Path, webgpu_build: Path
+) -> None:
+    """WebGPU leaves the arithmetic of shapes to the CPU."""
+    line = ["generate", forked_bundle, "--prompt", PROMPT, "--device", "webgpu", "--steps", 1]
+    line += ["--onnxruntime", webgpu_build, "--report", "report.json"]
+    environment = {**os.environ, "VK_ICD_FILENAMES": str(SWIFTSHADER)}
+    done = command(*line, env=environment)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((command.folder / "report.json").read_text())
+    placements = {found["graph"]: found for found in report["placements"]}
+    loop = placements["transformer/forked.onnx"]
+    assert loop["nodes"] > 100
+    operators = loop["elsewhere"]["CPUExecutionProvider"]
+    assert "Shape" in operators
+    count = sum(operators.values())
+    note = f"device webgpu leaves {count} nodes of transformer/forked.onnx to CPUExecutionProvider"
+    assert note in done.stderr
 
 
 def test_without_a_gpu_it_says_what_is_missing(

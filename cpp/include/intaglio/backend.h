@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -110,6 +111,14 @@ struct DeviceChoice {
   std::string precision;  // the type of the matrix products: float32, bfloat16 or float16
 };
 
+// Where the nodes of a graph ran on another device than cpu.
+struct GraphPlacement {
+  std::string graph;  // the path of the file in its bundle
+  int nodes = 0;      // of the device's provider; one that compiles makes one of each piece
+  // The nodes that other providers ran: how many of each operator, by provider.
+  std::map<std::string, std::map<std::string, int>> elsewhere = {};
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -120,9 +129,14 @@ class Backend {
   virtual std::shared_ptr<DeviceMemory> make_memory() const { return nullptr; }
   // A description for people: "ONNX Runtime 1.32.0, cpu, 2 threads".
   virtual std::string description() const = 0;
+  // Returns an entry for each graph that has run, or nothing on the CPU.
+  virtual std::vector<GraphPlacement> placements() const { return {}; }
 
   DeviceChoice choice;
 };
+
+// Returns a sentence for each graph of which another provider than the device's ran nodes.
+std::vector<std::string> placement_notes(const Backend& backend);
 
 // One device and whether it works on this machine.
 struct DeviceStatus {

@@ -34,7 +34,8 @@ struct GraphTensor {
 
 struct Graph {
   std::string path;
-  std::optional<std::string> cpu;  // the same graph for ONNX Runtime on the CPU
+  std::optional<std::string> cpu;         // the same graph for ONNX Runtime on the CPU
+  std::optional<std::string> decomposed;  // and in operators that compiling providers take
   std::vector<GraphTensor> inputs;
   std::vector<GraphTensor> outputs;
   // Throws InputError when the graph has no tensor of that role.

@@ -8,10 +8,12 @@
 #include <span>
 
 #include "backend/engine_cache.h"
+#include "backend/graph_form.h"
 #include "backend/host_stream.h"
 #include "backend/onnxruntime_library.h"
 #include "backend/ort_api.h"
 #include "backend/ort_value.h"
+#include "backend/placement.h"
 #include "backend/provider_memory.h"
 #include "backend/providers.h"
 #include "bundle/files.h"
@@ -85,8 +87,10 @@ class OrtBoundGraph final : public BoundGraph {
   // A provider with memory of its own copies an input in host memory when it is bound, so every run
   // on another device than the CPU binds the inputs again.
   OrtBoundGraph(std::shared_ptr<Ort::Session> session, const Graph& graph, std::string device,
-                const std::vector<Binding>& inputs, const std::vector<Binding>& outputs)
+                std::shared_ptr<PlacementProfile> profile, const std::vector<Binding>& inputs,
+                const std::vector<Binding>& outputs)
       : session_(std::move(session)),
+        profile_(std::move(profile)),
         name_(graph.path),
         device_(std::move(device)),
         copies_inputs_(device_ != "cpu"),
@@ -110,7 +114,12 @@ class OrtBoundGraph final : public BoundGraph {
   void run() override {
     translate_errors("running ", name_, device_, [&] {
       if (copies_inputs_) bind_inputs();
-      session_->Run(run_options_, binding_);
+      const auto run = [&] { session_->Run(run_options_, binding_); };
+      if (profile_) {
+        profile_->run(*session_, run);
+      } else {
+        run();
+      }
     });
   }
 
@@ -121,6 +130,7 @@ class OrtBoundGraph final : public BoundGraph {
   }
 
   std::shared_ptr<Ort::Session> session_;
+  std::shared_ptr<PlacementProfile> profile_;  // none on the CPU
   std::string name_, device_;
   bool copies_inputs_;
   std::vector<std::string> input_names_;
@@ -131,13 +141,17 @@ class OrtBoundGraph final : public BoundGraph {
 
 class OrtSession final : public Session {
  public:
-  OrtSession(std::shared_ptr<Ort::Session> session, Graph graph, std::string device)
-      : session_(std::move(session)), graph_(std::move(graph)), device_(std::move(device)) {}
+  OrtSession(std::shared_ptr<Ort::Session> session, Graph graph, std::string device,
+             std::shared_ptr<PlacementProfile> profile)
+      : session_(std::move(session)),
+        graph_(std::move(graph)),
+        device_(std::move(device)),
+        profile_(std::move(profile)) {}
 
   std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>& inputs,
                                    const std::vector<Binding>& outputs) const override {
     return translate_errors("binding ", graph_.path, device_, [&] {
-      return std::make_unique<OrtBoundGraph>(session_, graph_, device_, inputs, outputs);
+      return std::make_unique<OrtBoundGraph>(session_, graph_, device_, profile_, inputs, outputs);
     });
   }
 
@@ -145,6 +159,7 @@ class OrtSession final : public Session {
   std::shared_ptr<Ort::Session> session_;
   Graph graph_;
   std::string device_;
+  std::shared_ptr<PlacementProfile> profile_;
 };
 
 int thread_count(const BackendOptions& options) {
@@ -183,7 +198,8 @@ std::shared_ptr<Ort::Session> open_from_memory(const BundleFiles& files, const s
 // opened and checked, because the bundle was renamed or replaced, it gets the open files as memory.
 std::unique_ptr<Session> open_session(const BundleFiles& files, const std::string& file,
                                       const Graph& graph, Ort::SessionOptions& options,
-                                      const std::string& device) {
+                                      const std::string& device,
+                                      std::shared_ptr<PlacementProfile> profile = nullptr) {
   std::shared_ptr<Ort::Session> session;
   if (files.in_place(file)) {
     session = std::make_shared<Ort::Session>(onnxruntime_environment(), files.path(file).c_str(),
@@ -191,7 +207,7 @@ std::unique_ptr<Session> open_session(const BundleFiles& files, const std::strin
   }
   // The second look is for a bundle that was replaced while the session was opened.
   if (!session || !files.in_place(file)) session = open_from_memory(files, file, options);
-  return std::make_unique<OrtSession>(std::move(session), graph, device);
+  return std::make_unique<OrtSession>(std::move(session), graph, device, std::move(profile));
 }
 
 class OrtCpuBackend final : public Backend {
@@ -209,9 +225,7 @@ class OrtCpuBackend final : public Backend {
   }
 
   std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
-    // Where the manifest gives a second graph for the CPU, the first one has no CPU kernels or
-    // slower ones.
-    const std::string file = graph.cpu.value_or(graph.path);
+    const std::string& file = form_for({.kind = "cpu"}, graph);
     return translate_errors("loading ", bundle.files->path(file).string(), "cpu", [&] {
       Ort::SessionOptions options;
       options.SetIntraOpNumThreads(threads_);
@@ -266,10 +280,14 @@ class OrtProviderBackend final : public Backend {
   }
 
   std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
-    const std::string path = bundle.files->path(graph.path).string();
+    const std::string& file = form_for(device_, graph);
+    const std::string path = bundle.files->path(file).string();
     return translate_errors("loading ", path, to_string(device_), [&] {
       Ort::SessionOptions options = make_options(graph.path);
-      return open_session(*bundle.files, graph.path, graph, options, to_string(device_));
+      auto profile = std::make_shared<PlacementProfile>(file, provider_name(device_), placements_);
+      profile->ask(options);
+      return open_session(*bundle.files, file, graph, options, to_string(device_),
+                          std::move(profile));
     });
   }
 
@@ -288,6 +306,8 @@ class OrtProviderBackend final : public Backend {
            (precisions_of(device_).empty() ? "" : ", computes in " + settings_.precision) +
            cache_text();
   }
+
+  std::vector<GraphPlacement> placements() const override { return placements_->list(); }
 
  private:
   Ort::SessionOptions make_options(const std::string& graph) const {
@@ -312,6 +332,7 @@ class OrtProviderBackend final : public Backend {
   DeviceName device_;
   std::string version_;
   ProviderSettings settings_;
+  std::shared_ptr<Placements> placements_ = std::make_shared<Placements>();
 };
 
 }  // namespace

@@ -20,8 +20,8 @@ namespace {
 
 struct Provider {
   std::string name;                           // in ONNX Runtime
-  std::optional<ProviderPlugin> plugin = {};  // none: a part of a build of ONNX Runtime
-  std::string package = {};                   // the Python package of that build
+  std::optional<ProviderPlugin> plugin = {};  // none: only a part of builds of ONNX Runtime
+  std::string package = {};                   // the Python package of such a build
   std::string libraries = {};                 // what it needs, as a part of a message
 };
 
@@ -37,6 +37,7 @@ const Provider& provider_of(const DeviceName& device) {
        {.name = "OpenVINOExecutionProvider",
         .plugin = make_plugin("OpenVINOExecutionProvider", "onnxruntime_ep_openvino",
                               "libonnxruntime_providers_openvino_plugin.so", "intaglio[openvino]"),
+        .package = "onnxruntime-openvino",
         .libraries = "OpenVINO"}},
       {"tensorrt-rtx",
        {.name = "NvTensorRTRTXExecutionProvider",
@@ -57,6 +58,24 @@ const Provider& provider_of(const DeviceName& device) {
         .package = "onnxruntime-webgpu",
         .libraries = "Vulkan, Direct3D 12 or Metal"}}};
   return providers.at(device.kind);
+}
+
+bool is_built_in(const Provider& provider) {
+  return std::ranges::count(Ort::GetAvailableProviders(), provider.name) > 0;
+}
+
+// Returns the plugin that has to run the device, or null when a part of the loaded library does: it
+// has the provider inside, and there is no plugin with such a device.
+const ProviderPlugin* plugin_for(const DeviceName& device) {
+  const Provider& provider = provider_of(device);
+  if (!provider.plugin) return nullptr;
+  const ProviderPlugin& plugin = *provider.plugin;
+  if (!is_built_in(provider)) return &plugin;
+  try {
+    if (!find_plugin(plugin).empty() && !plugin_devices(plugin, device).empty()) return &plugin;
+  } catch (const Ort::Exception&) {  // the plugin does not fit the library
+  }
+  return nullptr;
 }
 
 // An ONNX model that computes y = Relu(x) on one float, opset 18, serialised by onnx.helper.
@@ -100,9 +119,10 @@ std::string plugin_unavailable_reason(const ProviderPlugin& plugin, const Device
   // Up to 1.8.1 OpenVINO's plugin leaves out processors of other vendors, on which OpenVINO itself
   // runs (microsoft/onnxruntime#31981).
   return plugin.provider + " finds no such device" +
-         (to_string(device) == "openvino:cpu" ? " (this plugin takes processors of Intel only)"
-                                              : "") +
-         "; use --device cpu";
+         (to_string(device) == "openvino:cpu"
+              ? " (this plugin takes processors of Intel only); install onnxruntime-openvino in "
+                "place of onnxruntime, give its library with --onnxruntime, or use --device cpu"
+              : "; use --device cpu");
 }
 
 // Says why a graph of one node did not run, and what would change that.
@@ -117,6 +137,11 @@ std::string explain(const DeviceName& device, const std::string& what) {
          " that it needs where the dynamic loader finds them";
 }
 
+std::string upper(std::string word) {
+  for (char& letter : word) letter = static_cast<char>(letter - 'a' + 'A');
+  return word;
+}
+
 using PluginOptions = std::unordered_map<std::string, std::string>;
 
 // The settings of OpenVINO: compute in the precision that was asked for, which OpenVINO would
@@ -124,9 +149,6 @@ using PluginOptions = std::unordered_map<std::string, std::string>;
 PluginOptions openvino_options(const DeviceName& device, const ProviderSettings& settings) {
   static const std::map<std::string, std::string> hints{
       {"float32", "f32"}, {"bfloat16", "bf16"}, {"float16", "f16"}};
-  std::string kind = device.which;
-  std::ranges::transform(kind, kind.begin(),
-                         [](char c) { return static_cast<char>(c - 'a' + 'A'); });
   nlohmann::json config;
   config["INFERENCE_PRECISION_HINT"] = hints.at(settings.precision);
   config["PERFORMANCE_HINT"] = "LATENCY";
@@ -134,7 +156,7 @@ PluginOptions openvino_options(const DeviceName& device, const ProviderSettings&
     config["ENABLE_CPU_PINNING"] = "NO";
     config["INFERENCE_NUM_THREADS"] = std::to_string(settings.threads);
   }
-  return {{"load_config", nlohmann::json::object({{kind, config}}).dump()}};
+  return {{"load_config", nlohmann::json::object({{upper(device.which), config}}).dump()}};
 }
 
 }  // namespace
@@ -158,8 +180,7 @@ void register_ops(const fs::path& ops_library) {
 
 bool is_installed(const DeviceName& device) {
   const Provider& provider = provider_of(device);
-  return provider.plugin ? !find_plugin(*provider.plugin).empty()
-                         : std::ranges::count(Ort::GetAvailableProviders(), provider.name) > 0;
+  return is_built_in(provider) || (provider.plugin && !find_plugin(*provider.plugin).empty());
 }
 
 const std::vector<std::string>& precisions_of(const DeviceName& device) {
@@ -181,7 +202,7 @@ std::string device_unavailable_reason(const DeviceName& device, const OnnxRuntim
     if (!reason.empty())
       return reason + "; check that nvidia-smi lists the GPU, or use --device cpu";
   }
-  if (provider.plugin) {
+  if (provider.plugin && !is_built_in(provider)) {
     const std::string reason = plugin_unavailable_reason(*provider.plugin, device);
     if (!reason.empty()) return reason;
   }
@@ -201,10 +222,16 @@ std::string device_unavailable_reason(const DeviceName& device, const OnnxRuntim
 void add_provider(Ort::SessionOptions& options, const DeviceName& device,
                   const ProviderSettings& settings) {
   onnxruntime_environment();  // loading a provider writes to the log of the environment
-  if (const auto& plugin = provider_of(device).plugin) {
+  if (const ProviderPlugin* plugin = plugin_for(device)) {
     options.AppendExecutionProvider_V2(
         onnxruntime_environment(), plugin_devices(*plugin, device),
         device.kind == "openvino" ? openvino_options(device, settings) : PluginOptions{});
+    return;
+  }
+  if (device.kind == "openvino") {
+    PluginOptions chosen = openvino_options(device, settings);
+    chosen["device_type"] = upper(device.which);
+    options.AppendExecutionProvider_OpenVINO_V2(chosen);
     return;
   }
   if (device.kind == "webgpu") {
@@ -216,10 +243,13 @@ void add_provider(Ort::SessionOptions& options, const DeviceName& device,
   add_cuda(options, card);  // also for tensorrt, where CUDA runs the nodes that TensorRT does not
 }
 
+const std::string& provider_name(const DeviceName& device) { return provider_of(device).name; }
+
 std::string describe_provider(const DeviceName& device) {
   const Provider& provider = provider_of(device);
-  if (!provider.plugin) return provider.name;
-  const auto devices = plugin_devices(*provider.plugin, device);
+  const ProviderPlugin* plugin = plugin_for(device);
+  if (!plugin) return provider.name;
+  const auto devices = plugin_devices(*plugin, device);
   const char* vendor = devices.empty() ? "" : devices.front().EpVendor();
   return provider.name + (*vendor ? std::string(" of ") + vendor : "");
 }

@@ -45,6 +45,9 @@ std::string device_unavailable_reason(const DeviceName& device, const OnnxRuntim
 void add_provider(Ort::SessionOptions& options, const DeviceName& device,
                   const ProviderSettings& settings);
 
+// Returns the name that the device's provider has in ONNX Runtime.
+const std::string& provider_name(const DeviceName& device);
+
 // Describes what runs a device that works: "OpenVINOExecutionProvider of Intel".
 std::string describe_provider(const DeviceName& device);
 

@@ -91,6 +91,7 @@ Graph read_graph(const Node& node) {
   Graph graph;
   graph.path = node.file_path("path");
   if (node.has("cpu")) graph.cpu = node.file_path("cpu");
+  if (node.has("decomposed")) graph.decomposed = node.file_path("decomposed");
   for (const Node& item : node.at("inputs").items()) graph.inputs.push_back(read_tensor(item));
   for (const Node& item : node.at("outputs").items()) graph.outputs.push_back(read_tensor(item));
   return graph;

@@ -144,6 +144,7 @@ void check_listed(const Manifest& manifest, const Node& files) {
   const auto check_graph = [&](const Graph& graph) {
     check(graph.path);
     if (graph.cpu) check(*graph.cpu);
+    if (graph.decomposed) check(*graph.decomposed);
   };
   const Bundle& bundle = manifest.bundle;
   for (const auto& [name, graph] : bundle.transformer_graphs) check_graph(graph);

@@ -86,14 +86,15 @@ def reference(unit: ExportUnit, seed: int = 0) -> list[Reference]:
 def verify(spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> float:
     """Return the largest relative error ||onnx - torch|| / ||torch|| of a row in all cases.
 
-    This covers the graph and its variant for CPUs. A low-precision graph does not run on a CPU, so
-    only its variant is run.
+    This covers the graph and its other forms. Those that compute in low precision are not run,
+    because the CPU does not run them.
 
     Raises:
         ExportError: it exceeds the tolerance of its precision, or a graph does not run.
     """
     paths = [spec.path] if spec.dtype == torch.float32 else []
     paths += [spec.cpu] if spec.cpu else []
+    paths += [spec.decomposed] if spec.decomposed and spec.dtype != torch.float16 else []
     return max(_verify(path, spec, folder, references) for path in paths)
 
 

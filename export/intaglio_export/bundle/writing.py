@@ -20,6 +20,7 @@ from intaglio_export.bundle.verify import reference, verify
 from intaglio_export.graph_specs import ExportUnit
 from intaglio_export.passes.add_op_function import add_op_function
 from intaglio_export.passes.cast_matmuls_to_float32 import cast_matmuls_to_float32
+from intaglio_export.passes.decompose import decompose
 from intaglio_export.passes.floor_division import floor_division
 from intaglio_export.passes.multi_head_attention import multi_head_attention
 from intaglio_export.passes.name_axes import name_axes
@@ -103,6 +104,10 @@ def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[s
     share_weights(models, folder)
     for unit, model in zip(units, models, strict=True):
         save_graph(model, work / unit.spec.path)
+        if unit.spec.decomposed:
+            decomposed = ir.load(work / unit.spec.path)  # a clone would share types with `model`
+            decompose(decomposed)
+            save_graph(decomposed, work / unit.spec.decomposed)
         if unit.spec.cpu:
             if unit.spec.dtype != torch.float32:
                 cast_matmuls_to_float32(model)
