@@ -25,7 +25,7 @@ CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
 EXPORT_SOURCES := $(shell find export -name engines -prune -o -name '*.py' -print) models/bundle.schema.json $(wildcard models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
 
-.PHONY: help setup demo serve check test test-steps test-bundles test-python test-cpp test-sanitize lint format parity bench report scale clean
+.PHONY: help setup demo serve check test test-steps test-bundles test-python test-cpp test-extras test-sanitize lint format parity bench report scale clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
 
@@ -135,6 +135,10 @@ test-python: .venv/ready test-bundles $(BUNDLE)/bundle.json build/deps/onnxrunti
 
 parity: .venv/ready  ## measure every family against diffusers and write docs/parity.md
 	$(PYTEST) -q $(WORKERS) tests/parity/families --parity-table docs/parity.md
+
+# This downloads 2 GB, so CI does not do it.
+test-extras: .venv/ready  ## install each device's extra into a fresh environment, in every order
+	$(BIN)/python tests/try_extras.py
 
 # This needs an idle machine. The first run exports the models and keeps them in build/bench (15 GB).
 bench: $(BUNDLE)/bundle.json  ## compare with other runtimes and write the speed section of docs/performance.md

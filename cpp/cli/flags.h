@@ -17,8 +17,8 @@ struct RunFlags {
   BackendOptions backend;
 };
 
-// Adds --onnxruntime.
-void add_onnxruntime_flag(CLI::App& command, BackendOptions& backend);
+// Adds --onnxruntime and --provider-library.
+void add_library_flags(CLI::App& command, BackendOptions& backend);
 void add_bundle(CLI::App& command, std::filesystem::path& bundle);
 void add_run_flags(CLI::App& command, RunFlags& flags);
 // Adds the flags of add_run_flags and those of subcommands that run the denoising loop.
