@@ -64,16 +64,17 @@ Pipeline open_pipeline(const RunFlags& flags) {
   const DeviceChoice& choice = pipeline.backend().choice;
   if (!choice.note.empty())
     print_notes({"running on " + choice.device + " because " + choice.note});
-  if (!choice.compiling.empty()) {
-    print_notes({choice.compiling});
-    // Ctrl-C ends the process here. Nothing is written yet, and what is compiled is kept.
-    ProgressBar bar("compiling", "parts");
-    pipeline.load([&](int stage, int stages) {
-      bar.show(stage, stages);
-      return true;
-    });
-  }
+  if (!choice.compiling.empty()) print_notes({choice.compiling});
   return pipeline;
+}
+
+void compile(const Pipeline& pipeline) {
+  if (pipeline.backend().choice.compiling.empty()) return;
+  ProgressBar bar("compiling", "parts");
+  pipeline.load([&](int stage, int stages) {
+    bar.show(stage, stages);
+    return true;
+  });
 }
 
 }  // namespace intaglio::cli

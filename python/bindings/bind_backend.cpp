@@ -21,8 +21,8 @@ void bind_devices(py::module_& module) {
                                   .precision = std::move(precision)};
           }),
           py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0,
-          py::arg("onnxruntime_library") = std::filesystem::path(), py::arg("prepack") = false,
-          py::arg("precision") = "float32", py::arg("provider_library") = std::filesystem::path())
+          py::arg("onnxruntime_library") = "", py::arg("prepack") = false,
+          py::arg("precision") = "float32", py::arg("provider_library") = "")
       .def_readwrite("device", &BackendOptions::device)
       .def_readwrite("threads", &BackendOptions::threads,
                      "0: one for each processor that the process may use")
