@@ -160,6 +160,18 @@ PluginOptions plugin_options(const DeviceName& device, const ProviderSettings& s
   return {};
 }
 
+// Opens the first session of a device, and never closes it: WebGPU's plugin (0.4.0) ends the
+// process when two threads open sessions while there is none.
+void open_first(const DeviceName& device, const Ort::SessionOptions& options) {
+  static std::mutex mutex;
+  static auto* const opened = new std::map<std::string, Ort::Session>;
+  const std::scoped_lock lock(mutex);
+  const std::string name = to_string(device);
+  if (opened->contains(name)) return;
+  opened->emplace(
+      name, Ort::Session(onnxruntime_environment(), kReluModel, sizeof(kReluModel) - 1, options));
+}
+
 }  // namespace
 
 Ort::Env& onnxruntime_environment() {
@@ -225,7 +237,7 @@ Obstacle device_obstacle(const DeviceName& device, const OnnxRuntimeLibrary& lib
       settings.precision = precisions.front();
     Ort::SessionOptions options;
     add_provider(options, device, settings);
-    Ort::Session(onnxruntime_environment(), kReluModel, sizeof(kReluModel) - 1, options);
+    open_first(device, options);
   } catch (const Ort::Exception& error) {
     return explain(device, trimmed(error.what()));
   }
