@@ -120,6 +120,7 @@ class OrtBoundGraph final : public BoundGraph {
 
   void run() override {
     translate_errors("running ", name_, device_, [&] {
+      const auto lock = lock_use({.kind = device_});
       if (copies_inputs_) bind_inputs();
       session_->Run(run_options_, binding_);
     });
@@ -297,6 +298,7 @@ class OrtProviderBackend final : public Backend {
       ProviderSettings settings = settings_;
       settings.graph = graph.path;
       add_provider(options, device_, settings);
+      const auto lock = lock_use(device_);
       return open_session(*bundle.files, graph.path, graph, options, to_string(device_));
     });
   }

@@ -107,6 +107,11 @@ Obstacle explain(const DeviceName& device, const std::string& what) {
     return {"there is no GPU that WebGPU can use with Vulkan",
             "apt install libvulkan1 mesa-vulkan-drivers"};
   }
+  // "... CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version ; GPU=0 ..."
+  if (const std::size_t start = what.find("CUDA failure "); start != std::string::npos) {
+    return {what.substr(start, what.find(" ;", start) - start),
+            "install a newer driver of NVIDIA's, until nvidia-smi lists the GPU"};
+  }
   const std::string before = "with error: ";  // the dynamic loader's message follows
   const std::size_t found = what.find(before);
   if (found == std::string::npos) return {"ONNX Runtime reports: " + what, "check the driver"};
@@ -160,18 +165,6 @@ PluginOptions plugin_options(const DeviceName& device, const ProviderSettings& s
   return {};
 }
 
-// Opens the first session of a device, and never closes it: WebGPU's plugin (0.4.0) ends the
-// process when two threads open sessions while there is none.
-void open_first(const DeviceName& device, const Ort::SessionOptions& options) {
-  static std::mutex mutex;
-  static auto* const opened = new std::map<std::string, Ort::Session>;
-  const std::scoped_lock lock(mutex);
-  const std::string name = to_string(device);
-  if (opened->contains(name)) return;
-  opened->emplace(
-      name, Ort::Session(onnxruntime_environment(), kReluModel, sizeof(kReluModel) - 1, options));
-}
-
 }  // namespace
 
 Ort::Env& onnxruntime_environment() {
@@ -189,6 +182,11 @@ void register_ops(const fs::path& ops_library) {
     options.RegisterCustomOpsLibrary(ops_library.c_str(), {});
     Ort::Session(onnxruntime_environment(), kReluModel, sizeof(kReluModel) - 1, options);
   });
+}
+
+std::unique_lock<std::mutex> lock_use(const DeviceName& device) {
+  static std::mutex mutex;
+  return device.kind == "webgpu" ? std::unique_lock(mutex) : std::unique_lock<std::mutex>();
 }
 
 const ProviderPlugin* used_plugin(const DeviceName& device) {
@@ -237,7 +235,8 @@ Obstacle device_obstacle(const DeviceName& device, const OnnxRuntimeLibrary& lib
       settings.precision = precisions.front();
     Ort::SessionOptions options;
     add_provider(options, device, settings);
-    open_first(device, options);
+    const auto lock = lock_use(device);
+    Ort::Session(onnxruntime_environment(), kReluModel, sizeof(kReluModel) - 1, options);
   } catch (const Ort::Exception& error) {
     return explain(device, trimmed(error.what()));
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,10 @@ struct ProviderSettings {
 // Returns the types in which the device can be told to compute, or none when it computes in the
 // types of the graph.
 const std::vector<std::string>& precisions_of(const DeviceName& device);
+
+// Must be held while a session is opened on the device. WebGPU's plugin (0.4.0) ends the process
+// when two threads open sessions at the same time.
+std::unique_lock<std::mutex> lock_use(const DeviceName& device);
 
 // Returns the plugin that runs the device, or null where the loaded library itself does.
 const ProviderPlugin* used_plugin(const DeviceName& device);
