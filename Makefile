@@ -29,7 +29,7 @@ MODEL_FILES := $(shell find $(MODEL) -type f)
 # Other builds of ONNX Runtime, for tests of their devices
 ONNXRUNTIMES := $(patsubst %,build/deps/onnxruntime-%/ready,gpu openvino webgpu)
 
-.PHONY: help setup demo serve check test test-steps test-bundles test-python test-cpp test-sanitize lint format parity bench report scale clean
+.PHONY: help setup demo serve check test test-steps test-bundles test-python test-cpp test-extras test-sanitize lint format parity bench report scale clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
 
@@ -139,6 +139,10 @@ test-python: .venv/ready test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) buil
 
 parity: .venv/ready  ## measure every family against diffusers and write docs/parity.md
 	$(PYTEST) -q $(WORKERS) tests/parity/families --parity-table docs/parity.md
+
+# This downloads 2 GB, so CI does not do it.
+test-extras: .venv/ready  ## install each device's extra into a fresh environment, in every order
+	$(BIN)/python tests/try_extras.py
 
 # This needs an idle machine. The first run exports the models and keeps them in build/bench (15 GB).
 bench: $(BUNDLE)/bundle.json build/deps/onnxruntime-openvino/ready  ## compare with other runtimes and write the speed section of docs/performance.md

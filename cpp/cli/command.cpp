@@ -106,6 +106,7 @@ int run_command(const std::vector<std::string>& args) {
   cli::add_inspect(app);
   cli::add_bench(app);
   cli::add_devices(app);
+  cli::add_cache(app);
   std::cout.clear();
   std::clearerr(stdout);
   const int code = run(app, args, [&] {

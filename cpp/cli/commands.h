@@ -10,5 +10,6 @@ void add_embed(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_devices(CLI::App& app);
+void add_cache(CLI::App& app);
 
 }  // namespace intaglio::cli

@@ -1,6 +1,7 @@
 #include "cli/flags.h"
 
 #include "cli/console.h"
+#include "cli/progress.h"
 
 namespace intaglio::cli {
 
@@ -16,10 +17,16 @@ void add_bundle(CLI::App& command, std::filesystem::path& bundle) {
       ->type_name("BUNDLE");
 }
 
-void add_onnxruntime_flag(CLI::App& command, BackendOptions& backend) {
+void add_library_flags(CLI::App& command, BackendOptions& backend) {
   command
       .add_option("--onnxruntime", backend.onnxruntime_library,
                   "path of ONNX Runtime's library, when it is not found automatically")
+      ->type_name("LIBRARY")
+      ->group(kDeviceGroup);
+  command
+      .add_option("--provider-library", backend.provider_library,
+                  "path of the library of an execution provider's plugin (OpenVINO, TensorRT-RTX "
+                  "or WebGPU), when it is not found automatically")
       ->type_name("LIBRARY")
       ->group(kDeviceGroup);
 }
@@ -27,8 +34,8 @@ void add_onnxruntime_flag(CLI::App& command, BackendOptions& backend) {
 void add_run_flags(CLI::App& command, RunFlags& flags) {
   add_flag(command, "--device", flags.backend.device, "NAME",
            "where to run: cpu, openvino[:cpu|gpu|npu], cuda, tensorrt, tensorrt-rtx, webgpu, or "
-           "auto, which takes cuda where it works and cpu elsewhere; `intaglio devices` says what "
-           "works here, and cuda:1 is the second card [auto]")
+           "auto, which takes the best that works; `intaglio devices` lists what works here, and "
+           "cuda:1 is the second card [auto]")
       ->group(kDeviceGroup);
   add_flag(command, "--precision", flags.backend.precision, "TYPE",
            "what the device computes in, where it can compute in another type than the graph "
@@ -38,7 +45,7 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
   add_flag(command, "--threads", flags.backend.threads, "N",
            "number of CPU threads; 0 means as many as the process may use [0]")
       ->group(kDeviceGroup);
-  add_onnxruntime_flag(command, flags.backend);
+  add_library_flags(command, flags.backend);
   add_bundle(command, flags.bundle);
 }
 
@@ -57,7 +64,17 @@ Pipeline open_pipeline(const RunFlags& flags) {
   const DeviceChoice& choice = pipeline.backend().choice;
   if (!choice.note.empty())
     print_notes({"running on " + choice.device + " because " + choice.note});
+  if (!choice.compiling.empty()) print_notes({choice.compiling});
   return pipeline;
+}
+
+void compile(const Pipeline& pipeline) {
+  if (pipeline.backend().choice.compiling.empty()) return;
+  ProgressBar bar("compiling", "parts");
+  pipeline.load([&](int stage, int stages) {
+    bar.show(stage, stages);
+    return true;
+  });
 }
 
 }  // namespace intaglio::cli

@@ -17,16 +17,20 @@ struct RunFlags {
   BackendOptions backend;
 };
 
-// Adds --onnxruntime.
-void add_onnxruntime_flag(CLI::App& command, BackendOptions& backend);
+// Adds --onnxruntime and --provider-library.
+void add_library_flags(CLI::App& command, BackendOptions& backend);
 void add_bundle(CLI::App& command, std::filesystem::path& bundle);
 void add_run_flags(CLI::App& command, RunFlags& flags);
 // Adds the flags of add_run_flags and those of subcommands that run the denoising loop.
 void add_loop_flags(CLI::App& command, RunFlags& flags);
 
 // Opens the pipeline. Prints a note when `--device auto` could not use a device that the user may
-// expect it to use.
+// expect it to use, and when the first run compiles the model.
 Pipeline open_pipeline(const RunFlags& flags);
+
+// Loads the pipeline's graphs under a progress bar, if the device compiles them. Call this while
+// Ctrl-C still ends the process: nothing is written yet, and what is compiled already is kept.
+void compile(const Pipeline& pipeline);
 
 // Adds a flag whose text cli::parse reads, so that all wrong values get the same kind of message.
 template <typename T>

@@ -154,6 +154,7 @@ void generate(Flags& flags) {
   read_inputs(flags);
   check_outputs(flags);
   const Pipeline pipeline = open_pipeline(flags.run);
+  compile(pipeline);
   const InterruptFlag interrupt;  // until all files are written, so that none is left half done
   const Drawn drawn = draw(pipeline, flags.options);
   print_notes(drawn.generation.notes);

@@ -10,22 +10,26 @@ namespace {
 
 void bind_devices(py::module_& module) {
   py::class_<BackendOptions>(module, "BackendOptions", "Where graphs run.")
-      .def(py::init([](std::string device, int threads, std::filesystem::path onnxruntime_library,
-                       bool prepack, std::string precision) {
-             return BackendOptions{.device = std::move(device),
-                                   .threads = threads,
-                                   .onnxruntime_library = std::move(onnxruntime_library),
-                                   .prepack = prepack,
-                                   .precision = std::move(precision)};
-           }),
-           py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0,
-           py::arg("onnxruntime_library") = std::filesystem::path(), py::arg("prepack") = false,
-           py::arg("precision") = "float32")
+      .def(
+          py::init([](std::string device, int threads, std::filesystem::path onnxruntime_library,
+                      bool prepack, std::string precision, std::filesystem::path provider_library) {
+            return BackendOptions{.device = std::move(device),
+                                  .threads = threads,
+                                  .onnxruntime_library = std::move(onnxruntime_library),
+                                  .provider_library = std::move(provider_library),
+                                  .prepack = prepack,
+                                  .precision = std::move(precision)};
+          }),
+          py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0,
+          py::arg("onnxruntime_library") = "", py::arg("prepack") = false,
+          py::arg("precision") = "float32", py::arg("provider_library") = "")
       .def_readwrite("device", &BackendOptions::device)
       .def_readwrite("threads", &BackendOptions::threads,
                      "0: one for each processor that the process may use")
       .def_readwrite("onnxruntime_library", &BackendOptions::onnxruntime_library,
                      "if empty, it is searched for")
+      .def_readwrite("provider_library", &BackendOptions::provider_library,
+                     "the library of a provider's plugin; if empty, it is searched for")
       .def_readwrite("prepack", &BackendOptions::prepack,
                      "whether the loop's weights are packed for the processor when they are loaded")
       .def_readwrite("precision", &BackendOptions::precision,
@@ -34,8 +38,13 @@ void bind_devices(py::module_& module) {
                            "One device and whether it works on this machine.")
       .def_readonly("device", &DeviceStatus::device)
       .def_readonly("works", &DeviceStatus::works)
-      .def_readonly("details", &DeviceStatus::details,
-                    "what runs it, or why it does not work and what would change that");
+      .def_readonly("runtime", &DeviceStatus::runtime,
+                    "ONNX Runtime's version, and the provider with its version if it works")
+      .def_readonly("card", &DeviceStatus::card, "name of the card or processor, if known")
+      .def_readonly("memory_bytes", &DeviceStatus::memory_bytes, "all of its memory; 0: unknown")
+      .def_readonly("driver", &DeviceStatus::driver, "version of NVIDIA's driver, for its cards")
+      .def_readonly("reason", &DeviceStatus::reason, "why it does not work, or empty")
+      .def_readonly("remedy", &DeviceStatus::remedy, "what would change that, or empty");
   py::class_<DeviceChoice>(module, "DeviceChoice", "The device that make_backend chose.")
       .def_readonly("device", &DeviceChoice::device, "never auto")
       .def_readonly("reason", &DeviceChoice::reason,
@@ -43,7 +52,9 @@ void bind_devices(py::module_& module) {
       .def_readonly("note", &DeviceChoice::note,
                     "the part of the reason that the user can do something about, or empty")
       .def_readonly("precision", &DeviceChoice::precision,
-                    "the type of the matrix products: float32, bfloat16 or float16");
+                    "the type of the matrix products: float32, bfloat16 or float16")
+      .def_readonly("compiling", &DeviceChoice::compiling,
+                    "says that the first run will compile; empty if it need not");
 }
 
 void bind_placement(py::module_& module) {

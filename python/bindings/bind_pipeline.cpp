@@ -69,6 +69,15 @@ Generation generate(const Pipeline& pipeline, const py::object& on_step,
   return pipeline.generate(options, [&](const Step& step) { return call(on_step, step); });
 }
 
+void load(const Pipeline& pipeline) {
+  const ReleasedGil release;
+  pipeline.load([](int, int) {
+    const HeldGil gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    return true;
+  });
+}
+
 void bind_step(py::module_& module) {
   py::class_<Step>(module, "Step", "What a step callback sees of the run.")
       .def_readonly("step", &Step::step, "just done, from 0")
@@ -183,6 +192,10 @@ void bind_pipeline(py::module_& module) {
           "Return what the text encoders make of the prompts. Raises UsageError for a bundle "
           "without "
           "text encoders.")
+      .def(
+          "load", &load,
+          "Load the graphs that a run needs, which some devices compile for minutes. Ctrl-C raises "
+          "KeyboardInterrupt between two of them.")
       .def("generate", &generate, py::arg("on_step") = py::none(),
            "Draw images. Takes the keywords that option_infos() lists, and image, latents, "
            "ma_tokens "

@@ -18,8 +18,8 @@ from intaglio import _core
 from intaglio.onnxruntime_library import onnxruntime_library
 
 GROUP = "intaglio.commands"
-# Subcommands of the C++ program that run graphs and therefore take --onnxruntime.
-RUNNERS = {"generate", "embed", "bench"}
+# Subcommands of the C++ program that take --onnxruntime.
+RUNNERS = {"generate", "embed", "bench", "devices"}
 
 
 def main() -> None:

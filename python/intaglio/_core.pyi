@@ -740,9 +740,10 @@ class BackendOptions:
         *,
         device: str = "auto",
         threads: typing.SupportsInt | typing.SupportsIndex = 0,
-        onnxruntime_library: os.PathLike[str] | str | bytes = ...,
+        onnxruntime_library: os.PathLike[str] | str | bytes = "",
         prepack: bool = False,
         precision: str = "float32",
+        provider_library: os.PathLike[str] | str | bytes = "",
     ) -> None: ...
     @property
     def onnxruntime_library(self) -> pathlib.Path:
@@ -766,6 +767,13 @@ class BackendOptions:
     @prepack.setter
     def prepack(self, arg0: bool) -> None: ...
     @property
+    def provider_library(self) -> pathlib.Path:
+        """
+        the library of a provider's plugin; if empty, it is searched for
+        """
+    @provider_library.setter
+    def provider_library(self, arg0: os.PathLike[str] | str | bytes) -> None: ...
+    @property
     def threads(self) -> int:
         """
         0: one for each processor that the process may use
@@ -778,12 +786,37 @@ class DeviceStatus:
     One device and whether it works on this machine.
     """
     @property
-    def details(self) -> str:
+    def card(self) -> str:
         """
-        what runs it, or why it does not work and what would change that
+        name of the card or processor, if known
         """
     @property
     def device(self) -> str: ...
+    @property
+    def driver(self) -> str:
+        """
+        version of NVIDIA's driver, for its cards
+        """
+    @property
+    def memory_bytes(self) -> int:
+        """
+        all of its memory; 0: unknown
+        """
+    @property
+    def reason(self) -> str:
+        """
+        why it does not work, or empty
+        """
+    @property
+    def remedy(self) -> str:
+        """
+        what would change that, or empty
+        """
+    @property
+    def runtime(self) -> str:
+        """
+        ONNX Runtime's version, and the provider with its version if it works
+        """
     @property
     def works(self) -> bool: ...
 
@@ -791,6 +824,11 @@ class DeviceChoice:
     """
     The device that make_backend chose.
     """
+    @property
+    def compiling(self) -> str:
+        """
+        says that the first run will compile; empty if it need not
+        """
     @property
     def device(self) -> str:
         """
@@ -1050,6 +1088,10 @@ class Pipeline:
     def generate(self, on_step: typing.Any = None, **kwargs: typing.Any) -> Generation:
         """
         Draw images. Takes the keywords that option_infos() lists, and image, latents, ma_tokens and prompt_embeds.
+        """
+    def load(self) -> None:
+        """
+        Load the graphs that a run needs, which some devices compile for minutes. Ctrl-C raises KeyboardInterrupt between two of them.
         """
     @property
     def backend(self) -> str:

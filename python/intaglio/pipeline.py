@@ -169,16 +169,18 @@ class Pipeline:
         onnxruntime: str | os.PathLike[str] | None = None,
         prepack: bool = False,
         precision: str = "float32",
+        provider_library: str | os.PathLike[str] | None = None,
     ) -> Pipeline:
         """Open the folder that `intaglio export` wrote.
 
-        Warns if there is a GPU, or engines in the bundle, that will not be used.
+        Warns if there is a GPU, or engines in the bundle, that will not be used, and if the first
+        run will compile the model for the device.
 
         Args:
             bundle: the folder. The size and SHA-256 of every file are compared with its manifest.
             device: where to run: cpu, openvino, openvino:gpu, openvino:npu, cuda, tensorrt,
-                tensorrt-rtx, webgpu, or auto, which takes cuda where it works and cpu elsewhere.
-                "cuda:1" is the second card. `intaglio devices` says what works on a machine.
+                tensorrt-rtx, webgpu, or auto, which takes the best that works. "cuda:1" is the
+                second card. `intaglio devices` lists what works on a machine.
             threads: the number of threads; 0 means one for each processor that the process may
                 use, by its affinity and its container's quota.
             onnxruntime: ONNX Runtime's library. None takes the library of the Python package
@@ -190,9 +192,12 @@ class Pipeline:
                 Latents differ by rounding.
             precision: what the device computes in: float32, bfloat16 or float16. Only OpenVINO
                 computes in another type than the graph. Its NPUs have float16 only.
+            provider_library: the library of an execution provider's plugin for OpenVINO,
+                TensorRT-RTX or WebGPU. None takes that of the plugin's Python package.
 
         Raises:
-            UsageError: there is no device of that name, or it does not have that precision.
+            UsageError: there is no device of that name, it does not have that precision, or
+                `provider_library` is no plugin.
             InputError: a file of the bundle is missing, truncated or changed, or the bundle is
                 newer than this version understands.
             UnavailableError: the device or ONNX Runtime is missing.
@@ -204,12 +209,15 @@ class Pipeline:
             onnxruntime_library=os.fspath(library),
             prepack=prepack,
             precision=precision,
+            provider_library=os.fspath(provider_library or ""),
         )
         core = _core.Pipeline.open(os.fspath(bundle), options)
         if core.choice.note:
             warnings.warn(
                 f"running on {core.choice.device}, since {core.choice.note}", stacklevel=2
             )
+        if core.choice.compiling:
+            warnings.warn(core.choice.compiling, stacklevel=2)
         return cls(core)
 
     @property
@@ -328,6 +336,8 @@ class Pipeline:
             OutOfMemoryError: there is too little memory (also a MemoryError).
         """
         options = {k: v for k, v in locals().items() if k not in {"self", "on_step", "progress"}}
+        if self._core.choice.compiling:
+            self._core.load()  # which Ctrl-C interrupts sooner than the run
         with progress_bar(on_step) if progress else nullcontext(on_step) as report:
             result = self._core.generate(report, **core_options(options))
         warn(result.notes + self._core.placement_notes)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 EXECUTABLE = ROOT / "build" / "release" / "cpp" / "intaglio"
 ENTRY_POINT = Path(sysconfig.get_path("scripts")) / "intaglio"
 PROMPT = "the dark boot"
-RUNNERS = {"generate", "embed", "bench"}
+RUNNERS = {"generate", "embed", "bench", "devices"}
 
 
 @dataclass(frozen=True)

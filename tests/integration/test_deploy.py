@@ -234,7 +234,7 @@ import os, sys
 from intaglio.__main__ import main
 from intaglio.deploy import cli, portable
 number = int(sys.argv.pop())
-def write(bundle, output, onnxruntime, progress):
+def write(bundle, output, onnxruntime, progress, provider):
     stop = lambda done, total: done > total // 2 and os.kill(os.getpid(), number)
     return portable.write_folder(bundle, output, onnxruntime, stop)
 cli.write_folder = write

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests import bundles
 from tests.conftest import onnxruntime_library
 from tests.integration.conftest import PROMPT, Command, check
 
@@ -36,8 +39,13 @@ def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Build a fake NVIDIA driver and return the result of its cuInit and an environment for it."""
     folder = tmp_path_factory.mktemp("driver")
     source = f"""
+    #include <string.h>
     int cuInit(unsigned flags) {{ return {request.param} + 0 * flags; }}
     int cuDeviceGetCount(int* count) {{ *count = 1; return 0; }}
+    int cuDeviceGet(int* device, int number) {{ *device = number; return 0; }}
+    int cuDeviceGetName(char* text, int size, int device) {{
+      strncpy(text, "Imaginary 1", size); return 0 * device; }}
+    int cuDeviceTotalMem_v2(size_t* bytes, int device) {{ *bytes = 24ul << 30; return 0 * device; }}
     int cuGetErrorString(int error, const char** text) {{
       *text = error == 100 ? "no CUDA-capable device is detected" : "?"; return 0;
     }}"""
@@ -58,15 +66,14 @@ def test_a_library_without_the_provider(command: Command, forked_bundle: Path, d
     library = onnxruntime_library()
     says = f"device {device} does not work here: ONNX Runtime "
     said = check(command, 4, says, "generate", forked_bundle, *flags(device, library))
-    assert f"({library}) has no {PROVIDERS[device]}" in said
-    assert "onnxruntime-gpu" in said
-    assert "--onnxruntime" in said
+    assert f"has no {PROVIDERS[device]}; pip install 'intaglio[cuda]'" in said
+    assert said.endswith(", or use --device cpu")
 
 
 @without_driver
 @pytest.mark.parametrize("device", PROVIDERS)
 def test_no_driver(command: Command, forked_bundle: Path, gpu_build: Path, device: str) -> None:
-    says = f"device {device} does not work here: there is no NVIDIA driver (libcuda.so.1"
+    says = f"device {device} does not work here: there is no NVIDIA driver (libcuda.so.1)"
     said = check(command, 4, says, "generate", forked_bundle, *flags(device, gpu_build))
     assert "--device cpu" in said
     assert not (forked_bundle / "engines").exists()
@@ -82,7 +89,7 @@ def test_a_driver_without_cuda_or_without_a_gpu(
     line = ["generate", forked_bundle, *flags(device, gpu_build)]
     said = check(command, 4, says, *line, env=environment)
     assert ("cannot open shared object file" in said) == (code == 0)
-    assert ("install" in said) == (code == 0)
+    assert ("nvidia-smi" in said) == (code != 0)
 
 
 @without_driver
@@ -120,8 +127,20 @@ def test_auto_is_the_default_and_quiet_on_a_plain_machine(
     report = json.loads((command.folder / "report.json").read_text())
     assert report["device"] == "cpu"
     assert "auto" not in report["backend"]
-    assert "tensorrt-rtx: the bundle has no engines for it" in report["reason"]
-    assert "has no CUDAExecutionProvider" in report["reason"]
+    assert "engines" not in report["reason"]
+    reasons = report["reason"].split("; ")
+    tried = [reason.partition(": ")[0] for reason in reasons if ": " in reason]
+    assert tried == ["cuda", "openvino:gpu", "webgpu"]
+    assert "tensorrt-rtx would round float32 to TensorFloat-32" in reasons
+
+
+@without_driver
+def test_auto_takes_tensorrt_rtx_for_narrow_types_only(command: Command) -> None:
+    bundle = bundles.bundle(dtype="bfloat16")
+    command.draw(bundle, "--steps", 1, "--report", "report.json")
+    reason = json.loads((command.folder / "report.json").read_text())["reason"]
+    assert reason.startswith("tensorrt-rtx: its plugin")
+    assert reason.index("tensorrt-rtx: ") < reason.index("cuda: ") < reason.index("webgpu: ")
 
 
 @without_driver
@@ -131,14 +150,12 @@ def test_auto_says_why_a_gpu_build_runs_on_the_processor(
     done = command("generate", forked_bundle, *flags("auto", gpu_build), "--report", "report.json")
     assert done.returncode == 0
     note, end, rest = done.stderr.partition("\n")
-    assert note.startswith(
-        "intaglio: note: running on cpu because device cuda does not work here: "
-    )
+    assert note.startswith("intaglio: note: running on cpu because cuda: ")
     assert "there is no NVIDIA driver" in note
     assert (end, rest) == ("\n", "")
     report = json.loads((command.folder / "report.json").read_text())
     assert report["device"] == "cpu"
-    assert "cuda does not work here: there is no NVIDIA driver" in report["reason"]
+    assert "cuda: there is no NVIDIA driver" in report["reason"]
 
 
 @without_driver
@@ -156,10 +173,7 @@ def test_auto_says_why_engines_are_not_used(
     assert done.stderr.count("\n") == 1
     assert backend in done.stderr
     reason = json.loads((command.folder / "report.json").read_text())["reason"]
-    assert f"{backend}: engines cannot be run yet" in reason
-    other = {"tensorrt-rtx": "tensorrt", "tensorrt": "tensorrt-rtx"}[backend]
-    assert f"{other}: the bundle has no engines for it" in reason
-    assert f"{backend}: the bundle has no engines for it" not in reason.split("; ")
+    assert reason.startswith(f"{backend}: engines cannot be run yet; ")
 
 
 @pytest.mark.parametrize("subcommand", ["generate", "embed", "bench"])
@@ -168,6 +182,59 @@ def test_an_unknown_device(command: Command, forked_bundle: Path, subcommand: st
     line += [] if subcommand == "bench" else ["--prompt", PROMPT, "-o", "out"]
     said = check(command, 2, 'there is no device "tpu"', *line)
     assert said.endswith("is one of auto, cpu, openvino, cuda, tensorrt, tensorrt-rtx, webgpu")
+
+
+def listed(command: Command, *args: Any, **options: Any) -> dict[str, dict[str, Any]]:
+    """What `intaglio devices` says of each device; its lines for people fit a terminal."""
+    done = command("devices", *args, **options)
+    assert max(map(len, done.stdout.splitlines())) < 80
+    devices = json.loads(command("devices", "--json", *args, **options).stdout)
+    names = re.findall(r"^(\S+) +(?:yes|no) ", done.stdout, re.MULTILINE)
+    assert names == [device["device"] for device in devices]
+    return {device["device"]: device for device in devices}
+
+
+def test_devices_say_what_runs_them_and_what_would(command: Command) -> None:
+    devices = listed(command)
+    assert devices["cpu"]["works"]
+    assert devices["cpu"]["runtime"] == f"ONNX Runtime {version('onnxruntime')}"
+    if "cuda" in devices:
+        assert devices["cuda"]["remedy"] == "pip install 'intaglio[cuda]'"
+
+
+@without_driver
+@pytest.mark.parametrize("driver", [0], indirect=True)
+def test_devices_number_the_cards(command: Command, gpu_build: Path, driver: Any) -> None:
+    devices = listed(command, "--onnxruntime", gpu_build, env=driver[1])
+    assert "cuda" not in devices
+    assert "libcublas" in devices["cuda:0"]["reason"]
+
+
+@without_driver
+def test_a_package_that_replaced_a_part_of_the_other(
+    command: Command, gpu_build: Path, tmp_path: Path
+) -> None:
+    """What pip leaves of onnxruntime-gpu when onnxruntime of the same version comes after it."""
+    library = onnxruntime_library()
+    for file in (library, gpu_build.with_name("libonnxruntime_providers_cuda.so")):
+        (tmp_path / file.name).symlink_to(file)
+    shutil.copy(library, tmp_path / "libonnxruntime.so.1")
+    cuda = listed(command, "--onnxruntime", tmp_path / "libonnxruntime.so.1")["cuda"]
+    assert "has replaced a part of onnxruntime-gpu" in cuda["reason"]
+    assert cuda["remedy"] == "pip install --force-reinstall --no-deps onnxruntime-gpu"
+
+
+def test_the_cache_is_listed_and_emptied(command: Command, tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    entry = tmp_path / "cache/intaglio/compiled/tensorrt-0123"
+    entry.mkdir(parents=True)
+    (entry / "lock").touch()
+    (entry / "engine").write_bytes(bytes(2_500_000))
+    assert "2.5 MB  tensorrt-0123\n" in command("cache", env=environment).stdout
+    cleared = command("cache", "--clear", env=environment)
+    assert (cleared.returncode, cleared.stderr) == (0, "")
+    assert cleared.stdout == f"removed 2.5 MB from {entry.parent}\n"
+    assert not list(entry.parent.iterdir())
 
 
 def test_inspect_lists_engines(command: Command, forked_bundle: Path, tmp_path: Path) -> None:

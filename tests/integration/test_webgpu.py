@@ -7,10 +7,12 @@ the device, or not back.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,49 @@ def test_a_device_with_its_own_memory_draws_what_the_cpu_draws(
         assert error > 0, f"{name}: the CPU drew this"
 
 
+# The plugin lists a device without a GPU only then.
+SOFTWARE = {"VK_ICD_FILENAMES": str(SWIFTSHADER), "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"}
+
+
+def test_the_plugin_draws_the_same_beside_the_common_build(
+    entry_point: Command, forked_bundle: Path
+) -> None:
+    """The plugin is found in its package, beside a build of ONNX Runtime without WebGPU."""
+    environment = {**os.environ, **SOFTWARE}
+    devices = json.loads(entry_point("devices", "--json", env=environment).stdout)
+    webgpu = next(device for device in devices if device["device"] == "webgpu")
+    assert webgpu["works"]
+    assert webgpu["runtime"].endswith(
+        f", WebGpuExecutionProvider {version('onnxruntime-ep-webgpu')}"
+    )
+    for device in ("cpu", "webgpu"):
+        line = ["generate", forked_bundle, "--prompt", PROMPT, "--steps", 2, "--dg-scale", 1]
+        line += ["--device", device, "--latents-out", f"{device}.npy", "-o", f"{device}.png"]
+        done = entry_point(*line, "--report", f"{device}.json", env=environment)
+        assert done.returncode == 0, done.stderr
+    report = json.loads((entry_point.folder / "webgpu.json").read_text())
+    assert (report["device"], report["precision"]) == ("webgpu", "float32")
+    got, want = (np.load(entry_point.folder / f"{device}.npy") for device in ("webgpu", "cpu"))
+    assert 0 < np.linalg.norm(got - want) < 1e-4 * np.linalg.norm(want)
+
+
+def test_a_deployed_folder_takes_the_plugin_along(
+    entry_point: Command, forked_bundle: Path
+) -> None:
+    (spec,) = importlib.util.find_spec("onnxruntime_ep_webgpu").submodule_search_locations or ()
+    plugin = Path(spec) / "libonnxruntime_providers_webgpu.so"
+    line = ["deploy", "folder", forked_bundle, "-o", "out", "--provider-library", plugin]
+    assert entry_point(*line).returncode == 0
+    out = entry_point.folder / "out"
+    assert f"`lib/onnxruntime_ep_webgpu/{plugin.name}`" in (out / "README.md").read_text()
+    assert "see its vendor" not in (out / "README.md").read_text()
+    bare = {"PATH": "/usr/bin:/bin", **SOFTWARE}
+    done = subprocess.run(
+        [out / "smoke_test.sh", "--device", "webgpu"], env=bare, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("smoke test passed")
 def test_says_which_nodes_the_cpu_ran(
     command: Command, forked_bundle: Path, webgpu_build: Path
 ) -> None:

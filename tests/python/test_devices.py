@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 
 import intaglio
@@ -106,7 +108,7 @@ def test_a_plugin_that_is_not_installed(forked_bundle: Path) -> None:
     bundle = _core.Bundle.open(forked_bundle)
     says = (
         r"^device tensorrt-rtx does not work here: .*plugin.* is not installed;"
-        r" run pip install 'onnxruntime-ep-nv-tensorrt-rtx-cu13'$"
+        r" pip install 'intaglio\[tensorrt-rtx\]', or use --device cpu$"
     )
     with pytest.raises(intaglio.UnavailableError, match=says):
         _core.make_backend(options("tensorrt-rtx"), bundle)
@@ -114,12 +116,31 @@ def test_a_plugin_that_is_not_installed(forked_bundle: Path) -> None:
 
 def test_devices_are_listed() -> None:
     statuses = {status.device: status for status in _core.list_devices(options("auto"))}
-    assert statuses["cpu"].works
-    assert set(_core.device_names()) - {"auto", "openvino"} < set(statuses)
+    kinds = {device.split(":")[0] for device in statuses}
+    assert kinds == set(_core.device_names()) - {"auto"}
     for status in statuses.values():
-        assert status.details
+        assert status.runtime.startswith(f"ONNX Runtime {version('onnxruntime')}")
+        assert status.works == (status.reason == "")
+        assert status.works or not status.card
         if not status.works and not status.device.startswith("openvino"):
-            assert "install" in status.details or "nvidia-smi" in status.details
+            assert "install" in status.remedy or "lspci" in status.remedy
+    assert statuses["cpu"].works
+    assert statuses["cpu"].memory_bytes == psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("library", "says"),
+    [
+        ("none.so", "none.so: No such file or directory; give the path"),
+        ("text.so", "text.so is not a plugin that Intaglio knows: give one of .*_webgpu.so"),
+    ],
+)
+def test_libraries_that_are_no_plugin(
+    forked_bundle: Path, tmp_path: Path, library: str, says: str
+) -> None:
+    (tmp_path / "text.so").write_text("text")
+    with pytest.raises(intaglio.UsageError, match=says):
+        intaglio.Pipeline.open(forked_bundle, provider_library=tmp_path / library)
 
 
 def resident(bundle: Path, prepack: bool) -> dict[str, int]:

@@ -15,6 +15,8 @@ from packaging.version import Version
 
 import intaglio
 from intaglio.onnxruntime_library import onnxruntime_library
+from tests.conftest import onnxruntime_library as installed_library
+from tests.integration.conftest import build_of_onnxruntime
 from tests.python.conftest import PROMPT
 
 
@@ -71,6 +73,22 @@ def test_the_newest_of_several_libraries_is_used(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
     assert onnxruntime_library() == folder / f"libonnxruntime.so.{max(versions, key=Version)}"
+
+
+@pytest.mark.reported("microsoft/onnxruntime#7930")
+def test_the_build_for_gpus_is_used_where_pip_put_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`intaglio[cuda]` brings both, and the one without CUDA is newer."""
+    folder = tmp_path / "onnxruntime" / "capi"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    gpu = build_of_onnxruntime("gpu")
+    for library in (gpu, installed_library()):
+        (folder / library.name).symlink_to(library)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    assert onnxruntime_library() == folder / gpu.name
 
 
 @pytest.mark.reported("huggingface/transformers#12904")

@@ -90,6 +90,9 @@ struct BackendOptions {
   std::string device = "auto";
   int threads = 0;                            // 0: one for each processor that it may use
   std::filesystem::path onnxruntime_library;  // if empty, the library is searched for
+  // The library of an execution provider's plugin, by which ONNX Runtime runs OpenVINO,
+  // TensorRT-RTX and WebGPU. If empty, it is searched for.
+  std::filesystem::path provider_library = {};
   // Whether matrices of the loop's graphs, float32 or quantised, are packed for the processor when
   // they are loaded instead of in each step. Steps are then faster and the start is slower. Each
   // session has packed copies of the weights in its own memory, whereas the mapped file is shared
@@ -109,6 +112,7 @@ struct DeviceChoice {
   std::string reason;     // for auto: why each better device is not used; else empty
   std::string note;       // the part of the reason that the user can do something about, or empty
   std::string precision;  // the type of the matrix products: float32, bfloat16 or float16
+  std::string compiling;  // says that the first run will compile; empty if it need not
 };
 
 // Where the nodes of a graph ran on another device than cpu.
@@ -140,16 +144,22 @@ std::vector<std::string> placement_notes(const Backend& backend);
 
 // One device and whether it works on this machine.
 struct DeviceStatus {
-  std::string device;  // "cpu", "openvino:gpu"
+  std::string device;  // as BackendOptions::device takes it: "cpu", "openvino:gpu", "cuda:1"
   bool works = false;
-  std::string details = {};  // what runs it, or why it does not work and what would change that
+  std::string runtime = {};  // "ONNX Runtime 1.32.0", and the provider with its version if it works
+  std::string card = {};     // the name of the card or processor, if it works and is known
+  std::uint64_t memory_bytes = 0;  // all of its memory; 0 if unknown
+  std::string driver = {};         // the version of NVIDIA's driver, for its cards
+  std::string reason = {};         // why it does not work
+  std::string remedy = {};         // what would change that, where there is something
 };
 
-// Tries every device with a graph of one node.
+// Tries every device with a graph of one node. Cards are listed by their number.
 std::vector<DeviceStatus> list_devices(const BackendOptions& options);
 
-// Returns a backend that runs this bundle's graphs. `auto` takes cuda where it works, else cpu.
-// Throws UsageError for an unknown device or a precision that it does not have, and
+// Returns a backend that runs this bundle's graphs. `auto` takes the first that works of
+// tensorrt-rtx (unless the bundle is float32, which TensorRT would round), cuda, openvino:gpu,
+// webgpu and cpu. Throws UsageError for an unknown device or a precision that it does not have, and
 // UnavailableError when the device or its library is missing.
 std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundle& bundle);
 

@@ -5,6 +5,7 @@
 #include "intaglio/batch.h"
 #include "intaglio/bundle.h"
 #include "intaglio/command.h"
+#include "intaglio/compiled_cache.h"
 #include "intaglio/embedding.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"

@@ -84,6 +84,11 @@ class Pipeline {
   const Bundle& bundle() const;
   const Backend& backend() const;
 
+  // Loads the graphs that a run needs and that are not loaded, instead of in the first run. Some
+  // devices compile them then, which can take minutes. Calls `loading` before each of the stages.
+  // Throws Interrupted when it returns false.
+  void load(const std::function<bool(int stage, int stages)>& loading) const;
+
   // Encodes texts. The result can be passed to generate() as prompt_embeds in place of them. Throws
   // UsageError for a bundle without text encoders, and InputError for broken UTF-8.
   PromptEmbeddings embed(const std::string& prompt,

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <utility>
 
@@ -6,6 +7,7 @@
 #include "backend/nvidia_driver.h"
 #include "backend/onnxruntime_backend.h"
 #include "backend/onnxruntime_library.h"
+#include "backend/provider_plugin.h"
 #include "backend/providers.h"
 #include "bundle/engines.h"
 #include "intaglio/backend.h"
@@ -48,6 +50,7 @@ std::shared_ptr<Backend> make_for_device(const DeviceName& device, const Backend
                                          const Bundle& bundle, DeviceChoice choice) {
   auto backend = make_onnxruntime_backend(device, options, bundle);
   choice.device = to_string(device);
+  choice.compiling = backend->choice.compiling;
   // Graphs for the CPU cast low-precision weights to float32.
   const bool as_the_graph = device.kind != "cpu" && precisions_of(device).empty();
   choice.precision = as_the_graph ? bundle.dtype : options.precision;
@@ -59,51 +62,61 @@ void append(std::string& list, const std::string& text) {
   list += (list.empty() ? "" : "; ") + text;
 }
 
-std::shared_ptr<Backend> make_for_best_device(const BackendOptions& options, const Bundle& bundle) {
-  DeviceChoice choice;
-  if (!bundle.quantized.empty()) {
-    choice.reason = "the bundle has " + bundle.quantized + " weights, which run on the CPU only";
-    return make_for_device({.kind = "cpu"}, options, bundle, choice);
-  }
+// Says why the engines that were built for the bundle do not run.
+void mention_engines(const Bundle& bundle, DeviceChoice& choice) {
   for (const std::string backend : {"tensorrt-rtx", "tensorrt"}) {
-    const bool built = has_engines(bundle, backend);
-    const std::string reason =
-        backend + (built ? ": engines cannot be run yet" : ": the bundle has no engines for it");
-    append(choice.reason, reason);
-    if (built) append(choice.note, reason);
+    if (!has_engines(bundle, backend)) continue;
+    append(choice.reason, backend + ": engines cannot be run yet");
+    append(choice.note, backend + ": engines cannot be run yet");
   }
-  load_onnxruntime(options.onnxruntime_library);
-  const DeviceName cuda{.kind = "cuda"};
-  try {
-    return make_for_device(cuda, options, bundle, choice);
-  } catch (const UnavailableError& error) {
-    append(choice.reason, error.what());
-    // A machine with a GPU, or with ONNX Runtime's build for GPUs, is expected to use it, so the
-    // user is told why it does not.
-    if (gpu_unavailable_reason().empty() || is_installed(cuda)) append(choice.note, error.what());
-  }
-  return make_for_device({.kind = "cpu"}, options, bundle, choice);
 }
 
-DeviceStatus try_device(const std::string& name, const OnnxRuntimeLibrary& library) {
-  const DeviceName device = parse_device(name);
-  const std::string reason = device_unavailable_reason(device, library);
-  return {.device = name,
-          .works = reason.empty(),
-          .details = reason.empty() ? describe_provider(device) : reason};
+// Returns the devices that `auto` tries before the CPU, the best first (docs/decisions/0021).
+std::vector<DeviceName> preferred_devices(const Bundle& bundle, DeviceChoice& choice) {
+  std::vector<DeviceName> devices{
+      {.kind = "cuda"}, {.kind = "openvino", .which = "gpu"}, {.kind = "webgpu"}};
+  if (bundle.dtype == "float32") {
+    append(choice.reason, "tensorrt-rtx would round float32 to TensorFloat-32");
+  } else {
+    devices.insert(devices.begin(), {.kind = "tensorrt-rtx"});
+  }
+  return devices;
+}
+
+// Says what is in the way of a device that nobody has asked for. A plugin takes 0.1 s to load, so
+// those for any GPU are left alone where Linux has none.
+Obstacle obstacle_of(const DeviceName& device, const OnnxRuntimeLibrary& library) {
+  const bool any_gpu = device.kind == "openvino" || device.kind == "webgpu";
+  std::error_code error;
+  if (any_gpu && !std::filesystem::exists("/dev/dri", error) &&
+      !std::filesystem::exists("/dev/dxg", error))
+    return {"there is no GPU (/dev/dri)", ""};
+  return device_obstacle(device, library);
+}
+
+std::shared_ptr<Backend> make_for_best_device(const BackendOptions& options, const Bundle& bundle) {
+  DeviceChoice choice;
+  const DeviceName cpu{.kind = "cpu"};
+  if (!bundle.quantized.empty()) {
+    choice.reason = "the bundle has " + bundle.quantized + " weights, which run on the CPU only";
+    return make_for_device(cpu, options, bundle, choice);
+  }
+  mention_engines(bundle, choice);
+  const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
+  for (const DeviceName& device : preferred_devices(bundle, choice)) {
+    const Obstacle obstacle = obstacle_of(device, library);
+    if (obstacle.reason.empty()) return make_for_device(device, options, bundle, choice);
+    const std::string why = to_string(device) + ": " + describe(obstacle);
+    append(choice.reason, why);
+    // Who has one of NVIDIA's GPUs, or has installed what runs on them, expects it to be used.
+    const bool nvidia = device.kind == "cuda" || device.kind == "tensorrt-rtx";
+    if (nvidia && (gpu_unavailable_reason().empty() || is_installed(device)))
+      append(choice.note, why);
+  }
+  return make_for_device(cpu, options, bundle, choice);
 }
 
 }  // namespace
-
-std::vector<DeviceStatus> list_devices(const BackendOptions& options) {
-  const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
-  std::vector<DeviceStatus> all{
-      {.device = "cpu", .works = true, .details = "ONNX Runtime " + library.version}};
-  for (const char* name : {"openvino:cpu", "openvino:gpu", "openvino:npu", "cuda", "tensorrt",
-                           "tensorrt-rtx", "webgpu"})
-    all.push_back(try_device(name, library));
-  return all;
-}
 
 std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundle& bundle) {
   if (options.threads < 0 || options.threads > 1024) {
@@ -112,6 +125,8 @@ std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundl
   const DeviceName device = parse_device(options.device);
   BackendOptions resolved = options;
   resolved.precision = check_precision(device, options.precision);
+  load_onnxruntime(options.onnxruntime_library);
+  use_plugin_library(options.provider_library);
   return device.kind == "auto" ? make_for_best_device(resolved, bundle)
                                : make_for_device(device, resolved, bundle, {});
 }

@@ -2,24 +2,58 @@
 
 #include <dlfcn.h>
 
+#include <array>
+#include <cctype>
+
 namespace intaglio {
 
 namespace {
 
 struct Driver {
   std::string reason;  // why there is no GPU; empty when there is one
-  int gpus = 0;
+  std::vector<NvidiaCard> cards = {};
 };
 
-// Calls the driver's C interface through dlopen, so that building and running without CUDA works.
+// A function of a library's C interface, all of which return a code that is 0 for success. Calling
+// one that the library does not have fails.
+template <typename... Arguments>
+class Function {
+ public:
+  Function(void* library, const char* name)
+      : function_(reinterpret_cast<int (*)(Arguments...)>(dlsym(library, name))) {}
+  explicit operator bool() const { return function_ != nullptr; }
+  int operator()(Arguments... arguments) const { return function_ ? function_(arguments...) : -1; }
+
+ private:
+  int (*function_)(Arguments...);
+};
+
+NvidiaCard describe_card(void* driver, int number) {
+  int handle = 0;
+  std::array<char, 256> text{};
+  std::size_t bytes = 0;
+  NvidiaCard card;
+  if (Function<int*, int>(driver, "cuDeviceGet")(&handle, number) != 0) return card;
+  if (Function<char*, int, int>(driver, "cuDeviceGetName")(text.data(), text.size() - 1, handle) ==
+      0)
+    card.name = text.data();
+  if (Function<std::size_t*, int>(driver, "cuDeviceTotalMem_v2")(&bytes, handle) == 0)
+    card.memory_bytes = bytes;
+  if (Function<char*, int, int>(driver, "cuDeviceGetPCIBusId")(text.data(), text.size() - 1,
+                                                               handle) == 0)
+    card.pci_bus_id = text.data();
+  for (char& letter : card.pci_bus_id)
+    letter = static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
+  return card;
+}
+
 Driver query_driver() {
   void* driver =
       dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);  // never closed, because it may be in use
-  if (!driver) return {.reason = "there is no NVIDIA driver (libcuda.so.1 was not found)"};
-  const auto init = reinterpret_cast<int (*)(unsigned)>(dlsym(driver, "cuInit"));
-  const auto count = reinterpret_cast<int (*)(int*)>(dlsym(driver, "cuDeviceGetCount"));
-  const auto error_text =
-      reinterpret_cast<int (*)(int, const char**)>(dlsym(driver, "cuGetErrorString"));
+  if (!driver) return {.reason = "there is no NVIDIA driver (libcuda.so.1)"};
+  const Function<unsigned> init(driver, "cuInit");
+  const Function<int*> count(driver, "cuDeviceGetCount");
+  const Function<int, const char**> error_text(driver, "cuGetErrorString");
   if (!init || !count || !error_text) return {.reason = "libcuda.so.1 is not an NVIDIA driver"};
   int gpus = 0;
   int error = init(0);
@@ -30,16 +64,40 @@ Driver query_driver() {
     return {.reason = "the NVIDIA driver reports: " +
                       (text ? std::string(text) : "error " + std::to_string(error))};
   }
-  return {.reason = gpus > 0 ? "" : "the NVIDIA driver finds no GPU", .gpus = gpus};
+  Driver found{.reason = gpus > 0 ? "" : "the NVIDIA driver finds no GPU"};
+  for (int number = 0; number < gpus; ++number)
+    found.cards.push_back(describe_card(driver, number));
+  return found;
+}
+
+const Driver& driver() {
+  static const Driver found = query_driver();
+  return found;
+}
+
+// Asks NVML, which comes with the driver. CUDA's interface only says which CUDA the driver is for.
+std::string query_version() {
+  void* nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (!nvml || Function<>(nvml, "nvmlInit_v2")() != 0) return "";
+  std::array<char, 96> text{};
+  const Function<char*, unsigned> version(nvml, "nvmlSystemGetDriverVersion");
+  return version(text.data(), static_cast<unsigned>(text.size() - 1)) == 0 ? text.data() : "";
 }
 
 }  // namespace
 
+const std::vector<NvidiaCard>& nvidia_cards() { return driver().cards; }
+
+const std::string& nvidia_driver_version() {
+  static const std::string version = query_version();
+  return version;
+}
+
 std::string gpu_unavailable_reason(int card) {
-  static const Driver driver = query_driver();
-  if (!driver.reason.empty() || card < driver.gpus) return driver.reason;
-  return "the NVIDIA driver finds " + std::to_string(driver.gpus) +
-         (driver.gpus == 1 ? " GPU" : " GPUs") + ", which are numbered from 0";
+  const std::size_t gpus = driver().cards.size();
+  if (!driver().reason.empty() || static_cast<std::size_t>(card) < gpus) return driver().reason;
+  return "the NVIDIA driver finds " + std::to_string(gpus) + (gpus == 1 ? " GPU" : " GPUs") +
+         ", numbered from 0";
 }
 
 }  // namespace intaglio

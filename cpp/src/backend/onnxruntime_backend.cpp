@@ -7,7 +7,7 @@
 #include <set>
 #include <span>
 
-#include "backend/engine_cache.h"
+#include "backend/compiled_cache.h"
 #include "backend/graph_form.h"
 #include "backend/host_stream.h"
 #include "backend/onnxruntime_library.h"
@@ -113,6 +113,7 @@ class OrtBoundGraph final : public BoundGraph {
 
   void run() override {
     translate_errors("running ", name_, device_, [&] {
+      const auto lock = lock_use({.kind = device_});
       if (copies_inputs_) bind_inputs();
       const auto run = [&] { session_->Run(run_options_, binding_); };
       if (profile_) {
@@ -276,7 +277,10 @@ class OrtProviderBackend final : public Backend {
       : device_(std::move(device)), version_(std::move(version)) {
     settings_.threads = thread_count(options);
     settings_.precision = options.precision;
-    if (device_.kind == "tensorrt") settings_.cache = make_engine_cache(bundle.folder, version_);
+    if (!compiles(device_)) return;
+    compiled_ = open_compiled(device_.kind + " " + describe_provider(device_), bundle.folder);
+    settings_.cache = compiled_.folder;
+    if (compiled_.empty) choice.compiling = compiling_text();
   }
 
   std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
@@ -286,6 +290,7 @@ class OrtProviderBackend final : public Backend {
       Ort::SessionOptions options = make_options(graph.path);
       auto profile = std::make_shared<PlacementProfile>(file, provider_name(device_), placements_);
       profile->ask(options);
+      const auto lock = lock_use(device_);
       return open_session(*bundle.files, file, graph, options, to_string(device_),
                           std::move(profile));
     });
@@ -296,7 +301,8 @@ class OrtProviderBackend final : public Backend {
   std::shared_ptr<DeviceMemory> make_memory() const override {
     return translate_errors("opening the loop's graphs", "", to_string(device_), [&] {
       return make_provider_memory(onnxruntime_environment(),
-                                  [this] { return make_options("loop"); });
+                                  [this] { return make_options("loop"); },
+                                  [this] { return lock_use(device_); });
     });
   }
 
@@ -304,7 +310,7 @@ class OrtProviderBackend final : public Backend {
     return "ONNX Runtime " + version_ + ", " + to_string(device_) + " (" +
            describe_provider(device_) + ")" +
            (precisions_of(device_).empty() ? "" : ", computes in " + settings_.precision) +
-           cache_text();
+           (settings_.cache.empty() ? "" : ", compiled in " + settings_.cache.string());
   }
 
   std::vector<GraphPlacement> placements() const override { return placements_->list(); }
@@ -323,16 +329,18 @@ class OrtProviderBackend final : public Backend {
     return options;
   }
 
-  std::string cache_text() const {
-    if (device_.kind != "tensorrt") return "";
-    return settings_.cache.empty() ? ", engines not cached (no folder for them is writable)"
-                                   : ", engines cached in " + settings_.cache.string();
+  std::string compiling_text() const {
+    const std::string text = "the first run on " + to_string(device_) + " compiles the model";
+    return compiled_.folder.empty()
+               ? text + ", and so does every other run, because there is no folder to keep it in"
+               : text + ", once; `intaglio cache` shows what is kept";
   }
 
   DeviceName device_;
   std::string version_;
   ProviderSettings settings_;
   std::shared_ptr<Placements> placements_ = std::make_shared<Placements>();
+  CompiledEntry compiled_;
 };
 
 }  // namespace
@@ -343,9 +351,11 @@ std::shared_ptr<Backend> make_onnxruntime_backend(const DeviceName& device,
   const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
   if (device.kind == "cpu")
     return std::make_shared<OrtCpuBackend>(options, library.version, bundle);
-  const std::string reason = device_unavailable_reason(device, library);
-  if (!reason.empty())
-    throw UnavailableError("device " + to_string(device) + " does not work here: " + reason);
+  const Obstacle obstacle = device_obstacle(device, library);
+  if (!obstacle.reason.empty()) {
+    throw UnavailableError("device " + to_string(device) +
+                           " does not work here: " + describe(obstacle) + ", or use --device cpu");
+  }
   return std::make_shared<OrtProviderBackend>(device, options, library.version, bundle);
 }
 

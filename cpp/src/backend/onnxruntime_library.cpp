@@ -2,7 +2,9 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -10,6 +12,7 @@
 #include "backend/loaded_file.h"
 #include "backend/ort_api.h"
 #include "intaglio/error.h"
+#include "intaglio/file.h"
 
 namespace intaglio {
 
@@ -29,13 +32,28 @@ std::vector<fs::path> libraries_in(const fs::path& folder) {
   return found;
 }
 
+// Returns the libraries of the package, the best first: the build for NVIDIA's GPUs, whose file
+// names the function that takes its provider, then the one whose name sorts last.
+std::vector<fs::path> package_libraries(const fs::path& folder) {
+  std::vector<fs::path> found = libraries_in(folder);
+  std::ranges::sort(found, std::greater<>());
+  if (found.size() > 1) {
+    std::ranges::stable_partition(found, [](const fs::path& path) {
+      return read_file(path).find("OrtSessionOptionsAppendExecutionProvider_CUDA") !=
+             std::string::npos;
+    });
+  }
+  return found;
+}
+
 // Returns the libraries to try, in order.
 std::vector<fs::path> candidates(const fs::path& library) {
   if (!library.empty()) return {library};
   const fs::path own = own_library_folder();
   std::vector<fs::path> paths = libraries_in(own);
   // pip installs site-packages/intaglio/lib beside site-packages/onnxruntime/capi.
-  for (const fs::path& path : libraries_in(own / "../../onnxruntime/capi")) paths.push_back(path);
+  for (const fs::path& path : package_libraries(own / "../../onnxruntime/capi"))
+    paths.push_back(path);
   paths.emplace_back("libonnxruntime.so.1");
   paths.emplace_back("libonnxruntime.so");
   return paths;
@@ -60,6 +78,13 @@ fs::path ops_library() {
   const fs::path path = own / "libintaglio_ops.so";
   std::error_code error;
   return !own.empty() && fs::exists(path, error) ? path : fs::path();
+}
+
+fs::path onnxruntime_packages() {
+  const fs::path capi = load_onnxruntime({}).path.parent_path();
+  const bool in_package =
+      capi.filename() == "capi" && capi.parent_path().filename() == "onnxruntime";
+  return in_package ? capi.parent_path().parent_path() : fs::path();
 }
 
 const OnnxRuntimeLibrary& load_onnxruntime(const fs::path& library) {

@@ -42,8 +42,12 @@ class Program {
 
 class ProviderMemory final : public DeviceMemory {
  public:
-  ProviderMemory(const Ort::Env& environment, std::function<Ort::SessionOptions()> make_options)
-      : environment_(environment), make_options_(std::move(make_options)) {
+  ProviderMemory(const Ort::Env& environment, std::function<Ort::SessionOptions()> make_options,
+                 std::function<std::unique_lock<std::mutex>()> lock_use)
+      : environment_(environment),
+        make_options_(std::move(make_options)),
+        lock_use_(std::move(lock_use)) {
+    const auto use = lock_use_();
     const auto identity = [&](ONNXTensorElementDataType type) {
       GraphBuilder graph;
       graph.node("Identity", {graph.input("from", type, 1)}, "to");
@@ -60,6 +64,7 @@ class ProviderMemory final : public DeviceMemory {
 
   Tensor allocate(const Shape& shape, DType dtype) override {
     const std::scoped_lock lock(mutex_);
+    const auto use = lock_use_();
     ++counts_.allocations;
     auto value = std::make_shared<Ort::Value>(
         Ort::Value::CreateTensor(*allocator_, shape.data(), shape.size(), ort_type(dtype)));
@@ -71,6 +76,7 @@ class ProviderMemory final : public DeviceMemory {
   void copy(const Tensor& from, Tensor to) override {
     assert(from.size() == to.size() && from.dtype() == to.dtype());
     const std::scoped_lock lock(mutex_);
+    const auto use = lock_use_();
     ++counts_.copies;
     counts_.copied_bytes += static_cast<std::int64_t>(from.bytes());
     Program& identity = from.dtype() == DType::int64 ? *int64s_ : *floats_;
@@ -79,6 +85,7 @@ class ProviderMemory final : public DeviceMemory {
 
   void gather(const GatherRows& rows) override {
     const std::scoped_lock lock(mutex_);
+    const auto use = lock_use_();
     const GatherForm form{.members = rows.members.size(),
                           .rank = rows.latent.shape().size(),
                           .modulation = rows.members.front().modulation.defined(),
@@ -103,6 +110,7 @@ class ProviderMemory final : public DeviceMemory {
 
   void step(const DeviceStep& step) override {
     const std::scoped_lock lock(mutex_);
+    const auto use = lock_use_();
     const StepForm form{.rank = step.from.x.shape().size(),
                         .unconditional_cache = step.from.newer_unconditional.defined(),
                         .degraded_cache = step.from.newer_degraded.defined()};
@@ -158,6 +166,7 @@ class ProviderMemory final : public DeviceMemory {
 
   const Ort::Env& environment_;
   std::function<Ort::SessionOptions()> make_options_;
+  std::function<std::unique_lock<std::mutex>()> lock_use_;
   std::mutex mutex_;  // a preview may be read while the loop goes on
   std::unique_ptr<Program> floats_, int64s_;
   Ort::ConstMemoryInfo info_;
@@ -169,8 +178,10 @@ class ProviderMemory final : public DeviceMemory {
 }  // namespace
 
 std::shared_ptr<DeviceMemory> make_provider_memory(
-    const Ort::Env& environment, std::function<Ort::SessionOptions()> make_options) {
-  auto memory = std::make_shared<ProviderMemory>(environment, std::move(make_options));
+    const Ort::Env& environment, std::function<Ort::SessionOptions()> make_options,
+    std::function<std::unique_lock<std::mutex>()> lock_use) {
+  auto memory = std::make_shared<ProviderMemory>(environment, std::move(make_options),
+                                                 std::move(lock_use));
   return memory->is_host() ? nullptr : memory;
 }
 

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 
 #include "backend/device_memory.h"
 #include "backend/ort_api.h"
@@ -9,8 +10,9 @@
 namespace intaglio {
 
 // Returns the memory of the provider that the sessions of `make_options` have, or null where it is
-// the host's.
+// the host's. The lock of `lock_use` is held while the provider opens or runs a session.
 std::shared_ptr<DeviceMemory> make_provider_memory(
-    const Ort::Env& environment, std::function<Ort::SessionOptions()> make_options);
+    const Ort::Env& environment, std::function<Ort::SessionOptions()> make_options,
+    std::function<std::unique_lock<std::mutex>()> lock_use);
 
 }  // namespace intaglio

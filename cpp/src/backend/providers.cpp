@@ -5,12 +5,12 @@
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <unordered_map>
 
 #include "backend/nvidia_driver.h"
 #include "backend/nvidia_options.h"
 #include "backend/provider_plugin.h"
+#include "backend/vendor_libraries.h"
 
 namespace intaglio {
 
@@ -19,63 +19,26 @@ namespace fs = std::filesystem;
 namespace {
 
 struct Provider {
-  std::string name;                           // in ONNX Runtime
-  std::optional<ProviderPlugin> plugin = {};  // none: only a part of builds of ONNX Runtime
-  std::string package = {};                   // the Python package of such a build
-  std::string libraries = {};                 // what it needs, as a part of a message
+  std::string name;       // in ONNX Runtime
+  std::string extra;      // of the package intaglio, which brings it
+  std::string libraries;  // what it needs, as a part of a message
 };
-
-ProviderPlugin make_plugin(const char* provider, const char* package, const char* library,
-                           const char* install) {
-  return {.provider = provider, .package = package, .library = library, .install = install};
-}
 
 // By device_names(), without auto and cpu.
 const Provider& provider_of(const DeviceName& device) {
   static const std::map<std::string, Provider> providers{
-      {"openvino",
-       {.name = "OpenVINOExecutionProvider",
-        .plugin = make_plugin("OpenVINOExecutionProvider", "onnxruntime_ep_openvino",
-                              "libonnxruntime_providers_openvino_plugin.so", "intaglio[openvino]"),
-        .package = "onnxruntime-openvino",
-        .libraries = "OpenVINO"}},
+      {"openvino", {"OpenVINOExecutionProvider", "openvino", "OpenVINO"}},
       {"tensorrt-rtx",
-       {.name = "NvTensorRTRTXExecutionProvider",
-        .plugin = make_plugin("NvTensorRTRTXExecutionProvider", "onnxruntime_ep_nv_tensorrt_rtx",
-                              "libonnxruntime_providers_nv_tensorrt_rtx.so",
-                              "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
-        .libraries = "TensorRT for RTX and CUDA"}},
-      {"cuda",
-       {.name = "CUDAExecutionProvider",
-        .package = "onnxruntime-gpu",
-        .libraries = "CUDA and cuDNN"}},
-      {"tensorrt",
-       {.name = "TensorrtExecutionProvider",
-        .package = "onnxruntime-gpu",
-        .libraries = "TensorRT, CUDA and cuDNN"}},
-      {"webgpu",
-       {.name = "WebGpuExecutionProvider",
-        .package = "onnxruntime-webgpu",
-        .libraries = "Vulkan, Direct3D 12 or Metal"}}};
+       {"NvTensorRTRTXExecutionProvider", "tensorrt-rtx", "TensorRT for RTX and CUDA"}},
+      {"cuda", {"CUDAExecutionProvider", "cuda", "CUDA and cuDNN"}},
+      {"tensorrt", {"TensorrtExecutionProvider", "cuda", "TensorRT 10, CUDA and cuDNN"}},
+      {"webgpu", {"WebGpuExecutionProvider", "webgpu", "Vulkan"}}};
   return providers.at(device.kind);
 }
 
-bool is_built_in(const Provider& provider) {
-  return std::ranges::count(Ort::GetAvailableProviders(), provider.name) > 0;
-}
-
-// Returns the plugin that has to run the device, or null when a part of the loaded library does: it
-// has the provider inside, and there is no plugin with such a device.
-const ProviderPlugin* plugin_for(const DeviceName& device) {
-  const Provider& provider = provider_of(device);
-  if (!provider.plugin) return nullptr;
-  const ProviderPlugin& plugin = *provider.plugin;
-  if (!is_built_in(provider)) return &plugin;
-  try {
-    if (!find_plugin(plugin).empty() && !plugin_devices(plugin, device).empty()) return &plugin;
-  } catch (const Ort::Exception&) {  // the plugin does not fit the library
-  }
-  return nullptr;
+// Whether the provider is a part of the loaded library.
+bool is_built_in(const DeviceName& device) {
+  return std::ranges::count(Ort::GetAvailableProviders(), provider_of(device).name) > 0;
 }
 
 // An ONNX model that computes y = Relu(x) on one float, opset 18, serialised by onnx.helper.
@@ -97,44 +60,84 @@ bool is_nvidia(const DeviceName& device) {
 }
 
 // Says that the provider is missing, and how to get it.
-std::string not_installed(const Provider& provider, const OnnxRuntimeLibrary& library) {
-  if (const auto& plugin = provider.plugin) {
-    return "ONNX Runtime's plugin for it (" + plugin->library +
-           ") is not installed; run pip install '" + plugin->install + "'";
+Obstacle not_installed(const DeviceName& device, const OnnxRuntimeLibrary& library) {
+  const Provider& provider = provider_of(device);
+  const std::string install = "pip install 'intaglio[" + provider.extra + "]'";
+  if (const ProviderPlugin* plugin = plugin_of(device.kind))
+    return {"its plugin (" + plugin->package + ") is not installed", install};
+  const std::string reason = "ONNX Runtime " + library.version + " has no " + provider.name;
+  std::error_code error;
+  if (std::filesystem::exists(library.path.parent_path() / "libonnxruntime_providers_cuda.so",
+                              error)) {
+    return {reason + ": the package onnxruntime has replaced a part of onnxruntime-gpu",
+            "pip install --force-reinstall --no-deps onnxruntime-gpu"};
   }
-  return "ONNX Runtime " + library.version + " (" + library.path.string() + ") has no " +
-         provider.name + "; install " + provider.package +
-         " in place of onnxruntime, or give its library with --onnxruntime";
+  return {reason, install};
 }
 
-// Says why an installed plugin has no such device; empty when it has one.
-std::string plugin_unavailable_reason(const ProviderPlugin& plugin, const DeviceName& device) {
-  try {
-    if (!plugin_devices(plugin, device).empty()) return "";
-  } catch (const Ort::Exception& error) {
-    return "ONNX Runtime's plugin for it cannot be loaded (" + trimmed(error.what()) +
-           "); install versions of onnxruntime and " + plugin.install +
-           " that fit each other, or use --device cpu";
-  }
+// Says why an installed plugin has no such device.
+Obstacle no_device(const DeviceName& device) {
+  const std::string name = to_string(device);
   // Up to 1.8.1 OpenVINO's plugin leaves out processors of other vendors, on which OpenVINO itself
   // runs (microsoft/onnxruntime#31981).
-  return plugin.provider + " finds no such device" +
-         (to_string(device) == "openvino:cpu"
-              ? " (this plugin takes processors of Intel only); install onnxruntime-openvino in "
-                "place of onnxruntime, give its library with --onnxruntime, or use --device cpu"
-              : "; use --device cpu");
+  if (name == "openvino:cpu") {
+    return {"OpenVINO's plugin takes processors of Intel only",
+            "give the library of onnxruntime-openvino with --onnxruntime"};
+  }
+  if (name == "openvino:gpu")
+    return {"OpenVINO finds no GPU of Intel", "apt install intel-opencl-icd"};
+  if (name == "openvino:npu")
+    return {"OpenVINO finds no NPU of Intel", "install Intel's driver linux-npu-driver"};
+  if (device.kind == "webgpu")
+    return {"ONNX Runtime finds no GPU", "check that lspci lists the GPU"};
+  return {provider_of(device).name + " finds no card that it supports",
+          "pip install 'intaglio[cuda]' and use --device cuda"};
+}
+
+// Says why an installed plugin does not run the device; empty when it may.
+Obstacle plugin_obstacle(const ProviderPlugin& plugin, const DeviceName& device) {
+  try {
+    return plugin_devices(plugin, device).empty() ? no_device(device) : Obstacle{};
+  } catch (const Ort::Exception& error) {
+    return {"its plugin cannot be loaded (" + trimmed(error.what()) + ")",
+            "pip install --upgrade 'intaglio[" + provider_of(device).extra + "]' onnxruntime"};
+  }
 }
 
 // Says why a graph of one node did not run, and what would change that.
-std::string explain(const DeviceName& device, const std::string& what) {
-  if (what.find("Failed to get a WebGPU adapter") != std::string::npos)
-    return "there is no GPU that WebGPU can use; install the GPU's Vulkan driver and libvulkan";
+Obstacle explain(const DeviceName& device, const std::string& what) {
+  if (what.find("Failed to get a WebGPU adapter") != std::string::npos) {
+    return {"there is no GPU that WebGPU can use with Vulkan",
+            "apt install libvulkan1 mesa-vulkan-drivers"};
+  }
+  // "... CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version ; GPU=0 ..."
+  if (const std::size_t start = what.find("CUDA failure "); start != std::string::npos) {
+    return {what.substr(start, what.find(" ;", start) - start),
+            "install a newer driver of NVIDIA's, until nvidia-smi lists the GPU"};
+  }
   const std::string before = "with error: ";  // the dynamic loader's message follows
   const std::size_t found = what.find(before);
-  if (found == std::string::npos) return "ONNX Runtime reports: " + what + "; check the driver";
-  return "ONNX Runtime's provider cannot be loaded (" + what.substr(found + before.size()) +
-         "); install the versions of " + provider_of(device).libraries +
-         " that it needs where the dynamic loader finds them";
+  if (found == std::string::npos) return {"ONNX Runtime reports: " + what, "check the driver"};
+  return {"its provider cannot be loaded (" + what.substr(found + before.size()) + ")",
+          device.kind == "cuda" ? "pip install 'intaglio[cuda]'"
+                                : "install the versions of " + provider_of(device).libraries +
+                                      " that it needs where the dynamic loader finds them"};
+}
+
+// Adds the provider of a build of ONNX Runtime. pip installs CUDA and cuDNN where the dynamic
+// loader does not find them, so what it misses is loaded from there.
+template <typename Add>
+void add_built_in(const Add& add) {
+  for (;;) {
+    try {
+      add();
+      return;
+    } catch (const Ort::Exception& error) {
+      const fs::path packages = onnxruntime_packages();
+      if (packages.empty() || !load_missing_library(error.what(), nvidia_package_folders(packages)))
+        throw;
+    }
+  }
 }
 
 std::string upper(std::string word) {
@@ -156,7 +159,15 @@ PluginOptions openvino_options(const DeviceName& device, const ProviderSettings&
     config["ENABLE_CPU_PINNING"] = "NO";
     config["INFERENCE_NUM_THREADS"] = std::to_string(settings.threads);
   }
+  if (!settings.cache.empty()) config["CACHE_DIR"] = settings.cache.string();
   return {{"load_config", nlohmann::json::object({{upper(device.which), config}}).dump()}};
+}
+
+PluginOptions plugin_options(const DeviceName& device, const ProviderSettings& settings) {
+  if (device.kind == "openvino") return openvino_options(device, settings);
+  if (device.kind == "tensorrt-rtx" && !settings.cache.empty())
+    return {{"nv_runtime_cache_path", settings.cache.string()}};
+  return {};
 }
 
 }  // namespace
@@ -178,9 +189,26 @@ void register_ops(const fs::path& ops_library) {
   });
 }
 
+std::unique_lock<std::mutex> lock_use(const DeviceName& device) {
+  static std::mutex mutex;
+  return device.kind == "webgpu" ? std::unique_lock(mutex) : std::unique_lock<std::mutex>();
+}
+
+const ProviderPlugin* used_plugin(const DeviceName& device) {
+  const ProviderPlugin* plugin = plugin_of(device.kind);
+  if (!plugin || !is_built_in(device)) return plugin;
+  // OpenVINO's plugin is the newer one, but it may have no device where the build has one.
+  if (device.kind != "openvino" || find_plugin(*plugin).empty()) return nullptr;
+  try {
+    return plugin_devices(*plugin, device).empty() ? nullptr : plugin;
+  } catch (const Ort::Exception&) {  // the plugin does not fit the library
+    return nullptr;
+  }
+}
+
 bool is_installed(const DeviceName& device) {
-  const Provider& provider = provider_of(device);
-  return is_built_in(provider) || (provider.plugin && !find_plugin(*provider.plugin).empty());
+  const ProviderPlugin* plugin = plugin_of(device.kind);
+  return is_built_in(device) || (plugin && !find_plugin(*plugin).empty());
 }
 
 const std::vector<std::string>& precisions_of(const DeviceName& device) {
@@ -194,17 +222,25 @@ const std::vector<std::string>& precisions_of(const DeviceName& device) {
   return found == precisions.end() ? none : found->second;
 }
 
-std::string device_unavailable_reason(const DeviceName& device, const OnnxRuntimeLibrary& library) {
-  const Provider& provider = provider_of(device);
-  if (!is_installed(device)) return not_installed(provider, library);
+bool compiles(const DeviceName& device) {
+  // OpenVINO compiles for the CPU in seconds, and would keep another copy of the weights.
+  return device.kind.starts_with("tensorrt") ||
+         (device.kind == "openvino" && device.which != "cpu");
+}
+
+std::string describe(const Obstacle& obstacle) {
+  return obstacle.reason + (obstacle.remedy.empty() ? "" : "; " + obstacle.remedy);
+}
+
+Obstacle device_obstacle(const DeviceName& device, const OnnxRuntimeLibrary& library) {
+  if (!is_installed(device)) return not_installed(device, library);
   if (is_nvidia(device)) {
     const std::string reason = gpu_unavailable_reason(card_of(device));
-    if (!reason.empty())
-      return reason + "; check that nvidia-smi lists the GPU, or use --device cpu";
+    if (!reason.empty()) return {reason, "install NVIDIA's driver, until nvidia-smi lists the GPU"};
   }
-  if (provider.plugin && !is_built_in(provider)) {
-    const std::string reason = plugin_unavailable_reason(*provider.plugin, device);
-    if (!reason.empty()) return reason;
+  if (const ProviderPlugin* plugin = used_plugin(device)) {
+    const Obstacle obstacle = plugin_obstacle(*plugin, device);
+    if (!obstacle.reason.empty()) return obstacle;
   }
   try {
     ProviderSettings settings{.threads = 1};
@@ -212,20 +248,20 @@ std::string device_unavailable_reason(const DeviceName& device, const OnnxRuntim
       settings.precision = precisions.front();
     Ort::SessionOptions options;
     add_provider(options, device, settings);
+    const auto lock = lock_use(device);
     Ort::Session(onnxruntime_environment(), kReluModel, sizeof(kReluModel) - 1, options);
   } catch (const Ort::Exception& error) {
-    return explain(device, trimmed(error.what())) + ", or use --device cpu";
+    return explain(device, trimmed(error.what()));
   }
-  return "";
+  return {};
 }
 
 void add_provider(Ort::SessionOptions& options, const DeviceName& device,
                   const ProviderSettings& settings) {
   onnxruntime_environment();  // loading a provider writes to the log of the environment
-  if (const ProviderPlugin* plugin = plugin_for(device)) {
-    options.AppendExecutionProvider_V2(
-        onnxruntime_environment(), plugin_devices(*plugin, device),
-        device.kind == "openvino" ? openvino_options(device, settings) : PluginOptions{});
+  if (const ProviderPlugin* plugin = used_plugin(device)) {
+    options.AppendExecutionProvider_V2(onnxruntime_environment(), plugin_devices(*plugin, device),
+                                       plugin_options(device, settings));
     return;
   }
   if (device.kind == "openvino") {
@@ -239,19 +275,22 @@ void add_provider(Ort::SessionOptions& options, const DeviceName& device,
     return;
   }
   const std::string card = std::to_string(card_of(device));
-  if (device.kind == "tensorrt") add_tensorrt(options, card, settings.cache, settings.graph);
-  add_cuda(options, card);  // also for tensorrt, where CUDA runs the nodes that TensorRT does not
+  if (device.kind == "tensorrt")
+    add_built_in([&] { add_tensorrt(options, card, settings.cache, settings.graph); });
+  // Also for tensorrt, where CUDA runs the nodes that TensorRT does not.
+  add_built_in([&] { add_cuda(options, card); });
 }
 
 const std::string& provider_name(const DeviceName& device) { return provider_of(device).name; }
 
 std::string describe_provider(const DeviceName& device) {
-  const Provider& provider = provider_of(device);
-  const ProviderPlugin* plugin = plugin_for(device);
-  if (!plugin) return provider.name;
+  const std::string& name = provider_of(device).name;
+  const ProviderPlugin* plugin = used_plugin(device);
+  if (!plugin) return name;
   const auto devices = plugin_devices(*plugin, device);
-  const char* vendor = devices.empty() ? "" : devices.front().EpVendor();
-  return provider.name + (*vendor ? std::string(" of ") + vendor : "");
+  if (devices.empty()) return name;
+  const char* version = devices.front().EpMetadata().GetValue(kOrtEpDevice_EpMetadataKey_Version);
+  return name + (version ? std::string(" ") + version : "");
 }
 
 }  // namespace intaglio

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <filesystem>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "backend/device_name.h"
 #include "backend/onnxruntime_library.h"
 #include "backend/ort_api.h"
+#include "backend/provider_plugin.h"
 
 namespace intaglio {
 
@@ -32,14 +34,31 @@ struct ProviderSettings {
 // types of the graph.
 const std::vector<std::string>& precisions_of(const DeviceName& device);
 
+// Must be held while a session is opened on the device. WebGPU's plugin (0.4.0) ends the process
+// when two threads open sessions at the same time.
+std::unique_lock<std::mutex> lock_use(const DeviceName& device);
+
+// Returns the plugin that runs the device, or null where the loaded library itself does.
+const ProviderPlugin* used_plugin(const DeviceName& device);
+
 // Returns whether the provider of the device is a part of the loaded library, or its plugin is
 // there.
 bool is_installed(const DeviceName& device);
 
-// Opens a graph of one node with the provider of the device. Returns the cause and the way out when
-// this fails, because there is no such provider, driver or card, or libraries are missing. Returns
-// an empty string when the device works.
-std::string device_unavailable_reason(const DeviceName& device, const OnnxRuntimeLibrary& library);
+// Why a device does not work, and one command that would change that; both are parts of a message,
+// and the second one is empty where there is none.
+struct Obstacle {
+  std::string reason, remedy;
+};
+std::string describe(const Obstacle& obstacle);  // "there is no driver; apt install it"
+
+// Returns whether the provider of the device compiles a graph for so long that the result is kept.
+bool compiles(const DeviceName& device);
+
+// Opens a graph of one node with the provider of the device. Returns what is in the way, because
+// there is no such provider, driver or card, or libraries are missing. The reason is empty when the
+// device works.
+Obstacle device_obstacle(const DeviceName& device, const OnnxRuntimeLibrary& library);
 
 // Adds the provider of a device that works to a session's options.
 void add_provider(Ort::SessionOptions& options, const DeviceName& device,
@@ -48,7 +67,7 @@ void add_provider(Ort::SessionOptions& options, const DeviceName& device,
 // Returns the name that the device's provider has in ONNX Runtime.
 const std::string& provider_name(const DeviceName& device);
 
-// Describes what runs a device that works: "OpenVINOExecutionProvider of Intel".
+// Describes what runs a device that works: "OpenVINOExecutionProvider 1.8.1".
 std::string describe_provider(const DeviceName& device);
 
 }  // namespace intaglio

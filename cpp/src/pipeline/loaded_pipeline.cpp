@@ -51,6 +51,14 @@ std::future<void> LoadedPipeline::load_transformer() {
   return std::async(kInBackground, [this] { transformer(); });
 }
 
+std::vector<std::function<void()>> LoadedPipeline::stages() {
+  std::vector<std::function<void()>> stages;
+  if (bundle.prompt && !bundle.prompt->encoders.empty()) stages.emplace_back([this] { text(); });
+  stages.emplace_back([this] { transformer(); });
+  stages.emplace_back([this] { vae_decoder(); });
+  return stages;
+}
+
 PromptEmbeddings LoadedPipeline::encode(Stream& stream, const Request& request) {
   if (const auto* given = std::get_if<PromptEmbeddings>(&request.condition)) return *given;
   PromptEmbeddings embeddings;

@@ -65,6 +65,9 @@ class LoadedPipeline {
   // Loads the transformer in the background. The future is not valid where it is loaded already.
   std::future<void> load_transformer();
 
+  // Returns what loads each part that a run from noise needs, in order.
+  std::vector<std::function<void()>> stages();
+
   // Encodes the request's prompts. Returns the embeddings that were given in their place, and none
   // for a bundle that is drawn by class.
   PromptEmbeddings encode(Stream& stream, const Request& request);

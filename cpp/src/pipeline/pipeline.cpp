@@ -75,6 +75,17 @@ Pipeline Pipeline::open(const std::filesystem::path& bundle, const BackendOption
 const Bundle& Pipeline::bundle() const { return loaded_->bundle; }
 const Backend& Pipeline::backend() const { return *loaded_->backend; }
 
+void Pipeline::load(const std::function<bool(int stage, int stages)>& loading) const {
+  loaded_->check_usable();
+  const auto stages = loaded_->stages();
+  const int count = static_cast<int>(stages.size());
+  for (int stage = 0; stage < count; ++stage) {
+    if (!loading(stage, count)) throw Interrupted("stopped while the model was loaded");
+    stages[static_cast<std::size_t>(stage)]();
+  }
+  loading(count, count);
+}
+
 PromptEmbeddings Pipeline::embed(const std::string& prompt,
                                  const std::optional<std::string>& negative_prompt) const {
   check_encoders(loaded_->bundle);

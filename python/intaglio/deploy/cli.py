@@ -62,6 +62,14 @@ def deploy(
             " package onnxruntime.",
         ),
     ] = None,
+    provider_library: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LIBRARY",
+            help="Library of an execution provider's plugin (OpenVINO, TensorRT-RTX or WebGPU) that"
+            " the target folder takes along, with its package.",
+        ),
+    ] = None,
 ) -> None:
     """Write a bundle together with what runs it, for another machine or for Triton.
 
@@ -72,7 +80,7 @@ def deploy(
     """
     signal.signal(signal.SIGTERM, _stop)
     try:
-        deployment = _write(target, bundle, output, onnxruntime)
+        deployment = _write(target, bundle, output, onnxruntime, provider_library)
     except _core.Error as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt as interrupt:
@@ -103,12 +111,15 @@ def _stop(number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
-def _write(target: str, bundle: Path, output: Path, onnxruntime: Path | None) -> Deployment:
-    if target == "triton" and onnxruntime:
-        raise _core.UsageError(
-            "--onnxruntime is for intaglio deploy folder: leave it out, since Triton uses that of"
-            " its Python"
-        )
+def _write(
+    target: str, bundle: Path, output: Path, onnxruntime: Path | None, provider: Path | None
+) -> Deployment:
+    for flag, library in (("--onnxruntime", onnxruntime), ("--provider-library", provider)):
+        if target == "triton" and library:
+            raise _core.UsageError(
+                f"{flag} is for intaglio deploy folder: leave it out, since Triton uses that of its"
+                " Python"
+            )
     screen = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
@@ -123,7 +134,7 @@ def _write(target: str, bundle: Path, output: Path, onnxruntime: Path | None) ->
 
         if target == "triton":
             return write_repository(bundle, output, progress)
-        return write_folder(bundle, output, onnxruntime, progress)
+        return write_folder(bundle, output, onnxruntime, progress, provider)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -38,11 +38,16 @@ class Deployment:
         return sum(path.stat().st_size for path in self.sources.values())
 
 
-def collect(bundle: Path, onnxruntime: Path | None) -> Deployment:
-    """Return everything that `intaglio deploy folder` writes."""
+def collect(bundle: Path, onnxruntime: Path | None, provider: Path | None) -> Deployment:
+    """Return everything that `intaglio deploy folder` writes.
+
+    `provider` is the library of an execution provider's plugin, which is taken along.
+    """
     deployment = collect_bundle(bundle, "bundle")
     _add_programs(deployment, onnxruntime)
     _add_libraries(deployment)
+    if provider:
+        _add_plugin(deployment, provider)
     return deployment
 
 
@@ -111,6 +116,27 @@ def _add_libraries(deployment: Deployment) -> None:
     needed = linked(programs[name] for name in optional)
     names = sorted({*needed.found, *needed.missing})
     deployment.left_to_cuda = [name for name in names if f"lib/{name}" not in sources]
+
+
+def _add_plugin(deployment: Deployment, library: Path) -> None:
+    """Add the plugin: all libraries of its Python package, or the library alone.
+
+    Intaglio's library looks for both beside itself.
+    """
+    if not library.is_file() or b"CreateEpFactories" not in library.read_bytes():
+        raise _core.UsageError(
+            f"--provider-library {library} is not the library of an execution provider's plugin:"
+            " give that of a package such as onnxruntime-ep-openvino"
+        )
+    package = library.absolute().parent
+    if not package.name.startswith("onnxruntime_ep_"):
+        deployment.sources[f"lib/{library.name}"] = library
+        return
+    for file in package.rglob("*"):
+        if file.is_file() and file.suffix not in {".py", ".pyc", ".txt"}:
+            deployment.sources[f"lib/{package.name}/{file.relative_to(package)}"] = file
+    notices = [*package.glob("*.txt"), *_distribution_licenses(package.name)]
+    _add_license(deployment, package.name, notices)
 
 
 def _add_license(deployment: Deployment, name: str, files: list[Path | None] | list[Path]) -> None:

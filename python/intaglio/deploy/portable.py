@@ -11,17 +11,22 @@ from intaglio.deploy.texts import readme, smoke_test
 
 
 def write_folder(
-    bundle: Path, output: Path, onnxruntime: Path | None, progress: Progress
+    bundle: Path,
+    output: Path,
+    onnxruntime: Path | None,
+    progress: Progress,
+    provider: Path | None = None,
 ) -> Deployment:
     """Write the folder `output`, which appears complete or not at all.
 
     Raises:
+        UsageError: `provider` is not the library of an execution provider's plugin.
         InputError: the bundle is invalid, or the output cannot be written.
         UnavailableError: Intaglio's command or ONNX Runtime's library is missing.
     """
     check_output(output, bundle)
     _core.Bundle.open(bundle)
-    deployment = collect(bundle, onnxruntime)
+    deployment = collect(bundle, onnxruntime, provider)
     with temporary_output(output, deployment.bytes) as work:
         copy_sources(deployment, work, progress)
         (work / "README.md").write_text(readme(deployment, work), encoding="utf-8")

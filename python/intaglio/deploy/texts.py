@@ -17,7 +17,8 @@ from intaglio.serve.triton_tensors import MAX_BATCH, inputs
 def readme(deployment: Deployment, folder: Path) -> str:
     """Return the README of the target `folder`: use, requirements, sizes and licences."""
     manifest = deployment.manifest
-    programs = [path for part in ("bin", "lib") for path in sorted((folder / part).iterdir())]
+    paths = [path for part in ("bin", "lib") for path in sorted((folder / part).rglob("*"))]
+    programs = [path for path in paths if path.is_file()]
     return _template("README.md").substitute(
         name=manifest["name"],
         source=manifest["source"],
@@ -98,14 +99,17 @@ def _rows(folder: Path, programs: list[Path], model_license: str) -> list[str]:
     bundle = sum(path.stat().st_size for path in (folder / "bundle").rglob("*") if path.is_file())
     rows = [f"| `bundle/` | {_size(bundle)} | {model_license} |"]
     for path in programs:
-        licenses = folder / "licenses" / _license_of(path.name)
+        licenses = folder / "licenses" / _license_of(path)
         where = f"`licenses/{licenses.name}/`" if licenses.is_dir() else "see its vendor"
-        name, size = f"{path.parent.name}/{path.name}", _size(path.stat().st_size)
+        name, size = path.relative_to(folder), _size(path.stat().st_size)
         rows.append(f"| `{name}` | {size} | {where} |")
     return rows
 
 
-def _license_of(name: str) -> str:
+def _license_of(path: Path) -> str:
+    name = path.name
+    if path.parent.name.startswith("onnxruntime_ep_"):  # the package of a provider's plugin
+        return path.parent.name
     for start, license_name in (
         ("intaglio", "intaglio"), ("libintaglio", "intaglio"),
         ("libonnxruntime", "onnxruntime"),

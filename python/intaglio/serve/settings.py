@@ -107,9 +107,9 @@ class ServerSettings(BaseModel):
             they are as the request's headers say.
         keep_alive: seconds after which a connection without a request is closed. It has to be
             longer than a load balancer in front keeps connections for.
-        device: device of `Pipeline.open`. precision: likewise. threads: likewise. prepack:
-            likewise, but on by default, since a server loads a model once and then runs it many
-            times.
+        device: device of `Pipeline.open`. precision: likewise. provider_library: likewise.
+            threads: likewise. prepack: likewise, but on by default, since a server loads a model
+            once and then runs it many times.
         max_batch: images that share one run of the transformer.
         memory_bytes: total size of the loaded bundles' files; None: no limit.
         embedding_bytes: size of the cached prompt embeddings.
@@ -132,6 +132,7 @@ class ServerSettings(BaseModel):
     keep_alive: PositiveFloat = 75.0
     device: str = "auto"
     precision: str = "float32"
+    provider_library: Path | None = None
     threads: NonNegativeInt = 0
     prepack: bool = True
     max_batch: PositiveInt = 8

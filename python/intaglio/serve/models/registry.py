@@ -81,7 +81,8 @@ class Models:
         Raises InputError for an invalid bundle, and UsageError for two bundles with one name or for
         a bundle that is larger than `memory_bytes`.
         """
-        self._options = settings.model_dump(include={"device", "precision", "threads", "prepack"})
+        backend = {"device", "precision", "provider_library", "threads", "prepack"}
+        self._options = settings.model_dump(include=backend, exclude_none=True)
         self._memory = settings.memory_bytes
         self._models: dict[str, Model] = {}
         self._changed = threading.Condition()

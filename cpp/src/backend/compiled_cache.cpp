@@ -1,0 +1,146 @@
+#include "backend/compiled_cache.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
+#include <system_error>
+#include <utility>
+
+#include "core/sha256.h"
+#include "intaglio/error.h"
+
+namespace intaglio {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr const char* kLock = "lock";  // its time is that of the last use
+
+struct Entry {
+  fs::path folder;
+  fs::file_time_type used;
+  std::uint64_t bytes = 0;
+};
+
+// Returns the user's cache folder by the XDG base directory specification, which ignores relative
+// paths, or an empty path.
+fs::path user_cache() {
+  const auto absolute = [](const char* name) {
+    const char* value = std::getenv(name);
+    return value && *value == '/' ? fs::path(value) : fs::path();
+  };
+  if (const fs::path given = absolute("XDG_CACHE_HOME"); !given.empty()) return given;
+  const fs::path home = absolute("HOME");
+  return home.empty() ? home : home / ".cache";
+}
+
+// Other processes may change a folder while it is read, so errors count as "nothing there".
+std::uint64_t bytes_of(const fs::path& folder) {
+  std::uint64_t bytes = 0;
+  std::error_code error;
+  for (auto file = fs::recursive_directory_iterator(folder, error);
+       !error && file != fs::recursive_directory_iterator(); file.increment(error)) {
+    std::error_code gone;
+    const std::uintmax_t size = file->is_regular_file(gone) ? file->file_size(gone) : 0;
+    if (!gone) bytes += size;
+  }
+  return bytes;
+}
+
+// Returns all entries, the last used first. Folders without a lock are not ours.
+std::vector<Entry> entries() {
+  std::vector<Entry> found;
+  std::error_code error;
+  const fs::path root = compiled_cache();
+  if (root.empty()) return found;
+  for (const auto& entry : fs::directory_iterator(root, error)) {
+    std::error_code none;
+    const auto used = fs::last_write_time(entry.path() / kLock, none);
+    if (!none) found.push_back({entry.path(), used, bytes_of(entry.path())});
+  }
+  std::ranges::sort(found, std::greater<>(), &Entry::used);
+  return found;
+}
+
+Descriptor open_lock(const fs::path& folder, int flags) {
+  return Descriptor(::open((folder / kLock).c_str(), flags | O_CLOEXEC, 0666));
+}
+
+// Whether the lock could be taken alone, which it can while no process uses the entry.
+bool lock_alone(const Descriptor& lock) {
+  return lock.is_open() && ::flock(lock.number(), LOCK_EX | LOCK_NB) == 0;
+}
+
+bool in_use(const Entry& entry) { return !lock_alone(open_lock(entry.folder, O_RDONLY)); }
+
+// Removes an entry unless a process uses it, and returns whether it did.
+bool remove(const Entry& entry, std::error_code& error) {
+  const Descriptor lock = open_lock(entry.folder, O_RDONLY);
+  if (!lock_alone(lock)) return false;
+  fs::remove_all(entry.folder, error);
+  return !error;
+}
+
+void trim(std::uint64_t limit) {
+  std::uint64_t kept = 0;
+  for (const Entry& entry : entries()) {
+    std::error_code error;
+    if (kept + entry.bytes > limit && remove(entry, error)) continue;
+    kept += entry.bytes;
+  }
+}
+
+std::string file_name(std::string text) {
+  std::ranges::replace_if(
+      text, [](unsigned char letter) { return !std::isalnum(letter) && letter != '.'; }, '-');
+  return text;
+}
+
+}  // namespace
+
+fs::path compiled_cache() {
+  const fs::path cache = user_cache();
+  return cache.empty() ? cache : cache / "intaglio" / "compiled";
+}
+
+CompiledEntry open_compiled(const std::string& provider, const fs::path& bundle,
+                            std::uint64_t limit) {
+  const fs::path root = compiled_cache();
+  if (root.empty()) return {};
+  // Providers compare the nodes of a graph with those of a cached one, but not the weights. The
+  // manifest lists the SHA-256 of every file, so its hash changes with any weight.
+  const std::string key = sha256_of_file(bundle / "bundle.json").substr(0, 16);
+  CompiledEntry entry{.folder = root / (file_name(provider) + "-" + key)};
+  std::error_code error;
+  fs::create_directories(entry.folder, error);
+  entry.lock = open_lock(entry.folder, O_RDWR | O_CREAT);
+  if (!entry.lock.is_open() || ::flock(entry.lock.number(), LOCK_SH) != 0) return {};
+  fs::last_write_time(entry.folder / kLock, fs::file_time_type::clock::now(), error);
+  entry.empty = bytes_of(entry.folder) == 0;  // the lock has no bytes
+  trim(limit);
+  return entry;
+}
+
+std::vector<CompiledSize> list_compiled() {
+  std::vector<CompiledSize> sizes;
+  for (const Entry& entry : entries())
+    sizes.push_back({entry.folder.filename().string(), entry.bytes, in_use(entry)});
+  return sizes;
+}
+
+std::vector<CompiledSize> clear_compiled() {
+  std::vector<CompiledSize> removed;
+  for (const Entry& entry : entries()) {
+    std::error_code error;
+    if (remove(entry, error))
+      removed.push_back({entry.folder.filename().string(), entry.bytes, false});
+    if (error) throw InputError("cannot remove " + entry.folder.string() + ": " + error.message());
+  }
+  return removed;
+}
+
+}  // namespace intaglio

@@ -1,0 +1,102 @@
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "backend/nvidia_driver.h"
+#include "backend/onnxruntime_library.h"
+#include "backend/provider_plugin.h"
+#include "backend/providers.h"
+#include "intaglio/backend.h"
+
+namespace intaglio {
+
+namespace {
+
+// Describes the processor and its memory.
+void add_processor(DeviceStatus& status) {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with("model name")) continue;
+    status.card = line.substr(std::min(line.find(": ") + 2, line.size()));
+    break;
+  }
+  status.memory_bytes = static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
+                        static_cast<std::uint64_t>(::sysconf(_SC_PAGE_SIZE));
+}
+
+void add_nvidia_card(DeviceStatus& status, const NvidiaCard& card) {
+  status.card = card.name;
+  status.memory_bytes = card.memory_bytes;
+  status.driver = nvidia_driver_version();
+}
+
+// Describes what ONNX Runtime knows of a plugin's device: its vendor, a name on some systems, and
+// the slot by which the driver knows more of an NVIDIA card.
+void add_plugin_device(DeviceStatus& status, const Ort::ConstEpDevice& device) {
+  const auto hardware = device.Device();
+  const auto known = hardware.Metadata().GetKeyValuePairs();
+  const auto name = known.find("Description");
+  status.card = name == known.end() ? hardware.Vendor() : name->second;
+  const auto slot = known.find("pci_bus_id");
+  if (slot == known.end()) return;
+  for (const NvidiaCard& card : nvidia_cards())
+    if (card.pci_bus_id.ends_with(slot->second) || slot->second.ends_with(card.pci_bus_id))
+      add_nvidia_card(status, card);
+}
+
+void describe_hardware(DeviceStatus& status, const DeviceName& device) {
+  const std::size_t number = device.which.empty() ? 0 : std::stoul(device.which);
+  if (device.kind == "cpu" || to_string(device) == "openvino:cpu") {
+    add_processor(status);
+  } else if (device.kind == "cuda" || device.kind == "tensorrt") {
+    add_nvidia_card(status, nvidia_cards().at(number));
+  } else if (const ProviderPlugin* plugin = used_plugin(device)) {
+    for (const auto& found : plugin_devices(*plugin, device)) add_plugin_device(status, found);
+  }
+}
+
+DeviceStatus try_device(const DeviceName& device, const OnnxRuntimeLibrary& library) {
+  DeviceStatus status{.device = to_string(device), .runtime = "ONNX Runtime " + library.version};
+  if (device.kind != "cpu") {
+    const Obstacle obstacle = device_obstacle(device, library);
+    status.reason = obstacle.reason;
+    status.remedy = obstacle.remedy;
+  }
+  status.works = status.reason.empty();
+  if (!status.works) return status;
+  if (device.kind != "cpu") status.runtime += ", " + describe_provider(device);
+  describe_hardware(status, device);
+  return status;
+}
+
+// Returns how many cards a kind of device has whose cards have numbers, or 0 when that is unknown.
+std::size_t cards_of(const std::string& kind) {
+  if (!is_installed({.kind = kind})) return 0;
+  if (kind == "cuda" || kind == "tensorrt") return nvidia_cards().size();
+  if (kind != "tensorrt-rtx") return 0;
+  try {
+    return plugin_devices(*plugin_of(kind)).size();
+  } catch (const Ort::Exception&) {
+    return 0;  // the status says why
+  }
+}
+
+}  // namespace
+
+std::vector<DeviceStatus> list_devices(const BackendOptions& options) {
+  const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
+  use_plugin_library(options.provider_library);
+  std::vector<DeviceStatus> all{try_device({.kind = "cpu"}, library)};
+  for (const char* which : {"cpu", "gpu", "npu"})
+    all.push_back(try_device({.kind = "openvino", .which = which}, library));
+  for (const char* kind : {"cuda", "tensorrt", "tensorrt-rtx", "webgpu"}) {
+    const std::size_t cards = cards_of(kind);
+    if (cards == 0) all.push_back(try_device({.kind = kind}, library));
+    for (std::size_t number = 0; number < cards; ++number)
+      all.push_back(try_device({.kind = kind, .which = std::to_string(number)}, library));
+  }
+  return all;
+}
+
+}  // namespace intaglio
