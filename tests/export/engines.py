@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import numpy_helper
+from onnxruntime import InferenceSession
+from onnxruntime.capi import onnxruntime_pybind11_state as statuses
 
 from intaglio_export.engines.builder import BuildPlan, BuildRequest, build_engines
 from intaglio_export.engines.bundle import Component
@@ -74,8 +77,8 @@ def assert_whole(bundle: Path, folder: Path) -> Json:
     manifest, components = read(bundle / "bundle.json"), read(folder / "engine.json")["components"]
     expected = graphs(manifest)
     assert list(components) == [graph["path"] for graph in expected]
-    plans = {entry["plan"] for entry in components.values()}
-    assert {path.name for path in folder.iterdir()} == plans | {"engine.json"}
+    files = {entry[file] for entry in components.values() for file in ("plan", "context_model")}
+    assert {path.name for path in folder.iterdir()} == files | {"engine.json"}
     for graph in expected:
         entry = components[graph["path"]]
         for kind in ("inputs", "outputs"):
@@ -88,7 +91,30 @@ def assert_whole(bundle: Path, folder: Path) -> Json:
         assert len(plan) == entry["plan_bytes"] > entry["weights_bytes"]
         assert hashlib.sha256(plan).hexdigest() == entry["plan_sha256"]
         assert_weights(onnx.load(bundle / graph["path"]), plan, entry["weights_bytes"])
+        assert_context_model(folder / entry["context_model"], graph, plan)
+        assert "remarks" not in entry
     return dict(components)
+
+
+def assert_context_model(file: Path, graph: Json, plan: bytes) -> None:
+    """ONNX Runtime takes the model up to the provider, and its tensors are the plan's."""
+    onnx.checker.check_model(file)
+    model = onnx.load(file)
+    (node,) = model.graph.node
+    assert list(node.input) == [tensor["name"] for tensor in graph["inputs"]]
+    assert list(node.output) == [tensor["name"] for tensor in graph["outputs"]]
+    assert all(name.encode() in plan for name in (*node.input, *node.output))
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert (file.parent / values["ep_cache_context"].decode()).read_bytes() == plan
+    assert values["partition_name"].decode() == file.stem
+    (known,) = model.metadata_props
+    assert known.key == "ep_compatibility_info.NvTensorRTRTXExecutionProvider"
+    # The provider's own check reads a header of 64 bytes, which begins as the plan does.
+    assert bytes.fromhex(known.value) == plan[:64]
+    with pytest.raises(
+        statuses.NotImplemented, match="Could not find an implementation for EPContext"
+    ):
+        InferenceSession(file, providers=["CPUExecutionProvider"])
 
 
 def assert_covers(tensor: Json, axes: list[int | str]) -> None:
