@@ -156,7 +156,7 @@ def test_auto_says_why_engines_are_not_used(
     assert done.stderr.count("\n") == 1
     assert backend in done.stderr
     reason = json.loads((command.folder / "report.json").read_text())["reason"]
-    assert f"{backend}: engines cannot be run yet" in reason
+    assert f"{backend}: give --device {backend}" in reason
     other = {"tensorrt-rtx": "tensorrt", "tensorrt": "tensorrt-rtx"}[backend]
     assert f"{other}: the bundle has no engines for it" in reason
     assert f"{backend}: the bundle has no engines for it" not in reason.split("; ")

@@ -68,7 +68,7 @@ std::shared_ptr<Backend> make_for_best_device(const BackendOptions& options, con
   for (const std::string backend : {"tensorrt-rtx", "tensorrt"}) {
     const bool built = has_engines(bundle, backend);
     const std::string reason =
-        backend + (built ? ": engines cannot be run yet" : ": the bundle has no engines for it");
+        backend + (built ? ": give --device " + backend : ": the bundle has no engines for it");
     append(choice.reason, reason);
     if (built) append(choice.note, reason);
   }

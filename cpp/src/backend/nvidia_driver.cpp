@@ -33,7 +33,21 @@ Driver query_driver() {
   return {.reason = gpus > 0 ? "" : "the NVIDIA driver finds no GPU", .gpus = gpus};
 }
 
+// Values of CUdevice_attribute for the compute capability.
+constexpr int kMajor = 75, kMinor = 76;
+
 }  // namespace
+
+std::string gpu_architecture(int card) {
+  if (!gpu_unavailable_reason(card).empty()) return {};
+  void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
+  if (!driver) return {};
+  const auto attribute =
+      reinterpret_cast<int (*)(int*, int, int)>(dlsym(driver, "cuDeviceGetAttribute"));
+  int major = 0, minor = 0;
+  if (!attribute || attribute(&major, kMajor, card) || attribute(&minor, kMinor, card)) return {};
+  return "sm" + std::to_string(major) + std::to_string(minor);
+}
 
 std::string gpu_unavailable_reason(int card) {
   static const Driver driver = query_driver();

@@ -8,4 +8,7 @@ namespace intaglio {
 // or an empty string when it has one. The driver is asked only once per process.
 std::string gpu_unavailable_reason(int card = 0);
 
+// Returns the compute capability of a GPU, "sm89"; empty when the driver does not tell.
+std::string gpu_architecture(int card);
+
 }  // namespace intaglio

@@ -4,14 +4,18 @@
 #include <cassert>
 #include <exception>
 #include <initializer_list>
+#include <optional>
 #include <set>
 #include <span>
 
 #include "backend/engine_cache.h"
+#include "backend/engine_session.h"
 #include "backend/host_stream.h"
+#include "backend/nvidia_driver.h"
 #include "backend/onnxruntime_library.h"
 #include "backend/ort_api.h"
 #include "backend/providers.h"
+#include "bundle/engines.h"
 #include "bundle/files.h"
 #include "core/usable_cpus.h"
 #include "intaglio/bundle.h"
@@ -271,6 +275,30 @@ class OrtCpuBackend final : public Backend {
   std::filesystem::path ops_library_ = ops_library();
 };
 
+// Opens the graph, or an engine's context model of it, with the provider of a device.
+std::unique_ptr<Session> open_on_device(const DeviceName& device, ProviderSettings settings,
+                                        const std::shared_ptr<const BundleFiles>& files,
+                                        const Graph& graph,
+                                        const std::filesystem::path& context_model) {
+  const std::string path = context_model.empty() ? files->path(graph.path) : context_model;
+  return translate_errors("loading ", path, to_string(device), [&] {
+    Ort::SessionOptions options;
+    // The threads are for nodes that the provider leaves to the CPU.
+    options.SetIntraOpNumThreads(settings.threads);
+    options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
+    // Our kernel of MASuppress is not registered here. It runs on the CPU, so ONNX Runtime would
+    // copy the hidden states from the device and back; the function in the graph runs there.
+    settings.graph = graph.path;
+    add_provider(options, device, settings);
+    if (context_model.empty())
+      return open_session(*files, graph.path, graph, options, to_string(device));
+    // The provider looks for the plan beside the file, so it cannot be opened from memory.
+    auto session = std::make_shared<Ort::Session>(onnxruntime_environment(), path.c_str(), options);
+    return std::unique_ptr<Session>(
+        std::make_unique<OrtSession>(std::move(session), graph, to_string(device)));
+  });
+}
+
 // Runs the graphs with an execution provider of ONNX Runtime other than the CPU's.
 class OrtProviderBackend final : public Backend {
  public:
@@ -280,22 +308,29 @@ class OrtProviderBackend final : public Backend {
     settings_.threads = thread_count(options);
     settings_.precision = options.precision;
     if (device_.kind == "tensorrt") settings_.cache = make_engine_cache(bundle.folder, version_);
+    if (device_.kind != "tensorrt-rtx") return;
+    try {
+      // The provider says whether an engine is of a version that it runs.
+      engines_.emplace(bundle, EngineTarget{device_.kind, "", gpu_architecture(card_of(device_))});
+    } catch (const UnavailableError& error) {
+      no_engines_ = error.what();
+    }
   }
 
   std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
-    const std::string path = bundle.files->path(graph.path).string();
-    return translate_errors("loading ", path, to_string(device_), [&] {
-      Ort::SessionOptions options;
-      // The threads are for nodes that the provider leaves to the CPU.
-      options.SetIntraOpNumThreads(settings_.threads);
-      options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
-      // Our kernel of MASuppress is not registered here. It runs on the CPU, so ONNX Runtime would
-      // copy the hidden states from the device and back; the function in the graph runs there.
-      ProviderSettings settings = settings_;
-      settings.graph = graph.path;
-      add_provider(options, device_, settings);
-      return open_session(*bundle.files, graph.path, graph, options, to_string(device_));
-    });
+    const auto open = [device = device_, settings = settings_, files = bundle.files,
+                       graph](const std::filesystem::path& context_model) {
+      return open_on_device(device, settings, files, graph, context_model);
+    };
+    if (device_.kind != "tensorrt-rtx") return open({});
+    std::optional<GraphEngines> engines;
+    std::string reason = no_engines_;
+    try {
+      if (engines_ && bundle.files->in_place(graph.path)) engines = engines_->find(graph);
+    } catch (const UnavailableError& error) {
+      reason = error.what();
+    }
+    return std::make_unique<EngineSession>(graph, std::move(engines), reason, open, use_);
   }
 
   std::unique_ptr<Stream> make_stream() const override { return std::make_unique<HostStream>(); }
@@ -304,7 +339,7 @@ class OrtProviderBackend final : public Backend {
     return "ONNX Runtime " + version_ + ", " + to_string(device_) + " (" +
            describe_provider(device_) + ")" +
            (precisions_of(device_).empty() ? "" : ", computes in " + settings_.precision) +
-           cache_text();
+           cache_text() + use_->text();
   }
 
  private:
@@ -317,6 +352,9 @@ class OrtProviderBackend final : public Backend {
   DeviceName device_;
   std::string version_;
   ProviderSettings settings_;
+  std::optional<Engines> engines_;  // of the bundle, for this GPU
+  std::string no_engines_;          // why there are none
+  std::shared_ptr<EngineUse> use_ = std::make_shared<EngineUse>();
 };
 
 }  // namespace
