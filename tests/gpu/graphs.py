@@ -28,9 +28,11 @@ from intaglio_export.adapters import FluxAdapter, SD3Adapter
 from intaglio_export.adapters.base import Adapter
 from intaglio_export.bundle.manifest import BundleParts, Suppression, build_manifest, write_manifest
 from intaglio_export.bundle.writing import make_graph, save_graph
+from intaglio_export.graph_specs import ExportUnit, GraphSpec
 from intaglio_export.networks.encoders import vae_decoder_unit, vae_encoder_unit
 from intaglio_export.networks.transformer_graphs import transformer_units
 from intaglio_export.options import ModelSettings
+from intaglio_export.passes.cast_matmuls_to_float32 import cast_matmuls_to_float32
 from intaglio_export.passes.share_weights import share_weights
 from intaglio_export.precision import store_weights_in
 
@@ -62,13 +64,14 @@ def write(work: Path, name: str) -> None:
         leave_weights(model, source, ir.DataType.FLOAT16)
     share_weights(list(models.values()), source.parent)
     for kind, model in models.items():
-        save_graph(model, work / units[kind].spec.path)
+        save(model, units[kind].spec, work)
     vae = (vae_decoder_unit(adapter), vae_encoder_unit(adapter))
     for unit in vae:
         model = make_graph(unit)
         (work / unit.spec.path).parent.mkdir()
         share_weights([model], work / Path(unit.spec.path).parent)
-        save_graph(model, work / unit.spec.path)
+        save(model, unit.spec, work)
+    (source.parent / "config.json").unlink()
     write_bundle(adapter, name, units, vae, work, source)
     lacking = {
         "file": source.relative_to(work).as_posix(),
@@ -77,7 +80,15 @@ def write(work: Path, name: str) -> None:
     }
     (work / "weights.json").write_text(json.dumps(lacking))
     source.unlink()
-    (source.parent / "config.json").unlink()
+
+
+def save(model: ir.Model, spec: GraphSpec, work: Path) -> None:
+    """Save a graph, and the one that stands in for it on the CPU."""
+    save_graph(model, work / spec.path)
+    if spec.cpu is not None:
+        widened = ir.from_proto(ir.to_proto(model))
+        cast_matmuls_to_float32(widened)
+        save_graph(widened, work / spec.cpu)
 
 
 def load(name: str, transformer: torch.nn.Module) -> Adapter:
@@ -105,7 +116,14 @@ def load(name: str, transformer: torch.nn.Module) -> Adapter:
     return SD3Adapter(StableDiffusion3Pipeline(transformer, scheduler, vae, *absent), DTYPE)
 
 
-def write_bundle(adapter, name, units, vae, work, source) -> None:  # type: ignore[no-untyped-def]
+def write_bundle(
+    adapter: Adapter,
+    name: str,
+    units: dict[str, ExportUnit],
+    vae: tuple[ExportUnit, ExportUnit],
+    work: Path,
+    source: Path,
+) -> None:
     """Write the manifest. tests/gpu/weights.py puts in the digest of the weights."""
     hidden = source.rename(work.parent / f"{name}-{source.name}")
     length = 512 if name == "flux-dev" else 77

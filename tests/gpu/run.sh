@@ -36,7 +36,7 @@ done
 export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}
 export NVIDIA_TF32_OVERRIDE=0  # TensorRT's provider has no other way to compute float32 in float32
 
-say() { printf '%s\n' "$*" | tee -a "$report"; }
+say() { printf '%s\n' "$@" | tee -a "$report"; }
 # Runs a command within what is left of the time; its output goes to a log, and a failure to the report.
 run() {
   local log=$out/$1.log left=$((limit - SECONDS))
@@ -86,7 +86,7 @@ say "" "The copies are those that the loop asks for; ONNX Runtime's own are not 
 say "## A mixed batch of 8" ""
 run batch "$out/pack/folder/bin/mixed_batch" "$bundle" "$device" "$library" && say "$(tail -n 1 "$out/batch.log")"
 
-say "" "## One, two and three rows at 1024x1024, float16, random weights" ""
+say "" "## One, two and three rows at the model's size, float16, random weights" ""
 say "| model | rows | s per step | to CFG |" "|---|---|---|---|"
 for model in "$out/pack/graphs"/*/; do
   name=$(basename "$model")
