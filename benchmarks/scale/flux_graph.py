@@ -110,9 +110,7 @@ def load(folder: Path) -> FluxAdapter:
     return FluxAdapter(pipeline, DTYPE)
 
 
-def leave_weights(
-    model: ir.Model, source: Path, dtype: ir.DataType = ir.DataType.BFLOAT16
-) -> None:
+def leave_weights(model: ir.Model, source: Path, dtype: ir.DataType = ir.DataType.BFLOAT16) -> None:
     """Let initializers that `source` holds in `dtype` as they are refer to it."""
     with source.open("rb") as file:
         length = int.from_bytes(file.read(_HEAD), "little")
