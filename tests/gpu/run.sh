@@ -41,7 +41,9 @@ say() { printf '%s\n' "$@" | tee -a "$report"; }
 run() {
   local log=$out/$1.log left=$((limit - SECONDS))
   shift
-  if [ "$left" -le 0 ]; then say "not run, because the $limit seconds were over: $*"; return 1; fi
+  if [ "$left" -le 0 ]; then
+    say "" "The $limit seconds were over before $log." && exit 1
+  fi
   timeout "$left" "$@" >"$log" 2>&1 && return
   say "failed with exit code $?: $(tail -n 1 "$log")"
   status=1
@@ -63,12 +65,11 @@ fi
 say "" "## Latents against the CPU" "" "| mode | relative error | copies in the loop | step, ms |" "|---|---|---|---|"
 draw() { run "$1" "$intaglio" generate "$bundle" --prompt "a dark ankle boot" --seed 5 --steps 4 --onnxruntime "$library" --device "$2" \
   --latents-out "$out/$2.npy" --report "$out/$2.json" -o "$out/$2.png" "${@:3}"; }
-draw picture cpu && cp "$out/cpu.png" "$out/picture.png"
+draw picture cpu && cp "$out/cpu.png" "$out/picture.png"  # to start from
 compare() {
   local mode=$1 error
   shift
-  rm -f "$out/cpu.npy" "$out/$device.npy"
-  draw cpu cpu "$@" && draw "$device" "$device" "$@"
+  draw cpu cpu "$@" && draw "$device" "$device" "$@" || return
   error=$(python3 tests/gpu/compare.py "$out/$device.npy" "$out/cpu.npy")
   python3 -c 'import sys; sys.exit(not float(sys.argv[1]) < 1e-4)' "$error" || status=1
   say "| $mode | $error | $(field "$out/$device.json" loop copies) | $(python3 -c 'import json, sys
