@@ -115,8 +115,8 @@ def load(folder: Path) -> FluxAdapter:
     return FluxAdapter(pipeline, DTYPE)
 
 
-def leave_weights(model: ir.Model, source: Path) -> None:
-    """Let initializers that `source` holds as they are refer to it."""
+def leave_weights(model: ir.Model, source: Path, dtype: ir.DataType = ir.DataType.BFLOAT16) -> None:
+    """Let initializers that `source` holds in `dtype` as they are refer to it."""
     with source.open("rb") as file:
         length = int.from_bytes(file.read(_HEAD), "little")
         entries = json.loads(file.read(length))
@@ -125,7 +125,7 @@ def leave_weights(model: ir.Model, source: Path) -> None:
         assert tensor is not None
         assert value.name is not None
         entry = entries.get(value.name.removeprefix("transformer."))
-        if entry is None or tensor.dtype != ir.DataType.BFLOAT16:
+        if entry is None or tensor.dtype != dtype:
             continue
         shape = tuple(tensor.shape.numpy())
         assert shape == tuple(entry["shape"]), value.name

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from intaglio_export.adapters.base import EncoderLayout
 from intaglio_export.bundle.writing import Stage, write_stages
+from intaglio_export.engines import engine_file
 from intaglio_export.engines.bundle import Component, components, read_manifest
-from intaglio_export.engines.checks import check_engine
-from intaglio_export.engines.log import LogReader
+from intaglio_export.engines.checks import check_engine, remarks
+from intaglio_export.engines.log import EngineLog, LogReader
 from intaglio_export.engines.network import BuildSpec, build_engine
 from intaglio_export.engines.packages import Package, open_package
 from intaglio_export.engines.profiles import default_profile, input_shapes
+from intaglio_export.engines.worker import Built
 from intaglio_export.networks.encoders import text_encoder_unit
 from tests.families.parts import make_t5, make_t5_tokenizer
 
@@ -66,19 +69,34 @@ def test_a_timing_cache_is_kept_and_a_cut_one_made_anew(order: BuildSpec) -> Non
 
 
 @pytest.mark.parametrize("message", PASSING)
-def test_kernels_that_are_left_out_fail_no_build(message: str) -> None:
-    timing, ahead = LogReader(True), LogReader(False)
-    for reader in (timing, ahead):
-        reader.add(message, True)
-    assert (timing.problems, timing.remarks) == ([], [message])
-    assert ahead.problems == [message]
+def test_a_warning_that_the_engine_survives_is_a_remark(message: str) -> None:
+    reader = LogReader()
+    reader.add(message, "warning")
+    assert (reader.problems, reader.result().remarks) == ([], (message,))
 
 
-def test_a_profile_that_contradicts_the_graph_fails_any() -> None:
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_a_profile_that_contradicts_the_graph_fails_any(level: Literal["warning", "error"]) -> None:
     message = "Profile 0: min of tensor latent is out of range"
-    reader = LogReader(True)
-    reader.add(message, True)
+    reader = LogReader()
+    reader.add(message, level)
     assert reader.problems == [message]
+
+
+def test_a_log_of_other_words_fails_no_build(order: BuildSpec, forked_bundle: Path) -> None:
+    """What the log of another version does not say is not reported, and the engine is checked."""
+    manifest = read_manifest(forked_bundle)
+    (part,) = (c for c in components(forked_bundle, manifest) if c.kind == "vae_encoder")
+    engine = build_engine(open_package("tensorrt-rtx"), order, lambda what, done: None)
+    assert remarks(part, engine.log) == []
+    check_engine(part, order, engine.bindings)
+    (said,) = remarks(part, EngineLog())
+    assert "does not list the layers" in said
+    built = Built(engine.header, engine.bindings, EngineLog(), engine.plan.nbytes, "0" * 64)
+    entry = engine_file.entry("0" * 16, part, manifest, built, [1000])
+    assert entry["weights_bytes"] == part.weights_bytes
+    assert entry["activation_bytes"] == [1000]
+    assert entry["inputs"][0]["shape"] == [1, 3, -1, -1]
 
 
 def test_tables_of_positions_are_no_weights(tmp_path: Path) -> None:
@@ -95,5 +113,6 @@ def test_tables_of_positions_are_no_weights(tmp_path: Path) -> None:
     assert part.table_bytes > 256 * 256 * 8
     shapes = {"token_ids": ((1, 256), (1, 256), (2, 256))}
     order = BuildSpec("tensorrt-rtx", tmp_path / path, ("sm89",), (), (shapes,), (), Path())
-    _, log = build_engine(open_package("tensorrt-rtx"), order, lambda what, done: None)
-    check_engine(part, order, log)
+    engine = build_engine(open_package("tensorrt-rtx"), order, lambda what, done: None)
+    check_engine(part, order, engine.bindings)
+    assert remarks(part, engine.log) == []

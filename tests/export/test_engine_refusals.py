@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from intaglio_export.engines import builder
+from intaglio_export.engines.bindings import Binding
 from intaglio_export.engines.checks import check_engine
-from intaglio_export.engines.log import Binding, EngineLog
 from intaglio_export.engines.network import BuildSpec
 from intaglio_export.engines.packages import gpu_target
 from intaglio_export.engines.profiles import Shape
@@ -234,9 +234,8 @@ def test_an_engine_that_is_something_else(bundle: Path) -> None:
     }
     order = BuildSpec("tensorrt-rtx", bundle / part.path, ("sm89",), (), (shapes,), (), Path())
     image = Binding("image", True, "float16", (1, 3, -1, -1), (shapes["image"],))
-    log = EngineLog((), (image,), part.weights_bytes, (1,))
     with pytest.raises(ExportError) as raised:
-        check_engine(part, order, log)
+        check_engine(part, order, [image])
     message = raised.value.message
     assert "has image as float16 of 1 x 3 x -1 x -1, from 1x3x16x16 to 1x3x48x48 where" in message
     assert "float32 of images x 3 x image_height x image_width, from 1x3x16x16" in message

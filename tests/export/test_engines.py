@@ -60,7 +60,7 @@ def test_the_engines_are_what_the_bundle_says(shipped: Shipped, layout: str, dty
             assert entry["ma_suppress"]["fused"]
     document = read(folder / "engine.json")
     assert document["profiles"] == [
-        {"batch": [1, 1, 4], "height": [16, 32, 48], "width": [16, 32, 48]}
+        {"batch": [1, 1, 8], "height": [16, 32, 48], "width": [16, 32, 48]}
     ]
     assert document["targets"] == ARCH.split(",")
 
@@ -73,17 +73,17 @@ def test_forked_has_one_copy_of_the_weights(shipped: Shipped) -> None:
 
 
 def test_rows_of_all_branches(shipped: Shipped) -> None:
-    """1 to 4 images: one row at least, all branches of all images at most."""
+    """1 to 8 images: one row at least, all branches of all images at most."""
     forked = components(shipped("forked", "float32"))["transformer/forked.onnx"]["inputs"]
     by_name = {tensor["name"]: tensor["profiles"] for tensor in forked}
     assert by_name["latent"] == [
-        {"min": [1, 4, 8, 8], "opt": [2, 4, 16, 16], "max": [8, 4, 24, 24]}
+        {"min": [1, 4, 8, 8], "opt": [2, 4, 16, 16], "max": [16, 4, 24, 24]}
     ]
-    assert by_name["branch"] == [{"min": [1], "opt": [3], "max": [12]}]
-    assert by_name["keep"] == [{"min": [1, 16], "opt": [3, 64], "max": [12, 144]}]
-    assert by_name["context"] == [{"min": [1, 32, 160], "opt": [2, 32, 160], "max": [8, 32, 160]}]
+    assert by_name["branch"] == [{"min": [1], "opt": [3], "max": [24]}]
+    assert by_name["keep"] == [{"min": [1, 16], "opt": [3, 64], "max": [24, 144]}]
+    assert by_name["context"] == [{"min": [1, 32, 160], "opt": [2, 32, 160], "max": [16, 32, 160]}]
     dual = components(shipped("dual", "float32"))
-    for name, rows in (("base", (1, 2, 8)), ("degraded", (1, 1, 4))):
+    for name, rows in (("base", (1, 2, 16)), ("degraded", (1, 1, 8))):
         (latent,) = dual[f"transformer/{name}.onnx"]["inputs"][0]["profiles"]
         assert tuple(shape[0] for shape in latent.values()) == rows
 

@@ -173,7 +173,7 @@ def test_auto_says_why_engines_are_not_used(
     assert done.stderr.count("\n") == 1
     assert backend in done.stderr
     reason = json.loads((command.folder / "report.json").read_text())["reason"]
-    assert reason.startswith(f"{backend}: engines cannot be run yet; ")
+    assert reason.startswith(f"{backend}: give --device {backend} to run its engines; ")
 
 
 @pytest.mark.parametrize("subcommand", ["generate", "embed", "bench"])

@@ -14,7 +14,8 @@ LAYERS = [
     {"models"},
     {"engine"},
     {"api"},
-    {"app", "cli", "ray_app", "triton_model", "triton_tensors"},
+    {"replica"},
+    {"app", "cli", "local_replicas", "ray_app", "triton_model", "triton_tensors"},
 ]
 
 

@@ -58,4 +58,6 @@ std::string to_string(const DeviceName& device) {
   return device.kind + (device.which.empty() ? "" : ":" + device.which);
 }
 
+int card_of(const DeviceName& device) { return device.which.empty() ? 0 : std::stoi(device.which); }
+
 }  // namespace intaglio

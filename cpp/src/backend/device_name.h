@@ -15,4 +15,7 @@ DeviceName parse_device(const std::string& device);
 
 std::string to_string(const DeviceName& device);
 
+// Returns the number of an NVIDIA card, which is 0 unless the name has another one.
+int card_of(const DeviceName& device);
+
 }  // namespace intaglio

@@ -66,8 +66,8 @@ void append(std::string& list, const std::string& text) {
 void mention_engines(const Bundle& bundle, DeviceChoice& choice) {
   for (const std::string backend : {"tensorrt-rtx", "tensorrt"}) {
     if (!has_engines(bundle, backend)) continue;
-    append(choice.reason, backend + ": engines cannot be run yet");
-    append(choice.note, backend + ": engines cannot be run yet");
+    append(choice.reason, backend + ": give --device " + backend + " to run its engines");
+    append(choice.note, backend + ": give --device " + backend + " to run its engines");
   }
 }
 

@@ -84,6 +84,9 @@ std::string query_version() {
   return version(text.data(), static_cast<unsigned>(text.size() - 1)) == 0 ? text.data() : "";
 }
 
+// Values of CUdevice_attribute for the compute capability.
+constexpr int kMajor = 75, kMinor = 76;
+
 }  // namespace
 
 const std::vector<NvidiaCard>& nvidia_cards() { return driver().cards; }
@@ -91,6 +94,17 @@ const std::vector<NvidiaCard>& nvidia_cards() { return driver().cards; }
 const std::string& nvidia_driver_version() {
   static const std::string version = query_version();
   return version;
+}
+
+std::string gpu_architecture(int card) {
+  if (!gpu_unavailable_reason(card).empty()) return {};
+  void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
+  if (!driver) return {};
+  const auto attribute =
+      reinterpret_cast<int (*)(int*, int, int)>(dlsym(driver, "cuDeviceGetAttribute"));
+  int major = 0, minor = 0;
+  if (!attribute || attribute(&major, kMajor, card) || attribute(&minor, kMinor, card)) return {};
+  return "sm" + std::to_string(major) + std::to_string(minor);
 }
 
 std::string gpu_unavailable_reason(int card) {

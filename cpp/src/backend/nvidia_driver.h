@@ -24,4 +24,7 @@ const std::string& nvidia_driver_version();
 // or an empty string when it has one.
 std::string gpu_unavailable_reason(int card = 0);
 
+// Returns the compute capability of a GPU, "sm89"; empty when the driver does not tell.
+std::string gpu_architecture(int card);
+
 }  // namespace intaglio

@@ -4,18 +4,22 @@
 #include <cassert>
 #include <exception>
 #include <initializer_list>
+#include <optional>
 #include <set>
 #include <span>
 
 #include "backend/compiled_cache.h"
+#include "backend/engine_session.h"
 #include "backend/graph_form.h"
 #include "backend/host_stream.h"
+#include "backend/nvidia_driver.h"
 #include "backend/onnxruntime_library.h"
 #include "backend/ort_api.h"
 #include "backend/ort_value.h"
 #include "backend/placement.h"
 #include "backend/provider_memory.h"
 #include "backend/providers.h"
+#include "bundle/engines.h"
 #include "bundle/files.h"
 #include "core/usable_cpus.h"
 #include "intaglio/bundle.h"
@@ -277,6 +281,7 @@ class OrtProviderBackend final : public Backend {
       : device_(std::move(device)), version_(std::move(version)) {
     settings_.threads = thread_count(options);
     settings_.precision = options.precision;
+    if (device_.kind == "tensorrt-rtx") find_engines(bundle);
     if (!compiles(device_)) return;
     compiled_ = open_compiled(device_.kind + " " + describe_provider(device_), bundle.folder);
     settings_.cache = compiled_.folder;
@@ -284,16 +289,19 @@ class OrtProviderBackend final : public Backend {
   }
 
   std::unique_ptr<Session> load(const Bundle& bundle, const Graph& graph) const override {
-    const std::string& file = form_for(device_, graph);
-    const std::string path = bundle.files->path(file).string();
-    return translate_errors("loading ", path, to_string(device_), [&] {
-      Ort::SessionOptions options = make_options(graph.path);
-      auto profile = std::make_shared<PlacementProfile>(file, provider_name(device_), placements_);
-      profile->ask(options);
-      const auto lock = lock_use(device_);
-      return open_session(*bundle.files, file, graph, options, to_string(device_),
-                          std::move(profile));
-    });
+    const auto open = [this, files = bundle.files,
+                       graph](const std::filesystem::path& context_model) {
+      return open_here(*files, graph, context_model);
+    };
+    if (device_.kind != "tensorrt-rtx") return open({});
+    std::optional<GraphEngines> engines;
+    std::string reason = no_engines_;
+    try {
+      if (engines_ && bundle.files->in_place(graph.path)) engines = engines_->find(graph);
+    } catch (const UnavailableError& error) {
+      reason = error.what();
+    }
+    return std::make_unique<EngineSession>(graph, std::move(engines), reason, open, use_);
   }
 
   std::unique_ptr<Stream> make_stream() const override { return std::make_unique<HostStream>(); }
@@ -310,7 +318,8 @@ class OrtProviderBackend final : public Backend {
     return "ONNX Runtime " + version_ + ", " + to_string(device_) + " (" +
            describe_provider(device_) + ")" +
            (precisions_of(device_).empty() ? "" : ", computes in " + settings_.precision) +
-           (settings_.cache.empty() ? "" : ", compiled in " + settings_.cache.string());
+           (settings_.cache.empty() ? "" : ", compiled in " + settings_.cache.string()) +
+           use_->text();
   }
 
   std::vector<GraphPlacement> placements() const override { return placements_->list(); }
@@ -329,6 +338,36 @@ class OrtProviderBackend final : public Backend {
     return options;
   }
 
+  void find_engines(const Bundle& bundle) {
+    try {
+      // The provider says whether an engine is of a version that it runs.
+      engines_.emplace(bundle, EngineTarget{device_.kind, "", gpu_architecture(card_of(device_))});
+    } catch (const UnavailableError& error) {
+      no_engines_ = error.what();
+    }
+  }
+
+  // Opens the graph in the form for the device, or an engine's context model of it.
+  std::unique_ptr<Session> open_here(const BundleFiles& files, const Graph& graph,
+                                     const std::filesystem::path& context_model) const {
+    const std::string& file = form_for(device_, graph);
+    const std::filesystem::path path = context_model.empty() ? files.path(file) : context_model;
+    return translate_errors("loading ", path.string(), to_string(device_), [&] {
+      Ort::SessionOptions options = make_options(graph.path);
+      auto profile = std::make_shared<PlacementProfile>(file, provider_name(device_), placements_);
+      profile->ask(options);
+      const auto lock = lock_use(device_);
+      if (context_model.empty()) {
+        return open_session(files, file, graph, options, to_string(device_), std::move(profile));
+      }
+      // The provider looks for the plan beside the file, so it cannot be opened from memory.
+      auto session =
+          std::make_shared<Ort::Session>(onnxruntime_environment(), path.c_str(), options);
+      return std::unique_ptr<Session>(std::make_unique<OrtSession>(
+          std::move(session), graph, to_string(device_), std::move(profile)));
+    });
+  }
+
   std::string compiling_text() const {
     const std::string text = "the first run on " + to_string(device_) + " compiles the model";
     return compiled_.folder.empty()
@@ -341,6 +380,9 @@ class OrtProviderBackend final : public Backend {
   ProviderSettings settings_;
   std::shared_ptr<Placements> placements_ = std::make_shared<Placements>();
   CompiledEntry compiled_;
+  std::optional<Engines> engines_;  // of the bundle, for this GPU
+  std::string no_engines_;          // why there are none
+  std::shared_ptr<EngineUse> use_ = std::make_shared<EngineUse>();
 };
 
 }  // namespace

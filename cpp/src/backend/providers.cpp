@@ -53,8 +53,6 @@ std::string trimmed(std::string text) {
   return text;
 }
 
-int card_of(const DeviceName& device) { return device.which.empty() ? 0 : std::stoi(device.which); }
-
 bool is_nvidia(const DeviceName& device) {
   return device.kind == "cuda" || device.kind.starts_with("tensorrt");
 }

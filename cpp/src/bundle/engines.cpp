@@ -40,6 +40,7 @@ EngineComponent read_component(const Node& node, std::size_t profiles) {
   EngineComponent component;
   component.key = node.get<std::string>("key");
   component.plan = node.file_path("plan");
+  if (node.has("context_model")) component.context_model = node.file_path("context_model");
   component.plan_bytes = node.get<std::uint64_t>("plan_bytes");
   component.graph_sha256 = node.get<std::string>("graph_sha256");
   for (const auto& [path, digest] : node.at("weights_sha256").members())
@@ -84,7 +85,7 @@ std::string build_line(const std::string& bundle, const EngineTarget& target) {
 
 // Says why `target` cannot run what is in the folder; empty when it can.
 std::string differs(const EngineFolder& folder, const EngineTarget& target) {
-  if (folder.version != target.version) {
+  if (!target.version.empty() && folder.version != target.version) {
     return shown(folder) + " was built by version " + folder.version + ", and version " +
            target.version + " is to run it";
   }
@@ -183,10 +184,10 @@ Engines::Engines(const Bundle& bundle, const EngineTarget& target)
   std::ranges::stable_sort(folders_, {},
                            [](const auto& folder) { return folder->weight_streaming(); });
   if (!folders_.empty()) return;
-  throw UnavailableError(bundle_ + " has no engines that " + target.backend + " " + target.version +
-                         " can run on this GPU (" + target.architecture + ")" +
-                         (reasons.empty() ? "" : ": " + joined(reasons, "; ")) + ": run `" +
-                         build_ + "`");
+  const std::string library = target.backend + (target.version.empty() ? "" : " ") + target.version;
+  throw UnavailableError(
+      bundle_ + " has no engines that " + library + " can run on this GPU (" + target.architecture +
+      ")" + (reasons.empty() ? "" : ": " + joined(reasons, "; ")) + ": run `" + build_ + "`");
 }
 
 // Says why the folder has no usable engine of the graph; empty when it has a complete one that was

@@ -26,7 +26,8 @@ struct EngineTensor {
 
 struct EngineComponent {
   std::string key;
-  std::string plan;  // a file in the folder
+  std::string plan;           // a file in the folder
+  std::string context_model;  // another one, by which ONNX Runtime runs the plan, or empty
   std::uint64_t plan_bytes = 0;
   std::string graph_sha256;
   std::map<std::string, std::string> weights_sha256;  // by path in the bundle
@@ -58,8 +59,9 @@ bool has_engines(const Bundle& bundle, const std::string& backend);
 
 // The library and the GPU that are to run the engines.
 struct EngineTarget {
-  std::string backend;       // tensorrt or tensorrt-rtx
-  std::string version;       // of its library
+  std::string backend;  // tensorrt or tensorrt-rtx
+  // Of its library, or empty where the library itself refuses engines of another version.
+  std::string version;
   std::string architecture;  // of the GPU, "sm89"
 };
 

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import filelock
 
 from intaglio_export.bundle.output_folder import MANIFEST, check_space
-from intaglio_export.engines import engine_file
+from intaglio_export.engines import context_model, engine_file
 from intaglio_export.engines.bundle import Component, check_contents, components, read_manifest
-from intaglio_export.engines.checks import check_engine, check_residual
+from intaglio_export.engines.checks import check_engine, check_residual, remarks
 from intaglio_export.engines.estimate import activation_estimate
 from intaglio_export.engines.key import EngineSettings, component_key
 from intaglio_export.engines.network import WEIGHT_STREAMING, BuildSpec
@@ -141,6 +141,7 @@ def _task(component: Component, key: str, folder: Path, known: dict[str, Any]) -
     # Only the size is checked, because reading gigabytes would take longer than most builds.
     plan = folder / entry["plan"]
     there = plan.is_file() and plan.stat().st_size == entry["plan_bytes"]
+    there = there and (folder / entry.get("context_model", entry["plan"])).is_file()
     return BuildTask(component, key, entry if there else None)
 
 
@@ -203,20 +204,27 @@ def _build(plan: BuildPlan, task: BuildTask, watcher: Watcher) -> dict[str, Any]
     try:
         built = build_apart(spec, unfinished, watcher.update)
         log = built.log
-        check_engine(component, spec, log)
+        check_engine(component, spec, built.bindings)
         channels = plan.manifest["transformer"]["channels"]
-        residual = residual_types(sums, log.layers, channels)
+        residual = residual_types(sums, log.layers, channels) if log.layers else []
         check_residual(component, residual)
-        entry = engine_file.entry(task.key, component, plan.manifest, built)
+        guess = estimates(plan, task)
+        entry = engine_file.entry(task.key, component, plan.manifest, built, guess)
         unfinished.replace(plan_file)
     finally:
         unfinished.unlink(missing_ok=True)
         if not any(plan.folder.iterdir()):
             plan.folder.rmdir()
+    if plan.settings.backend == "tensorrt-rtx":
+        entry["context_model"] = context_model.write(
+            component, plan.settings, plan_file, built.header
+        )
     if residual:
         entry["residual"] = residual
-    if op := op_layer(component.graph, log.layers, len(spec.profiles)):
+    if log.layers and (op := op_layer(component.graph, log.layers, len(spec.profiles))):
         entry["ma_suppress"] = op
+    if said := remarks(component, log):
+        entry["remarks"] = said
     entry["seconds"] = round(time.monotonic() - began, 3)
     return entry
 
@@ -305,7 +313,7 @@ def _clear_up(engines: Path) -> None:
 
 def _remove_unnamed(folder: Path, entries: dict[str, Any]) -> None:
     """Remove plans that no entry names: those of earlier graphs or of another layout."""
-    named = {entry["plan"] for entry in entries.values()}
-    for plan in folder.glob("*.plan"):
-        if plan.name not in named:
-            plan.unlink()
+    named = {entry.get(file) for entry in entries.values() for file in ("plan", "context_model")}
+    for path in (*folder.glob("*.plan"), *folder.glob("*.onnx")):
+        if path.name not in named:
+            path.unlink()

@@ -1,4 +1,4 @@
-"""Check that an engine has the types, tensors, profiles and weights that were requested."""
+"""Check that an engine has the types, tensors and profiles that were requested."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from intaglio_export.bundle.output_folder import MANIFEST
+from intaglio_export.engines.bindings import Binding
 from intaglio_export.engines.bundle import Component, in_words
-from intaglio_export.engines.log import Binding, EngineLog
+from intaglio_export.engines.log import EngineLog
 from intaglio_export.engines.network import BuildSpec
 from intaglio_export.engines.profiles import Shape
 from intaglio_export.errors import ExportError
@@ -17,13 +18,13 @@ WEIGHTS_RATIO = (0.9, 1.1)
 WEIGHTS_SLACK = 256 << 10
 
 
-def check_engine(component: Component, spec: BuildSpec, log: EngineLog) -> None:
+def check_engine(component: Component, spec: BuildSpec, bindings: Sequence[Binding]) -> None:
     """Compare the engine with the manifest's inputs and outputs and with the requested profiles.
 
     Raises:
         ExportError: they differ.
     """
-    found = {binding.name: binding for binding in log.bindings}
+    found = {binding.name: binding for binding in bindings}
     for tensor in (*component.inputs, *component.outputs):
         binding = found.pop(tensor["name"], None)
         if binding is None or not _matches(tensor, binding, spec):
@@ -38,18 +39,25 @@ def check_engine(component: Component, spec: BuildSpec, log: EngineLog) -> None:
             )
     if found:
         raise _wrong(component, f"has {', '.join(sorted(found))} beyond the graph's tensors")
-    if len(log.activation_bytes) != len(spec.profiles):
-        raise _wrong(
-            component, f"has {len(log.activation_bytes)} profiles and not {len(spec.profiles)}"
-        )
+
+
+def remarks(component: Component, log: EngineLog) -> list[str]:
+    """Return what deserves attention in an engine that can be used."""
+    found = list(log.remarks)
     low, high = (ratio * component.weights_bytes for ratio in WEIGHTS_RATIO)
     high += component.table_bytes
-    if not low - WEIGHTS_SLACK <= log.weights_bytes <= high + WEIGHTS_SLACK:
-        raise _wrong(
-            component,
-            f"holds {log.weights_bytes} bytes of weights for {component.weights_bytes} in the"
-            " graph",
+    counted = log.weights_bytes
+    if counted is not None and not low - WEIGHTS_SLACK <= counted <= high + WEIGHTS_SLACK:
+        found.append(
+            f"The engine holds {counted} bytes of weights for {component.weights_bytes} in the"
+            " graph."
         )
+    if not log.layers:
+        found.append(
+            "The builder's log does not list the layers, so the types of the image stream are not"
+            " known."
+        )
+    return found
 
 
 def _matches(tensor: dict[str, Any], binding: Binding, spec: BuildSpec) -> bool:

@@ -59,9 +59,9 @@ def build(
     profile: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="batch=1:1:4,height=...,width=...",
+            metavar="batch=1:1:8,height=...,width=...",
             help="The number of images of one request and their sides in pixels, as MIN:OPT:MAX or"
-            " one number. Repeat the option for several profiles. Default: batch=1:1:4, and sides"
+            " one number. Repeat the option for several profiles. Default: batch=1:1:8, and sides"
             " from half to one and a half times the bundle's default size.",
         ),
     ] = None,

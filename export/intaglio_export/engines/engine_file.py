@@ -14,7 +14,7 @@ import jsonschema
 from intaglio_export import __version__
 from intaglio_export.engines.bundle import Component
 from intaglio_export.engines.key import EngineSettings
-from intaglio_export.engines.log import layer_types, to_json
+from intaglio_export.engines.log import layer_types
 from intaglio_export.engines.worker import Built
 from intaglio_export.support import resources
 
@@ -41,12 +41,18 @@ def plan_name(component: Component, key: str) -> str:
     return f"{component.name}-{key[:8]}.plan"
 
 
-def entry(key: str, component: Component, manifest: dict[str, Any], built: Built) -> dict[str, Any]:
-    """Return the entry of one engine."""
+def entry(
+    key: str, component: Component, manifest: dict[str, Any], built: Built, estimates: list[int]
+) -> dict[str, Any]:
+    """Return the entry of one engine.
+
+    `estimates` of the memory of activations stand where the builder's log does not state it.
+    """
     log = built.log
     graph, *weights = component.files
     files = manifest["files"]
-    bindings = {binding.name: to_json(binding) for binding in log.bindings}
+    bindings = {binding.name: binding.to_json() for binding in built.bindings}
+    stated = len(log.activation_bytes) == len(estimates)
     return {
         "key": key,
         "plan": plan_name(component, key),
@@ -56,8 +62,8 @@ def entry(key: str, component: Component, manifest: dict[str, Any], built: Built
         "weights_sha256": {path: files[path]["sha256"] for path in weights},
         "inputs": [bindings[tensor["name"]] for tensor in component.inputs],
         "outputs": [bindings[tensor["name"]] for tensor in component.outputs],
-        "weights_bytes": log.weights_bytes,
-        "activation_bytes": list(log.activation_bytes),
+        "weights_bytes": log.weights_bytes or component.weights_bytes,
+        "activation_bytes": list(log.activation_bytes) if stated else estimates,
         "layers": len(log.layers),
         "layer_types": layer_types(log.layers),
     }

@@ -15,7 +15,7 @@ from intaglio_export.engines.bundle import Component
 from intaglio_export.engines.profiles import Profile, input_shapes
 
 # Raise this number when the same settings give other engines.
-BUILDER_REVISION = 1
+BUILDER_REVISION = 2
 
 
 @dataclass(frozen=True)

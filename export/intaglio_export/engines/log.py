@@ -1,7 +1,8 @@
 """Read the builder's verbose log, because the engine inspector does not run without a GPU.
 
-With verbosity DETAILED the log ends with one message that lists the layers, inputs and outputs of
-the engine. Messages before it state its memory.
+With verbosity DETAILED the log ends with one message that lists the layers of the engine. Messages
+before it state its memory. Another version may word them otherwise, so a build does not depend on
+them: what is not found is not reported.
 """
 
 from __future__ import annotations
@@ -9,16 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 _ACTIVATION = re.compile(r"Total Activation Memory: (\d+) bytes")
 _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
 _TENSOR = re.compile(r"Name: ([^,]+), Dimensions: \[([^\]]*)\].*?Datatype: (\w+)")
-_IO = re.compile(
-    r"Name: (?P<name>[^,]+), IOMode: (?P<mode>\w+), DataType: (?P<dtype>\w+),"
-    r" Dimensions: \[(?P<shape>[^\]]*)\]"
-)
-_ENDS = re.compile(r"MinShape: \[([^\]]*)\], OptShape: \[([^\]]*)\], MaxShape: \[([^\]]*)\]")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _DTYPES = {
     "Float": "float32",
@@ -30,8 +26,9 @@ _DTYPES = {
 }
 # This warning appears for every int64 input, and ours must be int64.
 _HARMLESS = ("Int64 binding",)
-# These warnings name kernels that were not timed. The engine is complete without them.
-_OF_TIMING = ("Tactic Device request", "Skipping tactic", "timing cache")
+# TensorRT only warns when a profile contradicts the graph, and then builds an engine that cannot
+# run at that size.
+_OF_PROFILES = ("profile", "Profile")
 
 
 @dataclass(frozen=True)
@@ -55,67 +52,54 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Binding:
-    """An input or output of the engine. `profiles` are (min, opt, max), for inputs only."""
-
-    name: str
-    is_input: bool
-    dtype: str
-    shape: tuple[int, ...]
-    profiles: tuple[tuple[tuple[int, ...], ...], ...]
-
-
-@dataclass(frozen=True)
 class EngineLog:
-    """The log of one successful build, with `activation_bytes` for each profile."""
+    """What the log of one successful build says.
 
-    layers: tuple[Layer, ...]
-    bindings: tuple[Binding, ...]
-    weights_bytes: int
-    activation_bytes: tuple[int, ...]
+    Attributes:
+        layers: empty if the log does not list them.
+        weights_bytes: None if the log does not state them.
+        activation_bytes: for each profile; empty if the log does not state them.
+        remarks: warnings that did not fail the build.
+    """
+
+    layers: tuple[Layer, ...] = ()
+    weights_bytes: int | None = None
+    activation_bytes: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class LogReader:
     """Keeps the important messages out of tens of thousands.
 
-    `problems` are messages that make a build fail. `remarks` may explain why a build failed.
+    `problems` are messages that make a build fail. `remarks` are other warnings, which may explain
+    why a build failed.
     """
 
-    def __init__(self, kernels_are_timed: bool) -> None:
+    def __init__(self) -> None:
         self.problems: list[str] = []
         self.remarks: list[str] = []
-        self._passing = _OF_TIMING if kernels_are_timed else ()
         self._text: list[str] = []
 
-    def add(self, message: str, is_problem: bool) -> None:
-        """Read a message. `is_problem` means that its severity is warning or above."""
-        if is_problem:
-            if any(passing in message for passing in self._passing):
-                self.remarks.append(message.strip())
-            elif not any(harmless in message for harmless in _HARMLESS):
-                self.problems.append(message.strip())
-        elif message.startswith(("Total ", "Layers:")):
-            self._text.append(message)
+    def add(self, message: str, level: Literal["error", "warning", "info"]) -> None:
+        """Read a message."""
+        if level == "info":
+            if message.startswith(("Total ", "Layers:")):
+                self._text.append(message)
+        elif level == "error" or any(word in message for word in _OF_PROFILES):
+            self.problems.append(message.strip())
+        elif not any(harmless in message for harmless in _HARMLESS):
+            self.remarks.append(message.strip())
 
     def result(self) -> EngineLog:
-        """Return what was read.
-
-        Raises:
-            ValueError: the log has another form than in the versions that this was written for.
-        """
+        """Return what was read."""
         text = "\n".join(self._text)
-        weights = _WEIGHTS.findall(text)
-        layers = tuple(_layer(line) for line in text.splitlines() if "LayerType: " in line)
-        bindings = tuple(_binding(found, line) for found, line in _io_lines(text.splitlines()))
-        if not (len(weights) == 1 and layers and bindings):
-            raise ValueError("no layers, tensors or memory in the builder's log")
+        weights = [int(number) for number in _WEIGHTS.findall(text)]
         return EngineLog(
-            layers, bindings, int(weights[0]), tuple(int(n) for n in _ACTIVATION.findall(text))
+            tuple(_layer(line) for line in text.splitlines() if "LayerType: " in line),
+            weights[0] if len(weights) == 1 else None,
+            tuple(int(number) for number in _ACTIVATION.findall(text)),
+            tuple(dict.fromkeys(self.remarks)),
         )
-
-
-def _io_lines(lines: Iterable[str]) -> list[tuple[re.Match[str], str]]:
-    return [(found, line) for line in lines if (found := _IO.search(line))]
 
 
 def _layer(line: str) -> Layer:
@@ -133,17 +117,6 @@ def _tensors(text: str) -> tuple[Tensor, ...]:
     )
 
 
-def _binding(found: re.Match[str], line: str) -> Binding:
-    profiles = tuple(tuple(_numbers(end) for end in ends) for ends in _ENDS.findall(line))
-    return Binding(
-        found["name"],
-        found["mode"] == "Input",
-        _dtype(found["dtype"]),
-        _numbers(found["shape"]),
-        profiles,
-    )
-
-
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(",") if number.strip())
 
@@ -158,18 +131,3 @@ def layer_types(layers: Iterable[Layer]) -> dict[str, int]:
     for layer in layers:
         counts[layer.kind] = counts.get(layer.kind, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def to_json(binding: Binding) -> dict[str, Any]:
-    """Return the JSON object of `engine.schema.json`."""
-    data: dict[str, Any] = {
-        "name": binding.name,
-        "dtype": binding.dtype,
-        "shape": list(binding.shape),
-    }
-    if binding.is_input:
-        data["profiles"] = [
-            dict(zip(("min", "opt", "max"), map(list, ends), strict=True))
-            for ends in binding.profiles
-        ]
-    return data

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from intaglio_export.engines.bindings import Binding, Ends, of_engine, of_network
 from intaglio_export.engines.log import EngineLog, LogReader
 from intaglio_export.engines.packages import Package, capabilities
-from intaglio_export.engines.profiles import Shape
 from intaglio_export.errors import ExitCode, ExportError
 
 # A callback that gets what the builder does and the share that is done.
@@ -31,20 +31,28 @@ class BuildSpec:
     graph: Path
     targets: tuple[str, ...]
     flags: tuple[str, ...]
-    profiles: tuple[dict[str, tuple[Shape, Shape, Shape]], ...]
+    profiles: tuple[dict[str, Ends], ...]
     float32_nodes: tuple[str, ...]
     timing_cache: Path
 
 
-def build_engine(
-    package: Package, spec: BuildSpec, progress: Progress
-) -> tuple[memoryview, EngineLog]:
-    """Build the plan of `spec`, and return it with what the builder logged.
+@dataclass(frozen=True)
+class Engine:
+    """A built engine: its plan, the part of the plan that says where it runs, and what it is."""
+
+    plan: memoryview
+    header: bytes
+    bindings: tuple[Binding, ...]
+    log: EngineLog
+
+
+def build_engine(package: Package, spec: BuildSpec, progress: Progress) -> Engine:
+    """Build the engine of `spec`.
 
     Raises:
         ExportError: the package cannot build the plan.
     """
-    reader = LogReader(package.timing_cache)
+    reader = LogReader()
     trt = package.module
     builder = trt.Builder(_logger(trt, reader))
     strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -63,7 +71,10 @@ def build_engine(
         unfinished = spec.timing_cache.with_suffix(".partial")
         unfinished.write_bytes(config.get_timing_cache().serialize())
         unfinished.replace(spec.timing_cache)
-    return memoryview(plan), reader.result()
+    data, log = memoryview(plan), reader.result()
+    runtime = trt.Runtime(builder.logger)
+    bindings = of_engine(package, runtime, plan) or of_network(network, spec.profiles)
+    return Engine(data, bytes(data[: runtime.engine_header_size]), bindings, log)
 
 
 def _logger(trt: Any, reader: LogReader) -> Any:
@@ -72,7 +83,10 @@ def _logger(trt: Any, reader: LogReader) -> Any:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            reader.add(message, severity <= trt.ILogger.WARNING)
+            if severity <= trt.ILogger.ERROR:
+                reader.add(message, "error")
+            else:
+                reader.add(message, "warning" if severity == trt.ILogger.WARNING else "info")
 
     return Logger()
 
@@ -160,7 +174,7 @@ def _set_timing_cache(config: Any, file: Path, reader: LogReader) -> None:
     del reader.problems[before:]  # messages about such a file are no problem
 
 
-def _profile(builder: Any, network: Any, shapes: dict[str, tuple[Shape, Shape, Shape]]) -> Any:
+def _profile(builder: Any, network: Any, shapes: dict[str, Ends]) -> Any:
     profile = builder.create_optimization_profile()
     for i in range(network.num_inputs):
         name = network.get_input(i).name

@@ -13,7 +13,8 @@ from intaglio_export.errors import ExportError, usage_error
 
 # Larger images are decoded in tiles of this many pixels, the runtime's default of --vae-tile.
 VAE_TILE = 1024
-DEFAULT_BATCH = (1, 1, 4)
+# As many as the server puts into one batch unless it is told otherwise (`max_batch`).
+DEFAULT_BATCH = (1, 1, 8)
 # The rows of one run of `conditioning`: one for each step and branch; more rows take several runs
 # (cpp/src/pipeline/precompute.cpp).
 CONDITIONS = 64
@@ -62,7 +63,7 @@ class Profile:
 
 
 def default_profile(manifest: dict[str, Any]) -> Profile:
-    """Return 1 to 4 images with sides from half to one and a half times the default."""
+    """Return 1 to 8 images with sides from half to one and a half times the default."""
     batch = Range(*DEFAULT_BATCH)
     if manifest["latent"].get("fixed_size"):
         return Profile(batch, *(_one(manifest["latent"][f"max_{side}"]) for side in _SIDES))
@@ -89,7 +90,7 @@ def _unit(manifest: dict[str, Any]) -> int:
 
 
 def parse_profiles(texts: Sequence[str], manifest: dict[str, Any]) -> tuple[Profile, ...]:
-    """Read --profile, as in `batch=1:1:4,height=16:32:48`. Other axes have their default.
+    """Read --profile, as in `batch=1:1:8,height=16:32:48`. Other axes have their default.
 
     Without any text the result is the default profile.
 
@@ -116,7 +117,7 @@ def _parse(text: str, default: Profile) -> Profile:
         if axis not in ranges or not equals:
             raise usage_error(
                 f"--profile {text or '(empty)'}: expected batch=, height= or width= with"
-                " MIN:OPT:MAX, as in batch=1:1:4,height=512:1024:1536."
+                " MIN:OPT:MAX, as in batch=1:1:8,height=512:1024:1536."
             )
         if axis in named:
             raise usage_error(f"--profile {text}: {axis} is named twice.")
@@ -137,7 +138,7 @@ def _range(text: str, axis: str, ends: str) -> Range:
     if len(numbers) != 3:
         raise usage_error(
             f"--profile {text}: {axis}={ends} is neither MIN:OPT:MAX nor one number;"
-            " give it as in 1:1:4."
+            " give it as in 1:1:8."
         )
     found = Range(*(int(number) for number in numbers))
     if not found.min <= found.opt <= found.max:

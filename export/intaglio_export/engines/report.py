@@ -71,16 +71,18 @@ def _head(plan: BuildPlan) -> Table:
 
 
 def _findings(tasks: list[BuildTask]) -> Table:
-    """Return the types of the image stream, and whether the op was fused."""
+    """Return the types of the image stream, whether the op was fused, and remarks."""
     table = _table()
     for task in tasks:
         entry = task.entry or {}
-        if task.component.is_transformer:
+        if "residual" in entry:
             types = _types(entry["residual"])
             table.add_row(task.component.kind, f"image stream after each block: {types}")
         if op := entry.get("ma_suppress"):
             place = "fused with its neighbours" if op["fused"] else "in layers of its own"
             table.add_row(task.component.kind, f"MASuppress: {place}")
+        for remark in entry.get("remarks", ()):
+            table.add_row(task.component.kind, f"remark: {remark}")
     return table
 
 

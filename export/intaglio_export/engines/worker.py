@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from intaglio_export.engines.bindings import Binding
 from intaglio_export.engines.log import EngineLog
 from intaglio_export.engines.network import BuildSpec, Progress, build_engine
 from intaglio_export.engines.packages import open_package
@@ -27,8 +28,10 @@ from intaglio_export.errors import ExitCode, ExportError
 
 @dataclass(frozen=True)
 class Built:
-    """A plan that was written, and the builder's log."""
+    """A plan that was written, and what `Engine` says of it."""
 
+    header: bytes
+    bindings: tuple[Binding, ...]
     log: EngineLog
     plan_bytes: int
     plan_sha256: str
@@ -110,9 +113,10 @@ def _run(spec: BuildSpec, plan: Path, connection: Connection) -> None:
 
     try:
         package = open_package(spec.backend)
-        data, log = build_engine(package, spec, progress)
-        plan.write_bytes(data)
-        built = Built(log, data.nbytes, hashlib.sha256(data).hexdigest())
+        engine = build_engine(package, spec, progress)
+        plan.write_bytes(engine.plan)
+        digest = hashlib.sha256(engine.plan).hexdigest()
+        built = Built(engine.header, engine.bindings, engine.log, engine.plan.nbytes, digest)
     except MemoryError:
         connection.send(
             ExportError(f"There is not enough memory to build {spec.graph}.", ExitCode.NO_MEMORY)

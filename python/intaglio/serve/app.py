@@ -19,6 +19,7 @@ from intaglio.serve.api.page import add_page
 from intaglio.serve.api.services import MakeRunner, Services
 from intaglio.serve.engine.images import ImageStore, TemporaryImages
 from intaglio.serve.errors import documented
+from intaglio.serve.local_replicas import LocalReplicas
 from intaglio.serve.metrics import Metrics
 from intaglio.serve.models.registry import Models
 from intaglio.serve.settings import ServerSettings
@@ -28,13 +29,18 @@ from intaglio.serve.transport.http import BodyLimits, RequestLog
 
 
 def create_app(
-    models: Models, settings: ServerSettings, make_runner: MakeRunner | None = None
+    models: Models,
+    settings: ServerSettings,
+    make_runner: MakeRunner | None = None,
+    replicas: LocalReplicas | None = None,
 ) -> FastAPI:
     """Create the application that serves `models`.
 
-    Without `make_runner`, models run in this process. Raises InputError for the file of API keys or
-    the folder of images.
+    They run in `replicas`, in what `make_runner` creates, or else in this process. Raises
+    InputError for the file of API keys or the folder of images.
     """
+    if replicas:
+        make_runner = replicas.dispatcher
     limits = settings.limits
     keys = ApiKeys(settings.api_keys, settings.shown("api_keys")) if settings.api_keys else None
     store = ImageStore(settings.images, settings.image_seconds) if settings.images else None
@@ -47,7 +53,7 @@ def create_app(
         version=__version__,
         summary="Images from diffusion transformers, with Detail Guidance",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        lifespan=_lifespan(models, settings, store, make_runner),
+        lifespan=_lifespan(models, settings, store, make_runner, replicas),
     )
     app.state.keys, app.state.metrics = keys, Metrics()
     app.include_router(_head(app.router))
@@ -113,6 +119,7 @@ def _lifespan(
     settings: ServerSettings,
     given: ImageStore | None,
     make_runner: MakeRunner | None,
+    replicas: LocalReplicas | None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Create the services at start, and close them at the end.
 
@@ -122,11 +129,18 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = given or TemporaryImages(settings.image_seconds)
-        app.state.services = Services(models, settings, store, app.state.metrics, make_runner)
+        if replicas:
+            replicas.start()
+        app.state.services = Services(
+            models, settings, store, app.state.metrics, make_runner,
+            problem=(lambda: replicas.problem) if replicas else str,
+        )  # fmt: skip
         cleaner = asyncio.create_task(_expire(store, settings.image_seconds))
         yield
         cleaner.cancel()
         await app.state.services.queue.close()
+        if replicas:
+            await replicas.close()
         store.close()
 
     return lifespan

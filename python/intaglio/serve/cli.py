@@ -20,6 +20,7 @@ from intaglio import Error
 from intaglio.serve import logs
 from intaglio.serve.app import create_app
 from intaglio.serve.engine.worker import Worker
+from intaglio.serve.local_replicas import LocalReplicas
 from intaglio.serve.models.registry import Models
 from intaglio.serve.settings import ServerSettings, read_settings
 from intaglio.serve.transport.connections import listen, uvicorn_config
@@ -55,7 +56,10 @@ def serve(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="Device to run on, as for `intaglio generate`.", metavar="NAME"),
+        typer.Option(
+            help="Device to run on, as for `intaglio generate`, or several: cuda:0,cuda:1.",
+            metavar="NAMES",
+        ),
     ] = None,
     precision: Annotated[
         str | None,
@@ -87,15 +91,21 @@ def serve(
     try:
         settings = read_settings(config, flags)
         models = Models(bundles, settings)
-        models.check_device()
         listener = listen(settings.host, settings.port)
-        app = create_app(models, settings)  # after the other checks, since it may create a folder
+        replicas = None if _on_cpu(models, settings) else LocalReplicas(bundles, settings)
+        # After the other checks, since it may create a folder.
+        app = create_app(models, settings, replicas=replicas)
     except Error as error:
         _fail(str(error), error.exit_code)
     logs.set_up()
     logs.write("start", models=[model.name for model in models], device=settings.device)
     asyncio.run(Server(app, settings).serve([listener]))
     _leave()
+
+
+def _on_cpu(models: Models, settings: ServerSettings) -> bool:
+    """Return whether all models run on the CPU, which needs no process that can be replaced."""
+    return settings.device in {"auto", "cpu"} and models.check_device() == {"cpu"}
 
 
 class Server(uvicorn.Server):

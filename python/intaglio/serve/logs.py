@@ -35,20 +35,25 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def set_up() -> None:
-    """Send all logs of the process to stderr."""
+def set_up(level: int = logging.INFO) -> None:
+    """Send all logs of the process to stderr, those of the server from `level` on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.captureWarnings(True)
-    for name, level in _LEVELS.items():
+    for name, lowest in _LEVELS.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+        logger.setLevel(max(lowest, level))
 
 
 def write(event: str, **fields: Any) -> None:
     """Write one line."""
     _LOGGER.info(event, extra={"fields": fields})
+
+
+def fault(event: str, **fields: Any) -> None:
+    """Write one line about what whoever runs the server should repair."""
+    _LOGGER.error(event, extra={"fields": fields})
 
 
 def bug(error: BaseException) -> None:

@@ -25,16 +25,15 @@ from ray.serve.handle import DeploymentHandle
 
 from intaglio import Error, UsageError
 from intaglio.serve import logs
-from intaglio.serve.api.schemas import GenerationRequest
-from intaglio.serve.api.services import Services
 from intaglio.serve.app import create_app
 from intaglio.serve.engine.dispatcher import Dispatcher, ReplicaResult
-from intaglio.serve.engine.images import ImageStore, TemporaryImages
+from intaglio.serve.engine.images import ImageStore
 from intaglio.serve.engine.inbox import Inbox
 from intaglio.serve.engine.job import Job
-from intaglio.serve.errors import CANCELLED, ApiError, reason
+from intaglio.serve.errors import reason
 from intaglio.serve.metrics import Metrics
 from intaglio.serve.models.registry import Model, Models, absolute
+from intaglio.serve.replica import Replica, held
 from intaglio.serve.settings import ServerSettings, read_settings
 
 # Ray raises these for a replica that died, and for a result that was lost with its machine.
@@ -108,8 +107,9 @@ def _build(arguments: Arguments) -> Application:
     Models(bundles, settings)  # reports a bad bundle here, not in a replica
     defaults = {"max_replicas": 4, "target_ongoing_requests": settings.max_batch}
     scaling = AutoscalingConfig(**defaults | arguments.autoscaling)
-    replica = serve.deployment(Replica).options(
-        max_ongoing_requests=_ongoing(settings),
+    replica = serve.deployment(RayReplica).options(
+        name="Replica",
+        max_ongoing_requests=held(settings),
         autoscaling_config=scaling,
         graceful_shutdown_timeout_s=settings.grace,
         ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
@@ -118,13 +118,8 @@ def _build(arguments: Arguments) -> Application:
         max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0}
     )
     # The front sends as many requests as all replicas can hold, since Ray scales by what is sent.
-    capacity = scaling.max_replicas * _ongoing(settings)
+    capacity = scaling.max_replicas * held(settings)
     return front.bind(replica.bind(bundles, settings), bundles, settings, capacity)
-
-
-def _ongoing(settings: ServerSettings) -> int:
-    """Return the requests that a replica holds: a full batch, and as many to follow."""
-    return 2 * settings.max_batch
 
 
 @serve.ingress()
@@ -167,17 +162,13 @@ async def _run(
         response.cancel()  # has no effect if it has ended
 
 
-class Replica:
-    """Runs requests of all models, each of which is loaded on first use."""
+class RayReplica(Replica):
+    """A replica that tells Ray which models it has loaded."""
 
     def __init__(self, bundles: list[str], settings: ServerSettings) -> None:
         logs.set_up()
         models = Models(bundles, settings)
-        # The front has applied the limit on waiting requests already.
-        limits = settings.limits.model_copy(update={"queue": _ongoing(settings)})
-        settings = settings.model_copy(update={"limits": limits})
-        store = TemporaryImages(settings.image_seconds)  # stays empty: the front stores images
-        self._services = Services(models, settings, store, Metrics())
+        super().__init__(models, settings)
 
         # Ray learns from this which models are loaded here; `Models` loads and evicts them.
         @serve.multiplexed(max_num_models_per_replica=models.loaded_at_once)  # type: ignore[untyped-decorator]
@@ -189,21 +180,7 @@ class Replica:
     async def draw(
         self, fields: dict[str, Any], client: str, preview: bool
     ) -> AsyncGenerator[tuple[str, dict[str, Any]] | ReplicaResult, None]:
-        """Yield each step and preview of a request that the front has admitted, then the result."""
-        services = self._services
         await self._loaded(serve.get_multiplexed_model_id())
-        try:
-            request = GenerationRequest.model_validate(fields)
-            job = services.make_job(request, client, stored=False, preview=preview)
-            services.queue.submit(job, services.settings.limits.deadline)
-        except ApiError as error:
-            yield ReplicaResult(error)
-            return
-        try:
-            async with aclosing(job.follow()) as events:
-                async for _, event, data in events:
-                    if event in {"step", "preview"}:
-                        yield event, data
-        finally:
-            services.queue.stop(job, CANCELLED)  # has no effect if it has ended
-        yield ReplicaResult(job.error, job.pngs, job.notes, job.timings)
+        async with aclosing(super().draw(fields, client, preview)) as events:
+            async for event in events:
+                yield event

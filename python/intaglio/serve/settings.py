@@ -66,6 +66,13 @@ def _check_proxy(entry: str) -> str:
     return entry
 
 
+def _check_devices(device: str) -> str:
+    devices = device.split(",")
+    if len(set(devices)) < len(devices):
+        raise ValueError(f"{device} names a device twice")
+    return device
+
+
 def _has_extras(url: AnyUrl) -> bool:
     return bool(url.query or url.fragment or url.username or url.password)
 
@@ -107,9 +114,11 @@ class ServerSettings(BaseModel):
             they are as the request's headers say.
         keep_alive: seconds after which a connection without a request is closed. It has to be
             longer than a load balancer in front keeps connections for.
-        device: device of `Pipeline.open`. precision: likewise. provider_library: likewise.
-            threads: likewise. prepack: likewise, but on by default, since a server loads a model
-            once and then runs it many times.
+        device: device of `Pipeline.open`, or several with commas between them: each has a process
+            of its own, and all of them serve the same requests.
+        precision: of `Pipeline.open`. provider_library: likewise. threads: likewise. prepack:
+            likewise, but on by default, since a server loads a model once and then runs it many
+            times.
         max_batch: images that share one run of the transformer.
         memory_bytes: total size of the loaded bundles' files; None: no limit.
         embedding_bytes: size of the cached prompt embeddings.
@@ -130,7 +139,7 @@ class ServerSettings(BaseModel):
     proxies: tuple[Proxy, ...] = ("127.0.0.1", "::1")
     public_url: PublicUrl | None = None
     keep_alive: PositiveFloat = 75.0
-    device: str = "auto"
+    device: Annotated[str, AfterValidator(_check_devices)] = "auto"
     precision: str = "float32"
     provider_library: Path | None = None
     threads: NonNegativeInt = 0
@@ -145,6 +154,11 @@ class ServerSettings(BaseModel):
     metadata: bool = True
     limits: Limits = Limits()
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def devices(self) -> list[str]:
+        """The names in `device`."""
+        return self.device.split(",")
 
     def shown(self, name: str) -> str:
         """Return where the setting was given: as a flag, or as a name in the configuration file."""

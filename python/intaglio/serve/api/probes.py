@@ -12,18 +12,28 @@ from intaglio.serve.api.services import Shared
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", response_model_exclude_none=True)
 async def healthz() -> Health:
     """Answer if the process is alive."""
     return Health(status="ok")
 
 
-@router.get("/readyz", responses={503: {"model": Health, "description": "The server is stopping."}})
+_NOT_READY = "The server is stopping, or its device does not work; `reason` says why."
+
+
+@router.get(
+    "/readyz",
+    response_model_exclude_none=True,
+    responses={503: {"model": Health, "description": _NOT_READY}},
+)
 async def readyz(shared: Shared, response: Response) -> Health:
     """Say whether the server accepts requests."""
     if shared.queue.stopping:
         response.status_code = 503
         return Health(status="stopping")
+    if reason := shared.problem():
+        response.status_code = 503
+        return Health(status="failed", reason=reason)
     return Health(status="ok")
 
 

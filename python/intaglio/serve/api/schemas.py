@@ -261,4 +261,5 @@ class ModelList(BaseModel):
 class Health(BaseModel):
     """The answer to a probe."""
 
-    status: Literal["ok", "stopping"]
+    status: Literal["ok", "stopping", "failed"]
+    reason: str | None = None

@@ -38,9 +38,14 @@ class Services:
         store: ImageStore,
         metrics: Metrics,
         make_runner: MakeRunner | None = None,
+        problem: Callable[[], str] = str,
     ) -> None:
-        """Without `make_runner`, each model has a worker in this process."""
+        """Without `make_runner`, each model has a worker in this process.
+
+        `problem` says why no model can run now; it returns an empty string if they can.
+        """
         self.models, self.settings, self.store, self.metrics = models, settings, store, metrics
+        self.problem = problem
         self.cache = EmbeddingCache(settings.embedding_bytes)
         # Other processes load models and cache embeddings for themselves.
         self._has_workers = make_runner is None

@@ -118,7 +118,7 @@ class Worker(threading.Thread):
             job = self._members[step.id]
             if step.error:
                 del self._members[step.id]
-                self._inbox.fail(job, run_error(step.error))
+                self._inbox.fail(job, self._as_api_error(step.error))
                 continue
             self._metrics.steps.labels(name).inc()
             self._inbox.advance(job, step.step + 1, step.sigma)
@@ -271,9 +271,14 @@ class Worker(threading.Thread):
             self._inbox.fail(job, error)
 
     def _as_api_error(self, error: Exception) -> ApiError:
-        """Convert an error for the client, and log one that the server does not expect."""
+        """Convert an error for the client, and log one that the server does not expect.
+
+        Does not return if the device is lost: another process runs the jobs again.
+        """
         if isinstance(error, ApiError):
             return error
+        if isinstance(error, intaglio.UnavailableError):
+            self._models.leave_if_lost(error)
         if isinstance(error, intaglio.Error):
             return run_error(error)
         logs.bug(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -10,8 +11,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
-from intaglio import Bundle, Pipeline, UsageError, _core
+from intaglio import Bundle, Pipeline, UnavailableError, UsageError, _core
 from intaglio.onnxruntime_library import onnxruntime_library
+from intaglio.serve import logs
 from intaglio.serve.errors import ApiError
 from intaglio.serve.models.embeddings import encoder_hash
 from intaglio.serve.settings import ServerSettings
@@ -112,16 +114,27 @@ class Models:
         sizes = sorted((model.bytes for model in self), reverse=True)
         return sum(total <= self._memory for total in accumulate(sizes))
 
-    def check_device(self) -> None:
-        """Raise the error that loading would raise for the device.
+    def check_device(self) -> set[str]:
+        """Return the devices on which the models run.
 
-        That is UsageError for an unknown device, and UnavailableError for a device that is not
-        present or that cannot run one of the bundles.
+        Raises UsageError for an unknown device, and UnavailableError for a device that is not
+        present, does not work, or cannot run one of the bundles, as loading would.
         """
         library = onnxruntime_library() or ""
         options = _core.BackendOptions(**self._options, onnxruntime_library=library)
-        for model in self:
-            _core.make_backend(options, model.bundle)
+        return {_core.make_backend(options, model.bundle).choice.device for model in self}
+
+    def leave_if_lost(self, error: UnavailableError) -> None:
+        """End this process if its device does not work any more, after `error` in a run on it.
+
+        CUDA, for example, refuses every call of a process after an illegal address. A request that
+        the device cannot run leaves the device as it was.
+        """
+        try:
+            self.check_device()
+        except UnavailableError as lost:
+            logs.fault("device_lost", error=str(error), reason=str(lost))
+            os._exit(lost.exit_code)
 
     def get(self, name: str | None) -> Model:
         """Return the model with that name, or the only one if no name is given. Raises ApiError."""
