@@ -99,7 +99,7 @@ int run_command(const std::vector<std::string>& args) {
   app.footer(
       "`intaglio SUBCOMMAND --help` explains the options of a subcommand.\n"
       "Example: intaglio generate bundle --prompt \"a dark ankle boot\" -o boot.png");
-  app.set_version_flag("--version", "intaglio " INTAGLIO_VERSION, "print the version and exit");
+  cli::add_version(app);
   app.require_subcommand(1);
   cli::add_generate(app);
   cli::add_embed(app);

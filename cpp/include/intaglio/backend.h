@@ -128,6 +128,10 @@ struct DeviceStatus {
   std::string details = {};  // what runs it, or why it does not work and what would change that
 };
 
+// Returns the version of ONNX Runtime's library, such as "1.27.0". The library is loaded. Throws
+// UnavailableError when there is none that can be used.
+std::string onnxruntime_version(const BackendOptions& options);
+
 // Tries every device with a graph of one node.
 std::vector<DeviceStatus> list_devices(const BackendOptions& options);
 

@@ -95,6 +95,10 @@ DeviceStatus try_device(const std::string& name, const OnnxRuntimeLibrary& libra
 
 }  // namespace
 
+std::string onnxruntime_version(const BackendOptions& options) {
+  return load_onnxruntime(options.onnxruntime_library).version;
+}
+
 std::vector<DeviceStatus> list_devices(const BackendOptions& options) {
   const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
   std::vector<DeviceStatus> all{

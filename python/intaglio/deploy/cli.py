@@ -62,6 +62,14 @@ def deploy(
             " package onnxruntime.",
         ),
     ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ARCHIVE",
+            help="Standalone archive of Intaglio whose programs the target folder gets, also for"
+            " another kind of machine. Default: the programs that are installed here.",
+        ),
+    ] = None,
 ) -> None:
     """Write a bundle together with what runs it, for another machine or for Triton.
 
@@ -72,7 +80,7 @@ def deploy(
     """
     signal.signal(signal.SIGTERM, _stop)
     try:
-        deployment = _write(target, bundle, output, onnxruntime)
+        deployment = _write(target, bundle, output, onnxruntime, runtime)
     except _core.Error as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt as interrupt:
@@ -103,7 +111,14 @@ def _stop(number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
-def _write(target: str, bundle: Path, output: Path, onnxruntime: Path | None) -> Deployment:
+def _write(
+    target: str, bundle: Path, output: Path, onnxruntime: Path | None, runtime: Path | None
+) -> Deployment:
+    if runtime and (target == "triton" or onnxruntime):
+        raise _core.UsageError(
+            "--runtime is for intaglio deploy folder, and has ONNX Runtime inside: leave out"
+            f" {'--onnxruntime' if onnxruntime else '--runtime'}"
+        )
     if target == "triton" and onnxruntime:
         raise _core.UsageError(
             "--onnxruntime is for intaglio deploy folder: leave it out, since Triton uses that of"
@@ -123,7 +138,7 @@ def _write(target: str, bundle: Path, output: Path, onnxruntime: Path | None) ->
 
         if target == "triton":
             return write_repository(bundle, output, progress)
-        return write_folder(bundle, output, onnxruntime, progress)
+        return write_folder(bundle, output, onnxruntime, progress, runtime)
 
 
 def _fail(message: str, code: int) -> NoReturn:
