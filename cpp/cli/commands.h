@@ -5,7 +5,6 @@
 
 namespace intaglio::cli {
 
-void add_version(CLI::App& app);  // `--version` and `--version --json`
 void add_generate(CLI::App& app);
 void add_embed(CLI::App& app);
 void add_inspect(CLI::App& app);
