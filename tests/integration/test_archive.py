@@ -154,7 +154,7 @@ def test_a_deployment_folder_is_no_bundle(
     check(entry_point, 3, says, "generate", "deployed", "--prompt", PROMPT)
 
 
-def test_wheels_for_different_machines_are_refused(archive: Path, tmp_path: Path) -> None:
+def test_two_wheels_make_the_published_archive(archive: Path, tmp_path: Path) -> None:
     (intaglio,) = DIST.glob("intaglio-*.whl")
     (onnxruntime,) = WHEELS.glob("onnxruntime-*.whl")
     written = write_archive(intaglio, onnxruntime, tmp_path)
