@@ -15,6 +15,7 @@ BUNDLE := build/bundles/fashion-sd3
 DEMO := build/demo
 # Recipes expand it, since it is there only after `make setup`.
 ONNXRUNTIME = $$(echo $(CURDIR)/.venv/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.*)
+ARCHIVES := build/deps/archives
 REPORT_IMAGES := 5000
 REPORT_STEPS := 8
 PYTEST_FLAGS ?=
@@ -29,7 +30,7 @@ MODEL_FILES := $(shell find $(MODEL) -type f)
 # Other builds of ONNX Runtime, for tests of their devices
 ONNXRUNTIMES := $(patsubst %,build/deps/onnxruntime-%/ready,gpu openvino webgpu)
 
-.PHONY: help setup demo serve check test test-steps test-bundles test-python test-cpp test-extras test-sanitize lint format parity bench report scale clean
+.PHONY: help setup demo serve check test dist test-steps test-bundles test-python test-cpp test-extras test-sanitize lint format parity bench report scale clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
 
@@ -50,10 +51,10 @@ test:  ## everything that CI runs
 	@$(MAKE) -j2 --output-sync=target test-steps
 	$(MAKE) test-python
 
-test-steps: test-sanitize lint test-cpp test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) build/deps/triton/ready
+test-steps: test-sanitize lint test-cpp test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) build/deps/triton/ready build/deps/wheels/ready build/deps/bare-root/ready
 
 # This installs only missing packages, so a machine that has them needs no root.
-build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
+build/system: cmake/system-packages.txt cmake/archives.sh
 	@mkdir -p build
 	missing=$$(for p in $$(cat $<); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done)
 	if [ -n "$$missing" ]; then
@@ -61,7 +62,8 @@ build/system: cmake/system-packages.txt cmake/onnxruntime_headers.sh
 	  $$root apt-get -qq update
 	  $$root env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $$missing >build/apt.log
 	fi
-	cmake/onnxruntime_headers.sh build/deps/onnxruntime
+	# Only the next Debian has headers that are new enough. Elsewhere CMake downloads them.
+	cmake/archives.sh $(ARCHIVES) onnxruntime || true
 	touch $@
 
 # The environment has two steps, so that a change of the C++ does not install the dependencies again.
@@ -132,8 +134,26 @@ build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies
 	cmake/triton_server.sh $(@D) $(BIN)/python
 	touch $@
 
+# What is published for this machine. The archives take the place of downloads, which CI cannot do.
+dist: build/dist/ready  ## wheel, source distribution and standalone archive, in build/dist
+
+build/dist/ready: .venv/dependencies cmake/dist.sh python/intaglio/deploy/archive.py $(CPP_SOURCES) | .venv/ready
+	cmake/archives.sh $(ARCHIVES) $$(sed -n 's/^\([a-z0-9-]*\) .*/\1/p' cmake/archives.txt) || true
+	cmake/dist.sh build/dist $(BIN)/python $(ARCHIVES)
+	touch $@
+
+build/deps/wheels/ready: pyproject.toml constraints.txt | build/dist/ready
+	rm -rf $(@D)
+	$(BIN)/python -m pip download -q --disable-pip-version-check --only-binary :all: -c constraints.txt -d $(@D) "$$(echo build/dist/intaglio-*.whl)[serve]"
+	rm $(@D)/intaglio-*.whl
+	touch $@
+
+build/deps/bare-root/ready: cmake/bare_root.sh | build/system
+	cmake/bare_root.sh $(@D)
+	touch $@
+
 # Tests with the mark `alone`, such as those of clusters, need the whole machine.
-test-python: .venv/ready test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) build/deps/triton/ready  ## Python, parity, integration and structure tests
+test-python: .venv/ready test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) build/deps/triton/ready build/deps/wheels/ready build/deps/bare-root/ready  ## Python, parity, integration and structure tests
 	$(PYTEST) $(WORKERS) -m "not alone"
 	$(PYTEST) -m alone
 

@@ -8,6 +8,16 @@ set_target_properties(intaglio_cli PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
 target_link_options(intaglio_cli PRIVATE -Wl,--disable-new-dtags)
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/intaglioConfigVersion.cmake COMPATIBILITY SameMajorVersion)
 
+# The licence texts of what is compiled in, by name: from the archive that was built, or from Debian's package.
+foreach(name IN LISTS INTAGLIO_LIBRARIES)
+  if(source_of_${name})
+    file(GLOB texts LIST_DIRECTORIES false ${source_of_${name}}/LICENSE* ${source_of_${name}}/COPYING*)
+  else()
+    file(GLOB texts /usr/share/doc/${package_of_${name}}/copyright)
+  endif()
+  file(COPY ${texts} DESTINATION ${PROJECT_BINARY_DIR}/licenses/${name})
+endforeach()
+
 # `exported` names the set of targets, and `namelink` is an option of install(TARGETS) or empty. All further arguments
 # go to every install().
 function(intaglio_install prefix exported namelink)
@@ -19,6 +29,7 @@ function(intaglio_install prefix exported namelink)
   set(package_dir ${prefix}lib/cmake/intaglio)
   install(EXPORT ${exported} NAMESPACE intaglio:: FILE intaglioConfig.cmake DESTINATION ${package_dir} ${ARGN})
   install(FILES ${PROJECT_BINARY_DIR}/intaglioConfigVersion.cmake DESTINATION ${package_dir} ${ARGN})
+  install(DIRECTORY ${PROJECT_BINARY_DIR}/licenses DESTINATION ${prefix}share/intaglio ${ARGN})
 endfunction()
 
 intaglio_install("" intaglio-targets "")

@@ -1,5 +1,6 @@
 option(INTAGLIO_BUILD_PYTHON "Build the Python modules" OFF)
 option(INTAGLIO_BUILD_TESTS "Build the C++ tests" OFF)
+option(INTAGLIO_SYSTEM_LIBRARIES "Use the libraries that are installed" ON)
 option(INTAGLIO_SANITIZE "Build with the address and undefined-behaviour sanitizers" OFF)
 
 set(CMAKE_CXX_STANDARD 20)

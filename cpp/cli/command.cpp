@@ -15,6 +15,7 @@
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/help_formatter.h"
+#include "cli/version.h"
 #include "intaglio/error.h"
 
 namespace intaglio {
@@ -99,7 +100,12 @@ int run_command(const std::vector<std::string>& args) {
   app.footer(
       "`intaglio SUBCOMMAND --help` explains the options of a subcommand.\n"
       "Example: intaglio generate bundle --prompt \"a dark ankle boot\" -o boot.png");
-  app.set_version_flag("--version", "intaglio " INTAGLIO_VERSION, "print the version and exit");
+  app.add_flag("--json")->description("with --version: print JSON, for a bug report");
+  // CLI11 may call this before it has come to --json.
+  const auto version = [&] {
+    return cli::version_text(std::ranges::find(args, "--json") != args.end());
+  };
+  app.set_version_flag("--version", version, "print the version and exit");
   app.require_subcommand(1);
   cli::add_generate(app);
   cli::add_embed(app);

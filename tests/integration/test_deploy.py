@@ -136,7 +136,7 @@ def test_nothing_in_it_names_this_machine(folder: Path, forked_bundle: Path) -> 
 
 
 def test_a_bundle_without_encoders_is_tried_on_random_embeddings(tmp_path: Path) -> None:
-    write_folder(bundle(text_encoders="none"), tmp_path / "out", None, ignore)
+    write_folder(bundle(text_encoders="none"), tmp_path / "out", ignore)
     done = subprocess.run(
         [tmp_path / "out" / "smoke_test.sh"], env=BARE, capture_output=True, text=True, check=False
     )
@@ -225,7 +225,7 @@ def test_an_interrupt_leaves_nothing(forked_bundle: Path, tmp_path: Path) -> Non
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        write_folder(forked_bundle, tmp_path / "out", None, interrupt)
+        write_folder(forked_bundle, tmp_path / "out", interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -262,7 +262,7 @@ def test_what_a_killed_one_left_is_removed(forked_bundle: Path, tmp_path: Path) 
     with locked(busy):
         assert signalled(signal.SIGKILL, forked_bundle, tmp_path / "out")[0] == -signal.SIGKILL
         assert len(list(tmp_path.iterdir())) == 3
-        write_folder(forked_bundle, tmp_path / "out", None, ignore)
+        write_folder(forked_bundle, tmp_path / "out", ignore)
     left = {".out.backup.partial", busy.name, "out"}
     assert {path.name for path in tmp_path.iterdir()} == left
 

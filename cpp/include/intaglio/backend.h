@@ -154,6 +154,10 @@ struct DeviceStatus {
   std::string remedy = {};         // what would change that, where there is something
 };
 
+// Returns the version of ONNX Runtime's library, such as "1.27.0". The library is loaded. Throws
+// UnavailableError when there is none that can be used.
+std::string onnxruntime_version(const BackendOptions& options);
+
 // Tries every device with a graph of one node. Cards are listed by their number.
 std::vector<DeviceStatus> list_devices(const BackendOptions& options);
 

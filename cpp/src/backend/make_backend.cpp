@@ -118,6 +118,10 @@ std::shared_ptr<Backend> make_for_best_device(const BackendOptions& options, con
 
 }  // namespace
 
+std::string onnxruntime_version(const BackendOptions& options) {
+  return load_onnxruntime(options.onnxruntime_library).version;
+}
+
 std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundle& bundle) {
   if (options.threads < 0 || options.threads > 1024) {
     throw UsageError("--threads must be from 0 (as many as the process may use) to 1024");

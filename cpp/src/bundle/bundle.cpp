@@ -104,6 +104,10 @@ OpenedBundle open_bundle(const fs::path& folder) {
   const fs::path path = folder / "bundle.json";
   std::error_code error;
   if (!fs::exists(path, error) && !error) {
+    if (fs::exists(folder / "bundle" / "bundle.json", error)) {
+      throw InputError(folder.string() + " is a folder of `intaglio deploy`: its bundle is " +
+                       (folder / "bundle").string() + ", which runs on any kind of machine");
+    }
     throw InputError(folder.string() +
                      " is not a bundle (it has no bundle.json): make one with `intaglio export`");
   }

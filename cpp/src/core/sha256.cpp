@@ -1,13 +1,16 @@
 #include "core/sha256.h"
 
-#include <openssl/evp.h>
+#include <rhash.h>
 #include <unistd.h>
 
 #include <array>
-#include <cassert>
 #include <cerrno>
 #include <memory>
+#include <string>
+#include <type_traits>
 #include <vector>
+
+#include "intaglio/error.h"
 
 namespace intaglio {
 
@@ -16,26 +19,25 @@ std::string sha256_of_file(const std::filesystem::path& path) {
 }
 
 std::string sha256_of(const Descriptor& file, const std::filesystem::path& path) {
-  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(),
-                                                                        EVP_MD_CTX_free);
-  [[maybe_unused]] int ok = EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr);
-  assert(ok);
+  [[maybe_unused]] static const bool initialised = (rhash_library_init(), true);
+  const std::unique_ptr<std::remove_pointer_t<rhash>, decltype(&rhash_free)> context(
+      rhash_init(RHASH_SHA256), rhash_free);
+  if (!context) throw OutOfMemoryError("there is not enough memory to check " + path.string());
   std::vector<char> buffer(1U << 20U);
   for (off_t at = 0;;) {
     const ssize_t got = ::pread(file.number(), buffer.data(), buffer.size(), at);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) fail_file("read", path, errno);
     if (got == 0) break;
-    EVP_DigestUpdate(context.get(), buffer.data(), static_cast<std::size_t>(got));
+    rhash_update(context.get(), buffer.data(), static_cast<std::size_t>(got));
     at += got;
   }
-  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
-  unsigned int length = 0;
-  EVP_DigestFinal_ex(context.get(), digest.data(), &length);
+  std::array<unsigned char, 32> digest{};
+  rhash_final(context.get(), digest.data());
   std::string text;
-  for (unsigned int i = 0; i < length; ++i) {
-    text += "0123456789abcdef"[digest[i] >> 4U];
-    text += "0123456789abcdef"[digest[i] & 15U];
+  for (const unsigned char byte : digest) {
+    text += "0123456789abcdef"[byte >> 4U];
+    text += "0123456789abcdef"[byte & 15U];
   }
   return text;
 }

@@ -1,10 +1,10 @@
 #include "text/unigram_tables.h"
 
-#include <openssl/evp.h>
-
 #include <cmath>
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
+#include <string_view>
 
 #include "intaglio/error.h"
 
@@ -51,15 +51,19 @@ std::int64_t read_id(const Json& object, const char* key) {
 }
 
 std::string base64_decoded(const std::string& text) {
-  std::string bytes(text.size() / 4 * 3, '\0');
-  const int size = EVP_DecodeBlock(reinterpret_cast<unsigned char*>(bytes.data()),
-                                   reinterpret_cast<const unsigned char*>(text.data()),
-                                   static_cast<int>(text.size()));
-  if (text.size() % 4 != 0 || text.size() > INT32_MAX || size != static_cast<int>(bytes.size())) {
-    fail("has a charsmap that is not base64");
+  constexpr std::string_view digits =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  const std::size_t padding = text.ends_with("==") ? 2 : text.ends_with('=') ? 1 : 0;
+  std::string bytes;
+  std::uint32_t bits = 0;
+  for (std::size_t i = 0; i < text.size() - padding; ++i) {
+    const std::size_t digit = digits.find(text[i]);
+    if (text.size() % 4 != 0 || digit == std::string_view::npos) {
+      fail("has a charsmap that is not base64");
+    }
+    bits = bits << 6U | static_cast<std::uint32_t>(digit);
+    if (i % 4 != 0) bytes += static_cast<char>(bits >> (6U - 2U * (i % 4)));
   }
-  const std::size_t padding = text.ends_with("==") ? 2 : text.ends_with("=") ? 1 : 0;
-  bytes.resize(bytes.size() - padding);
   return bytes;
 }
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from intaglio import _core
 from intaglio.deploy.contents import Deployment
-from intaglio.deploy.portable import write_folder
+from intaglio.deploy.portable import Programs, write_folder
 from intaglio.deploy.triton import write_repository
 
 # The command that is suggested at the end, for each target.
@@ -70,6 +70,14 @@ def deploy(
             " the target folder takes along, with its package.",
         ),
     ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ARCHIVE",
+            help="Standalone archive of Intaglio whose programs the target folder gets, also for"
+            " another kind of machine. Default: the programs that are installed here.",
+        ),
+    ] = None,
 ) -> None:
     """Write a bundle together with what runs it, for another machine or for Triton.
 
@@ -80,7 +88,8 @@ def deploy(
     """
     signal.signal(signal.SIGTERM, _stop)
     try:
-        deployment = _write(target, bundle, output, onnxruntime, provider_library)
+        programs = Programs(onnxruntime, provider_library, runtime)
+        deployment = _write(target, bundle, output, programs)
     except _core.Error as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt as interrupt:
@@ -111,15 +120,22 @@ def _stop(number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
-def _write(
-    target: str, bundle: Path, output: Path, onnxruntime: Path | None, provider: Path | None
-) -> Deployment:
-    for flag, library in (("--onnxruntime", onnxruntime), ("--provider-library", provider)):
-        if target == "triton" and library:
-            raise _core.UsageError(
-                f"{flag} is for intaglio deploy folder: leave it out, since Triton uses that of its"
-                " Python"
-            )
+def _write(target: str, bundle: Path, output: Path, programs: Programs) -> Deployment:
+    flags = {
+        "--onnxruntime": programs.onnxruntime,
+        "--provider-library": programs.provider,
+        "--runtime": programs.runtime,
+    }
+    given = [flag for flag, path in flags.items() if path]
+    if target == "triton" and given:
+        raise _core.UsageError(
+            f"{given[0]} is for intaglio deploy folder: leave it out, since Triton uses what its"
+            " Python has"
+        )
+    if programs.runtime and len(given) > 1:
+        raise _core.UsageError(
+            f"--runtime has ONNX Runtime and its plugins inside: leave out {given[0]}"
+        )
     screen = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
@@ -134,7 +150,7 @@ def _write(
 
         if target == "triton":
             return write_repository(bundle, output, progress)
-        return write_folder(bundle, output, onnxruntime, progress, provider)
+        return write_folder(bundle, output, progress, programs)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from intaglio import _core
-from intaglio.deploy.libraries import copyright_of, linked, package_copyright
+from intaglio.deploy.libraries import copyright_of, linked
 from intaglio.onnxruntime_library import onnxruntime_library
 
 PACKAGE = Path(_core.__file__).parent
@@ -51,6 +51,16 @@ def collect(bundle: Path, onnxruntime: Path | None, provider: Path | None) -> De
     return deployment
 
 
+def collect_from_archive(bundle: Path, runtime: Path) -> Deployment:
+    """Return the same with the programs of an unpacked standalone archive."""
+    deployment = collect_bundle(bundle, "bundle")
+    for part in ("bin", "lib", "licenses"):
+        for path in sorted((runtime / part).rglob("*")):
+            if path.is_file():
+                deployment.sources[str(path.relative_to(runtime))] = path
+    return deployment
+
+
 def collect_bundle(bundle: Path, folder: str) -> Deployment:
     """Return the files of the bundle, which go to `folder` in the output."""
     manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8-sig"))
@@ -76,9 +86,8 @@ def _add_programs(deployment: Deployment, onnxruntime: Path | None) -> None:
     for library in sorted((PACKAGE / "lib").glob("libintaglio*.so*")):
         sources[f"lib/{library.name}"] = library
     _add_license(deployment, "intaglio", _distribution_licenses("intaglio"))
-    # Compiled into libintaglio.
-    for package in ("libcli11-dev", "nlohmann-json3-dev"):
-        _add_license(deployment, package, [package_copyright(package)])
+    for text in sorted((PACKAGE / "share" / "intaglio" / "licenses").glob("*/*")):
+        _add_license(deployment, text.parent.name, [text])  # of what is compiled in
 
     runtime = onnxruntime or onnxruntime_library()
     if runtime is None or not runtime.is_file():

@@ -65,6 +65,22 @@ def linked(programs: Iterable[Path]) -> Linked:
     return Linked(found, sorted(missing - set(found)))
 
 
+# By the number in ELF's header.
+_MACHINES = {0x3E: "x86_64", 0xB7: "aarch64"}
+
+
+def machine_of(program: Path) -> str:
+    """Return the machine that a program or library is for, as `uname -m` names it."""
+    with program.open("rb") as file:
+        header = file.read(20)
+    number = int.from_bytes(header[18:20], "little")
+    if not header.startswith(b"\x7fELF") or number not in _MACHINES:
+        raise _core.UnavailableError(
+            f"{program} is not a program or library for Linux on {' or '.join(_MACHINES.values())}"
+        )
+    return _MACHINES[number]
+
+
 def glibc_needed(files: Sequence[Path]) -> str:
     """Return the oldest version of glibc that can run these files, such as "2.34"."""
     newest = 0

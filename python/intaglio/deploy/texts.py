@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -10,7 +9,7 @@ from typing import Any
 
 from intaglio import _core
 from intaglio.deploy.contents import Deployment
-from intaglio.deploy.libraries import glibc_needed
+from intaglio.deploy.libraries import glibc_needed, machine_of
 from intaglio.serve.triton_tensors import MAX_BATCH, inputs
 
 
@@ -24,7 +23,7 @@ def readme(deployment: Deployment, folder: Path) -> str:
         source=manifest["source"],
         license=manifest["license"],
         example=f"bin/intaglio generate bundle {subject_flags(manifest)} -o picture.png",
-        machine=platform.machine(),
+        machine=machine_of(folder / "bin" / "intaglio"),
         glibc=glibc_needed(programs),
         gpu=_gpu(deployment),
         rows="\n".join(_rows(folder, programs, manifest["license"])),
@@ -54,10 +53,26 @@ def repository_readme(deployment: Deployment, name: str) -> str:
     )
 
 
-def smoke_test(manifest: dict[str, Any]) -> str:
+def archive_readme(version: str, machine: str, glibc: str) -> str:
+    """Return the README of the standalone archive."""
+    return _template("README-archive.md").substitute(version=version, machine=machine, glibc=glibc)
+
+
+def archive_smoke_test(machine: str) -> str:
+    """Return the script of the standalone archive, which needs no bundle."""
+    return _template("smoke_test_archive.sh").substitute(check_machine=_check_machine(machine))
+
+
+def smoke_test(manifest: dict[str, Any], machine: str) -> str:
     """Return the script, which runs a bundle without text encoders on random embeddings."""
     name = "smoke_test.sh" if _draws_by_itself(manifest) else "smoke_test_bench.sh"
-    return _template(name).substitute(subject=subject_flags(manifest))
+    return _template(name).substitute(
+        subject=subject_flags(manifest), check_machine=_check_machine(machine)
+    )
+
+
+def _check_machine(machine: str) -> str:
+    return _template("check_machine.sh").substitute(machine=machine).rstrip("\n")
 
 
 def subject_flags(manifest: dict[str, Any]) -> str:

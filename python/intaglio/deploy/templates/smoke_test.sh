@@ -3,6 +3,7 @@
 # --device, but not %subject, --steps and -o, which the script sets.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
+%check_machine
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
