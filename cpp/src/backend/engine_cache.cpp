@@ -1,11 +1,10 @@
 #include "backend/engine_cache.h"
 
-#include <unistd.h>
-
-#include <cstdlib>
 #include <system_error>
 
 #include "core/sha256.h"
+#include "platform/file.h"
+#include "platform/process.h"
 
 namespace intaglio {
 
@@ -17,19 +16,7 @@ namespace {
 bool create_writable(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
-  return !error && ::access(folder.c_str(), W_OK) == 0;
-}
-
-// Returns the user's cache folder by the XDG base directory specification, which ignores relative
-// paths, or an empty path.
-fs::path user_cache() {
-  const auto absolute = [](const char* name) {
-    const char* value = std::getenv(name);
-    return value && *value == '/' ? fs::path(value) : fs::path();
-  };
-  if (const fs::path given = absolute("XDG_CACHE_HOME"); !given.empty()) return given;
-  const fs::path home = absolute("HOME");
-  return home.empty() ? home : home / ".cache";
+  return !error && platform::write_error(folder) == 0;
 }
 
 }  // namespace
@@ -42,7 +29,7 @@ fs::path make_engine_cache(const fs::path& bundle, const std::string& version) {
   const fs::path name = "onnxruntime-" + version + "-" + key;
   const fs::path in_bundle = bundle / "engines" / "tensorrt" / name;
   if (create_writable(in_bundle)) return in_bundle;
-  const fs::path caches = user_cache();
+  const fs::path caches = platform::user_cache();
   if (caches.empty()) return {};
   const fs::path in_cache = caches / "intaglio" / "tensorrt" / name;
   return create_writable(in_cache) ? in_cache : fs::path();

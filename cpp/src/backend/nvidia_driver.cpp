@@ -1,6 +1,6 @@
 #include "backend/nvidia_driver.h"
 
-#include <dlfcn.h>
+#include "platform/shared_library.h"
 
 namespace intaglio {
 
@@ -11,16 +11,18 @@ struct Driver {
   int gpus = 0;
 };
 
-// Calls the driver's C interface through dlopen, so that building and running without CUDA works.
+// Calls the driver's C interface through its library, so that building and running without CUDA
+// works.
 Driver query_driver() {
-  void* driver =
-      dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);  // never closed, because it may be in use
-  if (!driver) return {.reason = "there is no NVIDIA driver (libcuda.so.1 was not found)"};
-  const auto init = reinterpret_cast<int (*)(unsigned)>(dlsym(driver, "cuInit"));
-  const auto count = reinterpret_cast<int (*)(int*)>(dlsym(driver, "cuDeviceGetCount"));
-  const auto error_text =
-      reinterpret_cast<int (*)(int, const char**)>(dlsym(driver, "cuGetErrorString"));
-  if (!init || !count || !error_text) return {.reason = "libcuda.so.1 is not an NVIDIA driver"};
+  const std::string name = platform::kNvidiaDriver;
+  void* driver = platform::load_library(name);  // never closed, because it may be in use
+  if (!driver) return {.reason = "there is no NVIDIA driver (" + name + " was not found)"};
+  const auto init = reinterpret_cast<int (*)(unsigned)>(platform::find_function(driver, "cuInit"));
+  const auto count =
+      reinterpret_cast<int (*)(int*)>(platform::find_function(driver, "cuDeviceGetCount"));
+  const auto error_text = reinterpret_cast<int (*)(int, const char**)>(
+      platform::find_function(driver, "cuGetErrorString"));
+  if (!init || !count || !error_text) return {.reason = name + " is not an NVIDIA driver"};
   int gpus = 0;
   int error = init(0);
   if (error == 0) error = count(&gpus);
