@@ -25,7 +25,7 @@ CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
 EXPORT_SOURCES := $(shell find export -name engines -prune -o -name '*.py' -print) models/bundle.schema.json $(wildcard models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
 
-.PHONY: help setup demo serve check test test-steps test-bundles test-python test-cpp test-sanitize lint format parity bench report scale clean
+.PHONY: help setup demo serve check test test-steps test-bundles test-python test-cpp test-sanitize aarch64 windows lint format parity bench report scale clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
 
@@ -100,6 +100,13 @@ format:  ## reformat Python and C++
 test-cpp: .venv/ready  ## C++ tests
 	cmake --build --preset release
 	ctest --preset release
+
+# A processor that is emulated takes longer than CI has.
+aarch64: .venv/ready $(BUNDLE)/bundle.json  ## the same and a picture for Linux on ARM, under qemu
+	tests/platforms/aarch64.sh
+
+windows: .venv/ready $(BUNDLE)/bundle.json  ## the same and a picture for Windows, under Wine
+	tests/platforms/windows.sh
 
 build/sanitize/ready: CMakeLists.txt CMakePresets.json $(CPP_SOURCES) $(wildcard tests/cpp/*) | build/system
 	cmake --preset sanitize >build/sanitize.log || { cat build/sanitize.log; exit 1; }
