@@ -186,7 +186,7 @@ class GroupedFlags {
   }
 
   void add_path(const char* flag, fs::path& path, const char* type, const char* help) {
-    command_.add_option(flag, path, help)->type_name(type)->group(group_);
+    cli::add_path(command_, flag, path, help)->type_name(type)->group(group_);
   }
 
  private:

@@ -30,9 +30,11 @@ void print_written(const fs::path& path) {
 
 fs::path numbered(const fs::path& path, std::size_t index, std::size_t count) {
   if (count == 1) return path;
-  auto result = path;
-  return result.replace_filename(path.stem().string() + "-" + std::to_string(index) +
-                                 path.extension().string());
+  fs::path name = path.stem();
+  name += "-";
+  name += std::to_string(index);
+  name += path.extension();
+  return path.parent_path() / name;
 }
 
 }  // namespace intaglio::cli

@@ -38,7 +38,7 @@ onnxruntime_for() {
 
 # What all programs draw. The prompt has letters outside ASCII.
 bundle=build/bundles/fashion-sd3
-drawn=(--prompt "a dark ankle boot, très élégant" --seed 7 --steps 4 --dg-scale 0.5 --threads 1)
+drawn=(--prompt "a dark ankle boot, élégant" --seed 7 --steps 4 --dg-scale 0.5 --threads 1)
 
 # Draws into the folder $1 with this machine's command, which the others are compared with.
 draw_here() {

@@ -6,6 +6,7 @@ source "$(dirname "$0")/prepare.sh"
 install_packages g++-mingw-w64-x86-64-posix wine wine64 googletest
 export WINEPREFIX=$PWD/build/windows/wine WINEDEBUG=-all
 export WINEDLLOVERRIDES="mscoree,mshtml="  # which Wine would offer to install
+export LC_ALL=C.UTF-8  # by which Wine reads the arguments
 build windows
 ctest --preset windows
 onnxruntime_for win_amd64
