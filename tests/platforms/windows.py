@@ -39,7 +39,7 @@ def interrupt(words: list[str], after: bytes) -> tuple[int, str]:
     process, terminal = pty.fork()
     if process == 0:
         os.execv(WINE, [WINE, str(COMMAND), *words])
-    printed, pressed, end = b"", False, time.monotonic() + 600
+    printed, pressed, end = b"", False, time.monotonic() + 120
     while time.monotonic() < end:
         if select.select([terminal], [], [], 1)[0]:
             try:
@@ -63,7 +63,7 @@ def main(bundle: Path, library: Path, out: Path, drawn: list[str]) -> None:
     picture = folder / f"{LETTERS}.png"
     latents = on_drive_z(out / "windows.npy")
     printed = run(*words, *drawn, "-o", on_drive_z(picture), "--latents-out", latents)
-    assert printed.strip().endswith(f"{LETTERS}.png"), printed
+    assert on_drive_z(picture) in printed, printed  # Wine has no DXGI, which ONNX Runtime says
     with Image.open(picture) as image, Image.open(out / "here.png") as here:
         assert image.size == here.size
         assert image.text == here.text  # with the prompt
@@ -74,8 +74,8 @@ def main(bundle: Path, library: Path, out: Path, drawn: list[str]) -> None:
     print("a path that does not exist is named as it was given")
 
     stopped = folder / "stopped.png"
-    long = [*words, *drawn, "--steps", "500", "-o", on_drive_z(stopped)]
-    code, printed = interrupt(long, after=b"denoising [")
+    long = [*words, "--prompt", "x", "--steps", "500", "-o", on_drive_z(stopped)]
+    code, printed = interrupt(long, after=b"denoising")
     assert code == INTERRUPTED, (code, printed)
     assert not stopped.exists()
     print("Ctrl-C: the run stopped and wrote nothing")
