@@ -87,10 +87,12 @@ def main(bundle: Path, library: Path, out: Path, drawn: list[str]) -> None:
         print("a full disk: not tried, since only root can mount one")
         return
     try:
+        filler = disk / "filler"
+        filler.write_bytes(bytes(4096))
         full = on_drive_z(disk / "picture.png")
         message = run(*words, *drawn, "-o", full, code=BAD_INPUT)
         assert re.search("cannot write .*: No space left on device", message), message
-        assert not list(disk.iterdir())
+        assert list(disk.iterdir()) == [filler]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
     print("a full disk: refused in a sentence, and nothing was left there")
