@@ -30,7 +30,7 @@ MODEL_FILES := $(shell find $(MODEL) -type f)
 # Other builds of ONNX Runtime, for tests of their devices
 ONNXRUNTIMES := $(patsubst %,build/deps/onnxruntime-%/ready,gpu openvino webgpu)
 
-.PHONY: help setup demo serve check test dist test-steps test-bundles test-python test-cpp test-extras test-sanitize lint format parity bench report scale clean
+.PHONY: help setup demo serve check test dist test-steps test-bundles test-python test-cpp test-extras test-sanitize aarch64 windows lint format parity bench report scale clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
 
@@ -106,6 +106,13 @@ format:  ## reformat Python and C++
 test-cpp: .venv/ready  ## C++ tests
 	cmake --build --preset release
 	INTAGLIO_TEST_ONNXRUNTIME=$(ONNXRUNTIME) ctest --preset release
+
+# A processor that is emulated takes longer than CI has.
+aarch64: .venv/ready $(BUNDLE)/bundle.json  ## the same and a picture for Linux on ARM, under qemu
+	tests/platforms/aarch64.sh
+
+windows: .venv/ready $(BUNDLE)/bundle.json  ## the same and a picture for Windows, under Wine
+	tests/platforms/windows.sh
 
 build/sanitize/ready: CMakeLists.txt CMakePresets.json $(CPP_SOURCES) $(wildcard tests/cpp/*) | build/system
 	cmake --preset sanitize >build/sanitize.log || { cat build/sanitize.log; exit 1; }

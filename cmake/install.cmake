@@ -5,7 +5,9 @@ include(CMakePackageConfigHelpers)
 set_target_properties(intaglio_cli PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
 # This flag writes RPATH instead of RUNPATH. RPATH also applies to the dependencies of libraries, so that a
 # folder that `intaglio deploy` wrote runs anywhere with all libraries in its lib/.
-target_link_options(intaglio_cli PRIVATE -Wl,--disable-new-dtags)
+if(NOT WIN32)
+  target_link_options(intaglio_cli PRIVATE -Wl,--disable-new-dtags)
+endif()
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/intaglioConfigVersion.cmake COMPATIBILITY SameMajorVersion)
 
 # The licence texts of what is compiled in, by name: from the archive that was built, or from Debian's package.
@@ -21,9 +23,14 @@ endforeach()
 # `exported` names the set of targets, and `namelink` is an option of install(TARGETS) or empty. All further arguments
 # go to every install().
 function(intaglio_install prefix exported namelink)
-  install(TARGETS intaglio EXPORT ${exported} LIBRARY DESTINATION ${prefix}lib ${ARGN} ${namelink}
+  set(libraries ${prefix}lib)
+  if(WIN32)  # which looks beside the program
+    set(libraries ${prefix}bin)
+  endif()
+  install(TARGETS intaglio EXPORT ${exported} LIBRARY DESTINATION ${libraries} ${ARGN} ${namelink}
+    RUNTIME DESTINATION ${libraries} ${ARGN} ARCHIVE DESTINATION ${prefix}lib ${ARGN}
     INCLUDES DESTINATION ${prefix}include)
-  install(TARGETS intaglio_ops LIBRARY DESTINATION ${prefix}lib ${ARGN})
+  install(TARGETS intaglio_ops LIBRARY DESTINATION ${libraries} ${ARGN})
   install(TARGETS intaglio_cli RUNTIME DESTINATION ${prefix}bin ${ARGN})
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/cpp/include/intaglio DESTINATION ${prefix}include ${ARGN})
   set(package_dir ${prefix}lib/cmake/intaglio)

@@ -15,6 +15,10 @@ endif()
 
 include(GNUInstallDirs)
 
+if(MINGW)
+  include(mingw)
+endif()
+
 find_program(CCACHE ccache)
 if(CCACHE)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})

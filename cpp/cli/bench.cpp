@@ -10,12 +10,12 @@
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/help_formatter.h"
-#include "cli/interrupt.h"
-#include "cli/process.h"
 #include "cli/progress.h"
 #include "intaglio/error.h"
 #include "intaglio/pipeline.h"
 #include "intaglio/rng.h"
+#include "platform/process.h"
+#include "platform/terminal.h"
 
 namespace intaglio::cli {
 
@@ -95,7 +95,7 @@ GenerateOptions some_condition(const Bundle& bundle) {
 }
 
 void run_modes(const Pipeline& pipeline, const Flags& flags, std::vector<Mode>& modes) {
-  const InterruptFlag interrupt;
+  const platform::InterruptFlag interrupt;
   ProgressBar bar("measuring", "runs");
   const GenerateOptions condition = some_condition(pipeline.bundle());
   const int total = (flags.repeats + 1) * static_cast<int>(modes.size());
@@ -114,7 +114,8 @@ void run_modes(const Pipeline& pipeline, const Flags& flags, std::vector<Mode>& 
       options.dg_scale = mode.dg_scale;
       options.dg_window = Window{};
       options.ma_keep = 0.0;
-      mode.last = pipeline.generate(options, [](const Step&) { return !InterruptFlag::raised(); });
+      mode.last = pipeline.generate(options,
+                                    [](const Step&) { return !platform::InterruptFlag::raised(); });
       const Timings& timings = mode.last.timings;
       if (repeat >= 0) {
         mode.seconds.push_back(timings.denoise);
@@ -184,7 +185,7 @@ Json summarize(const Pipeline& pipeline, const Flags& flags, const std::vector<M
                {"precision", pipeline.backend().choice.precision},
                {"weights_bytes", weights_bytes(bundle)},
                {"modes", rows}};
-  if (const auto peak = peak_memory_bytes()) json["peak_memory_bytes"] = *peak;
+  if (const auto peak = platform::peak_memory_bytes()) json["peak_memory_bytes"] = *peak;
   return json;
 }
 

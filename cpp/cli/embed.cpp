@@ -52,7 +52,7 @@ void add_embed(CLI::App& app) {
            "prompt of the unconditional branch; without it the file can be used only in runs "
            "without CFG")
       ->group(prompt_group);
-  command->add_option("-o,--output", flags->output, "file to write; required")
+  add_path(*command, "-o,--output", flags->output, "file to write; required")
       ->type_name("FILE.safetensors")
       ->group("Output");
   add_run_flags(*command, flags->run);

@@ -11,22 +11,28 @@ constexpr const char* kDeviceGroup = "Device";
 
 }  // namespace
 
+CLI::Option* add_path(CLI::App& command, const std::string& name, std::filesystem::path& path,
+                      const std::string& help) {
+  const auto read = [&path](const std::string& text) {
+    path = std::u8string(text.begin(), text.end());
+  };
+  return command.add_option_function<std::string>(name, read, help);
+}
+
 void add_bundle(CLI::App& command, std::filesystem::path& bundle) {
-  command.add_option("bundle", bundle, "the folder that `intaglio export` wrote")
+  add_path(command, "bundle", bundle, "the folder that `intaglio export` wrote")
       ->required()
       ->type_name("BUNDLE");
 }
 
 void add_library_flags(CLI::App& command, BackendOptions& backend) {
-  command
-      .add_option("--onnxruntime", backend.onnxruntime_library,
-                  "path of ONNX Runtime's library, when it is not found automatically")
+  add_path(command, "--onnxruntime", backend.onnxruntime_library,
+           "path of ONNX Runtime's library, when it is not found automatically")
       ->type_name("LIBRARY")
       ->group(kDeviceGroup);
-  command
-      .add_option("--provider-library", backend.provider_library,
-                  "path of the library of an execution provider's plugin (OpenVINO, TensorRT-RTX "
-                  "or WebGPU), when it is not found automatically")
+  add_path(command, "--provider-library", backend.provider_library,
+           "path of the library of an execution provider's plugin (OpenVINO, TensorRT-RTX or "
+           "WebGPU), when it is not found automatically")
       ->type_name("LIBRARY")
       ->group(kDeviceGroup);
 }

@@ -24,6 +24,11 @@ void add_run_flags(CLI::App& command, RunFlags& flags);
 // Adds the flags of add_run_flags and those of subcommands that run the denoising loop.
 void add_loop_flags(CLI::App& command, RunFlags& flags);
 
+// Adds an option or an argument that is a path in UTF-8, which std::filesystem does not expect on
+// Windows.
+CLI::Option* add_path(CLI::App& command, const std::string& name, std::filesystem::path& path,
+                      const std::string& help);
+
 // Opens the pipeline. Prints a note when `--device auto` could not use a device that the user may
 // expect it to use, and when the first run compiles the model.
 Pipeline open_pipeline(const RunFlags& flags);

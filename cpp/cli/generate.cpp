@@ -1,5 +1,3 @@
-#include <unistd.h>
-
 #include <algorithm>
 #include <cctype>
 #include <cstdio>
@@ -13,19 +11,20 @@
 #include "cli/console.h"
 #include "cli/flags.h"
 #include "cli/help_formatter.h"
-#include "cli/interrupt.h"
 #include "cli/output.h"
-#include "cli/process.h"
 #include "cli/progress.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"
 #include "intaglio/options.h"
+#include "platform/process.h"
+#include "platform/terminal.h"
 
 namespace intaglio::cli {
 
 namespace {
 
 namespace fs = std::filesystem;
+using platform::InterruptFlag;
 using Json = nlohmann::ordered_json;
 
 struct Flags {
@@ -126,7 +125,7 @@ Drawn draw(const Pipeline& pipeline, const GenerateOptions& options) {
     });
     // The time is taken here and the later stages are subtracted, because the first callback waits
     // until large files are hashed and so comes later than the first step.
-    drawn.start_to_first_step = seconds_since_process_start();
+    drawn.start_to_first_step = platform::seconds_since_process_start();
     if (drawn.start_to_first_step) {
       const Timings& timings = drawn.generation.timings;
       *drawn.start_to_first_step -= timings.denoise + timings.vae;
@@ -160,7 +159,7 @@ void generate(Flags& flags) {
   print_notes(drawn.generation.notes);
   print_notes(placement_notes(pipeline.backend()));
   write_outputs(flags, pipeline, drawn);
-  if (::isatty(STDERR_FILENO)) {
+  if (platform::error_is_terminal()) {
     const Timings& timings = drawn.generation.timings;
     std::fprintf(stderr, "%s: text %.2f s, %zu steps %.2f s, decoding %.2f s\n",
                  pipeline.backend().description().c_str(), timings.text,
@@ -200,7 +199,7 @@ class GroupedFlags {
   }
 
   void add_path(const char* flag, fs::path& path, const char* type, const char* help) {
-    command_.add_option(flag, path, help)->type_name(type)->group(group_);
+    cli::add_path(command_, flag, path, help)->type_name(type)->group(group_);
   }
 
  private:

@@ -1,7 +1,5 @@
 #include "cli/output.h"
 
-#include <unistd.h>
-
 #include <iostream>
 #include <set>
 #include <string>
@@ -26,14 +24,17 @@ void check_outputs(const std::vector<fs::path>& paths) {
 }
 
 void print_written(const fs::path& path) {
-  if (own_descriptor(path) != STDOUT_FILENO) std::cout << path.string() << '\n';
+  constexpr int standard_output = 1;
+  if (own_descriptor(path) != standard_output) std::cout << path.string() << '\n';
 }
 
 fs::path numbered(const fs::path& path, std::size_t index, std::size_t count) {
   if (count == 1) return path;
-  auto result = path;
-  return result.replace_filename(path.stem().string() + "-" + std::to_string(index) +
-                                 path.extension().string());
+  fs::path name = path.stem();
+  name += "-";
+  name += std::to_string(index);
+  name += path.extension();
+  return path.parent_path() / name;
 }
 
 }  // namespace intaglio::cli

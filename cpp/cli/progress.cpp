@@ -1,10 +1,10 @@
 #include "cli/progress.h"
 
-#include <unistd.h>
-
 #include <chrono>
 #include <cstdio>
 #include <utility>
+
+#include "platform/terminal.h"
 
 namespace intaglio::cli {
 
@@ -19,7 +19,7 @@ double now() {
 ProgressBar::ProgressBar(std::string label, std::string unit)
     : label_(std::move(label)),
       unit_(std::move(unit)),
-      terminal_(::isatty(STDERR_FILENO)),
+      terminal_(platform::error_is_terminal()),
       start_(now()) {}
 
 ProgressBar::~ProgressBar() {

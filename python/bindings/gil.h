@@ -3,9 +3,10 @@
 
 #include <Python.h>
 #include <cxxabi.h>
-#include <unistd.h>
 
 #include <atomic>
+#include <chrono>
+#include <thread>
 
 namespace intaglio::python {
 
@@ -13,7 +14,7 @@ namespace intaglio::python {
 inline std::atomic<bool> interpreter_ended = false;
 
 [[noreturn]] inline void stop_thread() {
-  while (true) ::pause();
+  while (true) std::this_thread::sleep_for(std::chrono::hours(24));
 }
 
 // Calls `function`, which takes the GIL or runs Python code, which takes it from time to time. In a

@@ -1,5 +1,4 @@
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <limits>
@@ -7,14 +6,15 @@
 #include "intaglio/error.h"
 #include "intaglio/file.h"
 #include "intaglio/image.h"
+#include "platform/process.h"
 
 namespace intaglio {
 namespace {
 
 class Png : public testing::Test {
  protected:
-  const std::filesystem::path path_ =
-      std::filesystem::temp_directory_path() / ("intaglio_png_" + std::to_string(::getpid()));
+  const std::filesystem::path path_ = std::filesystem::temp_directory_path() /
+                                      ("intaglio_png_" + std::to_string(platform::process_id()));
   void TearDown() override { std::filesystem::remove(path_); }
 
   static Image colours(int width, int height) {

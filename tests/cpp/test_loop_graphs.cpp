@@ -1,6 +1,5 @@
 // The graphs that a provider runs in the loop, on ONNX Runtime's CPU provider, against the
 // functions that run in the host's memory.
-#include <dlfcn.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -16,6 +15,7 @@
 #include "backend/providers.h"
 #include "core/guided_step.h"
 #include "core/step_table.h"
+#include "platform/shared_library.h"
 
 namespace intaglio {
 namespace {
@@ -29,8 +29,9 @@ class LoopGraphs : public testing::Test {
     if (!library) GTEST_SKIP() << "INTAGLIO_TEST_ONNXRUNTIME names no library of ONNX Runtime";
     load_onnxruntime(library);
     // The library's copy of ONNX Runtime's C++ interface is its own.
-    void* handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
-    const auto base = reinterpret_cast<const OrtApiBase* (*)()>(dlsym(handle, "OrtGetApiBase"));
+    void* handle = platform::load_library(library);
+    const auto base = reinterpret_cast<const OrtApiBase* (*)()>(
+        platform::find_function(handle, "OrtGetApiBase"));
     Ort::InitApi(base()->GetApi(ORT_API_VERSION));
   }
 };

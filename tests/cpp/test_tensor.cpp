@@ -1,6 +1,4 @@
 #include <gtest/gtest.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -8,6 +6,7 @@
 #include "intaglio/error.h"
 #include "intaglio/file.h"
 #include "intaglio/tensor.h"
+#include "platform/process.h"
 
 namespace intaglio {
 namespace {
@@ -32,8 +31,8 @@ TEST(Tensor, RefusesImpossibleSizes) {
 
 class Npy : public testing::Test {
  protected:
-  const std::filesystem::path path_ =
-      std::filesystem::temp_directory_path() / ("intaglio_npy_" + std::to_string(::getpid()));
+  const std::filesystem::path path_ = std::filesystem::temp_directory_path() /
+                                      ("intaglio_npy_" + std::to_string(platform::process_id()));
   void TearDown() override { std::filesystem::remove(path_); }
 };
 
@@ -61,20 +60,9 @@ TEST_F(Npy, RefusesTruncatedAndForeignFiles) {
   EXPECT_THROW(load_npy(path_), InputError);
 }
 
-TEST(File, FollowsTheUmask) {
-  const auto path =
-      std::filesystem::temp_directory_path() / ("intaglio_mode_" + std::to_string(::getpid()));
-  const mode_t before = ::umask(027);
-  write_file(path, "content");
-  ::umask(before);
-  const auto mode = std::filesystem::status(path).permissions();
-  EXPECT_EQ(static_cast<unsigned>(mode), 0640U);
-  std::filesystem::remove(path);
-}
-
 TEST(File, FailedWriteLeavesNothingBehind) {
-  const auto folder =
-      std::filesystem::temp_directory_path() / ("intaglio_file_" + std::to_string(::getpid()));
+  const auto folder = std::filesystem::temp_directory_path() /
+                      ("intaglio_file_" + std::to_string(platform::process_id()));
   std::filesystem::create_directories(folder / "target");  // renaming over a folder fails
   EXPECT_THROW(write_file(folder / "target", "content"), InputError);
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);

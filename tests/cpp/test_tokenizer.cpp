@@ -1,6 +1,5 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <fstream>
 #include <map>
@@ -10,6 +9,7 @@
 #include "golden.h"
 #include "intaglio/error.h"
 #include "intaglio/tokenizer.h"
+#include "platform/process.h"
 
 namespace intaglio {
 namespace {
@@ -100,8 +100,8 @@ class TablesFile : public testing::Test {
   }
 
   nlohmann::json tables_;
-  const std::filesystem::path path_ =
-      std::filesystem::temp_directory_path() / ("intaglio_tables_" + std::to_string(::getpid()));
+  const std::filesystem::path path_ = std::filesystem::temp_directory_path() /
+                                      ("intaglio_tables_" + std::to_string(platform::process_id()));
 };
 
 TEST_F(TablesFile, MissingOrNoFile) {

@@ -234,9 +234,9 @@ import os, sys
 from intaglio.__main__ import main
 from intaglio.deploy import cli, portable
 number = int(sys.argv.pop())
-def write(bundle, output, onnxruntime, progress, provider):
+def write(bundle, output, progress, programs):
     stop = lambda done, total: done > total // 2 and os.kill(os.getpid(), number)
-    return portable.write_folder(bundle, output, onnxruntime, stop)
+    return portable.write_folder(bundle, output, stop, programs)
 cli.write_folder = write
 main()
 """

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LAYERS = {
-    "core": set(),
-    "bundle": {"core", "sampling", "guidance"},
-    "backend": {"core", "bundle"},
+PLATFORM = "platform"  # what differs between operating systems
+LAYERS: dict[str, set[str]] = {
+    PLATFORM: set(),
+    "core": {PLATFORM},
+    "bundle": {PLATFORM, "core", "sampling", "guidance"},
+    "backend": {PLATFORM, "core", "bundle"},
     "text": {"core"},
     "sampling": {"core"},
     "guidance": {"core", "sampling"},
@@ -29,6 +31,13 @@ HEADERS = {
 # Packages of Python's front end that work on diffusers models and not on bundles
 # (docs/decisions/0010, 0020).
 TORCH_SIDE = {"analysis", "diffusers", "torch_reference"}
+# The headers of POSIX.1-2017 that are not those of C, and of Linux and Windows.
+SYSTEMS = re.compile(
+    r"(aio|cpio|dirent|dlfcn|fcntl|fmtmsg|fnmatch|ftw|glob|grp|iconv|langinfo|libgen|monetary|mqueue"
+    r"|ndbm|netdb|nl_types|poll|pthread|pwd|regex|sched|search|semaphore|spawn|strings|stropts"
+    r"|syslog|tar|termios|trace|ulimit|unistd|utime|utmpx|wordexp|windows|io|direct|psapi|shellapi"
+    r"|winsock2)\.h|(arpa|asm|linux|net|netinet|sys)/.*"
+)
 VENDORS = re.compile(r"onnxruntime|NvInfer|cuda", re.IGNORECASE)
 
 
@@ -105,10 +114,44 @@ def test_vendor_headers_stay_in_backend_and_ops() -> None:
     assert not wrong
 
 
+def test_systems_stay_in_the_platform_folder() -> None:
+    outside = [
+        path
+        for path in sources("cpp", "python/bindings", "tests/cpp")
+        if path.parent.name not in {"posix", "windows"}
+    ]
+    wrong = [
+        f"{path.relative_to(ROOT)} includes {include}"
+        for path in outside
+        for include in includes(path)
+        if SYSTEMS.fullmatch(include)
+    ]
+    wrong += [
+        f"{path.relative_to(ROOT)}: {line}"
+        for path in outside
+        for line in re.findall(
+            r".*(?:\b(?:_WIN32|__linux__|__unix__|sigaction|setenv|SIGXFSZ)\b).*", path.read_text()
+        )
+    ]
+    assert not wrong
+
+
+def test_each_concern_of_the_platform_has_both_systems() -> None:
+    folder = ROOT / "cpp/src/platform"
+    concerns = {path.stem for path in folder.glob("*.h")}
+    assert len(concerns) >= 5
+    for system in ("posix", "windows"):
+        assert {path.stem for path in (folder / system).glob("*.cpp")} == concerns
+
+
 def test_command_bindings_and_examples_see_public_headers_only() -> None:
     for path in sources("cpp/cli", "cpp/examples", "python/bindings"):
         for include in includes(path):
-            assert layer_of(include) is None or include.startswith("intaglio/"), (path, include)
+            public = layer_of(include) is None or include.startswith("intaglio/")
+            assert public or (layer_of(include) == PLATFORM and "cli" in path.parts), (
+                path,
+                include,
+            )
 
 
 def imports(path: Path) -> set[str]:

@@ -1,16 +1,14 @@
 #include "backend/compiled_cache.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-
 #include <algorithm>
 #include <cctype>
-#include <cstdlib>
 #include <system_error>
 #include <utility>
 
 #include "core/sha256.h"
 #include "intaglio/error.h"
+#include "platform/file.h"
+#include "platform/process.h"
 
 namespace intaglio {
 
@@ -25,18 +23,6 @@ struct Entry {
   fs::file_time_type used;
   std::uint64_t bytes = 0;
 };
-
-// Returns the user's cache folder by the XDG base directory specification, which ignores relative
-// paths, or an empty path.
-fs::path user_cache() {
-  const auto absolute = [](const char* name) {
-    const char* value = std::getenv(name);
-    return value && *value == '/' ? fs::path(value) : fs::path();
-  };
-  if (const fs::path given = absolute("XDG_CACHE_HOME"); !given.empty()) return given;
-  const fs::path home = absolute("HOME");
-  return home.empty() ? home : home / ".cache";
-}
 
 // Other processes may change a folder while it is read, so errors count as "nothing there".
 std::uint64_t bytes_of(const fs::path& folder) {
@@ -66,20 +52,20 @@ std::vector<Entry> entries() {
   return found;
 }
 
-Descriptor open_lock(const fs::path& folder, int flags) {
-  return Descriptor(::open((folder / kLock).c_str(), flags | O_CLOEXEC, 0666));
+Descriptor open_lock(const fs::path& folder) {
+  return Descriptor(platform::open_to_read(folder / kLock));
 }
 
 // Whether the lock could be taken alone, which it can while no process uses the entry.
 bool lock_alone(const Descriptor& lock) {
-  return lock.is_open() && ::flock(lock.number(), LOCK_EX | LOCK_NB) == 0;
+  return lock.is_open() && platform::lock_alone(lock.number());
 }
 
-bool in_use(const Entry& entry) { return !lock_alone(open_lock(entry.folder, O_RDONLY)); }
+bool in_use(const Entry& entry) { return !lock_alone(open_lock(entry.folder)); }
 
 // Removes an entry unless a process uses it, and returns whether it did.
 bool remove(const Entry& entry, std::error_code& error) {
-  const Descriptor lock = open_lock(entry.folder, O_RDONLY);
+  const Descriptor lock = open_lock(entry.folder);
   if (!lock_alone(lock)) return false;
   fs::remove_all(entry.folder, error);
   return !error;
@@ -103,7 +89,7 @@ std::string file_name(std::string text) {
 }  // namespace
 
 fs::path compiled_cache() {
-  const fs::path cache = user_cache();
+  const fs::path cache = platform::user_cache();
   return cache.empty() ? cache : cache / "intaglio" / "compiled";
 }
 
@@ -117,8 +103,9 @@ CompiledEntry open_compiled(const std::string& provider, const fs::path& bundle,
   CompiledEntry entry{.folder = root / (file_name(provider) + "-" + key)};
   std::error_code error;
   fs::create_directories(entry.folder, error);
-  entry.lock = open_lock(entry.folder, O_RDWR | O_CREAT);
-  if (!entry.lock.is_open() || ::flock(entry.lock.number(), LOCK_SH) != 0) return {};
+  Descriptor(platform::create(entry.folder / kLock));  // unless it is there
+  entry.lock = open_lock(entry.folder);
+  if (!entry.lock.is_open() || !platform::lock_shared(entry.lock.number())) return {};
   fs::last_write_time(entry.folder / kLock, fs::file_time_type::clock::now(), error);
   entry.empty = bytes_of(entry.folder) == 0;  // the lock has no bytes
   trim(limit);

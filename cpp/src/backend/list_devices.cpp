@@ -1,5 +1,3 @@
-#include <unistd.h>
-
 #include <algorithm>
 #include <fstream>
 
@@ -8,6 +6,7 @@
 #include "backend/provider_plugin.h"
 #include "backend/providers.h"
 #include "intaglio/backend.h"
+#include "platform/process.h"
 
 namespace intaglio {
 
@@ -21,8 +20,7 @@ void add_processor(DeviceStatus& status) {
     status.card = line.substr(std::min(line.find(": ") + 2, line.size()));
     break;
   }
-  status.memory_bytes = static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
-                        static_cast<std::uint64_t>(::sysconf(_SC_PAGE_SIZE));
+  status.memory_bytes = platform::physical_memory_bytes();
 }
 
 void add_nvidia_card(DeviceStatus& status, const NvidiaCard& card) {

@@ -1,6 +1,6 @@
 #include "backend/nvidia_driver.h"
 
-#include <dlfcn.h>
+#include "platform/shared_library.h"
 
 #include <array>
 #include <cctype>
@@ -20,7 +20,8 @@ template <typename... Arguments>
 class Function {
  public:
   Function(void* library, const char* name)
-      : function_(reinterpret_cast<int (*)(Arguments...)>(dlsym(library, name))) {}
+      : function_(reinterpret_cast<int (*)(Arguments...)>(platform::find_function(library, name))) {
+  }
   explicit operator bool() const { return function_ != nullptr; }
   int operator()(Arguments... arguments) const { return function_ ? function_(arguments...) : -1; }
 
@@ -48,13 +49,13 @@ NvidiaCard describe_card(void* driver, int number) {
 }
 
 Driver query_driver() {
-  void* driver =
-      dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);  // never closed, because it may be in use
-  if (!driver) return {.reason = "there is no NVIDIA driver (libcuda.so.1)"};
+  const std::string name = platform::kNvidiaDriver;
+  void* driver = platform::load_library(name);  // never closed, because it may be in use
+  if (!driver) return {.reason = "there is no NVIDIA driver (" + name + ")"};
   const Function<unsigned> init(driver, "cuInit");
   const Function<int*> count(driver, "cuDeviceGetCount");
   const Function<int, const char**> error_text(driver, "cuGetErrorString");
-  if (!init || !count || !error_text) return {.reason = "libcuda.so.1 is not an NVIDIA driver"};
+  if (!init || !count || !error_text) return {.reason = name + " is not an NVIDIA driver"};
   int gpus = 0;
   int error = init(0);
   if (error == 0) error = count(&gpus);
@@ -77,7 +78,7 @@ const Driver& driver() {
 
 // Asks NVML, which comes with the driver. CUDA's interface only says which CUDA the driver is for.
 std::string query_version() {
-  void* nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
+  void* nvml = platform::load_library(platform::library_file("nvidia-ml", "1"));
   if (!nvml || Function<>(nvml, "nvmlInit_v2")() != 0) return "";
   std::array<char, 96> text{};
   const Function<char*, unsigned> version(nvml, "nvmlSystemGetDriverVersion");
@@ -98,12 +99,11 @@ const std::string& nvidia_driver_version() {
 
 std::string gpu_architecture(int card) {
   if (!gpu_unavailable_reason(card).empty()) return {};
-  void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
+  void* driver = platform::loaded_library(platform::kNvidiaDriver);
   if (!driver) return {};
-  const auto attribute =
-      reinterpret_cast<int (*)(int*, int, int)>(dlsym(driver, "cuDeviceGetAttribute"));
+  const Function<int*, int, int> attribute(driver, "cuDeviceGetAttribute");
   int major = 0, minor = 0;
-  if (!attribute || attribute(&major, kMajor, card) || attribute(&minor, kMinor, card)) return {};
+  if (attribute(&major, kMajor, card) || attribute(&minor, kMinor, card)) return {};
   return "sm" + std::to_string(major) + std::to_string(minor);
 }
 

@@ -182,7 +182,7 @@ std::set<std::string> loop_graphs(const Bundle& bundle) {
 // Opens a session on a graph and its weights as memory. ONNX Runtime copies the weights then.
 std::shared_ptr<Ort::Session> open_from_memory(const BundleFiles& files, const std::string& file,
                                                Ort::SessionOptions& options) {
-  std::vector<std::string> names;
+  std::vector<std::filesystem::path::string_type> names;
   std::vector<char*> weights;
   std::vector<std::size_t> bytes;
   for (const std::string& name : files.weights(file)) {

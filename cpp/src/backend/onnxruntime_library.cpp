@@ -1,9 +1,6 @@
 #include "backend/onnxruntime_library.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <functional>
 #include <mutex>
 #include <string>
@@ -13,6 +10,8 @@
 #include "backend/ort_api.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"
+#include "platform/process.h"
+#include "platform/shared_library.h"
 
 namespace intaglio {
 
@@ -21,12 +20,12 @@ namespace fs = std::filesystem;
 namespace {
 
 // Returns the files named libonnxruntime.so, or libonnxruntime.so with a version as in the Python
-// wheel.
+// wheel. On Windows the name is onnxruntime.dll.
 std::vector<fs::path> libraries_in(const fs::path& folder) {
   std::vector<fs::path> found;
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(folder, error)) {
-    if (entry.path().filename().string().starts_with("libonnxruntime.so"))
+    if (entry.path().filename().string().starts_with(platform::library_file("onnxruntime")))
       found.push_back(entry.path());
   }
   return found;
@@ -54,8 +53,8 @@ std::vector<fs::path> candidates(const fs::path& library) {
   // pip installs site-packages/intaglio/lib beside site-packages/onnxruntime/capi.
   for (const fs::path& path : package_libraries(own / "../../onnxruntime/capi"))
     paths.push_back(path);
-  paths.emplace_back("libonnxruntime.so.1");
-  paths.emplace_back("libonnxruntime.so");
+  for (const char* version : {"1", ""})
+    paths.emplace_back(platform::library_file("onnxruntime", version));
   return paths;
 }
 
@@ -63,9 +62,7 @@ std::vector<fs::path> candidates(const fs::path& library) {
 // process can hold only one. The dynamic linker knows whether two names mean the same file.
 void check_same(const fs::path& library, const void* loaded, const std::string& loaded_from) {
   if (library.empty()) return;
-  void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
-  if (handle) dlclose(handle);
-  if (handle == loaded) return;
+  if (platform::loaded_library(library) == loaded) return;
   throw UnavailableError("this process has loaded ONNX Runtime from " + loaded_from +
                          " and cannot load " + library.string() +
                          " as well: give the same library, or start another process");
@@ -75,7 +72,7 @@ void check_same(const fs::path& library, const void* loaded, const std::string& 
 
 fs::path ops_library() {
   const fs::path own = own_library_folder();
-  const fs::path path = own / "libintaglio_ops.so";
+  const fs::path path = own / platform::library_file("intaglio_ops");
   std::error_code error;
   return !own.empty() && fs::exists(path, error) ? path : fs::path();
 }
@@ -99,19 +96,21 @@ const OnnxRuntimeLibrary& load_onnxruntime(const fs::path& library) {
   }
   // Since version 1.29 ONNX Runtime's packages report every session to Microsoft and store an
   // identifier in the user's home. Intaglio turns that off unless the user has set this variable.
-  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+  platform::set_environment_default("ORT_DISABLE_TELEMETRY", "1");
   std::string tried;
   for (const fs::path& path : candidates(library)) {
-    void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    void* handle = platform::load_library(path);
     if (!handle) {
-      tried += "; " + std::string(dlerror());
+      tried += "; " + platform::load_error(path);
       continue;
     }
-    const auto base = reinterpret_cast<const OrtApiBase* (*)()>(dlsym(handle, "OrtGetApiBase"));
+    const auto base =
+        reinterpret_cast<const OrtApiBase* (*)()>(platform::find_function(handle, "OrtGetApiBase"));
     const OrtApi* api = base ? base()->GetApi(ORT_API_VERSION) : nullptr;
     if (api) {
       Ort::InitApi(api);
-      runtime = {base()->GetVersionString(), library_of(reinterpret_cast<const void*>(base))};
+      runtime = {base()->GetVersionString(),
+                 platform::library_of(reinterpret_cast<const void*>(base))};
       loaded = handle;
       loaded_from = path.string();
       return runtime;
@@ -119,11 +118,12 @@ const OnnxRuntimeLibrary& load_onnxruntime(const fs::path& library) {
     tried += "; " + path.string() +
              (base ? " is older than version 1." + std::to_string(ORT_API_VERSION)
                    : " is not ONNX Runtime");
-    dlclose(handle);
+    platform::unload_library(handle);
   }
   throw UnavailableError(
       "no usable ONNX Runtime library: give --onnxruntime LIBRARY (onnxruntime_library in a "
-      "program), or put libonnxruntime.so.1 where the dynamic loader finds it (tried" +
+      "program), or put " +
+      platform::library_file("onnxruntime", "1") + " where the dynamic loader finds it (tried" +
       tried.substr(1) + ")");
 }
 

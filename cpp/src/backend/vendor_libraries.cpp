@@ -1,9 +1,9 @@
 #include "backend/vendor_libraries.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <system_error>
+
+#include "platform/shared_library.h"
 
 namespace intaglio {
 
@@ -39,8 +39,8 @@ bool load_missing_library(const std::string& message, const std::vector<fs::path
   const fs::path path = find_in(folders, name);
   if (path.empty()) return false;
   // The library stays loaded, because the provider that needs it does.
-  while (!dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
-    const std::string why = dlerror();
+  while (!platform::load_library(path)) {
+    const std::string why = platform::load_error(path);
     if (missing_library(why) == name || !load_missing_library(why, folders)) return false;
   }
   return true;

@@ -1,9 +1,5 @@
 #include "bundle/files.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -12,21 +8,27 @@
 
 #include "core/sha256.h"
 #include "intaglio/error.h"
+#include "platform/mapping.h"
 
 namespace intaglio {
 
 namespace {
 
-bool same_content(const struct stat& a, const struct stat& b) {
-  return a.st_size == b.st_size && a.st_mtim.tv_sec == b.st_mtim.tv_sec &&
-         a.st_mtim.tv_nsec == b.st_mtim.tv_nsec;
+using platform::FileStatus;
+
+bool same_content(const FileStatus& a, const FileStatus& b) {
+  return a.bytes == b.bytes && a.changed == b.changed;
+}
+
+bool same_file(const FileStatus& a, const FileStatus& b) {
+  return a.volume == b.volume && a.number == b.number;
 }
 
 }  // namespace
 
 BundleFiles::~BundleFiles() {
   for (auto& [name, file] : files_)
-    if (!file.mapped.empty()) ::munmap(file.mapped.data(), file.mapped.size());
+    if (!file.mapped.empty()) platform::unmap(file.mapped);
 }
 
 void BundleFiles::open(const std::string& name, std::uint64_t bytes) {
@@ -34,18 +36,17 @@ void BundleFiles::open(const std::string& name, std::uint64_t bytes) {
     throw InputError("cannot read " + path(name).string() + ": " + std::strerror(error) +
                      "; the bundle is incomplete, copy or export it again");
   };
-  // Without O_NONBLOCK this would wait for the writer of a pipe.
-  File file{Descriptor(::open(path(name).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK))};
-  if (!file.descriptor.is_open() || ::fstat(file.descriptor.number(), &file.opened) != 0)
-    refuse(errno);
-  if (S_ISDIR(file.opened.st_mode)) refuse(EISDIR);
-  if (!S_ISREG(file.opened.st_mode)) refuse(EINVAL);
-  if (std::cmp_not_equal(file.opened.st_size, bytes)) {
-    throw InputError(path(name).string() + " has " + std::to_string(file.opened.st_size) +
+  Descriptor descriptor(platform::open_at_once(path(name)));
+  const auto opened = descriptor.is_open() ? platform::status(descriptor.number()) : std::nullopt;
+  if (!opened) refuse(errno);
+  if (opened->kind == FileStatus::Kind::folder) refuse(EISDIR);
+  if (opened->kind == FileStatus::Kind::other) refuse(EINVAL);
+  if (opened->bytes != bytes) {
+    throw InputError(path(name).string() + " has " + std::to_string(opened->bytes) +
                      " bytes where bundle.json says " + std::to_string(bytes) +
                      ": copy or export the bundle again");
   }
-  files_.emplace(name, std::move(file));
+  files_.emplace(name, File{std::move(descriptor), *opened});
 }
 
 std::string BundleFiles::sha256(const std::string& name) const {
@@ -60,11 +61,10 @@ std::string BundleFiles::read(const std::string& name) const {
 std::span<char> BundleFiles::map(const std::string& name) const {
   const std::scoped_lock lock(mapping_);
   const File& file = files_.at(name);
-  const auto bytes = static_cast<std::size_t>(file.opened.st_size);
+  const auto bytes = static_cast<std::size_t>(file.opened.bytes);
   if (file.mapped.empty() && bytes > 0) {
-    void* start = ::mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, file.descriptor.number(), 0);
-    if (start == MAP_FAILED) fail_file("read", path(name), errno);
-    file.mapped = {static_cast<char*>(start), bytes};
+    file.mapped = platform::map(file.descriptor.number(), bytes);
+    if (file.mapped.empty()) fail_file("read", path(name), errno);
   }
   return file.mapped;
 }
@@ -79,8 +79,8 @@ std::vector<std::string> BundleFiles::weights(const std::string& graph) const {
 
 void BundleFiles::check_unchanged() const {
   for (const auto& [name, file] : files_) {
-    struct stat now{};
-    if (::fstat(file.descriptor.number(), &now) == 0 && same_content(now, file.opened)) continue;
+    const auto now = platform::status(file.descriptor.number());
+    if (now && same_content(*now, file.opened)) continue;
     throw InputError(path(name).string() +
                      " was overwritten after the bundle was opened: open the bundle again, and "
                      "replace one by renaming its folder");
@@ -96,10 +96,8 @@ bool BundleFiles::in_place(const std::string& graph) const {
   std::vector<std::string> names = weights(graph);
   names.push_back(graph);
   return std::ranges::all_of(names, [&](const std::string& name) {
-    const struct stat& opened = files_.at(name).opened;
-    struct stat now{};
-    return ::stat(path(name).c_str(), &now) == 0 && now.st_dev == opened.st_dev &&
-           now.st_ino == opened.st_ino && folder_of(name) == folder && !error;
+    const auto now = platform::status(path(name));
+    return now && same_file(*now, files_.at(name).opened) && folder_of(name) == folder && !error;
   });
 }
 

@@ -1,8 +1,6 @@
 // The files of a bundle, which stay open for as long as it is used.
 #pragma once
 
-#include <sys/stat.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -14,6 +12,7 @@
 #include <vector>
 
 #include "core/descriptor.h"
+#include "platform/file.h"
 
 namespace intaglio {
 
@@ -48,7 +47,7 @@ class BundleFiles {
  private:
   struct File {
     Descriptor descriptor;
-    struct stat opened{};
+    platform::FileStatus opened;
     mutable std::span<char> mapped = {};
   };
 

@@ -1,7 +1,6 @@
 #include "core/sha256.h"
 
 #include <rhash.h>
-#include <unistd.h>
 
 #include <array>
 #include <cerrno>
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "intaglio/error.h"
+#include "platform/file.h"
 
 namespace intaglio {
 
@@ -24,9 +24,8 @@ std::string sha256_of(const Descriptor& file, const std::filesystem::path& path)
       rhash_init(RHASH_SHA256), rhash_free);
   if (!context) throw OutOfMemoryError("there is not enough memory to check " + path.string());
   std::vector<char> buffer(1U << 20U);
-  for (off_t at = 0;;) {
-    const ssize_t got = ::pread(file.number(), buffer.data(), buffer.size(), at);
-    if (got < 0 && errno == EINTR) continue;
+  for (std::int64_t at = 0;;) {
+    const std::int64_t got = platform::read_at(file.number(), buffer.data(), buffer.size(), at);
     if (got < 0) fail_file("read", path, errno);
     if (got == 0) break;
     rhash_update(context.get(), buffer.data(), static_cast<std::size_t>(got));

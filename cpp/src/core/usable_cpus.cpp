@@ -1,13 +1,13 @@
 #include "core/usable_cpus.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <iterator>
 #include <sstream>
 #include <thread>
+
+#include "platform/process.h"
 
 namespace intaglio {
 
@@ -66,9 +66,8 @@ std::optional<double> cgroup_quota(const fs::path& mounts, const std::string& me
 }
 
 int usable_cpus() {
-  cpu_set_t set;
-  int count = static_cast<int>(std::thread::hardware_concurrency());
-  if (::sched_getaffinity(0, sizeof(set), &set) == 0) count = CPU_COUNT(&set);
+  int count =
+      platform::processors().value_or(static_cast<int>(std::thread::hardware_concurrency()));
   if (const auto quota = cgroup_quota("/sys/fs/cgroup", content_of("/proc/self/cgroup")))
     count = std::min(count, static_cast<int>(std::ceil(*quota)));
   return std::max(count, 1);

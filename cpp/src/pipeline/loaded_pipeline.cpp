@@ -1,7 +1,5 @@
 #include "pipeline/loaded_pipeline.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <variant>
 
@@ -9,10 +7,11 @@
 #include "intaglio/error.h"
 #include "intaglio/rng.h"
 #include "pipeline/packing.h"
+#include "platform/process.h"
 
 namespace intaglio {
 
-int LoadedPipeline::own_process() { return ::getpid(); }
+int LoadedPipeline::own_process() { return platform::process_id(); }
 
 // A process that was forked has the memory of the one that opened the pipeline but none of its
 // threads. To join them would end the process or take for ever, so there the memory is left alone.

@@ -1,8 +1,12 @@
+// The terminal that a command runs in.
 #pragma once
 
-#include <csignal>
+#include <memory>
 
-namespace intaglio::cli {
+namespace intaglio::platform {
+
+// Whether a person sees what goes to standard error.
+bool error_is_terminal();
 
 // Handles Ctrl-C while it exists: the first one sets a flag, which stops the run after its current
 // step, and the second one ends the process.
@@ -13,7 +17,8 @@ class InterruptFlag {
   static bool raised();
 
  private:
-  struct sigaction previous_{};
+  struct Handler;
+  std::unique_ptr<Handler> previous_;
 };
 
-}  // namespace intaglio::cli
+}  // namespace intaglio::platform

@@ -1,0 +1,73 @@
+#include "platform/process.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <ctime>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+
+namespace intaglio::platform {
+
+namespace fs = std::filesystem;
+
+int process_id() { return ::getpid(); }
+
+std::optional<int> processors() {
+  cpu_set_t set;
+  if (::sched_getaffinity(0, sizeof(set), &set) != 0) return {};
+  return CPU_COUNT(&set);
+}
+
+std::optional<double> seconds_since_process_start() {
+  std::ifstream stream("/proc/self/stat");
+  const std::string stat{std::istreambuf_iterator<char>(stream), {}};
+  // The name of the program is in parentheses and may contain spaces. The start time is the 20th
+  // field after it.
+  std::istringstream fields(stat.substr(stat.rfind(')') + 1));
+  std::string field;
+  for (int i = 0; i < 20; ++i) fields >> field;
+  timespec now{};
+  ::clock_gettime(CLOCK_BOOTTIME, &now);
+  if (!fields) return {};  // /proc is missing in a chroot
+  const double start = std::stod(field) / static_cast<double>(::sysconf(_SC_CLK_TCK));
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9 - start;
+}
+
+std::optional<std::int64_t> peak_memory_bytes() {
+  // getrusage does not fit, because its maximum includes the process that called exec.
+  std::ifstream stream("/proc/self/status");
+  for (std::string word; stream >> word;) {
+    std::int64_t kilobytes = 0;
+    if (word == "VmHWM:" && stream >> kilobytes) return kilobytes * 1024;
+  }
+  return {};
+}
+
+std::uint64_t physical_memory_bytes() {
+  const long pages = ::sysconf(_SC_PHYS_PAGES), bytes = ::sysconf(_SC_PAGE_SIZE);
+  return pages < 0 || bytes < 0 ? 0 : static_cast<std::uint64_t>(pages) * bytes;
+}
+
+void set_environment_default(const char* name, const char* value) { ::setenv(name, value, 0); }
+
+// By the XDG base directory specification, which ignores relative paths.
+fs::path user_cache() {
+  const auto absolute = [](const char* name) {
+    const char* value = std::getenv(name);
+    return value && *value == '/' ? fs::path(value) : fs::path();
+  };
+  if (const fs::path given = absolute("XDG_CACHE_HOME"); !given.empty()) return given;
+  const fs::path home = absolute("HOME");
+  return home.empty() ? home : home / ".cache";
+}
+
+std::vector<std::string> begin_program(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);
+  return {argv + 1, argv + argc};
+}
+
+}  // namespace intaglio::platform
