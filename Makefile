@@ -51,7 +51,7 @@ test:  ## everything that CI runs
 	@$(MAKE) -j2 --output-sync=target test-steps
 	$(MAKE) test-python
 
-test-steps: test-sanitize lint test-cpp test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) build/deps/triton/ready build/deps/wheels/ready build/deps/bare-root/ready
+test-steps: test-sanitize lint test-cpp test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) build/deps/triton/ready build/deps/wheels/ready build/deps/bare-root/ready build/deps/tokenizers/ready
 
 # This installs only missing packages, so a machine that has them needs no root.
 build/system: cmake/system-packages.txt cmake/archives.sh
@@ -135,6 +135,11 @@ test-bundles: .venv/ready  ## export the bundles that tests use, unless they are
 # The time of a folder changes with its content, so the file `ready` marks a complete one.
 build/deps/onnxruntime-%/ready: cmake/onnxruntime_build.sh | .venv/dependencies
 	cmake/onnxruntime_build.sh onnxruntime-$* $(@D) $(BIN)/python
+	touch $@
+
+# Tokenizers of published language models, for tests.
+build/deps/tokenizers/ready: cmake/real_tokenizers.sh | .venv/ready
+	cmake/real_tokenizers.sh build/deps/tokenizers $(BIN)/python
 	touch $@
 
 build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies

@@ -170,6 +170,7 @@ def _write(
             layout.max_length,
             work / layout.tokenizer,
             lowercase=layout.lowercase,
+            template=layout.template,
         )
     stages = [
         Stage(adapter.transformer, list(graphs.values())),

@@ -6,6 +6,7 @@ import ast
 import functools
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -15,11 +16,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from intaglio import _core
+from intaglio.hub import HubName
 from intaglio.onnxruntime_library import onnxruntime_library
 
 GROUP = "intaglio.commands"
 # Subcommands of the C++ program that take --onnxruntime.
 RUNNERS = {"generate", "embed", "bench", "devices"}
+# Options of the commands that take a bundle, other than these, are followed by a value.
+SWITCHES = {"--json", "--no-metadata", "--prepack"}
 
 
 def main() -> None:
@@ -32,6 +36,11 @@ def main() -> None:
     if args and not args[0].startswith("-") and args[0] not in RUNNERS:
         for command in entry_points(group=GROUP, name=args[0]):
             sys.exit(run_python(command, args[1:]))
+    try:
+        args = with_bundle(args)
+    except _core.Error as error:
+        print(f"intaglio: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
     # From here on only C++ runs, so Ctrl-C and a reader that goes away, as `head` does, have to act
     # as on the C++ executable.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -74,6 +83,40 @@ def with_library(args: list[str]) -> list[str]:
         return args
     library = onnxruntime_library()
     return [args[0], "--onnxruntime", str(library), *args[1:]] if library else args
+
+
+def with_bundle(args: list[str]) -> list[str]:
+    """Put the folder of a bundle in the place of its name on the Hub, and pull it if necessary."""
+    place = bundle_argument(args)
+    if place is None or Path(args[place]).exists():
+        return args
+    try:
+        name = HubName.parse(args[place])
+    except _core.UsageError:
+        return args  # a path, about which the C++ command has more to say
+    from intaglio.hub import pulling
+
+    folder = pulling.pulled(name)
+    if folder is None:
+        folder = pulling.pull(name)
+        print(f"intaglio: note: {name} was pulled from the Hub to {folder}", file=sys.stderr)
+    return [*args[:place], str(folder), *args[place + 1 :]]
+
+
+def bundle_argument(args: list[str]) -> int | None:
+    """Return the index of the first argument that is neither an option nor its value."""
+    if not args or args[0] not in RUNNERS | {"inspect"} or {"-h", "--help"} & {*args}:
+        return None
+    is_value = False
+    for i, arg in enumerate(args[1:], 1):
+        if is_value:
+            is_value = False
+        elif not arg.startswith("-"):
+            return i
+        else:
+            attached = "=" in arg or re.match(r"-\w.", arg)  # --steps=4, -oboot.png
+            is_value = not attached and arg not in SWITCHES
+    return None
 
 
 def run_python(command: EntryPoint, args: list[str]) -> int:

@@ -1,8 +1,8 @@
 """Writes tests/data/golden: what torch, diffusers and transformers answer, for the C++ tests.
 
-Run from anywhere with torch 2.13, diffusers 0.42 and transformers 5.23:
+Run in the repository's folder with torch 2.13, diffusers 0.42 and transformers 5.23:
 
-    python tests/data/make_golden.py
+    PYTHONPATH=. python tests/data/make_golden.py
 
 prompts.txt holds one prompt a line, with JSON's escapes (\\n, \\u0301, \\", \\\\).
 """
@@ -28,7 +28,9 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import c
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AddedToken, CLIPTokenizer, T5Tokenizer
 
+from intaglio_export.bundle.byte_level_table import byte_level_table
 from intaglio_export.bundle.tokenizer_tables import clip_table, t5_table
+from tests.byte_level import mistral_like
 
 DATA = Path(__file__).parent
 GOLDEN = DATA / "golden"
@@ -38,7 +40,7 @@ DPM = "DPMSolverMultistepScheduler"
 DDIM = "DDIMScheduler"
 STEPS = (1, 2, 3, 5, 10, 28, 50)
 TOKENS = 1400
-LENGTHS = {"clip_l": 77, "clip_g": 16, "gaps": 12, "t5": 64}  # test_tokenizer.cpp has the same
+LENGTHS = {"clip_l": 77, "clip_g": 16, "gaps": 12, "t5": 64, "byte_level": 48}  # as in C++
 SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 
 
@@ -323,8 +325,10 @@ def without_padding(ids: list[int], pad: int) -> list[int]:
 def tokens() -> None:
     texts = [*prompts(), "a" * 3000, "ab'" * 1000, "e" + "\u0301" * 400, " " * 2000, "x!" * 800]
     cases = [{"text": text} for text in texts]
-    for name, tokenizer in (tokenizers() | {"t5": t5_tokenizer()}).items():
-        content = (t5_table if name == "t5" else clip_table)(tokenizer, 77)
+    made = tokenizers() | {"t5": t5_tokenizer(), "byte_level": mistral_like()}
+    tables = {"t5": t5_table, "byte_level": byte_level_table}
+    for name, tokenizer in made.items():
+        content = tables.get(name, clip_table)(tokenizer, 77)
         table = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
         (GOLDEN / f"{name}.json").write_text(table + "\n", encoding="utf-8")
         for case in cases:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <system_error>
 #include <utility>
@@ -108,8 +109,13 @@ OpenedBundle open_bundle(const fs::path& folder) {
       throw InputError(folder.string() + " is a folder of `intaglio deploy`: its bundle is " +
                        (folder / "bundle").string() + ", which runs on any kind of machine");
     }
+    const bool may_be_hub_name = !fs::exists(folder, error) && folder.is_relative() &&
+                                 std::distance(folder.begin(), folder.end()) == 2;
     throw InputError(folder.string() +
-                     " is not a bundle (it has no bundle.json): make one with `intaglio export`");
+                     " is not a bundle (it has no bundle.json): make one with `intaglio export`" +
+                     (may_be_hub_name ? ", or if it is one on the Hub, run `intaglio pull " +
+                                            folder.string() + " -o " + folder.string() + "`"
+                                      : ""));
   }
   Manifest manifest = parse_manifest(read_file(path), path.string());
   auto files = std::make_shared<BundleFiles>(folder);

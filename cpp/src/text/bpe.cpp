@@ -10,9 +10,13 @@
 namespace intaglio {
 namespace {
 
-// Returns GPT-2's mapping of bytes to printable characters: a byte that is a visible Latin-1
-// character maps to that character, and the other 68 bytes map to U+0100 and up.
-std::array<std::string, 256> byte_alphabet() {
+std::uint64_t pair_key(std::uint32_t left, std::uint32_t right) {
+  return (static_cast<std::uint64_t>(left) << 32) | right;
+}
+
+}  // namespace
+
+std::array<std::string, 256> Bpe::byte_alphabet() {
   std::array<std::string, 256> alphabet;
   char32_t next = 0x100;
   for (char32_t byte = 0; byte < 256; ++byte) {
@@ -22,11 +26,13 @@ std::array<std::string, 256> byte_alphabet() {
   return alphabet;
 }
 
-std::uint64_t pair_key(std::uint32_t left, std::uint32_t right) {
-  return (static_cast<std::uint64_t>(left) << 32) | right;
+Bpe::Bpe(const std::array<std::int64_t, 256>& bytes, const std::vector<IdMerge>& merges)
+    : inner_(bytes), final_(bytes) {
+  merges_.reserve(merges.size());
+  std::uint32_t rank = 0;
+  for (const IdMerge& merge : merges)
+    merges_.insert_or_assign(pair_key(merge.left, merge.right), Merge{rank++, merge.merged});
 }
-
-}  // namespace
 
 Bpe::Bpe(const ClipTables& tables) {
   const auto id_of = [&](const std::string& token) {

@@ -16,6 +16,18 @@ struct ClipTables;
 // ranks the leftmost pair is merged first.
 class Bpe {
  public:
+  struct IdMerge {
+    std::uint32_t left, right, merged;
+  };
+
+  // Returns GPT-2's mapping of bytes to printable characters: a byte that is a visible Latin-1
+  // character maps to that character, and the other 68 bytes map to U+0100 and up.
+  static std::array<std::string, 256> byte_alphabet();
+
+  // Takes the ids of the 256 bytes, which are the same inside and at the end of a word, and the
+  // merges in the order of their ranks.
+  Bpe(const std::array<std::int64_t, 256>& bytes, const std::vector<IdMerge>& merges);
+
   // Throws std::invalid_argument when a merge is not in the vocabulary. Its message completes a
   // sentence that begins with the tokenizer's name.
   explicit Bpe(const ClipTables& tables);

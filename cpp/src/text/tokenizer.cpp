@@ -5,6 +5,7 @@
 
 #include "intaglio/error.h"
 #include "intaglio/file.h"
+#include "text/byte_level_tokenizer.h"
 #include "text/clip_tokenizer.h"
 #include "text/tables.h"
 #include "text/unigram_tokenizer.h"
@@ -61,10 +62,13 @@ std::unique_ptr<Tokenizer> make_tokenizer(const std::filesystem::path& tables,
   if (finder.type == "unigram") {
     return std::make_unique<UnigramTokenizer>(read_unigram_tables(tables, json));
   }
+  if (finder.type == "byte_level_bpe")
+    return std::make_unique<ByteLevelTokenizer>(read_byte_level_tables(tables, json));
   throw InputError(
       "the tokenizer " + tables.string() +
       (finder.type.empty() ? " has no type" : " has the unknown type \"" + finder.type + "\"") +
-      ": this version of Intaglio reads clip_bpe and unigram, so export the bundle again");
+      ": this version of Intaglio reads clip_bpe, unigram and byte_level_bpe, so export the bundle "
+      "again");
 }
 
 }  // namespace intaglio

@@ -145,6 +145,13 @@ std::u32string lowercase(std::u32string_view text) {
   return out;
 }
 
+std::u32string decode_utf8(std::string_view text) {
+  std::u32string out;
+  for (std::size_t at = 0; at < text.size(); at += utf8_length(text[at]))
+    out.push_back(first_character(text.substr(at)));
+  return out;
+}
+
 void append_utf8(std::string& out, char32_t c) {
   utf8proc_uint8_t encoded[4];
   const auto length = utf8proc_encode_char(static_cast<utf8proc_int32_t>(c), encoded);
@@ -168,6 +175,22 @@ char32_t last_character(std::string_view text) {
   std::size_t at = text.size() - 1;
   while (at > 0 && utf8_length(text[at]) == 0) --at;
   return first_character(text.substr(at));
+}
+
+std::size_t leading_space(std::string_view text) {
+  std::size_t at = 0;
+  while (at < text.size() && is_space(first_character(text.substr(at))))
+    at += utf8_length(text[at]);
+  return at;
+}
+
+std::size_t trailing_space(std::string_view text) {
+  std::size_t end = text.size();
+  while (end > 0 && is_space(last_character(text.substr(0, end)))) {
+    do --end;
+    while (utf8_length(text[end]) == 0);
+  }
+  return text.size() - end;
 }
 
 bool contains(std::span<const CharRange> ranges, char32_t c) {

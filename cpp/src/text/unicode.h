@@ -43,6 +43,9 @@ std::u32string collapse_spaces(std::u32string_view text);
 // becomes a medial sigma. One character, U+0130, becomes two.
 std::u32string lowercase(std::u32string_view text);
 
+// Returns the characters of `text`, which must be valid UTF-8.
+std::u32string decode_utf8(std::string_view text);
+
 // Appends `c` in UTF-8.
 void append_utf8(std::string& out, char32_t c);
 
@@ -53,6 +56,11 @@ std::size_t utf8_length(char lead);
 // Return the first and the last character of `text`, which must be valid UTF-8 and not empty.
 char32_t first_character(std::string_view text);
 char32_t last_character(std::string_view text);
+
+// Return the length in bytes of the white space at the beginning and at the end of `text`, which
+// must be valid UTF-8.
+std::size_t leading_space(std::string_view text);
+std::size_t trailing_space(std::string_view text);
 
 // Returns the length in bytes of the first extended grapheme cluster (UAX 29) of `text`, which must
 // be valid UTF-8 and not empty.

@@ -2,53 +2,12 @@
 
 #include <cmath>
 #include <cstdint>
-#include <nlohmann/json.hpp>
-#include <stdexcept>
 #include <string_view>
 
-#include "intaglio/error.h"
+#include "text/table_fields.h"
 
 namespace intaglio {
 namespace {
-
-using Json = nlohmann::json;
-
-[[noreturn]] void fail(const std::string& what) { throw std::invalid_argument(what); }
-
-const Json& member(const Json& object, const char* key) {
-  if (!object.is_object())
-    fail(std::string("has a value in place of the object that holds ") + key);
-  const auto found = object.find(key);
-  if (found == object.end()) fail(std::string("lacks ") + key);
-  return *found;
-}
-
-bool read_bool(const Json& object, const char* key) {
-  const Json& value = member(object, key);
-  if (!value.is_boolean()) fail(std::string("has a ") + key + " that is not a boolean");
-  return value.get<bool>();
-}
-
-std::string read_text(const Json& object, const char* key) {
-  const Json& value = member(object, key);
-  if (!value.is_string()) fail(std::string("has a ") + key + " that is not a string");
-  return value.get<std::string>();
-}
-
-const Json& read_list(const Json& object, const char* key) {
-  const Json& value = member(object, key);
-  if (!value.is_array()) fail(std::string("has a ") + key + " that is not a list");
-  return value;
-}
-
-// A token id is the index of a row of the text encoder's embeddings.
-std::int64_t read_id(const Json& object, const char* key) {
-  const Json& value = member(object, key);
-  if (!value.is_number_unsigned() || value.get<std::uint64_t>() > INT32_MAX) {
-    fail(std::string("has a ") + key + " that is not a token id");
-  }
-  return value.get<std::int64_t>();
-}
 
 std::string base64_decoded(const std::string& text) {
   constexpr std::string_view digits =
@@ -106,13 +65,7 @@ UnigramTables read(const Json& json) {
     tables.normalizers.push_back(read_step(step));
   }
   tables.whitespace_split = read_bool(json, "whitespace_split");
-  for (const Json& token : read_list(json, "added_tokens")) {
-    tables.added_tokens.push_back({.content = read_text(token, "content"),
-                                   .id = read_id(token, "id"),
-                                   .normalized = read_bool(token, "normalized"),
-                                   .lstrip = read_bool(token, "lstrip"),
-                                   .rstrip = read_bool(token, "rstrip")});
-  }
+  tables.added_tokens = read_added_tokens(json);
   tables.eos = read_id(json, "eos_token_id");
   tables.pad = read_id(json, "pad_token_id");
   return tables;
@@ -121,20 +74,7 @@ UnigramTables read(const Json& json) {
 }  // namespace
 
 UnigramTables read_unigram_tables(const std::filesystem::path& path, const std::string& json) {
-  const auto refuse = [&](const std::string& what) {
-    throw InputError("the tokenizer " + path.string() + " " + what + ": export the bundle again");
-  };
-  UnigramTables tables;
-  try {
-    tables = read(Json::parse(json));
-  } catch (const Json::parse_error& error) {
-    refuse("is not valid JSON at byte " + std::to_string(error.byte));
-  } catch (const Json::out_of_range&) {
-    refuse("has a number that is too large");
-  } catch (const std::invalid_argument& problem) {
-    refuse(problem.what());
-  }
-  return tables;
+  return read_tables(path, json, read);
 }
 
 }  // namespace intaglio

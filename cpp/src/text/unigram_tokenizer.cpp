@@ -12,22 +12,6 @@ namespace {
 
 constexpr std::string_view kMetaspace = "\u2581";
 
-std::size_t leading_space(std::string_view text) {
-  std::size_t at = 0;
-  while (at < text.size() && is_space(first_character(text.substr(at))))
-    at += utf8_length(text[at]);
-  return at;
-}
-
-std::size_t trailing_space(std::string_view text) {
-  std::size_t end = text.size();
-  while (end > 0 && is_space(last_character(text.substr(0, end)))) {
-    do --end;
-    while (utf8_length(text[end]) == 0);
-  }
-  return text.size() - end;
-}
-
 std::string normalized(const Charsmap& step, std::string_view text) { return step.normalize(text); }
 
 std::string normalized(const Strip& step, std::string_view text) {
@@ -54,20 +38,11 @@ std::string normalized(const ReplaceSpaces& step, std::string_view text) {
 UnigramTokenizer::UnigramTokenizer(UnigramTables tables)
     : tables_(std::move(tables)),
       model_(tables_),
-      raw_added_(added_tokens(false)),
-      normalized_added_(added_tokens(true)) {
+      raw_added_(tables_.added_tokens, false, {}),
+      normalized_added_(tables_.added_tokens, true,
+                        [this](std::string_view text) { return normalize(text); }) {
   tables_.pieces = {};
   tables_.scores = {};
-}
-
-Trie UnigramTokenizer::added_tokens(bool normalized) const {
-  std::vector<std::pair<std::string, std::uint32_t>> entries;
-  for (std::uint32_t index = 0; index < tables_.added_tokens.size(); ++index) {
-    const AddedToken& token = tables_.added_tokens[index];
-    if (token.normalized != normalized) continue;
-    entries.emplace_back(normalized ? normalize(token.content) : token.content, index);
-  }
-  return Trie(std::move(entries));
 }
 
 Tokens UnigramTokenizer::encode(std::string_view text, int length) const {
@@ -79,10 +54,9 @@ Tokens UnigramTokenizer::encode(std::string_view text, int length) const {
   const std::string lower = tables_.lowercase_strip ? python_lower_strip(text) : std::string();
   if (tables_.lowercase_strip) text = lower;
   IdBuffer buffer{.ids = {}, .limit = static_cast<std::size_t>(length) - 1};
-  split_at_added_tokens(text, raw_added_, buffer, [&](std::string_view part) {
-    const std::string normalized = normalize(part);
-    split_at_added_tokens(normalized, normalized_added_, buffer,
-                          [&](std::string_view words) { encode_words(words, buffer); });
+  raw_added_.split(text, buffer, [&](std::string_view part) {
+    normalized_added_.split(normalize(part), buffer,
+                            [&](std::string_view words) { encode_words(words, buffer); });
   });
   return end_and_pad(std::move(buffer.ids), tables_.eos, tables_.pad, length);
 }
@@ -93,35 +67,6 @@ std::string UnigramTokenizer::normalize(std::string_view text) const {
     out = std::visit([&](const auto& known) { return normalized(known, out); }, step);
   }
   return out;
-}
-
-// Splits `text` at added tokens and passes the parts between them to on_text. Of overlapping tokens
-// the leftmost counts, and of those that start together the longest.
-template <typename OnText>
-void UnigramTokenizer::split_at_added_tokens(std::string_view text, const Trie& added,
-                                             IdBuffer& buffer, const OnText& on_text) const {
-  std::size_t begin = 0;  // of the text that has not been passed on yet
-  for (std::size_t at = 0; at < text.size() && !buffer.full();) {
-    std::size_t end = 0;
-    const AddedToken* token = nullptr;
-    added.for_each_prefix(text.substr(at), [&](std::size_t length, std::uint32_t index) {
-      end = at + length;
-      token = &tables_.added_tokens[index];
-    });
-    if (token == nullptr) {
-      ++at;
-      continue;
-    }
-    if (at > begin) {
-      std::string_view before = text.substr(begin, at - begin);
-      if (token->lstrip) before.remove_suffix(trailing_space(before));
-      if (!before.empty()) on_text(before);
-    }
-    buffer.ids.push_back(token->id);
-    at = end;
-    begin = token->rstrip ? end + leading_space(text.substr(end)) : end;
-  }
-  if (text.size() > begin && !buffer.full()) on_text(text.substr(begin));
 }
 
 void UnigramTokenizer::encode_words(std::string_view text, IdBuffer& buffer) const {

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from intaglio_export.adapters.schedulers import EULER
+from intaglio_export.bundle.chat_template import ChatTemplate
 from intaglio_export.errors import ExportError
 from intaglio_export.graph_specs import Axis, ExportUnit, TensorSpec
 from intaglio_export.precision import LowPrecisionMatmuls
@@ -76,7 +77,8 @@ class EncoderLayout:
     """A text encoder's tokenizer, tokens per prompt, and the outputs that are used.
 
     If `masked`, the encoder does not attend to padding. If `lowercase`, the pipeline converts the
-    prompt to lower case and strips it.
+    prompt to lower case and strips it. `taps` are the hidden states of a language model that are
+    used, as in `networks/language_models.py`, and `template` is how a prompt is put into its chat.
     """
 
     tokenizer: str
@@ -84,6 +86,8 @@ class EncoderLayout:
     outputs: tuple[str, ...]
     masked: bool = False
     lowercase: bool = False
+    taps: tuple[int, ...] = ()
+    template: ChatTemplate | None = None
 
 
 @dataclass(frozen=True)

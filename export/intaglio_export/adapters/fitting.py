@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from intaglio_export.adapters.base import Adapter, PromptLayout
@@ -35,7 +36,10 @@ def _check_encoders(adapter: Adapter, prompt: PromptLayout, source: str) -> None
                 " (max_position_embeddings): they are of different models; exchange one of them."
             )
     for segment in prompt.text:
-        width = sum(widths(getattr(adapter.pipeline, name))["hidden"] for name in segment.encoders)
+        width = sum(
+            widths(getattr(adapter.pipeline, name), prompt.encoders[name].taps)["hidden"]
+            for name in segment.encoders
+        )
         # Several encoders side by side may be narrower: the pipeline fills them up with zeros.
         narrow = width < prompt.text_width and len(segment.encoders) == 1
         if narrow or width > prompt.text_width:
@@ -48,8 +52,13 @@ def _check_encoders(adapter: Adapter, prompt: PromptLayout, source: str) -> None
         raise _unfit(source, " and ".join(prompt.pooled), width, "pooled channels", pooled)
 
 
-def widths(encoder: Any) -> dict[str, int]:
-    """Return the number of channels of an encoder's outputs `hidden` and `pooled`."""
+def widths(encoder: Any, taps: Sequence[int] = ()) -> dict[str, int]:
+    """Return the number of channels of an encoder's outputs `hidden` and `pooled`.
+
+    `taps` are the hidden states of a language model, which has no pooled output.
+    """
+    if taps:
+        return {"hidden": encoder.get_decoder().config.hidden_size * len(taps), "pooled": 0}
     width = encoder.config.hidden_size
     projected = hasattr(encoder, "text_projection")
     return {"hidden": width, "pooled": encoder.config.projection_dim if projected else width}

@@ -93,6 +93,8 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
         "defaults": _defaults(adapter, parts.settings),
         "files": _files(folder),
     }
+    if parts.errors:
+        manifest["errors"] = {path: float(f"{error:.2e}") for path, error in parts.errors.items()}
     if quantized := _quantized(parts):
         manifest["transformer"]["quantized"] = quantized
     if parts.loras:

@@ -1,13 +1,21 @@
-"""Write `tables.json`, which the runtime's tokenizers read, for tokenizers like CLIP's or T5's."""
+"""Write `tables.json`, which the runtime's tokenizers read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from intaglio_export.bundle.byte_level_table import byte_level_table, is_byte_level
+from intaglio_export.bundle.chat_template import ChatTemplate
+from intaglio_export.bundle.tokenizer_state import (
+    added_token,
+    refuse_added,
+    state_of,
+    steps,
+    unfollowed,
+)
 from intaglio_export.errors import ExportError
 
 FILE_NAME = "tables.json"
@@ -16,22 +24,33 @@ _METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "alwa
 _TWO_SPACES = {"Regex": " {2,}"}
 
 
-def write_table(tokenizer: Any, max_length: int, folder: Path, *, lowercase: bool = False) -> None:
+def write_table(
+    tokenizer: Any,
+    max_length: int,
+    folder: Path,
+    *,
+    lowercase: bool = False,
+    template: ChatTemplate | None = None,
+) -> None:
     """Write the table of `tokenizer` to `folder`/tables.json and create the folder.
 
     Args:
-        tokenizer: a `CLIPTokenizer` or `T5Tokenizer` of transformers 5.
+        tokenizer: a tokenizer of transformers 5: a `CLIPTokenizer`, a `T5Tokenizer`, or one with a
+            byte-level BPE, such as `Qwen2Tokenizer`.
         max_length: the number of tokens to which a prompt is padded or truncated.
         lowercase: for T5, as in `t5_table`.
+        template: for a byte-level BPE, as in `byte_level_table`.
 
     Raises:
         ExportError: the tokenizer has another kind or does something that the runtime cannot do.
     """
-    kind = _state(tokenizer).get("model", {}).get("type")
-    if kind == "Unigram":
+    state = state_of(tokenizer)
+    if state.get("model", {}).get("type") == "Unigram":
         table = t5_table(tokenizer, max_length, lowercase=lowercase)
     elif lowercase:
         raise ValueError("lowercase is for tables like T5's only")
+    elif is_byte_level(state):
+        table = byte_level_table(tokenizer, max_length, template)
     else:
         table = clip_table(tokenizer, max_length)
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,12 +74,13 @@ def clip_table(tokenizer: Any, max_length: int) -> dict[str, Any]:
         ExportError: the tokenizer is not a BPE tokenizer in CLIP's format, or an added token also
             matches text around it.
     """
-    state = _state(tokenizer)
+    state = state_of(tokenizer)
     model = state.get("model", {})
     if model.get("type") != "BPE" or model.get("end_of_word_suffix") != _END_OF_WORD:
         raise ExportError(
             f"The tokenizer {type(tokenizer).__name__} is neither a byte-pair tokenizer in CLIP's"
-            " format nor a Unigram one like T5's, the only kinds that a bundle can hold."
+            " format, nor a byte-level one like Qwen3's, nor a Unigram one like T5's, the only"
+            " kinds that a bundle can hold."
         )
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     return {
@@ -79,7 +99,7 @@ def clip_table(tokenizer: Any, max_length: int) -> dict[str, Any]:
 
 def _clip_added(token: dict[str, Any]) -> int | dict[str, Any]:
     """Return the entry of an added token."""
-    _refuse_added(token, "lstrip", "rstrip", "single_word")
+    refuse_added(token, "lstrip", "rstrip", "single_word")
     number: int = token["id"]
     return {"id": number, "normalized": True} if token["normalized"] else number
 
@@ -100,7 +120,7 @@ def t5_table(tokenizer: Any, max_length: int, *, lowercase: bool = False) -> dic
     Raises:
         ExportError: the tokenizer does something that the runtime cannot do.
     """
-    state = _state(tokenizer)
+    state = state_of(tokenizer)
     model = state["model"]
     _check_specials(tokenizer, state)
     return {
@@ -110,9 +130,9 @@ def t5_table(tokenizer: Any, max_length: int, *, lowercase: bool = False) -> dic
         "unk_token_id": model["unk_id"],
         "byte_fallback": model.get("byte_fallback", False),
         "lowercase_strip": lowercase,
-        "normalizers": [_normalizer(step) for step in _steps(state, "normalizer")],
+        "normalizers": [_normalizer(step) for step in steps(state, "normalizer")],
         "whitespace_split": _whitespace_split(state),
-        "added_tokens": [_t5_added(token) for token in state["added_tokens"]],
+        "added_tokens": [added_token(token) for token in state["added_tokens"]],
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "max_length": max_length,
@@ -146,24 +166,6 @@ def _is_sentencepiece(model: Path) -> bool:
         return False
 
 
-def _state(tokenizer: Any) -> dict[str, Any]:
-    """Return what the tokenizers library writes to tokenizer.json, or an empty dictionary."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    state: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
-    return state
-
-
-def _steps(state: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    """Yield the normalizers or pre-tokenizers in order, also those inside sequences."""
-    todo = [state[name]] if state[name] else []
-    while todo:
-        step = todo.pop(0)
-        if step["type"] == "Sequence":
-            todo[:0] = step[name.replace("_", "") + "s"]
-        else:
-            yield step
-
-
 def _normalizer(step: dict[str, Any]) -> dict[str, Any]:
     if step["type"] == "Precompiled":
         return {"type": "precompiled", "charsmap": step["precompiled_charsmap"]}
@@ -171,26 +173,21 @@ def _normalizer(step: dict[str, Any]) -> dict[str, Any]:
         return {"type": "strip", "left": step["strip_left"], "right": step["strip_right"]}
     if step["type"] == "Replace" and step["pattern"] == _TWO_SPACES:
         return {"type": "replace_spaces", "content": step["content"]}
-    raise _unfollowed("normalizer", step)
+    raise unfollowed("normalizer", step)
 
 
 def _whitespace_split(state: dict[str, Any]) -> bool:
     """Return whether text is split at white space before it is split at "▁"."""
-    steps = list(_steps(state, "pre_tokenizer"))
-    split = bool(steps) and steps[0]["type"] == "WhitespaceSplit"
+    found = list(steps(state, "pre_tokenizer"))
+    split = bool(found) and found[0]["type"] == "WhitespaceSplit"
     if split:
-        del steps[0]
-    for step in steps:
+        del found[0]
+    for step in found:
         if step != _METASPACE:
-            raise _unfollowed("pre-tokenizer", step)
-    if len(steps) != 1:
+            raise unfollowed("pre-tokenizer", step)
+    if len(found) != 1:
         raise ExportError("The tokenizer does not have one Metaspace pre-tokenizer, as T5's has.")
     return split
-
-
-def _t5_added(token: dict[str, Any]) -> dict[str, Any]:
-    _refuse_added(token, "single_word")
-    return {key: token[key] for key in ("content", "id", "normalized", "lstrip", "rstrip")}
 
 
 def _check_specials(tokenizer: Any, state: dict[str, Any]) -> None:
@@ -212,20 +209,3 @@ def _check_specials(tokenizer: Any, state: dict[str, Any]) -> None:
         raise ExportError(
             f"The tokenizer {name} does not add exactly one end token after the text."
         )
-
-
-def _refuse_added(token: dict[str, Any], *options: str) -> None:
-    for option in options:
-        if token[option]:
-            raise ExportError(
-                f"The tokenizer's added token {token['content']!r} has {option}, which the"
-                " runtime's tokenizer does not support."
-            )
-
-
-def _unfollowed(what: str, step: dict[str, Any]) -> ExportError:
-    options = {key: value for key, value in step.items() if key != "type"}
-    return ExportError(
-        f"The tokenizer has the {what} {step['type']} ({json.dumps(options, ensure_ascii=False)}),"
-        " which the runtime's tokenizer does not support."
-    )

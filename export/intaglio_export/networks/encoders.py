@@ -11,6 +11,7 @@ from torch import nn
 from intaglio_export.adapters.base import Adapter, EncoderLayout
 from intaglio_export.adapters.fitting import widths
 from intaglio_export.graph_specs import Axis, ExportUnit, GraphSpec, TensorSpec
+from intaglio_export.networks.language_models import TappedDecoder, check_taps
 from intaglio_export.precision import LowPrecisionMatmuls
 
 
@@ -72,23 +73,27 @@ class _VaeEncoder(nn.Module):
 def text_encoder_unit(
     encoder: Any, folder: str, layout: EncoderLayout, dtype: torch.dtype
 ) -> ExportUnit:
-    """Return the unit of a CLIP text model, with or without projection, or of a T5 encoder."""
+    """Return the unit of a CLIP text model, of a T5 encoder, or of a language model with taps."""
     axes = ("prompts", layout.max_length)
     ids = TensorSpec("token_ids", axes, torch.int64)
     mask = (TensorSpec("text_mask", axes),) if layout.masked else ()
-    width = widths(encoder)
+    width = widths(encoder, layout.taps)
     made = {
         "hidden": TensorSpec("hidden", (*axes, width["hidden"])),
         "pooled": TensorSpec("pooled", ("prompts", width["pooled"])),
     }
     outputs = tuple(made[name] for name in layout.outputs)
+    network: nn.Module = _TextEncoder(encoder, layout.outputs, dtype)
+    if layout.taps:
+        check_taps(encoder, layout.taps)
+        network = TappedDecoder(encoder, layout.taps, dtype)
     return ExportUnit(
-        _TextEncoder(encoder, layout.outputs, dtype),
+        network,
         GraphSpec(f"{folder}/model.onnx", (ids, *mask), outputs, dtype),
         {"prompts": 2},
         {},
         {},
-        vocabulary=encoder.config.vocab_size,
+        vocabulary=encoder.get_input_embeddings().num_embeddings,
     )
 
 

@@ -1,0 +1,60 @@
+"""The fixed text that a language model's chat template puts around a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from intaglio_export.errors import ExportError
+
+# Prompts that a template could change: white space at the ends, several lines, markup, nothing.
+_PROBES = ("a fox in the snow", "  two spaces  ", "one line\nanother\n", "{{ a }} <b>&amp;</b>", "")
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a pipeline applies the chat template to one prompt, the message of a user.
+
+    Attributes:
+        system: the message of the system before it, if the pipeline has one.
+        options: what the pipeline passes to `apply_chat_template`, such as add_generation_prompt
+            or enable_thinking.
+    """
+
+    system: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def around_prompt(tokenizer: Any, template: ChatTemplate) -> tuple[str, str]:
+    """Return the text before and after a prompt, as `tokenizer.apply_chat_template` renders it.
+
+    Raises:
+        ExportError: the tokenizer has no chat template, or the template changes the prompt, so
+            that no text around it is the same for all prompts.
+    """
+    name = type(tokenizer).__name__
+    if not tokenizer.chat_template:
+        raise ExportError(
+            f"The tokenizer {name} has no chat template, which this model's prompts need: download"
+            " chat_template.jinja or tokenizer_config.json of the model again."
+        )
+    mark = "\ue000prompt\ue001"  # private characters, which no template has
+    before, found, after = _render(tokenizer, template, mark).partition(mark)
+    if not found or mark in after:
+        raise ExportError(f"The chat template of the tokenizer {name} does not show a prompt once.")
+    for prompt in _PROBES:
+        if _render(tokenizer, template, prompt) != before + prompt + after:
+            raise ExportError(
+                f"The chat template of the tokenizer {name} changes the prompt {prompt!r}, which"
+                " the runtime's tokenizer does not support."
+            )
+    return before, after
+
+
+def _render(tokenizer: Any, template: ChatTemplate, prompt: str) -> str:
+    messages = [{"role": "user", "content": prompt}]
+    if template.system is not None:
+        messages.insert(0, {"role": "system", "content": template.system})
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, **template.options)
+    return text

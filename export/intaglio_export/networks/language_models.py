@@ -1,0 +1,64 @@
+"""A language model as text encoder: its decoder up to the last hidden state that is used."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from intaglio_export.errors import ExportError
+from intaglio_export.precision import LowPrecisionMatmuls
+
+
+class TappedDecoder(nn.Module):
+    """Map token_ids [n, L] int64 and text_mask [n, L] to the hidden states [n, L, taps * D].
+
+    `taps` are indices of `hidden_states` as transformers returns them: 0 is the embeddings, k is
+    what layer k - 1 gives, and the last one is also normalized. Those of several taps are joined
+    along channels in the order of `taps`. The layers after the last tap are left out. A token sees
+    itself and the tokens before it that are not padding.
+    """
+
+    def __init__(self, encoder: Any, taps: Sequence[int], dtype: torch.dtype) -> None:
+        super().__init__()
+        self._taps = taps
+        self._dtype = dtype
+        self.decoder = _cut(encoder.get_decoder(), max(taps))
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        ids, mask = tensors
+        with LowPrecisionMatmuls(self._dtype, lambda: f"the {type(self.decoder).__name__}"):
+            out = self.decoder(
+                ids, attention_mask=mask > 0, output_hidden_states=True, use_cache=False
+            )
+        return torch.cat([out.hidden_states[tap] for tap in self._taps], dim=-1)
+
+
+def check_taps(encoder: Any, taps: Sequence[int]) -> None:
+    """Check that the decoder of `encoder` has the hidden states `taps`.
+
+    Raises:
+        ExportError: it has fewer layers.
+    """
+    layers = encoder.get_decoder().config.num_hidden_layers
+    if max(taps) > layers:
+        raise ExportError(
+            f"The text encoder {type(encoder).__name__} has {layers} layers, but the model takes"
+            f" the hidden states after layer {max(taps)}: it is of another model."
+        )
+
+
+def _cut(decoder: Any, last: int) -> Any:
+    """Return a decoder of the first `last` layers, which shares the weights of `decoder`."""
+    if last == decoder.config.num_hidden_layers:
+        return decoder
+    short = copy.copy(decoder)
+    short._modules = dict(decoder._modules)
+    short.config = copy.deepcopy(decoder.config)
+    short.config.num_hidden_layers = last
+    short.layers = nn.ModuleList(list(decoder.layers)[:last])
+    short.norm = nn.Identity()  # only the output of the whole decoder is normalized
+    return short
