@@ -145,8 +145,10 @@ void BranchExecutor::prepare(DenoisingState& state) {
   if (state.request()->unconditional) fill_rows(state, true, fork - 2 * images);
   fill_rows(state, false, fork - images);
   fill_degraded_rows(state, fork);
-  for (const StepWeights& weights : state.request()->weights)
+  for (StepWeights weights : state.request()->weights) {
+    weights.skip = false;  // it may run after all
     graphs_->bind(rows_of(images, weights));
+  }
 }
 
 // Assigns every request its rows and fills them.
@@ -158,6 +160,7 @@ BranchRows BranchExecutor::assign_rows(std::span<DenoisingState* const> states) 
   }
   BranchRows all;
   for (const DenoisingState* state : ordered_) {
+    assert(!state->weights().skip);
     const BranchRows rows = rows_of(state->images(), state->weights());
     all.unconditional += rows.unconditional;
     all.conditional += rows.conditional;

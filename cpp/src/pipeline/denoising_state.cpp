@@ -13,6 +13,18 @@ Delta DeltaTimesteps::next(float timestep, bool has_weight, bool reused) {
   return {.reused = true, .slope = line ? (timestep - newer_) / (newer_ - older_) : 0.0F};
 }
 
+GuidedLine GuidedTimesteps::next(float timestep, bool skipped, bool branches_changed) {
+  if (branches_changed) count_ = 0;
+  GuidedLine line{.skipped = skipped,
+                  .compared = count_ > 1,
+                  .same_time = count_ > 0 && timestep == newer_,
+                  .slope = count_ > 1 ? (timestep - newer_) / (newer_ - older_) : 0.0F};
+  if (skipped || line.same_time) return line;
+  older_ = std::exchange(newer_, timestep);
+  ++count_;
+  return line;
+}
+
 DenoisingState::DenoisingState(const Bundle& bundle, const Session* precompute,
                                std::shared_ptr<const Request> request,
                                const PromptEmbeddings& embeddings, Stream& stream, std::int64_t id)
@@ -21,13 +33,57 @@ DenoisingState::DenoisingState(const Bundle& bundle, const Session* precompute,
   if (request_->unconditional) unconditional_row_ = make_row(embeddings, true);
   conditional_row_ = make_row(embeddings, false);
   token_mask_ = on_stream(request_->token_mask);
+  allocate_memory();
+  begin_step();
+}
+
+void DenoisingState::allocate_memory() {
   const auto& weights = request_->weights;
   std::vector<Tensor*> own{&guided.denoised, &guided.previous_denoised, &guided.previous_x};
   if (std::ranges::any_of(weights, &StepWeights::reuse_unconditional))
     own.insert(own.end(), {&guided.newer_unconditional, &guided.older_unconditional});
   if (std::ranges::any_of(weights, &StepWeights::reuse_degraded))
     own.insert(own.end(), {&guided.newer_degraded, &guided.older_degraded});
-  for (Tensor* tensor : own) *tensor = stream.allocate(request_->latent_shape, DType::float32);
+  if (std::ranges::any_of(weights, &StepWeights::skip)) {
+    own.insert(own.end(), {&guided.newer_guided, &guided.older_guided});
+    guided.distance = stream_->allocate({images()}, DType::float32);
+    distance_ = Tensor({images()}, DType::float32);
+  }
+  for (Tensor* tensor : own) *tensor = stream_->allocate(request_->latent_shape, DType::float32);
+  for (auto* steps :
+       {&counts_.skipped_steps, &counts_.unconditional_steps, &counts_.degraded_steps})
+    steps->reserve(weights.size());
+}
+
+void DenoisingState::begin_step() {
+  const StepWeights last =
+      std::exchange(weights_, request_->weights[static_cast<std::size_t>(next().point.step)]);
+  weights_.skip = weights_.skip && step_distance_ <= request_->skip_tolerance;
+  branches_changed_ =
+      last.unconditional() != weights_.unconditional() || last.degraded() != weights_.degraded();
+}
+
+// Reads how far the line was from the prediction that was just computed.
+void DenoisingState::measure_distance(bool after_skipped) {
+  stream_->copy(guided.distance, distance_);
+  const auto distance = static_cast<double>(std::ranges::max(distance_.floats()));
+  step_distance_ = std::max(step_distance_, distance);
+  if (after_skipped) counts_.largest_distance = std::max(counts_.largest_distance, distance);
+}
+
+void DenoisingState::count() {
+  const int step = next().point.step;
+  if (!weights_.skip) {
+    const std::int64_t base = images() * (weights_.runs_unconditional() ? 2 : 1);
+    const std::int64_t degraded = weights_.runs_degraded() ? images() : 0;
+    counts_.forked_rows += base + degraded;
+    counts_.base_rows += base + (bundle_->layout == Layout::dual ? degraded : 0);
+    ++counts_.evaluations;
+  }
+  if (!begins_step()) return;
+  if (weights_.skip) counts_.skipped_steps.push_back(step);
+  if (weights_.runs_unconditional()) counts_.unconditional_steps.push_back(step);
+  if (weights_.runs_degraded()) counts_.degraded_steps.push_back(step);
 }
 
 Tensor DenoisingState::on_stream(const Tensor& host) const {
@@ -73,27 +129,30 @@ const Tensor* DenoisingState::modulation(bool unconditional) {
 const Evaluation& DenoisingState::advance() {
   const Evaluation& evaluation = next();
   const StepPoint& point = evaluation.point;
-  const StepWeights& step = weights();
-  guided.combine = {
-      .lambda = step.lambda,
-      .w = step.w,
-      .has_unconditional = step.unconditional(),
-      .has_degraded = step.degraded(),
-      .unconditional_delta =
-          unconditional_.next(point.timestep, step.unconditional(), step.reuse_unconditional),
-      .degraded_delta = degraded_.next(point.timestep, step.degraded(), step.reuse_degraded)};
+  const bool after_skipped = last_skipped(), runs = !weights_.skip;
+  guided.line = guided_timesteps_.next(point.timestep, !runs, begins_step() && branches_changed_);
+  if (runs) guided.combine = combine(point.timestep);
   guided.to_denoised = {.velocity = bundle_->prediction_type == PredictionType::velocity,
                         .sigma = point.sigma,
                         .alpha = point.alpha};
   guided.update = evaluation.update;
   stream_->step(guided);
-
-  const std::int64_t base = images() * (step.runs_unconditional() ? 2 : 1);
-  const std::int64_t degraded = step.runs_degraded() ? images() : 0;
-  forked_rows_ += base + degraded;
-  base_rows_ += base + (bundle_->layout == Layout::dual ? degraded : 0);
+  if (runs && begins_step()) step_distance_ = 0;
+  if (runs && guided.distance.defined() && guided.line.compared) measure_distance(after_skipped);
+  count();
   ++position_;
+  if (!ended() && begins_step()) begin_step();
   return evaluation;
+}
+
+Combine DenoisingState::combine(float timestep) {
+  return {.lambda = weights_.lambda,
+          .w = weights_.w,
+          .has_unconditional = weights_.unconditional(),
+          .has_degraded = weights_.degraded(),
+          .unconditional_delta =
+              unconditional_.next(timestep, weights_.unconditional(), weights_.reuse_unconditional),
+          .degraded_delta = degraded_.next(timestep, weights_.degraded(), weights_.reuse_degraded)};
 }
 
 }  // namespace intaglio

@@ -27,12 +27,17 @@ class StepView {
     step_.preview = [this, &pipeline, request = member.state.request()] {
       return pipeline.decode(stream_, *request, on_host(stream_, guided_.denoised));
     };
-    step_.hidden_states = [this, &loop](int block) {
-      return on_host(stream_, loop.executor().observed(Role::hidden_states, block));
+    const auto observed = [this, &loop, &member](Role::Kind output, int block) {
+      const Tensor tensor = loop.executor().observed(output, block);
+      if (member.state.last_skipped()) {
+        throw UsageError("step " + std::to_string(step_.step) +
+                         " was skipped, so no block computed anything: read steps that are run, or "
+                         "leave out --skip-interval");
+      }
+      return on_host(stream_, tensor);
     };
-    step_.gate = [this, &loop](int block) {
-      return on_host(stream_, loop.executor().observed(Role::gate, block));
-    };
+    step_.hidden_states = [observed](int block) { return observed(Role::hidden_states, block); };
+    step_.gate = [observed](int block) { return observed(Role::gate, block); };
   }
   StepView(const StepView&) = delete;  // the functions point here
   StepView& operator=(const StepView&) = delete;
@@ -104,8 +109,8 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
   Stopwatch watch;
   const StreamCounts before = stream->counts();
   StreamCounts called_back;  // what a callback asked for is not the loop's
-  while (!member.state.ended()) {
-    if (loop.evaluate().empty() || !on_step) continue;
+  const DenoisingLoop::OnStep call_back = [&](LoopMember&) {
+    if (!on_step) return true;
     const StreamCounts own = stream->counts();
     const Evaluation& last = member.state.last();
     if (!view.call(on_step, last)) {
@@ -113,7 +118,9 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
                         std::to_string(request->schedule.steps()));
     }
     called_back += stream->counts() - own;
-  }
+    return true;
+  };
+  while (!member.state.ended()) loop.evaluate(call_back);
   generation.loop = stream->counts() - before - called_back;
   finalize(member, *loaded_, *stream);
   generation.timings.denoise = watch.lap();

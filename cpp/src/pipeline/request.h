@@ -45,6 +45,7 @@ struct Request {
   Schedule schedule;                 // of the steps that run
   Plan plan;                         // the evaluations of these steps
   std::vector<StepWeights> weights;  // of each step
+  double skip_tolerance = 0;         // of the line, where steps are skipped
   bool unconditional = false;        // whether any step runs D_0
 
   Tensor channel_mask;  // [C]: 1 on massive channels
