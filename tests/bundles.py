@@ -37,7 +37,7 @@ PACKAGES = (
 
 BLOCK, HEIGHT = 1, 32
 # The tiny SD3's settings file has more values than a family's, for tests of the defaults.
-SD3_SETTINGS = {
+SD3_SETTINGS: dict[str, Any] = {
     "block": BLOCK,
     "steps": 4,
     "cfg_scale": 2.0,
@@ -46,6 +46,16 @@ SD3_SETTINGS = {
     "height": HEIGHT,
     "width": 32,
     "max_sequence_length": MAX_LENGTH,
+    "skipping": [
+        {
+            "steps": 6,
+            "scheduler": "FlowMatchEulerDiscreteScheduler",
+            "interval": [2, 2],
+            "window": [0.3, 1.0],
+            "tolerance": 1000,
+            "evidence": {"images": 1},
+        }
+    ],
 }
 # The bundles that the suite needs; the longest exports come first.
 SUITE: list[dict[str, Any]] = [

@@ -29,13 +29,21 @@ class UnavailableError(Exception):
 
 
 def intaglio_runtime(
-    bundle: Path, threads: int, *, prepack: bool = False, **options: Any
+    bundle: Path,
+    threads: int,
+    *,
+    prepack: bool = False,
+    device: str = "cpu",
+    precision: str = "float32",
+    **options: Any,
 ) -> Runtime:
     """This runtime; its whole call counts but for text encoders and VAE.
 
     `options` of `Pipeline.generate` win over what all runtimes are given.
     """
-    pipeline = intaglio.Pipeline.open(bundle, device="cpu", threads=threads, prepack=prepack)
+    pipeline = intaglio.Pipeline.open(
+        bundle, device=device, threads=threads, prepack=prepack, precision=precision
+    )
     return lambda workload: sample_of(pipeline.generate(**generate_options(workload) | options))
 
 

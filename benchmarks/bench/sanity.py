@@ -27,7 +27,7 @@ from benchmarks.bench.workload import CFG_SCALE, Array, Sample, Workload
 
 PROMPTS = ["a dress", "dark boot"]  # negative, positive
 GENAI = {"OpenVINO GenAI": False, "OpenVINO GenAI, shapes fixed": True}
-HINTS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 
 
 class _Call(torch.nn.Module):
@@ -74,15 +74,28 @@ def convert(pipeline: Any, folder: Path) -> None:
     pipeline.save_config(folder)  # last: model_index.json tells that all is there
 
 
-def genai_runtime(folder: Path, workload: Workload, threads: int, fixed: bool) -> Runtime:
-    """By its own clock over the steps of its loop; the noise is that of `workload`."""
+def genai_runtime(
+    folder: Path,
+    workload: Workload,
+    threads: int,
+    *,
+    fixed: bool = False,
+    hints: dict[str, str] = EXACT,
+    cached: bool = False,
+) -> Runtime:
+    """By its own clock over the steps of its loop; the noise is that of `workload`.
+
+    Without `hints` it computes in its own default type. `cached` leaves its default on, which
+    extrapolates some of the steps.
+    """
     pipeline = openvino_genai.Text2ImagePipeline(folder)
     if fixed:
         pipeline.reshape(1, workload.pixels, workload.pixels, CFG_SCALE)
-    pipeline.compile("CPU", INFERENCE_NUM_THREADS=threads, ENABLE_CPU_PINNING=False, **HINTS)
+    pipeline.compile("CPU", INFERENCE_NUM_THREADS=threads, ENABLE_CPU_PINNING=False, **hints)
     latents: list[Array] = []
     config = pipeline.get_generation_config()
-    config.taylorseer_config = None  # by default it extrapolates some of the steps
+    if not cached:
+        config.taylorseer_config = None
     pipeline.set_generation_config(config)
     given: dict[str, Any] = {"negative_prompt": PROMPTS[0], "num_inference_steps": workload.steps}
     given |= {"height": workload.pixels, "width": workload.pixels, "guidance_scale": CFG_SCALE}
@@ -92,22 +105,28 @@ def genai_runtime(folder: Path, workload: Workload, threads: int, fixed: bool) -
         given["generator"] = openvino_genai.TorchGenerator(0)
         pipeline.generate(PROMPTS[1], **given, **({} if latents else keep))
         raw = pipeline.get_performance_metrics().raw_metrics
-        assert len(raw.transformer_inference_durations) == workload.steps
+        assert cached or len(raw.transformer_inference_durations) == workload.steps
         return Sample(sum(raw.iteration_durations) / 1e6, latents[-1])
 
     return run
 
 
-def measure(model: Model, steps: int, rounds: int, threads: int) -> str:
-    """The table of a model."""
+def prepare(model: Model, steps: int) -> tuple[Path, Workload]:
+    """The folder for GenAI, written where there is none, and the run that all make."""
     text = model.adapter.encode_prompts(PROMPTS, model.adapter.pipeline.tokenizer_max_length)
     workload = Workload(model.adapter, model.tokens, text["text"].shape[1], 1, steps, "cfg")
     object.__setattr__(workload, "text", text)
-    runtimes = {FORKED: intaglio_runtime(model.bundle("forked", model.blocks // 2), threads)}
     if not (model.files / "genai/model_index.json").exists():
         convert(model.adapter.pipeline, model.files / "genai")
+    return model.files / "genai", workload
+
+
+def measure(model: Model, steps: int, rounds: int, threads: int) -> str:
+    """The table of a model."""
+    folder, workload = prepare(model, steps)
+    runtimes = {FORKED: intaglio_runtime(model.bundle("forked", model.blocks // 2), threads)}
     for name, fixed in GENAI.items():
-        runtimes[name] = genai_runtime(model.files / "genai", workload, threads, fixed)
+        runtimes[name] = genai_runtime(folder, workload, threads, fixed=fixed)
     samples = interleave({name: (run, workload) for name, run in runtimes.items()}, rounds)
     errors, rows = check_same(samples, FORKED), []
     for name, of in samples.items():

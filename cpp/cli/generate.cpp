@@ -107,6 +107,9 @@ Json report(const Flags& flags, const Pipeline& pipeline, const Generation& gene
         {"copied_bytes", generation.loop.copied_bytes}}},
       {"unconditional_steps", generation.unconditional_steps},
       {"degraded_steps", generation.degraded_steps},
+      {"evaluations", generation.evaluations},
+      {"skipped_steps", generation.skipped_steps},
+      {"largest_distance", generation.largest_distance},
   };
 }
 
@@ -219,7 +222,7 @@ void add_input_flags(GroupedFlags& grouped, Flags& flags) {
   grouped.add_path("--ma-tokens", flags.ma_tokens, "MASK.png",
                    "grey picture that limits Detail Guidance: white parts get all of it, black "
                    "parts none");
-  grouped.begin_group("Faster guidance", OptionGroup::reuse);
+  grouped.begin_group("Faster runs that are not exact", OptionGroup::reuse);
   grouped.begin_group("Start from a picture or from latents", OptionGroup::start);
   grouped.add_path("--image", flags.image, "FILE.png", "picture to start from instead of noise");
   grouped.add_path("--latents-in", flags.latents_in, "FILE.npy",

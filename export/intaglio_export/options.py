@@ -173,6 +173,7 @@ class ModelSettings:
 
     None means that nothing is known. `channels` is as in `parse_channels`, or a list of numbers. A
     settings file may also hold `evidence`, which says how the values were found and is not read.
+    `skipping` has schedules of `intaglio.analysis.skipping`: which steps may be skipped.
     """
 
     name: str | None = None
@@ -190,6 +191,7 @@ class ModelSettings:
     height: int | None = None
     width: int | None = None
     max_sequence_length: int | None = None
+    skipping: list[dict[str, Any]] | None = None
 
     def over(self, other: ModelSettings) -> ModelSettings:
         """Return these settings, completed with those of `other`.
@@ -221,8 +223,11 @@ class ModelSettings:
 _NUMBER = {"type": "number", "minimum": -3.4e38, "maximum": 3.4e38}  # float32 in the runtime
 _UNIT = {"type": "number", "minimum": 0, "maximum": 1}
 _COUNT = {"type": "integer", "minimum": 1}
-_WINDOW = {"type": "array", "items": _UNIT, "minItems": 2, "maxItems": 2}
+_STEPS = _COUNT | {"maximum": 10000}  # the runtime's own limit
+_TWO = {"minItems": 2, "maxItems": 2}
+_WINDOW = {"type": "array", "items": _UNIT} | _TWO
 _INDEX = {"type": "integer", "minimum": 0}
+_INTERVAL = {"type": "array", "items": {"type": "number", "minimum": 1}} | _TWO
 SETTINGS_SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
@@ -243,10 +248,26 @@ SETTINGS_SCHEMA: dict[str, Any] = {
         "cfg_scale": _NUMBER,
         "cfg_window": _WINDOW,
         "distilled_guidance": _NUMBER,
-        "steps": _COUNT | {"maximum": 10000},  # the runtime's own limit
+        "steps": _STEPS,
         "height": _COUNT,
         "width": _COUNT,
         "max_sequence_length": _COUNT | {"maximum": 512},  # diffusers' own limit
+        "skipping": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["steps", "scheduler", "interval", "window", "tolerance"],
+                "properties": {
+                    "steps": _STEPS,
+                    "scheduler": {"type": "string", "minLength": 1},
+                    "interval": _INTERVAL,
+                    "window": _WINDOW,
+                    "tolerance": {"type": "number", "minimum": 0, "exclusiveMinimum": True},
+                    "evidence": {},
+                },
+            },
+        },
         "evidence": {},
     },
 }

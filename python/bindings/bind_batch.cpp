@@ -29,6 +29,7 @@ void bind_batch(py::module_& module) {
       .def_readonly("sigma", &BatchStep::sigma, "the step started from")
       .def_readonly("timestep", &BatchStep::timestep,
                     "of the step's last evaluation of the model, in the scheduler's unit")
+      .def_readonly("skipped", &BatchStep::skipped, "the model did not run")
       .def_readonly("done", &BatchStep::done, "it was the last")
       .def_property_readonly(
           "error",

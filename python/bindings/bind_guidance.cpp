@@ -69,15 +69,17 @@ void bind_weights(py::module_& module) {
   py::class_<StepWeights>(module, "StepWeights",
                           "What one step runs. A branch whose weight is zero does not run.")
       .def(py::init([](float lambda, float w, float ma_keep, bool reuse_unconditional,
-                       bool reuse_degraded) {
+                       bool reuse_degraded, bool skip) {
              return StepWeights{.lambda = lambda,
                                 .w = w,
                                 .ma_keep = ma_keep,
                                 .reuse_unconditional = reuse_unconditional,
-                                .reuse_degraded = reuse_degraded};
+                                .reuse_degraded = reuse_degraded,
+                                .skip = skip};
            }),
            py::arg("lambda_") = 0.0F, py::arg("w") = 0.0F, py::arg("ma_keep") = 0.0F, py::kw_only(),
-           py::arg("reuse_unconditional") = false, py::arg("reuse_degraded") = false)
+           py::arg("reuse_unconditional") = false, py::arg("reuse_degraded") = false,
+           py::arg("skip") = false)
       .def_readwrite("lambda_", &StepWeights::lambda)
       .def_readwrite("w", &StepWeights::w)
       .def_readwrite("ma_keep", &StepWeights::ma_keep)
@@ -86,15 +88,28 @@ void bind_weights(py::module_& module) {
       .def_readwrite("reuse_unconditional", &StepWeights::reuse_unconditional,
                      "whether the branch's difference from D_c comes from earlier steps")
       .def_readwrite("reuse_degraded", &StepWeights::reuse_degraded)
+      .def_readwrite("skip", &StepWeights::skip, "whether no branch runs")
       .def_property_readonly("runs_unconditional", &StepWeights::runs_unconditional)
       .def_property_readonly("runs_degraded", &StepWeights::runs_degraded)
       .def("__repr__", [](const py::object& self) {
         return py::str(
                    "StepWeights(lambda_={0.lambda_}, w={0.w}, ma_keep={0.ma_keep}, "
                    "reuse_unconditional={0.reuse_unconditional}, "
-                   "reuse_degraded={0.reuse_degraded})")
+                   "reuse_degraded={0.reuse_degraded}, skip={0.skip})")
             .format(self);
       });
+}
+
+void bind_functions(py::module_& module) {
+  module.def("weights_at", &weights_at, py::arg("guidance"), py::arg("step"), py::arg("steps"),
+             "Return the weights of one step by itself, without reuse and skipping.");
+  module.def("step_weights", &step_weights, py::arg("guidance"), py::arg("steps"),
+             "Return the weights of each step of a run, which steps reuse a branch's difference, "
+             "and which are skipped.");
+  module.def("check_guidance", &check_guidance, py::arg("guidance"),
+             "Raise UsageError for a window that is outside 0..1 or empty, for ma_keep outside "
+             "0..1, for an interval that grows or is below 1, a tolerance that is not positive, "
+             "and values that are not finite.");
 }
 
 }  // namespace
@@ -105,19 +120,24 @@ void bind_guidance(py::module_& module) {
   py::class_<Guidance>(module, "Guidance",
                        "D = D_c + lambda (D_c - D_0) + w (D_c - D_m), arXiv 2510.11538.")
       .def(py::init([](Ramp cfg_scale, Window cfg_window, Ramp dg_scale, Window dg_window,
-                       Ramp ma_keep, Ramp reuse_interval, Window reuse_window) {
+                       Ramp ma_keep, Ramp reuse_interval, Window reuse_window, Ramp skip_interval,
+                       Window skip_window, double skip_tolerance) {
              return Guidance{.cfg_scale = cfg_scale,
                              .cfg_window = cfg_window,
                              .dg_scale = dg_scale,
                              .dg_window = dg_window,
                              .ma_keep = ma_keep,
                              .reuse_interval = reuse_interval,
-                             .reuse_window = reuse_window};
+                             .reuse_window = reuse_window,
+                             .skip_interval = skip_interval,
+                             .skip_window = skip_window,
+                             .skip_tolerance = skip_tolerance};
            }),
            py::kw_only(), py::arg("cfg_scale") = Ramp(1.0), py::arg("cfg_window") = Window{},
            py::arg("dg_scale") = Ramp(0.0), py::arg("dg_window") = Window{},
            py::arg("ma_keep") = Ramp(0.0), py::arg("reuse_interval") = Ramp(1.0),
-           py::arg("reuse_window") = Window{})
+           py::arg("reuse_window") = Window{}, py::arg("skip_interval") = Ramp(1.0),
+           py::arg("skip_window") = Window{}, py::arg("skip_tolerance") = Guidance{}.skip_tolerance)
       .def_readwrite("cfg_scale", &Guidance::cfg_scale,
                      "1 + lambda; 1 needs no unconditional branch")
       .def_readwrite("cfg_window", &Guidance::cfg_window)
@@ -129,24 +149,23 @@ void bind_guidance(py::module_& module) {
                      "the number of steps from one run of D_0 and D_m to the next inside "
                      "reuse_window")
       .def_readwrite("reuse_window", &Guidance::reuse_window)
+      .def_readwrite("skip_interval", &Guidance::skip_interval,
+                     "the number of steps from one evaluation of the model to the next inside "
+                     "skip_window")
+      .def_readwrite("skip_window", &Guidance::skip_window)
+      .def_readwrite("skip_tolerance", &Guidance::skip_tolerance)
       .def("__repr__", [](const py::object& self) {
         return py::str(
                    "Guidance(cfg_scale={0.cfg_scale}, cfg_window={0.cfg_window}, "
                    "dg_scale={0.dg_scale}, "
                    "dg_window={0.dg_window}, ma_keep={0.ma_keep}, "
-                   "reuse_interval={0.reuse_interval}, reuse_window={0.reuse_window})")
+                   "reuse_interval={0.reuse_interval}, reuse_window={0.reuse_window}, "
+                   "skip_interval={0.skip_interval}, skip_window={0.skip_window}, "
+                   "skip_tolerance={0.skip_tolerance})")
             .format(self);
       });
   bind_weights(module);
-  module.def("weights_at", &weights_at, py::arg("guidance"), py::arg("step"), py::arg("steps"),
-             "Return the weights of one step by itself, without reuse.");
-  module.def("step_weights", &step_weights, py::arg("guidance"), py::arg("steps"),
-             "Return the weights of each step of a run, and which steps reuse a branch's "
-             "difference.");
-  module.def("check_guidance", &check_guidance, py::arg("guidance"),
-             "Raise UsageError for a window that is outside 0..1 or empty, for ma_keep outside "
-             "0..1, for a reuse interval that grows or is below 1, and for values that are not "
-             "finite.");
+  bind_functions(module);
 }
 
 }  // namespace intaglio::python

@@ -147,6 +147,9 @@ void bind_generation(py::module_& module) {
       .def_readonly("loop", &Generation::loop, "the allocations and copies of the denoising loop")
       .def_readonly("unconditional_steps", &Generation::unconditional_steps)
       .def_readonly("degraded_steps", &Generation::degraded_steps)
+      .def_readonly("evaluations", &Generation::evaluations)
+      .def_readonly("skipped_steps", &Generation::skipped_steps)
+      .def_readonly("largest_distance", &Generation::largest_distance)
       .def_readonly("notes", &Generation::notes)
       .def_readonly("texts", &Generation::texts, "the text entries of each image's PNG");
 }

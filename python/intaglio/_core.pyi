@@ -350,6 +350,7 @@ class Guidance:
     cfg_window: Window
     dg_window: Window
     reuse_window: Window
+    skip_window: Window
     def __init__(
         self,
         *,
@@ -360,6 +361,9 @@ class Guidance:
         ma_keep: Ramp = ...,
         reuse_interval: Ramp = ...,
         reuse_window: Window = ...,
+        skip_interval: Ramp = ...,
+        skip_window: Window = ...,
+        skip_tolerance: typing.SupportsFloat | typing.SupportsIndex = 0.2,
     ) -> None: ...
     def __repr__(self) -> str: ...
     @property
@@ -390,6 +394,17 @@ class Guidance:
         """
     @reuse_interval.setter
     def reuse_interval(self, arg0: Ramp) -> None: ...
+    @property
+    def skip_interval(self) -> Ramp:
+        """
+        the number of steps from one evaluation of the model to the next inside skip_window
+        """
+    @skip_interval.setter
+    def skip_interval(self, arg0: Ramp) -> None: ...
+    @property
+    def skip_tolerance(self) -> float: ...
+    @skip_tolerance.setter
+    def skip_tolerance(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
 
 class StepWeights:
     """
@@ -405,6 +420,7 @@ class StepWeights:
         *,
         reuse_unconditional: bool = False,
         reuse_degraded: bool = False,
+        skip: bool = False,
     ) -> None: ...
     def __repr__(self) -> str: ...
     @property
@@ -428,6 +444,13 @@ class StepWeights:
     def runs_degraded(self) -> bool: ...
     @property
     def runs_unconditional(self) -> bool: ...
+    @property
+    def skip(self) -> bool:
+        """
+        whether no branch runs
+        """
+    @skip.setter
+    def skip(self, arg0: bool) -> None: ...
     @property
     def unconditional(self) -> bool: ...
     @property
@@ -1048,9 +1071,13 @@ class Generation:
     @property
     def degraded_steps(self) -> list[int]: ...
     @property
+    def evaluations(self) -> int: ...
+    @property
     def forked_rows(self) -> int: ...
     @property
     def images(self) -> list[PIL.Image.Image]: ...
+    @property
+    def largest_distance(self) -> float: ...
     @property
     def latents(self) -> numpy.typing.NDArray[typing.Any]: ...
     @property
@@ -1060,6 +1087,8 @@ class Generation:
         """
     @property
     def notes(self) -> list[str]: ...
+    @property
+    def skipped_steps(self) -> list[int]: ...
     @property
     def step_seconds(self) -> list[float]: ...
     @property
@@ -1146,6 +1175,11 @@ class BatchStep:
         the step started from
         """
     @property
+    def skipped(self) -> bool:
+        """
+        the model did not run
+        """
+    @property
     def step(self) -> int:
         """
         just done, from 0
@@ -1187,7 +1221,7 @@ class Batch:
 
 def check_guidance(guidance: Guidance) -> None:
     """
-    Raise UsageError for a window that is outside 0..1 or empty, for ma_keep outside 0..1, for a reuse interval that grows or is below 1, and for values that are not finite.
+    Raise UsageError for a window that is outside 0..1 or empty, for ma_keep outside 0..1, for an interval that grows or is below 1, a tolerance that is not positive, and values that are not finite.
     """
 
 def device_names() -> list[str]:
@@ -1287,7 +1321,7 @@ def step_weights(
     guidance: Guidance, steps: typing.SupportsInt | typing.SupportsIndex
 ) -> list[StepWeights]:
     """
-    Return the weights of each step of a run, and which steps reuse a branch's difference.
+    Return the weights of each step of a run, which steps reuse a branch's difference, and which are skipped.
     """
 
 def to_images(tensor: typing.Any) -> list[PIL.Image.Image]:
@@ -1311,7 +1345,7 @@ def weights_at(
     steps: typing.SupportsInt | typing.SupportsIndex,
 ) -> StepWeights:
     """
-    Return the weights of one step by itself, without reuse.
+    Return the weights of one step by itself, without reuse and skipping.
     """
 
 def write_file(path: os.PathLike[str] | str | bytes, content: bytes) -> None:

@@ -21,6 +21,7 @@ class BatchStep:
         steps: how many steps the member runs.
         sigma: the noise level that the step started from.
         timestep: the timestep of the step's last evaluation of the model, in the scheduler's unit.
+        skipped: whether the model did not run, as `skip_interval` asks for.
         done: whether it was the last step. The member has then left the batch.
         error: the error that `generate` would have raised, for instance because predictions are
             NaN, or None. After an error the member has left the batch.
@@ -33,6 +34,7 @@ class BatchStep:
         self.steps: int = core.steps
         self.sigma: float = core.sigma
         self.timestep: float = core.timestep
+        self.skipped: bool = core.skipped
         self.done: bool = core.done
         self.error: _core.Error | None = core.error
         self._core = core
@@ -108,9 +110,10 @@ class Batch:
         self._core.remove(member)
 
     def step(self) -> list[BatchStep]:
-        """Run one evaluation of every member, in one run of the transformer.
+        """Run one evaluation of every member in one run of the transformer, and then the steps of
+        each that are skipped.
 
-        Returns the solver steps that ended, in the order of ids; a step of Heun takes two
+        Returns the solver steps that ended, by ids and in order; a step of Heun takes two
         evaluations. If the run as a whole fails, this raises an error, for instance
         OutOfMemoryError, and every member is unchanged.
         """

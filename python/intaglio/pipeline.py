@@ -32,7 +32,8 @@ Window = tuple[float, float]
 # The attributes of the core's Generation that are taken over unchanged.
 _SAME = (
     "images", "latents", "timings", "step_seconds", "base_rows", "forked_rows", "loop",
-    "unconditional_steps", "degraded_steps", "notes",
+    "unconditional_steps", "degraded_steps", "evaluations", "skipped_steps", "largest_distance",
+    "notes",
 )  # fmt: skip
 
 
@@ -87,6 +88,11 @@ class Generation:
         loop: allocations and copies of the denoising loop.
         unconditional_steps: the steps that ran D_0.
         degraded_steps: the steps that ran D_m.
+        evaluations: how often the model ran. Heun's method runs it twice in a step.
+        skipped_steps: the steps that did not run it.
+        largest_distance: |D' - D| / |D|, where D is the first prediction after skipped steps and D'
+            what the line through the two before them says of it: the largest of all images, 0
+            without skipped steps.
         texts: the text entries for each image's PNG, which `save` writes.
         notes: what was also warned of: prompts that were cut, and guidance that was asked for but
             that no step uses.
@@ -101,6 +107,9 @@ class Generation:
     loop: _core.StreamCounts
     unconditional_steps: list[int]
     degraded_steps: list[int]
+    evaluations: int
+    skipped_steps: list[int]
+    largest_distance: float
     texts: list[dict[str, str]]
     notes: list[str]
 
@@ -274,6 +283,10 @@ class Pipeline:
         ma_channels: Sequence[int] = (),
         reuse_interval: Ramp | None = None,
         reuse_window: Window | None = None,
+        skip_interval: Ramp | None = None,
+        skip_window: Window | None = None,
+        skip_tolerance: float | None = None,
+        skip: str | None = None,
         scheduler: str | None = None,
         strength: float | None = None,
         vae_tile: int = 1024,
@@ -307,10 +320,14 @@ class Pipeline:
             dg_window: the part of the run with Detail Guidance.
             ma_keep: how much of the massive channels D_m keeps: 0 is nothing, 1 is everything.
             ma_channels: channels to suppress instead of the bundle's.
-            reuse_interval: run D_0 and D_m only once in this many steps, and extrapolate D_c - D_0
-                and D_c - D_m in the others. This is not exact. `intaglio.analysis.reuse` finds an
-                interval.
+            reuse_interval: run D_0 and D_m once in this many steps, and extrapolate D_c - D_0 and
+                D_c - D_m in the others. `intaglio.analysis.reuse` finds an interval.
             reuse_window: the part of the run with reuse_interval; None is all of it.
+            skip_interval: run the model once in this many steps; in the others D follows the line
+                through its last two values. `intaglio.analysis.skipping` finds a schedule.
+            skip_window: the part of the run with skip_interval; None is all of it.
+            skip_tolerance: how far off the line may be, relative to D; None is 0.2.
+            skip: "auto" takes these from the bundle, by steps and scheduler.
             scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
             strength: the share of `image` that noise replaces, above 0 and up to 1; None means 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.

@@ -136,7 +136,8 @@ class BatchOf : public testing::TestWithParam<const char*> {
 
 TEST_P(BatchOf, MembersOfEveryKindGetWhatTheyGetAlone) {
   std::vector<GenerateOptions> all{request(0.1F, 1),    request(0.2F, 2, 7), request(0.3F, 3, 5),
-                                   request(0.4F, 4, 9), request(0.5F, 5, 3), request(0.6F, 6)};
+                                   request(0.4F, 4, 9), request(0.5F, 5, 3), request(0.6F, 6),
+                                   request(0.7F, 7, 9), request(0.8F, 8, 9)};
   all[1].cfg_window = Window{0, 0.5};
   all[1].dg_window = Window{0.3, 1};
   all[2].cfg_scale = 1.0;
@@ -146,8 +147,13 @@ TEST_P(BatchOf, MembersOfEveryKindGetWhatTheyGetAlone) {
   all[4].scheduler = "heun";
   all[4].seeds = {7, 8};
   all[5].ma_keep = Ramp{0.9, 0.2};
+  all[6].skip_interval = 2.0;
+  all[6].skip_tolerance = 1e-3;  // some of the steps run after all
+  all[7].skip_interval = 3.0;
+  all[7].reuse_interval = 2.0;
+  all[7].skip_tolerance = 10;
   for (const bool late : {false, true}) {
-    Batch batch(pipeline);
+    Batch batch(pipeline, 9);
     std::map<std::int64_t, BatchStep> ended;
     for (const GenerateOptions& options : all) {
       batch.add(options);
@@ -232,6 +238,59 @@ TEST_P(BatchOf, OnlyMembersThatMoveAreCopiedAndBoundAnew) {
   batch.remove(second);
   EXPECT_EQ(counted().second, 0) << "as many rows as before";
   EXPECT_EQ(counted().first.copies, each);
+}
+
+// A member that skips steps takes no rows for them, and others do not run without it meanwhile.
+TEST_P(BatchOf, SkippedStepsEndWithTheEvaluationBeforeThem) {
+  GenerateOptions skipping = request(0.1F, 1, 8);
+  skipping.skip_interval = 3.0;
+  skipping.skip_tolerance = 10;
+  Batch batch(pipeline);
+  const std::int64_t id = batch.add(skipping), other = batch.add(request(0.2F, 2, 4));
+  std::vector<std::vector<int>> steps;  // of the member, by calls
+  std::vector<int> skipped;
+  std::map<std::int64_t, BatchStep> ended;
+  while (batch.size() > 0) {
+    steps.emplace_back();
+    for (BatchStep& step : batch.step()) {
+      if (step.id == id) steps.back().push_back(step.step);
+      if (step.id == id && step.skipped) skipped.push_back(step.step);
+      if (step.done) ended[step.id] = std::move(step);
+    }
+  }
+  EXPECT_EQ(steps, (std::vector<std::vector<int>>{{0}, {1}, {2, 3, 4}, {5, 6, 7}}));
+  EXPECT_EQ(skipped, (std::vector{3, 4, 6, 7}));
+  const std::size_t graphs = forked() ? 1 : 2;
+  EXPECT_EQ(backend->asked.rows.size(), 4 * graphs);
+  EXPECT_EQ(std::ranges::count(backend->asked.rows, forked() ? 6 : 4), 4) << "rows of both";
+  const Generation generation = ended.at(id).finish();
+  EXPECT_EQ(generation.evaluations, 4);
+  EXPECT_EQ(generation.skipped_steps, skipped);
+  EXPECT_EQ(generation.step_seconds.size(), 8U);
+  EXPECT_GT(generation.largest_distance, 0);
+  EXPECT_EQ(ended.at(other).finish().evaluations, 4);
+  expect_alone(ended.at(id), skipping);
+}
+
+// Past the tolerance, steps run until the line holds again.
+TEST_P(BatchOf, AStepIsNotSkippedWhereTheLineIsTooFarOff) {
+  GenerateOptions options = request(0.1F, 1, 12);
+  options.skip_interval = 2.0;
+  options.skip_tolerance = 10;
+  const Generation all = pipeline.generate(options);
+  EXPECT_EQ(all.skipped_steps, (std::vector{3, 5, 7, 9, 11}));
+  options.skip_tolerance = all.largest_distance * 0.999;
+  const Generation fewer = pipeline.generate(options);
+  EXPECT_LT(fewer.skipped_steps.size(), all.skipped_steps.size());
+  EXPECT_EQ(fewer.evaluations + fewer.skipped_steps.size(), 12U);
+  options.skip_tolerance = 1e-12;
+  const Generation none = pipeline.generate(options);
+  EXPECT_THAT(none.skipped_steps, testing::IsEmpty());
+  EXPECT_EQ(none.largest_distance, 0);
+  options.skip_interval.reset();
+  options.skip_tolerance.reset();
+  EXPECT_THAT(none.latents.floats(),
+              testing::ElementsAreArray(pipeline.generate(options).latents.floats()));
 }
 
 TEST_P(BatchOf, AMemberThatBecomesNaNIsTheOnlyOneThatFails) {

@@ -139,6 +139,43 @@ TEST(StepWeights, ReuseRunsABranchEveryInterval) {
   EXPECT_EQ(degraded_runs(guidance, 10), (std::vector{3, 6, 8, 9}));
 }
 
+std::vector<int> skipped(const Guidance& guidance, int steps) {
+  std::vector<int> found;
+  const std::vector<StepWeights> weights = step_weights(guidance, steps);
+  for (int step = 0; step < steps; ++step) {
+    if (weights[static_cast<std::size_t>(step)].skip) found.push_back(step);
+  }
+  return found;
+}
+
+TEST(StepWeights, SkipRunsTheModelEveryInterval) {
+  Guidance guidance;
+  guidance.dg_scale = 1.0;
+  EXPECT_EQ(skipped(guidance, 8), std::vector<int>{});
+  guidance.skip_interval = 3.0;  // the third step is compared with the line through two
+  EXPECT_EQ(skipped(guidance, 9), (std::vector{3, 4, 6, 7}));
+  guidance.skip_interval = Ramp(3.0, 2.0);
+  EXPECT_EQ(skipped(guidance, 9), (std::vector{3, 5, 7}));
+  guidance.skip_interval = 2.0;
+  guidance.skip_window = {0.5, 0.8};
+  EXPECT_EQ(skipped(guidance, 10), (std::vector{5, 7}));
+  guidance.skip_window = {};
+  guidance.dg_window = {0.4, 1.0};  // other branches from step 4 on
+  EXPECT_EQ(skipped(guidance, 10), (std::vector{3, 7, 9}));
+}
+
+TEST(StepWeights, SkippedStepsRunNoBranchAndAgeDifferences) {
+  Guidance guidance;
+  guidance.dg_scale = 1.0;
+  guidance.skip_interval = 2.0;
+  guidance.reuse_interval = 2.0;
+  EXPECT_EQ(degraded_runs(guidance, 8), (std::vector{0, 2, 4, 6}));
+  guidance.reuse_interval = 4.0;
+  EXPECT_EQ(degraded_runs(guidance, 9), (std::vector{0, 4, 8}));
+  for (const StepWeights& weights : step_weights(guidance, 9))
+    EXPECT_FALSE(weights.skip && weights.reuse_degraded) << "it runs D_m, if it runs after all";
+}
+
 void expect_refused(const Guidance& guidance, const std::string& named) {
   try {
     check_guidance(guidance);
@@ -166,6 +203,14 @@ TEST(Validate, RefusesIntervalsThatGrowOrAreNone) {
     Guidance guidance;
     guidance.reuse_interval = bad;
     expect_refused(guidance, "reuse-interval");
+    Guidance skipping;
+    skipping.skip_interval = bad;
+    expect_refused(skipping, "skip-interval");
+  }
+  for (const double bad : {0.0, -1.0, kNan, kInfinity}) {
+    Guidance skipping;
+    skipping.skip_tolerance = bad;
+    expect_refused(skipping, "skip-tolerance");
   }
   Guidance guidance;
   guidance.reuse_interval = Ramp(3.0, 1.5);

@@ -180,6 +180,80 @@ TEST(GuidedStep, KeepsTheLastTwoDifferences) {
   }
 }
 
+// A skipped step has the effect of the prediction on the line.
+TEST(GuidedStep, FollowsTheLineWhereItIsSkipped) {
+  for (const Update& update : kUpdates) {
+    GuidedStep step = random_step(update), run = random_step(update);
+    step.line = {.skipped = true, .compared = true, .same_time = false, .slope = 1.5F};
+    step.newer_guided = drawn(7);
+    step.older_guided = drawn(8);
+    step.conditional = step.unconditional = step.degraded = Tensor();  // nothing ran
+    run.combine.has_unconditional = run.combine.has_degraded = false;
+    for (std::size_t i = 0; i < kSize; ++i)
+      run.conditional.floats()[i] = 2.5F * drawn(7).floats()[i] - 1.5F * drawn(8).floats()[i];
+    HostStream stream;
+    stream.step(step);
+    stream.step(run);
+    for (std::size_t i = 0; i < kSize; ++i) {
+      EXPECT_NEAR(step.x.floats()[i], run.x.floats()[i], 1e-5);
+      EXPECT_NEAR(step.denoised.floats()[i], run.denoised.floats()[i], 1e-5);
+      EXPECT_EQ(step.newer_guided.floats()[i], drawn(7).floats()[i]);
+    }
+  }
+}
+
+TEST(GuidedStep, KeepsTheLastTwoPredictionsAndTheirDistanceFromTheLine) {
+  for (const bool same_time : {false, true}) {
+    GuidedStep plain = random_step(kUpdates.front()), step = random_step(kUpdates.front());
+    step.line = {.skipped = false, .compared = true, .same_time = same_time, .slope = 2};
+    step.newer_guided = drawn(7);
+    step.older_guided = drawn(8);
+    step.distance = Tensor({1}, DType::float32);
+    HostStream stream;
+    stream.step(plain);
+    stream.step(step);
+    double missed = 0, whole = 0;
+    for (std::size_t i = 0; i < kSize; ++i) {
+      const double c = plain.conditional.floats()[i], u = plain.unconditional.floats()[i],
+                   m = plain.degraded.floats()[i];
+      const double guided = c + 2.5 * (c - u) + 1.25 * (c - m);
+      const double newer = drawn(7).floats()[i], older = drawn(8).floats()[i];
+      missed += std::pow(guided - (3 * newer - 2 * older), 2);
+      whole += guided * guided;
+      EXPECT_EQ(step.x.floats()[i], plain.x.floats()[i]);  // bit for bit
+      EXPECT_NEAR(step.newer_guided.floats()[i], guided, 1e-5);
+      EXPECT_EQ(step.older_guided.floats()[i], static_cast<float>(same_time ? older : newer));
+    }
+    EXPECT_NEAR(step.distance.floats()[0], std::sqrt(missed / whole), 1e-5);
+  }
+}
+
+// Each image has its own distance, so that a good one does not hide a bad one.
+TEST(GuidedStep, MeasuresEachImage) {
+  GuidedStep step = random_step(kUpdates.front());
+  const auto in_two = [](Tensor& tensor) {
+    Tensor longer({2, kSize}, DType::float32);
+    std::ranges::copy(tensor.floats(), longer.rows(0, 1).floats().begin());
+    std::ranges::copy(tensor.floats(), longer.rows(1, 2).floats().begin());
+    tensor = longer;
+  };
+  step.newer_guided = drawn(7);
+  step.older_guided = drawn(7);
+  for (Tensor* tensor :
+       {&step.conditional, &step.unconditional, &step.degraded, &step.x, &step.denoised,
+        &step.previous_denoised, &step.previous_x, &step.newer_guided, &step.older_guided})
+    in_two(*tensor);
+  step.combine.has_unconditional = step.combine.has_degraded = false;
+  std::ranges::copy(drawn(1).floats(), step.newer_guided.rows(1, 2).floats().begin());
+  std::ranges::copy(drawn(1).floats(), step.older_guided.rows(1, 2).floats().begin());
+  step.line.compared = true;
+  step.distance = Tensor({2}, DType::float32);
+  HostStream stream;
+  stream.step(step);
+  EXPECT_GT(step.distance.floats()[0], 0.5F);
+  EXPECT_EQ(step.distance.floats()[1], 0.0F);
+}
+
 TEST(HostStream, CopiesFillsAndWritesKeep) {
   HostStream stream;
   Tensor rows = stream.allocate({2, 3}, DType::float32);

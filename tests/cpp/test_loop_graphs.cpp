@@ -98,7 +98,11 @@ void expect_equal(const GuidedStep& step) {
   put(step.conditional, 4);
   put(step.degraded, 7);
   Tensor table = drawn(12, {3, kStepColumns});  // the rows of other evaluations do not matter
-  write_step(step.combine, step.to_denoised, step.update, table.rows(1, 2).floats().data());
+  write_step({.combine = step.combine,
+              .line = step.line,
+              .to_denoised = step.to_denoised,
+              .update = step.update},
+             table.rows(1, 2).floats().data());
   Tensor position({1}, DType::float32);
   position.floats().front() = 1;
   Tensors inputs{{"prediction", prediction},

@@ -91,6 +91,40 @@ TEST(ValidateOptions, SaysByFieldWhatAnErrorSaysByFlag) {
   expect([](auto& o) { o.reuse_window = Window{}; }, "reuse_window",
          "reuse_window says where reuse_interval holds: give reuse_interval too",
          "--reuse-window says");
+  expect([](auto& o) { o.skip_window = Window{}; }, "skip_window",
+         "skip_window says where skip_interval holds: give skip_interval too",
+         "--skip-window says");
+  expect([](auto& o) { o.skip_tolerance = 0.1; }, "skip_tolerance",
+         "skip_tolerance says how far skip_interval may be off: give skip_interval too",
+         "--skip-tolerance says");
+  expect([](auto& o) { o.skip = "always"; }, "skip",
+         "skip always is unknown: give auto, or an interval with skip_interval",
+         "--skip always is unknown");
+  expect([](auto& o) { o.skip = "auto", o.skip_interval = 2.0; }, "skip",
+         "skip auto takes the bundle's schedule: leave out skip_interval, skip_window and "
+         "skip_tolerance, or skip",
+         "--skip auto takes");
+}
+
+TEST(ValidateOptions, SkipAutoIsTheBundlesScheduleOfTheRun) {
+  Bundle bundle = drawable("forked");
+  bundle.skipping = {{28, bundle.scheduler.type, 3.0, {0.2, 0.9}, 0.05},
+                     {28, "FlowMatchHeunDiscreteScheduler", 2.0, {}, 0.1}};
+  GenerateOptions options = good_options();
+  options.skip = "auto";
+  options.steps = 28;
+  const GenerateOptions asked = resolve(bundle, options).asked;
+  EXPECT_FALSE(asked.skip) << "an image's options say what it was";
+  EXPECT_EQ(asked.skip_interval->first, 3.0);
+  EXPECT_EQ(asked.skip_window->start, 0.2);
+  EXPECT_EQ(asked.skip_tolerance, 0.05);
+  EXPECT_THAT(resolve(bundle, options).notes, testing::IsEmpty());
+  options.scheduler = "heun";
+  EXPECT_EQ(resolve(bundle, options).asked.skip_interval->first, 2.0);
+  options.steps = 27;
+  EXPECT_FALSE(resolve(bundle, options).asked.skip_interval);
+  EXPECT_THAT(resolve(bundle, options).notes,
+              testing::ElementsAre(HasSubstr("no schedule for 27 steps")));
 }
 
 TEST(ValidateOptions, LeavesCommandsInBackticksAsTheyAre) {

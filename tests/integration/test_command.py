@@ -14,6 +14,7 @@ from PIL import Image
 
 import intaglio
 from intaglio import _core
+from tests.bundles import SD3_SETTINGS
 from tests.integration.conftest import PROMPT, Command, check
 
 GUIDED = ("--steps", 3, "--cfg-scale", 2, "--dg-scale", 1)
@@ -237,6 +238,34 @@ def test_reuse_runs_branches_less_often(command: Command, forked_bundle: Path) -
     assert done["unconditional_steps"] == done["degraded_steps"] == [0, 2, 3, 4]
     assert done["forked_rows"] == 5 + 4 + 4
     assert done["options"]["reuse_interval"] == [3.0, 1.0]
+
+
+def test_skipped_steps_are_reported(command: Command, forked_bundle: Path) -> None:
+    flags = ("--steps", 6, "--dg-scale", 0, "--cfg-scale", 2)
+    done = report(command, forked_bundle, *flags)
+    assert (done["evaluations"], done["skipped_steps"], done["largest_distance"]) == (6, [], 0)
+    how = ("--skip-interval", 2, "--skip-tolerance", 1000)
+    done = report(command, forked_bundle, *flags, *how)
+    assert (done["evaluations"], done["skipped_steps"]) == (4, [3, 5])
+    assert len(done["step_seconds"]) == 6
+    assert done["forked_rows"] == 4 * 2
+    assert done["largest_distance"] > 0
+    assert done["options"]["skip_interval"] == 2
+
+
+def test_skip_auto_is_the_schedule_of_the_bundle(command: Command, forked_bundle: Path) -> None:
+    """Export took it from the settings file, without its evidence."""
+    entry = {key: value for key, value in SD3_SETTINGS["skipping"][0].items() if key != "evidence"}
+    assert json.loads((forked_bundle / "bundle.json").read_text())["skipping"] == [entry]
+    done = report(command, forked_bundle, "--steps", 6, "--skip", "auto")
+    assert done["skipped_steps"] == [3, 5]
+    assert done["options"]["skip_window"] == entry["window"]
+    assert done["options"]["skip_tolerance"] == entry["tolerance"]
+    assert "skip" not in done["options"]
+    with Image.open(command.folder / "image.png") as image:
+        assert json.loads(image.text["intaglio:options"]) == done["options"]
+    result = command("generate", forked_bundle, "--steps", 5, "--skip", "auto", "--prompt", "x")
+    assert "no schedule for 5 steps" in result.stderr
 
 
 def test_threads_change_nothing_that_matters(command: Command, forked_bundle: Path) -> None:

@@ -164,6 +164,63 @@ class Deltas:
         return newer + (timestep - newer_at) / (newer_at - older_at) * (newer - older)
 
 
+class Skips:
+    """The guided D of steps in which the model does not run.
+
+    It runs every `interval`-th step inside `window`, and in the first three steps with the same
+    branches. In between, D is on the straight line over the timestep through the last two D that
+    were computed at different timesteps. Where the line was off by more than `tolerance`, relative
+    to the last D that was computed, a step runs after all. Several images share this decision.
+    """
+
+    def __init__(self, interval: Interval, window: Window, tolerance: float) -> None:
+        self.interval = interval if isinstance(interval, tuple) else (interval, interval)
+        self.window, self.tolerance = window, tolerance
+        self.points: list[tuple[float, torch.Tensor]] = []  # timestep and D
+        self.branches: list[bool] = []
+        self.planned: list[int] = []  # steps that are to run, since the branches changed
+        self.now = -1
+        self.skips = False
+        self.off = 0.0  # in the last step that ran
+        self.skipped: list[int] = []
+
+    def due(self, step: int, steps: int, branches: list[bool]) -> bool:
+        """Return whether the step runs. It must be asked for every evaluation."""
+        if step == self.now:
+            return not self.skips
+        self.now = step
+        if branches != self.branches:
+            self.branches = branches
+            self.points, self.planned = [], []
+        first, last = self.interval
+        interval = math.floor(first + (last - first) * step / max(steps - 1, 1) + 1e-9)
+        may_skip = len(self.planned) > 2 and inside(self.window, step, steps)
+        may_skip = may_skip and step - self.planned[-1] < interval
+        if not may_skip:
+            self.planned.append(step)
+        self.skips = may_skip and self.off <= self.tolerance
+        if self.skips:
+            self.skipped.append(step)
+        else:
+            self.off = 0.0
+        return not self.skips
+
+    def at(self, timestep: float) -> torch.Tensor:
+        """Return D on the line."""
+        (older_at, older), (newer_at, newer) = self.points[-2:]
+        share = (timestep - older_at) / (newer_at - older_at)
+        return (1 - share) * older + share * newer
+
+    def computed(self, timestep: float, guided: torch.Tensor) -> None:
+        """Keep the D of an evaluation that ran."""
+        if len(self.points) > 1:
+            missed = (guided - self.at(timestep)).flatten(1).norm(dim=1)
+            self.off = max(self.off, float((missed / guided.flatten(1).norm(dim=1)).max()))
+        if self.points and self.points[-1][0] == timestep:
+            self.points.pop()
+        self.points.append((timestep, guided))
+
+
 @torch.no_grad()
 def sample(
     transformer: torch.nn.Module,
@@ -180,6 +237,7 @@ def sample(
     dg_window: Window = (0.0, 1.0),
     reuse_interval: Interval = 1.0,
     reuse_window: Window = (0.0, 1.0),
+    skips: Skips | None = None,
     on_step: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Return the final latents [n, c, h, w] float32 of initial `latents`.
@@ -187,6 +245,7 @@ def sample(
     `scheduler` is any of diffusers (Euler, Heun, DPM-Solver++ 2M); its timesteps and sigmas are
     used as they are. A branch of weight zero at a step is not run. Heun's two evaluations belong to
     one solver step. `Deltas` describes `reuse_interval` and `reuse_window`.
+    `skips` says which steps do not run.
     `on_step(evaluation, latents)` is called after every evaluation.
     Raises ValueError if guidance is requested without `null` or `how`.
     """
@@ -206,6 +265,10 @@ def sample(
         due = {
             branch: weights[branch] != 0.0 and deltas.due(branch, step, steps) for branch in weights
         }
+        if skips and not skips.due(step, steps, [weight != 0.0 for weight in weights.values()]):
+            guided = skips.at(float(timestep))
+            latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
+            continue
         keep = how.keep(step, steps) if how and callable(how.keep) else how.keep if how else 0.0
         model_input = latents
         if hasattr(scheduler, "scale_model_input"):
@@ -227,6 +290,8 @@ def sample(
             if due[branch]:
                 deltas.ran(branch, step, float(timestep), out["c"] - out[branch])
             guided = guided + weight * deltas.at(branch, float(timestep))
+        if skips:
+            skips.computed(float(timestep), guided)
         latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
         if on_step:
             on_step(evaluation, latents)

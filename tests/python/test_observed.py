@@ -185,6 +185,23 @@ def test_a_block_that_is_not_there(observed: intaglio.Pipeline, block: int) -> N
         observed.generate(PROMPT, on_step=lambda s: s.hidden_states(block) is not None)
 
 
+def test_a_skipped_step_has_nothing_to_read(observed: intaglio.Pipeline) -> None:
+    read: list[int] = []
+
+    def on_step(step: intaglio.Step) -> None:
+        if step.step == 3:
+            for output in (step.hidden_states, step.gate):
+                with pytest.raises(intaglio.UsageError, match="step 3 was skipped"):
+                    output(0)
+        else:
+            read.append(len(step.hidden_states(0)))
+
+    options = {"cfg_scale": 2.0, "skip_interval": 2, "skip_tolerance": 1000.0}
+    got = observed.generate(PROMPT, steps=5, on_step=on_step, **options)
+    assert got.skipped_steps == [3]
+    assert len(read) == 4
+
+
 @pytest.mark.parametrize("output", ["hidden_states", "gate"])
 def test_an_ordinary_bundle_says_what_to_do(pipeline: intaglio.Pipeline, output: str) -> None:
     with pytest.raises(

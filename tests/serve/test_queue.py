@@ -253,24 +253,28 @@ def test_the_metrics_of_requests(forked_bundle: Path) -> None:
         for _ in range(2):
             server.client.post("/v1/images/generations", json=body).raise_for_status()
         server.client.post("/v1/images/generations", json={**body, "cfg_scale": 1})
+        skipping = {"steps": 6, "skip_interval": 2, "skip_tolerance": 1000, "dg_scale": 0}
+        plain = {"prompt": PROMPT, **skipping}
+        server.client.post("/v1/images/generations", json=plain).raise_for_status()
         count = server.metric
-        assert count("jobs_total", model="tiny", status="done") == 3
-        assert count("images_total") == 6
-        assert count("steps_total") == 12
-        assert count("branch_steps_total", branch="conditional") == 12
-        assert count("branch_steps_total", branch="unconditional") == 8
+        assert count("jobs_total", model="tiny", status="done") == 4
+        assert count("images_total") == 7
+        assert count("steps_total") == 12 + 6
+        assert count("evaluations_total") == 12 + 4
+        assert count("branch_steps_total", branch="conditional") == 12 + 4
+        assert count("branch_steps_total", branch="unconditional") == 8 + 4
         assert count("branch_steps_total", branch="degraded") == 6
         # Two images, with D_0 and D_c before the fork and also D_m after it.
-        assert count("rows_total", blocks="base") == 2 * (2 * 4 * 2 + 4)
-        assert count("rows_total", blocks="forked") == 2 * (2 * (4 * 2 + 2) + 4 + 2)
+        assert count("rows_total", blocks="base") == 2 * (2 * 4 * 2 + 4) + 4 * 2
+        assert count("rows_total", blocks="forked") == 2 * (2 * (4 * 2 + 2) + 4 + 2) + 4 * 2
         # The prompt and the empty negative prompt are each encoded once.
         assert count("embedding_cache_total", result="miss") == 2
-        assert count("embedding_cache_total", result="hit") == 4
-        assert count("queue_wait_seconds_count") == 3
+        assert count("embedding_cache_total", result="hit") == 6
+        assert count("queue_wait_seconds_count") == 4
         assert count("queue_depth") == 0
         assert count("loaded_bytes") > 0
         for stage in ("text", "denoise", "network", "vae", "png"):
-            assert count("stage_seconds_count", stage=stage) == 3
+            assert count("stage_seconds_count", stage=stage) == 4
             assert count("stage_seconds_sum", stage=stage) > 0
 
 

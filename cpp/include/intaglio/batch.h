@@ -21,8 +21,9 @@ struct BatchStep {
   std::int64_t id = 0;
   int step = 0;  // the step that has ended, from 0
   int steps = 0;
-  float sigma = 0;     // noise level from which the step started
-  float timestep = 0;  // of the step's last evaluation, in the scheduler's unit
+  float sigma = 0;       // noise level from which the step started
+  float timestep = 0;    // of the step's last evaluation, in the scheduler's unit
+  bool skipped = false;  // the model did not run
   // Whether it was the last step. The member has then left, and finish() returns its images.
   bool done = false;
   // The error that generate() would have thrown, for instance because predictions are NaN. The
@@ -59,8 +60,9 @@ class Batch {
   // Removes a member. Throws UsageError if no member has that id.
   void remove(std::int64_t id);
 
-  // Runs one evaluation of every member in one run of the transformer. Returns the solver steps
-  // that ended, in the order of ids; a step of Heun takes two evaluations. If the run itself fails,
+  // Runs one evaluation of every member in one run of the transformer, and then the steps of each
+  // that are skipped. Returns the solver steps that ended, by ids and in order; a step of Heun
+  // takes two evaluations. If the run itself fails,
   // step() throws and every member is unchanged.
   std::vector<BatchStep> step();
 

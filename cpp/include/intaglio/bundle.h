@@ -102,6 +102,16 @@ struct Defaults {
   std::optional<double> distilled_guidance;
 };
 
+// Steps that may be skipped in a run of so many steps of this scheduler (SchedulerConfig::type), as
+// intaglio.analysis.skipping measured it.
+struct SkipSchedule {
+  int steps = 0;
+  std::string scheduler;
+  Ramp interval = 1.0;
+  Window window;
+  double tolerance = 0;
+};
+
 class Bundle {
  public:
   // Reads and validates bundle.json, and the size and SHA-256 of every file it lists. Throws
@@ -131,6 +141,7 @@ class Bundle {
   std::optional<Graph> vae_decoder;
   std::optional<Graph> vae_encoder;
   Defaults defaults;
+  std::vector<SkipSchedule> skipping;
   std::map<std::string, std::uint64_t> file_bytes;
   std::map<std::string, std::string> file_sha256;  // lower-case hexadecimal
   std::shared_ptr<const BundleFiles> files;        // null for a bundle that was not opened

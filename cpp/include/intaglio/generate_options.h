@@ -34,6 +34,10 @@ struct GenerateOptions {
   std::optional<Ramp> ma_keep;
   std::optional<Ramp> reuse_interval;  // if empty, every step runs its branches
   std::optional<Window> reuse_window;
+  std::optional<std::string> skip;    // auto: the bundle's schedule for these steps
+  std::optional<Ramp> skip_interval;  // if empty, no step is skipped
+  std::optional<Window> skip_window;
+  std::optional<double> skip_tolerance;
   std::vector<int> ma_channels;  // if empty, the bundle's
   // A picture of where D_m suppresses channels: fully on white tokens, not at all on black ones.
   // Brightness is averaged over each token, so the picture needs at least one pixel for each token.

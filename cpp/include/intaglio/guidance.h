@@ -36,6 +36,14 @@ struct Guidance {
   // 2410.19355). 1 runs them in every step. The interval must not grow over the run.
   Ramp reuse_interval = 1.0;
   Window reuse_window;
+  // Inside the skip window, the model runs only once in this many steps (rounded down). In the
+  // other steps D follows the straight line through its last two values, as TaylorSeer of order 1
+  // does for features (arXiv 2503.06923). 1 runs it in every step. The interval must not grow.
+  Ramp skip_interval = 1.0;
+  Window skip_window;
+  // A step is not skipped if the line missed the last D that was computed by more than this,
+  // relative to D.
+  double skip_tolerance = 0.2;
 };
 
 // The weights of one step. A branch whose weight is zero does not run.
@@ -46,22 +54,27 @@ struct StepWeights {
   // Whether the branch's difference from D_c comes from earlier steps.
   bool reuse_unconditional = false;
   bool reuse_degraded = false;
+  // Whether the step is skipped: no branch runs.
+  bool skip = false;
   bool unconditional() const { return lambda != 0; }
   // If D_m keeps everything, it equals D_c and its term is zero.
   bool degraded() const { return w != 0 && ma_keep < 1; }
-  bool runs_unconditional() const { return unconditional() && !reuse_unconditional; }
-  bool runs_degraded() const { return degraded() && !reuse_degraded; }
+  bool runs_unconditional() const { return !skip && unconditional() && !reuse_unconditional; }
+  bool runs_degraded() const { return !skip && degraded() && !reuse_degraded; }
 };
 
-// Returns the weights of one step by itself, without reuse.
+// Returns the weights of one step by itself, without reuse and skipping.
 StepWeights weights_at(const Guidance& guidance, int step, int steps);
 // Returns the weights of all steps of a run. A branch runs in the first step in which it has
 // weight, in every such step outside the reuse window, and when the interval has passed since its
-// last run.
+// last run. A step of the skip window is skipped if the model ran in three steps with its branches,
+// so that the line through two of them was compared with the third, and the interval has not passed
+// since the last one. skip_tolerance is left to the run.
 std::vector<StepWeights> step_weights(const Guidance& guidance, int steps);
 
-// Returns a problem for each window that is outside 0..1 or empty, for ma_keep outside 0..1, for a
-// reuse interval that grows or is below 1, and for each value that is not finite.
+// Returns a problem for each window that is outside 0..1 or empty, for ma_keep outside 0..1, for an
+// interval that grows or is below 1, for a tolerance that is not positive, and for each value that
+// is not finite.
 std::vector<Problem> guidance_problems(const Guidance& guidance);
 // Throws the UsageError of the first problem.
 void check_guidance(const Guidance& guidance);

@@ -25,6 +25,33 @@ struct OptionInfo {
   const char* flags = nullptr;  // if they are not --name with dashes
 };
 
+// Those of visit_options() that make runs faster and inexact.
+template <typename Options, typename Visitor>
+void visit_faster_options(Options& options, Visitor& visit) {
+  using enum OptionGroup;
+  visit({reuse, "reuse_interval", "N or N0:N1",
+         "run the unconditional and the degraded branch only every N steps and extrapolate their "
+         "differences from the conditional branch in between, which is faster but not exact; 1 "
+         "turns this off; two numbers, the larger one first, change it linearly over the steps"},
+        options.reuse_interval);
+  visit({reuse, "reuse_window", "A:B",
+         "steps with --reuse-interval: every i with A <= i/N < B; all if not given"},
+        options.reuse_window);
+  visit({reuse, "skip_interval", "N or N0:N1",
+         "run the model only every N steps and follow a straight line through its last two "
+         "predictions in between, which is faster but not exact; two numbers, the larger one "
+         "first, change it linearly over the steps"},
+        options.skip_interval);
+  visit({reuse, "skip_window", "A:B",
+         "steps with --skip-interval: every i with A <= i/N < B; all if not given"},
+        options.skip_window);
+  visit({reuse, "skip_tolerance", "T",
+         "skip no more steps while the line is off by more than T times the prediction [0.2]"},
+        options.skip_tolerance);
+  visit({reuse, "skip", "auto", "skip steps as the bundle says for this number of steps"},
+        options.skip);
+}
+
 // Calls visit(info, field) for every option that a flag can give, in the order of the help.
 template <typename Options, typename Visitor>
 void visit_options(Options& options, Visitor&& visit) {
@@ -67,14 +94,7 @@ void visit_options(Options& options, Visitor&& visit) {
   visit({guidance, "ma_channels", "C,D,...",
          "channels to suppress, in place of the massive channels that the bundle names"},
         options.ma_channels);
-  visit({reuse, "reuse_interval", "N or N0:N1",
-         "run the unconditional and the degraded branch only every N steps and extrapolate their "
-         "differences from the conditional branch in between, which is faster but not exact; 1 "
-         "turns this off; two numbers, the larger one first, change it linearly over the steps"},
-        options.reuse_interval);
-  visit({reuse, "reuse_window", "A:B",
-         "steps with --reuse-interval: every i with A <= i/N < B; all if not given"},
-        options.reuse_window);
+  visit_faster_options(options, visit);
   visit({sampling, "scheduler", "NAME",
          "euler, heun or dpmpp-2m for a flow matching model; ddim or dpmpp-2m for a model that "
          "predicts epsilon"},

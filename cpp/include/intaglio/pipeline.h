@@ -41,7 +41,12 @@ struct Generation {
   std::int64_t base_rows = 0;    // rows through blocks 0..m, summed over the evaluations
   std::int64_t forked_rows = 0;  // the same for the blocks after m
   StreamCounts loop;             // allocations and copies of the denoising loop
+  int evaluations = 0;           // of the model
+  std::vector<int> skipped_steps;
   std::vector<int> unconditional_steps, degraded_steps;  // the steps that ran D_0, and D_m
+  // |D' - D| / |D|, where D is the first prediction after skipped steps and D' what the line
+  // through the two before them says of it: the largest of all images, 0 without skipped steps.
+  double largest_distance = 0;
   std::vector<std::string> notes;  // warnings: a truncated prompt, guidance that no step uses
   std::vector<TextEntries> texts;  // of each image's PNG: png_text() of the options of the run
 };
@@ -63,7 +68,8 @@ class Step {
   // before channels are suppressed. gate: AdaLN's residual gate of the block's attention, [rows,
   // C]. The rows are those of D_0, D_c and, for blocks after m in layout forked, D_m, as far as
   // these branches ran; within a branch they are in the order of the images. Both throw UsageError
-  // for a bundle that is not observed, and for a block that the transformer does not have.
+  // for a bundle that is not observed, for a block that the transformer does not have, and after a
+  // step that was skipped.
   std::function<Tensor(int block)> hidden_states, gate;
 };
 // Returning false stops the run, and generate() throws Interrupted.

@@ -15,6 +15,8 @@ struct DeviceState {
   Tensor x, denoised, previous_denoised, previous_x;
   // The last two differences of D_0 and of D_m from D_c; not defined where no step reuses them.
   Tensor newer_unconditional, older_unconditional, newer_degraded, older_degraded;
+  // The last two guided predictions; not defined where no step is skipped.
+  Tensor newer_guided, older_guided;
   Tensor position;  // [1], float32: the row of the table that comes next
 };
 
@@ -48,6 +50,7 @@ struct DeviceStep {
   Tensor degraded;                    // branch that did not run has those of D_c
   Tensor table;
   DeviceState from, to;
+  Tensor distance;  // [images]: from the line, where `from` has guided predictions
 };
 
 class DeviceMemory {

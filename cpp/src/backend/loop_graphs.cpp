@@ -40,28 +40,56 @@ std::string joined(GraphBuilder& graph, const Names& values) {
   return values.size() == 1 ? values.front() : graph.node("Concat", values, "axis", 0);
 }
 
+// Makes the output `as`: `by` where the number is 1, and `old` where it is 0.
+void replace(GraphBuilder& graph, Row& row, StepColumn column, const std::string& by,
+             const std::string& old, const std::string& as, std::size_t rank) {
+  const std::string kept = graph.node("Sub", {graph.constant(1.0F), row.number(column)});
+  graph.node("Add", {row.times(column, by), graph.node("Mul", {kept, old})}, as);
+  graph.output(as, kFloat, rank);
+}
+
+// The sum of two tensors, with the numbers of this column and the next as weights.
+std::string line(GraphBuilder& graph, Row& row, StepColumn column, const std::string& newer,
+                 const std::string& older) {
+  const auto next = static_cast<StepColumn>(column + 1);
+  return graph.node("Add", {row.times(column, newer), row.times(next, older)});
+}
+
 // A branch's difference from D_c, and its cache.
 std::string difference(GraphBuilder& graph, Row& row, const std::string& conditional,
-                       const std::string& branch, const std::string& name, StepColumn fresh_column,
+                       const std::string& branch, const std::string& name, StepColumn fresh,
                        const StepForm& form, bool cached) {
   const std::string delta = graph.node("Sub", {conditional, branch});
   if (!cached) return delta;
-  const auto column = [&](std::size_t offset) {
-    return static_cast<StepColumn>(fresh_column + offset);
-  };
   const std::string newer = graph.input("newer_" + name, kFloat, form.rank);
   const std::string older = graph.input("older_" + name, kFloat, form.rank);
-  const std::string fresh = row.number(fresh_column);
-  const std::string kept = graph.node("Sub", {graph.constant(1.0F), fresh});
-  const auto replace = [&](const std::string& by, const std::string& old, const std::string& as) {
-    graph.node("Add", {graph.node("Mul", {fresh, by}), graph.node("Mul", {kept, old})}, as);
-    graph.output(as, kFloat, form.rank);
+  replace(graph, row, fresh, newer, older, "older_" + name + "_to", form.rank);
+  replace(graph, row, fresh, delta, newer, "newer_" + name + "_to", form.rank);
+  const std::string reused = line(graph, row, static_cast<StepColumn>(fresh + 1), newer, older);
+  return graph.node("Add", {row.times(fresh, delta), reused});
+}
+
+// The guided prediction of a request that skips steps, its cache, and the distance of each image
+// from the line, as LineDistance of core/arithmetic.h.
+std::string guided_by_line(GraphBuilder& graph, Row& row, const std::string& guided,
+                           std::size_t rank) {
+  const std::string newer = graph.input("newer_guided", kFloat, rank);
+  const std::string older = graph.input("older_guided", kFloat, rank);
+  const std::string on_line = line(graph, row, kLineNewer, newer, older);
+  const std::string rows = graph.constant({0, -1}), last = graph.constant({1});
+  const auto sum_of_squares = [&](const std::string& value) {
+    const std::string flat = graph.node("Reshape", {value, rows});
+    return graph.node("ReduceSum", {graph.node("Mul", {flat, flat}), last}, "keepdims", 0);
   };
-  replace(newer, older, "older_" + name + "_to");
-  replace(delta, newer, "newer_" + name + "_to");
-  return graph.node(
-      "Add", {row.times(column(0), delta),
-              graph.node("Add", {row.times(column(1), newer), row.times(column(2), older)})});
+  const std::string missed = sum_of_squares(graph.node("Sub", {guided, on_line}));
+  // The small number keeps 0 / 0 out.
+  const std::string whole = graph.node("Add", {sum_of_squares(guided), graph.constant(1e-30F)});
+  graph.node("Sqrt", {graph.node("Div", {missed, whole})}, "distance");
+  graph.output("distance", kFloat, 1);
+  replace(graph, row, kMovesOn, newer, older, "older_guided_to", rank);
+  replace(graph, row, kRuns, guided, newer, "newer_guided_to", rank);
+  const std::string skips = graph.node("Sub", {graph.constant(1.0F), row.number(kRuns)});
+  return graph.node("Add", {row.times(kRuns, guided), graph.node("Mul", {skips, on_line})});
 }
 
 }  // namespace
@@ -119,6 +147,8 @@ void build_step(GraphBuilder& graph, const StepForm& form) {
   guide(prediction, "unconditional", kLambda, kUnconditionalFresh, form.unconditional_cache);
   guide(degraded_prediction, "degraded", kW, kDegradedFresh, form.degraded_cache);
 
+  if (form.guided_cache) guided = guided_by_line(graph, row, guided, form.rank);
+
   const std::string x = latents("x");
   const std::string previous_denoised = latents("previous_denoised");
   const std::string previous_x = latents("previous_x");
@@ -129,15 +159,10 @@ void build_step(GraphBuilder& graph, const StepForm& form) {
   const std::string before = graph.node(
       "Add", {row.times(kPreviousDenoised, previous_denoised), row.times(kPreviousX, previous_x)});
   graph.node("Add", {now, before}, "x_to");
-  const auto remember = [&](StepColumn column, const std::string& value, const std::string& old,
-                            const char* name) {
-    const std::string kept = graph.node("Sub", {graph.constant(1.0F), row.number(column)});
-    graph.node("Add", {row.times(column, value), graph.node("Mul", {kept, old})}, name);
-  };
-  remember(kKeepsDenoised, denoised, previous_denoised, "previous_denoised_to");
-  remember(kKeepsX, x, previous_x, "previous_x_to");
-  for (const char* name : {"x_to", "denoised_to", "previous_denoised_to", "previous_x_to"})
-    graph.output(name, kFloat, form.rank);
+  replace(graph, row, kKeepsDenoised, denoised, previous_denoised, "previous_denoised_to",
+          form.rank);
+  replace(graph, row, kKeepsX, x, previous_x, "previous_x_to", form.rank);
+  for (const char* name : {"x_to", "denoised_to"}) graph.output(name, kFloat, form.rank);
   graph.node("Add", {position, graph.constant(1.0F)}, "position_to");
   graph.output("position_to", kFloat, 1);
 }

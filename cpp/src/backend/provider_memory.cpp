@@ -113,7 +113,8 @@ class ProviderMemory final : public DeviceMemory {
     const auto use = lock_use_();
     const StepForm form{.rank = step.from.x.shape().size(),
                         .unconditional_cache = step.from.newer_unconditional.defined(),
-                        .degraded_cache = step.from.newer_degraded.defined()};
+                        .degraded_cache = step.from.newer_degraded.defined(),
+                        .guided_cache = step.from.newer_guided.defined()};
     auto& program = steps_[form];
     if (!program) program = build([&](GraphBuilder& graph) { build_step(graph, form); });
     program->input("prediction", step.prediction)
@@ -137,6 +138,11 @@ class ProviderMemory final : public DeviceMemory {
     if (form.degraded_cache) {
       state("newer_degraded", step.from.newer_degraded, step.to.newer_degraded);
       state("older_degraded", step.from.older_degraded, step.to.older_degraded);
+    }
+    if (form.guided_cache) {
+      state("newer_guided", step.from.newer_guided, step.to.newer_guided);
+      state("older_guided", step.from.older_guided, step.to.older_guided);
+      program->output("distance", step.distance);
     }
     program->run();
   }

@@ -116,6 +116,26 @@ void check_values(const Node& node, Check&& check) {
   }
 }
 
+std::vector<SkipSchedule> read_skipping(const Node& root) {
+  std::vector<SkipSchedule> schedules;
+  if (!root.has("skipping")) return schedules;
+  for (const Node& node : root.at("skipping").items()) {
+    SkipSchedule schedule;
+    schedule.steps = node.positive("steps");
+    schedule.scheduler = node.get<std::string>("scheduler");
+    schedule.tolerance = node.get<double>("tolerance");
+    read_pair(node, "interval", schedule.interval.first, schedule.interval.last);
+    read_pair(node, "window", schedule.window.start, schedule.window.end);
+    Guidance guidance;
+    guidance.skip_interval = schedule.interval;
+    guidance.skip_window = schedule.window;
+    guidance.skip_tolerance = schedule.tolerance;
+    check_values(node, [&] { check_guidance(guidance); });
+    schedules.push_back(std::move(schedule));
+  }
+  return schedules;
+}
+
 void check_schema(const Node& root, const std::string& name) {
   const auto version = root.get<std::int64_t>("schema_version");
   if (version > supported_schema) {
@@ -199,6 +219,7 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   if (root.has("vae_encoder")) bundle.vae_encoder = read_graph(root.at("vae_encoder"));
   bundle.defaults = read_defaults(root.at("defaults"), bundle);
   check_values(root.at("defaults"), [&] { check_guidance(bundle.defaults.guidance); });
+  bundle.skipping = read_skipping(root);
   check_values(root.at("scheduler"), [&] {
     const int tokens = bundle.token_count(bundle.defaults.height, bundle.defaults.width);
     make_schedule(bundle.scheduler, bundle.defaults.steps, tokens);

@@ -1,6 +1,7 @@
 // The loop's arithmetic, element by element and in float32.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <variant>
 
@@ -53,6 +54,43 @@ struct Combine {
     if (has_degraded) guided = guided + w * degraded_delta(c, degraded, degraded_cache, i);
     return guided;
   }
+};
+
+// The last two guided predictions that the model computed. Both are null where no step of the run
+// is skipped.
+struct GuidedCache {
+  float* newer = nullptr;
+  float* older = nullptr;
+};
+
+// How the guided prediction of an evaluation relates to the line through the two cached ones: it is
+// taken from there in a step that is skipped, and becomes one of them in a step that runs.
+struct GuidedLine {
+  bool skipped = false;
+  bool compared = false;   // whether there is a line that a computed prediction can be compared to
+  bool same_time = false;  // whether the newer prediction was made at the same timestep
+  // The distance from the newer prediction, in units of the distance between the two.
+  float slope = 0;
+
+  float at(const GuidedCache& cache, std::size_t i) const {
+    return cache.newer[i] + slope * (cache.newer[i] - cache.older[i]);
+  }
+  // Two predictions of one timestep give no line, so that the later one takes the other's place.
+  void keep(float guided, const GuidedCache& cache, std::size_t i) const {
+    if (!same_time) cache.older[i] = cache.newer[i];
+    cache.newer[i] = guided;
+  }
+};
+
+// |D - D'| / |D| over one image, where D' is on the line.
+struct LineDistance {
+  double missed = 0, whole = 0;  // sums of squares
+  void add(float guided, float on_line) {
+    const double difference = static_cast<double>(guided) - static_cast<double>(on_line);
+    missed += difference * difference;
+    whole += static_cast<double>(guided) * static_cast<double>(guided);
+  }
+  float value() const { return missed == 0 ? 0.0F : static_cast<float>(std::sqrt(missed / whole)); }
 };
 
 // The clean data that a prediction means: x - sigma * velocity, or (x - sigma * epsilon) / alpha.

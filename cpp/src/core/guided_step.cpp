@@ -14,11 +14,12 @@ StepElements elements_of(const GuidedStep& step) {
     return static_cast<float*>(const_cast<void*>(tensor.data()));
   };
   StepElements elements;
-  elements.conditional = check(step.conditional);
   const Combine& combine = step.combine;
-  if (combine.has_unconditional && !combine.unconditional_delta.reused)
+  const bool runs = !step.line.skipped;
+  if (runs) elements.conditional = check(step.conditional);
+  if (runs && combine.has_unconditional && !combine.unconditional_delta.reused)
     elements.unconditional = check(step.unconditional);
-  if (combine.has_degraded && !combine.degraded_delta.reused)
+  if (runs && combine.has_degraded && !combine.degraded_delta.reused)
     elements.degraded = check(step.degraded);
   elements.x = check(step.x);
   elements.denoised = check(step.denoised);
@@ -29,21 +30,63 @@ StepElements elements_of(const GuidedStep& step) {
                                     check(step.older_unconditional)};
   if (step.newer_degraded.defined())
     elements.degraded_cache = {check(step.newer_degraded), check(step.older_degraded)};
+  if (step.newer_guided.defined())
+    elements.guided_cache = {check(step.newer_guided), check(step.older_guided)};
+  assert(runs || elements.guided_cache.newer);
   assert(!combine.unconditional_delta.reused || elements.unconditional_cache.newer);
   assert(!combine.degraded_delta.reused || elements.degraded_cache.newer);
   return elements;
 }
 
+namespace {
+
+template <typename AnyUpdate>
+void run_skipped(const GuidedStep& step, const StepElements& elements, const AnyUpdate& update) {
+  const auto size = static_cast<std::size_t>(step.x.size());
+  INTAGLIO_ELEMENTWISE
+  for (std::size_t i = 0; i < size; ++i)
+    update_element(elements, step.line.at(elements.guided_cache, i), step.to_denoised, update, i);
+}
+
+template <typename AnyUpdate>
+void run_combined(const GuidedStep& step, const StepElements& elements, const AnyUpdate& update) {
+  const auto size = static_cast<std::size_t>(step.x.size());
+  INTAGLIO_ELEMENTWISE
+  for (std::size_t i = 0; i < size; ++i)
+    update_element(elements, guided_prediction(elements, step.combine, i), step.to_denoised, update,
+                   i);
+}
+
+// The same, and keeps the predictions for steps that are skipped.
+template <typename AnyUpdate>
+void run_kept(const GuidedStep& step, const StepElements& elements, const AnyUpdate& update) {
+  const auto distances = Tensor(step.distance).floats();
+  const std::size_t size = static_cast<std::size_t>(step.x.size()) / distances.size();
+  for (std::size_t image = 0; image < distances.size(); ++image) {
+    LineDistance distance;
+    for (std::size_t i = image * size; i < (image + 1) * size; ++i) {
+      const float guided = guided_prediction(elements, step.combine, i);
+      distance.add(guided, step.line.at(elements.guided_cache, i));
+      step.line.keep(guided, elements.guided_cache, i);
+      update_element(elements, guided, step.to_denoised, update, i);
+    }
+    if (step.line.compared) distances[image] = distance.value();
+  }
+}
+
+}  // namespace
+
 void run_on_host(const GuidedStep& step) {
   assert(step.x.device() == Device::cpu);
   const StepElements elements = elements_of(step);
-  const auto size = static_cast<std::size_t>(step.x.size());
   std::visit(
       [&](const auto& update) {
-        INTAGLIO_ELEMENTWISE
-        for (std::size_t i = 0; i < size; ++i) {
-          guided_element(elements, step.combine, step.to_denoised, update, i);
-        }
+        if (step.line.skipped)
+          run_skipped(step, elements, update);
+        else if (elements.guided_cache.newer)
+          run_kept(step, elements, update);
+        else
+          run_combined(step, elements, update);
       },
       step.update);
 }

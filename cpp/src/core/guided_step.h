@@ -12,6 +12,7 @@ namespace intaglio {
 // All tensors are float32, of one size and on one device.
 struct GuidedStep {
   Combine combine;
+  GuidedLine line;
   ToDenoised to_denoised;
   Update update;
   // The raw predictions. A branch that did not run may be without memory.
@@ -21,6 +22,11 @@ struct GuidedStep {
   Tensor previous_denoised, previous_x;  // the parts of SamplerMemory
   // The parts of each branch's DeltaCache, without memory where no step of the run reuses them.
   Tensor newer_unconditional, older_unconditional, newer_degraded, older_degraded;
+  // The parts of GuidedCache, without memory where no step of the run is skipped.
+  Tensor newer_guided, older_guided;
+  // [images]: LineDistance of each, written where `line.compared`. It has memory where the cache
+  // has.
+  Tensor distance;
 };
 
 // The same as plain pointers, as kernels take them.
@@ -33,15 +39,20 @@ struct StepElements {
   float* previous_denoised = nullptr;
   float* previous_x = nullptr;
   DeltaCache unconditional_cache, degraded_cache;
+  GuidedCache guided_cache;
 };
 
 StepElements elements_of(const GuidedStep& step);
 
+inline float guided_prediction(const StepElements& e, const Combine& combine, std::size_t i) {
+  return combine(e.conditional, e.unconditional, e.degraded, i, e.unconditional_cache,
+                 e.degraded_cache);
+}
+
+// Moves x by the guided prediction of the element.
 template <typename AnyUpdate>
-inline void guided_element(const StepElements& e, const Combine& combine,
-                           const ToDenoised& to_denoised, const AnyUpdate& update, std::size_t i) {
-  const float prediction = combine(e.conditional, e.unconditional, e.degraded, i,
-                                   e.unconditional_cache, e.degraded_cache);
+inline void update_element(const StepElements& e, float prediction, const ToDenoised& to_denoised,
+                           const AnyUpdate& update, std::size_t i) {
   const float denoised = to_denoised(e.x[i], prediction);
   SamplerMemory memory{.previous_denoised = e.previous_denoised[i], .previous_x = e.previous_x[i]};
   e.x[i] = update(e.x[i], denoised, memory);

@@ -53,8 +53,8 @@ std::array<float, 3> weights_of(bool used, const Delta& delta) {
 
 }  // namespace
 
-void write_step(const Combine& combine, const ToDenoised& to_denoised, const Update& update,
-                float* row) {
+void write_step(const StepNumbers& numbers, float* row) {
+  const auto& [combine, line, to_denoised, update] = numbers;
   row[kLambda] = combine.has_unconditional ? combine.lambda : 0;
   row[kW] = combine.has_degraded ? combine.w : 0;
   row[kSigma] = to_denoised.sigma;
@@ -72,6 +72,10 @@ void write_step(const Combine& combine, const ToDenoised& to_denoised, const Upd
     row[kUnconditionalFresh + i] = unconditional[i];
     row[kDegradedFresh + i] = degraded[i];
   }
+  row[kRuns] = line.skipped ? 0 : 1;
+  row[kMovesOn] = line.skipped || line.same_time ? 0 : 1;
+  row[kLineNewer] = 1 + line.slope;
+  row[kLineOlder] = -line.slope;
 }
 
 }  // namespace intaglio

@@ -37,11 +37,25 @@ enum StepColumn : std::size_t {
   kDegradedFresh,
   kDegradedNewer,
   kDegradedOlder,
+  // The guided prediction = runs D + (1 - runs) D', with D' = newer * newer + older * older on the
+  // line. Where the model runs, D becomes the newer one, and the older one moves on unless both are
+  // of one timestep.
+  kRuns,
+  kMovesOn,
+  kLineNewer,
+  kLineOlder,
   kStepColumns
 };
 
-// Writes the columns from kLambda on into a row of kStepColumns numbers.
-void write_step(const Combine& combine, const ToDenoised& to_denoised, const Update& update,
-                float* row);
+// What the columns from kLambda on say.
+struct StepNumbers {
+  Combine combine;
+  GuidedLine line;
+  ToDenoised to_denoised;
+  Update update;
+};
+
+// Writes these columns into a row of kStepColumns numbers.
+void write_step(const StepNumbers& numbers, float* row);
 
 }  // namespace intaglio

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <sstream>
 #include <string>
+#include <utility>
 
 #include "intaglio/error.h"
 
@@ -55,18 +56,49 @@ void validate_ma_keep(const Ramp& ma_keep, std::vector<Problem>& problems) {
   }
 }
 
-void validate_reuse_interval(const Ramp& interval, std::vector<Problem>& problems) {
+void validate_interval(const char* field, const Ramp& interval, std::vector<Problem>& problems) {
   // More steps than any run has; written so that NaN fails too.
   if (interval.first >= interval.last && interval.last >= 1.0 && interval.first <= 1e6) return;
   const std::string value = interval.first == interval.last
                                 ? text(interval.first)
                                 : text(interval.first, ":", interval.last);
   problems.push_back(
-      {"reuse_interval",
-       named("reuse_interval", value + (interval.first < interval.last
-                                            ? " grows: the first number is the larger, as in 3:2"
-                                            : " is not a number of steps: give 1 or more"))});
+      {field, named(field, value + (interval.first < interval.last
+                                        ? " grows: the first number is the larger, as in 3:2"
+                                        : " is not a number of steps: give 1 or more"))});
 }
+
+void validate_tolerance(double tolerance, std::vector<Problem>& problems) {
+  if (tolerance > 0.0 && std::isfinite(tolerance)) return;
+  problems.push_back(
+      {"skip_tolerance", named("skip_tolerance", text(tolerance,
+                                                      " is no relative distance: give a number "
+                                                      "above 0, such as 0.2"))});
+}
+
+// Chooses the steps that are skipped.
+class SkipPlan {
+ public:
+  explicit SkipPlan(const Guidance& guidance) : guidance_(guidance) {}
+
+  // Must be called for every step, in order.
+  bool next(const StepWeights& weights, int step, int steps) {
+    const std::pair branches(weights.unconditional(), weights.degraded());
+    if (std::exchange(branches_, branches) != branches) runs_ = 0;
+    const auto interval = static_cast<int>(guidance_.skip_interval.at(step, steps) + kBoundary);
+    const bool skipped =
+        runs_ >= 3 && since_ < interval && guidance_.skip_window.contains(step, steps);
+    runs_ += skipped ? 0 : 1;
+    since_ = skipped ? since_ + 1 : 1;
+    return skipped;
+  }
+
+ private:
+  const Guidance& guidance_;
+  std::pair<bool, bool> branches_;  // of the last step
+  int runs_ = 0;                    // steps that ran these branches
+  int since_ = 0;                   // steps from the last one that ran
+};
 
 }  // namespace
 
@@ -96,13 +128,16 @@ StepWeights weights_at(const Guidance& guidance, int step, int steps) {
 std::vector<StepWeights> step_weights(const Guidance& guidance, int steps) {
   std::vector<StepWeights> all;
   int since_unconditional = 0, since_degraded = 0;  // steps from a branch's last run; 0: none yet
+  SkipPlan plan(guidance);
   for (int step = 0; step < steps; ++step) {
     StepWeights weights = weights_at(guidance, step, steps);
     const auto interval = static_cast<int>(guidance.reuse_interval.at(step, steps) + kBoundary);
     const bool inside = guidance.reuse_window.contains(step, steps);
+    weights.skip = plan.next(weights, step, steps);
+    // A step that is skipped computes no difference. If it runs after all, it runs every branch.
     const auto reuse = [&](bool has_weight, int& since) {
-      const bool reused = has_weight && inside && since > 0 && since < interval;
-      since = !has_weight ? 0 : reused ? since + 1 : 1;
+      const bool reused = !weights.skip && has_weight && inside && since > 0 && since < interval;
+      since = !has_weight ? 0 : weights.skip || reused ? since + 1 : 1;
       return reused;
     };
     weights.reuse_unconditional = reuse(weights.unconditional(), since_unconditional);
@@ -120,7 +155,10 @@ std::vector<Problem> guidance_problems(const Guidance& guidance) {
   validate_window("dg_window", guidance.dg_window, problems);
   validate_ma_keep(guidance.ma_keep, problems);
   validate_window("reuse_window", guidance.reuse_window, problems);
-  validate_reuse_interval(guidance.reuse_interval, problems);
+  validate_interval("reuse_interval", guidance.reuse_interval, problems);
+  validate_window("skip_window", guidance.skip_window, problems);
+  validate_interval("skip_interval", guidance.skip_interval, problems);
+  validate_tolerance(guidance.skip_tolerance, problems);
   return problems;
 }
 

@@ -96,7 +96,10 @@ void Batch::Impl::remove(std::int64_t id) {
 
 std::vector<BatchStep> Batch::Impl::step() {
   std::vector<BatchStep> steps;
-  for (LoopMember* member : loop_.evaluate()) steps.push_back(report(*member));
+  loop_.evaluate([&](LoopMember& member) {
+    steps.push_back(report(member));
+    return !steps.back().error;
+  });
   for (const BatchStep& step : steps)
     if (step.done || step.error) loop_.remove(step.id);
   return steps;
@@ -110,6 +113,7 @@ BatchStep Batch::Impl::report(LoopMember& member) {
   step.steps = last.ended->steps;
   step.sigma = last.ended->sigma;
   step.timestep = last.point.timestep;
+  step.skipped = member.state.last_skipped();
   step.finish = []() -> Generation {
     throw UsageError("finish() has the images of a request that is done: wait for its last step");
   };

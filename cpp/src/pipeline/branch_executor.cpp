@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <utility>
 
 #include "core/stopwatch.h"
 #include "intaglio/error.h"
@@ -105,7 +106,8 @@ void BranchExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
 void BranchExecutor::step(DenoisingState& state) {
   state.prepare_step();
   stream_.step(state.guided);
-  state.advance();
+  const auto distances = std::as_const(state.guided.distance).floats();
+  state.advance(state.measures_distance() ? std::ranges::max(distances) : 0);
 }
 
 std::function<Tensor()> BranchExecutor::denoised(const DenoisingState& state) {
@@ -166,8 +168,10 @@ void BranchExecutor::prepare(DenoisingState& state) {
   if (state.request()->unconditional) fill_rows(state, true, fork - 2 * images);
   fill_rows(state, false, fork - images);
   fill_degraded_rows(state, fork);
-  for (const StepWeights& weights : state.request()->weights)
+  for (StepWeights weights : state.request()->weights) {
+    weights.skip = false;  // it may run after all
     graphs_->bind(rows_of(images, weights));
+  }
 }
 
 // Assigns every request its rows and fills them.
@@ -179,6 +183,7 @@ BranchRows BranchExecutor::assign_rows(std::span<DenoisingState* const> states) 
   }
   BranchRows all;
   for (const DenoisingState* state : ordered_) {
+    assert(!state->weights().skip);
     const BranchRows rows = rows_of(state->images(), state->weights());
     all.unconditional += rows.unconditional;
     all.conditional += rows.conditional;

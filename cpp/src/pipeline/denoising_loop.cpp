@@ -12,18 +12,6 @@
 
 namespace intaglio {
 
-namespace {
-
-std::vector<int> steps_that(const std::vector<StepWeights>& weights,
-                            bool (StepWeights::*run)() const) {
-  std::vector<int> steps;
-  for (std::size_t i = 0; i < weights.size(); ++i)
-    if ((weights[i].*run)()) steps.push_back(static_cast<int>(i));
-  return steps;
-}
-
-}  // namespace
-
 bool share_inputs(const Request& a, const Request& b) {
   return a.height == b.height && a.width == b.width && a.text_tokens == b.text_tokens &&
          std::ranges::equal(a.channel_mask.floats(), b.channel_mask.floats());
@@ -81,33 +69,39 @@ bool DenoisingLoop::remove(std::int64_t id) {
 void DenoisingLoop::list_members() {
   states_.clear();
   for (auto& [id, member] : members_) states_.push_back(&member.state);
-  ended_.clear();
-  ended_.reserve(members_.size());
 }
 
-std::span<LoopMember* const> DenoisingLoop::evaluate() {
-  ended_.clear();
-  if (members_.empty()) return ended_;
+void DenoisingLoop::evaluate(const OnStep& on_step) {
+  if (members_.empty()) return;
   pipeline_.check_usable();
   Stopwatch watch;
   const double network_before = executor_->network_seconds;
   executor_->run(states_);
+  const double network = executor_->network_seconds - network_before, seconds = watch.lap();
   for (auto& [id, member] : members_) {
-    executor_->step(member.state);
-    if (member.state.last().ended) ended_.push_back(&member);
+    member.generation.timings.network += network;
+    bool skips = advance(member, seconds, on_step);
+    while (skips) skips = advance(member, 0, on_step);
   }
-  if (!ended_.empty()) executor_->wait();
-  const double seconds = watch.lap();
-  // Nothing that was computed is handed out before the check.
-  if (!ended_.empty()) pipeline_.wait_for_check();
-  for (auto& [id, member] : members_) {
-    member.step_seconds += seconds;
-    member.generation.timings.denoise += seconds;
-    member.generation.timings.network += executor_->network_seconds - network_before;
+}
+
+// Ends the member's next evaluation, whose rows ran for so many seconds. Returns whether the one
+// after it is skipped.
+bool DenoisingLoop::advance(LoopMember& member, double seconds, const OnStep& on_step) {
+  Stopwatch watch;
+  executor_->step(member.state);
+  const bool ended = member.state.last().ended.has_value();
+  if (ended) executor_->wait();
+  seconds += watch.lap();
+  member.step_seconds += seconds;
+  member.generation.timings.denoise += seconds;
+  if (ended) {
+    // Nothing that was computed is handed out before the check.
+    pipeline_.wait_for_check();
+    member.generation.step_seconds.push_back(std::exchange(member.step_seconds, 0));
+    if (!on_step(member)) return false;
   }
-  for (LoopMember* member : ended_)
-    member->generation.step_seconds.push_back(std::exchange(member->step_seconds, 0));
-  return ended_;
+  return !member.state.ended() && member.state.weights().skip;
 }
 
 std::int64_t DenoisingLoop::images() const {
@@ -124,12 +118,15 @@ StreamCounts DenoisingLoop::counts() const {
 
 void finalize(LoopMember& member, const LoadedPipeline& pipeline, LoopExecutor& executor) {
   const Request& request = *member.state.request();
-  const std::vector<StepWeights>& weights = request.weights;
+  const RunCounts& counts = member.state.counts();
   Generation& generation = member.generation;
-  generation.unconditional_steps = steps_that(weights, &StepWeights::runs_unconditional);
-  generation.degraded_steps = steps_that(weights, &StepWeights::runs_degraded);
-  generation.base_rows = member.state.base_rows();
-  generation.forked_rows = member.state.forked_rows();
+  generation.base_rows = counts.base_rows;
+  generation.forked_rows = counts.forked_rows;
+  generation.evaluations = counts.evaluations;
+  generation.skipped_steps = counts.skipped_steps;
+  generation.unconditional_steps = counts.unconditional_steps;
+  generation.degraded_steps = counts.degraded_steps;
+  generation.largest_distance = counts.largest_distance;
   generation.latents = executor.latents(member.state).clone();
   check_finite(generation.latents);
   for (std::size_t image = 0; std::cmp_less(image, request.images); ++image)

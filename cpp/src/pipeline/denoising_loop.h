@@ -2,9 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
-#include <span>
 #include <vector>
 
 #include "core/stopwatch.h"
@@ -36,10 +36,14 @@ class DenoisingLoop {
   // Returns false where no member has that id.
   bool remove(std::int64_t id);
 
-  // Runs one evaluation of every member in one run of the transformer, and returns the members
-  // whose solver step it ended. Nothing is allocated, unless other rows run than before. Where the
-  // run itself fails it throws, and every member is as it was.
-  std::span<LoopMember* const> evaluate();
+  // Called after each solver step that ended. Where it returns false, the member does not go on.
+  using OnStep = std::function<bool(LoopMember&)>;
+
+  // Runs one evaluation of every member in one run of the transformer, and then the steps of each
+  // that are skipped, so that every member has an evaluation to run next. Nothing is allocated,
+  // unless other rows run than before. Where the run itself fails it throws, and every member is as
+  // it was.
+  void evaluate(const OnStep& on_step);
 
   std::size_t size() const { return members_.size(); }
   std::int64_t images() const;
@@ -53,6 +57,7 @@ class DenoisingLoop {
 
  private:
   void list_members();
+  bool advance(LoopMember& member, double seconds, const OnStep& on_step);
 
   LoadedPipeline& pipeline_;
   Stream& stream_;
@@ -62,9 +67,7 @@ class DenoisingLoop {
   std::shared_ptr<const Request> shared_with_;  // one of the requests that executor_ is for
   std::unique_ptr<LoopExecutor> executor_;
   std::map<std::int64_t, LoopMember> members_;  // by id
-  // The members as evaluate() needs them, so that it allocates nothing.
-  std::vector<DenoisingState*> states_;
-  std::vector<LoopMember*> ended_;
+  std::vector<DenoisingState*> states_;  // of the members, so that evaluate() allocates nothing
 };
 
 // Whether two requests may share an executor.

@@ -7,12 +7,43 @@
 
 namespace intaglio {
 
+namespace {
+
+Combine combine(const StepWeights& weights, float timestep, DeltaTimesteps& unconditional,
+                DeltaTimesteps& degraded) {
+  return {.lambda = weights.lambda,
+          .w = weights.w,
+          .has_unconditional = weights.unconditional(),
+          .has_degraded = weights.degraded(),
+          .unconditional_delta =
+              unconditional.next(timestep, weights.unconditional(), weights.reuse_unconditional),
+          .degraded_delta = degraded.next(timestep, weights.degraded(), weights.reuse_degraded)};
+}
+
+float* step_row(Tensor& table, std::size_t position) {
+  return table.floats().subspan(position * kStepColumns, kStepColumns).data();
+}
+
+}  // namespace
+
 Delta DeltaTimesteps::next(float timestep, bool has_weight, bool reused) {
   if (has_weight && !reused) older_ = std::exchange(newer_, timestep);
   count_ = has_weight ? count_ + (reused ? 0 : 1) : 0;
   if (!reused) return {};
   const bool line = count_ > 1 && newer_ != older_;
   return {.reused = true, .slope = line ? (timestep - newer_) / (newer_ - older_) : 0.0F};
+}
+
+GuidedLine GuidedTimesteps::next(float timestep, bool skipped, bool branches_changed) {
+  if (branches_changed) count_ = 0;
+  GuidedLine line{.skipped = skipped,
+                  .compared = count_ > 1,
+                  .same_time = count_ > 0 && timestep == newer_,
+                  .slope = count_ > 1 ? (timestep - newer_) / (newer_ - older_) : 0.0F};
+  if (skipped || line.same_time) return line;
+  older_ = std::exchange(newer_, timestep);
+  ++count_;
+  return line;
 }
 
 DenoisingState::DenoisingState(const Bundle& bundle, const Session* precompute,
@@ -24,6 +55,33 @@ DenoisingState::DenoisingState(const Bundle& bundle, const Session* precompute,
   if (request_->unconditional) unconditional_row_ = make_row(embeddings, true);
   conditional_row_ = make_row(embeddings, false);
   token_mask_ = on_stream(request_->token_mask);
+  for (auto* steps :
+       {&counts_.skipped_steps, &counts_.unconditional_steps, &counts_.degraded_steps})
+    steps->reserve(request_->weights.size());
+  begin_step();
+}
+
+void DenoisingState::begin_step() {
+  const StepWeights last =
+      std::exchange(weights_, request_->weights[static_cast<std::size_t>(next().point.step)]);
+  weights_.skip = weights_.skip && step_distance_ <= request_->skip_tolerance;
+  branches_changed_ =
+      last.unconditional() != weights_.unconditional() || last.degraded() != weights_.degraded();
+}
+
+void DenoisingState::count() {
+  const int step = next().point.step;
+  if (!weights_.skip) {
+    const std::int64_t base = images() * (weights_.runs_unconditional() ? 2 : 1);
+    const std::int64_t degraded = weights_.runs_degraded() ? images() : 0;
+    counts_.forked_rows += base + degraded;
+    counts_.base_rows += base + (bundle_->layout == Layout::dual ? degraded : 0);
+    ++counts_.evaluations;
+  }
+  if (!begins_step()) return;
+  if (weights_.skip) counts_.skipped_steps.push_back(step);
+  if (weights_.runs_unconditional()) counts_.unconditional_steps.push_back(step);
+  if (weights_.runs_degraded()) counts_.degraded_steps.push_back(step);
 }
 
 Tensor DenoisingState::on_stream(const Tensor& host) const {
@@ -62,6 +120,10 @@ void DenoisingState::begin(Tensor x, const Tensor& latents) {
     own.insert(own.end(), {&guided.newer_unconditional, &guided.older_unconditional});
   if (request_->reuses_degraded())
     own.insert(own.end(), {&guided.newer_degraded, &guided.older_degraded});
+  if (request_->skips()) {
+    own.insert(own.end(), {&guided.newer_guided, &guided.older_guided});
+    guided.distance = stream_->allocate({images()}, DType::float32);
+  }
   for (Tensor* tensor : own) *tensor = stream_->allocate(request_->latent_shape, DType::float32);
   guided.x = std::move(x);
   stream_->copy(latents, guided.x);
@@ -76,30 +138,21 @@ const Tensor* DenoisingState::modulation_part() {
   return precomputed_ ? &precomputed_->part(next().point.timestep) : nullptr;
 }
 
-Combine DenoisingState::combine(std::size_t position, DeltaTimesteps& unconditional,
-                                DeltaTimesteps& degraded) const {
-  const StepPoint& point = request_->plan[position].point;
-  const StepWeights& step = request_->weights[static_cast<std::size_t>(point.step)];
-  return {.lambda = step.lambda,
-          .w = step.w,
-          .has_unconditional = step.unconditional(),
-          .has_degraded = step.degraded(),
-          .unconditional_delta =
-              unconditional.next(point.timestep, step.unconditional(), step.reuse_unconditional),
-          .degraded_delta = degraded.next(point.timestep, step.degraded(), step.reuse_degraded)};
+void DenoisingState::prepare_step() {
+  const StepPoint& point = next().point;
+  after_skipped_ = last_skipped();
+  guided.line =
+      guided_timesteps_.next(point.timestep, weights_.skip, begins_step() && branches_changed_);
+  guided.combine = weights_.skip ? Combine()
+                                 : combine(weights_, point.timestep, unconditional_, degraded_);
+  guided.to_denoised = to_denoised(point);
+  guided.update = next().update;
 }
 
-ToDenoised DenoisingState::to_denoised(std::size_t position) const {
-  const StepPoint& point = request_->plan[position].point;
+ToDenoised DenoisingState::to_denoised(const StepPoint& point) const {
   return {.velocity = bundle_->prediction_type == PredictionType::velocity,
           .sigma = point.sigma,
           .alpha = point.alpha};
-}
-
-void DenoisingState::prepare_step() {
-  guided.combine = combine(position_, unconditional_, degraded_);
-  guided.to_denoised = to_denoised(position_);
-  guided.update = next().update;
 }
 
 Tensor DenoisingState::step_table() const {
@@ -107,26 +160,45 @@ Tensor DenoisingState::step_table() const {
   Tensor table({static_cast<std::int64_t>(plan.size()), kStepColumns}, DType::float32);
   DeltaTimesteps unconditional, degraded;
   for (std::size_t i = 0; i < plan.size(); ++i) {
-    float* row = table.floats().subspan(i * kStepColumns, kStepColumns).data();
+    float* row = step_row(table, i);
     const StepPoint& point = plan[i].point;
+    const StepWeights& weights = request_->weights[static_cast<std::size_t>(point.step)];
     row[kTimestep] = point.timestep;
-    row[kMaKeep] = request_->weights[static_cast<std::size_t>(point.step)].ma_keep;
+    row[kMaKeep] = weights.ma_keep;
     if (precomputed_) {
       row[kUnconditionalRow] = static_cast<float>(precomputed_->row(point.timestep, true));
       row[kConditionalRow] = static_cast<float>(precomputed_->row(point.timestep, false));
     }
-    write_step(combine(i, unconditional, degraded), to_denoised(i), plan[i].update, row);
+    write_step({.combine = combine(weights, point.timestep, unconditional, degraded),
+                .line = {},
+                .to_denoised = to_denoised(point),
+                .update = plan[i].update},
+               row);
   }
   return table;
 }
 
-void DenoisingState::advance() {
-  const StepWeights& step = weights();
-  const std::int64_t base = images() * (step.runs_unconditional() ? 2 : 1);
-  const std::int64_t degraded = step.runs_degraded() ? images() : 0;
-  forked_rows_ += base + degraded;
-  base_rows_ += base + (bundle_->layout == Layout::dual ? degraded : 0);
+void DenoisingState::write_next(Tensor table) const {
+  write_step({.combine = guided.combine,
+              .line = guided.line,
+              .to_denoised = guided.to_denoised,
+              .update = guided.update},
+             step_row(table, position_));
+}
+
+bool DenoisingState::measures_distance() const {
+  return !weights_.skip && request_->skips() && guided.line.compared;
+}
+
+void DenoisingState::advance(double distance) {
+  if (!weights_.skip && begins_step()) step_distance_ = 0;
+  if (measures_distance()) {
+    step_distance_ = std::max(step_distance_, distance);
+    if (after_skipped_) counts_.largest_distance = std::max(counts_.largest_distance, distance);
+  }
+  count();
   ++position_;
+  if (!ended() && begins_step()) begin_step();
 }
 
 }  // namespace intaglio

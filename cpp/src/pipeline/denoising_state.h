@@ -27,6 +27,27 @@ class DeltaTimesteps {
   float newer_ = 0, older_ = 0;
 };
 
+// Decides the same for the guided prediction, and whether a step may be skipped.
+class GuidedTimesteps {
+ public:
+  // Must be called for every evaluation, in order. `branches_changed` says that earlier predictions
+  // had other branches.
+  GuidedLine next(float timestep, bool skipped, bool branches_changed);
+
+ private:
+  int count_ = 0;  // timesteps at which the model ran since the branches changed
+  float newer_ = 0, older_ = 0;
+};
+
+// What the evaluations of a request ran so far.
+struct RunCounts {
+  std::int64_t base_rows = 0, forked_rows = 0;  // through blocks 0..m, and through the blocks after
+  int evaluations = 0;                          // that were not skipped
+  std::vector<int> skipped_steps, unconditional_steps, degraded_steps;
+  // From the line to the first prediction after skipped steps, relative to that prediction.
+  double largest_distance = 0;
+};
+
 // The request's position in its plan, its rows of the transformer's inputs and, where the loop runs
 // in the host's memory, its latents and the sampler's memory.
 class DenoisingState {
@@ -50,10 +71,11 @@ class DenoisingState {
   // The evaluation that comes next, and the one before it.
   const Evaluation& next() const { return request_->plan[position_]; }
   const Evaluation& last() const { return request_->plan[position_ - 1]; }
-  // The weights of the next evaluation's step.
-  const StepWeights& weights() const {
-    return request_->weights[static_cast<std::size_t>(next().point.step)];
-  }
+  // The weights of the next evaluation's step. It is skipped where the request says so and the
+  // line through the last two predictions has held so far.
+  const StepWeights& weights() const { return weights_; }
+  // Whether the last evaluation was skipped, so that the model did not run.
+  bool last_skipped() const { return guided.line.skipped; }
 
   // The inputs, [1, ...] each, that stay the same for every row of D_0 or of D_c.
   const std::vector<Binding>& row(bool unconditional) const {
@@ -71,21 +93,25 @@ class DenoisingState {
   GuidedStep guided;
   // Puts the numbers of the next evaluation into `guided`.
   void prepare_step();
-  // The numbers of all evaluations, [evaluations, kStepColumns] (core/step_table.h).
+  // The numbers of all evaluations as long as no step is skipped, [evaluations, kStepColumns]
+  // (core/step_table.h).
   Tensor step_table() const;
-  // Goes on to the next evaluation, when x was moved.
-  void advance();
+  // Writes the row of the next evaluation, which prepare_step() has prepared.
+  void write_next(Tensor table) const;
+  // Whether the step has to measure how far its prediction is from the line.
+  bool measures_distance() const;
+  // Goes on to the next evaluation, when x was moved. `distance` is the largest of all images.
+  void advance(double distance);
 
-  // Rows that ran so far through blocks 0..m, and through the blocks after m.
-  std::int64_t base_rows() const { return base_rows_; }
-  std::int64_t forked_rows() const { return forked_rows_; }
+  const RunCounts& counts() const { return counts_; }
 
  private:
+  void begin_step();
+  bool begins_step() const { return position_ == 0 || last().ended; }
+  void count();
   std::vector<Binding> make_row(const PromptEmbeddings& embeddings, bool unconditional) const;
   Tensor on_stream(const Tensor& host) const;
-  Combine combine(std::size_t position, DeltaTimesteps& unconditional,
-                  DeltaTimesteps& degraded) const;
-  ToDenoised to_denoised(std::size_t position) const;
+  ToDenoised to_denoised(const StepPoint& point) const;
 
   const Bundle* bundle_;
   std::shared_ptr<const Request> request_;
@@ -94,9 +120,14 @@ class DenoisingState {
   std::optional<Precomputed> precomputed_;
   std::vector<Binding> unconditional_row_, conditional_row_;
   Tensor token_mask_;
-  std::size_t position_ = 0;  // in the plan
+  std::size_t position_ = 0;       // in the plan
+  StepWeights weights_;            // of the next evaluation's step
+  bool branches_changed_ = false;  // from the step before it
+  bool after_skipped_ = false;     // whether the evaluation before was skipped
   DeltaTimesteps unconditional_, degraded_;
-  std::int64_t base_rows_ = 0, forked_rows_ = 0;
+  GuidedTimesteps guided_timesteps_;
+  double step_distance_ = 0;  // the largest of the last step that ran
+  RunCounts counts_;
 };
 
 }  // namespace intaglio

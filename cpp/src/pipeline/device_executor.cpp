@@ -53,8 +53,13 @@ void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
   const Request& request = *state.request();
   const Tensor zeros(request.latent_shape, DType::float32);
   Member member;
+  const Tensor table = state.step_table();
+  if (request.skips()) {
+    member.table = table;
+    member.step.distance = memory_->allocate({request.images}, DType::float32);
+  }
   member.request = {
-      .table = memory_->upload(state.step_table()),
+      .table = memory_->upload(table),
       .token_mask = memory_->upload(state.token_mask().reshaped({1, state.token_mask().size()}))};
   for (DeviceState* made : {&member.now, &member.next}) {
     made->position = memory_->upload(Tensor({1}, DType::float32));
@@ -64,11 +69,13 @@ void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
       own.insert(own.end(), {&made->newer_unconditional, &made->older_unconditional});
     if (request.reuses_degraded())
       own.insert(own.end(), {&made->newer_degraded, &made->older_degraded});
+    if (request.skips()) own.insert(own.end(), {&made->newer_guided, &made->older_guided});
     for (Tensor* tensor : own) *tensor = memory_->upload(zeros);
   }
   members_[state.id()] = std::move(member);
-  for (const StepWeights& weights : request.weights) {
-    if (!alone) break;  // others decide with it which rows run together
+  for (StepWeights weights : request.weights) {
+    if (!alone) break;     // others decide with it which rows run together
+    weights.skip = false;  // it may run after all
     asked_ = {{.state = &state, .weights = &weights}};
     prepare();
   }
@@ -303,13 +310,23 @@ void DeviceExecutor::step(DenoisingState& state) {
   // Somebody may still want to see an earlier estimate.
   if (member.next.denoised.owner().use_count() > 1)
     member.next.denoised = memory_->allocate(state.request()->latent_shape, DType::float32);
+  state.prepare_step();
+  if (member.table.defined()) {  // which steps are skipped is known only now
+    state.write_next(member.table);
+    memory_->copy(member.table, member.request.table);
+  }
   member.step.table = member.request.table;
   member.step.from = member.now;
   member.step.to = member.next;
   memory_->step(member.step);
-  member.step = {};
+  member.step.from = member.step.to = {};
   std::swap(member.now, member.next);
-  state.advance();
+  double distance = 0;
+  if (state.measures_distance()) {
+    const Tensor distances = memory_->download(member.step.distance);
+    distance = std::ranges::max(distances.floats());
+  }
+  state.advance(distance);
 }
 
 Tensor DeviceExecutor::latents(const DenoisingState& state) {

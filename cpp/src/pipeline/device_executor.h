@@ -55,6 +55,7 @@ class DeviceExecutor final : public LoopExecutor {
 
   struct Member {
     DeviceRequest request;
+    Tensor table;  // its table in host memory, where steps may be skipped
     DeviceState now, next;
     DeviceStep step;  // where run() left the predictions
   };

@@ -24,6 +24,33 @@ Json value_of(const std::optional<T>& value) {
   return value ? value_of(*value) : Json();
 }
 
+// Returns the bundle's schedule for the run, or null.
+const SkipSchedule* skip_schedule(const Bundle& bundle, const GenerateOptions& options) {
+  if (options.image) return nullptr;  // which does not run all steps
+  std::string type = bundle.scheduler.type;
+  try {
+    if (options.scheduler) type = scheduler_type(*options.scheduler, bundle.prediction_type);
+  } catch (const UsageError&) {  // of a name that resolve() refuses
+    return nullptr;
+  }
+  const auto found = std::ranges::find_if(bundle.skipping, [&](const SkipSchedule& schedule) {
+    return schedule.steps == options.steps && schedule.scheduler == type;
+  });
+  return found == bundle.skipping.end() ? nullptr : &*found;
+}
+
+// Puts what the bundle has for --skip auto in its place. What makes no sense stays, and is refused.
+void resolve_skip(const Bundle& bundle, GenerateOptions& options) {
+  const bool alone = !options.skip_interval && !options.skip_window && !options.skip_tolerance;
+  if (options.skip != "auto" || !alone) return;
+  options.skip.reset();
+  if (const SkipSchedule* schedule = skip_schedule(bundle, options)) {
+    options.skip_interval = schedule->interval;
+    options.skip_window = schedule->window;
+    options.skip_tolerance = schedule->tolerance;
+  }
+}
+
 }  // namespace
 
 std::string flags_of(const OptionInfo& info) {
@@ -56,6 +83,7 @@ GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {
   fill(options.dg_scale, defaults.guidance.dg_scale);
   fill(options.dg_window, defaults.guidance.dg_window);
   fill(options.ma_keep, defaults.guidance.ma_keep);
+  resolve_skip(bundle, options);
   if (options.ma_channels.empty()) options.ma_channels = bundle.massive_activations.channels;
   return options;
 }

@@ -26,10 +26,17 @@ class StepView {
     step_.preview = [this, &pipeline, &stream] {
       return pipeline.decode(stream, *state_.request(), loop_.executor().denoised(state_)());
     };
-    step_.hidden_states = [this](int block) {
-      return loop_.executor().observed(Role::hidden_states, block);
+    const auto observed = [this](Role::Kind output, int block) {
+      const Tensor tensor = loop_.executor().observed(output, block);
+      if (state_.last_skipped()) {
+        throw UsageError("step " + std::to_string(step_.step) +
+                         " was skipped, so no block computed anything: read steps that are run, or "
+                         "leave out --skip-interval");
+      }
+      return tensor;
     };
-    step_.gate = [this](int block) { return loop_.executor().observed(Role::gate, block); };
+    step_.hidden_states = [observed](int block) { return observed(Role::hidden_states, block); };
+    step_.gate = [observed](int block) { return observed(Role::gate, block); };
   }
   StepView(const StepView&) = delete;  // the functions point here
   StepView& operator=(const StepView&) = delete;
@@ -112,8 +119,8 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
   Stopwatch watch;
   const StreamCounts before = loop.counts();
   StreamCounts called_back;  // what a callback asked for is not the loop's
-  while (!member.state.ended()) {
-    if (loop.evaluate().empty() || !on_step) continue;
+  const DenoisingLoop::OnStep call_back = [&](LoopMember&) {
+    if (!on_step) return true;
     const StreamCounts own = loop.counts();
     const Evaluation& last = member.state.last();
     if (!view.call(on_step, last)) {
@@ -121,7 +128,9 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
                         std::to_string(request->schedule.steps()));
     }
     called_back += loop.counts() - own;
-  }
+    return true;
+  };
+  while (!member.state.ended()) loop.evaluate(call_back);
   generation.loop = loop.counts() - before - called_back;
   finalize(member, *loaded_, loop.executor());
   generation.timings.denoise = watch.lap();

@@ -130,13 +130,34 @@ std::optional<Guidance> guidance_of(const GenerateOptions& options, Problems& pr
          "--reuse-window says where --reuse-interval holds: give --reuse-interval too"});
     return std::nullopt;
   }
+  if (options.skip) {
+    const bool known = options.skip == "auto";
+    problems.push_back(
+        {"skip", known ? "--skip auto takes the bundle's schedule: leave out --skip-interval, "
+                         "--skip-window and --skip-tolerance, or --skip"
+                       : "--skip " + *options.skip +
+                             " is unknown: give auto, or an interval with --skip-interval"});
+    return std::nullopt;
+  }
+  if (!options.skip_interval && (options.skip_window || options.skip_tolerance)) {
+    const bool window = options.skip_window.has_value();
+    problems.push_back(
+        {window ? "skip_window" : "skip_tolerance",
+         window ? "--skip-window says where --skip-interval holds: give --skip-interval too"
+                : "--skip-tolerance says how far --skip-interval may be off: give --skip-interval "
+                  "too"});
+    return std::nullopt;
+  }
   Guidance guidance{.cfg_scale = *options.cfg_scale,
                     .cfg_window = *options.cfg_window,
                     .dg_scale = *options.dg_scale,
                     .dg_window = *options.dg_window,
                     .ma_keep = *options.ma_keep,
                     .reuse_interval = options.reuse_interval.value_or(1.0),
-                    .reuse_window = options.reuse_window.value_or(Window{})};
+                    .reuse_window = options.reuse_window.value_or(Window{}),
+                    .skip_interval = options.skip_interval.value_or(1.0),
+                    .skip_window = options.skip_window.value_or(Window{})};
+  if (options.skip_tolerance) guidance.skip_tolerance = *options.skip_tolerance;
   const std::vector<Problem> wrong = guidance_problems(guidance);
   problems.insert(problems.end(), wrong.begin(), wrong.end());
   if (!wrong.empty()) return std::nullopt;
@@ -195,6 +216,7 @@ void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions&
 
 void set_weights(Request& request, const Guidance& guidance) {
   request.weights = step_weights(guidance, request.schedule.steps());
+  request.skip_tolerance = guidance.skip_tolerance;
   request.unconditional = std::ranges::any_of(request.weights, &StepWeights::unconditional);
 }
 
@@ -274,6 +296,8 @@ Request resolve(const Bundle& bundle, const GenerateOptions& options) {
 bool Request::reuses_unconditional() const {
   return std::ranges::any_of(weights, &StepWeights::reuse_unconditional);
 }
+
+bool Request::skips() const { return std::ranges::any_of(weights, &StepWeights::skip); }
 
 bool Request::reuses_degraded() const {
   return std::ranges::any_of(weights, &StepWeights::reuse_degraded);

@@ -45,9 +45,11 @@ struct Request {
   Schedule schedule;                 // of the steps that run
   Plan plan;                         // the evaluations of these steps
   std::vector<StepWeights> weights;  // of each step
-  // Whether any step takes the branch's difference from earlier ones.
+  // Whether any step takes the branch's difference from earlier ones, or is skipped.
   bool reuses_unconditional() const;
   bool reuses_degraded() const;
+  bool skips() const;
+  double skip_tolerance = 0;   // of the line, where steps are skipped
   bool unconditional = false;  // whether any step runs D_0
 
   Tensor channel_mask;  // [C]: 1 on massive channels

@@ -100,6 +100,11 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
     if parts.loras:
         fused = [{"file": lora.file.name, "scale": lora.scale} for lora in parts.loras]
         manifest["loras"] = fused
+    if parts.settings.skipping:
+        manifest["skipping"] = [
+            {key: value for key, value in schedule.items() if key != "evidence"}
+            for schedule in parts.settings.skipping
+        ]
     if adapter.sigmas:
         manifest["sigmas"] = adapter.sigmas
     if parts.prompt:

@@ -10,7 +10,7 @@ run. The runtime's own `step_weights` decides which steps run a branch.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -83,19 +83,18 @@ class Reuse:
 def extrapolation(
     weights: Sequence[_core.StepWeights], steps: Sequence[int], timesteps: Sequence[float]
 ) -> tuple[Matrix, Matrix]:
-    """Return matrices [E, E] for D_0 and D_m whose rows say how an evaluation's difference is
-    combined from those of all evaluations."""
+    """Return the `line` of D_0's and of D_m's differences."""
     return (
-        _extrapolation(
+        line(
             [(weights[s].unconditional, weights[s].reuse_unconditional) for s in steps], timesteps
         ),
-        _extrapolation(
-            [(weights[s].degraded, weights[s].reuse_degraded) for s in steps], timesteps
-        ),
+        line([(weights[s].degraded, weights[s].reuse_degraded) for s in steps], timesteps),
     )
 
 
-def _extrapolation(branch: Sequence[tuple[bool, bool]], timesteps: Sequence[float]) -> Matrix:
+def line(branch: Sequence[tuple[bool, bool]], timesteps: Sequence[float]) -> Matrix:
+    """Return a matrix [E, E] whose rows say how a value of each evaluation is combined from those
+    of all, where `branch` says whether it has weight and whether it is extrapolated."""
     taken = np.zeros((len(branch), len(branch)))
     runs: list[int] = []  # evaluations that ran the branch since it last had no weight
     for e, (has_weight, reused) in enumerate(branch):
@@ -150,14 +149,16 @@ def run(
     return Trajectory(indices, timesteps, (flat @ flat.T).numpy(), latents)
 
 
-def guidance(method: Method, **reuse: object) -> _core.Guidance:
-    """Return `method` as the runtime's guidance."""
+def guidance(method: Method, **faster: object) -> _core.Guidance:
+    """Return `method` as the runtime's guidance, with reuse or skipping."""
+    assert isinstance(method.negative, Suppressed)
     return _core.Guidance(
         cfg_scale=_core.Ramp(method.cfg_scale),
         cfg_window=_core.Window(*method.cfg_window),
         dg_scale=_core.Ramp(method.weight),
         dg_window=_core.Window(*method.window),
-        **reuse,  # type: ignore[arg-type]
+        ma_keep=_core.Ramp(*method.negative.ma_keep),
+        **faster,  # type: ignore[arg-type]
     )
 
 
@@ -170,17 +171,19 @@ def cost(model: Model, method: Method, weights: Sequence[_core.StepWeights]) -> 
     return float(np.mean(rows) + np.mean(degraded)) / 2
 
 
+def windows(steps: int) -> Iterator[tuple[float, float]]:
+    """Yield all windows of whole steps. Their edges lie between steps, so that rounding moves
+    none."""
+    for first, last in combinations(range(steps + 1), 2):
+        start = max(0.0, round((first - 0.5) / steps, 4))
+        yield start, 1.0 if last == steps else round((last - 0.5) / steps, 4)
+
+
 def choices(model: Model, method: Method, trajectory: Trajectory) -> list[Reuse]:
     """Return all schedules of `INTERVALS` and windows of whole steps, the cheapest first."""
     steps = trajectory.steps[-1] + 1
     found = []
-    for first, last in combinations(range(steps + 1), 2):
-        # Window edges lie between steps, so that rounding moves no step.
-        window = (
-            max(0.0, round((first - 0.5) / steps, 4)),
-            min(1.0, round((last - 0.5) / steps, 4)),
-        )
-        window = (window[0], 1.0 if last == steps else window[1])
+    for window in windows(steps):
         for interval in INTERVALS:
             schedule = guidance(method, reuse_interval=interval, reuse_window=window)
             weights = _core.step_weights(schedule, steps)

@@ -43,6 +43,9 @@ class Metrics:
         )
         self.run = seconds("batch_step", "One evaluation of all members of a batch", "model")
         self.steps = counter("steps", "Solver steps, over all requests", "model")
+        self.evaluations = counter(
+            "evaluations", "Evaluations of the model, over all finished requests", "model"
+        )
         self.rows = counter(
             "rows", "Rows that ran through the transformer's blocks before and after the fork",
             "model", "blocks",
@@ -68,10 +71,11 @@ class Metrics:
         }  # fmt: skip
         for stage, spent in stages.items():
             self.stage.labels(model, stage).observe(spent)
+        self.evaluations.labels(model).inc(generation.evaluations)
         self.rows.labels(model, "base").inc(generation.base_rows)
         self.rows.labels(model, "forked").inc(generation.forked_rows)
         ran = {
-            "conditional": len(generation.step_seconds),
+            "conditional": len(generation.step_seconds) - len(generation.skipped_steps),
             "unconditional": len(generation.unconditional_steps),
             "degraded": len(generation.degraded_steps),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from intaglio.serve.api.options import CLASS, REQUEST_OPTIONS, SAMPLING, TEXTS, Kind
+from intaglio.serve.api.options import CLASS, REQUEST_OPTIONS, SAMPLING, SKIPPING, TEXTS, Kind
 
 # Images in one run of the transformer; the default of `intaglio serve`.
 MAX_BATCH = 8
@@ -13,6 +13,7 @@ MAX_BATCH = 8
 _TYPES: dict[Kind, tuple[str, tuple[int, ...]]] = {
     Kind.TEXT: ("TYPE_STRING", (1,)),
     Kind.INTEGER: ("TYPE_INT64", (1,)),
+    Kind.NUMBER: ("TYPE_FP64", (1,)),
     Kind.RAMP: ("TYPE_FP64", (-1,)),
     Kind.WINDOW: ("TYPE_FP64", (2,)),
 }
@@ -47,7 +48,7 @@ def inputs(manifest: dict[str, Any]) -> list[Tensor]:
         *map(_input, CLASS if "classes" in manifest else TEXTS),
         Tensor("size", "TYPE_STRING"),
         Tensor("seed", "TYPE_INT64"),
-        *map(_input, SAMPLING),
+        *map(_input, (*SAMPLING, *SKIPPING)),
     ]
 
 

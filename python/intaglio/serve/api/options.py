@@ -18,6 +18,7 @@ class Kind(Enum):
 
     TEXT = "str"
     INTEGER = "int"
+    NUMBER = "float"
     RAMP = "Ramp"
     WINDOW = "Window"
 
@@ -37,12 +38,15 @@ TEXTS = ("prompt", "negative_prompt")
 # How it draws that. A bundle has a default for each of these.
 SAMPLING = ("steps", "cfg_scale", "cfg_window", "dg_scale", "dg_window", "ma_keep")
 
+# Which steps it skips. Without them it skips none.
+SKIPPING = ("skip_interval", "skip_window", "skip_tolerance", "skip")
+
 
 def _request_options() -> dict[str, RequestOption]:
     parameters = inspect.signature(Pipeline.generate).parameters
     options = {}
     for info in _core.option_infos():
-        if info.name in {*CLASS, *TEXTS, *SAMPLING}:
+        if info.name in {*CLASS, *TEXTS, *SAMPLING, *SKIPPING}:
             kind = Kind(parameters[info.name].annotation.removesuffix(" | None"))
             # The command line writes a ramp as S0:S1, JSON as a pair.
             text = info.help.replace("S0:S1", "[first, last]")

@@ -76,7 +76,8 @@ _WITHOUT_EFFECT: dict[str, Literal[True] | tuple[Any, ...]] = {
     "user": True,
 }
 _TYPES: dict[Kind, Any] = {
-    Kind.TEXT: Text, Kind.INTEGER: StrictInt, Kind.RAMP: Ramp, Kind.WINDOW: Window,
+    Kind.TEXT: Text, Kind.INTEGER: StrictInt, Kind.NUMBER: Number, Kind.RAMP: Ramp,
+    Kind.WINDOW: Window,
 }  # fmt: skip
 # Bounds that the OpenAPI document states; the library checks all others.
 _BOUNDS: dict[str, dict[str, Any]] = {"steps": {"ge": 1}}

@@ -1,6 +1,6 @@
-"""Whether D_m could be computed for a part of the tokens, or of the columns, only.
+"""Whether D_m could be computed for a part of the tokens, or of the columns, only, in one step.
 
-    python -m benchmarks.scale.sparse_delta models/fashion-sd3
+    python -m benchmarks.scale.sparse_tokens models/fashion-sd3
 
 Along guided runs of a model's own settings, of D_c - D_m by the tokens where it is largest (an
 oracle: a runtime would have to guess them): what is lost when the other tokens keep D_c's hidden
@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from intaglio.analysis.guidance.dg_settings import method_from_settings
-from intaglio.torch_reference.guidance import Suppressed
+from intaglio.torch_reference.guidance import Suppressed, ramp
 from intaglio.torch_reference.hooks import replace_streams
 from intaglio.torch_reference.model import Model, Step
+from intaglio.torch_reference.suppression import channel_tensors
 from intaglio_export.adapters import Adapter
 from intaglio_export.calibration.prompts import PROMPTS
 from intaglio_export.options import read_settings
@@ -68,7 +69,7 @@ class Experiment:
         d_0 = adapter.run(null | shared)
         with recording(adapter, self.after) as base:
             d_c = adapter.run(conditional | shared)
-        with self.suppressing(), recording(adapter, self.after) as degraded:
+        with self.suppressing(step), recording(adapter, self.after) as degraded:
             d_m = adapter.run(conditional | shared)
         term = d_c - d_m
         self.energy += float(term.square().sum())
@@ -79,7 +80,7 @@ class Experiment:
         for share in SHARES:
             chosen = self.largest(term, share)
             with ExitStack() as hooks:
-                hooks.enter_context(self.suppressing())
+                hooks.enter_context(self.suppressing(step))
                 for block in self.after:
                     mix = partial(torch.where, ~chosen, base[block])
                     hooks.enter_context(replace_streams(adapter, block, mix))
@@ -87,11 +88,14 @@ class Experiment:
             self.lost[share] += float((sparse - term).square().sum())
         return d_c + (self.cfg_scale - 1.0) * (d_c - d_0) + self.weight * term
 
-    def suppressing(self) -> ExitStack:
-        factors = torch.ones(self.model.adapter.channels)
-        factors[list(self.how.channels)] = 0.0
+    def suppressing(self, step: Step) -> ExitStack:
+        adapter, how = self.model.adapter, self.how
+        mask, ref = channel_tensors(how.channels, how.ref, adapter.channels)
+        share = mask * (1.0 - ramp(how.ma_keep, step))
         stack = ExitStack()
-        stack.enter_context(replace_streams(self.model.adapter, self.how.block, factors.mul))
+        stack.enter_context(
+            replace_streams(adapter, how.block, lambda hidden: torch.lerp(hidden, ref, share))
+        )
         return stack
 
     def largest(self, term: torch.Tensor, share: float) -> torch.Tensor:
