@@ -310,8 +310,7 @@ class Pipeline:
             seeds: one seed for the whole batch, or one for each image; the noise is that of
                 torch.Generator("cpu").manual_seed(seed).
             batch: number of images drawn from one seed.
-            height: height of the images.
-            width: width of the images.
+            height, width: size of the images.
             cfg_scale: classifier-free guidance, 1 + lambda; 1 is off and saves a branch.
             cfg_window: the part of the run with CFG, which has step i of N if start <= i / N < end.
             distilled_guidance: guidance that the transformer was distilled with and takes as an
@@ -320,13 +319,12 @@ class Pipeline:
             dg_window: the part of the run with Detail Guidance.
             ma_keep: how much of the massive channels D_m keeps: 0 is nothing, 1 is everything.
             ma_channels: channels to suppress instead of the bundle's.
-            reuse_interval: run D_0 and D_m once in this many steps, and extrapolate D_c - D_0 and
-                D_c - D_m in the others. `intaglio.analysis.reuse` finds an interval.
-            reuse_window: the part of the run with reuse_interval; None is all of it.
+            reuse_interval, reuse_window: run D_0 and D_m once in this many steps, and extrapolate
+                D_c - D_0 and D_c - D_m in the others. `intaglio.analysis.reuse` finds an interval.
             skip_interval: run the model once in this many steps; in the others D follows the line
                 through its last two values. `intaglio.analysis.skipping` finds a schedule.
-            skip_window: the part of the run with skip_interval; None is all of it.
-            skip_tolerance: how far off the line may be, relative to D; None is 0.2.
+            skip_window, skip_tolerance: the part of the run with skip_interval, None is all of it;
+                and how far off the line may be, relative to D, None is 0.2.
             skip: "auto" takes these from the bundle, by steps and scheduler.
             scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
             strength: the share of `image` that noise replaces, above 0 and up to 1; None means 0.6.

@@ -30,8 +30,8 @@ class LoopGraphs : public testing::Test {
     load_onnxruntime(library);
     // The library's copy of ONNX Runtime's C++ interface is its own.
     void* handle = platform::load_library(library);
-    const auto base = reinterpret_cast<const OrtApiBase* (*)()>(
-        platform::find_function(handle, "OrtGetApiBase"));
+    const auto base =
+        reinterpret_cast<const OrtApiBase* (*)()>(platform::find_function(handle, "OrtGetApiBase"));
     Ort::InitApi(base()->GetApi(ORT_API_VERSION));
   }
 };
@@ -70,8 +70,10 @@ double relative_error(const Tensor& got, const Tensor& want) {
   return std::sqrt(difference / size);
 }
 
-GuidedStep random_step(const Update& update, bool velocity, const Combine& combine) {
+GuidedStep random_step(const Update& update, bool velocity, const Combine& combine,
+                       const GuidedLine& line) {
   return {.combine = combine,
+          .line = line,
           .to_denoised = {.velocity = velocity, .sigma = 0.75F, .alpha = 0.25F},
           .update = update,
           .conditional = drawn(1),
@@ -84,7 +86,10 @@ GuidedStep random_step(const Update& update, bool velocity, const Combine& combi
           .newer_unconditional = drawn(7),
           .older_unconditional = drawn(8),
           .newer_degraded = drawn(9),
-          .older_degraded = drawn(10)};
+          .older_degraded = drawn(10),
+          .newer_guided = drawn(13),
+          .older_guided = drawn(14),
+          .distance = Tensor({kImages}, DType::float32)};
 }
 
 void expect_equal(const GuidedStep& step) {
@@ -119,18 +124,26 @@ void expect_equal(const GuidedStep& step) {
                       {"newer_unconditional", step.newer_unconditional},
                       {"older_unconditional", step.older_unconditional},
                       {"newer_degraded", step.newer_degraded},
-                      {"older_degraded", step.older_degraded}};
-  Tensors outputs{{"position_to", Tensor({1}, DType::float32)}};
+                      {"older_degraded", step.older_degraded},
+                      {"newer_guided", step.newer_guided},
+                      {"older_guided", step.older_guided}};
+  Tensors outputs{{"position_to", Tensor({1}, DType::float32)},
+                  {"distance", Tensor({kImages}, DType::float32)}};
   for (const auto& [name, tensor] : state) {
     outputs[name + "_to"] = Tensor(tensor.shape(), DType::float32);
     if (name != "denoised") inputs[name] = tensor.clone();
   }
   GraphBuilder graph;
-  build_step(graph, {.rank = 2, .unconditional_cache = true, .degraded_cache = true});
+  build_step(
+      graph,
+      {.rank = 2, .unconditional_cache = true, .degraded_cache = true, .guided_cache = true});
   run(graph, inputs, outputs);
   run_on_host(step);
   for (const auto& [name, tensor] : state)
     EXPECT_LT(relative_error(outputs.at(name + "_to"), tensor), 1e-6) << name;
+  if (step.line.compared && !step.line.skipped) {
+    EXPECT_LT(relative_error(outputs.at("distance"), step.distance), 1e-6);
+  }
   EXPECT_EQ(outputs.at("position_to").floats().front(), 2);
 }
 
@@ -152,10 +165,18 @@ TEST_F(LoopGraphs, StepIsTheHosts) {
                                   .has_unconditional = true,
                                   .has_degraded = true,
                                   .unconditional_delta = unconditional,
-                                  .degraded_delta = degraded}));
+                                  .degraded_delta = degraded},
+                                 {.compared = true, .slope = 0.75F}));
       }
     }
   }
+}
+
+TEST_F(LoopGraphs, FollowsTheLineWhereTheModelIsSkipped) {
+  const EulerUpdate update{0.75F, -0.125F};
+  // The row of a step that is skipped combines nothing.
+  expect_equal(random_step(update, true, {}, {.skipped = true, .compared = true, .slope = 1.5F}));
+  expect_equal(random_step(update, true, {}, {.compared = true, .same_time = true, .slope = 0}));
 }
 
 TEST_F(LoopGraphs, GatherPutsEveryRowInItsPlace) {

@@ -99,6 +99,8 @@ def test_a_deployed_folder_takes_the_plugin_along(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("smoke test passed")
+
+
 def test_says_which_nodes_the_cpu_ran(
     command: Command, forked_bundle: Path, webgpu_build: Path
 ) -> None:

@@ -66,7 +66,7 @@ std::string GraphBuilder::constant(float value) {
   return name;
 }
 
-std::string GraphBuilder::constant(const std::vector<std::int64_t>& values, bool scalar) {
+std::string GraphBuilder::indices(const std::vector<std::int64_t>& values, bool scalar) {
   Ort::AllocatorWithDefaultOptions allocator;
   const auto size = static_cast<std::int64_t>(values.size());
   Ort::Value tensor =

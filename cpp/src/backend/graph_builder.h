@@ -23,7 +23,7 @@ class GraphBuilder {
                    std::int64_t value, const std::string& name = "");
   std::string constant(float value);
   // A vector, or with `scalar` the first value alone.
-  std::string constant(const std::vector<std::int64_t>& values, bool scalar = false);
+  std::string indices(const std::vector<std::int64_t>& values, bool scalar = false);
   // Makes a value an output of the graph with so many axes.
   void output(const std::string& name, ONNXTensorElementDataType type, std::size_t rank);
 

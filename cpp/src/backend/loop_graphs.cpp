@@ -23,7 +23,7 @@ class Row {
 
   // A number of the row, [1].
   std::string number(StepColumn column) {
-    return graph_.node("Gather", {row_, graph_.constant({static_cast<std::int64_t>(column)}, true)},
+    return graph_.node("Gather", {row_, graph_.indices({static_cast<std::int64_t>(column)}, true)},
                        "axis", 1);
   }
   std::string times(StepColumn column, const std::string& value) {
@@ -76,7 +76,7 @@ std::string guided_by_line(GraphBuilder& graph, Row& row, const std::string& gui
   const std::string newer = graph.input("newer_guided", kFloat, rank);
   const std::string older = graph.input("older_guided", kFloat, rank);
   const std::string on_line = line(graph, row, kLineNewer, newer, older);
-  const std::string rows = graph.constant({0, -1}), last = graph.constant({1});
+  const std::string rows = graph.indices({0, -1}), last = graph.indices({1});
   const auto sum_of_squares = [&](const std::string& value) {
     const std::string flat = graph.node("Reshape", {value, rows});
     return graph.node("ReduceSum", {graph.node("Mul", {flat, flat}), last}, "keepdims", 0);

@@ -1,9 +1,9 @@
 #include "backend/nvidia_driver.h"
 
-#include "platform/shared_library.h"
-
 #include <array>
 #include <cctype>
+
+#include "platform/shared_library.h"
 
 namespace intaglio {
 

@@ -15,6 +15,7 @@
 #include "backend/nvidia_driver.h"
 #include "backend/onnxruntime_library.h"
 #include "backend/ort_api.h"
+#include "backend/ort_errors.h"
 #include "backend/ort_value.h"
 #include "backend/placement.h"
 #include "backend/provider_memory.h"
@@ -28,48 +29,6 @@
 namespace intaglio {
 
 namespace {
-
-[[noreturn]] void throw_out_of_memory(const std::string& action) {
-  throw OutOfMemoryError(action +
-                         " needs more memory than is available: use a smaller size or batch");
-}
-
-bool contains_any(const std::string& text, std::initializer_list<const char*> parts) {
-  return std::ranges::any_of(
-      parts, [&](const char* part) { return text.find(part) != std::string::npos; });
-}
-
-[[noreturn]] void throw_translated(const std::string& action, const std::string& device,
-                                   const Ort::Exception& error) {
-  const std::string what = error.what();
-  if (contains_any(what, {"allocate memory", "bad_alloc", "out of memory"}))
-    throw_out_of_memory(action);
-  if (contains_any(what, {"pthread_create"})) {
-    throw UnavailableError(
-        action +
-        " needs more threads than the system allows this process: give --threads 1, or raise the "
-        "limit (ulimit -u, or the container's limit of processes)");
-  }
-  if (device != "cpu") {
-    throw UnavailableError(action + " failed on device " + device + ": " + what +
-                           "; use --device cpu to run without it");
-  }
-  throw InputError(action + " failed in ONNX Runtime: " + what);
-}
-
-// Calls `body` and translates ONNX Runtime's exceptions into Intaglio's. It takes the parts of the
-// message separately, so that it allocates nothing when `body` succeeds.
-template <typename Body>
-auto translate_errors(const char* verb, const std::string& graph, const std::string& device,
-                      Body&& body) {
-  try {
-    return body();
-  } catch (const Ort::Exception& error) {
-    throw_translated(verb + graph, device, error);
-  } catch (const std::bad_alloc&) {
-    throw_out_of_memory(verb + graph);
-  }
-}
 
 // Throws InputError when the tensor does not have the dtype and the axes that the manifest
 // declares.
@@ -308,9 +267,9 @@ class OrtProviderBackend final : public Backend {
 
   std::shared_ptr<DeviceMemory> make_memory() const override {
     return translate_errors("opening the loop's graphs", "", to_string(device_), [&] {
-      return make_provider_memory(onnxruntime_environment(),
-                                  [this] { return make_options("loop"); },
-                                  [this] { return lock_use(device_); });
+      return make_provider_memory(
+          onnxruntime_environment(), to_string(device_), [this] { return make_options("loop"); },
+          [this] { return lock_use(device_); });
     });
   }
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "backend/loop_graphs.h"
+#include "backend/ort_errors.h"
 #include "backend/ort_value.h"
 
 namespace intaglio {
@@ -41,10 +42,20 @@ class Program {
 };
 
 class ProviderMemory final : public DeviceMemory {
+  // Calls `body` while nobody else uses the provider here.
+  template <typename Body>
+  auto guarded(Body&& body) {
+    const std::scoped_lock lock(mutex_);
+    const auto use = lock_use_();
+    return translate_errors("running ", "the loop's arithmetic", device_, body);
+  }
+
  public:
-  ProviderMemory(const Ort::Env& environment, std::function<Ort::SessionOptions()> make_options,
+  ProviderMemory(const Ort::Env& environment, std::string device,
+                 std::function<Ort::SessionOptions()> make_options,
                  std::function<std::unique_lock<std::mutex>()> lock_use)
       : environment_(environment),
+        device_(std::move(device)),
         make_options_(std::move(make_options)),
         lock_use_(std::move(lock_use)) {
     const auto use = lock_use_();
@@ -63,88 +74,88 @@ class ProviderMemory final : public DeviceMemory {
   bool is_host() const { return info_.GetDeviceType() == OrtMemoryInfoDeviceType_CPU; }
 
   Tensor allocate(const Shape& shape, DType dtype) override {
-    const std::scoped_lock lock(mutex_);
-    const auto use = lock_use_();
-    ++counts_.allocations;
-    auto value = std::make_shared<Ort::Value>(
-        Ort::Value::CreateTensor(*allocator_, shape.data(), shape.size(), ort_type(dtype)));
-    void* data = value->GetTensorMutableRawData();
-    return Tensor(shape, dtype, data, std::move(value), Device::provider);
+    return guarded([&] {
+      ++counts_.allocations;
+      auto value = std::make_shared<Ort::Value>(
+          Ort::Value::CreateTensor(*allocator_, shape.data(), shape.size(), ort_type(dtype)));
+      void* data = value->GetTensorMutableRawData();
+      return Tensor(shape, dtype, data, std::move(value), Device::provider);
+    });
   }
 
   // Binding copies to and from the device, whatever the provider.
   void copy(const Tensor& from, Tensor to) override {
     assert(from.size() == to.size() && from.dtype() == to.dtype());
-    const std::scoped_lock lock(mutex_);
-    const auto use = lock_use_();
-    ++counts_.copies;
-    counts_.copied_bytes += static_cast<std::int64_t>(from.bytes());
-    Program& identity = from.dtype() == DType::int64 ? *int64s_ : *floats_;
-    identity.input("from", flat(from)).output("to", flat(to)).run();
+    guarded([&] {
+      ++counts_.copies;
+      counts_.copied_bytes += static_cast<std::int64_t>(from.bytes());
+      Program& identity = from.dtype() == DType::int64 ? *int64s_ : *floats_;
+      identity.input("from", flat(from)).output("to", flat(to)).run();
+    });
   }
 
   void gather(const GatherRows& rows) override {
-    const std::scoped_lock lock(mutex_);
-    const auto use = lock_use_();
-    const GatherForm form{.members = rows.members.size(),
-                          .rank = rows.latent.shape().size(),
-                          .modulation = rows.members.front().modulation.defined(),
-                          .keep = rows.keep.defined()};
-    auto& program = gathers_[form];
-    if (!program) program = build([&](GraphBuilder& graph) { build_gather(graph, form); });
-    for (std::size_t i = 0; i < rows.members.size(); ++i) {
-      const GatherRows::Member& member = rows.members[i];
-      const std::string n = std::to_string(i);
-      program->input("x" + n, member.x)
-          .input("table" + n, member.request.table)
-          .input("position" + n, member.position);
-      if (form.modulation) program->input("modulation" + n, member.modulation);
-      if (form.keep) program->input("mask" + n, member.request.token_mask);
-    }
-    program->input("images", rows.images).input("times", rows.times);
-    program->output("latent", rows.latent).output("time", rows.time);
-    if (form.keep)
-      program->input("keeps", rows.keeps).input("ones", rows.ones).output("keep", rows.keep);
-    program->run();
+    guarded([&] {
+      const GatherForm form{.members = rows.members.size(),
+                            .rank = rows.latent.shape().size(),
+                            .modulation = rows.members.front().modulation.defined(),
+                            .keep = rows.keep.defined()};
+      auto& program = gathers_[form];
+      if (!program) program = build([&](GraphBuilder& graph) { build_gather(graph, form); });
+      for (std::size_t i = 0; i < rows.members.size(); ++i) {
+        const GatherRows::Member& member = rows.members[i];
+        const std::string n = std::to_string(i);
+        program->input("x" + n, member.x)
+            .input("table" + n, member.request.table)
+            .input("position" + n, member.position);
+        if (form.modulation) program->input("modulation" + n, member.modulation);
+        if (form.keep) program->input("mask" + n, member.request.token_mask);
+      }
+      program->input("images", rows.images).input("times", rows.times);
+      program->output("latent", rows.latent).output("time", rows.time);
+      if (form.keep)
+        program->input("keeps", rows.keeps).input("ones", rows.ones).output("keep", rows.keep);
+      program->run();
+    });
   }
 
   void step(const DeviceStep& step) override {
-    const std::scoped_lock lock(mutex_);
-    const auto use = lock_use_();
-    const StepForm form{.rank = step.from.x.shape().size(),
-                        .unconditional_cache = step.from.newer_unconditional.defined(),
-                        .degraded_cache = step.from.newer_degraded.defined(),
-                        .guided_cache = step.from.newer_guided.defined()};
-    auto& program = steps_[form];
-    if (!program) program = build([&](GraphBuilder& graph) { build_step(graph, form); });
-    program->input("prediction", step.prediction)
-        .input("degraded_prediction", step.degraded_prediction)
-        .input("conditional", step.conditional)
-        .input("unconditional", step.unconditional)
-        .input("degraded", step.degraded)
-        .input("table", step.table);
-    const auto state = [&](const char* name, const Tensor& from, const Tensor& to) {
-      program->input(name, from).output(std::string(name) + "_to", to);
-    };
-    state("position", step.from.position, step.to.position);
-    state("x", step.from.x, step.to.x);
-    state("previous_denoised", step.from.previous_denoised, step.to.previous_denoised);
-    state("previous_x", step.from.previous_x, step.to.previous_x);
-    program->output("denoised_to", step.to.denoised);
-    if (form.unconditional_cache) {
-      state("newer_unconditional", step.from.newer_unconditional, step.to.newer_unconditional);
-      state("older_unconditional", step.from.older_unconditional, step.to.older_unconditional);
-    }
-    if (form.degraded_cache) {
-      state("newer_degraded", step.from.newer_degraded, step.to.newer_degraded);
-      state("older_degraded", step.from.older_degraded, step.to.older_degraded);
-    }
-    if (form.guided_cache) {
-      state("newer_guided", step.from.newer_guided, step.to.newer_guided);
-      state("older_guided", step.from.older_guided, step.to.older_guided);
-      program->output("distance", step.distance);
-    }
-    program->run();
+    guarded([&] {
+      const StepForm form{.rank = step.from.x.shape().size(),
+                          .unconditional_cache = step.from.newer_unconditional.defined(),
+                          .degraded_cache = step.from.newer_degraded.defined(),
+                          .guided_cache = step.from.newer_guided.defined()};
+      auto& program = steps_[form];
+      if (!program) program = build([&](GraphBuilder& graph) { build_step(graph, form); });
+      program->input("prediction", step.prediction)
+          .input("degraded_prediction", step.degraded_prediction)
+          .input("conditional", step.conditional)
+          .input("unconditional", step.unconditional)
+          .input("degraded", step.degraded)
+          .input("table", step.table);
+      const auto state = [&](const char* name, const Tensor& from, const Tensor& to) {
+        program->input(name, from).output(std::string(name) + "_to", to);
+      };
+      state("position", step.from.position, step.to.position);
+      state("x", step.from.x, step.to.x);
+      state("previous_denoised", step.from.previous_denoised, step.to.previous_denoised);
+      state("previous_x", step.from.previous_x, step.to.previous_x);
+      program->output("denoised_to", step.to.denoised);
+      if (form.unconditional_cache) {
+        state("newer_unconditional", step.from.newer_unconditional, step.to.newer_unconditional);
+        state("older_unconditional", step.from.older_unconditional, step.to.older_unconditional);
+      }
+      if (form.degraded_cache) {
+        state("newer_degraded", step.from.newer_degraded, step.to.newer_degraded);
+        state("older_degraded", step.from.older_degraded, step.to.older_degraded);
+      }
+      if (form.guided_cache) {
+        state("newer_guided", step.from.newer_guided, step.to.newer_guided);
+        state("older_guided", step.from.older_guided, step.to.older_guided);
+        program->output("distance", step.distance);
+      }
+      program->run();
+    });
   }
 
  private:
@@ -171,6 +182,7 @@ class ProviderMemory final : public DeviceMemory {
   }
 
   const Ort::Env& environment_;
+  std::string device_;
   std::function<Ort::SessionOptions()> make_options_;
   std::function<std::unique_lock<std::mutex>()> lock_use_;
   std::mutex mutex_;  // a preview may be read while the loop goes on
@@ -184,9 +196,10 @@ class ProviderMemory final : public DeviceMemory {
 }  // namespace
 
 std::shared_ptr<DeviceMemory> make_provider_memory(
-    const Ort::Env& environment, std::function<Ort::SessionOptions()> make_options,
+    const Ort::Env& environment, const std::string& device,
+    std::function<Ort::SessionOptions()> make_options,
     std::function<std::unique_lock<std::mutex>()> lock_use) {
-  auto memory = std::make_shared<ProviderMemory>(environment, std::move(make_options),
+  auto memory = std::make_shared<ProviderMemory>(environment, device, std::move(make_options),
                                                  std::move(lock_use));
   return memory->is_host() ? nullptr : memory;
 }

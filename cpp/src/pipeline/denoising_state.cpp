@@ -143,8 +143,8 @@ void DenoisingState::prepare_step() {
   after_skipped_ = last_skipped();
   guided.line =
       guided_timesteps_.next(point.timestep, weights_.skip, begins_step() && branches_changed_);
-  guided.combine = weights_.skip ? Combine()
-                                 : combine(weights_, point.timestep, unconditional_, degraded_);
+  guided.combine =
+      weights_.skip ? Combine() : combine(weights_, point.timestep, unconditional_, degraded_);
   guided.to_denoised = to_denoised(point);
   guided.update = next().update;
 }
