@@ -61,9 +61,10 @@ class Batch {
   void remove(std::int64_t id);
 
   // Runs one evaluation of every member in one run of the transformer, and then the steps of each
-  // that are skipped. Returns the solver steps that ended, by ids and in order; a step of Heun
-  // takes two evaluations. If the run itself fails,
-  // step() throws and every member is unchanged.
+  // that are skipped. Returns the solver steps that ended, ordered by id, and each member's in
+  // order; a step of Heun takes two evaluations. If the run of the transformer fails, step() throws
+  // and every member is unchanged. If the arithmetic of one member fails, that member leaves with
+  // the error in its step.
   std::vector<BatchStep> step();
 
   std::size_t size() const;     // number of members

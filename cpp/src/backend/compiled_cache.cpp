@@ -61,6 +61,12 @@ bool lock_alone(const Descriptor& lock) {
   return lock.is_open() && platform::lock_alone(lock.number());
 }
 
+// Whether the open file is still the one at `path`, and was not removed before it was locked.
+bool is_at(const fs::path& path, const Descriptor& file) {
+  const auto opened = platform::status(file.number()), found = platform::status(path);
+  return opened && found && opened->volume == found->volume && opened->number == found->number;
+}
+
 bool in_use(const Entry& entry) { return !lock_alone(open_lock(entry.folder)); }
 
 // Removes an entry unless a process uses it, and returns whether it did.
@@ -102,10 +108,12 @@ CompiledEntry open_compiled(const std::string& provider, const fs::path& bundle,
   const std::string key = sha256_of_file(bundle / "bundle.json").substr(0, 16);
   CompiledEntry entry{.folder = root / (file_name(provider) + "-" + key)};
   std::error_code error;
-  fs::create_directories(entry.folder, error);
-  Descriptor(platform::create(entry.folder / kLock));  // unless it is there
-  entry.lock = open_lock(entry.folder);
-  if (!entry.lock.is_open() || !platform::lock_shared(entry.lock.number())) return {};
+  do {
+    fs::create_directories(entry.folder, error);
+    Descriptor(platform::create(entry.folder / kLock));  // unless it is there
+    entry.lock = open_lock(entry.folder);
+    if (!entry.lock.is_open() || !platform::lock_shared(entry.lock.number())) return {};
+  } while (!is_at(entry.folder / kLock, entry.lock));
   fs::last_write_time(entry.folder / kLock, fs::file_time_type::clock::now(), error);
   entry.empty = bytes_of(entry.folder) == 0;  // the lock has no bytes
   trim(limit);

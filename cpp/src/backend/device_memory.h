@@ -1,5 +1,5 @@
 // The memory of a device that has its own, and the loop's arithmetic there. Nothing in the loop
-// crosses to the host.
+// crosses to the host, but for the distance that decides whether a step is skipped.
 #pragma once
 
 #include <cstdint>
@@ -73,10 +73,8 @@ class DeviceMemory {
     copy(tensor, host);
     return host;
   }
-  const StreamCounts& counts() const { return counts_; }
-
- protected:
-  StreamCounts counts_;
+  // What was allocated and copied by all who use the memory.
+  virtual StreamCounts counts() const = 0;
 };
 
 }  // namespace intaglio

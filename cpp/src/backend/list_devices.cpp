@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <fstream>
 
 #include "backend/nvidia_driver.h"
 #include "backend/onnxruntime_library.h"
@@ -14,12 +13,7 @@ namespace {
 
 // Describes the processor and its memory.
 void add_processor(DeviceStatus& status) {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    if (!line.starts_with("model name")) continue;
-    status.card = line.substr(std::min(line.find(": ") + 2, line.size()));
-    break;
-  }
+  status.card = platform::processor_name();
   status.memory_bytes = platform::physical_memory_bytes();
 }
 
@@ -44,11 +38,10 @@ void add_plugin_device(DeviceStatus& status, const Ort::ConstEpDevice& device) {
 }
 
 void describe_hardware(DeviceStatus& status, const DeviceName& device) {
-  const std::size_t number = device.which.empty() ? 0 : std::stoul(device.which);
   if (device.kind == "cpu" || to_string(device) == "openvino:cpu") {
     add_processor(status);
   } else if (device.kind == "cuda" || device.kind == "tensorrt") {
-    add_nvidia_card(status, nvidia_cards().at(number));
+    add_nvidia_card(status, nvidia_cards().at(static_cast<std::size_t>(card_of(device))));
   } else if (const ProviderPlugin* plugin = used_plugin(device)) {
     for (const auto& found : plugin_devices(*plugin, device)) add_plugin_device(status, found);
   }

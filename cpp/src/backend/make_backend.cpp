@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <filesystem>
 #include <map>
 #include <utility>
 
@@ -13,6 +12,7 @@
 #include "intaglio/backend.h"
 #include "intaglio/bundle.h"
 #include "intaglio/error.h"
+#include "platform/process.h"
 
 namespace intaglio {
 
@@ -87,10 +87,7 @@ std::vector<DeviceName> preferred_devices(const Bundle& bundle, DeviceChoice& ch
 // those for any GPU are left alone where Linux has none.
 Obstacle obstacle_of(const DeviceName& device, const OnnxRuntimeLibrary& library) {
   const bool any_gpu = device.kind == "openvino" || device.kind == "webgpu";
-  std::error_code error;
-  if (any_gpu && !std::filesystem::exists("/dev/dri", error) &&
-      !std::filesystem::exists("/dev/dxg", error))
-    return {"there is no GPU (/dev/dri)", ""};
+  if (any_gpu && !platform::may_have_gpu()) return {"there is no GPU (/dev/dri)", ""};
   return device_obstacle(device, library);
 }
 

@@ -78,7 +78,7 @@ const Driver& driver() {
 
 // Asks NVML, which comes with the driver. CUDA's interface only says which CUDA the driver is for.
 std::string query_version() {
-  void* nvml = platform::load_library(platform::library_file("nvidia-ml", "1"));
+  void* nvml = platform::load_library(platform::kNvidiaManagement);
   if (!nvml || Function<>(nvml, "nvmlInit_v2")() != 0) return "";
   std::array<char, 96> text{};
   const Function<char*, unsigned> version(nvml, "nvmlSystemGetDriverVersion");

@@ -74,6 +74,13 @@ class OrtBoundGraph final : public BoundGraph {
     }
   }
 
+  ~OrtBoundGraph() override {
+    // What it is the last to hold is freed here.
+    const auto lock = lock_use({.kind = device_});
+    binding_.ClearBoundInputs();
+    binding_.ClearBoundOutputs();
+  }
+
   void run() override {
     translate_errors("running ", name_, device_, [&] {
       const auto lock = lock_use({.kind = device_});
@@ -107,10 +114,10 @@ class OrtSession final : public Session {
  public:
   OrtSession(std::shared_ptr<Ort::Session> session, Graph graph, std::string device,
              std::shared_ptr<PlacementProfile> profile)
-      : session_(std::move(session)),
+      : profile_(std::move(profile)),
+        session_(std::move(session)),
         graph_(std::move(graph)),
-        device_(std::move(device)),
-        profile_(std::move(profile)) {}
+        device_(std::move(device)) {}
 
   std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>& inputs,
                                    const std::vector<Binding>& outputs) const override {
@@ -120,10 +127,11 @@ class OrtSession final : public Session {
   }
 
  private:
+  std::shared_ptr<PlacementProfile>
+      profile_;  // whose folder outlives the session that writes there
   std::shared_ptr<Ort::Session> session_;
   Graph graph_;
   std::string device_;
-  std::shared_ptr<PlacementProfile> profile_;
 };
 
 int thread_count(const BackendOptions& options) {
@@ -266,10 +274,15 @@ class OrtProviderBackend final : public Backend {
   std::unique_ptr<Stream> make_stream() const override { return std::make_unique<HostStream>(); }
 
   std::shared_ptr<DeviceMemory> make_memory() const override {
+    // TensorRT would build an engine for each size of each of the loop's small graphs. CUDA runs
+    // them in the same memory.
+    DeviceName device = device_;
+    if (device.kind == "tensorrt") device.kind = "cuda";
     return translate_errors("opening the loop's graphs", "", to_string(device_), [&] {
       return make_provider_memory(
-          onnxruntime_environment(), to_string(device_), [this] { return make_options("loop"); },
-          [this] { return lock_use(device_); });
+          onnxruntime_environment(), to_string(device_),
+          [this, device] { return make_options(device, "loop"); },
+          [device] { return lock_use(device); });
     });
   }
 
@@ -284,7 +297,7 @@ class OrtProviderBackend final : public Backend {
   std::vector<GraphPlacement> placements() const override { return placements_->list(); }
 
  private:
-  Ort::SessionOptions make_options(const std::string& graph) const {
+  Ort::SessionOptions make_options(const DeviceName& device, const std::string& graph) const {
     Ort::SessionOptions options;
     // The threads are for nodes that the provider leaves to the CPU.
     options.SetIntraOpNumThreads(settings_.threads);
@@ -293,7 +306,7 @@ class OrtProviderBackend final : public Backend {
     // copy the hidden states from the device and back; the function in the graph runs there.
     ProviderSettings settings = settings_;
     settings.graph = graph;
-    add_provider(options, device_, settings);
+    add_provider(options, device, settings);
     return options;
   }
 
@@ -312,7 +325,7 @@ class OrtProviderBackend final : public Backend {
     const std::string& file = form_for(device_, graph);
     const std::filesystem::path path = context_model.empty() ? files.path(file) : context_model;
     return translate_errors("loading ", path.string(), to_string(device_), [&] {
-      Ort::SessionOptions options = make_options(graph.path);
+      Ort::SessionOptions options = make_options(device_, graph.path);
       auto profile = std::make_shared<PlacementProfile>(file, provider_name(device_), placements_);
       profile->ask(options);
       const auto lock = lock_use(device_);

@@ -1,24 +1,18 @@
 #include "backend/placement.h"
 
-#include <cstdlib>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
 
+#include "platform/file.h"
+
 namespace intaglio {
 
 namespace fs = std::filesystem;
 
 namespace {
-
-// Returns a new folder that only this user can read, or an empty path.
-fs::path make_folder() {
-  std::error_code error;
-  std::string name = (fs::temp_directory_path(error) / "intaglio-XXXXXX").string();
-  return !error && ::mkdtemp(name.data()) ? fs::path(name) : fs::path();
-}
 
 // Reads the events of nodes. A node that ran several times, as in a loop, counts once.
 GraphPlacement read_profile(const fs::path& profile, const std::string& file,
@@ -63,7 +57,7 @@ PlacementProfile::PlacementProfile(std::string file, std::string provider,
     : file_(std::move(file)),
       provider_(std::move(provider)),
       found_(std::move(found)),
-      folder_(make_folder()) {}
+      folder_(platform::make_private_folder()) {}
 
 PlacementProfile::~PlacementProfile() {
   std::error_code error;

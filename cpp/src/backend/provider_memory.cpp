@@ -76,11 +76,21 @@ class ProviderMemory final : public DeviceMemory {
   Tensor allocate(const Shape& shape, DType dtype) override {
     return guarded([&] {
       ++counts_.allocations;
-      auto value = std::make_shared<Ort::Value>(
+      // Whoever drops a tensor last frees its memory, perhaps in another thread.
+      auto* made = new Ort::Value(
           Ort::Value::CreateTensor(*allocator_, shape.data(), shape.size(), ort_type(dtype)));
-      void* data = value->GetTensorMutableRawData();
-      return Tensor(shape, dtype, data, std::move(value), Device::provider);
+      std::shared_ptr<void> value(made, [lock_use = lock_use_](Ort::Value* freed) {
+        const auto use = lock_use();
+        delete freed;
+      });
+      return Tensor(shape, dtype, made->GetTensorMutableRawData(), std::move(value),
+                    Device::provider);
     });
+  }
+
+  StreamCounts counts() const override {
+    const std::scoped_lock lock(mutex_);
+    return counts_;
   }
 
   // Binding copies to and from the device, whatever the provider.
@@ -185,7 +195,8 @@ class ProviderMemory final : public DeviceMemory {
   std::string device_;
   std::function<Ort::SessionOptions()> make_options_;
   std::function<std::unique_lock<std::mutex>()> lock_use_;
-  std::mutex mutex_;  // a preview may be read while the loop goes on
+  mutable std::mutex mutex_;  // a preview may be read while the loop goes on
+  StreamCounts counts_;
   std::unique_ptr<Program> floats_, int64s_;
   Ort::ConstMemoryInfo info_;
   std::optional<Ort::Allocator> allocator_;

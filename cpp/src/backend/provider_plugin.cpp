@@ -8,6 +8,7 @@
 #include "backend/providers.h"
 #include "backend/vendor_libraries.h"
 #include "intaglio/error.h"
+#include "platform/shared_library.h"
 
 namespace intaglio {
 
@@ -20,15 +21,15 @@ const std::map<std::string, ProviderPlugin>& plugins() {
       {"openvino",
        {.provider = "OpenVINOExecutionProvider",
         .package = "onnxruntime_ep_openvino",
-        .library = "libonnxruntime_providers_openvino_plugin.so"}},
+        .library = platform::library_file("onnxruntime_providers_openvino_plugin")}},
       {"tensorrt-rtx",
        {.provider = "NvTensorRTRTXExecutionProvider",
         .package = "onnxruntime_ep_nv_tensorrt_rtx",
-        .library = "libonnxruntime_providers_nv_tensorrt_rtx.so"}},
+        .library = platform::library_file("onnxruntime_providers_nv_tensorrt_rtx")}},
       {"webgpu",
        {.provider = "WebGpuExecutionProvider",
         .package = "onnxruntime_ep_webgpu",
-        .library = "libonnxruntime_providers_webgpu.so"}}};
+        .library = platform::library_file("onnxruntime_providers_webgpu")}}};
   return all;
 }
 
@@ -51,12 +52,14 @@ bool same_file(const fs::path& one, const fs::path& other) {
 // Lets ONNX Runtime load the plugin. NVIDIA's is linked with libraries of its own package, which
 // the dynamic loader does not find there.
 void register_plugin(const ProviderPlugin& plugin, const fs::path& library) {
-  for (;;) {
+  for (std::string last;;) {
     try {
       onnxruntime_environment().RegisterExecutionProviderLibrary(plugin.provider.c_str(), library);
       return;
     } catch (const Ort::Exception& error) {
-      if (!load_missing_library(error.what(), {library.parent_path()})) throw;
+      if (error.what() == last || !load_missing_library(error.what(), {library.parent_path()}))
+        throw;
+      last = error.what();
     }
   }
 }

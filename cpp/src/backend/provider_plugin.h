@@ -17,7 +17,7 @@ struct ProviderPlugin {
   std::string library;   // the name of its file
 };
 
-// All plugins that Intaglio knows, by the kind of device.
+// Returns the plugin for a kind of device, or null where there is none.
 const ProviderPlugin* plugin_of(const std::string& kind);
 
 // Takes the library of a plugin from `library` from now on. Does nothing for an empty path. Throws

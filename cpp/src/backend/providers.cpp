@@ -11,6 +11,8 @@
 #include "backend/nvidia_options.h"
 #include "backend/provider_plugin.h"
 #include "backend/vendor_libraries.h"
+#include "platform/process.h"
+#include "platform/shared_library.h"
 
 namespace intaglio {
 
@@ -65,8 +67,9 @@ Obstacle not_installed(const DeviceName& device, const OnnxRuntimeLibrary& libra
     return {"its plugin (" + plugin->package + ") is not installed", install};
   const std::string reason = "ONNX Runtime " + library.version + " has no " + provider.name;
   std::error_code error;
-  if (std::filesystem::exists(library.path.parent_path() / "libonnxruntime_providers_cuda.so",
-                              error)) {
+  if (std::filesystem::exists(
+          library.path.parent_path() / platform::library_file("onnxruntime_providers_cuda"),
+          error)) {
     return {reason + ": the package onnxruntime has replaced a part of onnxruntime-gpu",
             "pip install --force-reinstall --no-deps onnxruntime-gpu"};
   }
@@ -126,14 +129,16 @@ Obstacle explain(const DeviceName& device, const std::string& what) {
 // loader does not find them, so what it misses is loaded from there.
 template <typename Add>
 void add_built_in(const Add& add) {
-  for (;;) {
+  for (std::string last;;) {
     try {
       add();
       return;
     } catch (const Ort::Exception& error) {
       const fs::path packages = onnxruntime_packages();
-      if (packages.empty() || !load_missing_library(error.what(), nvidia_package_folders(packages)))
+      if (error.what() == last || packages.empty() ||
+          !load_missing_library(error.what(), nvidia_package_folders(packages)))
         throw;
+      last = error.what();
     }
   }
 }
@@ -257,6 +262,9 @@ Obstacle device_obstacle(const DeviceName& device, const OnnxRuntimeLibrary& lib
 void add_provider(Ort::SessionOptions& options, const DeviceName& device,
                   const ProviderSettings& settings) {
   onnxruntime_environment();  // loading a provider writes to the log of the environment
+  // TensorRT's providers have no setting against TensorFloat-32, which would round float32.
+  if (device.kind.starts_with("tensorrt"))
+    platform::set_environment_default("NVIDIA_TF32_OVERRIDE", "0");
   if (const ProviderPlugin* plugin = used_plugin(device)) {
     options.AppendExecutionProvider_V2(onnxruntime_environment(), plugin_devices(*plugin, device),
                                        plugin_options(device, settings));

@@ -34,8 +34,8 @@ struct ProviderSettings {
 // types of the graph.
 const std::vector<std::string>& precisions_of(const DeviceName& device);
 
-// Must be held while a session is opened on the device. WebGPU's plugin (0.4.0) ends the process
-// when two threads open sessions at the same time.
+// Must be held while a session is opened or runs on the device. WebGPU's plugin (0.4.0) ends the
+// process when two threads open sessions at the same time.
 std::unique_lock<std::mutex> lock_use(const DeviceName& device);
 
 // Returns the plugin that runs the device, or null where the loaded library itself does.

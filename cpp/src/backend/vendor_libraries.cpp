@@ -39,9 +39,10 @@ bool load_missing_library(const std::string& message, const std::vector<fs::path
   const fs::path path = find_in(folders, name);
   if (path.empty()) return false;
   // The library stays loaded, because the provider that needs it does.
-  while (!platform::load_library(path)) {
+  for (std::string last = name; !platform::load_library(path);) {
     const std::string why = platform::load_error(path);
-    if (missing_library(why) == name || !load_missing_library(why, folders)) return false;
+    if (missing_library(why) == last || !load_missing_library(why, folders)) return false;
+    last = missing_library(why);
   }
   return true;
 }

@@ -29,7 +29,7 @@ struct GuidedStep {
   Tensor distance;
 };
 
-// The same as plain pointers, as kernels take them.
+// The same as plain pointers.
 struct StepElements {
   const float* conditional = nullptr;
   const float* unconditional = nullptr;

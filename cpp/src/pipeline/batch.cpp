@@ -106,18 +106,20 @@ std::vector<BatchStep> Batch::Impl::step() {
 }
 
 BatchStep Batch::Impl::report(LoopMember& member) {
-  const Evaluation& last = member.state.last();
+  const Evaluation& shown = member.failure ? member.state.next() : member.state.last();
+  const StepPoint began = shown.ended.value_or(shown.point);
   BatchStep step;
   step.id = member.state.id();
-  step.step = last.ended->step;
-  step.steps = last.ended->steps;
-  step.sigma = last.ended->sigma;
-  step.timestep = last.point.timestep;
+  step.step = began.step;
+  step.steps = began.steps;
+  step.sigma = began.sigma;
+  step.timestep = shown.point.timestep;
   step.skipped = member.state.last_skipped();
   step.finish = []() -> Generation {
     throw UsageError("finish() has the images of a request that is done: wait for its last step");
   };
   try {
+    if (member.failure) std::rethrow_exception(member.failure);
     const std::function<Tensor()> denoised = loop_.executor().denoised(member.state);
     // Once the model has seen a NaN or infinity, everything that follows is one. On a device the
     // last step shows it, since nothing is copied from there before somebody asks.

@@ -12,6 +12,15 @@
 
 namespace intaglio {
 
+namespace {
+
+// The arithmetic of one member failed.
+struct StepFailure {
+  std::exception_ptr error;
+};
+
+}  // namespace
+
 bool share_inputs(const Request& a, const Request& b) {
   return a.height == b.height && a.width == b.width && a.text_tokens == b.text_tokens &&
          std::ranges::equal(a.channel_mask.floats(), b.channel_mask.floats());
@@ -40,8 +49,8 @@ LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
   if (!executor_ || !share_inputs(*shared_with_, *request)) {
     executor_.reset();  // its memory is needed for the next
     if (memory_) {
-      executor_ = std::make_unique<DeviceExecutor>(bundle, sessions, shared_inputs(state), stream_,
-                                                   memory_);
+      executor_ = std::make_unique<DeviceExecutor>(bundle, sessions, shared_inputs(state),
+                                                   max_images_, stream_, memory_);
     } else {
       executor_ = std::make_unique<BranchExecutor>(bundle, sessions, shared_inputs(state),
                                                    max_images_, stream_);
@@ -80,8 +89,13 @@ void DenoisingLoop::evaluate(const OnStep& on_step) {
   const double network = executor_->network_seconds - network_before, seconds = watch.lap();
   for (auto& [id, member] : members_) {
     member.generation.timings.network += network;
-    bool skips = advance(member, seconds, on_step);
-    while (skips) skips = advance(member, 0, on_step);
+    try {
+      bool skips = advance(member, seconds, on_step);
+      while (skips) skips = advance(member, 0, on_step);
+    } catch (const StepFailure& failure) {
+      member.failure = failure.error;  // the others go on
+      on_step(member);
+    }
   }
 }
 
@@ -89,7 +103,11 @@ void DenoisingLoop::evaluate(const OnStep& on_step) {
 // after it is skipped.
 bool DenoisingLoop::advance(LoopMember& member, double seconds, const OnStep& on_step) {
   Stopwatch watch;
-  executor_->step(member.state);
+  try {
+    executor_->step(member.state);
+  } catch (const Error&) {
+    throw StepFailure{std::current_exception()};
+  }
   const bool ended = member.state.last().ended.has_value();
   if (ended) executor_->wait();
   seconds += watch.lap();

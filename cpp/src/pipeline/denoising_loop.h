@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -20,6 +21,8 @@ struct LoopMember {
   Generation generation;
   Stopwatch since_added;
   double step_seconds = 0;  // of the evaluations since its last step
+  // Why the member cannot go on, where its own arithmetic failed.
+  std::exception_ptr failure = nullptr;
 };
 
 // Requests that share the transformer's runs; they must agree in what SharedInputs holds. Whoever
@@ -36,7 +39,8 @@ class DenoisingLoop {
   // Returns false where no member has that id.
   bool remove(std::int64_t id);
 
-  // Called after each solver step that ended. Where it returns false, the member does not go on.
+  // Called after each solver step that ended, and for a member with a failure, which has to leave.
+  // Where it returns false, the member does not go on.
   using OnStep = std::function<bool(LoopMember&)>;
 
   // Runs one evaluation of every member in one run of the transformer, and then the steps of each

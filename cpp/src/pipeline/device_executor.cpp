@@ -12,8 +12,8 @@ namespace intaglio {
 
 namespace {
 
-// Graphs whose tensors are kept. A request alone has at most three; requests that join and leave
-// have more, and those of the past make room.
+// Graphs whose tensors are kept. A request alone has a few; requests that join and leave have more,
+// and those of the past make room.
 constexpr std::size_t kBound = 16;
 
 Shape with_rows(Shape shape, std::int64_t rows) {
@@ -30,13 +30,14 @@ Tensor int64s(const std::vector<std::int64_t>& values) {
 }  // namespace
 
 DeviceExecutor::DeviceExecutor(const Bundle& bundle, const TransformerSessions& sessions,
-                               const SharedInputs& shared, Stream& stream,
+                               const SharedInputs& shared, std::int64_t images, Stream& stream,
                                std::shared_ptr<DeviceMemory> memory)
     : bundle_(bundle),
       sessions_(sessions),
       shared_(shared),
       stream_(stream),
-      memory_(std::move(memory)) {
+      memory_(std::move(memory)),
+      images_(images) {
   shared_tensors_ = {{Role::mask, memory_->upload(shared.channel_mask)},
                      {Role::ref, memory_->upload(shared.ref)}};
   if (bundle.transformer().takes(Role::position)) {
@@ -73,26 +74,33 @@ void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
     for (Tensor* tensor : own) *tensor = memory_->upload(zeros);
   }
   members_[state.id()] = std::move(member);
-  for (StepWeights weights : request.weights) {
-    if (!alone) break;     // others decide with it which rows run together
-    weights.skip = false;  // it may run after all
-    asked_ = {{.state = &state, .weights = &weights}};
-    prepare();
+  if (!alone) return;  // others decide with it which rows run together
+  try {
+    for (StepWeights weights : request.weights) {
+      weights.skip = false;  // it may run after all
+      asked_ = {{.state = &state, .weights = &weights}};
+      prepare();
+    }
+  } catch (...) {
+    remove(state.id());
+    throw;
   }
+  asked_.clear();
 }
 
 void DeviceExecutor::remove(std::int64_t id) {
   members_.erase(id);
+  asked_.clear();
   for (Bound& bound : bound_) bound.gather.members.clear();  // which hold the request's tensors
 }
 
-std::int64_t DeviceExecutor::bucket(std::size_t rows) const {
+std::int64_t DeviceExecutor::bucket(std::size_t rows, std::int64_t limit) const {
   const auto needed = static_cast<std::int64_t>(rows);
-  if (alone_) return needed;
+  if (alone_ || needed == 0) return needed;
   std::int64_t size = 1;  // 1, 2, 3, 4, 6, 8, 12, 16, ...
   for (bool half = false; size < needed; half = !half)
     size = size < 3 ? size + 1 : half ? size * 3 / 2 : size * 4 / 3;
-  return needed == 0 ? 0 : size;
+  return std::min(size, limit);
 }
 
 DeviceExecutor::Rows DeviceExecutor::rows_of(Branch branch) const {
@@ -154,13 +162,14 @@ std::vector<DeviceExecutor::Bound*> DeviceExecutor::prepare() {
 // Binds a graph for these rows and fills its inputs. Rows that fill a bucket repeat the last one.
 DeviceExecutor::Bound& DeviceExecutor::prepare(const std::string& graph, const Rows& base,
                                                const Rows& degraded) {
-  const auto padded = [&](const Rows& rows) {
+  const auto padded = [&](const Rows& rows, std::int64_t limit) {
     Rows result = rows;
-    if (!rows.empty()) result.resize(static_cast<std::size_t>(bucket(rows.size())), rows.back());
+    const std::int64_t size = bucket(rows.size(), limit);
+    if (!rows.empty()) result.resize(static_cast<std::size_t>(size), rows.back());
     return result;
   };
-  Rows rows = padded(base);
-  const Rows after = padded(degraded);
+  Rows rows = padded(base, 2 * images_);
+  const Rows after = padded(degraded, images_);
   const auto before = static_cast<std::int64_t>(base.empty() ? after.size() : rows.size());
   rows.insert(rows.end(), after.begin(), after.end());
   Bound& bound = bind(graph, before, static_cast<std::int64_t>(rows.size()));
@@ -251,9 +260,10 @@ void DeviceExecutor::fill(Bound& bound, const Rows& rows) {
   decltype(bound.filled) filled;
   for (const Row& row : rows) filled.emplace_back(row.state->id(), row.image, row.branch);
   if (filled == bound.filled) return;
-  bound.filled = std::move(filled);
+  bound.filled.clear();  // until all of it is there
   fill_indices(bound, rows);
   fill_prompts(bound, rows);
+  bound.filled = std::move(filled);
 }
 
 void DeviceExecutor::fill_indices(Bound& bound, const Rows& rows) {
@@ -346,7 +356,10 @@ std::function<Tensor()> DeviceExecutor::denoised(const DenoisingState& state) {
 Tensor DeviceExecutor::observed(Role::Kind output, int block) {
   check_observed(bundle_, output, block);
   assert(alone_);  // so no row is padding
-  return memory_->download(bound_.front().outputs.at({output, block}));
+  // With layout dual, only the graph of D_0 and D_c has such outputs.
+  const auto ran = std::ranges::find_if(
+      bound_, [&](const Bound& bound) { return bound.outputs.contains({output, block}); });
+  return memory_->download(ran->outputs.at({output, block}));
 }
 
 }  // namespace intaglio

@@ -1,6 +1,6 @@
 // Runs the transformer's branches where the requests' memory is a device's. Nothing crosses to the
-// host until somebody asks, and nothing has to be written in place: a graph reads some tensors of
-// the device and writes others.
+// host until somebody asks, or steps may be skipped, and nothing has to be written in place: a
+// graph reads some tensors of the device and writes others.
 #pragma once
 
 #include <cstdint>
@@ -21,9 +21,11 @@ namespace intaglio {
 
 class DeviceExecutor final : public LoopExecutor {
  public:
-  // Runs requests whose shared inputs are `shared`. References must outlive the executor.
+  // Runs requests of up to so many images, whose shared inputs are `shared`. References must
+  // outlive the executor.
   DeviceExecutor(const Bundle& bundle, const TransformerSessions& sessions,
-                 const SharedInputs& shared, Stream& stream, std::shared_ptr<DeviceMemory> memory);
+                 const SharedInputs& shared, std::int64_t images, Stream& stream,
+                 std::shared_ptr<DeviceMemory> memory);
 
   void add(DenoisingState& state, const Tensor& latents, bool alone) override;
   void remove(std::int64_t id) override;
@@ -34,7 +36,6 @@ class DeviceExecutor final : public LoopExecutor {
   void set_latents(const DenoisingState& state, const Tensor& latents) override;
   std::function<Tensor()> denoised(const DenoisingState& state) override;
   Tensor observed(Role::Kind output, int block) override;
-  StreamCounts counts() const override { return memory_->counts(); }
 
  private:
   enum class Branch { unconditional, conditional, degraded };
@@ -84,14 +85,16 @@ class DeviceExecutor final : public LoopExecutor {
   std::vector<Bound*> prepare();
   Bound& prepare(const std::string& graph, const Rows& base, const Rows& degraded);
   Rows rows_of(Branch branch) const;
-  // The number of rows that run where `rows` are needed: fewer forms are bound and compiled.
-  std::int64_t bucket(std::size_t rows) const;
+  // The number of rows that run where `rows` are needed, so that fewer forms are bound and
+  // compiled. At most `limit` rows are ever needed.
+  std::int64_t bucket(std::size_t rows, std::int64_t limit) const;
 
   const Bundle& bundle_;
   const TransformerSessions& sessions_;
   SharedInputs shared_;
   Stream& stream_;
   std::shared_ptr<DeviceMemory> memory_;
+  std::int64_t images_;  // at most
   bool alone_ = false;
   std::map<Role, Tensor> shared_tensors_;
   Tensor ones_;                             // [1, tokens]

@@ -43,8 +43,6 @@ class LoopExecutor {
   // or gate [rows, C] of the rows that the last run() ran through it. Throws UsageError for another
   // bundle or block.
   virtual Tensor observed(Role::Kind output, int block) = 0;
-  // What was allocated and copied on the device.
-  virtual StreamCounts counts() const { return {}; }
 
   double network_seconds = 0;  // in the graphs, of all runs
 };

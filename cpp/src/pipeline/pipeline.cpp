@@ -119,7 +119,8 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
   Stopwatch watch;
   const StreamCounts before = loop.counts();
   StreamCounts called_back;  // what a callback asked for is not the loop's
-  const DenoisingLoop::OnStep call_back = [&](LoopMember&) {
+  const DenoisingLoop::OnStep call_back = [&](LoopMember& stepped) {
+    if (stepped.failure) std::rethrow_exception(stepped.failure);
     if (!on_step) return true;
     const StreamCounts own = loop.counts();
     const Evaluation& last = member.state.last();

@@ -109,9 +109,10 @@ std::int64_t Precomputed::first_row(std::int64_t part) const {
 }
 
 void Precomputed::run(std::int64_t part) {
-  part_ = part;
+  part_ = -1;  // until it is there
   stream_.copy(timesteps_[static_cast<std::size_t>(part)], timestep_);
   bound_->run();
+  part_ = part;
 }
 
 std::int64_t Precomputed::index(float timestep, bool unconditional) const {

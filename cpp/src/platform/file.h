@@ -42,6 +42,10 @@ void copy_permissions(const std::filesystem::path& from, int to);
 // Return 0, or the number of the error that forbids to write.
 int write_error(int file);
 int write_error(const std::filesystem::path& file_or_folder);
+// Makes a new folder for temporary files that only this user can read, and returns its path, or an
+// empty path where that fails.
+std::filesystem::path make_private_folder();
+
 // Locks the file for this process alone, unless another one has locked it. Returns whether it did.
 // The lock ends when the file is closed.
 bool lock_alone(int file);

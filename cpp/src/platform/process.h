@@ -22,6 +22,12 @@ std::optional<double> seconds_since_process_start();
 // nothing where the system does not say.
 std::optional<std::int64_t> peak_memory_bytes();
 
+// Returns the name of the processor, or an empty string where the system does not say.
+std::string processor_name();
+
+// Whether the system may have a GPU of any vendor: false only where it is known to have none.
+bool may_have_gpu();
+
 // Returns the size of the machine's memory, or 0 where the system does not say.
 std::uint64_t physical_memory_bytes();
 

@@ -8,6 +8,8 @@ namespace intaglio::platform {
 
 // The file of the NVIDIA driver's library.
 extern const char* const kNvidiaDriver;
+// NVML, which comes with it.
+extern const char* const kNvidiaManagement;
 
 // Returns the file name of a library: libSTEM.so, or libSTEM.so.VERSION, or STEM.dll on Windows.
 std::string library_file(const std::string& stem, const std::string& version = "");

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
+#include <string>
 
 namespace intaglio::platform {
 
@@ -92,6 +94,12 @@ int write_error(int file) {
 
 int write_error(const fs::path& file_or_folder) {
   return ::access(file_or_folder.c_str(), W_OK) == 0 ? 0 : errno;
+}
+
+fs::path make_private_folder() {
+  std::error_code error;
+  std::string name = (fs::temp_directory_path(error) / "intaglio-XXXXXX").string();
+  return !error && ::mkdtemp(name.data()) ? fs::path(name) : fs::path();
 }
 
 bool lock_alone(int file) { return ::flock(file, LOCK_EX | LOCK_NB) == 0; }

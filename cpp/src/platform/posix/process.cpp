@@ -3,12 +3,14 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
 #include <ctime>
 #include <fstream>
 #include <iterator>
 #include <sstream>
+#include <system_error>
 
 namespace intaglio::platform {
 
@@ -45,6 +47,20 @@ std::optional<std::int64_t> peak_memory_bytes() {
     if (word == "VmHWM:" && stream >> kilobytes) return kilobytes * 1024;
   }
   return {};
+}
+
+std::string processor_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("model name"))
+      return line.substr(std::min(line.find(": ") + 2, line.size()));
+  }
+  return "";
+}
+
+bool may_have_gpu() {
+  std::error_code error;
+  return fs::exists("/dev/dri", error) || fs::exists("/dev/dxg", error);
 }
 
 std::uint64_t physical_memory_bytes() {

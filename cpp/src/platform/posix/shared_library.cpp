@@ -9,6 +9,7 @@ namespace intaglio::platform {
 namespace fs = std::filesystem;
 
 const char* const kNvidiaDriver = "libcuda.so.1";
+const char* const kNvidiaManagement = "libnvidia-ml.so.1";
 
 std::string library_file(const std::string& stem, const std::string& version) {
   return "lib" + stem + ".so" + (version.empty() ? "" : "." + version);

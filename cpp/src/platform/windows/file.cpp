@@ -4,6 +4,7 @@
 #include <io.h>
 
 #include <algorithm>
+#include <string>
 #include <system_error>
 
 #include "platform/windows/error.h"
@@ -112,6 +113,18 @@ int write_error(const fs::path& file_or_folder) {
   const bool folder =
       (attributes & FILE_ATTRIBUTE_DIRECTORY) != 0;  // of which the mark says nothing
   return !folder && (attributes & FILE_ATTRIBUTE_READONLY) != 0 ? EACCES : 0;
+}
+
+fs::path make_private_folder() {  // the folder for temporary files is the user's
+  std::error_code error;
+  const fs::path folder = fs::temp_directory_path(error);
+  for (unsigned attempt = 0; !error && attempt < 100; ++attempt) {
+    const auto number = static_cast<unsigned long long>(::GetTickCount64()) + attempt;
+    const fs::path path = folder / ("intaglio-" + std::to_string(::GetCurrentProcessId()) + "-" +
+                                    std::to_string(number));
+    if (fs::create_directory(path, error)) return path;
+  }
+  return {};
 }
 
 bool lock_alone(int file) {

@@ -45,13 +45,23 @@ std::optional<std::int64_t> peak_memory_bytes() {
   return static_cast<std::int64_t>(counters.PeakWorkingSetSize);
 }
 
-// In the system's copy of the environment, because ONNX Runtime has a C library of its own.
+std::string processor_name() {
+  wchar_t name[256] = L"";
+  DWORD bytes = sizeof(name);
+  ::RegGetValueW(HKEY_LOCAL_MACHINE, L"HARDWARE\\DESCRIPTION\\System\\CentralProcessor\\0",
+                 L"ProcessorNameString", RRF_RT_REG_SZ, nullptr, name, &bytes);
+  return fs::path(name).string();
+}
+
+bool may_have_gpu() { return true; }
+
 std::uint64_t physical_memory_bytes() {
   MEMORYSTATUSEX memory{};
   memory.dwLength = sizeof(memory);
   return ::GlobalMemoryStatusEx(&memory) ? memory.ullTotalPhys : 0;
 }
 
+// In the system's copy of the environment, because ONNX Runtime has a C library of its own.
 void set_environment_default(const char* name, const char* value) {
   if (::GetEnvironmentVariableA(name, nullptr, 0) == 0) ::SetEnvironmentVariableA(name, value);
 }

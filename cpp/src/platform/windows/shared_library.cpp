@@ -10,6 +10,7 @@ namespace intaglio::platform {
 namespace fs = std::filesystem;
 
 const char* const kNvidiaDriver = "nvcuda.dll";
+const char* const kNvidiaManagement = "nvml.dll";
 
 std::string library_file(const std::string& stem, const std::string&) { return stem + ".dll"; }
 
