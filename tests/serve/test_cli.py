@@ -100,8 +100,11 @@ def test_paths_in_a_file_are_relative_to_it(
         f"intaglio: api_keys in {config}, {keys}, has no key: write one key per line",
     )
     keys.write_text("secret")
+    with config.open("a") as file:
+        file.write('\nprovider_library = "p.so"')
     settings = read_settings(config, {})
     assert (settings.api_keys, settings.images) == (keys, tmp_path / "images")
+    assert settings.provider_library == tmp_path / "p.so"
     other = Path("other.txt")
     assert read_settings(config, {"api_keys": other}).api_keys == other
 

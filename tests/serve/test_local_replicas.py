@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,10 @@ import httpx2
 import psutil
 import pytest
 
+from intaglio import UnavailableError, _core
+from intaglio.serve.local_replicas import LocalReplicas
+from intaglio.serve.models import registry
+from intaglio.serve.models.registry import Models
 from intaglio.serve.settings import ServerSettings
 from tests.integration.conftest import ROOT, webgpu_build
 from tests.integration.test_webgpu import SWIFTSHADER
@@ -31,7 +36,9 @@ import sys
 from intaglio import UnavailableError
 from intaglio.serve.models.registry import Models
 from intaglio.serve.settings import ServerSettings
-models = Models([sys.argv[1]], ServerSettings(device=sys.argv[2]))
+bundle, device, *chosen = sys.argv[1:]
+devices = {"tiny": chosen[0]} if chosen else None
+models = Models([f"tiny={bundle}"], ServerSettings(device=device), devices)
 models.leave_if_lost(UnavailableError("a run failed"))
 print("still here")
 """
@@ -168,19 +175,69 @@ def test_a_device_that_is_not_there_at_the_start(forked_bundle: Path, driver: Dr
     assert "intaglio: device webgpu does not work here" in done.stderr
 
 
-@pytest.mark.parametrize(("device", "lost"), [("webgpu", True), ("cpu", False)])
+@pytest.mark.parametrize(
+    ("devices", "lost"), [("webgpu", True), ("cpu", False), ("auto", False), ("auto webgpu", True)]
+)
 def test_a_process_ends_only_when_its_device_is_lost(
-    forked_bundle: Path, driver: Driver, device: str, lost: bool
+    forked_bundle: Path, driver: Driver, devices: str, lost: bool
 ) -> None:
+    """auto, which takes the CPU where no GPU works, may have chosen webgpu before."""
     driver.take()
     done = subprocess.run(
-        [sys.executable, "-c", CODE, forked_bundle, device], env=driver.environment,
+        [sys.executable, "-c", CODE, forked_bundle, *devices.split()], env=driver.environment,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == (4 if lost else 0), done.stderr
     assert ("still here" in done.stdout) is not lost
 
 
-def test_a_device_is_named_once() -> None:
+def test_a_model_keeps_the_device_that_auto_chose(
+    forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    make = _core.make_backend
+    monkeypatch.setattr(
+        registry._core, "make_backend", lambda o, b: asked.append(o.device) or make(o, b)
+    )
+    models = Models([f"tiny={forked_bundle}"], ServerSettings())
+    (model,) = models
+    assert models.check_devices() == {"tiny": "cpu"}
+    models.check_devices()
+    assert asked == ["auto", "cpu"]
+    unchecked = Models([f"tiny={forked_bundle}"], ServerSettings(), {"tiny": "webgpu"})
+    assert [model.device for model in unchecked] == ["webgpu"]
+    loaded = Models([f"tiny={forked_bundle}"], ServerSettings(threads=1))
+    (model,) = loaded
+    loaded.acquire(model)
+    assert model.device == "cpu"
+
+
+def test_a_replica_that_crashes_at_the_start(
+    forked_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a driver may do it: the process ends before it says anything."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'multiprocessing.spawn' in ' '.join(sys.orig_argv): os.abort()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match="device cpu failed: its process was ended by SIGA"):
+        LocalReplicas([str(forked_bundle)], ServerSettings(device="cpu"))
+
+
+def test_the_evaluations_of_replicas_are_counted(forked_bundle: Path, driver: Driver) -> None:
+    with serve(forked_bundle, driver, "webgpu") as server:
+        server.draw(steps=6, skip_interval=2, skip_tolerance=1000, dg_scale=0).raise_for_status()
+        page = server.client.get("/metrics").text
+    assert re.search(r"^intaglio_evaluations_total{.*} 4.0$", page, re.MULTILINE)
+
+
+@pytest.mark.parametrize("devices", ["cuda:0,cuda:0", "cuda:0, cuda", "openvino,openvino:cpu"])
+def test_a_device_is_named_once(devices: str) -> None:
     with pytest.raises(ValueError, match="names a device twice"):
-        ServerSettings(device="cuda:0,cuda:0")
+        ServerSettings(device=devices)
+
+
+def test_names_of_devices() -> None:
+    assert ServerSettings(device=" cuda:0, cuda:1").devices == ["cuda:0", "cuda:1"]
+    with pytest.raises(ValueError, match="auto is one device"):
+        ServerSettings(device="auto,cuda:1")

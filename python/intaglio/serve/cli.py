@@ -92,7 +92,7 @@ def serve(
         settings = read_settings(config, flags)
         models = Models(bundles, settings)
         listener = listen(settings.host, settings.port)
-        replicas = None if _on_cpu(models, settings) else LocalReplicas(bundles, settings)
+        replicas = _replicas(models, bundles, settings)
         # After the other checks, since it may create a folder.
         app = create_app(models, settings, replicas=replicas)
     except Error as error:
@@ -103,9 +103,16 @@ def serve(
     _leave()
 
 
-def _on_cpu(models: Models, settings: ServerSettings) -> bool:
-    """Return whether all models run on the CPU, which needs no process that can be replaced."""
-    return settings.device in {"auto", "cpu"} and models.check_device() == {"cpu"}
+def _replicas(models: Models, bundles: list[str], settings: ServerSettings) -> LocalReplicas | None:
+    """Return the processes of the devices; None if all models run on the CPU.
+
+    Only a device that is lost needs a process that can be replaced.
+    """
+    if settings.device not in {"auto", "cpu"}:
+        return LocalReplicas(bundles, settings)
+    devices = models.check_devices()
+    # A new process must not take the CPU because the device that auto chose is lost.
+    return LocalReplicas(bundles, settings, devices) if {*devices.values()} != {"cpu"} else None
 
 
 class Server(uvicorn.Server):

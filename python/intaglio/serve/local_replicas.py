@@ -12,14 +12,14 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from intaglio import Error
+from intaglio import Error, UnavailableError
 from intaglio.serve import logs
 from intaglio.serve.engine.dispatcher import Dispatcher, ReplicaResult
 from intaglio.serve.engine.images import ImageStore
@@ -44,15 +44,24 @@ class ReplicaLostError(Exception):
 class LocalReplicas:
     """The replicas of a server. Created before the event loop runs, and started on it."""
 
-    def __init__(self, bundles: Sequence[str], settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        bundles: Sequence[str],
+        settings: ServerSettings,
+        chosen: Mapping[str, str] | None = None,
+    ) -> None:
         """Start a process for each of the settings' devices, and wait until all of them work.
+
+        If the device is auto, `chosen` has the device of each model by its name.
 
         Raises intaglio.Error for a device that does not work.
         """
         self._capacity = len(settings.devices) * held(settings)
         self._changed: asyncio.Event | None = None
         self._replicas = [
-            _LocalReplica(bundles, settings.model_copy(update={"device": device}), self._wake)
+            _LocalReplica(
+                bundles, settings.model_copy(update={"device": device}), chosen, self._wake
+            )
             for device in settings.devices
         ]
         try:
@@ -60,9 +69,11 @@ class LocalReplicas:
                 replica.launch()
             for replica in self._replicas:
                 replica.wait()
-        except BaseException:
+        except BaseException as error:
             for replica in self._replicas:
                 replica.kill()
+            if isinstance(error, ReplicaLostError):  # the driver crashed
+                raise UnavailableError(str(error)) from error
             raise
 
     @property
@@ -120,12 +131,16 @@ class _LocalReplica:
     """
 
     def __init__(
-        self, bundles: Sequence[str], settings: ServerSettings, changed: Callable[[], None]
+        self,
+        bundles: Sequence[str],
+        settings: ServerSettings,
+        chosen: Mapping[str, str] | None,
+        changed: Callable[[], None],
     ) -> None:
-        self.device = settings.device
+        self.device = ",".join(sorted({*chosen.values()})) if chosen else settings.device
         self.works = self.starting = False
         self.problem = ""
-        self._arguments = (list(bundles), settings)
+        self._arguments = (list(bundles), settings, chosen)
         self._changed = changed
         self._process: SpawnProcess | None = None
         self._connection: Connection
@@ -152,7 +167,7 @@ class _LocalReplica:
         try:
             answer = self._connection.recv()
         except (EOFError, OSError):
-            raise ReplicaLostError(self._how_it_ended()) from None
+            raise ReplicaLostError(f"device {self.device} failed: {self._how_it_ended()}") from None
         if isinstance(answer, Error):
             raise answer
         self.works = True
@@ -252,14 +267,19 @@ class _LocalReplica:
         return f"its process ended with exit code {code}; the log says why"
 
 
-def _main(bundles: list[str], settings: ServerSettings, connection: Connection) -> None:
+def _main(
+    bundles: list[str],
+    settings: ServerSettings,
+    chosen: Mapping[str, str] | None,
+    connection: Connection,
+) -> None:
     """Run a replica in this process until the server ends or closes the connection."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the server stops first, and this process with it
     logs.set_up(logging.WARNING)  # the front writes a line for each job
     try:
-        models = Models(bundles, settings)
-        models.check_device()
+        models = Models(bundles, settings, chosen)
+        models.check_devices()
     except Error as error:
         connection.send(error)
         return

@@ -51,4 +51,4 @@ class Replica:
                         yield event, data
         finally:
             services.queue.stop(job, CANCELLED)  # has no effect if it has ended
-        yield ReplicaResult(job.error, job.pngs, job.notes, job.timings)
+        yield ReplicaResult(job.error, job.pngs, job.notes, job.timings, job.evaluations)

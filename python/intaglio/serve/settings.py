@@ -67,10 +67,19 @@ def _check_proxy(entry: str) -> str:
 
 
 def _check_devices(device: str) -> str:
-    devices = device.split(",")
-    if len(set(devices)) < len(devices):
+    names = [name.strip() for name in device.split(",")]
+    if len(names) > 1 and "auto" in names:
+        raise ValueError("auto is one device: give the names of all devices instead")
+    if len({_card(name) for name in names}) < len(names):
         raise ValueError(f"{device} names a device twice")
-    return device
+    return ",".join(names)
+
+
+def _card(name: str) -> tuple[str, str]:
+    """Return the kind of a device and which of that kind, where a name without it is the first."""
+    kind, _, which = name.partition(":")
+    which = which or ("cpu" if kind == "openvino" else "0")
+    return kind, which.lstrip("0") or "0"
 
 
 def _has_extras(url: AnyUrl) -> bool:
@@ -181,7 +190,7 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> ServerSettings:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             cause = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"cannot read --config {config}: {cause}") from None
-        for name in ("api_keys", "images"):
+        for name in ("api_keys", "images", "provider_library"):
             if isinstance(values.get(name), str):
                 values[name] = config.parent / values[name]
     origins = {name: f"{name} in {config}" for name in values}

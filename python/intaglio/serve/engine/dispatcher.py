@@ -29,12 +29,14 @@ class ReplicaResult:
     Attributes:
         error: why there are no images; None if there are.
         pngs: the images. notes: remarks for the client. timings: seconds of each stage.
+        evaluations: how often the model ran.
     """
 
     error: ApiError | None = None
     pngs: list[bytes] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    evaluations: int = 0
 
 
 # Runs a job on a replica. Yields name and data of each step and preview, and then the result.
@@ -134,6 +136,7 @@ class Dispatcher:
         metrics, name = self._metrics, job.admitted.model.name
         metrics.images.labels(name).inc(len(result.pngs))
         metrics.steps.labels(name).inc(job.steps)
+        metrics.evaluations.labels(name).inc(result.evaluations)
         for stage, seconds in job.timings.items():
             if stage == "queued":
                 metrics.wait.labels(name).observe(seconds)

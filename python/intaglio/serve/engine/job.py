@@ -40,8 +40,8 @@ class AdmittedRequest:
 class Job:
     """The state of one request. It changes on the event loop's thread only.
 
-    The exceptions are the attributes that the worker sets: `notes`, `timings`, `options`,
-    `overtaken`, `started_at` and `previewing`.
+    The exceptions are the attributes that the worker sets: `notes`, `timings`,
+    `evaluations`, `options`, `overtaken`, `started_at` and `previewing`.
 
     Attributes:
         stored: whether images go to the store, to be fetched by URL; otherwise they stay in `pngs`.
@@ -53,7 +53,7 @@ class Job:
         names: the images' names in the store. pngs: the images that are not in the store.
         readers: number of readers of the events.
         notes: remarks for the client, such as a truncated prompt.
-        timings: seconds of each stage.
+        timings: seconds of each stage. evaluations: how often the model ran.
         options: options for the batch; None until they are made.
         overtaken: number of jobs that came later but joined a batch earlier.
         previewing: whether a preview is being decoded; no other starts meanwhile.
@@ -72,6 +72,7 @@ class Job:
         self.submitted_at = self.started_at = time.monotonic()
         self.notes: list[str] = []
         self.timings: dict[str, float] = {}
+        self.evaluations = 0
         self.options: dict[str, Any] | None = None
         self.overtaken = 0
         self.previewing = False

@@ -259,6 +259,7 @@ class Worker(threading.Thread):
 
     def _count(self, job: Job, generation: _core.Generation, png: float) -> None:
         timings = generation.timings
+        job.evaluations = generation.evaluations
         job.timings = {
             **job.timings,
             "denoise": timings.denoise, "network": timings.network, "vae": timings.vae,

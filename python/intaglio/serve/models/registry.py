@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from intaglio import Bundle, Pipeline, UnavailableError, UsageError, _core
 from intaglio.onnxruntime_library import onnxruntime_library
@@ -26,6 +28,7 @@ class Model:
     Attributes:
         bytes: size of the bundle's files, which is about the memory that it takes.
         encoders: `encoder_hash` of the bundle; empty if it has no text encoders.
+        device: what it runs on, never auto; None before it was checked or loaded.
         pipeline: the loaded bundle; None while it is not loaded.
         in_use: a worker has acquired or reserved it.
         wanted: another model waits for the memory of this one.
@@ -36,6 +39,7 @@ class Model:
     bytes: int
     encoders: str
     created: int
+    device: str | None = None
     pipeline: Pipeline | None = None
     in_use: bool = False
     wanted: bool = False
@@ -77,8 +81,16 @@ def open_model(argument: str) -> Model:
 class Models:
     """All served models, and which of them are loaded. Methods may be called from any thread."""
 
-    def __init__(self, arguments: Sequence[str], settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        settings: ServerSettings,
+        devices: Mapping[str, str] | None = None,
+    ) -> None:
         """Check every bundle without loading it.
+
+        `devices` has the device of each model by its name, as `check_devices` returned them in
+        another process; without it, all have that of the settings.
 
         Raises InputError for an invalid bundle, and UsageError for two bundles with one name or for
         a bundle that is larger than `memory_bytes`.
@@ -101,6 +113,8 @@ class Models:
                     f"{model.name} takes {model.bytes} bytes but memory_bytes is {self._memory}:"
                     " increase memory_bytes"
                 )
+            if devices:
+                model.device = devices[model.name]
             self._models[model.name] = model
 
     def __iter__(self) -> Iterator[Model]:
@@ -114,15 +128,24 @@ class Models:
         sizes = sorted((model.bytes for model in self), reverse=True)
         return sum(total <= self._memory for total in accumulate(sizes))
 
-    def check_device(self) -> set[str]:
-        """Return the devices on which the models run.
+    def check_devices(self) -> dict[str, str]:
+        """Return the device of each model by its name, never auto.
+
+        A model keeps its device from the first call on, since auto would take the CPU in the place
+        of a GPU that is lost.
 
         Raises UsageError for an unknown device, and UnavailableError for a device that is not
         present, does not work, or cannot run one of the bundles, as loading would.
         """
         library = onnxruntime_library() or ""
-        options = _core.BackendOptions(**self._options, onnxruntime_library=library)
-        return {_core.make_backend(options, model.bundle).choice.device for model in self}
+        found = {}
+        for model in self:
+            options = _core.BackendOptions(**self._options_of(model), onnxruntime_library=library)
+            choice = _core.make_backend(options, model.bundle).choice
+            if choice.note:
+                warnings.warn(f"running on {choice.device}, since {choice.note}", stacklevel=2)
+            found[model.name] = model.device = choice.device
+        return found
 
     def leave_if_lost(self, error: UnavailableError) -> None:
         """End this process if its device does not work any more, after `error` in a run on it.
@@ -131,7 +154,7 @@ class Models:
         the device cannot run leaves the device as it was.
         """
         try:
-            self.check_device()
+            self.check_devices()
         except UnavailableError as lost:
             logs.fault("device_lost", error=str(error), reason=str(lost))
             os._exit(lost.exit_code)
@@ -157,7 +180,8 @@ class Models:
         self.reserve(model)
         try:
             if model.pipeline is None:
-                model.pipeline = Pipeline.open(model.bundle.folder, **self._options)
+                model.pipeline = Pipeline.open(model.bundle.folder, **self._options_of(model))
+                model.device = model.pipeline.device
         except BaseException:
             with self._changed:
                 model.in_use = False
@@ -189,6 +213,10 @@ class Models:
             if model.wanted or model.pipeline is None:
                 self._evict(model)
             self._changed.notify_all()
+
+    def _options_of(self, model: Model) -> dict[str, Any]:
+        """Return the options of `Pipeline.open`."""
+        return self._options if model.device is None else {**self._options, "device": model.device}
 
     def _evict(self, model: Model) -> None:
         model.pipeline = None
