@@ -91,8 +91,9 @@ def _head(router: APIRouter) -> APIRouter:
     for route in router.routes:
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
             head.add_api_route(
-                route.path, route.endpoint, methods=["HEAD"], response_class=route.response_class
-            )
+                route.path, route.endpoint, methods=["HEAD"], response_class=route.response_class,
+                response_model_exclude_none=route.response_model_exclude_none,
+            )  # fmt: skip
     return head
 
 
