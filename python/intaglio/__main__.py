@@ -22,8 +22,10 @@ from intaglio.onnxruntime_library import onnxruntime_library
 GROUP = "intaglio.commands"
 # Subcommands of the C++ program that take --onnxruntime.
 RUNNERS = {"generate", "embed", "bench", "devices"}
-# Options of the commands that take a bundle, other than these, are followed by a value.
-SWITCHES = {"--json", "--no-metadata", "--prepack"}
+# Those that take a bundle.
+READERS = {"generate", "embed", "bench", "inspect"}
+# Their options, other than these, are followed by a value.
+SWITCHES = {"--json", "--no-metadata", "--prepack", "--skip"}
 
 
 def main() -> None:
@@ -98,14 +100,18 @@ def with_bundle(args: list[str]) -> list[str]:
 
     folder = pulling.pulled(name)
     if folder is None:
-        folder = pulling.pull(name)
+        try:
+            folder = pulling.pull(name)
+        except _core.Error as error:
+            # The name may be a path with a mistake in it.
+            raise type(error)(f"there is no folder {args[place]}, and {error}") from error
         print(f"intaglio: note: {name} was pulled from the Hub to {folder}", file=sys.stderr)
     return [*args[:place], str(folder), *args[place + 1 :]]
 
 
 def bundle_argument(args: list[str]) -> int | None:
     """Return the index of the first argument that is neither an option nor its value."""
-    if not args or args[0] not in RUNNERS | {"inspect"} or {"-h", "--help"} & {*args}:
+    if not args or args[0] not in READERS or {"-h", "--help"} & {*args}:
         return None
     is_value = False
     for i, arg in enumerate(args[1:], 1):

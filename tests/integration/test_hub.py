@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import intaglio
-from intaglio.__main__ import RUNNERS, SWITCHES, bundle_argument
+from intaglio.__main__ import READERS, SWITCHES, bundle_argument
 from intaglio.hub import HubName
 from intaglio.hub.card import model_card
 from tests.bundles import bundle as made_bundle
@@ -116,7 +116,8 @@ def test_the_model_card(tmp_path: Path) -> None:
 def test_recorded_errors_are_those_of_the_graphs() -> None:
     manifest = json.loads((made_bundle("sd3") / "bundle.json").read_text())
     graphs = {name for name in manifest["files"] if name.endswith(".onnx")}
-    assert set(manifest["errors"]) == {name for name in graphs if ".cpu." not in name}
+    parity = {name for name in graphs if not name.endswith((".cpu.onnx", ".decomposed.onnx"))}
+    assert set(manifest["errors"]) == parity
     assert all(0 < error < 1e-5 for error in manifest["errors"].values())
 
 
@@ -147,6 +148,12 @@ def test_the_executable_names_the_command(published: Hub, command: Command) -> N
     says = f"if it is one on the Hub, run `intaglio pull {NAME} -o {NAME}`"
     check(command, 3, says, "inspect", NAME)
     assert "pull" not in check(command, 3, "is not a bundle", "inspect", "bundle")
+
+
+def test_a_path_with_a_mistake_is_named(hub: Hub, entry_point: Command) -> None:
+    says = "there is no folder tiny/mistaken, and there is no repository tiny/mistaken on the Hub"
+    check(entry_point, 3, says, "inspect", "tiny/mistaken")
+    assert bundle_argument(["devices", "tiny/mistaken"]) is None
 
 
 def test_an_interrupted_pull_is_completed(published: Hub, entry_point: Command) -> None:
@@ -182,7 +189,7 @@ def test_a_file_that_is_not_the_manifests(
         ("/etc/passwd", "which is outside the bundle: do not use it"),
         ("a\\..\\..\\b", "which is outside the bundle: do not use it"),
         ("C:b", "which is outside the bundle: do not use it"),
-        ("engines/tensorrt/a.engine", "engines are built on the machine that runs them"),
+        ("engines/tensorrt/a.engine", "engines can hold programs and do not belong on the Hub"),
     ],
 )
 def test_a_manifest_with_a_file_that_no_bundle_has(
@@ -241,7 +248,7 @@ def test_what_cannot_be_pushed(hub: Hub, entry_point: Command, tmp_path: Path) -
 def test_switches_are_the_options_without_a_value(entry_point: Command) -> None:
     """The bundle is found among the arguments without the C++ parser, so the two must agree."""
     found: dict[bool, set[str]] = {True: set(), False: set()}
-    for name in (*RUNNERS, "inspect"):
+    for name in READERS:
         text = succeed(entry_point, name, "--help").stdout
         for flags, value in re.findall(r"^  (-\S+)(?: ([A-Z]\S*))?", text, re.MULTILINE):
             found[bool(value)] |= set(flags.split(","))

@@ -29,9 +29,9 @@ def pull(
 ) -> None:
     """Download a bundle from the Hugging Face Hub, and print its folder.
 
-    The size and SHA-256 of each file are compared with the bundle's manifest. The commands of this
-    Python package take ORG/NAME as a bundle too, and pull it at its first use; a folder of that
-    name comes first. The C++ program alone needs a folder.
+    The size and SHA-256 of each file are compared with the bundle's manifest. In this
+    Python package, generate, embed, bench and inspect take ORG/NAME as a bundle too, and pull it at
+    its first use; a folder of that name comes first. The C++ program alone needs a folder.
 
     Example: intaglio pull org/fashion -o fashion
     """
@@ -48,7 +48,7 @@ def push(
 
     It needs a token that may write (`hf auth login`). A repository that does not exist is made, and
     is private until you publish it in its settings. The card has the licence, the precision, the
-    parity error and the devices. TensorRT engines are left out, since they are for one machine.
+    parity error and the devices. TensorRT engines are left out, since they can hold programs.
 
     Example: intaglio push fashion org/fashion
     """

@@ -100,8 +100,8 @@ def _listed(folder: Path, name: HubName) -> dict[str, Any]:
             )
         if path.parts[:1] == ("engines",):  # TensorRT's files can hold programs
             raise _core.InputError(
-                f"the {MANIFEST} of {name} lists {file}, but engines are built on the machine that"
-                " runs them: do not use it"
+                f"the {MANIFEST} of {name} lists {file}, but engines can hold programs and do not"
+                " belong on the Hub: do not use it"
             )
     return checked
 
