@@ -71,8 +71,8 @@ def collect_bundle(bundle: Path, folder: str) -> Deployment:
         deployment.sha256[f"{folder}/{name}"] = listed["sha256"]
     if any(bundle.glob("engines/*/engine.json")):
         deployment.remarks.append(
-            "The bundle's engines were left out, since Intaglio builds TensorRT engines but does"
-            " not run them yet"
+            "The bundle's engines were left out, since its manifest does not list them:"
+            " copy its folder engines too if the device is to use them"
         )
     return deployment
 
