@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchHeunDiscreteScheduler
 
 from intaglio import _core
 from intaglio.analysis import reuse, skipping
 from intaglio.torch_reference.guidance import Method, Suppressed
 from intaglio.torch_reference.model import Model, Step
 from intaglio_export.options import read_settings
+from tests.analysis.conftest import make_model
 from tests.parity.three_branch_loop import Skips
 
 METHOD = Method(2.0, 1.5, Suppressed(1, (3, 40)), (0.2, 1.0))
@@ -98,10 +101,37 @@ def test_the_best_of_so_many_evaluations(model: Model) -> None:
         for _, schedule in search.choices[evaluations]
     )
     best = search.best(evaluations)
+    assert best is not None
+    assert best.evaluations <= evaluations
+    assert search.best(3) is None
     worst = search.measure(search.choices[evaluations][-1][1])
     assert 0.0 < best.error < worst.error
     assert search.within(best.error * 1.001) is not None
     assert search.within(0.0) is None
+
+
+def test_a_step_of_heun_has_two_evaluations() -> None:
+    model = make_model()
+    model.adapter.pipeline.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+    search = skipping.Search(model, METHOD, STEPS, range(2))
+    assert search.evaluations == 2 * STEPS - 1
+    best = search.best(16)
+    assert best is not None
+    assert 3 < best.evaluations <= 16
+    ((count, choices), *_) = search.choices.items()
+    _, schedule = choices[0]
+    unbraked = replace(schedule, tolerance=1e9)
+    assert search.measure(unbraked).evaluations == count
+
+
+def test_no_schedule_has_so_few_evaluations(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skipping, "open_model", lambda _: (model, METHOD, tmp_path / "none"))
+    arguments = ["skipping", str(tmp_path), "--steps", "12", "--evaluations", "3", "--seeds", "1"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit, match="no schedule has 3 evaluations or fewer: increase"):
+        skipping.main()
 
 
 def test_a_schedule_goes_into_the_settings(
@@ -132,7 +162,9 @@ def test_a_schedule_goes_into_the_settings(
     found = settings.skipping[-1]
     assert found["scheduler"] == "FlowMatchEulerDiscreteScheduler"
     assert found["window"] == [float(flags[2]), float(flags[3])]
-    assert found["evidence"]["evaluations"] >= 9
+    drew = re.search(r"latents: .* (\S+) evaluations", out)
+    assert drew
+    assert 3 < float(drew[1]) <= 9
     assert settings.skipping[:2] == others
     skipping.main()  # again, in its place
     again = read_settings(path).skipping

@@ -209,15 +209,16 @@ class Trajectory:
 def choices(
     method: Method, steps: int, trajectory: Trajectory
 ) -> dict[int, list[tuple[float, Schedule]]]:
-    """Return all schedules by their number of steps that run, those that should be nearest to the
-    exact run first."""
+    """Return all schedules by their number of evaluations without the brake, those that should be
+    nearest to the exact run first."""
     found: dict[int, dict[tuple[bool, ...], tuple[float, Schedule]]] = {}
     for window in windows(steps):
         for interval in INTERVALS:
             schedule = Schedule(interval, window)
             weights = schedule.weights(method, steps)
             skips = tuple(bool(w.skip) for w in weights)
-            same = found.setdefault(skips.count(False), {})
+            evaluations = sum(not skips[step] for step in trajectory.steps)
+            same = found.setdefault(evaluations, {})
             if any(skips) and skips not in same:
                 same[skips] = trajectory.error(weights), schedule
     return {
@@ -264,21 +265,22 @@ class Search:
         some = seeds[:BATCH]
         self.choices = choices(method, steps, Trajectory.of(model, method, some, steps))
         self._exact = draw(model, method, seeds, steps)
+        self.evaluations = int(self._exact.evaluations.max())
 
     def measure(self, schedule: Schedule) -> Measured:
         """Draw with a schedule."""
         drawn = draw(self.model, self.method, self.seeds, self.steps, schedule)
         return Measured(schedule, drawn, drawn.errors(self._exact))
 
-    def best(self, evaluations: int) -> Measured:
+    def best(self, evaluations: int) -> Measured | None:
         """Return the best schedule of at most so many evaluations in the mean, with those that the
-        tolerance adds. `choices` must have the key `evaluations`."""
+        tolerance adds; None if there is none."""
         for count in sorted(filter(evaluations.__ge__, self.choices), reverse=True):
             measured = [self.measure(s) for _, s in self.choices[count][:FINALISTS]]
             within = [one for one in measured if one.evaluations <= evaluations]
             if within:
                 return min(within, key=lambda one: one.error)
-        return min(measured, key=lambda one: one.evaluations)
+        return None
 
     def within(self, budget: float) -> Measured | None:
         """Return the schedule of the fewest evaluations whose error is at most `budget`."""
@@ -287,7 +289,7 @@ class Search:
         while low < high:
             middle = (low + high) // 2
             tried = self.best(counts[middle])
-            if tried.error <= budget:
+            if tried and tried.error <= budget:
                 found, high = tried, middle
             else:
                 low = middle + 1
@@ -346,7 +348,11 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, required=True, help="denoising steps of a run")
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--evaluations", type=int, help="steps that run the model")
+    goal.add_argument(
+        "--evaluations",
+        type=int,
+        help="most evaluations of the model, in the mean of the images; Heun has two in a step",
+    )
     goal.add_argument("--budget", type=float, help="median error of the final latents in percent")
     parser.add_argument("--seeds", type=int, default=16, help="images to measure with [16]")
     flags = parser.parse_args()
@@ -369,11 +375,13 @@ def main() -> None:
         found = search.within(flags.budget / 100)
         if found is None:
             raise SystemExit(f"intaglio: no schedule has an error of {flags.budget:g} % or less.")
-    elif flags.evaluations not in search.choices:
-        fewest, most = min(search.choices), max(search.choices)
-        raise SystemExit(f"intaglio: --evaluations {flags.evaluations}: give {fewest} to {most}.")
     else:
         found = search.best(flags.evaluations)
+        if found is None:
+            raise SystemExit(
+                f"intaglio: no schedule has {flags.evaluations} evaluations or fewer: increase"
+                f" --evaluations, of which a run without skipping has {search.evaluations}."
+            )
     others = range(flags.seeds, 2 * flags.seeds)
     drawn = draw(model, method, others, flags.steps, found.schedule)
     exact = draw(model, method, others, flags.steps)
