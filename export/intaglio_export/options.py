@@ -263,7 +263,7 @@ SETTINGS_SCHEMA: dict[str, Any] = {
                     "scheduler": {"type": "string", "minLength": 1},
                     "interval": _INTERVAL,
                     "window": _WINDOW,
-                    "tolerance": {"type": "number", "minimum": 0, "exclusiveMinimum": True},
+                    "tolerance": {"type": "number", "exclusiveMinimum": 0},
                     "evidence": {},
                 },
             },

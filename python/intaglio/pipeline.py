@@ -325,7 +325,7 @@ class Pipeline:
                 through its last two values. `intaglio.analysis.skipping` finds a schedule.
             skip_window, skip_tolerance: the part of the run with skip_interval, None is all of it;
                 and how far off the line may be, relative to D, None is 0.2.
-            skip: "auto" takes these from the bundle, by steps and scheduler.
+            skip: "auto" takes skip_interval, skip_window and skip_tolerance from the bundle.
             scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
             strength: the share of `image` that noise replaces, above 0 and up to 1; None means 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.

@@ -96,4 +96,5 @@ def test_the_container_file_is_clean() -> None:
 def test_the_files_that_the_image_copies_exist() -> None:
     ignored = (DEPLOY / "Containerfile.dockerignore").read_text()
     for name in re.findall(r"^!(\S+)$", ignored, re.MULTILINE):
-        assert list(DEPLOY.parent.glob(name)), name
+        if not name.startswith("build/"):  # where the wheel is, which tests of `make dist` look at
+            assert list(DEPLOY.parent.glob(name)), name
