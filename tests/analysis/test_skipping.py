@@ -114,7 +114,7 @@ def test_a_step_of_heun_has_two_evaluations() -> None:
     model = make_model()
     model.adapter.pipeline.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
     search = skipping.Search(model, METHOD, STEPS, range(2))
-    assert search.evaluations == 2 * STEPS - 1
+    assert max(search.choices) > STEPS
     best = search.best(16)
     assert best is not None
     assert 3 < best.evaluations <= 16

@@ -265,7 +265,6 @@ class Search:
         some = seeds[:BATCH]
         self.choices = choices(method, steps, Trajectory.of(model, method, some, steps))
         self._exact = draw(model, method, seeds, steps)
-        self.evaluations = int(self._exact.evaluations.max())
 
     def measure(self, schedule: Schedule) -> Measured:
         """Draw with a schedule."""
@@ -348,11 +347,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, required=True, help="denoising steps of a run")
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument(
-        "--evaluations",
-        type=int,
-        help="most evaluations of the model, in the mean of the images; Heun has two in a step",
-    )
+    goal.add_argument("--evaluations", type=int, help="most evaluations, in the mean of the images")
     goal.add_argument("--budget", type=float, help="median error of the final latents in percent")
     parser.add_argument("--seeds", type=int, default=16, help="images to measure with [16]")
     flags = parser.parse_args()
@@ -375,13 +370,11 @@ def main() -> None:
         found = search.within(flags.budget / 100)
         if found is None:
             raise SystemExit(f"intaglio: no schedule has an error of {flags.budget:g} % or less.")
-    else:
-        found = search.best(flags.evaluations)
-        if found is None:
-            raise SystemExit(
-                f"intaglio: no schedule has {flags.evaluations} evaluations or fewer: increase"
-                f" --evaluations, of which a run without skipping has {search.evaluations}."
-            )
+    elif (found := search.best(flags.evaluations)) is None:
+        raise SystemExit(
+            f"intaglio: no schedule has {flags.evaluations} evaluations or fewer: increase"
+            " --evaluations."
+        )
     others = range(flags.seeds, 2 * flags.seeds)
     drawn = draw(model, method, others, flags.steps, found.schedule)
     exact = draw(model, method, others, flags.steps)
