@@ -29,9 +29,7 @@ def steps(state: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
     while todo:
         step = todo.pop(0)
         if step["type"] == "Sequence":
-            todo[:0] = step[
-                "processors" if name == "post_processor" else f"{name.replace('_', '')}s"
-            ]
+            todo[:0] = step[_MEMBERS[name]]
         else:
             yield step
 
