@@ -2,7 +2,7 @@
 
     python -m models.training.skipping BUNDLE -o build/skipping
 
-docs/performance-skipping.md has the results. Errors are those of the final latents, relative to the
+docs/performance.md has the results. Errors are those of the final latents, relative to the
 exact run of the same seed and as many steps. diffusers' hooks run on the torch model with their
 best settings for as many evaluations, which other seeds chose. What was measured is kept in the
 folder, and the same command continues there.
