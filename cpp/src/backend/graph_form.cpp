@@ -7,7 +7,8 @@ namespace intaglio {
 const std::string& form_for(const DeviceName& device, const Graph& graph) {
   const std::optional<std::string>* form = nullptr;
   if (device.kind == "cpu") form = &graph.cpu;
-  if (device.kind == "openvino") form = &graph.decomposed;
+  // On WebGPU an Attention would run on the CPU and copy its inputs from the device.
+  if (device.kind == "openvino" || device.kind == "webgpu") form = &graph.decomposed;
   return form && *form ? **form : graph.path;
 }
 
