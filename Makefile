@@ -26,6 +26,7 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
 # engines/ is left out, because it does not change a bundle.
 EXPORT_SOURCES := $(shell find export -name engines -prune -o -name '*.py' -print) models/bundle.schema.json $(wildcard models/recipes/*)
+PACKAGE_SOURCES := $(shell find python export -name __pycache__ -prune -o -type f -print) $(wildcard models/*.schema.json models/recipes/*)
 MODEL_FILES := $(shell find $(MODEL) -type f)
 # Other builds of ONNX Runtime, for tests of their devices
 ONNXRUNTIMES := $(patsubst %,build/deps/onnxruntime-%/ready,gpu openvino webgpu)
@@ -149,23 +150,24 @@ build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies
 # What is published for this machine. The archives take the place of downloads, which CI cannot do.
 dist: build/dist/ready  ## wheel, source distribution and standalone archive, in build/dist
 
-build/dist/ready: .venv/dependencies cmake/dist.sh python/intaglio/deploy/archive.py $(CPP_SOURCES) | .venv/ready
+build/dist/ready: .venv/dependencies cmake/dist.sh pyproject.toml README.md $(CPP_SOURCES) $(PACKAGE_SOURCES) | .venv/ready
 	cmake/archives.sh $(ARCHIVES) $$(sed -n 's/^\([a-z0-9-]*\) .*/\1/p' cmake/archives.txt) || true
 	cmake/dist.sh build/dist $(BIN)/python $(ARCHIVES)
 	touch $@
 
-build/deps/wheels/ready: pyproject.toml constraints.txt | build/dist/ready
+build/deps/wheels/ready: constraints.txt | build/dist/ready
 	rm -rf $(@D)
 	$(BIN)/python -m pip download -q --disable-pip-version-check --only-binary :all: -c constraints.txt -d $(@D) "$$(echo build/dist/intaglio-*.whl)[serve]"
 	rm $(@D)/intaglio-*.whl
 	touch $@
 
 build/deps/bare-root/ready: cmake/bare_root.sh | build/system
-	cmake/bare_root.sh $(@D)
+	root=; [ $$(id -u) = 0 ] || root=sudo
+	$$root cmake/bare_root.sh $(@D)
 	touch $@
 
 # Tests with the mark `alone`, such as those of clusters, need the whole machine.
-test-python: .venv/ready test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) build/deps/triton/ready build/deps/wheels/ready build/deps/bare-root/ready  ## Python, parity, integration and structure tests
+test-python: .venv/ready test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) build/deps/triton/ready build/deps/wheels/ready build/deps/bare-root/ready build/deps/tokenizers/ready  ## Python, parity, integration and structure tests
 	$(PYTEST) $(WORKERS) -m "not alone"
 	$(PYTEST) -m alone
 
