@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Deployment:
     left_to_cuda: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property  # sources of an archive are gone when all is written
     def bytes(self) -> int:
         return sum(path.stat().st_size for path in self.sources.values())
 
