@@ -274,6 +274,8 @@ class OrtProviderBackend final : public Backend {
   std::unique_ptr<Stream> make_stream() const override { return std::make_unique<HostStream>(); }
 
   std::shared_ptr<DeviceMemory> make_memory() const override {
+    // The provider would round the latents as well, in every step.
+    if (settings_.precision != "float32") return nullptr;
     // TensorRT would build an engine for each size of each of the loop's small graphs. CUDA runs
     // them in the same memory.
     DeviceName device = device_;
