@@ -63,8 +63,7 @@ VKAPI_ATTR VkResult VKAPI_CALL create_instance(const VkInstanceCreateInfo* info,
   link->u.pLayerInfo = link->u.pLayerInfo->pNext;
   const auto create =
       reinterpret_cast<PFN_vkCreateInstance>(next_instance(VK_NULL_HANDLE, "vkCreateInstance"));
-  const VkResult result = create(info, allocator, instance);
-  return result;
+  return create(info, allocator, instance);
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL create_device(VkPhysicalDevice physical,
@@ -86,36 +85,45 @@ VKAPI_ATTR VkResult VKAPI_CALL create_device(VkPhysicalDevice physical,
   return result;
 }
 
+struct Function {
+  const char* name;
+  PFN_vkVoidFunction function;
+};
+
+template <typename F>
+PFN_vkVoidFunction plain(F function) {
+  return reinterpret_cast<PFN_vkVoidFunction>(function);
+}
+
+// Returns the layer's own function of that name, or null.
+template <std::size_t N>
+PFN_vkVoidFunction find(const Function (&functions)[N], const char* name) {
+  for (const Function& own : functions)
+    if (std::strcmp(own.name, name) == 0) return own.function;
+  return nullptr;
+}
+
 }  // namespace
 
 extern "C" {
 
 __attribute__((visibility("default"))) PFN_vkVoidFunction VKAPI_CALL
 copies_GetDeviceProcAddr(VkDevice device, const char* name) {
-  if (std::strcmp(name, "vkGetDeviceProcAddr") == 0)
-    return reinterpret_cast<PFN_vkVoidFunction>(copies_GetDeviceProcAddr);
-  if (std::strcmp(name, "vkCmdCopyBuffer") == 0)
-    return reinterpret_cast<PFN_vkVoidFunction>(copy_buffer);
-  if (std::strcmp(name, "vkCreateBuffer") == 0)
-    return reinterpret_cast<PFN_vkVoidFunction>(create_buffer);
-  return next_device(device, name);
+  static const Function functions[] = {{"vkGetDeviceProcAddr", plain(copies_GetDeviceProcAddr)},
+                                       {"vkCmdCopyBuffer", plain(copy_buffer)},
+                                       {"vkCreateBuffer", plain(create_buffer)}};
+  const PFN_vkVoidFunction own = find(functions, name);
+  return own || !device ? own : next_device(device, name);
 }
 
 __attribute__((visibility("default"))) PFN_vkVoidFunction VKAPI_CALL
 copies_GetInstanceProcAddr(VkInstance instance, const char* name) {
-  if (std::strcmp(name, "vkGetInstanceProcAddr") == 0)
-    return reinterpret_cast<PFN_vkVoidFunction>(copies_GetInstanceProcAddr);
-  if (std::strcmp(name, "vkCreateInstance") == 0)
-    return reinterpret_cast<PFN_vkVoidFunction>(create_instance);
-  if (std::strcmp(name, "vkCreateDevice") == 0)
-    return reinterpret_cast<PFN_vkVoidFunction>(create_device);
-  if (std::strcmp(name, "vkGetDeviceProcAddr") == 0)
-    return reinterpret_cast<PFN_vkVoidFunction>(copies_GetDeviceProcAddr);
-  if (std::strcmp(name, "vkCmdCopyBuffer") == 0)
-    return reinterpret_cast<PFN_vkVoidFunction>(copy_buffer);
-  if (std::strcmp(name, "vkCreateBuffer") == 0)
-    return reinterpret_cast<PFN_vkVoidFunction>(create_buffer);
-  return next_instance(instance, name);
+  static const Function functions[] = {{"vkGetInstanceProcAddr", plain(copies_GetInstanceProcAddr)},
+                                       {"vkCreateInstance", plain(create_instance)},
+                                       {"vkCreateDevice", plain(create_device)}};
+  if (const PFN_vkVoidFunction own = find(functions, name)) return own;
+  const PFN_vkVoidFunction own = copies_GetDeviceProcAddr(VK_NULL_HANDLE, name);
+  return own ? own : next_instance(instance, name);
 }
 
 }  // extern "C"
