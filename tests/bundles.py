@@ -50,8 +50,7 @@ SD3_SETTINGS: dict[str, Any] = {
         {
             "steps": 6,
             "scheduler": "FlowMatchEulerDiscreteScheduler",
-            "interval": [2, 2],
-            "window": [0.3, 1.0],
+            "skipped": [3, 5],
             "tolerance": 1000,
             "evidence": {"images": 1},
         }

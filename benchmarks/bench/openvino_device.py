@@ -59,8 +59,13 @@ def openvino_device(model: Model, effort: Effort) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def process_runtime(bundle: Path, threads: int, precision: str) -> Iterator[Runtime]:
-    """Intaglio on OpenVINO in a process of its own, which holds another build of ONNX Runtime."""
+def process_runtime(
+    bundle: Path, threads: int, precision: str, options: dict[str, Any] | None = None
+) -> Iterator[Runtime]:
+    """Intaglio on OpenVINO in a process of its own, which holds another build of ONNX Runtime.
+
+    `options` of `Pipeline.generate` win over those of the workload.
+    """
     [library] = LIBRARIES.glob("libonnxruntime.so.*")
     words = ["benchmarks.bench.openvino_process", bundle, library, threads, precision]
     process = subprocess.Popen(
@@ -71,7 +76,7 @@ def process_runtime(bundle: Path, threads: int, precision: str) -> Iterator[Runt
     source, sink = process.stdout, process.stdin
 
     def run(workload: Workload) -> Sample:
-        pickle.dump(generate_options(workload), sink)
+        pickle.dump(generate_options(workload) | (options or {}), sink)
         sink.flush()
         return sample_of(pickle.load(source))
 

@@ -227,7 +227,6 @@ _STEPS = _COUNT | {"maximum": 10000}  # the runtime's own limit
 _TWO = {"minItems": 2, "maxItems": 2}
 _WINDOW = {"type": "array", "items": _UNIT} | _TWO
 _INDEX = {"type": "integer", "minimum": 0}
-_INTERVAL = {"type": "array", "items": {"type": "number", "minimum": 1}} | _TWO
 SETTINGS_SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
@@ -257,12 +256,16 @@ SETTINGS_SCHEMA: dict[str, Any] = {
             "items": {
                 "type": "object",
                 "additionalProperties": False,
-                "required": ["steps", "scheduler", "interval", "window", "tolerance"],
+                "required": ["steps", "scheduler", "skipped", "tolerance"],
                 "properties": {
                     "steps": _STEPS,
                     "scheduler": {"type": "string", "minLength": 1},
-                    "interval": _INTERVAL,
-                    "window": _WINDOW,
+                    "skipped": {
+                        "type": "array",
+                        "items": _INDEX,
+                        "minItems": 1,
+                        "uniqueItems": True,
+                    },
                     "tolerance": {"type": "number", "exclusiveMinimum": 0},
                     "evidence": {},
                 },

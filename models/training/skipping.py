@@ -24,7 +24,8 @@ import intaglio
 from intaglio.analysis.quality.intervals import bootstrap_difference
 from intaglio.analysis.quality.judge import Judge
 from intaglio.analysis.quality.measures import frechet, moments
-from intaglio.analysis.skipping import BATCH, Trajectory, open_model
+from intaglio.analysis.skip_schedules import Trajectory
+from intaglio.analysis.skipping import BATCH, open_model
 from intaglio.torch_reference.guidance import Method
 from intaglio.torch_reference.model import Model
 from models.training.skipping_peers import (
@@ -70,9 +71,16 @@ def draw(
 
 # Of the runtime, by steps and the evaluations that the others get.
 OURS: dict[tuple[int, int], dict[str, Any]] = {
-    (28, 14): {"skip_interval": 3, "skip_window": (0.2321, 1.0)},
-    (28, 20): {"skip_interval": 2, "skip_window": (0.2321, 0.7679)},
-}
+    (28, 14): {"skip_steps": [4, 6, 8, 10, 12, 13, 15, 16, 18, 19, 21, 22, 24, 26, 27]},
+    (28, 20): {"skip_steps": TWENTY},
+    (50, 23): {
+        "skip_steps": [
+            4, 6, 8, 10, 12, 13, 15, 16, 18, 19, 21, 22, 24, 25, 27, 28, 30, 31, 33, 34, 35, 37, 38,
+            40, 41, 43, 45, 49,
+        ]
+    },
+}  # fmt: skip
+COMPARED = 28  # steps of the others' runs
 TRIED = 3  # settings of each that are drawn with, of those that should be best
 
 
@@ -168,7 +176,7 @@ def measure_others(store: Store, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Measure the others at as many evaluations."""
     model, method, _ = open_model(MODEL)
     rows = []
-    for steps, evaluations in OURS:
+    for steps, evaluations in (asked for asked in OURS if asked[0] == COMPARED):
         choosing = store.get(f"choosing-{steps}", draw_exactly, model, method, CHOOSING, steps)
         target = store.get(f"torch-{steps}", draw_exactly, model, method, seeds, steps)
         for name, (run, settings) in others(model, method, steps, evaluations).items():
@@ -198,11 +206,13 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--images", type=int, default=160)
+    parser.add_argument("--alone", action="store_true", help="leave out the others' caches")
     flags = parser.parse_args()
     store, judge = Store(flags.output), Judge.open(MODEL / "judge")
     seeds = range(8000, 8000 + flags.images)
     pipeline = intaglio.Pipeline.open(flags.bundle, device="cpu", threads=1)
-    rows = measure_ours(store, pipeline, judge, seeds) + measure_others(store, seeds)
+    rows = measure_ours(store, pipeline, judge, seeds)
+    rows += [] if flags.alone else measure_others(store, seeds)
     rows.sort(key=lambda row: (row["steps"], row["evaluations"]))
     path = flags.output / "skipping.json"
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

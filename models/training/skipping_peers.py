@@ -24,7 +24,8 @@ from diffusers.models.cache_utils import CacheMixin
 from numpy.typing import NDArray
 
 from intaglio.analysis.reuse import line
-from intaglio.analysis.skipping import BATCH, Trajectory
+from intaglio.analysis.skip_schedules import Trajectory
+from intaglio.analysis.skipping import BATCH
 from intaglio.torch_reference.guidance import Method, Suppressed, ramp, stack_rows, term
 from intaglio.torch_reference.model import Model, Step
 from intaglio.torch_reference.suppression import suppress_channels

@@ -121,7 +121,7 @@ void bind_guidance(py::module_& module) {
                        "D = D_c + lambda (D_c - D_0) + w (D_c - D_m), arXiv 2510.11538.")
       .def(py::init([](Ramp cfg_scale, Window cfg_window, Ramp dg_scale, Window dg_window,
                        Ramp ma_keep, Ramp reuse_interval, Window reuse_window, Ramp skip_interval,
-                       Window skip_window, double skip_tolerance) {
+                       Window skip_window, std::vector<int> skip_steps, double skip_tolerance) {
              return Guidance{.cfg_scale = cfg_scale,
                              .cfg_window = cfg_window,
                              .dg_scale = dg_scale,
@@ -131,13 +131,15 @@ void bind_guidance(py::module_& module) {
                              .reuse_window = reuse_window,
                              .skip_interval = skip_interval,
                              .skip_window = skip_window,
+                             .skip_steps = std::move(skip_steps),
                              .skip_tolerance = skip_tolerance};
            }),
            py::kw_only(), py::arg("cfg_scale") = Ramp(1.0), py::arg("cfg_window") = Window{},
            py::arg("dg_scale") = Ramp(0.0), py::arg("dg_window") = Window{},
            py::arg("ma_keep") = Ramp(0.0), py::arg("reuse_interval") = Ramp(1.0),
            py::arg("reuse_window") = Window{}, py::arg("skip_interval") = Ramp(1.0),
-           py::arg("skip_window") = Window{}, py::arg("skip_tolerance") = Guidance{}.skip_tolerance)
+           py::arg("skip_window") = Window{}, py::arg("skip_steps") = std::vector<int>{},
+           py::arg("skip_tolerance") = Guidance{}.skip_tolerance)
       .def_readwrite("cfg_scale", &Guidance::cfg_scale,
                      "1 + lambda; 1 needs no unconditional branch")
       .def_readwrite("cfg_window", &Guidance::cfg_window)
@@ -153,6 +155,8 @@ void bind_guidance(py::module_& module) {
                      "the number of steps from one evaluation of the model to the next inside "
                      "skip_window")
       .def_readwrite("skip_window", &Guidance::skip_window)
+      .def_readwrite("skip_steps", &Guidance::skip_steps,
+                     "the steps that are skipped, instead of those by interval and window")
       .def_readwrite("skip_tolerance", &Guidance::skip_tolerance)
       .def("__repr__", [](const py::object& self) {
         return py::str(
@@ -161,7 +165,7 @@ void bind_guidance(py::module_& module) {
                    "dg_window={0.dg_window}, ma_keep={0.ma_keep}, "
                    "reuse_interval={0.reuse_interval}, reuse_window={0.reuse_window}, "
                    "skip_interval={0.skip_interval}, skip_window={0.skip_window}, "
-                   "skip_tolerance={0.skip_tolerance})")
+                   "skip_steps={0.skip_steps}, skip_tolerance={0.skip_tolerance})")
             .format(self);
       });
   bind_weights(module);

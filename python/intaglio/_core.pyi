@@ -363,6 +363,7 @@ class Guidance:
         reuse_window: Window = ...,
         skip_interval: Ramp = ...,
         skip_window: Window = ...,
+        skip_steps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         skip_tolerance: typing.SupportsFloat | typing.SupportsIndex = 0.2,
     ) -> None: ...
     def __repr__(self) -> str: ...
@@ -401,6 +402,15 @@ class Guidance:
         """
     @skip_interval.setter
     def skip_interval(self, arg0: Ramp) -> None: ...
+    @property
+    def skip_steps(self) -> list[int]:
+        """
+        the steps that are skipped, instead of those by interval and window
+        """
+    @skip_steps.setter
+    def skip_steps(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
     @property
     def skip_tolerance(self) -> float: ...
     @skip_tolerance.setter

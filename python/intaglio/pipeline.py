@@ -285,6 +285,7 @@ class Pipeline:
         reuse_window: Window | None = None,
         skip_interval: Ramp | None = None,
         skip_window: Window | None = None,
+        skip_steps: Sequence[int] = (),
         skip_tolerance: float | None = None,
         skip: str | None = None,
         scheduler: str | None = None,
@@ -322,10 +323,11 @@ class Pipeline:
             reuse_interval, reuse_window: run D_0 and D_m once in this many steps, and extrapolate
                 D_c - D_0 and D_c - D_m in the others. `intaglio.analysis.reuse` finds an interval.
             skip_interval: run the model once in this many steps; in the others D follows the line
-                through its last two values. `intaglio.analysis.skipping` finds a schedule.
-            skip_window, skip_tolerance: the part of the run with skip_interval, None is all of it;
-                and how far off the line may be, relative to D, None is 0.2.
-            skip: "auto" takes skip_interval, skip_window and skip_tolerance from the bundle.
+                through its last two values.
+            skip_window: the part of the run with skip_interval, None is all of it.
+            skip_steps: skip exactly these steps, counted from 0, instead of those of an interval.
+            skip_tolerance: how far off the line may be, relative to D; None means 0.2.
+            skip: "auto" takes skip_steps and skip_tolerance from the bundle.
             scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
             strength: the share of `image` that noise replaces, above 0 and up to 1; None means 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.

@@ -34,15 +34,13 @@ def test_a_ramp_of_ma_keep_leaves_branches_out() -> None:
 @pytest.mark.parametrize("braked", [False, True])
 def test_each_image_is_skipped_by_itself(model: Model, braked: bool) -> None:
     tolerance = 1e9
-    got = skipping.draw(
-        model, METHOD, SEEDS, STEPS, skipping.Schedule((3, 2), (0.2, 1.0), tolerance)
-    )
+    asked = reuse.guidance(METHOD, skip_interval=(3, 2), skip_window=(0.2, 1.0))
+    skipped = tuple(i for i, how in enumerate(_core.step_weights(asked, STEPS)) if how.skip)
+    got = skipping.draw(model, METHOD, SEEDS, STEPS, skipping.Schedule(skipped, tolerance))
     fewest = int(got.evaluations.max())
     if braked:
         tolerance = float(got.distances.mean())
-        got = skipping.draw(
-            model, METHOD, SEEDS, STEPS, skipping.Schedule((3, 2), (0.2, 1.0), tolerance)
-        )
+        got = skipping.draw(model, METHOD, SEEDS, STEPS, skipping.Schedule(skipped, tolerance))
     guided = METHOD.predictor(model)
     for i, seed in enumerate(SEEDS):
         skips = Skips((3, 2), (0.2, 1.0), tolerance)
@@ -76,9 +74,8 @@ def test_the_estimate_is_the_end_of_a_run_of_euler(model: Model) -> None:
         lambda step, d: seen.append((float(step.timestep), step.sigma, d.double())),
     )  # fmt: skip
     trajectory = skipping.Trajectory.of(model, METHOD, SEEDS, STEPS)
-    schedule = skipping.Schedule((3, 3), (0.3, 0.95))
-    weights = schedule.weights(METHOD, STEPS)
-    assert sum(w.skip for w in weights) > 3
+    weights = skipping.Schedule((6, 7, 9, 10)).weights(METHOD, STEPS)
+    assert [i for i, w in enumerate(weights) if w.skip] == [6, 7, 9, 10]
     runs: list[tuple[float, torch.Tensor]] = []
     off = torch.zeros_like(seen[0][2])
     for i, (timestep, sigma, d) in enumerate(seen):
@@ -106,6 +103,13 @@ def test_the_best_of_so_many_evaluations(model: Model) -> None:
     assert search.best(3) is None
     worst = search.measure(search.choices[evaluations][-1][1])
     assert 0.0 < best.error < worst.error
+    _, regular = search.choices[evaluations][0]
+    moved = skipping.improved(regular, METHOD, STEPS, search._trajectory)
+    lower, before = (
+        search._trajectory.error(schedule.weights(METHOD, STEPS)) for schedule in (moved, regular)
+    )
+    assert len(moved.skipped) == len(regular.skipped)
+    assert lower < before
     assert search.within(best.error * 1.001) is not None
     assert search.within(0.0) is None
 
@@ -142,8 +146,8 @@ def test_a_schedule_goes_into_the_settings(
 ) -> None:
     path = tmp_path / "settings.json"
     others = [
-        {"steps": 12, "scheduler": "A", "interval": [2, 2], "window": [0, 1], "tolerance": 0.1},
-        {"steps": 20, "scheduler": "A", "interval": [2, 2], "window": [0, 1], "tolerance": 0.1},
+        {"steps": 12, "scheduler": "A", "skipped": [3, 5], "tolerance": 0.1},
+        {"steps": 20, "scheduler": "A", "skipped": [3, 5], "tolerance": 0.1},
     ]
     path.write_text(json.dumps({"cfg_scale": 3.0, "skipping": others}))
     monkeypatch.setattr(skipping, "open_model", lambda _: (model, METHOD, path))
@@ -151,9 +155,7 @@ def test_a_schedule_goes_into_the_settings(
     monkeypatch.setattr("sys.argv", arguments)
     skipping.main()
     out = capsys.readouterr().out
-    flags = re.search(
-        r"--skip-interval (\S+) --skip-window (\S+):(\S+) --skip-tolerance (\S+)", out
-    )
+    flags = re.search(r"--skip-steps (\S+) --skip-tolerance (\S+)", out)
     assert flags
     assert "gains little" in out
     settings = read_settings(path)
@@ -161,7 +163,7 @@ def test_a_schedule_goes_into_the_settings(
     assert settings.skipping is not None
     found = settings.skipping[-1]
     assert found["scheduler"] == "FlowMatchEulerDiscreteScheduler"
-    assert found["window"] == [float(flags[2]), float(flags[3])]
+    assert found["skipped"] == [int(step) for step in flags[1].split(",")]
     drew = re.search(r"latents: .* (\S+) evaluations", out)
     assert drew
     assert 3 < float(drew[1]) <= 9

@@ -162,6 +162,9 @@ TEST(StepWeights, SkipRunsTheModelEveryInterval) {
   guidance.skip_window = {};
   guidance.dg_window = {0.4, 1.0};  // other branches from step 4 on
   EXPECT_EQ(skipped(guidance, 10), (std::vector{3, 7, 9}));
+  guidance.dg_window = {};
+  guidance.skip_steps = {1, 3, 4, 8, 30};  // the first three steps have no line
+  EXPECT_EQ(skipped(guidance, 10), (std::vector{3, 4, 8}));
 }
 
 TEST(StepWeights, SkippedStepsRunNoBranchAndAgeDifferences) {

@@ -95,34 +95,40 @@ TEST(ValidateOptions, SaysByFieldWhatAnErrorSaysByFlag) {
          "skip_window says where skip_interval holds: give skip_interval too",
          "--skip-window says");
   expect([](auto& o) { o.skip_tolerance = 0.1; }, "skip_tolerance",
-         "skip_tolerance says how far skip_interval may be off: give skip_interval too",
+         "skip_tolerance says how far a skipped step may be off: give skip_interval or skip_steps "
+         "too",
          "--skip-tolerance says");
   expect([](auto& o) { o.skip = "always"; }, "skip",
-         "skip always is unknown: give auto, or an interval with skip_interval",
+         "skip always is unknown: give auto, an interval with skip_interval, or steps with "
+         "skip_steps",
          "--skip always is unknown");
   expect([](auto& o) { o.skip = "auto", o.skip_interval = 2.0; }, "skip",
-         "skip auto takes the bundle's schedule: leave out skip_interval, skip_window and "
-         "skip_tolerance, or skip",
+         "skip auto takes the bundle's schedule: leave out skip_interval, skip_window, skip_steps "
+         "and skip_tolerance, or skip",
          "--skip auto takes");
+  expect([](auto& o) { o.skip_steps = {3}, o.skip_interval = 2.0; }, "skip_steps",
+         "skip_steps names the steps: leave out skip_interval and skip_window, or skip_steps",
+         "--skip-steps names");
+  expect([](auto& o) { o.skip_steps = {-1}; }, "skip_steps",
+         "skip_steps -1 is no step: they count from 0", "--skip-steps -1");
 }
 
 TEST(ValidateOptions, SkipAutoIsTheBundlesScheduleOfTheRun) {
   Bundle bundle = drawable("forked");
-  bundle.skipping = {{28, bundle.scheduler.type, 3.0, {0.2, 0.9}, 0.05},
-                     {28, "FlowMatchHeunDiscreteScheduler", 2.0, {}, 0.1}};
+  bundle.skipping = {{28, bundle.scheduler.type, {4, 6, 7}, 0.05},
+                     {28, "FlowMatchHeunDiscreteScheduler", {3}, 0.1}};
   GenerateOptions options = good_options();
   options.skip = "auto";
   options.steps = 28;
   const GenerateOptions asked = resolve(bundle, options).asked;
   EXPECT_FALSE(asked.skip) << "an image's options say what it was";
-  EXPECT_EQ(asked.skip_interval->first, 3.0);
-  EXPECT_EQ(asked.skip_window->start, 0.2);
+  EXPECT_THAT(asked.skip_steps, ElementsAre(4, 6, 7));
   EXPECT_EQ(asked.skip_tolerance, 0.05);
   EXPECT_THAT(resolve(bundle, options).notes, testing::IsEmpty());
   options.scheduler = "heun";
-  EXPECT_EQ(resolve(bundle, options).asked.skip_interval->first, 2.0);
+  EXPECT_EQ(resolve(bundle, options).asked.skip_steps, std::vector{3});
   options.steps = 27;
-  EXPECT_FALSE(resolve(bundle, options).asked.skip_interval);
+  EXPECT_THAT(resolve(bundle, options).asked.skip_steps, testing::IsEmpty());
   EXPECT_THAT(resolve(bundle, options).notes,
               testing::ElementsAre(HasSubstr("no schedule for 27 steps")));
 }

@@ -259,7 +259,7 @@ def test_skip_auto_is_the_schedule_of_the_bundle(command: Command, forked_bundle
     assert json.loads((forked_bundle / "bundle.json").read_text())["skipping"] == [entry]
     done = report(command, forked_bundle, "--steps", 6, "--skip", "auto")
     assert done["skipped_steps"] == [3, 5]
-    assert done["options"]["skip_window"] == entry["window"]
+    assert done["options"]["skip_steps"] == entry["skipped"]
     assert done["options"]["skip_tolerance"] == entry["tolerance"]
     assert "skip" not in done["options"]
     with Image.open(command.folder / "image.png") as image:

@@ -107,8 +107,7 @@ struct Defaults {
 struct SkipSchedule {
   int steps = 0;
   std::string scheduler;
-  Ramp interval = 1.0;
-  Window window;
+  std::vector<int> skipped;  // steps, from 0
   double tolerance = 0;
 };
 

@@ -37,6 +37,7 @@ struct GenerateOptions {
   std::optional<std::string> skip;    // auto: the bundle's schedule for these steps
   std::optional<Ramp> skip_interval;  // if empty, no step is skipped
   std::optional<Window> skip_window;
+  std::vector<int> skip_steps;  // these and no others, if there are any
   std::optional<double> skip_tolerance;
   std::vector<int> ma_channels;  // if empty, the bundle's
   // A picture of where D_m suppresses channels: fully on white tokens, not at all on black ones.

@@ -41,6 +41,8 @@ struct Guidance {
   // does for features (arXiv 2503.06923). 1 runs it in every step. The interval must not grow.
   Ramp skip_interval = 1.0;
   Window skip_window;
+  // Exactly these steps are skipped, counted from 0, instead of those by interval and window.
+  std::vector<int> skip_steps;
   // A step is not skipped if the line missed the last D that was computed by more than this,
   // relative to D.
   double skip_tolerance = 0.2;

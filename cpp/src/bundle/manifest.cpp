@@ -124,11 +124,9 @@ std::vector<SkipSchedule> read_skipping(const Node& root) {
     schedule.steps = node.positive("steps");
     schedule.scheduler = node.get<std::string>("scheduler");
     schedule.tolerance = node.get<double>("tolerance");
-    read_pair(node, "interval", schedule.interval.first, schedule.interval.last);
-    read_pair(node, "window", schedule.window.start, schedule.window.end);
+    schedule.skipped = node.list<int>("skipped");
     Guidance guidance;
-    guidance.skip_interval = schedule.interval;
-    guidance.skip_window = schedule.window;
+    guidance.skip_steps = schedule.skipped;
     guidance.skip_tolerance = schedule.tolerance;
     check_values(node, [&] { check_guidance(guidance); });
     schedules.push_back(std::move(schedule));

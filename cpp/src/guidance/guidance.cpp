@@ -76,6 +76,14 @@ void validate_tolerance(double tolerance, std::vector<Problem>& problems) {
                                                       "above 0, such as 0.2"))});
 }
 
+void validate_steps(const std::vector<int>& steps, std::vector<Problem>& problems) {
+  const auto wrong = std::ranges::find_if(steps, [](int step) { return step < 0; });
+  if (wrong == steps.end()) return;
+  problems.push_back({"skip_steps", named("skip_steps", text(*wrong,
+                                                             " is no step: they count "
+                                                             "from 0"))});
+}
+
 // Chooses the steps that are skipped.
 class SkipPlan {
  public:
@@ -85,15 +93,20 @@ class SkipPlan {
   bool next(const StepWeights& weights, int step, int steps) {
     const std::pair branches(weights.unconditional(), weights.degraded());
     if (std::exchange(branches_, branches) != branches) runs_ = 0;
-    const auto interval = static_cast<int>(guidance_.skip_interval.at(step, steps) + kBoundary);
-    const bool skipped =
-        runs_ >= 3 && since_ < interval && guidance_.skip_window.contains(step, steps);
+    const bool skipped = runs_ >= 3 && asks_for(step, steps);
     runs_ += skipped ? 0 : 1;
     since_ = skipped ? since_ + 1 : 1;
     return skipped;
   }
 
  private:
+  [[nodiscard]] bool asks_for(int step, int steps) const {
+    const std::vector<int>& listed = guidance_.skip_steps;
+    if (!listed.empty()) return std::ranges::find(listed, step) != listed.end();
+    const auto interval = static_cast<int>(guidance_.skip_interval.at(step, steps) + kBoundary);
+    return since_ < interval && guidance_.skip_window.contains(step, steps);
+  }
+
   const Guidance& guidance_;
   std::pair<bool, bool> branches_;  // of the last step
   int runs_ = 0;                    // steps that ran these branches
@@ -158,6 +171,7 @@ std::vector<Problem> guidance_problems(const Guidance& guidance) {
   validate_interval("reuse_interval", guidance.reuse_interval, problems);
   validate_window("skip_window", guidance.skip_window, problems);
   validate_interval("skip_interval", guidance.skip_interval, problems);
+  validate_steps(guidance.skip_steps, problems);
   validate_tolerance(guidance.skip_tolerance, problems);
   return problems;
 }

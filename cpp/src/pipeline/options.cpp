@@ -41,12 +41,12 @@ const SkipSchedule* skip_schedule(const Bundle& bundle, const GenerateOptions& o
 
 // Puts what the bundle has for --skip auto in its place. What makes no sense stays, and is refused.
 void resolve_skip(const Bundle& bundle, GenerateOptions& options) {
-  const bool alone = !options.skip_interval && !options.skip_window && !options.skip_tolerance;
+  const bool alone = !options.skip_interval && !options.skip_window && options.skip_steps.empty() &&
+                     !options.skip_tolerance;
   if (options.skip != "auto" || !alone) return;
   options.skip.reset();
   if (const SkipSchedule* schedule = skip_schedule(bundle, options)) {
-    options.skip_interval = schedule->interval;
-    options.skip_window = schedule->window;
+    options.skip_steps = schedule->skipped;
     options.skip_tolerance = schedule->tolerance;
   }
 }

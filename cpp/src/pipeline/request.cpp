@@ -123,6 +123,35 @@ void set_latents(Request& request, const Bundle& bundle, const GenerateOptions& 
   }
 }
 
+// Which of the options that skip steps do not fit together.
+std::optional<Problem> skip_problem(const GenerateOptions& options) {
+  if (options.skip && options.skip != "auto") {
+    return Problem{"skip", "--skip " + *options.skip +
+                               " is unknown: give auto, an interval with --skip-interval, or steps "
+                               "with --skip-steps"};
+  }
+  if (options.skip) {
+    return Problem{"skip",
+                   "--skip auto takes the bundle's schedule: leave out --skip-interval, "
+                   "--skip-window, --skip-steps and --skip-tolerance, or --skip"};
+  }
+  if (!options.skip_steps.empty() && (options.skip_interval || options.skip_window)) {
+    return Problem{"skip_steps",
+                   "--skip-steps names the steps: leave out --skip-interval and "
+                   "--skip-window, or --skip-steps"};
+  }
+  if (!options.skip_interval && options.skip_window) {
+    return Problem{"skip_window",
+                   "--skip-window says where --skip-interval holds: give --skip-interval too"};
+  }
+  if (!options.skip_interval && options.skip_steps.empty() && options.skip_tolerance) {
+    return Problem{"skip_tolerance",
+                   "--skip-tolerance says how far a skipped step may be off: give "
+                   "--skip-interval or --skip-steps too"};
+  }
+  return std::nullopt;
+}
+
 std::optional<Guidance> guidance_of(const GenerateOptions& options, Problems& problems) {
   if (options.reuse_window && !options.reuse_interval) {
     problems.push_back(
@@ -130,22 +159,8 @@ std::optional<Guidance> guidance_of(const GenerateOptions& options, Problems& pr
          "--reuse-window says where --reuse-interval holds: give --reuse-interval too"});
     return std::nullopt;
   }
-  if (options.skip) {
-    const bool known = options.skip == "auto";
-    problems.push_back(
-        {"skip", known ? "--skip auto takes the bundle's schedule: leave out --skip-interval, "
-                         "--skip-window and --skip-tolerance, or --skip"
-                       : "--skip " + *options.skip +
-                             " is unknown: give auto, or an interval with --skip-interval"});
-    return std::nullopt;
-  }
-  if (!options.skip_interval && (options.skip_window || options.skip_tolerance)) {
-    const bool window = options.skip_window.has_value();
-    problems.push_back(
-        {window ? "skip_window" : "skip_tolerance",
-         window ? "--skip-window says where --skip-interval holds: give --skip-interval too"
-                : "--skip-tolerance says how far --skip-interval may be off: give --skip-interval "
-                  "too"});
+  if (std::optional<Problem> problem = skip_problem(options)) {
+    problems.push_back(*std::move(problem));
     return std::nullopt;
   }
   Guidance guidance{.cfg_scale = *options.cfg_scale,
@@ -156,7 +171,8 @@ std::optional<Guidance> guidance_of(const GenerateOptions& options, Problems& pr
                     .reuse_interval = options.reuse_interval.value_or(1.0),
                     .reuse_window = options.reuse_window.value_or(Window{}),
                     .skip_interval = options.skip_interval.value_or(1.0),
-                    .skip_window = options.skip_window.value_or(Window{})};
+                    .skip_window = options.skip_window.value_or(Window{}),
+                    .skip_steps = options.skip_steps};
   if (options.skip_tolerance) guidance.skip_tolerance = *options.skip_tolerance;
   const std::vector<Problem> wrong = guidance_problems(guidance);
   problems.insert(problems.end(), wrong.begin(), wrong.end());

@@ -54,15 +54,18 @@ std::vector<std::string> unused_guidance(const GenerateOptions& given, const Req
     notes.push_back("no step has Detail Guidance: " +
                     (kept ? "ma_keep is 1, which suppresses nothing" : reason(dg, steps)));
   }
-  if (given.skip && !asked.skip_interval) {
+  const bool listed = !asked.skip_steps.empty();
+  if (given.skip && !listed) {
     notes.push_back("no step is skipped: the bundle has no schedule for " + std::to_string(steps) +
                     " steps of this scheduler" + (asked.image ? " from a picture" : "") +
                     "; python -m intaglio.analysis.skipping finds one");
-  } else if (asked.skip_interval && asked.skip_interval->first >= 2 &&
+  } else if ((listed || (asked.skip_interval && asked.skip_interval->first >= 2)) &&
              std::ranges::none_of(request.weights, &StepWeights::skip)) {
     notes.push_back(
-        "no step is skipped: the interval needs three steps with the same branches "
-        "before it, and a step in its window");
+        std::string("no step is skipped: ") +
+        (listed ? "three steps with the same branches have to run before one is skipped"
+                : "the interval needs three steps with the same branches before it, and a step in "
+                  "its window"));
   }
   return notes;
 }

@@ -3,11 +3,10 @@
     python -m intaglio.analysis.skipping MODEL --steps 28 --evaluations 14
     python -m intaglio.analysis.skipping MODEL --steps 28 --budget 1
 
-prints `--skip-interval`, `--skip-window` and `--skip-tolerance` for `intaglio generate` and writes
-them into the model's settings.json, from where export takes them into the bundle for `--skip auto`.
-As in ProCache (arXiv 2512.17298), intervals do not grow over the run, and a few candidates are
-judged by what they draw. The figure is the relative L2 error of the final latents, in the median
-of the images. The runtime's own `step_weights` decides which steps are skipped.
+prints `--skip-steps` and `--skip-tolerance` for `intaglio generate` and writes them into the
+model's settings.json, from where export takes them into the bundle for `--skip auto`. As in
+ProCache (arXiv 2512.17298), there is a budget, and a few candidates are judged by what they draw.
+The figure is the relative L2 error of the final latents, in the median of the images.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from intaglio import _core
 from intaglio.analysis.guidance.dg_settings import method_from_settings
 from intaglio.analysis.quality.judge import Judge
-from intaglio.analysis.reuse import INTERVALS, guidance, line, windows
+from intaglio.analysis.skip_schedules import Schedule, Trajectory, improved, regular
 from intaglio.torch_reference.guidance import Method
 from intaglio.torch_reference.model import Model, Step
 from intaglio_export.adapters.base import Inputs
@@ -38,31 +36,6 @@ from intaglio_export.sources import open_source
 FINALISTS = 3  # schedules that are drawn with, of all that run as many steps
 BATCH = 16  # images that are drawn together
 FEW_STEPS = 12
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A schedule for `intaglio generate`."""
-
-    interval: tuple[int, int]
-    window: tuple[float, float]
-    tolerance: float = _core.Guidance().skip_tolerance
-
-    def weights(self, method: Method, steps: int) -> list[_core.StepWeights]:
-        """Return the weights of all steps; those of a skipped one say `skip`."""
-        how = guidance(method, skip_interval=self.interval, skip_window=self.window)
-        return _core.step_weights(how, steps)
-
-    @property
-    def flags(self) -> str:
-        """The schedule as options of the command line."""
-        first, last = self.interval
-        interval = str(first) if first == last else f"{first}:{last}"
-        start, end = self.window
-        return (
-            f"--skip-interval {interval} --skip-window {start:g}:{end:g}"
-            f" --skip-tolerance {self.tolerance:g}"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +61,7 @@ class Skipping:
         self, model: Model, method: Method, schedule: Schedule | None, images: int, steps: int
     ) -> None:
         self._predict = method.predictor(model)
-        self._weights = (schedule or Schedule((1, 1), (0.0, 1.0))).weights(method, steps)
+        self._weights = (schedule or Schedule(())).weights(method, steps)
         self._tolerance = schedule.tolerance if schedule else np.inf
         self._cached = [list[tuple[float, torch.Tensor]]() for _ in range(images)]
         self._distance = np.zeros(images)  # of the last step that each image ran
@@ -169,66 +142,6 @@ def draw(
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
-    """The guided predictions of the E evaluations of a run: the step, timestep and noise-to-signal
-    ratio of each, and the inner products [E, E] of their predictions, summed over images."""
-
-    steps: list[int]
-    timesteps: list[float]
-    ratios: list[float]
-    products: NDArray[np.float64]
-
-    @staticmethod
-    def of(model: Model, method: Method, seeds: Sequence[int], steps: int) -> Trajectory:
-        """Record an exact run."""
-        seen: list[tuple[Step, torch.Tensor]] = []
-        model.sample(
-            method.predictor(model), seeds, steps, lambda step, d: seen.append((step, d.flatten()))
-        )
-        flat = torch.stack([d for _, d in seen]).double()
-        velocity = model.adapter.prediction_type == "velocity"
-        return Trajectory(
-            [step.index for step, _ in seen],
-            [float(step.timestep) for step, _ in seen],
-            [s.sigma if velocity else s.sigma / (1 - s.sigma**2) ** 0.5 for s, _ in seen],
-            (flat @ flat.T).numpy(),
-        )
-
-    def error(self, weights: Sequence[_core.StepWeights]) -> float:
-        """Return how far the run ends from the exact one, were the predictions of the steps that
-        run the same. The unit is the same for all schedules of a run."""
-        return self.error_of([weights[step].skip for step in self.steps], self.timesteps)
-
-    def error_of(self, skips: Sequence[bool], times: Sequence[float]) -> float:
-        """Return the same for evaluations that are skipped, by a line over `times`."""
-        missed = np.eye(len(skips)) - line([(True, skip) for skip in skips], times)
-        moved = np.diff([*self.ratios, 0.0]) @ missed
-        return float(np.sqrt(max(float(moved @ self.products @ moved), 0.0)))
-
-
-def choices(
-    method: Method, steps: int, trajectory: Trajectory
-) -> dict[int, list[tuple[float, Schedule]]]:
-    """Return all schedules by their number of evaluations without the brake, those that should be
-    nearest to the exact run first."""
-    found: dict[int, dict[tuple[bool, ...], tuple[float, Schedule]]] = {}
-    for window in windows(steps):
-        for interval in INTERVALS:
-            schedule = Schedule(interval, window)
-            weights = schedule.weights(method, steps)
-            skips = tuple(bool(w.skip) for w in weights)
-            evaluations = sum(not skips[step] for step in trajectory.steps)
-            same = found.setdefault(evaluations, {})
-            if any(skips) and skips not in same:
-                same[skips] = trajectory.error(weights), schedule
-    return {
-        count: sorted(same.values(), key=lambda choice: choice[0])
-        for count, same in sorted(found.items())
-        if same
-    }
-
-
-@dataclass(frozen=True, eq=False)
 class Measured:
     """A schedule with what it drew and the errors of its images."""
 
@@ -262,8 +175,8 @@ class Search:
 
     def __init__(self, model: Model, method: Method, steps: int, seeds: Sequence[int]) -> None:
         self.model, self.method, self.steps, self.seeds = model, method, steps, seeds
-        some = seeds[:BATCH]
-        self.choices = choices(method, steps, Trajectory.of(model, method, some, steps))
+        self._trajectory = Trajectory.of(model, method, seeds[:BATCH], steps)
+        self.choices = regular(method, steps, self._trajectory)
         self._exact = draw(model, method, seeds, steps)
 
     def measure(self, schedule: Schedule) -> Measured:
@@ -275,7 +188,11 @@ class Search:
         """Return the best schedule of at most so many evaluations in the mean, with those that the
         tolerance adds; None if there is none."""
         for count in sorted(filter(evaluations.__ge__, self.choices), reverse=True):
-            measured = [self.measure(s) for _, s in self.choices[count][:FINALISTS]]
+            finalists = {
+                improved(schedule, self.method, self.steps, self._trajectory)
+                for _, schedule in self.choices[count][:FINALISTS]
+            }
+            measured = [self.measure(schedule) for schedule in finalists]
             within = [one for one in measured if one.evaluations <= evaluations]
             if within:
                 return min(within, key=lambda one: one.error)
@@ -308,8 +225,7 @@ def write_settings(path: Path, steps: int, scheduler: str, found: Measured) -> N
     entry = {
         "steps": steps,
         "scheduler": scheduler,
-        "interval": list(schedule.interval),
-        "window": list(schedule.window),
+        "skipped": list(schedule.skipped),
         "tolerance": schedule.tolerance,
         "evidence": found.to_json(),
     }

@@ -9,13 +9,14 @@ from intaglio.serve.api.options import CLASS, REQUEST_OPTIONS, SAMPLING, SKIPPIN
 
 # Images in one run of the transformer; the default of `intaglio serve`.
 MAX_BATCH = 8
-# Data type and dimensions of one image's entry; -1: any length, here one or two values.
+# Data type and dimensions of one image's entry; -1: any length, for a ramp one or two values.
 _TYPES: dict[Kind, tuple[str, tuple[int, ...]]] = {
     Kind.TEXT: ("TYPE_STRING", (1,)),
     Kind.INTEGER: ("TYPE_INT64", (1,)),
     Kind.NUMBER: ("TYPE_FP64", (1,)),
     Kind.RAMP: ("TYPE_FP64", (-1,)),
     Kind.WINDOW: ("TYPE_FP64", (2,)),
+    Kind.STEPS: ("TYPE_INT64", (-1,)),
 }
 # A request has to set one of these; every other option has a default.
 _REQUIRED = {"prompt", "class_label"}
@@ -39,6 +40,8 @@ class Tensor:
     @property
     def count(self) -> str:
         """The number of values of one image, in words."""
+        if self.dims[0] < 0 and self.data_type == "TYPE_INT64":
+            return "one or more"
         return {1: "one", 2: "two", -1: "one or two"}[self.dims[0]]
 
 

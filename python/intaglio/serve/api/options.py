@@ -21,6 +21,7 @@ class Kind(Enum):
     NUMBER = "float"
     RAMP = "Ramp"
     WINDOW = "Window"
+    STEPS = "Sequence[int]"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ TEXTS = ("prompt", "negative_prompt")
 SAMPLING = ("steps", "cfg_scale", "cfg_window", "dg_scale", "dg_window", "ma_keep")
 
 # Which steps it skips. Without them it skips none.
-SKIPPING = ("skip_interval", "skip_window", "skip_tolerance", "skip")
+SKIPPING = ("skip_interval", "skip_window", "skip_steps", "skip_tolerance", "skip")
 
 
 def _request_options() -> dict[str, RequestOption]:

@@ -77,7 +77,7 @@ _WITHOUT_EFFECT: dict[str, Literal[True] | tuple[Any, ...]] = {
 }
 _TYPES: dict[Kind, Any] = {
     Kind.TEXT: Text, Kind.INTEGER: StrictInt, Kind.NUMBER: Number, Kind.RAMP: Ramp,
-    Kind.WINDOW: Window,
+    Kind.WINDOW: Window, Kind.STEPS: list[StrictInt],
 }  # fmt: skip
 # Bounds that the OpenAPI document states; the library checks all others.
 _BOUNDS: dict[str, dict[str, Any]] = {"steps": {"ge": 1}}
