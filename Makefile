@@ -155,7 +155,7 @@ build/dist/ready: .venv/dependencies cmake/dist.sh pyproject.toml README.md $(CP
 	cmake/dist.sh build/dist $(BIN)/python $(ARCHIVES)
 	touch $@
 
-build/deps/wheels/ready: constraints.txt | build/dist/ready
+build/deps/wheels/ready: constraints.txt pyproject.toml | build/dist/ready
 	rm -rf $(@D)
 	$(BIN)/python -m pip download -q --disable-pip-version-check --only-binary :all: -c constraints.txt -d $(@D) "$$(echo build/dist/intaglio-*.whl)[serve]"
 	rm $(@D)/intaglio-*.whl

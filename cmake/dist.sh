@@ -24,6 +24,9 @@ ln -s "$(dirname "$(dirname "$python")")" "$work/source/.venv"
   { cat "$work/auditwheel.log" >&2; exit 1; }
 "$python" -m twine check --strict "$folder"/*.whl "$folder"/*.tar.gz >"$work/twine.log" ||
   { cat "$work/twine.log" >&2; exit 1; }
+# What an export needs, from the package index, as if nothing of it were installed.
+"$python" -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --only-binary :all: \
+  -c "$root/constraints.txt" "$(echo "$folder"/intaglio-*.whl)[export]"
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: -c "$root/constraints.txt" \
   -d "$work" onnxruntime
 "$python" -m intaglio.deploy.archive "$folder"/intaglio-*.whl "$work"/onnxruntime-*.whl -o "$folder"
