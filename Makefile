@@ -55,7 +55,7 @@ test:  ## everything that CI runs
 test-steps: test-sanitize lint test-cpp test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) build/deps/triton/ready build/deps/wheels/ready build/deps/bare-root/ready build/deps/tokenizers/ready
 
 # This installs only missing packages, so a machine that has them needs no root.
-build/system: cmake/system-packages.txt cmake/archives.sh
+build/system: cmake/system-packages.txt cmake/archives.sh cmake/archives.txt
 	@mkdir -p build
 	missing=$$(for p in $$(cat $<); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done)
 	if [ -n "$$missing" ]; then
@@ -63,8 +63,8 @@ build/system: cmake/system-packages.txt cmake/archives.sh
 	  $$root apt-get -qq update
 	  $$root env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $$missing >build/apt.log
 	fi
-	# Only the next Debian has headers that are new enough. Elsewhere CMake downloads them.
-	cmake/archives.sh $(ARCHIVES) onnxruntime || true
+	# Where Debian's archives cannot be had, CMake downloads them.
+	cmake/archives.sh $(ARCHIVES) $$(sed -n 's/^\([a-z0-9-]*\) .*/\1/p' cmake/archives.txt) || true
 	touch $@
 
 # The environment has two steps, so that a change of the C++ does not install the dependencies again.
@@ -77,7 +77,8 @@ build/system: cmake/system-packages.txt cmake/archives.sh
 # This builds the tree build/release: the Python modules, the executable and the C++ tests.
 .venv/ready: .venv/dependencies $(CPP_SOURCES)
 	@echo "building the C++ part (the first time takes a few minutes)"
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps \
+	  -C cmake.define.INTAGLIO_SYSTEM_LIBRARIES=OFF -e .
 	touch $@
 
 # The C++ takes no part in an export, so rebuilding it does not export again.
@@ -147,15 +148,14 @@ build/deps/triton/ready: cmake/triton_server.sh | .venv/dependencies
 	cmake/triton_server.sh $(@D) $(BIN)/python
 	touch $@
 
-# What is published for this machine. The archives take the place of downloads, which CI cannot do.
+# What is published for this machine.
 dist: build/dist/ready  ## wheel, source distribution and standalone archive, in build/dist
 
 build/dist/ready: .venv/dependencies cmake/dist.sh pyproject.toml README.md $(CPP_SOURCES) $(PACKAGE_SOURCES) | .venv/ready
-	cmake/archives.sh $(ARCHIVES) $$(sed -n 's/^\([a-z0-9-]*\) .*/\1/p' cmake/archives.txt) || true
 	cmake/dist.sh build/dist $(BIN)/python $(ARCHIVES)
 	touch $@
 
-build/deps/wheels/ready: constraints.txt | build/dist/ready
+build/deps/wheels/ready: constraints.txt pyproject.toml | build/dist/ready
 	rm -rf $(@D)
 	$(BIN)/python -m pip download -q --disable-pip-version-check --only-binary :all: -c constraints.txt -d $(@D) "$$(echo build/dist/intaglio-*.whl)[serve]"
 	rm $(@D)/intaglio-*.whl

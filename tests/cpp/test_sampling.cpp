@@ -139,8 +139,12 @@ TEST(Scheduler, NamesAndTypes) {
   EXPECT_EQ(scheduler_type("dpmpp-2m", PredictionType::velocity), kDpm);
   EXPECT_EQ(scheduler_type("dpmpp-2m", PredictionType::epsilon), kDpm);
   EXPECT_EQ(scheduler_type("ddim", PredictionType::epsilon), kDdim);
-  EXPECT_EQ(find_planner(kHeun), plan_heun);
-  EXPECT_EQ(find_planner(kDdim), plan_ddim);
+  // By what they plan, since on Windows a function of a library has another address in a program.
+  const auto evaluations = [](const char* type) {
+    return find_planner(type)(make_schedule(config_of(type), 3, 64)).size();
+  };
+  EXPECT_EQ(evaluations(kHeun), 5U);  // two for each step but the last
+  EXPECT_EQ(evaluations(kDdim), 3U);
   EXPECT_THROW(find_planner("euler"), UsageError);
   const auto refused = [](const char* name, PredictionType prediction_type, const char* says) {
     try {

@@ -64,8 +64,8 @@ def test_not_a_bundle(command: Command, tmp_path: Path, folder: str) -> None:
         path.mkdir()
     elif folder == "a file":
         path.write_text("{}")
-    says = "too long" if len(folder) > 255 else "is not a bundle (it has no bundle.json)"
-    refused(command, path, says)
+    says = {"absent": f"there is no folder {path}: correct the path", "x" * 5000: "too long"}
+    refused(command, path, says.get(folder, "is not a bundle (it has no bundle.json)"))
 
 
 def test_missing_file(command: Command, broken: Path) -> None:

@@ -219,6 +219,24 @@ def test_what_is_not_there(command: Command, forked_bundle: Path, name: str) -> 
     assert done.stderr.splitlines()[-1] == f"intaglio.UnavailableError: {sentence}"
 
 
+def test_a_library_that_is_too_old(command: Command, forked_bundle: Path, tmp_path: Path) -> None:
+    """ONNX Runtime 1.22 prints a line of its own when it is asked for a newer interface."""
+    source = """
+    struct Api { const void* (*get)(unsigned); const char* (*version)(void); };
+    int dprintf(int file, const char* text);
+    static const void* get(unsigned version) { dprintf(2, "not available"); return 0; }
+    static const char* version(void) { return "1.22.1"; }
+    static const struct Api api = {get, version};
+    const struct Api* OrtGetApiBase(void) { return &api; }
+    """
+    library = tmp_path / "libonnxruntime.so.1.22.1"
+    words = ["g++", "-x", "c", "-", "-shared", "-fPIC", "-w", "-o", str(library)]
+    subprocess.run(words, input=source, text=True, check=True)
+    says = f"{library} is ONNX Runtime 1.22.1, and version 1."
+    line = ["generate", forked_bundle, "--prompt", PROMPT, "--onnxruntime", library]
+    assert " or newer is needed" in check(command, 4, says, *line)
+
+
 def test_another_library_than_the_loaded_one(forked_bundle: Path) -> None:
     intaglio.Pipeline.open(forked_bundle, onnxruntime=onnxruntime_library())
     with pytest.raises(intaglio.UnavailableError, match="has loaded ONNX Runtime from "):

@@ -31,6 +31,15 @@ def has_driver() -> bool:
     return True
 
 
+def has_card(vendor: str) -> bool:
+    """Whether lspci would list a GPU or an accelerator of the vendor, or there is no PCI bus."""
+    bus = Path("/sys/bus/pci/devices")
+    kinds = {
+        (d / "class").read_text()[:4] for d in bus.glob("*") if vendor in (d / "vendor").read_text()
+    }
+    return not bus.exists() or bool(kinds & {"0x03", "0x12"})
+
+
 without_driver = pytest.mark.skipif(has_driver(), reason="this machine has an NVIDIA driver")
 
 
@@ -67,6 +76,7 @@ def test_a_library_without_the_provider(command: Command, forked_bundle: Path, d
     says = f"device {device} does not work here: ONNX Runtime "
     said = check(command, 4, says, "generate", forked_bundle, *flags(device, library))
     assert f"has no {PROVIDERS[device]}; pip install 'intaglio[cuda]'" in said
+    assert ("TensorRT 10" in said) == (device == "tensorrt")
     assert said.endswith(", or use --device cpu")
 
 
@@ -184,6 +194,13 @@ def test_an_unknown_device(command: Command, forked_bundle: Path, subcommand: st
     assert said.endswith("is one of auto, cpu, openvino, cuda, tensorrt, tensorrt-rtx, webgpu")
 
 
+def test_a_precision_that_the_device_lacks(command: Command, forked_bundle: Path) -> None:
+    says = "--precision bfloat16 does not fit device cpu, which computes in float32: leave it out"
+    line = ["generate", forked_bundle, "--prompt", PROMPT, "--device", "cpu", "-o", "a.png"]
+    said = check(command, 2, says, *line, "--precision", "bfloat16")
+    assert "`intaglio devices`" in said
+
+
 def listed(command: Command, *args: Any, **options: Any) -> dict[str, dict[str, Any]]:
     """What `intaglio devices` says of each device; its lines for people fit a terminal."""
     done = command("devices", *args, **options)
@@ -198,8 +215,15 @@ def test_devices_say_what_runs_them_and_what_would(command: Command) -> None:
     devices = listed(command)
     assert devices["cpu"]["works"]
     assert devices["cpu"]["runtime"] == f"ONNX Runtime {version('onnxruntime')}"
+    nvidia = "pip install 'intaglio[cuda]'"
+    if not has_card("0x10de"):
+        nvidia = "needs a GPU of NVIDIA's, which this machine lacks"
     if "cuda" in devices:
-        assert devices["cuda"]["remedy"] == "pip install 'intaglio[cuda]'"
+        assert devices["cuda"]["remedy"] == nvidia
+    for kind, card in (("gpu", "a GPU"), ("npu", "an NPU")):
+        lacks = f"needs {card} of Intel's, which this machine lacks"
+        remedy = devices[f"openvino:{kind}"]["remedy"]
+        assert (remedy == lacks) == (not has_card("0x8086")), remedy
 
 
 @without_driver
@@ -212,16 +236,16 @@ def test_devices_number_the_cards(command: Command, gpu_build: Path, driver: Any
 
 @without_driver
 def test_a_package_that_replaced_a_part_of_the_other(
-    command: Command, gpu_build: Path, tmp_path: Path
+    command: Command, forked_bundle: Path, gpu_build: Path, tmp_path: Path
 ) -> None:
     """What pip leaves of onnxruntime-gpu when onnxruntime of the same version comes after it."""
     library = onnxruntime_library()
     for file in (library, gpu_build.with_name("libonnxruntime_providers_cuda.so")):
         (tmp_path / file.name).symlink_to(file)
     shutil.copy(library, tmp_path / "libonnxruntime.so.1")
-    cuda = listed(command, "--onnxruntime", tmp_path / "libonnxruntime.so.1")["cuda"]
-    assert "has replaced a part of onnxruntime-gpu" in cuda["reason"]
-    assert cuda["remedy"] == "pip install --force-reinstall --no-deps onnxruntime-gpu"
+    line = ["generate", forked_bundle, *flags("cuda", tmp_path / "libonnxruntime.so.1")]
+    said = check(command, 4, "has replaced a part of onnxruntime-gpu; ", *line)
+    assert "; pip install --force-reinstall --no-deps onnxruntime-gpu, or use --device cpu" in said
 
 
 def test_the_cache_is_listed_and_emptied(command: Command, tmp_path: Path) -> None:

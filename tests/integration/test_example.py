@@ -65,7 +65,7 @@ def test_examples_report_the_same_error(example: Path, tmp_path: Path) -> None:
     ]
     assert [done.returncode for done in both] == [3, 3]
     assert both[0].stderr == both[1].stderr
-    assert "is not a bundle" in both[0].stderr
+    assert "there is no folder " in both[0].stderr
 
 
 def test_example_is_short() -> None:

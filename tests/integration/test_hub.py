@@ -146,8 +146,9 @@ def test_a_folder_of_that_name_wins(published: Hub, entry_point: Command) -> Non
 
 def test_the_executable_names_the_command(published: Hub, command: Command) -> None:
     says = f"if it is one on the Hub, run `intaglio pull {NAME} -o {NAME}`"
-    check(command, 3, says, "inspect", NAME)
-    assert "pull" not in check(command, 3, "is not a bundle", "inspect", "bundle")
+    said = check(command, 3, says, "inspect", NAME)
+    assert said.startswith(f"there is no folder {NAME}: ")
+    assert "pull" not in check(command, 3, "there is no folder bundle: ", "inspect", "bundle")
 
 
 def test_a_path_with_a_mistake_is_named(hub: Hub, entry_point: Command) -> None:

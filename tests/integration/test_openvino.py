@@ -181,6 +181,7 @@ def test_names_the_nodes_that_fall_out(
     [note] = done.stderr.splitlines()
     assert note.startswith("intaglio: note: device openvino:cpu leaves ")
     assert " of transformer/conditioning.onnx to CPUExecutionProvider: " in note
+    assert note.endswith(" (harmless, but it may take longer)")
 
 
 def test_a_device_that_openvino_does_not_find(

@@ -16,8 +16,8 @@ for processor in 0 1; do
 done >$root/proc/cpuinfo
 
 build aarch64
-ctest --preset aarch64
 onnxruntime_for manylinux_2_28_aarch64
+INTAGLIO_TEST_ONNXRUNTIME=$(echo "$PWD/$capi"/libonnxruntime.so.*) ctest --preset aarch64
 
 out=build/aarch64/drawn
 mkdir -p $out

@@ -8,8 +8,8 @@ export WINEPREFIX=$PWD/build/windows/wine WINEDEBUG=-all
 export WINEDLLOVERRIDES="mscoree,mshtml="  # which Wine would offer to install
 export LC_ALL=C.UTF-8  # by which Wine reads the arguments
 build windows
-ctest --preset windows
 onnxruntime_for win_amd64
+INTAGLIO_TEST_ONNXRUNTIME=$PWD/$capi/onnxruntime.dll ctest --preset windows
 
 out=build/windows/drawn
 rm -rf $out

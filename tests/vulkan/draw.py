@@ -1,31 +1,34 @@
 """Draw on WebGPU with the layer beside this file, and mark each step in the log of copies.
 
-`python -m tests.vulkan.draw BUNDLE LIBRARY LOG` prints the bytes of the latents of one image. It
-runs in a process of its own, because Vulkan loads layers when a process uses it first.
+`python -m tests.vulkan.draw BUNDLE LIBRARY LOG OUT.npy` writes the latents of one image. It runs in
+a process of its own, because Vulkan loads layers when a process uses it first.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import intaglio
 
+# Three steps with both guidances.
+DRAWN: dict[str, Any] = {
+    "prompt": "the dark boot", "steps": 3, "seeds": 5, "cfg_scale": 3.0, "dg_scale": 1.5,
+}  # fmt: skip
 
-def main(bundle: str, library: str, log: str) -> None:
-    """Draw three steps with both guidances."""
+
+def main(bundle: str, library: str, log: str, out: str) -> None:
+    """Draw, and write the latents."""
 
     def mark(step: intaglio.Step) -> None:
         with Path(log).open("a", encoding="utf-8") as lines:
             print("step", step.step, file=lines)
 
     pipeline = intaglio.Pipeline.open(bundle, device="webgpu", onnxruntime=library, threads=1)
-    drawn = pipeline.generate(
-        "the dark boot", steps=3, seeds=5, cfg_scale=3.0, dg_scale=1.5, on_step=mark
-    )
-    print(np.asarray(drawn.latents).nbytes)
+    np.save(out, np.asarray(pipeline.generate(**DRAWN, on_step=mark).latents))
 
 
 if __name__ == "__main__":

@@ -47,12 +47,29 @@ void describe_hardware(DeviceStatus& status, const DeviceName& device) {
   }
 }
 
+// Says what a device needs of the machine, or nothing when the machine may have it. No software
+// helps where it is missing.
+std::string missing_hardware(const DeviceName& device) {
+  const bool intel = device.which == "gpu" || device.which == "npu";
+  if (intel && !platform::may_have_card_of("0x8086")) {
+    return "needs " + std::string(device.which == "gpu" ? "a GPU" : "an NPU") +
+           " of Intel's, which this machine lacks";
+  }
+  const bool nvidia = device.kind == "cuda" || device.kind.starts_with("tensorrt");
+  if (nvidia && nvidia_cards().empty() && !platform::may_have_card_of("0x10de"))
+    return "needs a GPU of NVIDIA's, which this machine lacks";
+  if (device.kind == "webgpu" && !platform::may_have_gpu())
+    return "needs a GPU, which this machine lacks";
+  return "";
+}
+
 DeviceStatus try_device(const DeviceName& device, const OnnxRuntimeLibrary& library) {
   DeviceStatus status{.device = to_string(device), .runtime = "ONNX Runtime " + library.version};
   if (device.kind != "cpu") {
     const Obstacle obstacle = device_obstacle(device, library);
     status.reason = obstacle.reason;
     status.remedy = obstacle.remedy;
+    if (const std::string needs = missing_hardware(device); !needs.empty()) status.remedy = needs;
   }
   status.works = status.reason.empty();
   if (!status.works) return status;

@@ -33,9 +33,10 @@ std::string check_precision(const DeviceName& device, const std::string& name) {
   const std::string refusal =
       "--precision " + name + " does not fit device " + to_string(device) + ", which computes in ";
   if (precisions.empty() && found->second != "float32") {
-    throw UsageError(refusal +
-                     "the types of the graph: use --device openvino, or export the model with "
-                     "--dtype");
+    const std::string types = device.kind == "cpu" ? "float32" : "the types of the graph";
+    throw UsageError(refusal + types +
+                     ": leave it out, or give a device of OpenVINO's that `intaglio "
+                     "devices` says works here");
   }
   if (!precisions.empty() && !std::ranges::count(precisions, found->second)) {
     std::string list;

@@ -1,6 +1,7 @@
 #include "backend/onnxruntime_library.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <functional>
 #include <mutex>
 #include <string>
@@ -43,6 +44,13 @@ std::vector<fs::path> package_libraries(const fs::path& folder) {
     });
   }
   return found;
+}
+
+// Whether a version such as "1.23.2" has the interface that Intaglio was built with.
+bool is_new_enough(const std::string& version) {
+  int major = 0, minor = 0;
+  const bool read = std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2;
+  return !read || major > 1 || minor >= ORT_API_VERSION;
 }
 
 // Returns the libraries to try, in order.
@@ -106,7 +114,9 @@ const OnnxRuntimeLibrary& load_onnxruntime(const fs::path& library) {
     }
     const auto base =
         reinterpret_cast<const OrtApiBase* (*)()>(platform::find_function(handle, "OrtGetApiBase"));
-    const OrtApi* api = base ? base()->GetApi(ORT_API_VERSION) : nullptr;
+    // An older one would print a message of its own when it is asked for this version.
+    const bool fits = base && is_new_enough(base()->GetVersionString());
+    const OrtApi* api = fits ? base()->GetApi(ORT_API_VERSION) : nullptr;
     if (api) {
       Ort::InitApi(api);
       runtime = {base()->GetVersionString(),
@@ -115,9 +125,11 @@ const OnnxRuntimeLibrary& load_onnxruntime(const fs::path& library) {
       loaded_from = path.string();
       return runtime;
     }
-    tried += "; " + path.string() +
-             (base ? " is older than version 1." + std::to_string(ORT_API_VERSION)
-                   : " is not ONNX Runtime");
+    tried +=
+        "; " + path.string() +
+        (base ? " is ONNX Runtime " + std::string(base()->GetVersionString()) + ", and version 1." +
+                    std::to_string(ORT_API_VERSION) + " or newer is needed"
+              : " is not ONNX Runtime");
     platform::unload_library(handle);
   }
   throw UnavailableError(

@@ -90,7 +90,7 @@ std::vector<std::string> placement_notes(const Backend& backend) {
       }
       notes.push_back("device " + backend.choice.device + " leaves " + std::to_string(nodes) +
                       (nodes == 1 ? " node of " : " nodes of ") + placement.graph + " to " +
-                      provider + ": " + list);
+                      provider + ": " + list + " (harmless, but it may take longer)");
     }
   }
   return notes;

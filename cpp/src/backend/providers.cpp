@@ -62,7 +62,9 @@ bool is_nvidia(const DeviceName& device) {
 // Says that the provider is missing, and how to get it.
 Obstacle not_installed(const DeviceName& device, const OnnxRuntimeLibrary& library) {
   const Provider& provider = provider_of(device);
-  const std::string install = "pip install 'intaglio[" + provider.extra + "]'";
+  const std::string install =
+      "pip install 'intaglio[" + provider.extra + "]'" +
+      (device.kind == "tensorrt" ? " and put TensorRT 10 where the dynamic loader finds it" : "");
   if (const ProviderPlugin* plugin = plugin_of(device.kind))
     return {"its plugin (" + plugin->package + ") is not installed", install};
   const std::string reason = "ONNX Runtime " + library.version + " has no " + provider.name;

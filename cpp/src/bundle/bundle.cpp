@@ -41,6 +41,27 @@ void check_content(const BundleFiles& files, const std::string& name, const std:
   }
 }
 
+// Throws the error for a folder in which a bundle should be.
+[[noreturn]] void refuse_without_manifest(const fs::path& folder) {
+  const std::string name = folder.string();
+  std::error_code error;
+  if (!fs::exists(folder, error)) {
+    const bool may_be_hub_name =
+        folder.is_relative() && std::distance(folder.begin(), folder.end()) == 2;
+    throw InputError("there is no folder " + name +
+                     ": correct the path, or make a bundle with `intaglio export`" +
+                     (may_be_hub_name ? ", or if it is one on the Hub, run `intaglio pull " + name +
+                                            " -o " + name + "`"
+                                      : ""));
+  }
+  if (fs::exists(folder / "bundle" / "bundle.json", error)) {
+    throw InputError(name + " is a folder of `intaglio deploy`: its bundle is " +
+                     (folder / "bundle").string() + ", which runs on any kind of machine");
+  }
+  throw InputError(name +
+                   " is not a bundle (it has no bundle.json): make one with `intaglio export`");
+}
+
 }  // namespace
 
 const char* name_of(Layout layout) { return layout == Layout::forked ? "forked" : "dual"; }
@@ -105,17 +126,7 @@ OpenedBundle open_bundle(const fs::path& folder) {
   const fs::path path = folder / "bundle.json";
   std::error_code error;
   if (!fs::exists(path, error) && !error) {
-    if (fs::exists(folder / "bundle" / "bundle.json", error)) {
-      throw InputError(folder.string() + " is a folder of `intaglio deploy`: its bundle is " +
-                       (folder / "bundle").string() + ", which runs on any kind of machine");
-    }
-    const bool may_be_hub_name = !fs::exists(folder, error) && folder.is_relative() &&
-                                 std::distance(folder.begin(), folder.end()) == 2;
-    throw InputError(folder.string() +
-                     " is not a bundle (it has no bundle.json): make one with `intaglio export`" +
-                     (may_be_hub_name ? ", or if it is one on the Hub, run `intaglio pull " +
-                                            folder.string() + " -o " + folder.string() + "`"
-                                      : ""));
+    refuse_without_manifest(folder);
   }
   Manifest manifest = parse_manifest(read_file(path), path.string());
   auto files = std::make_shared<BundleFiles>(folder);

@@ -116,10 +116,11 @@ class Node {
   }
   void check_inside(const std::string& path) const {
     const std::filesystem::path p(path);
+    // On Windows "/x" and "C:x" lead outside, although neither is an absolute path.
     const bool climbs = std::find(p.begin(), p.end(), "..") != p.end();
     const bool odd = std::ranges::any_of(
         path, [](unsigned char c) { return c < ' ' || c == '\\' || c == 0x7f; });
-    if (path.empty() || p.is_absolute() || climbs || odd) {
+    if (path.empty() || p.has_root_path() || climbs || odd) {
       refuse("names " + Json(path).dump() + ", which is not a path inside the bundle");
     }
   }

@@ -28,6 +28,10 @@ std::string processor_name();
 // Whether the system may have a GPU of any vendor: false only where it is known to have none.
 bool may_have_gpu();
 
+// Whether the system may have a GPU or an NPU of a vendor, such as "0x10de" on the PCI bus: false
+// only where it is known to have none.
+bool may_have_card_of(const std::string& vendor);
+
 // Returns the size of the machine's memory, or 0 where the system does not say.
 std::uint64_t physical_memory_bytes();
 

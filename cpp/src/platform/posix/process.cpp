@@ -63,6 +63,26 @@ bool may_have_gpu() {
   return fs::exists("/dev/dri", error) || fs::exists("/dev/dxg", error);
 }
 
+// In WSL and on NVIDIA's boards the GPU is not on the PCI bus.
+bool may_have_card_of(const std::string& vendor) {
+  const fs::path bus = "/sys/bus/pci/devices";
+  std::error_code error;
+  for (const char* elsewhere : {"/dev/dxg", "/dev/nvhost-gpu", "/dev/nvmap"})
+    if (fs::exists(elsewhere, error)) return true;
+  if (!fs::exists(bus, error)) return true;
+  const auto first_word = [](const fs::path& file) {
+    std::string word;
+    std::ifstream(file) >> word;
+    return word;
+  };
+  for (const auto& entry : fs::directory_iterator(bus, error)) {
+    const std::string kind = first_word(entry.path() / "class");
+    const bool is_card = kind.starts_with("0x03") || kind.starts_with("0x12");
+    if (is_card && first_word(entry.path() / "vendor") == vendor) return true;
+  }
+  return static_cast<bool>(error);
+}
+
 std::uint64_t physical_memory_bytes() {
   const long pages = ::sysconf(_SC_PHYS_PAGES), bytes = ::sysconf(_SC_PAGE_SIZE);
   return pages < 0 || bytes < 0 ? 0 : static_cast<std::uint64_t>(pages) * bytes;

@@ -55,6 +55,8 @@ std::string processor_name() {
 
 bool may_have_gpu() { return true; }
 
+bool may_have_card_of(const std::string&) { return true; }
+
 std::uint64_t physical_memory_bytes() {
   MEMORYSTATUSEX memory{};
   memory.dwLength = sizeof(memory);
