@@ -205,7 +205,10 @@ class Adapter(ABC):
 
     @property
     def row_arguments(self) -> tuple[str, ...]:
-        """The keyword arguments of a block, besides streams and `temb`, that have a batch axis."""
+        """The arguments of a block, besides streams and `temb`, that have a batch axis.
+
+        A kind of block that does not have all of them takes those that it has.
+        """
         return ()
 
     # What depends only on prompt and timestep, and is computed before the denoising loop.
