@@ -180,6 +180,8 @@ class Adapter(ABC):
     def split(self, output: Any) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
         """Split the output of a block into the image stream [B, T, C] and its other streams.
 
+        A block that takes one joint sequence also gets its input split.
+
         Joint blocks return (encoder_hidden_states, hidden_states), others hidden_states alone.
         """
         if isinstance(output, tuple):
