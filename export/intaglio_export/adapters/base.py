@@ -177,18 +177,21 @@ class Adapter(ABC):
         """Return all blocks that change the image stream, in order of execution."""
         return list(self.transformer.transformer_blocks)
 
-    def split(self, output: Any) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-        """Split the output of a block into the image stream [B, T, C] and its other streams.
-
-        A block that takes one joint sequence also gets its input split.
+    def split(
+        self, block: nn.Module, streams: Any
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+        """Split what `block` takes as hidden_states, or returns, into the image stream [B, T, C]
+        and the other streams.
 
         Joint blocks return (encoder_hidden_states, hidden_states), others hidden_states alone.
         """
-        if isinstance(output, tuple):
-            return output[-1], output[:-1]
-        return output, ()
+        if isinstance(streams, tuple):
+            return streams[-1], streams[:-1]
+        return streams, ()
 
-    def join(self, hidden: torch.Tensor, others: tuple[torch.Tensor | None, ...]) -> Any:
+    def join(
+        self, block: nn.Module, hidden: torch.Tensor, others: tuple[torch.Tensor | None, ...]
+    ) -> Any:
         """Undo `split`."""
         return (*others, hidden) if others else hidden
 

@@ -134,8 +134,9 @@ def _hooks(adapter: Adapter, block: int, branching: _Branching) -> Iterator[None
     """Register hooks that apply `branching` after block `block` during one forward."""
 
     def after_fork(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        hidden, others = adapter.split(output)
-        return adapter.join(branching.suppress(hidden), tuple(map(branching.rows, others)))
+        hidden, others = adapter.split(module, output)
+        rows = tuple(map(branching.rows, others))
+        return adapter.join(module, branching.suppress(hidden), rows)
 
     def before_block(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
