@@ -28,7 +28,9 @@ void require_graphs(const Bundle& bundle, const GenerateOptions& options, Proble
   }
   if (options.image && !bundle.vae_encoder) {
     problems.push_back({"image",
-                        folder + " has no VAE encoder, which --image needs: export it again",
+                        folder +
+                            " has no VAE encoder, which --image needs: leave the image out, or "
+                            "export a model of a family that starts from one",
                         ExitCode::bad_input});
   }
 }

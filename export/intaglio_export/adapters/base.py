@@ -148,6 +148,10 @@ class Adapter(ABC):
     cfg_argument: ClassVar[str] = "guidance_scale"
     # The max_shift of a dynamic shift, if the scheduler's configuration has none.
     max_shift: ClassVar[float] = 1.15
+    # "empirical" if the dynamic shift is that of diffusers' compute_empirical_mu.
+    mu: ClassVar[str | None] = None
+    # Whether a run may start from an image, which the VAE encodes.
+    image_to_image: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
         """`dtype` is the type of matrix products; see `precision.py`."""
@@ -273,6 +277,11 @@ class Adapter(ABC):
     def latent(self) -> LatentLayout:
         """Return the layout and scaling of the latents."""
 
+    @property
+    def vae_channels(self) -> int:
+        """The number of channels between the VAE's own encoder and decoder."""
+        return self.latent().channels
+
     def prompt(self, max_sequence_length: int) -> PromptLayout | None:
         """Return how prompts are encoded, or None for a model without prompts."""
         return None
@@ -335,7 +344,7 @@ class Adapter(ABC):
         scheduler = deepcopy(self.pipeline.scheduler)
         extra: dict[str, Any] = {}
         if scheduler.config.get("use_dynamic_shifting"):
-            extra["mu"] = self._shift(scheduler.config, tokens)
+            extra["mu"] = self._shift(scheduler.config, tokens, steps)
         # The pipeline passes its own sigmas to this scheduler only.
         if self.sigmas == "linspace" and type(scheduler).__name__ == EULER:
             extra["sigmas"] = np.linspace(1.0, 1 / steps, steps)
@@ -344,7 +353,7 @@ class Adapter(ABC):
             scheduler.set_timesteps(steps, **extra)
         return scheduler
 
-    def _shift(self, config: Mapping[str, Any], tokens: int) -> float:
+    def _shift(self, config: Mapping[str, Any], tokens: int, steps: int) -> float:
         """Return mu for `tokens` image tokens, interpolated as in diffusers' `calculate_shift`."""
         first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         low, high = config.get("base_shift", 0.5), config.get("max_shift", self.max_shift)
