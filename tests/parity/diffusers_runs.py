@@ -55,7 +55,10 @@ def guided_run(
 def native_run(pipeline: Any, family: Family, cfg_scale: float) -> Run:
     """Draw `IMAGES` images with the pipeline's own classifier-free guidance."""
     arguments = _arguments(pipeline, family) | {family.cfg: cfg_scale}
-    if not family.by_class:
+    if family.negative_embeds:
+        encoded = pipeline.encode_prompt(NEGATIVE, **family.call)
+        arguments["negative_prompt_embeds"] = encoded[0]
+    elif not family.by_class:
         arguments["negative_prompt"] = NEGATIVE
     run = _run(pipeline, arguments)
     return Run(run.latents[:IMAGES], run.images)  # DiT's latents hold both halves of a batch
