@@ -62,6 +62,7 @@ FAMILIES = {
         ("encoder_hidden_states",),
         "guidance_scale",
         CHAT,
+        width=44,  # an odd number of tokens
         negative_embeds=True,
     ),
     "dit": Family(dit.make_pipeline, ("class_labels",), "guidance_scale", width=32),

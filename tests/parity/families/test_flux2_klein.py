@@ -1,8 +1,22 @@
-"""FLUX.2 klein."""
+"""FLUX.2 klein base. The distilled model differs in its defaults only."""
 
-from tests.parity.family import FamilyParity
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import intaglio
+from tests.parity.family import Export, FamilyParity
 
 
 class TestFlux2Klein(FamilyParity):
     name = "flux2-klein"
-    test_image_to_image = None  # its image is a reference, which adds tokens
+
+    def test_image_to_image(
+        self, bundle: Export, condition: dict[str, Any], size: dict[str, int]
+    ) -> None:
+        """diffusers has no such pipeline: its image is a reference, which adds tokens."""
+        image = Image.new("RGB", (size["width"], size["height"]))
+        says = "has no VAE encoder, which --image needs: leave the image out, or export a model of"
+        with pytest.raises(intaglio.InputError, match=says):
+            bundle("forked", "float32").generate(**condition, **size, image=image)
