@@ -270,6 +270,10 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   if (guidance && !request.plan.empty()) {
     set_weights(request, *guidance);
     request.notes = unused_guidance(given, request);
+    if (bundle.distilled && request.unconditional)
+      request.notes.emplace_back(
+          "the model was distilled to do without CFG, which may spoil its pictures: the cfg_scale "
+          "that turns it off is 1");
   }
   if (options.prompt_embeds && bundle.prompt) {
     collect(problems, "prompt_embeds",

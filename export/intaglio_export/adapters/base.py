@@ -300,6 +300,11 @@ class Adapter(ABC):
         """The default of a guidance-distilled model's guidance input, or None."""
         return None
 
+    @property
+    def distilled(self) -> bool:
+        """Whether the model was distilled to do without CFG."""
+        return False
+
     def defaults(self) -> PipelineDefaults:
         """Return the defaults of the pipeline."""
         return PipelineDefaults(

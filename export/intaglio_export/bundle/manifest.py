@@ -108,6 +108,8 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
         ]
     if adapter.sigmas:
         manifest["sigmas"] = adapter.sigmas
+    if adapter.distilled:
+        manifest["distilled"] = True
     if adapter.mu:
         manifest["mu"] = adapter.mu
     if parts.prompt:
