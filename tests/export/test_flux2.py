@@ -24,8 +24,10 @@ def test_only_the_base_model_has_guidance_by_default(
     tmp_path: Path, make: Any, steps: int, cfg_scale: float
 ) -> None:
     make().save_pretrained(tmp_path / "model")
-    defaults = open_source(tmp_path / "model").adapter.defaults()
+    adapter = open_source(tmp_path / "model").adapter
+    defaults = adapter.defaults()
     assert (defaults.steps, defaults.cfg_scale) == (steps, cfg_scale)
+    assert adapter.distilled is (cfg_scale == 1.0)
 
 
 @pytest.mark.parametrize("published", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -1,4 +1,4 @@
-"""FLUX.2 klein, small and random: base, and distilled."""
+"""FLUX.2, small and random: klein base, klein distilled, and dev."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from diffusers import (
     AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
 )
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -16,26 +17,26 @@ from tests.byte_level import qwen_like
 PLANTED = 7
 TIME = 6.0
 SHIFT = 0.05
-TEXT, MASSIVE = 20.0, 10.0
+TEXT, MASSIVE = 20.0, 8.0
 LAYERS = 28  # the pipeline takes hidden states up to layer 27
 
 
-def make_pipeline(distilled: bool) -> Flux2KleinPipeline:
-    """Two double and two single blocks of 64 channels, and RoPE axes of four sizes."""
-    torch.manual_seed(0)
-    tokenizer = qwen_like()
-    text_encoder = make_qwen3(tokenizer)
+TEXT_WIDTH = 48
+
+
+def make_transformer(guidance: bool) -> Flux2Transformer2DModel:
+    """Two double and two single blocks of 60 channels, and RoPE axes of four sizes."""
     transformer = Flux2Transformer2DModel(
         in_channels=16,
         num_layers=2,
         num_single_layers=2,
         attention_head_dim=20,
         num_attention_heads=3,
-        joint_attention_dim=3 * text_encoder.config.hidden_size,
+        joint_attention_dim=TEXT_WIDTH,
         timestep_guidance_channels=24,
         mlp_ratio=2.0,
         axes_dims_rope=(2, 8, 6, 4),
-        guidance_embeds=False,
+        guidance_embeds=guidance,
     ).eval()
     with torch.no_grad():
         transformer.time_guidance_embed.timestep_embedder.linear_2.weight *= TIME
@@ -49,24 +50,46 @@ def make_pipeline(distilled: bool) -> Flux2KleinPipeline:
             block.attn.to_out[0].weight *= TEXT  # or the prompt would hardly show
         first = transformer.transformer_blocks[0].attn
         first.norm_q.weight *= 0.01
-        first.to_out[0].weight[PLANTED] *= MASSIVE
+        first.to_out[0].weight[PLANTED] = MASSIVE * first.to_v.weight.sum(1)
+    return transformer
+
+
+def make_pipeline(distilled: bool) -> Flux2KleinPipeline:
+    torch.manual_seed(0)
+    tokenizer = qwen_like()
     return Flux2KleinPipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15
-        ),
+        transformer=make_transformer(guidance=False),
+        scheduler=make_scheduler(),
         vae=make_vae(),
-        text_encoder=text_encoder,
+        text_encoder=make_qwen3(tokenizer),
         tokenizer=tokenizer,
         is_distilled=distilled,
     )
 
 
+def make_dev() -> Flux2Pipeline:
+    """Distilled guidance, and no text model."""
+    torch.manual_seed(0)
+    return Flux2Pipeline(
+        transformer=make_transformer(guidance=True),
+        scheduler=make_scheduler(),
+        vae=make_vae(),
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+
+def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(
+        shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15
+    )
+
+
 def make_qwen3(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """`LAYERS` layers of 16 channels, four heads of which two share a key."""
+    """`LAYERS` layers of a third of TEXT_WIDTH channels, four heads of which two share a key."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=16,
+        hidden_size=TEXT_WIDTH // 3,
         intermediate_size=24,
         num_hidden_layers=LAYERS,
         num_attention_heads=4,

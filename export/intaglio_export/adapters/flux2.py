@@ -1,4 +1,4 @@
-"""FLUX.2 klein, distilled and base: diffusers' `Flux2Transformer2DModel` (Black Forest Labs)."""
+"""FLUX.2 klein and dev: diffusers' `Flux2Transformer2DModel` (Black Forest Labs)."""
 
 from __future__ import annotations
 
@@ -26,21 +26,16 @@ from intaglio_export.adapters.base import (
 from intaglio_export.bundle.chat_template import ChatTemplate
 from intaglio_export.graph_specs import TensorSpec
 
-# How many steps the step-distilled models were trained for; the pipeline's default is the base's.
-DISTILLED_STEPS = 4
 
+class _Flux2Adapter(Adapter):
+    """What both pipelines have in common.
 
-class Flux2KleinAdapter(Adapter):
-    """`Flux2KleinPipeline`: hidden states of three layers of Qwen3 are the prompt's channels.
-
-    The pipeline samples patches of 2x2 cells of the VAE, whose channels it normalizes one by one.
-    Here such a patch is the latent cell, and the VAE's graphs normalize it and split it.
+    They sample patches of 2x2 cells of the VAE, whose channels they normalize one by one. Here such
+    a patch is the latent cell, and the VAE's graph undoes the normalization and splits it.
     """
 
     family = "flux2"
-    pipeline_classes = ("Flux2KleinPipeline",)
     prediction_type = "velocity"
-    text_encoders = ("text_encoder",)
     sigmas = "linspace"
     mu = "empirical"
     image_to_image = False  # the pipeline's image is a reference, which adds tokens
@@ -90,11 +85,14 @@ class Flux2KleinAdapter(Adapter):
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         config = self.transformer.config
+        guided = self.distilled_guidance is not None
+        guidance = (TensorSpec("guidance", ("base_rows",)),) if guided else ()
         return (
             TensorSpec("latent", ("base_rows", "tokens", config.in_channels)),
             TensorSpec("text", ("base_rows", "text_length", config.joint_attention_dim)),
             TensorSpec("timestep", ("base_rows",)),
             TensorSpec("position", ("tokens", 3)),
+            *guidance,
         )
 
     def predict(self, inputs: Inputs) -> torch.Tensor:
@@ -127,6 +125,30 @@ class Flux2KleinAdapter(Adapter):
     def vae_channels(self) -> int:
         return int(self.transformer.config.in_channels) // 4
 
+    @property
+    def default_side(self) -> int:
+        return int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics()
+        return super().decode(self.pipeline._unpatchify_latents(latents * std + mean))
+
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean and standard deviation of each latent channel, [C, 1, 1]."""
+        norm = self.pipeline.vae.bn
+        std = torch.sqrt(norm.running_var + self.pipeline.vae.config.batch_norm_eps)
+        return norm.running_mean.view(-1, 1, 1), std.view(-1, 1, 1)
+
+    def _shift(self, config: Mapping[str, Any], tokens: int, steps: int) -> float:
+        return float(compute_empirical_mu(tokens, steps))
+
+
+class Flux2KleinAdapter(_Flux2Adapter):
+    """`Flux2KleinPipeline`: hidden states of three layers of Qwen3 are the prompt's channels."""
+
+    pipeline_classes = ("Flux2KleinPipeline",)
+    text_encoders = ("text_encoder",)
+
     def prompt(self, max_sequence_length: int) -> PromptLayout:
         encoder = EncoderLayout(
             "tokenizer",
@@ -146,15 +168,13 @@ class Flux2KleinAdapter(Adapter):
         )
 
     @property
-    def default_side(self) -> int:
-        return int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
+    def distilled(self) -> bool:
+        return bool(self.pipeline.config.is_distilled)
 
     def defaults(self) -> PipelineDefaults:
         """Return the defaults of the pipeline, which are those of the models for CFG."""
         defaults = super().defaults()
-        if not self.pipeline.config.is_distilled:
-            return defaults
-        return replace(defaults, steps=DISTILLED_STEPS, cfg_scale=1.0)
+        return replace(defaults, steps=4, cfg_scale=1.0) if self.distilled else defaults
 
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
         text, _ = self.pipeline.encode_prompt(
@@ -162,15 +182,35 @@ class Flux2KleinAdapter(Adapter):
         )
         return {"text": text}
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, std = self._statistics()
-        return super().decode(self.pipeline._unpatchify_latents(latents * std + mean))
 
-    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean and standard deviation of each latent channel, [C, 1, 1]."""
-        norm = self.pipeline.vae.bn
-        std = torch.sqrt(norm.running_var + self.pipeline.vae.config.batch_norm_eps)
-        return norm.running_mean.view(-1, 1, 1), std.view(-1, 1, 1)
+class Flux2DevAdapter(_Flux2Adapter):
+    """`Flux2Pipeline` with prompt embeddings: its text model (Mistral 3) is not exported.
 
-    def _shift(self, config: Mapping[str, Any], tokens: int, steps: int) -> float:
-        return float(compute_empirical_mu(tokens, steps))
+    Its tokenizer pads on the left, which the runtime's tokenizer does not do.
+    """
+
+    pipeline_classes = ("Flux2Pipeline",)
+
+    def prompt(self, max_sequence_length: int) -> PromptLayout:
+        return PromptLayout(
+            max_sequence_length=max_sequence_length,
+            encoders={},
+            text=(TextSegment((), max_sequence_length),),
+            text_width=self.transformer.config.joint_attention_dim,
+        )
+
+    @property
+    def distilled_guidance(self) -> float:
+        return float(self.call_default("guidance_scale"))
+
+    def defaults(self) -> PipelineDefaults:
+        """Return the defaults of the pipeline, which has no CFG."""
+        return replace(super().defaults(), cfg_scale=1.0)
+
+    def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
+        return self.random_text(len(prompts), max_sequence_length)
+
+    def left_out(self) -> list[str]:
+        return [
+            "The text model (Mistral 3) is left out; give prompt embeddings with --prompt-embeds."
+        ]
