@@ -200,7 +200,9 @@ class Flux2DevAdapter(_Flux2Adapter):
         )
 
     @property
-    def distilled_guidance(self) -> float:
+    def distilled_guidance(self) -> float | None:
+        if not self.transformer.config.guidance_embeds:
+            return None
         return float(self.call_default("guidance_scale"))
 
     def defaults(self) -> PipelineDefaults:
