@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from intaglio.torch_reference.hooks import skip_block
 from intaglio_export.adapters.flux2 import Flux2KleinAdapter
 from intaglio_export.networks.conditioning import condition
 from intaglio_export.networks.forking import ForkedTransformer
@@ -59,3 +60,30 @@ def test_branches_equal_runs_of_the_transformer(adapter: Flux2KleinAdapter, bloc
     torch.testing.assert_close(got[:2], base, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got[2], moved[1], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(base, moved, atol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block", range(3))
+def test_a_block_that_is_skipped_returns_both_streams(
+    adapter: Flux2KleinAdapter, block: int
+) -> None:
+    entered: dict[int, torch.Tensor] = {}
+
+    def look(k: int) -> Any:
+        def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            hidden, text = kwargs["hidden_states"], kwargs["encoder_hidden_states"]
+            entered[k] = hidden if text is None else torch.cat([text, hidden], dim=1)
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(look(k), with_kwargs=True)
+        for k, module in enumerate(adapter.blocks())
+    ]
+    try:
+        with skip_block(adapter, block):
+            adapter.predict(random_inputs(adapter, 2))
+    finally:
+        for handle in handles:
+            handle.remove()
+    torch.testing.assert_close(entered[block + 1], entered[block], rtol=0, atol=0)
