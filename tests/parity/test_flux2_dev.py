@@ -1,4 +1,4 @@
-"""FLUX.2-dev from prompt embeddings: distilled guidance beside what klein's parity tests measure."""
+"""FLUX.2-dev from prompt embeddings: distilled guidance, which klein has not."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 import intaglio
-from tests.parity.family import Export, FamilyParity
+from tests import bundles
+from tests.parity.family import Export, FamilyParity, assert_prompts_share_a_batch
 
 
 class TestFlux2Klein(FamilyParity):
@@ -20,3 +21,6 @@ class TestFlux2Klein(FamilyParity):
         says = "has no VAE encoder, which --image needs: leave the image out, or export a model of"
         with pytest.raises(intaglio.InputError, match=says):
             bundle("forked", "float32").generate(**condition, **size, image=image)
+
+    def test_prompts_of_different_lengths(self, size: dict[str, int]) -> None:
+        assert_prompts_share_a_batch(self.name, bundles.bundle(self.name), size)
