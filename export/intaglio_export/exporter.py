@@ -163,7 +163,8 @@ def _write(
         name: text_encoder_unit(getattr(pipeline, name), name, layout, adapter.dtype)
         for name, layout in encoders.items()
     }
-    decoder, encoder = vae_decoder_unit(adapter), vae_encoder_unit(adapter)
+    decoder = vae_decoder_unit(adapter)
+    encoder = vae_encoder_unit(adapter) if adapter.image_to_image else None
     for layout in encoders.values():
         write_table(
             getattr(pipeline, layout.tokenizer),
@@ -175,7 +176,7 @@ def _write(
     stages = [
         Stage(adapter.transformer, list(graphs.values())),
         *(Stage(getattr(pipeline, name), [unit]) for name, unit in texts.items()),
-        Stage(pipeline.vae, [decoder, encoder]),
+        Stage(pipeline.vae, [decoder, encoder] if encoder else [decoder]),
     ]
     errors = write_stages(stages, work, lambda what, done: progress(what, 0.25 + 0.7 * done))
     progress("Writing the manifest", 0.98)
@@ -187,7 +188,7 @@ def _write(
         graphs={name: unit.spec for name, unit in graphs.items()},
         encoders={name: unit.spec for name, unit in texts.items()},
         vae_decoder=decoder.spec,
-        vae_encoder=encoder.spec,
+        vae_encoder=encoder.spec if encoder else None,
         suppression=suppression,
         prompt=prompt,
         max_abs=max_abs,

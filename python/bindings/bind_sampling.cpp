@@ -79,6 +79,7 @@ void bind_config(py::module_& module) {
       .FIELD(time_shift_type)
       .FIELD(shift_terminal)
       .FIELD(linspace_sigmas)
+      .FIELD(empirical_mu)
       .FIELD(beta_start)
       .FIELD(beta_end)
       .FIELD(beta_schedule)

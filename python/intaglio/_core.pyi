@@ -178,6 +178,7 @@ class SchedulerConfig:
     """
 
     beta_schedule: str
+    empirical_mu: bool
     linspace_sigmas: bool
     set_alpha_to_one: bool
     time_shift_type: str

@@ -123,6 +123,52 @@ def _flux_single(block: State) -> State:
     return made
 
 
+def flux2_transformer(state: State) -> State:
+    """`Flux2Transformer2DModel` as Black Forest Labs' checkpoints name it."""
+    made: State = {}
+    renamed = {
+        "time_guidance_embed.timestep_embedder": "time_in",
+        "context_embedder": "txt_in",
+        "x_embedder": "img_in",
+        "linear_1": "in_layer",
+        "linear_2": "out_layer",
+        "proj_out": "final_layer.linear",
+        "modulation.linear": "modulation.lin",
+        "modulation_img.linear": "modulation_img.lin",
+        "modulation_txt.linear": "modulation_txt.lin",
+        "single_transformer_blocks": "single_blocks",
+        "transformer_blocks": "double_blocks",
+        "attn.to_qkv_mlp_proj": "linear1",
+        "attn.to_out.0": "img_attn.proj",
+        "attn.to_out": "linear2",
+        "attn.to_add_out": "txt_attn.proj",
+        "ff.linear_in": "img_mlp.0",
+        "ff.linear_out": "img_mlp.2",
+        "ff_context.linear_in": "txt_mlp.0",
+        "ff_context.linear_out": "txt_mlp.2",
+        "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
+        "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
+    }
+    for name, tensor in state.items():
+        if match := re.fullmatch(r"(.*)\.attn\.(to_q|add_q_proj)\.weight", name):
+            block, first = match.groups()
+            parts = [state[name.replace(first, first.replace("q", part))] for part in "qkv"]
+            side = "img" if first == "to_q" else "txt"
+            new = f"{block}.{side}_attn.qkv.weight"
+            made[new.replace("transformer_blocks", "double_blocks")] = torch.cat(parts)
+        elif name == "norm_out.linear.weight":
+            made["final_layer.adaLN_modulation.1.weight"] = _swapped(tensor)
+        elif not re.search(r"\.(to_[kv]|add_[kv]_proj)\.", name):
+            new = name
+            for ours, theirs in renamed.items():
+                new = new.replace(ours, theirs)
+            side = "" if new.startswith("single") else "img_attn."
+            for half, word in (("q", "query_norm"), ("k", "key_norm")):
+                new = new.replace(f"attn.norm_{half}.weight", f"{side}norm.{word}.scale")
+            made[new] = tensor
+    return made
+
+
 def vae(state: State, levels: int) -> State:
     """`AutoencoderKL` as latent diffusion's checkpoints name it; its decoder counts backwards."""
     made: State = {}

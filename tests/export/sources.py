@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from intaglio_export.adapters import Adapter
-from tests.families import dit, flux, pixart_sigma, sd3
+from tests.families import dit, flux, flux2, pixart_sigma, sd3
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd3": sd3.make_sd35,
     "flux": flux.make_dev,
+    "flux2": flux2.make_distilled,
     "dit": dit.make_pipeline,
     "pixart-sigma": pixart_sigma.make_pipeline,
 }

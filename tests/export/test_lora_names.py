@@ -46,6 +46,7 @@ def peft(name: str, rows: int = 64, columns: int = 64) -> Tensors:
 UNET = "lora_unet_double_blocks_0_img_attn_proj"
 CLIP = "lora_te1_text_model_encoder_layers_0_self_attn_"
 COMFY = "diffusion_model.double_blocks.0.img_attn"
+SINGLE, COMFY_SINGLE = "lora_unet_single_blocks_1", "diffusion_model.single_blocks.1"
 
 
 def write(path: Path, tensors: Tensors) -> Path:
@@ -179,6 +180,7 @@ def test_a_lora_in_fp8(folders: dict[str, Path], tmp_path: Path) -> None:
             "is a control LoRA",
         ),
         ("flux", peft("transformer.x_embedder", 64, 32), "is a control LoRA"),
+        ("flux2", kohya(f"transformer.{TO_Q}", 60, 60), "names layers in a way"),
     ],
 )
 def test_a_lora_of_another_format_is_called_what_it_is(
@@ -221,6 +223,9 @@ def xlabs(name: str) -> Tensors:
         ("flux", kohya(f"{CLIP}q_proj", 24, 24) | kohya(f"{CLIP}out_proj", 24, 24)),
         ("flux", xlabs("double_blocks.0.processor.proj_lora1")),
         ("flux", peft(f"transformer.{TO_Q}") | {f"transformer.{TO_Q}.lora_B.bias": some(64)}),
+        ("flux2", kohya(f"{UNET[:-4]}qkv", 180, 60) | kohya(f"{SINGLE}_linear1", 420, 60)),
+        ("flux2", peft(f"{COMFY}.qkv", 180, 60) | peft(f"{COMFY_SINGLE}.linear2", 60, 180)),
+        ("flux2", peft("base_model.model.double_blocks.1.txt_mlp.0", 240, 60)),
         (
             "sd3",
             {
@@ -239,7 +244,10 @@ def test_formats_that_diffusers_reads_are_fused(
     expected = active(folders[family], [(file, 0.5)])
     plain = open_source(folders[family]).adapter
     changed = []
-    for what in (prediction, lambda adapter: adapter.encode_prompts(["a boot"], 16)["pooled"]):
+    for what in (
+        prediction,
+        lambda adapter: [*adapter.encode_prompts(["a boot"], 16).values()][-1],
+    ):
         torch.testing.assert_close(what(found), what(expected), rtol=1e-4, atol=1e-5)
         changed.append(not torch.equal(what(found), what(plain)))
     assert any(changed)

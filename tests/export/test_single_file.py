@@ -65,6 +65,22 @@ def test_a_transformer_in_the_original_format(config: Path, tmp_path: Path, pref
     assert (source.name, source.license, source.settings) == ("tuned", "CC0-1.0", None)
 
 
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_flux2_in_the_original_format(
+    folders: dict[str, Path], tmp_path: Path, prefix: str
+) -> None:
+    pipeline = FAMILIES["flux2"]()
+    with torch.no_grad():
+        for weight in pipeline.transformer.parameters():
+            weight += 1
+    state = original.flux2_transformer(pipeline.transformer.state_dict())
+    tensors = {prefix + name: tensor for name, tensor in state.items()}
+    file = write(tmp_path / "tuned.safetensors", tensors)
+    source = open_source(file, config=str(folders["flux2"]))
+    assert_same(source.adapter.transformer, pipeline.transformer)
+    assert_same(source.adapter.pipeline.vae, pipeline.vae)
+
+
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_transformer_in_the_format_of_diffusers(

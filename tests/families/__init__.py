@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.families import dit, flux, pixart_sigma, qwen_image, sd3
+from tests.families import dit, flux, flux2, pixart_sigma, qwen_image, sd3
 from tests.families.parts import MAX_LENGTH
 
 Kwargs = dict[str, Any]
 TEXT = {"max_sequence_length": MAX_LENGTH}
+CHAT = {"max_sequence_length": 40}  # of which the chat template takes about 20
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Family:
     `call`: arguments of diffusers' own call besides prompt, size, steps and generator. `cfg` is its
     argument for true guidance. `negative` names the transformer's arguments that
     differ in the unconditional branch. `embeddings` makes prompts of a pipeline that has no text
-    encoder; `img2img` is diffusers' pipeline class for that, if any.
+    encoder; `img2img` is diffusers' pipeline class for that, if any. `negative_embeds`: its call
+    takes a negative prompt as embeddings only.
     """
 
     make: Callable[[], Any]
@@ -30,6 +32,7 @@ class Family:
     width: int = 48
     embeddings: Callable[[str], tuple[Any, Any]] | None = None
     img2img: str | None = None
+    negative_embeds: bool = False
 
     @property
     def by_class(self) -> bool:
@@ -54,6 +57,14 @@ FAMILIES = {
     "flux-dev": _flux(flux.make_dev),
     "flux-schnell": _flux(flux.make_schnell),
     "flux-dedistilled": _flux(flux.make_dedistilled),
+    "flux2-klein": Family(
+        flux2.make_base,
+        ("encoder_hidden_states",),
+        "guidance_scale",
+        CHAT,
+        width=44,  # an odd number of tokens
+        negative_embeds=True,
+    ),
     "dit": Family(dit.make_pipeline, ("class_labels",), "guidance_scale", width=32),
     "qwen-image": Family(
         qwen_image.make_pipeline,

@@ -170,6 +170,8 @@ def test_not_a_manifest(command: Command, tmp_path: Path, content: bytes, says: 
         (("prediction_type",), "epsilon", "does not fit a model that predicts epsilon"),
         (("prediction_type",), "sample", "prediction_type must be velocity or epsilon"),
         (("sigmas",), "cosine", "sigmas is something that this version does not sample with"),
+        (("mu",), "linear", "mu is something that this version does not sample with"),
+        (("distilled",), "yes", "distilled has the wrong type"),
         (("transformer", "patch_size"), 2.5, "transformer.patch_size has the wrong type"),
         (("transformer", "channels"), 0, "transformer.channels must be from 1 to"),
         ((*FORKED, "inputs", 0, "dtype"), "float16", "inputs[0].dtype must be float32 or int64"),

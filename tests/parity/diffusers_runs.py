@@ -55,7 +55,10 @@ def guided_run(
 def native_run(pipeline: Any, family: Family, cfg_scale: float) -> Run:
     """Draw `IMAGES` images with the pipeline's own classifier-free guidance."""
     arguments = _arguments(pipeline, family) | {family.cfg: cfg_scale}
-    if not family.by_class:
+    if family.negative_embeds:
+        encoded = pipeline.encode_prompt(NEGATIVE, **family.call)
+        arguments["negative_prompt_embeds"] = encoded[0]
+    elif not family.by_class:
         arguments["negative_prompt"] = NEGATIVE
     run = _run(pipeline, arguments)
     return Run(run.latents[:IMAGES], run.images)  # DiT's latents hold both halves of a batch
@@ -93,6 +96,14 @@ def run_with_seeds(pipeline: Any, family: Family, seeds: list[int]) -> Run:
     arguments = _arguments(pipeline, family) | {family.cfg: 1.0}
     arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     return _run(pipeline, arguments)
+
+
+@torch.no_grad()
+def run_of_prompts(pipeline: Any, family: Family, prompts: list[str], seeds: list[int]) -> Run:
+    """Draw an image of each prompt with its seed, all in one batch and without guidance."""
+    arguments = _arguments(pipeline, family) | {family.cfg: 1.0, "num_images_per_prompt": 1}
+    arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    return _run(pipeline, arguments | {"prompt": prompts})
 
 
 @dataclass(frozen=True)

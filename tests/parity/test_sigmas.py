@@ -11,8 +11,9 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
 )
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from intaglio import _core
@@ -81,6 +82,24 @@ def test_dynamic_shift_of_dpm_solver(steps: int, image_seq_len: int) -> None:
     theirs = reference("dpmpp-2m", use_dynamic_shifting=True)
     theirs.set_timesteps(steps, mu=calculate_shift(image_seq_len))
     ours = schedule("dpmpp-2m", steps, image_seq_len, use_dynamic_shifting=True)
+    assert_equal(ours, theirs.sigmas, theirs.timesteps)
+
+
+@settings(deadline=None)
+@given(steps=st.integers(1, 200), image_seq_len=st.integers(1, 16384))
+@example(steps=4, image_seq_len=4300)
+@example(steps=4, image_seq_len=4301)
+def test_empirical_mu(steps: int, image_seq_len: int) -> None:
+    """Compare with the calls of Flux2KleinPipeline and Flux2Pipeline."""
+    theirs = reference("euler", use_dynamic_shifting=True)
+    mu = compute_empirical_mu(image_seq_len, steps)
+    theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    config = {"use_dynamic_shifting": True, "linspace_sigmas": True, "empirical_mu": True}
+    ours = schedule("euler", steps, image_seq_len, **config)
+    assert_equal(ours, theirs.sigmas, theirs.timesteps)
+    theirs = reference("dpmpp-2m", use_dynamic_shifting=True)
+    theirs.set_timesteps(steps, mu=mu)
+    ours = schedule("dpmpp-2m", steps, image_seq_len, **config)
     assert_equal(ours, theirs.sigmas, theirs.timesteps)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 from transformers import AutoTokenizer
 
 import intaglio
+from intaglio import _core
 from tests import bundles
+from tests.fake_bundle import make_bundle
 from tests.families.parts import MAX_LENGTH
 from tests.python.conftest import PROMPT
 
@@ -129,3 +133,16 @@ def test_what_is_cut_of_a_text_without_spaces(forked: intaglio.Pipeline) -> None
         assert cut in text
         assert len(cut) < 90
     assert notes
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+def test_cfg_of_a_model_that_was_distilled_to_do_without(tmp_path: Path, distilled: bool) -> None:
+    folder = make_bundle(tmp_path / "fake", "class")
+    file = folder / "bundle.json"
+    manifest = json.loads(file.read_text()) | ({"distilled": True} if distilled else {})
+    file.write_text(json.dumps(manifest))
+    bundle = intaglio.Pipeline.open(folder).bundle
+    says = ["the model was distilled to do without CFG, which may spoil its pictures"]
+    for cfg_scale, expected in ((3.0, says if distilled else []), (1.0, [])):
+        notes = _core.unused_guidance(bundle, {"class_label": 0, "cfg_scale": cfg_scale})
+        assert [note.split(":")[0] for note in notes] == expected

@@ -28,6 +28,7 @@ SOURCES = {
     "flux-dev": "black-forest-labs/FLUX.1-dev",
     "flux-schnell": "black-forest-labs/FLUX.1-schnell",
     "flux-dedistilled": "path/to/flux-dedistilled",
+    "flux2-klein": "black-forest-labs/FLUX.2-klein-4B",
     "dit": "facebook/DiT-XL-2-256",
     "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
     "qwen-image": "Qwen/Qwen-Image",

@@ -140,6 +140,7 @@ class Bundle {
   std::optional<Graph> vae_decoder;
   std::optional<Graph> vae_encoder;
   Defaults defaults;
+  bool distilled = false;  // to do without CFG
   std::vector<SkipSchedule> skipping;
   std::map<std::string, std::uint64_t> file_bytes;
   std::map<std::string, std::string> file_sha256;  // lower-case hexadecimal

@@ -38,6 +38,9 @@ struct SchedulerConfig {
   // Whether the pipeline gives FlowMatchEulerDiscreteScheduler the sigmas linspace(1, 1/N, N), as
   // those of FLUX and Qwen-Image do. Other schedulers use their own sigmas.
   bool linspace_sigmas = false;
+  // Whether the dynamic shift is that of the FLUX.2 pipelines, compute_empirical_mu. Then the four
+  // parameters of the linear one above are not used.
+  bool empirical_mu = false;
 
   // Variance preserving.
   double beta_start = 0.0001;

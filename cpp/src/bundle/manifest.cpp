@@ -217,6 +217,7 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   if (root.has("vae_encoder")) bundle.vae_encoder = read_graph(root.at("vae_encoder"));
   bundle.defaults = read_defaults(root.at("defaults"), bundle);
   check_values(root.at("defaults"), [&] { check_guidance(bundle.defaults.guidance); });
+  root.get_if("distilled", bundle.distilled);
   bundle.skipping = read_skipping(root);
   check_values(root.at("scheduler"), [&] {
     const int tokens = bundle.token_count(bundle.defaults.height, bundle.defaults.width);

@@ -98,6 +98,10 @@ SchedulerConfig read_scheduler(const Node& root, PredictionType prediction_type)
     if (root.get<std::string>("sigmas") != "linspace") refuse_sampling(root.at("sigmas"));
     config.linspace_sigmas = true;
   }
+  if (root.has("mu")) {
+    if (root.get<std::string>("mu") != "empirical") refuse_sampling(root.at("mu"));
+    config.empirical_mu = true;
+  }
   check_off(node, {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
                    "invert_sigmas", "stochastic_sampling"});
   if (config.type == "DPMSolverMultistepScheduler") check_dpm_solver(node, prediction_type);

@@ -28,7 +28,9 @@ void require_graphs(const Bundle& bundle, const GenerateOptions& options, Proble
   }
   if (options.image && !bundle.vae_encoder) {
     problems.push_back({"image",
-                        folder + " has no VAE encoder, which --image needs: export it again",
+                        folder +
+                            " has no VAE encoder, which --image needs: leave the image out, or "
+                            "export a model of a family that starts from one",
                         ExitCode::bad_input});
   }
 }
@@ -284,6 +286,10 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   if (guidance && !request.plan.empty()) {
     set_weights(request, *guidance);
     request.notes = unused_guidance(given, request);
+    if (bundle.distilled && request.unconditional)
+      request.notes.emplace_back(
+          "the model was distilled to do without CFG, which may spoil its pictures: the cfg_scale "
+          "that turns it off is 1");
   }
   if (options.prompt_embeds && bundle.prompt) {
     collect(problems, "prompt_embeds",

@@ -26,8 +26,19 @@ T static_shift(double shift, T sigma) {
   return static_cast<T>(shift) * sigma / (T{1} + static_cast<T>(shift - 1.0) * sigma);
 }
 
-// Linear in the number of latent patches: calculate_shift of diffusers' pipelines.
-double dynamic_mu(const SchedulerConfig& config, int image_seq_len) {
+// compute_empirical_mu of diffusers' FLUX.2 pipelines: lines that fit 10 and 200 steps, and the
+// line through both for other numbers of steps. Beyond 4300 tokens it is that of 200 steps.
+double empirical_mu(int steps, int image_seq_len) {
+  const double at_200 = 0.00016927 * image_seq_len + 0.45666666;
+  if (image_seq_len > 4300) return at_200;
+  const double at_10 = 8.73809524e-05 * image_seq_len + 1.89833333;
+  const double slope = (at_200 - at_10) / 190.0;
+  return slope * steps + (at_200 - 200.0 * slope);
+}
+
+// By default linear in the number of latent patches: calculate_shift of diffusers' pipelines.
+double dynamic_mu(const SchedulerConfig& config, int steps, int image_seq_len) {
+  if (config.empirical_mu) return empirical_mu(steps, image_seq_len);
   const double slope = (config.max_shift - config.base_shift) /
                        (config.max_image_seq_len - config.base_image_seq_len);
   return image_seq_len * slope + (config.base_shift - slope * config.base_image_seq_len);
@@ -79,7 +90,7 @@ Schedule flow_match_schedule(const SchedulerConfig& config, int steps, int image
   if (config.shift_terminal != 0.0 && steps < 2) {
     throw UsageError("--steps 1 cannot end at shift_terminal: give 2 steps or more");
   }
-  const double mu = config.use_dynamic_shifting ? dynamic_mu(config, image_seq_len) : 0.0;
+  const double mu = config.use_dynamic_shifting ? dynamic_mu(config, steps, image_seq_len) : 0.0;
   std::vector<float> sigmas;
   if (config.linspace_sigmas && config.type == "FlowMatchEulerDiscreteScheduler") {
     const auto given = linspace(1.0, 1.0 / steps, steps);
@@ -99,8 +110,9 @@ Schedule dpm_flow_schedule(const SchedulerConfig& config, int steps, int image_s
   if (config.use_dynamic_shifting && config.time_shift_type != "exponential") {
     throw UsageError("dpmpp-2m has the time_shift_type exponential only: use euler or heun");
   }
-  const double shift =
-      config.use_dynamic_shifting ? std::exp(dynamic_mu(config, image_seq_len)) : config.shift;
+  const double shift = config.use_dynamic_shifting
+                           ? std::exp(dynamic_mu(config, steps, image_seq_len))
+                           : config.shift;
   const auto alphas = linspace(1.0, 1.0 / config.num_train_timesteps, steps + 1);
 
   std::vector<float> sigmas, timesteps;

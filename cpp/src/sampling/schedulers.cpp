@@ -82,7 +82,8 @@ void check(const SchedulerConfig& config, int steps) {
     throw UsageError("unknown time_shift_type \"" + config.time_shift_type +
                      "\": use exponential or linear");
   }
-  if (config.use_dynamic_shifting && config.base_image_seq_len == config.max_image_seq_len) {
+  if (config.use_dynamic_shifting && !config.empirical_mu &&
+      config.base_image_seq_len == config.max_image_seq_len) {
     throw UsageError("base_image_seq_len and max_image_seq_len must differ for dynamic shifting");
   }
 }

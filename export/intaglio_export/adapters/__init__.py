@@ -5,6 +5,7 @@ from __future__ import annotations
 from intaglio_export.adapters.base import Adapter
 from intaglio_export.adapters.dit import DiTAdapter
 from intaglio_export.adapters.flux import FluxAdapter
+from intaglio_export.adapters.flux2 import Flux2DevAdapter, Flux2KleinAdapter
 from intaglio_export.adapters.pixart_sigma import PixArtSigmaAdapter
 from intaglio_export.adapters.qwen_image import QwenImageAdapter
 from intaglio_export.adapters.sd3 import SD3Adapter
@@ -15,6 +16,8 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     DiTAdapter,
     PixArtSigmaAdapter,
     QwenImageAdapter,
+    Flux2KleinAdapter,
+    Flux2DevAdapter,
 )
 
 

@@ -148,6 +148,10 @@ class Adapter(ABC):
     cfg_argument: ClassVar[str] = "guidance_scale"
     # The max_shift of a dynamic shift, if the scheduler's configuration has none.
     max_shift: ClassVar[float] = 1.15
+    # "empirical" if the dynamic shift is that of diffusers' compute_empirical_mu.
+    mu: ClassVar[str | None] = None
+    # Whether a run may start from an image, which the VAE encodes.
+    image_to_image: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
         """`dtype` is the type of matrix products; see `precision.py`."""
@@ -177,16 +181,21 @@ class Adapter(ABC):
         """Return all blocks that change the image stream, in order of execution."""
         return list(self.transformer.transformer_blocks)
 
-    def split(self, output: Any) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-        """Split the output of a block into the image stream [B, T, C] and its other streams.
+    def split(
+        self, block: nn.Module, streams: Any
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+        """Split what `block` takes as hidden_states, or returns, into the image stream [B, T, C]
+        and the other streams.
 
         Joint blocks return (encoder_hidden_states, hidden_states), others hidden_states alone.
         """
-        if isinstance(output, tuple):
-            return output[-1], output[:-1]
-        return output, ()
+        if isinstance(streams, tuple):
+            return streams[-1], streams[:-1]
+        return streams, ()
 
-    def join(self, hidden: torch.Tensor, others: tuple[torch.Tensor | None, ...]) -> Any:
+    def join(
+        self, block: nn.Module, hidden: torch.Tensor, others: tuple[torch.Tensor | None, ...]
+    ) -> Any:
         """Undo `split`."""
         return (*others, hidden) if others else hidden
 
@@ -205,7 +214,10 @@ class Adapter(ABC):
 
     @property
     def row_arguments(self) -> tuple[str, ...]:
-        """The keyword arguments of a block, besides streams and `temb`, that have a batch axis."""
+        """The arguments of a block, besides streams and `temb`, that have a batch axis.
+
+        A kind of block that does not have all of them takes those that it has.
+        """
         return ()
 
     # What depends only on prompt and timestep, and is computed before the denoising loop.
@@ -265,6 +277,11 @@ class Adapter(ABC):
     def latent(self) -> LatentLayout:
         """Return the layout and scaling of the latents."""
 
+    @property
+    def vae_channels(self) -> int:
+        """The number of channels between the VAE's own encoder and decoder."""
+        return self.latent().channels
+
     def prompt(self, max_sequence_length: int) -> PromptLayout | None:
         """Return how prompts are encoded, or None for a model without prompts."""
         return None
@@ -282,6 +299,11 @@ class Adapter(ABC):
     def distilled_guidance(self) -> float | None:
         """The default of a guidance-distilled model's guidance input, or None."""
         return None
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the model was distilled to do without CFG."""
+        return False
 
     def defaults(self) -> PipelineDefaults:
         """Return the defaults of the pipeline."""
@@ -327,7 +349,7 @@ class Adapter(ABC):
         scheduler = deepcopy(self.pipeline.scheduler)
         extra: dict[str, Any] = {}
         if scheduler.config.get("use_dynamic_shifting"):
-            extra["mu"] = self._shift(scheduler.config, tokens)
+            extra["mu"] = self._shift(scheduler.config, tokens, steps)
         # The pipeline passes its own sigmas to this scheduler only.
         if self.sigmas == "linspace" and type(scheduler).__name__ == EULER:
             extra["sigmas"] = np.linspace(1.0, 1 / steps, steps)
@@ -336,7 +358,7 @@ class Adapter(ABC):
             scheduler.set_timesteps(steps, **extra)
         return scheduler
 
-    def _shift(self, config: Mapping[str, Any], tokens: int) -> float:
+    def _shift(self, config: Mapping[str, Any], tokens: int, steps: int) -> float:
         """Return mu for `tokens` image tokens, interpolated as in diffusers' `calculate_shift`."""
         first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         low, high = config.get("base_shift", 0.5), config.get("max_shift", self.max_shift)

@@ -19,7 +19,7 @@ def check_parts(adapter: Adapter, source: str) -> None:
     """
     vae = adapter.pipeline.vae.config
     latent = vae.get("latent_channels", vae.get("z_dim"))
-    if latent != (taken := adapter.latent().channels):
+    if latent != (taken := adapter.vae_channels):
         raise _unfit(source, "vae", latent, "latent channels", taken)
     prompt = adapter.prompt(1)
     if prompt is not None and adapter.has_encoders:

@@ -54,20 +54,21 @@ def _hooks(
 
     def entering(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         nonlocal tokens
-        hidden_states = _hidden_states(args, kwargs)
+        hidden_states, _ = adapter.split(block, _hidden_states(args, kwargs))
         tokens = hidden_states.shape[1]
         if "before" in points:
             observer("before", k, hidden_states)
 
     def attending(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        # Single-stream blocks also attend to the text's tokens, which come first.
-        observer("modulated", k, _hidden_states(args, kwargs)[:, -tokens:])
+        # FLUX.1's single-stream blocks also attend to the text's tokens, which come first.
+        hidden_states, _ = adapter.split(block, _hidden_states(args, kwargs))
+        observer("modulated", k, hidden_states[:, -tokens:])
 
     def gating(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         observer("gate", k, adapter.gate(block, kwargs, output))
 
     def leaving(module: nn.Module, args: Any, output: Any) -> None:
-        hidden_states, others = adapter.split(output)
+        hidden_states, others = adapter.split(block, output)
         if "after" in points:
             observer("after", k, hidden_states)
         if "text" in points and others and others[0] is not None:

@@ -56,7 +56,7 @@ class BundleParts:
     graphs: dict[str, GraphSpec]
     encoders: dict[str, GraphSpec]
     vae_decoder: GraphSpec
-    vae_encoder: GraphSpec
+    vae_encoder: GraphSpec | None
     suppression: Suppression
     prompt: PromptLayout | None
     max_abs: list[float]
@@ -89,10 +89,11 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
         "latent": _without_false(asdict(adapter.latent())),
         "scheduler": scheduler_entry(adapter.pipeline.scheduler, adapter.max_shift),
         "vae_decoder": parts.vae_decoder.to_json(),
-        "vae_encoder": parts.vae_encoder.to_json(),
         "defaults": _defaults(adapter, parts.settings),
         "files": _files(folder),
     }
+    if parts.vae_encoder:
+        manifest["vae_encoder"] = parts.vae_encoder.to_json()
     if parts.errors:
         manifest["errors"] = {path: float(f"{error:.2e}") for path, error in parts.errors.items()}
     if quantized := _quantized(parts):
@@ -107,6 +108,10 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
         ]
     if adapter.sigmas:
         manifest["sigmas"] = adapter.sigmas
+    if adapter.distilled:
+        manifest["distilled"] = True
+    if adapter.mu:
+        manifest["mu"] = adapter.mu
     if parts.prompt:
         manifest["prompt"] = _prompt(parts.prompt, parts.encoders)
     if classes := adapter.classes():

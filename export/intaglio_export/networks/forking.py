@@ -9,6 +9,7 @@ and timestep.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from intaglio_export.networks.suppress import ma_suppress
 
 @dataclass
 class _Branching:
-    """The op's inputs in the current forward, and the arguments that were gathered for it.
+    """The op's inputs in the current forward, and the tensors whose rows were gathered.
 
     `branch` is None if the rows do not change (layout dual).
     """
@@ -34,7 +35,6 @@ class _Branching:
     ref: torch.Tensor
     branch: torch.Tensor | None
     keep: torch.Tensor
-    gathered: dict[str, torch.Tensor | None] = field(default_factory=dict)
     _memo: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def rows(self, value: torch.Tensor | None) -> torch.Tensor | None:
@@ -133,21 +133,22 @@ class ObservedTransformer(nn.Module):
 def _hooks(adapter: Adapter, block: int, branching: _Branching) -> Iterator[None]:
     """Register hooks that apply `branching` after block `block` during one forward."""
 
-    def after_fork(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:
-        for name in adapter.row_arguments:
-            branching.gathered[name] = branching.rows(kwargs[name])
-        hidden, others = adapter.split(output)
-        return adapter.join(branching.suppress(hidden), tuple(map(branching.rows, others)))
+    def after_fork(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        hidden, others = adapter.split(module, output)
+        rows = tuple(map(branching.rows, others))
+        return adapter.join(module, branching.suppress(hidden), rows)
 
     def before_block(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, kwargs | branching.gathered
+        call = inspect.signature(module.forward).bind(*args, **kwargs)
+        for name in adapter.row_arguments:
+            if name in call.arguments:
+                call.arguments[name] = branching.rows(call.arguments[name])
+        return call.args, call.kwargs
 
     blocks = adapter.blocks()
-    handles = [blocks[block].register_forward_hook(after_fork, with_kwargs=True)]
+    handles = [blocks[block].register_forward_hook(after_fork)]
     for later in blocks[block + 1 :]:
         handles.append(later.register_forward_pre_hook(before_block, with_kwargs=True))
     try:

@@ -191,7 +191,7 @@ def refusal(
             f"{start} has alphas ({_some(found)}) that diffusers does not apply to it; multiply"
             " each second matrix (up or B) by alpha / rank, and leave the alphas out."
         )
-    if own and not all(name.startswith("transformer.") for name in names):
+    if own and not all(re.match(r"transformer\..*\.lora_[AB]\.", name) for name in names):
         return f"{start} names layers in a way of its own ({_some(names)}), {_UNREAD}."
     if half := sorted(unpaired(names)):
         return f"{start} has {half[0]} without the other matrix of that layer; {weights.AGAIN}."

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from intaglio_export.adapters import Adapter
 
@@ -19,11 +20,11 @@ def replace_streams(
 ) -> Iterator[None]:
     """Apply `hidden` to the image stream after block `block`, and `text` to the text stream."""
 
-    def hook(module: object, args: object, output: object) -> object:
-        stream, others = adapter.split(output)
+    def hook(module: nn.Module, args: object, output: object) -> object:
+        stream, others = adapter.split(module, output)
         if text is not None and others and others[0] is not None:
             others = (text(others[0]), *others[1:])
-        return adapter.join(hidden(stream) if hidden else stream, others)
+        return adapter.join(module, hidden(stream) if hidden else stream, others)
 
     handle = adapter.blocks()[block].register_forward_hook(hook)
     try:
@@ -36,13 +37,14 @@ def replace_streams(
 def skip_block(adapter: Adapter, block: int) -> Iterator[None]:
     """Let block `block` return its inputs."""
 
-    def hook(module: object, args: Any, kwargs: dict[str, Any], output: object) -> object:
-        hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        _, others = adapter.split(output)
-        unchanged = tuple(
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: object) -> object:
+        streams = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        hidden_states, joined = adapter.split(module, streams)
+        _, others = adapter.split(module, output)
+        unchanged = joined or tuple(
             None if other is None else kwargs["encoder_hidden_states"] for other in others
         )
-        return adapter.join(hidden_states, unchanged)
+        return adapter.join(module, hidden_states, unchanged)
 
     handle = adapter.blocks()[block].register_forward_hook(hook, with_kwargs=True)
     try:

@@ -1,0 +1,218 @@
+"""FLUX.2 klein and dev: diffusers' `Flux2Transformer2DModel` (Black Forest Labs)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransformerBlock
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch import nn
+from torch.nn import functional
+
+from intaglio_export.adapters.base import (
+    LARGEST_SIDE,
+    Adapter,
+    EncoderLayout,
+    Inputs,
+    LatentLayout,
+    Modulation,
+    PipelineDefaults,
+    PromptLayout,
+    TextSegment,
+)
+from intaglio_export.bundle.chat_template import ChatTemplate
+from intaglio_export.graph_specs import TensorSpec
+
+
+class _Flux2Adapter(Adapter):
+    """What both pipelines have in common.
+
+    They sample patches of 2x2 cells of the VAE, whose channels they normalize one by one. Here such
+    a patch is the latent cell, and the VAE's graph undoes the normalization and splits it.
+    """
+
+    family = "flux2"
+    prediction_type = "velocity"
+    sigmas = "linspace"
+    mu = "empirical"
+    image_to_image = False  # the pipeline's image is a reference, which adds tokens
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Return the double-stream blocks followed by the single-stream blocks."""
+        return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+
+    def split(
+        self, block: nn.Module, streams: Any
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+        """Split the one sequence of a single-stream block, in which the text comes first."""
+        if not isinstance(block, Flux2SingleTransformerBlock):
+            return super().split(block, streams)
+        return streams[:, self._text_length :], (streams[:, : self._text_length],)
+
+    def join(
+        self, block: nn.Module, hidden: torch.Tensor, others: tuple[torch.Tensor | None, ...]
+    ) -> Any:
+        if not isinstance(block, Flux2SingleTransformerBlock):
+            return super().join(block, hidden, others)
+        return torch.cat([*others, hidden], dim=1)  # type: ignore[list-item]
+
+    def gating(self, block: nn.Module) -> nn.Module:
+        return block
+
+    def gate(self, block: nn.Module, kwargs: Mapping[str, Any], output: Any) -> torch.Tensor:
+        """Return the gate out of the modulation that the transformer gives to all blocks."""
+        if isinstance(block, Flux2SingleTransformerBlock):
+            return kwargs["temb_mod"].chunk(3, dim=-1)[2]  # type: ignore[no-any-return]
+        return kwargs["temb_mod_img"].chunk(6, dim=-1)[2]  # type: ignore[no-any-return]
+
+    @property
+    def row_arguments(self) -> tuple[str, ...]:
+        return ("temb_mod_img", "temb_mod_txt", "temb_mod")
+
+    def modulations(self) -> tuple[Modulation, ...]:
+        # All blocks of a kind share one, so the blocks gather its rows, as `row_arguments`.
+        model = self.transformer
+        shared = [model.double_stream_modulation_img, model.double_stream_modulation_txt]
+        shared.append(model.single_stream_modulation)
+        last = Modulation(model.norm_out.linear, len(self.blocks()))
+        return (*(Modulation(modulation.linear, 0) for modulation in shared), last)
+
+    def projection(self) -> tuple[nn.Module, ...]:
+        return (self.transformer.context_embedder,)
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        config = self.transformer.config
+        guided = self.distilled_guidance is not None
+        guidance = (TensorSpec("guidance", ("base_rows",)),) if guided else ()
+        return (
+            TensorSpec("latent", ("base_rows", "tokens", config.in_channels)),
+            TensorSpec("text", ("base_rows", "text_length", config.joint_attention_dim)),
+            TensorSpec("timestep", ("base_rows",)),
+            TensorSpec("position", ("tokens", 3)),
+            *guidance,
+        )
+
+    def predict(self, inputs: Inputs) -> torch.Tensor:
+        text = inputs["text"]
+        self._text_length = text.shape[1]
+        prediction: torch.Tensor = self.transformer(
+            hidden_states=inputs["latent"],
+            encoder_hidden_states=text,
+            timestep=inputs["timestep"] / 1000,
+            # The fourth axis counts the text's tokens, which stand at (0, 0, 0) of the others.
+            img_ids=functional.pad(inputs["position"], (0, 1)),
+            txt_ids=functional.pad(torch.arange(text.shape[1]).unsqueeze(1), (3, 0)),
+            guidance=inputs.get("guidance"),
+            return_dict=False,
+        )[0]
+        return prediction
+
+    def latent(self) -> LatentLayout:
+        return LatentLayout(
+            channels=self.transformer.config.in_channels,
+            vae_scale_factor=2 * self.pipeline.vae_scale_factor,
+            scaling_factor=1.0,  # the graphs of the VAE scale each channel
+            shift_factor=0.0,
+            max_height=LARGEST_SIDE,
+            max_width=LARGEST_SIDE,
+            packed=True,
+        )
+
+    @property
+    def vae_channels(self) -> int:
+        return int(self.transformer.config.in_channels) // 4
+
+    @property
+    def default_side(self) -> int:
+        return int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics()
+        return super().decode(self.pipeline._unpatchify_latents(latents * std + mean))
+
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean and standard deviation of each latent channel, [C, 1, 1]."""
+        norm = self.pipeline.vae.bn
+        std = torch.sqrt(norm.running_var + self.pipeline.vae.config.batch_norm_eps)
+        return norm.running_mean.view(-1, 1, 1), std.view(-1, 1, 1)
+
+    def _shift(self, config: Mapping[str, Any], tokens: int, steps: int) -> float:
+        return float(compute_empirical_mu(tokens, steps))
+
+
+class Flux2KleinAdapter(_Flux2Adapter):
+    """`Flux2KleinPipeline`: hidden states of three layers of Qwen3 are the prompt's channels."""
+
+    pipeline_classes = ("Flux2KleinPipeline",)
+    text_encoders = ("text_encoder",)
+
+    def prompt(self, max_sequence_length: int) -> PromptLayout:
+        encoder = EncoderLayout(
+            "tokenizer",
+            max_sequence_length,
+            ("hidden",),
+            masked=True,
+            taps=tuple(self.call_default("text_encoder_out_layers")),
+            template=ChatTemplate(
+                options={"add_generation_prompt": True, "enable_thinking": False}
+            ),
+        )
+        return PromptLayout(
+            max_sequence_length=max_sequence_length,
+            encoders={"text_encoder": encoder},
+            text=(TextSegment(("text_encoder",), max_sequence_length),),
+            text_width=self.transformer.config.joint_attention_dim,
+        )
+
+    @property
+    def distilled(self) -> bool:
+        return bool(self.pipeline.config.is_distilled)
+
+    def defaults(self) -> PipelineDefaults:
+        """Return the defaults of the pipeline, which are those of the models for CFG."""
+        defaults = super().defaults()
+        return replace(defaults, steps=4, cfg_scale=1.0) if self.distilled else defaults
+
+    def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
+        text, _ = self.pipeline.encode_prompt(
+            prompts, device=torch.device("cpu"), max_sequence_length=max_sequence_length
+        )
+        return {"text": text}
+
+
+class Flux2DevAdapter(_Flux2Adapter):
+    """`Flux2Pipeline` with prompt embeddings: its text model (Mistral 3) is not exported.
+
+    Its tokenizer pads on the left, which the runtime's tokenizer does not do.
+    """
+
+    pipeline_classes = ("Flux2Pipeline",)
+
+    def prompt(self, max_sequence_length: int) -> PromptLayout:
+        return PromptLayout(
+            max_sequence_length=max_sequence_length,
+            encoders={},
+            text=(TextSegment((), max_sequence_length),),
+            text_width=self.transformer.config.joint_attention_dim,
+        )
+
+    @property
+    def distilled_guidance(self) -> float | None:
+        if not self.transformer.config.guidance_embeds:
+            return None
+        return float(self.call_default("guidance_scale"))
+
+    def defaults(self) -> PipelineDefaults:
+        """Return the defaults of the pipeline, which has no CFG."""
+        return replace(super().defaults(), cfg_scale=1.0)
+
+    def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
+        return self.random_text(len(prompts), max_sequence_length)
+
+    def left_out(self) -> list[str]:
+        return [
+            "The text model (Mistral 3) is left out; give prompt embeddings with --prompt-embeds."
+        ]
