@@ -31,18 +31,23 @@ LARGEST_SIDE = 4096
 
 @dataclass(frozen=True)
 class Modulation:
-    """A matmul over conditioning vectors whose result [B, W] modulates the image or text stream.
+    """Values [B, W] of conditioning vectors that modulate the image or text stream.
 
-    `block` is the first block that it modulates; L stands for what follows the last of L blocks.
+    They are the result of `module`, a Linear. Where one network makes the values of all modules,
+    they are instead the argument `argument` of `module`, and `shape` says how that is split, as
+    [B, *shape]. `block` is the first block that they modulate; L stands for what follows the last
+    of L blocks.
     """
 
-    linear: nn.Linear
+    module: nn.Module
     block: int
+    argument: str | None = None
+    shape: tuple[int, ...] = ()
 
     @property
     def width(self) -> int:
         """W, the number of modulation values."""
-        return self.linear.out_features
+        return math.prod(self.shape) if self.argument else int(self.module.out_features)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
