@@ -136,6 +136,8 @@ class Bundle {
   Latent latent;
   SchedulerConfig scheduler;
   // A bundle has exactly one of the two.
+  // CFG's result is scaled to the norm of D_c, token by token, before DG adds its term.
+  bool cfg_rescale = false;
   std::optional<Prompt> prompt;
   std::optional<Classes> classes;
   std::optional<Graph> vae_decoder;

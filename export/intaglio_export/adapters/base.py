@@ -155,6 +155,8 @@ class Adapter(ABC):
     max_shift: ClassVar[float] = 1.15
 
     def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
+    # "token" if the pipeline scales CFG's result to the norm of D_c in each token.
+    cfg_rescale: ClassVar[str | None] = None
         """`dtype` is the type of matrix products; see `precision.py`."""
         self.pipeline = pipeline
         self.dtype = dtype

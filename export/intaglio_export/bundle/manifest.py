@@ -105,6 +105,8 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
             {key: value for key, value in schedule.items() if key != "evidence"}
             for schedule in parts.settings.skipping
         ]
+    if adapter.cfg_rescale:
+        manifest["cfg_rescale"] = adapter.cfg_rescale
     if adapter.sigmas:
         manifest["sigmas"] = adapter.sigmas
     if parts.prompt:
