@@ -84,6 +84,7 @@ class EncoderLayout:
     If `masked`, the encoder does not attend to padding. If `lowercase`, the pipeline converts the
     prompt to lower case and strips it. `taps` are the hidden states of a language model that are
     used, as in `networks/language_models.py`, and `template` is how a prompt is put into its chat.
+    The transformer does not get the first `dropped` of the tokens, which belong to the template.
     """
 
     tokenizer: str
@@ -93,6 +94,7 @@ class EncoderLayout:
     lowercase: bool = False
     taps: tuple[int, ...] = ()
     template: ChatTemplate | None = None
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class TextSegment:
 class PromptLayout:
     """How the encoders' outputs become the inputs `text`, `text_mask` and `pooled`.
 
-    `text_mask` is the encoder whose token mask the transformer takes, or None.
+    `text_mask` is the encoder whose token mask the transformer takes, or None. That mask also holds
+    the first `mask_padding` tokens of padding after a prompt.
     """
 
     max_sequence_length: int
@@ -116,6 +119,7 @@ class PromptLayout:
     text_width: int
     pooled: tuple[str, ...] = ()
     text_mask: str | None = None
+    mask_padding: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,12 +155,12 @@ class Adapter(ABC):
     sigmas: ClassVar[str | None] = None
     # The pipeline's argument for true classifier-free guidance.
     cfg_argument: ClassVar[str] = "guidance_scale"
+    # "token" if the pipeline scales CFG's result to the norm of D_c in each token.
+    cfg_rescale: ClassVar[str | None] = None
     # The max_shift of a dynamic shift, if the scheduler's configuration has none.
     max_shift: ClassVar[float] = 1.15
 
     def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
-    # "token" if the pipeline scales CFG's result to the norm of D_c in each token.
-    cfg_rescale: ClassVar[str | None] = None
         """`dtype` is the type of matrix products; see `precision.py`."""
         self.pipeline = pipeline
         self.dtype = dtype

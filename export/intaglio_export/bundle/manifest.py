@@ -140,6 +140,7 @@ def _prompt(layout: PromptLayout, graphs: dict[str, GraphSpec]) -> dict[str, Any
             "tokenizer": f"{layout.encoders[name].tokenizer}/{tokenizer_tables.FILE_NAME}",
             "max_length": layout.encoders[name].max_length,
         }
+        | ({"dropped": dropped} if (dropped := layout.encoders[name].dropped) else {})
         for name, spec in graphs.items()
     }
     segments = [
@@ -158,6 +159,8 @@ def _prompt(layout: PromptLayout, graphs: dict[str, GraphSpec]) -> dict[str, Any
     }
     if layout.text_mask in graphs:
         prompt["text_mask"] = layout.text_mask
+        if layout.mask_padding:
+            prompt["mask_padding"] = layout.mask_padding
     return prompt
 
 
