@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.families import dit, flux, pixart_sigma, qwen_image, sd3
+from tests.families import chroma, dit, flux, pixart_sigma, qwen_image, sd3
 from tests.families.parts import MAX_LENGTH
 
 Kwargs = dict[str, Any]
@@ -55,6 +55,13 @@ FAMILIES = {
     "flux-schnell": _flux(flux.make_schnell),
     "flux-dedistilled": _flux(flux.make_dedistilled),
     "dit": Family(dit.make_pipeline, ("class_labels",), "guidance_scale", width=32),
+    "chroma": Family(
+        chroma.make_pipeline,
+        ("encoder_hidden_states", "attention_mask"),
+        "guidance_scale",
+        TEXT,
+        img2img="ChromaImg2ImgPipeline",
+    ),
     "qwen-image": Family(
         qwen_image.make_pipeline,
         ("encoder_hidden_states", "encoder_hidden_states_mask"),

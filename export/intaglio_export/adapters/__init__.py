@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from intaglio_export.adapters.base import Adapter
+from intaglio_export.adapters.chroma import ChromaAdapter
 from intaglio_export.adapters.dit import DiTAdapter
 from intaglio_export.adapters.flux import FluxAdapter
 from intaglio_export.adapters.pixart_sigma import PixArtSigmaAdapter
@@ -15,6 +16,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     DiTAdapter,
     PixArtSigmaAdapter,
     QwenImageAdapter,
+    ChromaAdapter,
 )
 
 

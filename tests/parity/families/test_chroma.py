@@ -1,0 +1,7 @@
+"""Chroma."""
+
+from tests.parity.family import FamilyParity
+
+
+class TestChroma(FamilyParity):
+    name = "chroma"
