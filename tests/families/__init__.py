@@ -19,8 +19,9 @@ class Family:
 
     `call`: arguments of diffusers' own call besides prompt, size, steps and generator. `cfg` is its
     argument for true guidance. `negative` names the transformer's arguments that
-    differ in the unconditional branch. `embeddings` makes prompts of a pipeline that has no text
-    encoder; `img2img` is diffusers' pipeline class for that, if any.
+    differ in the unconditional branch. `rescales`: it scales the result of its guidance, token by
+    token, to the norm of the conditional prediction. `img2img` is diffusers' pipeline class for
+    that, if any.
     """
 
     make: Callable[[], Any]
@@ -28,7 +29,7 @@ class Family:
     cfg: str
     call: Kwargs = field(default_factory=dict)
     width: int = 48
-    embeddings: Callable[[str], tuple[Any, Any]] | None = None
+    rescales: bool = False
     img2img: str | None = None
 
     @property
@@ -54,7 +55,6 @@ FAMILIES = {
     "flux-dev": _flux(flux.make_dev),
     "flux-schnell": _flux(flux.make_schnell),
     "flux-dedistilled": _flux(flux.make_dedistilled),
-    "dit": Family(dit.make_pipeline, ("class_labels",), "guidance_scale", width=32),
     "chroma": Family(
         chroma.make_pipeline,
         ("encoder_hidden_states", "attention_mask"),
@@ -62,12 +62,13 @@ FAMILIES = {
         TEXT,
         img2img="ChromaImg2ImgPipeline",
     ),
+    "dit": Family(dit.make_pipeline, ("class_labels",), "guidance_scale", width=32),
     "qwen-image": Family(
         qwen_image.make_pipeline,
         ("encoder_hidden_states", "encoder_hidden_states_mask"),
         "true_cfg_scale",
         TEXT,
-        embeddings=qwen_image.embeddings,
+        rescales=True,
         img2img="QwenImageImg2ImgPipeline",
     ),
     "pixart-sigma": Family(
