@@ -11,6 +11,7 @@ from diffusers import FluxPipeline
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from intaglio_export.adapters import Adapter
 from intaglio_export.options import Lora
 from intaglio_export.sources import open_source
 from tests.export.sources import assert_same, prediction
@@ -221,6 +222,12 @@ def xlabs(name: str) -> Tensors:
         ("flux", kohya(f"{CLIP}q_proj", 24, 24) | kohya(f"{CLIP}out_proj", 24, 24)),
         ("flux", xlabs("double_blocks.0.processor.proj_lora1")),
         ("flux", peft(f"transformer.{TO_Q}") | {f"transformer.{TO_Q}.lora_B.bias": some(64)}),
+        ("chroma", kohya(UNET)),
+        ("chroma", kohya(f"{COMFY}.proj")),
+        ("chroma", peft(f"transformer.{TO_Q}")),
+        ("qwen-image", kohya(f"lora_unet_{TO_Q.replace('.', '_')}")),
+        ("qwen-image", kohya(f"diffusion_model.{TO_Q}")),
+        ("qwen-image", peft(f"transformer.{TO_Q}")),
         (
             "sd3",
             {
@@ -239,7 +246,12 @@ def test_formats_that_diffusers_reads_are_fused(
     expected = active(folders[family], [(file, 0.5)])
     plain = open_source(folders[family]).adapter
     changed = []
-    for what in (prediction, lambda adapter: adapter.encode_prompts(["a boot"], 16)["pooled"]):
+
+    def encoded(adapter: Adapter) -> torch.Tensor:
+        inputs = adapter.encode_prompts(["a boot"], 16)
+        return inputs["pooled"] if "pooled" in inputs else inputs["text"]
+
+    for what in (prediction, encoded):
         torch.testing.assert_close(what(found), what(expected), rtol=1e-4, atol=1e-5)
         changed.append(not torch.equal(what(found), what(plain)))
     assert any(changed)
