@@ -66,7 +66,10 @@ def graphs(manifest: Json) -> list[Json]:
     """All graphs of a manifest."""
     encoders = manifest.get("prompt", {}).get("encoders", {}).values()
     found = [*manifest["transformer"]["graphs"].values(), *(e["graph"] for e in encoders)]
-    return [*found, manifest["vae_decoder"], manifest["vae_encoder"]]
+    return [
+        *found,
+        *(manifest[name] for name in ("vae_decoder", "vae_encoder") if name in manifest),
+    ]
 
 
 def assert_whole(bundle: Path, folder: Path) -> Json:

@@ -97,6 +97,14 @@ def run_with_seeds(pipeline: Any, family: Family, seeds: list[int]) -> Run:
     return _run(pipeline, arguments)
 
 
+@torch.no_grad()
+def run_of_prompts(pipeline: Any, family: Family, prompts: list[str], seeds: list[int]) -> Run:
+    """Draw an image of each prompt with its seed, all in one batch and without guidance."""
+    arguments = _arguments(pipeline, family) | {family.cfg: 1.0, "num_images_per_prompt": 1}
+    arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    return _run(pipeline, arguments | {"prompt": prompts})
+
+
 @dataclass(frozen=True)
 class _Mean:
     mean: torch.Tensor

@@ -37,6 +37,7 @@ from tests.parity.diffusers_runs import (
     guided_run,
     native_run,
     run_from_image,
+    run_of_prompts,
     run_with_seeds,
 )
 from tests.parity.table import Cell, Table
@@ -60,6 +61,21 @@ Reference = Callable[[str], Run]
 
 def relative(got: np.ndarray, expected: torch.Tensor) -> float:
     return float(np.linalg.norm(got - expected.numpy()) / np.linalg.norm(expected.numpy()))
+
+
+def assert_prompts_share_a_batch(name: str, bundle: Path, size: dict[str, int]) -> None:
+    """Two prompts of different lengths in one batch of ours, and in one of diffusers."""
+    family, prompts = FAMILIES[name], [PROMPT, NEGATIVE]
+    expected = run_of_prompts(family.make(), family, prompts, SEEDS)
+    batch = intaglio.Batch(intaglio.Pipeline.open(bundle))
+    places = [
+        batch.add(**size, prompt=prompt, seeds=seed, steps=STEPS, cfg_scale=1.0, dg_scale=0.0)
+        for prompt, seed in zip(prompts, SEEDS, strict=True)
+    ]
+    done = {step.id: step for _ in range(STEPS) for step in batch.step()}
+    got = np.concatenate([done[place].finish().latents for place in places])
+    assert relative(got, expected.latents) < LIMITS["float32"]
+    assert relative(got[::-1], expected.latents) > 0.1
 
 
 class FamilyParity:

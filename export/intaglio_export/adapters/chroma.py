@@ -58,7 +58,7 @@ class ChromaAdapter(FluxAdapter):
     def predict(self, inputs: Inputs) -> torch.Tensor:
         text, latent, mask = inputs["text"], inputs["latent"], inputs["text_mask"]
         embed = self.transformer.time_text_embed
-        with replaced([(embed, "forward", _approximator_inputs(embed))]):
+        with replaced([(embed, "forward", approximator_inputs(embed))]):
             prediction: torch.Tensor = self.transformer(
                 hidden_states=latent,
                 encoder_hidden_states=text,
@@ -95,7 +95,7 @@ class ChromaAdapter(FluxAdapter):
         return {"text": text, "text_mask": mask}
 
 
-def _approximator_inputs(embed: Any) -> Any:
+def approximator_inputs(embed: Any) -> Any:
     """Replace `time_text_embed.forward`, which makes a list whose length a trace would fix.
 
     The approximator gets one row for each modulation: the timestep, no guidance, and the number of
