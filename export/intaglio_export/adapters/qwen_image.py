@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from intaglio_export.adapters.base import (
     LARGEST_SIDE,
@@ -157,7 +158,11 @@ class QwenImageAdapter(Adapter):
             prompts, device=torch.device("cpu"), max_sequence_length=max_sequence_length
         )
         mask = text.new_ones(text.shape[:2]) if mask is None else mask.to(text.dtype)
-        return {"text": text, "text_mask": mask}
+        padding = max_sequence_length - text.shape[1]  # the pipeline pads to the longest prompt
+        return {
+            "text": functional.pad(text, (0, 0, 0, padding)),
+            "text_mask": functional.pad(mask, (0, padding)),
+        }
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         mean, std = self._statistics()

@@ -174,7 +174,7 @@ def _replaced(
         return lambda values: result
 
     shaped = [
-        part.reshape(len(part), *m.shape) if m.argument else part
+        part.reshape(-1, *m.shape) if m.argument else part
         for m, part in zip(adapter.modulations(), parts, strict=True)
     ]
     hooks = [
