@@ -80,7 +80,9 @@ def test_the_gate_is_a_factor_of_attention(adapter: Any) -> None:
             return (torch.ones_like(output[0]), *output[1:])
         return torch.ones_like(output)
 
-    later = {"sd3": "norm2", "flux": "norm2", "qwen-image": "img_norm2"}.get(adapter.family)
+    later = {"sd3": "norm2", "flux": "norm2", "qwen-image": "img_norm2", "chroma": "norm2"}.get(
+        adapter.family
+    )
     module = getattr(block, later) if later else None
     if module is None:  # DiT's next is norm3; PixArt's cross-attention reads the stream itself
         module = block.norm3 if adapter.family == "dit" else block.attn2

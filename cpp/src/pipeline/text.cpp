@@ -114,7 +114,7 @@ TextConditioning TextStage::encode(Stream& stream, const std::string& prompt,
         encoded.at(prompt_.text_mask).used - prompt_.encoders.at(prompt_.text_mask).dropped;
     conditioning.text_mask = Tensor({1, length}, DType::float32);
     std::fill_n(conditioning.text_mask.floats().begin(),
-                std::clamp(used + prompt_.mask_padding, 1, length), 1.0F);
+                std::clamp(used + prompt_.mask_padding, 0, length), 1.0F);
   }
   return conditioning;
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_chroma import ChromaSingleTransformerBlock
+from torch import nn
 
 from intaglio_export.adapters.base import (
     EncoderLayout,
@@ -28,6 +30,28 @@ class ChromaAdapter(FluxAdapter):
     pipeline_classes = ("ChromaPipeline",)
     text_encoders = ("text_encoder",)
     cfg_argument = "guidance_scale"
+
+    def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(pipeline, dtype)
+        self._text_length = 0
+
+    def split(
+        self, block: nn.Module, streams: Any
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+        """Split the one sequence of a single-stream block, in which the text comes first."""
+        if not self._is_single(block):
+            return super().split(block, streams)
+        return streams[:, self._text_length :], (streams[:, : self._text_length],)
+
+    def join(
+        self, block: nn.Module, hidden: torch.Tensor, others: tuple[torch.Tensor | None, ...]
+    ) -> Any:
+        if not self._is_single(block):
+            return super().join(block, hidden, others)
+        return torch.cat([*others, hidden], dim=1)  # type: ignore[list-item]
+
+    def _is_single(self, block: nn.Module) -> bool:
+        return isinstance(block, ChromaSingleTransformerBlock)
 
     @property
     def row_arguments(self) -> tuple[str, ...]:
@@ -57,6 +81,7 @@ class ChromaAdapter(FluxAdapter):
 
     def predict(self, inputs: Inputs) -> torch.Tensor:
         text, latent, mask = inputs["text"], inputs["latent"], inputs["text_mask"]
+        self._text_length = text.shape[1]
         embed = self.transformer.time_text_embed
         with replaced([(embed, "forward", approximator_inputs(embed))]):
             prediction: torch.Tensor = self.transformer(
