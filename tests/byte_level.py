@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,8 +33,8 @@ CHATML = (
 )
 
 
-def make_backend(pattern: str, size: int = 700) -> Tokenizer:
-    """A BPE trained on the prompts, with words split by `pattern`."""
+def make_backend(pattern: str, size: int = 700, more: Sequence[str] = ()) -> Tokenizer:
+    """A BPE trained on the prompts and on `more`, with words split by `pattern`."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -43,7 +44,8 @@ def make_backend(pattern: str, size: int = 700) -> Tokenizer:
     )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-    backend.train_from_iterator([*prompts(), "don't I'll WE'VE 1990s aaaa \n\n  \n"] * 3, trainer)
+    texts = [*prompts(), "don't I'll WE'VE 1990s aaaa \n\n  \n"] * 3
+    backend.train_from_iterator([*texts, *more], trainer)
     return backend
 
 

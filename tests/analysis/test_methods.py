@@ -148,6 +148,23 @@ def test_the_weaker_prediction_is_that_of_a_pipeline_with_it(name: str, tmp_path
     assert (out - negative).norm() > 1e-2 * out.norm()
 
 
+@torch.no_grad()
+def test_cfg_is_scaled_as_qwen_images_pipeline_scales_it() -> None:
+    pipeline = FAMILIES["qwen-image"].make()
+    family = adapter_for(type(pipeline).__name__)
+    assert family is not None
+    model = Model(family(pipeline), PROMPTS, MAX_LENGTH)
+    conditional, null = model.inputs([0])
+    step = Step(model.noise([0]), torch.tensor(500.0), 1, 4, 0.5)
+    given = {"latent": step.latents, "timestep": torch.tensor([500.0])}
+    positive, negative = (model.adapter.run(inputs | given) for inputs in (conditional, null))
+    combined = negative + 4.0 * (positive - negative)
+    norms = [x.norm(dim=-1, keepdim=True) for x in (positive, combined)]
+    found = Method(4.0).predictor(model)(step, conditional, null)
+    torch.testing.assert_close(found, combined * (norms[0] / norms[1]), rtol=1e-5, atol=1e-5)
+    assert (found - combined).norm() > 1e-3 * combined.norm()
+
+
 def test_a_weaker_model_has_to_fit(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="weaker model org/name is not a folder"):
         Weaker.open(Path("org/name"), model.adapter)

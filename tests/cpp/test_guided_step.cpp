@@ -15,7 +15,7 @@ namespace intaglio {
 namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr std::int64_t kSize = 37;  // not a multiple of any vector's width
+constexpr std::int64_t kSize = 39;  // not a multiple of any vector's width
 
 Tensor drawn(unsigned seed) {
   std::mt19937 engine(seed);
@@ -60,11 +60,25 @@ struct Expected {
   double x, denoised, previous_denoised, previous_x;
 };
 
+// |D_c| / |D_c + lambda (D_c - D_0)| of a token.
+double factor(const GuidedStep& step, std::size_t token) {
+  double conditional = 0, guided = 0;
+  for (std::size_t i = 0; i < step.combine.token_size; ++i) {
+    const std::size_t at = token * step.combine.token_size + i;
+    const double c = step.conditional.floats()[at], u = step.unconditional.floats()[at];
+    conditional += c * c;
+    guided += std::pow(c + step.combine.lambda * (c - u), 2);
+  }
+  return std::sqrt(conditional / guided);
+}
+
 Expected expected(const GuidedStep& step, std::size_t i) {
   const auto at = [i](const Tensor& tensor) { return static_cast<double>(tensor.floats()[i]); };
   double prediction = at(step.conditional);
   if (step.combine.has_unconditional)
     prediction += step.combine.lambda * (at(step.conditional) - at(step.unconditional));
+  if (step.combine.token_size > 0 && step.combine.has_unconditional)
+    prediction *= factor(step, i / step.combine.token_size);
   if (step.combine.has_degraded)
     prediction += step.combine.w * (at(step.conditional) - at(step.degraded));
   const double x = at(step.x), sigma = step.to_denoised.sigma, alpha = step.to_denoised.alpha;
@@ -115,6 +129,23 @@ TEST(GuidedStep, IsThePapersFormulas) {
                    std::to_string(velocity));
       GuidedStep step = random_step(update);
       step.to_denoised.velocity = velocity;
+      expect_matches(step);
+    }
+  }
+}
+
+// As Qwen-Image's pipeline scales CFG's result; DG's term is added as it is.
+TEST(GuidedStep, ScalesTokensToTheNormOfTheConditional) {
+  for (const bool keeps : {true, false}) {
+    for (const bool unconditional : {true, false}) {
+      GuidedStep step = random_step(kUpdates.front());
+      step.combine.token_size = kSize / 3;
+      step.combine.has_unconditional = unconditional;
+      if (keeps) {
+        step.newer_guided = drawn(7);
+        step.older_guided = drawn(8);
+        step.distance = Tensor({1}, DType::float32);
+      }
       expect_matches(step);
     }
   }

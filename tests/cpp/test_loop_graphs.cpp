@@ -134,9 +134,11 @@ void expect_equal(const GuidedStep& step) {
     if (name != "denoised") inputs[name] = tensor.clone();
   }
   GraphBuilder graph;
-  build_step(
-      graph,
-      {.rank = 2, .unconditional_cache = true, .degraded_cache = true, .guided_cache = true});
+  build_step(graph, {.rank = 2,
+                     .unconditional_cache = true,
+                     .degraded_cache = true,
+                     .guided_cache = true,
+                     .scales_tokens = step.combine.token_size > 0});
   run(graph, inputs, outputs);
   run_on_host(step);
   for (const auto& [name, tensor] : state)
@@ -169,6 +171,21 @@ TEST_F(LoopGraphs, StepIsTheHosts) {
                                  {.compared = true, .slope = 0.75F}));
       }
     }
+  }
+}
+
+// An image is one token here, since the last axis is the token's.
+TEST_F(LoopGraphs, TokensAreScaledToTheNormOfTheConditional) {
+  const EulerUpdate update{0.75F, -0.125F};
+  for (const bool unconditional : {true, false}) {
+    Combine combine{.lambda = 2.5F,
+                    .w = 1.25F,
+                    .has_unconditional = unconditional,
+                    .has_degraded = true,
+                    .unconditional_delta = {},
+                    .degraded_delta = {}};
+    combine.token_size = kSize;
+    expect_equal(random_step(update, true, combine, {.compared = true, .slope = 0.75F}));
   }
 }
 

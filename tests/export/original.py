@@ -70,7 +70,7 @@ def _sd3_block(block: State, kind: str, last: bool) -> State:
 
 
 def flux_transformer(state: State) -> State:
-    """`FluxTransformer2DModel` as Black Forest Labs' checkpoints name it."""
+    """`FluxTransformer2DModel` as Black Forest Labs' checkpoints name it, or Chroma's."""
     made: State = {}
     blocks: dict[str, State] = {}
     for name, tensor in state.items():
@@ -83,7 +83,9 @@ def flux_transformer(state: State) -> State:
             new = re.sub(r"time_text_embed\.guidance_embedder", "guidance_in", new)
             new = new.replace("linear_1", "in_layer").replace("linear_2", "out_layer")
             new = re.sub(r"^context_embedder", "txt_in", new).replace("x_embedder", "img_in")
-            new = new.replace("proj_out", "final_layer.linear")
+            new = re.sub(r"^proj_out", "final_layer.linear", new)
+            if new.startswith("distilled_guidance_layer.norms"):
+                new = new.replace("weight", "scale")
             swapped = new.startswith("norm_out")
             new = new.replace("norm_out.linear", "final_layer.adaLN_modulation.1")
             made[new] = _swapped(tensor) if swapped else tensor
@@ -103,7 +105,8 @@ def _flux_double(block: State) -> State:
             parts = [block[f"attn.{qkv.format(part)}.{kind}"] for part in "qkv"]
             made[f"{side}_attn.qkv.{kind}"] = torch.cat(parts)
             made[f"{side}_attn.proj.{kind}"] = block[f"attn.{out}.{kind}"]
-            made[f"{side}_mod.lin.{kind}"] = block[f"{norm}.linear.{kind}"]
+            if f"{norm}.linear.{kind}" in block:  # Chroma has one network for all of them
+                made[f"{side}_mod.lin.{kind}"] = block[f"{norm}.linear.{kind}"]
             made[f"{side}_mlp.0.{kind}"] = block[f"{ff}.net.0.proj.{kind}"]
             made[f"{side}_mlp.2.{kind}"] = block[f"{ff}.net.2.{kind}"]
         for half, name in (("q", "query_norm"), ("k", "key_norm")):
@@ -117,7 +120,8 @@ def _flux_single(block: State) -> State:
         parts = [*(f"attn.to_{part}" for part in "qkv"), "proj_mlp"]
         made[f"linear1.{kind}"] = torch.cat([block[f"{part}.{kind}"] for part in parts])
         made[f"linear2.{kind}"] = block[f"proj_out.{kind}"]
-        made[f"modulation.lin.{kind}"] = block[f"norm.linear.{kind}"]
+        if f"norm.linear.{kind}" in block:
+            made[f"modulation.lin.{kind}"] = block[f"norm.linear.{kind}"]
     for half, name in (("q", "query_norm"), ("k", "key_norm")):
         made[f"norm.{name}.scale"] = block[f"attn.norm_{half}.weight"]
     return made

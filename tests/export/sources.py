@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from intaglio_export.adapters import Adapter
-from tests.families import dit, flux, flux2, pixart_sigma, sd3
+from tests.families import chroma, dit, flux, flux2, pixart_sigma, qwen_image, sd3
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd3": sd3.make_sd35,
@@ -18,6 +18,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "flux2": flux2.make_distilled,
     "dit": dit.make_pipeline,
     "pixart-sigma": pixart_sigma.make_pipeline,
+    "qwen-image": qwen_image.make_pipeline,
+    "chroma": chroma.make_pipeline,
 }
 
 

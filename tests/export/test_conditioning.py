@@ -106,7 +106,7 @@ def test_the_loop_carries_no_weights_of_conditioning(family: str, adapter: Adapt
     loop, conditioning = ({tensor.name for tensor in graph.initializer} for graph in graphs)
     parameters = {f"transformer.{n}" for n, p in adapter.transformer.named_parameters()}
     modules = dict(adapter.transformer.named_modules())
-    ends = [m.linear for m in adapter.modulations()] + list(adapter.projection())
+    ends = [m.module for m in adapter.modulations()] + list(adapter.projection())
     hoisted = {
         f"transformer.{name}.{parameter}"
         for name, module in modules.items()

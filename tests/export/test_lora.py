@@ -57,7 +57,7 @@ def active(folder: Path, loras: list[tuple[Path, float]]) -> Adapter:
     return adapter
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "flux2"])
+@pytest.mark.parametrize("family", ["sd3", "flux", "flux2", "chroma", "qwen-image"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)]
 )

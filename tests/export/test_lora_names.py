@@ -11,6 +11,7 @@ from diffusers import FluxPipeline
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from intaglio_export.adapters import Adapter
 from intaglio_export.options import Lora
 from intaglio_export.sources import open_source
 from tests.export.sources import assert_same, prediction
@@ -226,6 +227,12 @@ def xlabs(name: str) -> Tensors:
         ("flux2", kohya(f"{UNET[:-4]}qkv", 180, 60) | kohya(f"{SINGLE}_linear1", 420, 60)),
         ("flux2", peft(f"{COMFY}.qkv", 180, 60) | peft(f"{COMFY_SINGLE}.linear2", 60, 180)),
         ("flux2", peft("base_model.model.double_blocks.1.txt_mlp.0", 240, 60)),
+        ("chroma", kohya(UNET)),
+        ("chroma", kohya(f"{COMFY}.proj")),
+        ("chroma", peft(f"transformer.{TO_Q}")),
+        ("qwen-image", kohya(f"lora_unet_{TO_Q.replace('.', '_')}")),
+        ("qwen-image", kohya(f"diffusion_model.{TO_Q}")),
+        ("qwen-image", peft(f"transformer.{TO_Q}")),
         (
             "sd3",
             {
@@ -244,10 +251,12 @@ def test_formats_that_diffusers_reads_are_fused(
     expected = active(folders[family], [(file, 0.5)])
     plain = open_source(folders[family]).adapter
     changed = []
-    for what in (
-        prediction,
-        lambda adapter: [*adapter.encode_prompts(["a boot"], 16).values()][-1],
-    ):
+
+    def encoded(adapter: Adapter) -> torch.Tensor:
+        inputs = adapter.encode_prompts(["a boot"], 16)
+        return inputs["pooled"] if "pooled" in inputs else inputs["text"]
+
+    for what in (prediction, encoded):
         torch.testing.assert_close(what(found), what(expected), rtol=1e-4, atol=1e-5)
         changed.append(not torch.equal(what(found), what(plain)))
     assert any(changed)

@@ -80,8 +80,8 @@ def test_the_gate_is_a_factor_of_attention(adapter: Any) -> None:
             return (torch.ones_like(output[0]), *output[1:])
         return torch.ones_like(output)
 
-    named = {"sd3": "norm2", "flux": "norm2", "flux2": "norm2", "qwen-image": "img_norm2"}
-    later = named.get(adapter.family)
+    named = dict.fromkeys(("sd3", "flux", "flux2", "chroma"), "norm2")
+    later = (named | {"qwen-image": "img_norm2"}).get(adapter.family)
     module = getattr(block, later) if later else None
     if module is None:  # DiT's next is norm3; PixArt's cross-attention reads the stream itself
         module = block.norm3 if adapter.family == "dit" else block.attn2

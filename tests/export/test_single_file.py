@@ -196,12 +196,19 @@ def test_families_that_diffusers_reads_no_files_of(
     assert family in message
 
 
-def test_the_original_format_of_flux_fits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (diffusers.FluxTransformer2DModel, {"guidance_embeds": True}),
+        (diffusers.ChromaTransformer2DModel, {"approximator_layers": 3}),
+    ],
+)
+def test_the_original_format_of_flux_fits(
+    tmp_path: Path, cls: type, options: dict[str, Any]
+) -> None:
     """By names and shapes: diffusers converts FLUX at its own width of 3,072 only."""
     with torch.device("meta"):
-        model = diffusers.FluxTransformer2DModel(
-            num_layers=2, num_single_layers=2, guidance_embeds=True
-        )
+        model = cls(num_layers=3, num_single_layers=2, **options)
     expected = model.state_dict()
     converted = single_file.converted(
         tmp_path / "flux.safetensors",

@@ -94,7 +94,8 @@ BROKEN: dict[str, tuple[Break, str]] = {
 }
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "dit", "pixart-sigma"])
+# Qwen-Image has a VAE of another class, with other fields.
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"qwen-image"}))
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_folder(folder: Path, case: str) -> None:
     damage, says = BROKEN[case]

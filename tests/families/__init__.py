@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.families import dit, flux, flux2, pixart_sigma, qwen_image, sd3
+from tests.families import chroma, dit, flux, flux2, pixart_sigma, qwen_image, sd3
 from tests.families.parts import MAX_LENGTH
 
 Kwargs = dict[str, Any]
@@ -20,9 +20,9 @@ class Family:
 
     `call`: arguments of diffusers' own call besides prompt, size, steps and generator. `cfg` is its
     argument for true guidance. `negative` names the transformer's arguments that
-    differ in the unconditional branch. `embeddings` makes prompts of a pipeline that has no text
-    encoder; `img2img` is diffusers' pipeline class for that, if any. `negative_embeds`: its call
-    takes a negative prompt as embeddings only.
+    differ in the unconditional branch. `rescales`: it scales the result of its guidance, token by
+    token, to the norm of the conditional prediction. `img2img` is diffusers' pipeline class for
+    that, if any. `negative_embeds`: its call takes a negative prompt as embeddings only.
     """
 
     make: Callable[[], Any]
@@ -30,7 +30,7 @@ class Family:
     cfg: str
     call: Kwargs = field(default_factory=dict)
     width: int = 48
-    embeddings: Callable[[str], tuple[Any, Any]] | None = None
+    rescales: bool = False
     img2img: str | None = None
     negative_embeds: bool = False
 
@@ -65,13 +65,20 @@ FAMILIES = {
         width=44,  # an odd number of tokens
         negative_embeds=True,
     ),
+    "chroma": Family(
+        chroma.make_pipeline,
+        ("encoder_hidden_states", "attention_mask"),
+        "guidance_scale",
+        TEXT,
+        img2img="ChromaImg2ImgPipeline",
+    ),
     "dit": Family(dit.make_pipeline, ("class_labels",), "guidance_scale", width=32),
     "qwen-image": Family(
         qwen_image.make_pipeline,
         ("encoder_hidden_states", "encoder_hidden_states_mask"),
         "true_cfg_scale",
         TEXT,
-        embeddings=qwen_image.embeddings,
+        rescales=True,
         img2img="QwenImageImg2ImgPipeline",
     ),
     "pixart-sigma": Family(

@@ -26,7 +26,7 @@ from tests.conftest import onnxruntime_library
 from tests.families import FAMILIES
 from tests.integration.conftest import PROMPT, Command, check
 from tests.library_runs import Placements
-from tests.parity.diffusers_runs import CLASS, save_embeddings
+from tests.parity.diffusers_runs import CLASS
 
 ROOT = Path(__file__).parents[2]
 MODELS = (*FAMILIES, bundles.SHIPPED)
@@ -44,15 +44,11 @@ class Drawn:
     placements: dict[str, Placements]
 
 
-def condition(model: str, folder: Path) -> dict[str, Any]:
-    """Return what the model draws: a prompt, a class, or embeddings in a file of `folder`."""
+def condition(model: str) -> dict[str, Any]:
+    """Return what the model draws: a prompt or a class."""
     family = FAMILIES.get(model)
     if family is not None and family.by_class:
         return {"class_label": CLASS}
-    if family is not None and family.embeddings is not None:
-        file = folder / f"{model}.safetensors"
-        save_embeddings(family, file)
-        return {"prompt_embeds": str(file)}
     return {"prompt": PROMPT}
 
 
@@ -80,9 +76,8 @@ def error(got: np.ndarray, want: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def conditions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("conditions")
-    return {model: condition(model, folder) for model in MODELS}
+def conditions() -> dict[str, dict[str, Any]]:
+    return {model: condition(model) for model in MODELS}
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +165,7 @@ def test_names_the_nodes_that_fall_out(
     manifest = json.loads((bundle / "bundle.json").read_text())
     del manifest["transformer"]["graphs"]["conditioning"]["decomposed"]
     (bundle / "bundle.json").write_text(json.dumps(manifest))
-    line = ["--prompt-embeds", conditions["qwen-image"]["prompt_embeds"], "--steps", 2]
+    line = ["--prompt", conditions["qwen-image"]["prompt"], "--steps", 2]
     line += ["--device", "openvino", "--onnxruntime", openvino_build, "--report", "report.json"]
     done = command("generate", bundle, *line)
     assert done.returncode == 0, done.stderr

@@ -6,10 +6,9 @@ transformer's forward is exchanged for one that combines D_c, D_0 and D_m, the l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from PIL import Image
-from safetensors.torch import save_file
 
 from tests.families import Family
 
@@ -44,10 +42,14 @@ def guided_run(
     block: int,
     channels: list[int],
 ) -> Run:
-    """Draw `IMAGES` images by D = D_c + (cfg - 1)(D_c - D_0) + dg (D_c - D_m)."""
+    """Draw `IMAGES` images by D = s (D_c + (cfg - 1)(D_c - D_0)) + dg (D_c - D_m).
+
+    s is 1, or where the family rescales |D_c| over the norm of what it scales, for each token.
+    """
     arguments = _arguments(pipeline, family)
     negative = _conditioning(pipeline, family) if cfg_scale != 1.0 else {}
-    with _guided(pipeline, negative, cfg_scale, dg_scale, block, channels):
+    rescale = _rescaled if family.rescales else lambda guided, conditional: guided
+    with _guided(pipeline, negative, cfg_scale, dg_scale, block, channels, rescale):
         return _run(pipeline, arguments | {family.cfg: 1.0})
 
 
@@ -125,25 +127,7 @@ def _arguments(pipeline: Any, family: Family) -> dict[str, Any]:
     if family.by_class:
         return arguments | {"class_labels": [CLASS] * IMAGES}
     arguments |= {"height": HEIGHT, "width": family.width, "num_images_per_prompt": IMAGES}
-    return arguments | _prompt(family, PROMPT)
-
-
-def _prompt(family: Family, text: str) -> dict[str, Any]:
-    if family.embeddings is None:
-        return {"prompt": text}
-    embeds, mask = family.embeddings(text)
-    return {"prompt_embeds": embeds, "prompt_embeds_mask": mask}
-
-
-def save_embeddings(family: Family, path: Path) -> None:
-    """Save both prompts' embeddings under the names of diffusers' arguments."""
-    assert family.embeddings is not None
-    tensors = {}
-    for prefix, text in (("", PROMPT), ("negative_", NEGATIVE)):
-        embeds, mask = family.embeddings(text)
-        tensors[f"{prefix}prompt_embeds"] = embeds
-        tensors[f"{prefix}prompt_attention_mask"] = mask
-    save_file(tensors, path)
+    return arguments | {"prompt": PROMPT}
 
 
 def _conditioning(pipeline: Any, family: Family) -> dict[str, Any]:
@@ -158,9 +142,7 @@ def _conditioning(pipeline: Any, family: Family) -> dict[str, Any]:
 
     handle = pipeline.transformer.register_forward_pre_hook(look, with_kwargs=True)
     try:
-        arguments = (
-            _arguments(pipeline, family) | _prompt(family, NEGATIVE) | {"num_inference_steps": 1}
-        )
+        arguments = _arguments(pipeline, family) | {"prompt": NEGATIVE, "num_inference_steps": 1}
         _run(pipeline, arguments | {family.cfg: 1.0})
     finally:
         handle.remove()
@@ -193,6 +175,7 @@ def _guided(
     dg_scale: float,
     block: int,
     channels: list[int],
+    rescale: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> Iterator[None]:
     transformer = pipeline.transformer
     forward = transformer.forward
@@ -205,6 +188,7 @@ def _guided(
         result = conditional
         if cfg_scale != 1.0:
             result = result + (cfg_scale - 1.0) * (conditional - predict(**negative))
+            result = rescale(result, conditional)
         if dg_scale != 0.0:
             with _suppressed(transformer, block, channels):
                 result = result + dg_scale * (conditional - predict())
@@ -215,6 +199,10 @@ def _guided(
         yield
     finally:
         del transformer.forward
+
+
+def _rescaled(guided: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
+    return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
 
 @dataclass(frozen=True)

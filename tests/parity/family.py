@@ -39,7 +39,6 @@ from tests.parity.diffusers_runs import (
     run_from_image,
     run_of_prompts,
     run_with_seeds,
-    save_embeddings,
 )
 from tests.parity.table import Cell, Table
 
@@ -123,14 +122,11 @@ class FamilyParity:
         return run
 
     @pytest.fixture
-    def condition(self, tmp_path: Path) -> dict[str, Any]:
-        """Return the options that say what to draw: diffusers' prompts, class or embeddings."""
+    def condition(self) -> dict[str, Any]:
+        """Return the options that say what to draw: diffusers' prompts or class."""
         if self.family.by_class:
             return {"class_label": CLASS}
-        if self.family.embeddings is None:
-            return {"prompt": PROMPT, "negative_prompt": NEGATIVE}
-        save_embeddings(self.family, tmp_path / "prompt.safetensors")
-        return {"prompt_embeds": tmp_path / "prompt.safetensors"}
+        return {"prompt": PROMPT, "negative_prompt": NEGATIVE}
 
     # tests/conftest.py runs this for each of CELLS, or of ALL_CELLS to write a table.
     def test_run_equals_diffusers(

@@ -48,6 +48,7 @@ struct TextEncoder {
   Graph graph;
   std::string tokenizer;  // path of the tokenizer's tables
   int max_length = 0;     // tokens
+  int dropped = 0;        // of these, tokens at the start that the transformer does not get
 };
 
 // Encoders whose hidden states are joined along channels. A segment without encoders consists of
@@ -64,6 +65,7 @@ struct Prompt {
   int text_width = 0;
   std::vector<std::string> pooled;
   std::string text_mask;  // the encoder whose tokens the transformer's text_mask marks, or empty
+  int mask_padding = 0;   // tokens of padding after them that text_mask marks too
   // The number of tokens in the text input: the sum of the segments' lengths.
   int text_length() const;
 };
@@ -133,6 +135,8 @@ class Bundle {
   std::vector<double> max_abs;  // largest |z| after each block on the calibration prompts, or empty
   MassiveActivations massive_activations;
   Latent latent;
+  // CFG's result is scaled to the norm of D_c, token by token, before DG adds its term.
+  bool cfg_rescale = false;
   SchedulerConfig scheduler;
   // A bundle has exactly one of the two.
   std::optional<Prompt> prompt;

@@ -49,6 +49,7 @@ struct DeviceStep {
   Tensor conditional, unconditional;  // int64: the rows of each image in `prediction`; a
   Tensor degraded;                    // branch that did not run has those of D_c
   Tensor table;
+  bool scales_tokens = false;  // as Combine of core/arithmetic.h; a token is a row of the last axis
   DeviceState from, to;
   Tensor distance;  // [images]: from the line, where `from` has guided predictions
 };

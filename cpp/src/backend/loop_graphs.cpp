@@ -69,6 +69,21 @@ std::string difference(GraphBuilder& graph, Row& row, const std::string& conditi
   return graph.node("Add", {row.times(fresh, delta), reused});
 }
 
+// Scales each token, a row of the last axis, to its norm in D_c. Where CFG has no weight, both are
+// equal and the factor is 1.
+std::string scaled_tokens(GraphBuilder& graph, const std::string& guided,
+                          const std::string& conditional) {
+  const std::string last = graph.indices({-1});
+  const auto sum_of_squares = [&](const std::string& value) {
+    const std::string sum =
+        graph.node("ReduceSum", {graph.node("Mul", {value, value}), last}, "keepdims", 1);
+    return graph.node("Add", {sum, graph.constant(1e-30F)});  // keeps 0 / 0 out
+  };
+  const std::string ratio =
+      graph.node("Div", {sum_of_squares(conditional), sum_of_squares(guided)});
+  return graph.node("Mul", {guided, graph.node("Sqrt", {ratio})});
+}
+
 // The guided prediction of a request that skips steps, its cache, and the distance of each image
 // from the line, as LineDistance of core/arithmetic.h.
 std::string guided_by_line(GraphBuilder& graph, Row& row, const std::string& guided,
@@ -145,6 +160,7 @@ void build_step(GraphBuilder& graph, const StepForm& form) {
     guided = graph.node("Add", {guided, row.times(weight, delta)});
   };
   guide(prediction, "unconditional", kLambda, kUnconditionalFresh, form.unconditional_cache);
+  if (form.scales_tokens) guided = scaled_tokens(graph, guided, conditional);
   guide(degraded_prediction, "degraded", kW, kDegradedFresh, form.degraded_cache);
 
   if (form.guided_cache) guided = guided_by_line(graph, row, guided, form.rank);

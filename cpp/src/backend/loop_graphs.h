@@ -25,6 +25,7 @@ void build_gather(GraphBuilder& graph, const GatherForm& form);
 struct StepForm {
   std::size_t rank = 4;
   bool unconditional_cache = false, degraded_cache = false, guided_cache = false;
+  bool scales_tokens = false;
   auto operator<=>(const StepForm&) const = default;
 };
 void build_step(GraphBuilder& graph, const StepForm& form);

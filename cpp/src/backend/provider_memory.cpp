@@ -134,7 +134,8 @@ class ProviderMemory final : public DeviceMemory {
       const StepForm form{.rank = step.from.x.shape().size(),
                           .unconditional_cache = step.from.newer_unconditional.defined(),
                           .degraded_cache = step.from.newer_degraded.defined(),
-                          .guided_cache = step.from.newer_guided.defined()};
+                          .guided_cache = step.from.newer_guided.defined(),
+                          .scales_tokens = step.scales_tokens};
       auto& program = steps_[form];
       if (!program) program = build([&](GraphBuilder& graph) { build_step(graph, form); });
       program->input("prediction", step.prediction)

@@ -205,6 +205,12 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   bundle.prediction_type =
       read_one_of(root.at("prediction_type"), {PredictionType::velocity, PredictionType::epsilon});
   bundle.latent = read_latent(root.at("latent"));
+  if (root.has("cfg_rescale")) {
+    const Node node = root.at("cfg_rescale");
+    if (node.as<std::string>() != "token") node.refuse("must be token");
+    if (!bundle.latent.packed) node.refuse("is for latents that are packed to tokens");
+    bundle.cfg_rescale = true;
+  }
   read_transformer(root.at("transformer"), bundle);
   read_massive_activations(root.at("massive_activations"), bundle);
   for (const auto& [graph, read] : bundle.transformer_graphs) {

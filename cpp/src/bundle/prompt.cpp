@@ -26,6 +26,7 @@ TextEncoder read_encoder(const Node& node) {
                       .max_length = node.positive("max_length")};
   // There has to be room for the two special tokens.
   if (encoder.max_length < 2) node.at("max_length").refuse("must be at least 2");
+  if (node.has("dropped")) encoder.dropped = node.positive("dropped");
   const auto inputs = node.at("graph").at("inputs").items();
   for (std::size_t i = 0; i < inputs.size(); ++i)
     check_role(inputs[i], encoder.graph.inputs[i].role, {Role::token_ids, Role::text_mask});
@@ -51,7 +52,7 @@ TextSegment read_segment(const Node& node, const Prompt& prompt) {
   for (const Node& name : node.at("encoders").items()) {
     const TextEncoder& encoder = find_encoder(name, prompt);
     width += width_of(name, encoder, Role::hidden);
-    if (segment.length > encoder.max_length) {
+    if (segment.length > encoder.max_length - encoder.dropped) {
       node.at("length").refuse("is longer than what its encoders give");
     }
   }
@@ -75,6 +76,7 @@ Prompt read_prompt(const Node& node) {
     width_of(name, find_encoder(name, prompt), Role::pooled);
   }
   node.get_if("text_mask", prompt.text_mask);
+  if (node.has("mask_padding")) prompt.mask_padding = node.positive("mask_padding");
   // The mask marks tokens of one encoder, so it fits a text that has no other part.
   const std::vector<std::string> masked{prompt.text_mask};
   if (!prompt.text_mask.empty() && !prompt.encoders.empty() &&

@@ -35,7 +35,9 @@ struct Delta {
 };
 
 // D = D_c + lambda (D_c - D_0) + w (D_c - D_m), arXiv 2510.11538. Both differences are taken from
-// D_c, and the sum runs from left to right. A branch that did not run is not read.
+// D_c, and the sum runs from left to right. A branch that did not run is not read. With token_size,
+// D = s (D_c + lambda (D_c - D_0)) + w (D_c - D_m), where s gives each token the norm of D_c, as
+// Qwen-Image's pipeline does; combine_tokens() of core/guided_step.cpp computes it.
 struct Combine {
   float lambda = 0;
   float w = 0;
@@ -43,16 +45,24 @@ struct Combine {
   bool has_degraded = false;
   Delta unconditional_delta;
   Delta degraded_delta;
+  std::size_t token_size = 0;  // elements of a token; 0 scales nothing
 
+  bool scales_tokens() const { return token_size > 0 && has_unconditional; }
   float operator()(const float* conditional, const float* unconditional, const float* degraded,
                    std::size_t i, const DeltaCache& unconditional_cache = {},
                    const DeltaCache& degraded_cache = {}) const {
-    const float c = conditional[i];
-    float guided = c;
-    if (has_unconditional)
-      guided = guided + lambda * unconditional_delta(c, unconditional, unconditional_cache, i);
-    if (has_degraded) guided = guided + w * degraded_delta(c, degraded, degraded_cache, i);
-    return guided;
+    const float guided = with_cfg(conditional[i], unconditional, i, unconditional_cache);
+    return with_dg(guided, conditional[i], degraded, i, degraded_cache);
+  }
+  float with_cfg(float conditional, const float* unconditional, std::size_t i,
+                 const DeltaCache& cache) const {
+    if (!has_unconditional) return conditional;
+    return conditional + lambda * unconditional_delta(conditional, unconditional, cache, i);
+  }
+  float with_dg(float guided, float conditional, const float* degraded, std::size_t i,
+                const DeltaCache& cache) const {
+    if (!has_degraded) return guided;
+    return guided + w * degraded_delta(conditional, degraded, cache, i);
   }
 };
 

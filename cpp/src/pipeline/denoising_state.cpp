@@ -10,14 +10,15 @@ namespace intaglio {
 namespace {
 
 Combine combine(const StepWeights& weights, float timestep, DeltaTimesteps& unconditional,
-                DeltaTimesteps& degraded) {
+                DeltaTimesteps& degraded, std::size_t token_size) {
   return {.lambda = weights.lambda,
           .w = weights.w,
           .has_unconditional = weights.unconditional(),
           .has_degraded = weights.degraded(),
           .unconditional_delta =
               unconditional.next(timestep, weights.unconditional(), weights.reuse_unconditional),
-          .degraded_delta = degraded.next(timestep, weights.degraded(), weights.reuse_degraded)};
+          .degraded_delta = degraded.next(timestep, weights.degraded(), weights.reuse_degraded),
+          .token_size = token_size};
 }
 
 float* step_row(Tensor& table, std::size_t position) {
@@ -143,10 +144,15 @@ void DenoisingState::prepare_step() {
   after_skipped_ = last_skipped();
   guided.line =
       guided_timesteps_.next(point.timestep, weights_.skip, begins_step() && branches_changed_);
-  guided.combine =
-      weights_.skip ? Combine() : combine(weights_, point.timestep, unconditional_, degraded_);
+  guided.combine = weights_.skip
+                       ? Combine()
+                       : combine(weights_, point.timestep, unconditional_, degraded_, token_size());
   guided.to_denoised = to_denoised(point);
   guided.update = next().update;
+}
+
+std::size_t DenoisingState::token_size() const {
+  return bundle_->cfg_rescale ? static_cast<std::size_t>(request_->latent_shape.back()) : 0;
 }
 
 ToDenoised DenoisingState::to_denoised(const StepPoint& point) const {
@@ -169,7 +175,7 @@ Tensor DenoisingState::step_table() const {
       row[kUnconditionalRow] = static_cast<float>(precomputed_->row(point.timestep, true));
       row[kConditionalRow] = static_cast<float>(precomputed_->row(point.timestep, false));
     }
-    write_step({.combine = combine(weights, point.timestep, unconditional, degraded),
+    write_step({.combine = combine(weights, point.timestep, unconditional, degraded, token_size()),
                 .line = {},
                 .to_denoised = to_denoised(point),
                 .update = plan[i].update},

@@ -112,6 +112,8 @@ class DenoisingState {
   std::vector<Binding> make_row(const PromptEmbeddings& embeddings, bool unconditional) const;
   Tensor on_stream(const Tensor& host) const;
   ToDenoised to_denoised(const StepPoint& point) const;
+  // Elements of a token whose guided prediction is scaled, or 0.
+  std::size_t token_size() const;
 
   const Bundle* bundle_;
   std::shared_ptr<const Request> request_;

@@ -54,6 +54,7 @@ void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
   const Request& request = *state.request();
   const Tensor zeros(request.latent_shape, DType::float32);
   Member member;
+  member.step.scales_tokens = bundle_.cfg_rescale;
   const Tensor table = state.step_table();
   if (request.skips()) {
     member.table = table;

@@ -75,12 +75,13 @@ TextStage::Encoded TextStage::run(Stream& stream, const Encoder& encoder,
   std::ranges::copy(tokens.ids, token_ids.int64s().begin());
   Encoded encoded;
   encoded.truncated = tokens.truncated;
-  encoded.mask = Tensor({1, length}, DType::float32);
-  std::fill_n(encoded.mask.floats().begin(), tokens.used, 1.0F);
+  encoded.used = tokens.used;
+  Tensor mask({1, length}, DType::float32);
+  std::fill_n(mask.floats().begin(), tokens.used, 1.0F);
 
   std::vector<Binding> inputs, outputs;
   for (const GraphTensor& input : description.graph.inputs)
-    inputs.push_back({input.role, input.role == Role::token_ids ? token_ids : encoded.mask});
+    inputs.push_back({input.role, input.role == Role::token_ids ? token_ids : mask});
   for (const GraphTensor& output : description.graph.outputs) {
     const bool hidden = output.role == Role::hidden;
     const Shape shape = hidden ? Shape{1, length, last_axis(output)} : Shape{1, last_axis(output)};
@@ -100,17 +101,20 @@ TextConditioning TextStage::encode(Stream& stream, const std::string& prompt,
     if (!encoded[key].truncated) continue;
     const int length = encoder.description->max_length;
     notes.push_back("the " + name + " has more tokens than " + key + " reads (" +
-                    std::to_string(length) + "): its end is ignored, " +
+                    std::to_string(length - encoder.description->dropped) +
+                    "): its end is ignored, " +
                     quoted(cut_off(*encoder.tokenizer, prompt, length)));
   }
   TextConditioning conditioning;
   conditioning.text = join_text(encoded);
   if (!prompt_.pooled.empty()) conditioning.pooled = join_pooled(encoded);
   if (!prompt_.text_mask.empty()) {
-    const std::int64_t length = prompt_.text_length();
+    const int length = prompt_.text_length();
+    const int used =
+        encoded.at(prompt_.text_mask).used - prompt_.encoders.at(prompt_.text_mask).dropped;
     conditioning.text_mask = Tensor({1, length}, DType::float32);
-    const auto mask = encoded.at(prompt_.text_mask).mask.floats();
-    std::copy_n(mask.begin(), length, conditioning.text_mask.floats().begin());
+    std::fill_n(conditioning.text_mask.floats().begin(),
+                std::clamp(used + prompt_.mask_padding, 0, length), 1.0F);
   }
   return conditioning;
 }
@@ -123,8 +127,8 @@ Tensor TextStage::join_text(const std::map<std::string, Encoded>& encoded) const
       auto target = row;
       for (const std::string& name : segment.encoders) {
         const Tensor& hidden = encoded.at(name).hidden;
-        const auto width = hidden.dim(2);
-        target = std::copy_n(hidden.floats().begin() + token * width, width, target);
+        const auto width = hidden.dim(2), from = token + prompt_.encoders.at(name).dropped;
+        target = std::copy_n(hidden.floats().begin() + from * width, width, target);
       }
     }
   }

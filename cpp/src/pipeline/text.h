@@ -32,7 +32,7 @@ class TextStage {
     // Not defined where the encoder does not give it.
     Tensor hidden;  // [1, length, width]
     Tensor pooled;  // [1, width]
-    Tensor mask;    // [1, length]
+    int used = 0;   // tokens without padding
     bool truncated = false;
   };
   static Encoded run(Stream& stream, const Encoder& encoder, const std::string& prompt);

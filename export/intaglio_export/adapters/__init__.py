@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from intaglio_export.adapters.base import Adapter
+from intaglio_export.adapters.chroma import ChromaAdapter
 from intaglio_export.adapters.dit import DiTAdapter
 from intaglio_export.adapters.flux import FluxAdapter
 from intaglio_export.adapters.flux2 import Flux2DevAdapter, Flux2KleinAdapter
@@ -18,6 +19,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     QwenImageAdapter,
     Flux2KleinAdapter,
     Flux2DevAdapter,
+    ChromaAdapter,
 )
 
 

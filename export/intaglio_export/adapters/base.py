@@ -31,18 +31,23 @@ LARGEST_SIDE = 4096
 
 @dataclass(frozen=True)
 class Modulation:
-    """A matmul over conditioning vectors whose result [B, W] modulates the image or text stream.
+    """Values [B, W] of conditioning vectors that modulate the image or text stream.
 
-    `block` is the first block that it modulates; L stands for what follows the last of L blocks.
+    They are the result of `module`, a Linear. Where one network makes the values of all modules,
+    they are instead the argument `argument` of `module`, and `shape` says how that is split, as
+    [B, *shape]. `block` is the first block that they modulate; L stands for what follows the last
+    of L blocks.
     """
 
-    linear: nn.Linear
+    module: nn.Module
     block: int
+    argument: str | None = None
+    shape: tuple[int, ...] = ()
 
     @property
     def width(self) -> int:
         """W, the number of modulation values."""
-        return self.linear.out_features
+        return math.prod(self.shape) if self.argument else int(self.module.out_features)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class EncoderLayout:
     If `masked`, the encoder does not attend to padding. If `lowercase`, the pipeline converts the
     prompt to lower case and strips it. `taps` are the hidden states of a language model that are
     used, as in `networks/language_models.py`, and `template` is how a prompt is put into its chat.
+    The transformer does not get the first `dropped` of the tokens, which belong to the template.
     """
 
     tokenizer: str
@@ -88,6 +94,7 @@ class EncoderLayout:
     lowercase: bool = False
     taps: tuple[int, ...] = ()
     template: ChatTemplate | None = None
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,8 @@ class TextSegment:
 class PromptLayout:
     """How the encoders' outputs become the inputs `text`, `text_mask` and `pooled`.
 
-    `text_mask` is the encoder whose token mask the transformer takes, or None.
+    `text_mask` is the encoder whose token mask the transformer takes, or None. That mask also holds
+    the first `mask_padding` tokens of padding after a prompt.
     """
 
     max_sequence_length: int
@@ -111,6 +119,7 @@ class PromptLayout:
     text_width: int
     pooled: tuple[str, ...] = ()
     text_mask: str | None = None
+    mask_padding: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,8 @@ class Adapter(ABC):
     sigmas: ClassVar[str | None] = None
     # The pipeline's argument for true classifier-free guidance.
     cfg_argument: ClassVar[str] = "guidance_scale"
+    # "token" if the pipeline scales CFG's result to the norm of D_c in each token.
+    cfg_rescale: ClassVar[str | None] = None
     # The max_shift of a dynamic shift, if the scheduler's configuration has none.
     max_shift: ClassVar[float] = 1.15
     # "empirical" if the dynamic shift is that of diffusers' compute_empirical_mu.

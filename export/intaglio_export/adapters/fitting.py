@@ -28,7 +28,8 @@ def check_parts(adapter: Adapter, source: str) -> None:
 
 def _check_encoders(adapter: Adapter, prompt: PromptLayout, source: str) -> None:
     for name, layout in prompt.encoders.items():
-        positions = getattr(getattr(adapter.pipeline, name).config, "max_position_embeddings", None)
+        config = getattr(adapter.pipeline, name).config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
         if positions is not None and layout.max_length > positions:
             raise ExportError(
                 f"In {source}, the {layout.tokenizer} makes {layout.max_length} tokens of a prompt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ class FluxAdapter(Adapter):
     family = "flux"
     pipeline_classes = ("FluxPipeline",)
     prediction_type = "velocity"
-    text_encoders = ("text_encoder", "text_encoder_2")
+    text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     sigmas = "linspace"
     cfg_argument = "true_cfg_scale"
 

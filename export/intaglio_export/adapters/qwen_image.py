@@ -9,29 +9,34 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from intaglio_export.adapters.base import (
     LARGEST_SIDE,
     Adapter,
+    EncoderLayout,
     Inputs,
     LatentLayout,
     Modulation,
     PromptLayout,
     TextSegment,
 )
+from intaglio_export.bundle.chat_template import ChatTemplate
 from intaglio_export.errors import ExportError
 from intaglio_export.graph_specs import TensorSpec
 from intaglio_export.support.patching import replaced
 
 
 class QwenImageAdapter(Adapter):
-    """`QwenImagePipeline` with prompt embeddings: its text model (Qwen2.5-VL) is not exported."""
+    """`QwenImagePipeline`: Qwen2.5-VL reads the prompt in a template of the pipeline."""
 
     family = "qwen-image"
     pipeline_classes = ("QwenImagePipeline",)
     prediction_type = "velocity"
+    text_encoders = ("text_encoder",)
     sigmas = "linspace"
     cfg_argument = "true_cfg_scale"
+    cfg_rescale = "token"
 
     def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(pipeline, dtype)
@@ -119,11 +124,29 @@ class QwenImageAdapter(Adapter):
         )
 
     def prompt(self, max_sequence_length: int) -> PromptLayout:
+        encoders = {"text_encoder": self._encoder(max_sequence_length)} if self.has_encoders else {}
         return PromptLayout(
             max_sequence_length=max_sequence_length,
-            encoders={},
-            text=(TextSegment((), max_sequence_length),),
+            encoders=encoders,
+            text=(TextSegment(tuple(encoders), max_sequence_length),),
             text_width=self.transformer.config.joint_attention_dim,
+            text_mask="text_encoder",
+        )
+
+    def _encoder(self, max_sequence_length: int) -> EncoderLayout:
+        """Return the layout of Qwen2.5-VL, whose last hidden state is used.
+
+        Its rotary positions in three axes are all equal for text, and so plain positions.
+        """
+        dropped = int(self.pipeline.prompt_template_encode_start_idx)
+        return EncoderLayout(
+            "tokenizer",
+            max_sequence_length + dropped,
+            ("hidden",),
+            masked=True,
+            taps=(self.pipeline.text_encoder.get_decoder().config.num_hidden_layers,),
+            template=ChatTemplate(text=self.pipeline.prompt_template_encode),
+            dropped=dropped,
         )
 
     @property
@@ -131,7 +154,15 @@ class QwenImageAdapter(Adapter):
         return int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
 
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
-        return self.random_text(len(prompts), max_sequence_length)
+        text, mask = self.pipeline.encode_prompt(
+            prompts, device=torch.device("cpu"), max_sequence_length=max_sequence_length
+        )
+        mask = text.new_ones(text.shape[:2]) if mask is None else mask.to(text.dtype)
+        padding = max_sequence_length - text.shape[1]  # the pipeline pads to the longest prompt
+        return {
+            "text": functional.pad(text, (0, 0, 0, padding)),
+            "text_mask": functional.pad(mask, (0, padding)),
+        }
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         mean, std = self._statistics()
@@ -153,11 +184,6 @@ class QwenImageAdapter(Adapter):
             torch.tensor(values).view(-1, 1, 1)
             for values in (config.latents_mean, config.latents_std)
         )  # type: ignore[return-value]
-
-    def left_out(self) -> list[str]:
-        return [
-            "The text model (Qwen2.5-VL) is left out; give prompt embeddings with --prompt-embeds."
-        ]
 
 
 class _Positions(nn.Module):

@@ -14,25 +14,32 @@ _PROBES = ("a fox in the snow", "  two spaces  ", "one line\nanother\n", "{{ a }
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """How a pipeline applies the chat template to one prompt, the message of a user.
+    """How a pipeline puts one prompt, the message of a user, into a chat.
 
     Attributes:
+        text: the pipeline's own template with {} for the prompt. It stands in for the tokenizer's,
+            and a prompt in it is tokenized as any text.
         system: the message of the system before it, if the pipeline has one.
         options: what the pipeline passes to `apply_chat_template`, such as add_generation_prompt
             or enable_thinking.
     """
 
+    text: str | None = None
     system: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def around_prompt(tokenizer: Any, template: ChatTemplate) -> tuple[str, str]:
-    """Return the text before and after a prompt, as `tokenizer.apply_chat_template` renders it.
+    """Return the text before and after a prompt, by `template.text` or else as
+    `tokenizer.apply_chat_template` renders it.
 
     Raises:
         ExportError: the tokenizer has no chat template, or the template changes the prompt, so
             that no text around it is the same for all prompts.
     """
+    if template.text is not None:
+        before, _, after = template.text.partition("{}")
+        return before, after
     name = type(tokenizer).__name__
     if not tokenizer.chat_template:
         raise ExportError(

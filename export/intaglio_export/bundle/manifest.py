@@ -106,6 +106,8 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
             {key: value for key, value in schedule.items() if key != "evidence"}
             for schedule in parts.settings.skipping
         ]
+    if adapter.cfg_rescale:
+        manifest["cfg_rescale"] = adapter.cfg_rescale
     if adapter.sigmas:
         manifest["sigmas"] = adapter.sigmas
     if adapter.distilled:
@@ -143,6 +145,7 @@ def _prompt(layout: PromptLayout, graphs: dict[str, GraphSpec]) -> dict[str, Any
             "tokenizer": f"{layout.encoders[name].tokenizer}/{tokenizer_tables.FILE_NAME}",
             "max_length": layout.encoders[name].max_length,
         }
+        | ({"dropped": dropped} if (dropped := layout.encoders[name].dropped) else {})
         for name, spec in graphs.items()
     }
     segments = [
@@ -161,6 +164,8 @@ def _prompt(layout: PromptLayout, graphs: dict[str, GraphSpec]) -> dict[str, Any
     }
     if layout.text_mask in graphs:
         prompt["text_mask"] = layout.text_mask
+        if layout.mask_padding:
+            prompt["mask_padding"] = layout.mask_padding
     return prompt
 
 

@@ -2,14 +2,15 @@
 
 AdaLN modulations depend on the timestep and on vectors from the prompt, the class or the guidance.
 The prompt's projection depends on the prompt. Both can be computed before the denoising loop, so
-the graph of the loop has no weights for them. A forward hook on each of these matmuls reads its
-result in the first part, or replaces it in the second. The model's own code runs unchanged, and
+the graph of the loop has no weights for them. A hook on each of these modules reads its result or
+argument in the first part, or replaces it in the second. The model's own code runs unchanged, and
 unused nodes disappear when the graph is optimized.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,8 +19,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from intaglio_export.adapters.base import Adapter, Inputs
+from intaglio_export.adapters.base import Adapter, Inputs, Modulation
 from intaglio_export.graph_specs import TensorSpec
 
 # The inputs of the transformer that modulations depend on.
@@ -70,11 +72,13 @@ class ConditioningTransformer(nn.Module):
         specs = conditioning_inputs(self._adapter)
         inputs = {spec.role: x for spec, x in zip(specs, tensors, strict=True)}
         text = inputs.pop("text", None)
-        with _collected(self._adapter) as collected, _WithoutTokens():
-            patch = self._adapter.patch_size
-            sizes = {"base_rows": inputs["timestep"].shape[0], "text_length": 1, "tokens": 1}
-            sizes |= {"latent_height": patch, "latent_width": patch}
-            self._adapter.run(_completed(self._adapter, inputs, sizes))
+        patch = self._adapter.patch_size
+        sizes = {"base_rows": inputs["timestep"].shape[0], "text_length": 1, "tokens": 1}
+        sizes |= {"latent_height": patch, "latent_width": patch}
+        whole = _completed(self._adapter, inputs, sizes)
+        tokens = [whole[role] for role in whole.keys() - inputs.keys()]
+        with _collected(self._adapter) as collected, _WithoutTokens(tokens):
+            self._adapter.run(whole)
         modulation = torch.cat([collected[k] for k in range(len(collected))], dim=1)
         return (modulation,) if text is None else (modulation, self._adapter.project(text))
 
@@ -146,13 +150,17 @@ def _parts(
 
 @contextmanager
 def _collected(adapter: Adapter) -> Iterator[dict[int, torch.Tensor]]:
-    """Collect the results of the modulations in a forward inside, by their index."""
+    """Collect the modulations in a forward inside, by their index."""
     collected: dict[int, torch.Tensor] = {}
 
-    def collect(index: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        return lambda module, args, output: collected.update({index: output})
+    def collect(index: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def keep(values: torch.Tensor) -> torch.Tensor:
+            collected[index] = values.flatten(1)
+            return values
 
-    with _hooked((m.linear, collect(index)) for index, m in enumerate(adapter.modulations())):
+        return keep
+
+    with _hooked(_hook(m, collect(index)) for index, m in enumerate(adapter.modulations())):
         yield collected
 
 
@@ -161,32 +169,59 @@ def _replaced(
     adapter: Adapter, parts: Sequence[torch.Tensor], context: torch.Tensor | None
 ) -> Iterator[None]:
     """Replace the modulations in a forward inside by `parts`, and the projection by `context`."""
-    results = [*zip([m.linear for m in adapter.modulations()], parts, strict=True)]
+
+    def replace_by(result: torch.Tensor) -> Callable[[Any], torch.Tensor]:
+        return lambda values: result
+
+    shaped = [
+        part.reshape(-1, *m.shape) if m.argument else part
+        for m, part in zip(adapter.modulations(), parts, strict=True)
+    ]
+    hooks = [
+        _hook(m, replace_by(part)) for m, part in zip(adapter.modulations(), shaped, strict=True)
+    ]
     if context is not None:
-        results.append((adapter.projection()[-1], context))  # type: ignore[arg-type]
-
-    def replace_by(result: torch.Tensor) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
-        return lambda module, args, output: result
-
-    with _hooked((module, replace_by(result)) for module, result in results):
+        hooks.append(_hook(Modulation(adapter.projection()[-1], 0), replace_by(context)))
+    with _hooked(hooks):
         yield
+
+
+def _hook(modulation: Modulation, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Register a hook that passes a modulation to `change` and takes its result instead."""
+    module, argument = modulation.module, modulation.argument
+    if argument is None:
+        return module.register_forward_hook(lambda module, args, output: change(output))
+    signature = inspect.signature(module.forward)
+
+    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.arguments[argument] = change(bound.arguments[argument])
+        return bound.args, bound.kwargs
+
+    return module.register_forward_pre_hook(before, with_kwargs=True)
 
 
 @contextmanager
-def _hooked(hooks: Iterator[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+def _hooked(handles: Iterable[Any]) -> Iterator[None]:
+    registered = list(handles)
     try:
         yield
     finally:
-        for handle in handles:
+        for handle in registered:
             handle.remove()
 
 
 class _WithoutTokens(TorchFunctionMode):
     """While active, matmuls and attention over tokens return zeros and read no weights.
 
-    Only what a forward computes from conditioning vectors, which have no token axis, remains.
+    Whatever is computed from `tokens`, the inputs with a token axis, belongs to tokens too. Only
+    what a forward computes from conditioning vectors alone remains, whatever its axes are.
     """
+
+    def __init__(self, tokens: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        # The tensors are kept, so that no other one gets the id of one of them.
+        self._tokens = {id(tensor): tensor for tensor in tokens}
 
     def __torch_function__(
         self,
@@ -195,8 +230,15 @@ class _WithoutTokens(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        kwargs = kwargs or {}
+        if not any(id(leaf) in self._tokens for leaf in tree_leaves((args, kwargs))):
+            return func(*args, **kwargs)
         if func is functional.scaled_dot_product_attention:
-            return torch.zeros_like(args[0] if args else (kwargs or {})["query"])
-        if func is functional.linear and args[0].ndim > 2:
-            return args[0].new_zeros(*args[0].shape[:-1], args[1].shape[0])
-        return func(*args, **(kwargs or {}))
+            result = torch.zeros_like(args[0] if args else kwargs["query"])
+        elif func is functional.linear:
+            result = args[0].new_zeros(*args[0].shape[:-1], args[1].shape[0])
+        else:
+            result = func(*args, **kwargs)
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self._tokens |= {id(tensor): tensor for tensor in made}
+        return result

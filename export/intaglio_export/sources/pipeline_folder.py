@@ -115,7 +115,8 @@ def load_pipeline(folder: PipelineFolder, dtype: torch.dtype, given: dict[str, A
             _check_filled(part, parts[name])
     for name in folder.adapter.text_encoders:
         if name in parts:
-            _match_tokenizer(folder, name, parts[name].config, parts[_tokenizer(name)])
+            config = parts[name].config.get_text_config()
+            _match_tokenizer(folder, name, config, parts[_tokenizer(name)])
     arguments = inspect.signature(folder.pipeline_class).parameters
     absent = {name: None for name, a in arguments.items() if a.default is a.empty}
     flags = {k: v for k, v in folder.index.items() if k in arguments and not isinstance(v, list)}

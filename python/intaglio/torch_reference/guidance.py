@@ -126,11 +126,20 @@ class Method:
             if cfg_scale != 1.0:
                 assert found.unconditional is not None
                 guided = guided + term(cfg_scale - 1.0, found.conditional, found.unconditional)
+                if model.adapter.cfg_rescale:
+                    guided = rescaled(guided, found.conditional)
             if found.negative is not None:
                 guided = guided + term(weight, found.conditional, found.negative)
             return guided
 
         return predict
+
+
+def rescaled(guided: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
+    """Return the result of CFG with the norm of D_c in each token; both are [N, tokens, C]."""
+    norm = guided.norm(dim=-1, keepdim=True)
+    result: torch.Tensor = guided * (conditional.norm(dim=-1, keepdim=True) / norm.clamp_min(1e-30))
+    return result
 
 
 def term(weight: float, conditional: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
