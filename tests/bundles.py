@@ -118,7 +118,7 @@ def source(family: str = "sd3") -> Path:
             made.make().save_pretrained(path)
             settings = {"block": BLOCK, "height": HEIGHT, "width": made.width}
             if not made.by_class:
-                settings["max_sequence_length"] = MAX_LENGTH
+                settings["max_sequence_length"] = made.call["max_sequence_length"]
             if family == "sd3":
                 settings = SD3_SETTINGS
             (path / "settings.json").write_text(json.dumps(settings))

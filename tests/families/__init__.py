@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.families import dit, flux, pixart_sigma, qwen_image, sd3
+from tests.families import dit, flux, pixart_sigma, qwen_image, sd3, z_image
 from tests.families.parts import MAX_LENGTH
 
 Kwargs = dict[str, Any]
@@ -18,8 +18,10 @@ class Family:
     """A pipeline to export and to compare with.
 
     `call`: arguments of diffusers' own call besides prompt, size, steps and generator. `cfg` is its
-    argument for true guidance. `negative` names the transformer's arguments that
-    differ in the unconditional branch. `embeddings` makes prompts of a pipeline that has no text
+    argument for true guidance, and `unguided` the value of it that stands for none; it grows by
+    one where cfg_scale does. `negative` names the transformer's arguments that
+    differ in the unconditional branch. `image_tokens` is where they are in a block's sequence.
+    `embeddings` makes prompts of a pipeline that has no text
     encoder; `img2img` is diffusers' pipeline class for that, if any.
     """
 
@@ -30,6 +32,8 @@ class Family:
     width: int = 48
     embeddings: Callable[[str], tuple[Any, Any]] | None = None
     img2img: str | None = None
+    unguided: float = 1.0
+    image_tokens: slice = field(default_factory=lambda: slice(None))
 
     @property
     def by_class(self) -> bool:
@@ -68,5 +72,15 @@ FAMILIES = {
         ("encoder_hidden_states", "encoder_attention_mask"),
         "guidance_scale",
         TEXT | {"use_resolution_binning": False, "clean_caption": False},
+    ),
+    "z-image": Family(
+        z_image.make_pipeline,
+        ("cap_feats",),
+        "guidance_scale",
+        {"max_sequence_length": z_image.MAX_LENGTH},
+        width=z_image.WIDTH,
+        img2img="ZImageImg2ImgPipeline",
+        unguided=0.0,
+        image_tokens=slice(z_image.TOKENS),
     ),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,14 @@ def guided_run(
     """Draw `IMAGES` images by D = D_c + (cfg - 1)(D_c - D_0) + dg (D_c - D_m)."""
     arguments = _arguments(pipeline, family)
     negative = _conditioning(pipeline, family) if cfg_scale != 1.0 else {}
-    with _guided(pipeline, negative, cfg_scale, dg_scale, block, channels):
-        return _run(pipeline, arguments | {family.cfg: 1.0})
+    with _guided(pipeline, family, negative, cfg_scale, dg_scale, block, channels):
+        return _run(pipeline, arguments | {family.cfg: family.unguided})
 
 
 @torch.no_grad()
 def native_run(pipeline: Any, family: Family, cfg_scale: float) -> Run:
     """Draw `IMAGES` images with the pipeline's own classifier-free guidance."""
-    arguments = _arguments(pipeline, family) | {family.cfg: cfg_scale}
+    arguments = _arguments(pipeline, family) | {family.cfg: family.unguided + cfg_scale - 1.0}
     if not family.by_class:
         arguments["negative_prompt"] = NEGATIVE
     run = _run(pipeline, arguments)
@@ -75,7 +76,7 @@ def run_from_image(pipeline: Any, family: Family, image: Image.Image, seeds: lis
 
     pipeline.vae.encode = mean
     try:
-        arguments = _arguments(pipeline, family) | {family.cfg: 1.0}
+        arguments = _arguments(pipeline, family) | {family.cfg: family.unguided}
         arguments |= {
             "image": [image] * len(seeds),
             "strength": STRENGTH,
@@ -90,7 +91,7 @@ def run_from_image(pipeline: Any, family: Family, image: Image.Image, seeds: lis
 @torch.no_grad()
 def run_with_seeds(pipeline: Any, family: Family, seeds: list[int]) -> Run:
     """Run without guidance, with one seed for each image."""
-    arguments = _arguments(pipeline, family) | {family.cfg: 1.0}
+    arguments = _arguments(pipeline, family) | {family.cfg: family.unguided}
     arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     return _run(pipeline, arguments)
 
@@ -143,14 +144,15 @@ def _conditioning(pipeline: Any, family: Family) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
     def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        seen.update({name: kwargs[name] for name in family.negative})
+        given = signature(module.forward).bind(*args, **kwargs).arguments
+        seen.update({name: given[name] for name in family.negative})
 
     handle = pipeline.transformer.register_forward_pre_hook(look, with_kwargs=True)
     try:
         arguments = (
             _arguments(pipeline, family) | _prompt(family, NEGATIVE) | {"num_inference_steps": 1}
         )
-        _run(pipeline, arguments | {family.cfg: 1.0})
+        _run(pipeline, arguments | {family.cfg: family.unguided})
     finally:
         handle.remove()
     return seen
@@ -177,6 +179,7 @@ def _run(pipeline: Any, arguments: dict[str, Any]) -> Run:
 @contextmanager
 def _guided(
     pipeline: Any,
+    family: Family,
     negative: dict[str, Any],
     cfg_scale: float,
     dg_scale: float,
@@ -188,14 +191,17 @@ def _guided(
 
     def guided(*args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         def predict(**changes: Any) -> torch.Tensor:
-            return forward(*args, **kwargs | changes, return_dict=False)[0]
+            call = signature(forward).bind(*args, **kwargs, return_dict=False)
+            call.arguments.update(changes)
+            made = forward(*call.args, **call.kwargs)[0]
+            return torch.stack(made) if isinstance(made, list) else made
 
         conditional = predict()
         result = conditional
         if cfg_scale != 1.0:
             result = result + (cfg_scale - 1.0) * (conditional - predict(**negative))
         if dg_scale != 0.0:
-            with _suppressed(transformer, block, channels):
+            with _suppressed(transformer, block, channels, family.image_tokens):
                 result = result + dg_scale * (conditional - predict())
         return _Output(result) if return_dict else (result,)
 
@@ -212,16 +218,17 @@ class _Output:
 
 
 @contextmanager
-def _suppressed(transformer: Any, block: int, channels: list[int]) -> Iterator[None]:
+def _suppressed(transformer: Any, block: int, channels: list[int], tokens: slice) -> Iterator[None]:
     """Zero `channels` of the image stream after `block`, counted through all kinds of blocks."""
 
     def zero(module: Any, args: Any, output: Any) -> Any:
         hidden = (output[-1] if isinstance(output, tuple) else output).clone()
-        hidden[:, :, channels] = 0.0
+        hidden[:, tokens, channels] = 0.0
         return (*output[:-1], hidden) if isinstance(output, tuple) else hidden
 
     blocks = [
-        *transformer.transformer_blocks,
+        *getattr(transformer, "transformer_blocks", ()),
+        *getattr(transformer, "layers", ()),
         *getattr(transformer, "single_transformer_blocks", ()),
     ]
     handle = blocks[block].register_forward_hook(zero)

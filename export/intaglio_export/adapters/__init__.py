@@ -8,6 +8,7 @@ from intaglio_export.adapters.flux import FluxAdapter
 from intaglio_export.adapters.pixart_sigma import PixArtSigmaAdapter
 from intaglio_export.adapters.qwen_image import QwenImageAdapter
 from intaglio_export.adapters.sd3 import SD3Adapter
+from intaglio_export.adapters.z_image import ZImageAdapter
 
 ADAPTERS: tuple[type[Adapter], ...] = (
     SD3Adapter,
@@ -15,6 +16,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     DiTAdapter,
     PixArtSigmaAdapter,
     QwenImageAdapter,
+    ZImageAdapter,
 )
 
 

@@ -1,0 +1,7 @@
+"""Z-Image."""
+
+from tests.parity.family import FamilyParity
+
+
+class TestZImage(FamilyParity):
+    name = "z-image"
