@@ -22,7 +22,7 @@ _PART = {
     "Slice",
     "Split",
 }  # scale and shift are parts of one matmul, so this does not prove a stream
-_BLOCK = re.compile(r"(?:^|\.)(\w*blocks)\.(\d+)\.")
+_BLOCK = re.compile(r"(?:^|\.)(\w*blocks|layers)\.(\d+)\.")
 
 
 class _Graph:
@@ -61,10 +61,16 @@ class _Graph:
         if node.op_type == OP or node.op_type in _WHOLE | _PART:
             name = node.input[0]
         elif node.op_type == "Concat":
-            name = node.input[-1]  # text tokens come before image tokens
+            ops = [n for n in node.input if self._made_by(n) == OP]
+            # Elsewhere, text tokens come before image tokens.
+            name = ops[0] if ops else node.input[-1]
         else:
             return None
         return self.producer.get(name)
+
+    def _made_by(self, name: str) -> str | None:
+        index = self.producer.get(name)
+        return None if index is None else self.nodes[index].op_type
 
     def path(self) -> list[int]:
         """Return the residual sums from the first to the last."""
@@ -94,9 +100,11 @@ def block_sums(model: onnx.ModelProto, blocks: int) -> list[list[str]]:
     The result is empty if the sums do not belong to exactly `blocks` blocks.
     """
     graph = _Graph(model)
-    found: list[tuple[tuple[str, int] | None, list[str]]] = []
+    found: list[tuple[tuple[str, int], list[str]]] = []
     for index in graph.path():
         block, name = graph.block(index), graph.nodes[index].name
+        if block is None:  # a sum of what runs before the blocks, such as Z-Image's refiners
+            continue
         if found and found[-1][0] == block:
             found[-1][1].append(name)
         else:
