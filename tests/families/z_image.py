@@ -16,7 +16,7 @@ TOKENS = 8 * 10  # of images of 32 x 40 pixels; the model fills them up to 96
 MAX_LENGTH = 72  # more than two multiples of 32, to which the model fills up a prompt
 
 
-def make_pipeline() -> ZImagePipeline:
+def make_pipeline(shift: float = 6.0) -> ZImagePipeline:
     """Two refiner blocks of each kind and four joint ones of 60 channels in three heads."""
     torch.manual_seed(0)
     transformer = ZImageTransformer2DModel(
@@ -55,7 +55,7 @@ def make_pipeline() -> ZImagePipeline:
     return ZImagePipeline(
         transformer=transformer,
         vae=make_vae(scaling_factor=0.36, shift_factor=0.11),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         text_encoder=encoder,
         tokenizer=tokenizer,
     )

@@ -27,6 +27,7 @@ from intaglio_export.errors import ExportError
 from intaglio_export.graph_specs import TensorSpec
 from intaglio_export.support.patching import replaced
 
+TURBO_SHIFT, TURBO_STEPS = 3.0, 8
 _PATCH = 2
 _EMBEDDER = f"{_PATCH}-1"  # the model's name for patches of 2 x 2 cells of one frame
 
@@ -53,11 +54,15 @@ class ZImageAdapter(Adapter):
         """Return the joint blocks. The refiners run before them, and the text has its own."""
         return list(self.transformer.layers)
 
-    def split(self, output: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def split(
+        self, block: nn.Module, streams: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Split the joint sequence into image tokens, and padding and text tokens."""
-        return output[:, : self._tokens], (output[:, self._tokens :],)
+        return streams[:, : self._tokens], (streams[:, self._tokens :],)
 
-    def join(self, hidden: torch.Tensor, others: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
+    def join(
+        self, block: nn.Module, hidden: torch.Tensor, others: tuple[torch.Tensor | None, ...]
+    ) -> torch.Tensor:
         return torch.cat([hidden, *others], dim=1)  # type: ignore[list-item]
 
     def attention(self, block: nn.Module) -> nn.Module:
@@ -77,9 +82,10 @@ class ZImageAdapter(Adapter):
         return ("attn_mask", "freqs_cis")
 
     def modulations(self) -> tuple[Modulation, ...]:
+        joint = self.transformer.layers
         refiner = [Modulation(b.adaLN_modulation[0], 0) for b in self.transformer.noise_refiner]
-        joint = [Modulation(b.adaLN_modulation[0], k) for k, b in enumerate(self.blocks())]
-        return (*refiner, *joint, Modulation(self._final.adaLN_modulation[1], len(joint)))
+        blocks = [Modulation(b.adaLN_modulation[0], k) for k, b in enumerate(joint)]
+        return (*refiner, *blocks, Modulation(self._final.adaLN_modulation[1], len(joint)))
 
     def projection(self) -> tuple[nn.Module, ...]:
         return (self.transformer.cap_embedder,)
@@ -123,7 +129,7 @@ class ZImageAdapter(Adapter):
         vae = self.pipeline.vae.config
         return LatentLayout(
             channels=self.transformer.in_channels,
-            vae_scale_factor=self.pipeline.vae_scale_factor,
+            vae_scale_factor=self._cell,
             scaling_factor=vae.scaling_factor,
             shift_factor=vae.shift_factor,
             max_height=self._max_side,
@@ -131,13 +137,24 @@ class ZImageAdapter(Adapter):
         )
 
     @property
+    def _cell(self) -> int:
+        """Pixels along a side of a latent cell."""
+        return int(self.pipeline.vae_scale_factor)
+
+    @property
     def _max_side(self) -> int:
         """Pixels of the longest side whose tokens have a position in the model's tables."""
-        places = min(self.transformer.axes_lens[1:])
-        return min(LARGEST_SIDE, places * _PATCH * int(self.pipeline.vae_scale_factor))
+        places: int = min(self.transformer.axes_lens[1:])
+        return min(LARGEST_SIDE, places * _PATCH * self._cell)
 
     def prompt(self, max_sequence_length: int) -> PromptLayout:
-        taps = ()
+        places = int(self.transformer.axes_lens[0]) - 2  # of prompts begin at 1, then the image's
+        if _filled(max_sequence_length) > places:
+            raise ExportError(
+                f"max_sequence_length is {max_sequence_length}, and the transformer has positions"
+                f" for {places // SEQ_MULTI_OF * SEQ_MULTI_OF} tokens of a prompt; give fewer."
+            )
+        taps: tuple[int, ...] = ()
         if (encoder := self.pipeline.text_encoder) is not None:
             taps = (encoder.get_decoder().config.num_hidden_layers - 1,)
         layout = EncoderLayout(
@@ -160,9 +177,16 @@ class ZImageAdapter(Adapter):
     def default_side(self) -> int:
         return 1024  # as the pipeline's call has it
 
+    @property
+    def distilled(self) -> bool:
+        """Whether this is Turbo, which has the same configuration but for its scheduler's shift."""
+        return float(self.pipeline.scheduler.config.get("shift", 0)) == TURBO_SHIFT
+
     def defaults(self) -> PipelineDefaults:
-        # Its guidance_scale s is D_c + s (D_c - D_0), which is a cfg_scale of s + 1.
         defaults = super().defaults()
+        if self.distilled:  # the pipeline's defaults are those of Z-Image
+            return replace(defaults, steps=TURBO_STEPS, cfg_scale=1.0)
+        # Its guidance_scale s is D_c + s (D_c - D_0), which is a cfg_scale of s + 1.
         return replace(defaults, cfg_scale=defaults.cfg_scale + 1.0)
 
     def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
@@ -245,14 +269,15 @@ class _Sequences:
 
     def _patches(self, latent: torch.Tensor) -> torch.Tensor:
         """Return latents [B, C, H, W] as tokens [B, T, 4 * C], in which channels vary first."""
-        patches = latent.unflatten(3, (self._columns, _PATCH)).unflatten(2, (self._rows, _PATCH))
-        return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        rows, channels = latent.shape[:2]
+        patches = latent.view(rows, channels, self._rows, _PATCH, self._columns, _PATCH)
+        return patches.permute(0, 2, 4, 3, 5, 1).reshape(rows, self.tokens, -1)
 
     def _unpatchify(self, items: Any, *unused: Any) -> torch.Tensor:
         """Undo `_patches` for the image tokens of the sequence."""
-        tokens = items[0][:, : self.tokens].unflatten(2, (_PATCH, _PATCH, -1))
-        patches = tokens.unflatten(1, (self._rows, self._columns)).permute(0, 5, 1, 3, 2, 4)
-        return patches.flatten(4).flatten(2, 3)
+        tokens: torch.Tensor = items[0][:, : self.tokens]
+        patches = tokens.view(tokens.shape[0], self._rows, self._columns, _PATCH, _PATCH, -1)
+        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
     def _prepare(
         self,
