@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3ForCausalLM, Qwen3Model
 
 from intaglio_export.adapters.z_image import ZImageAdapter
 from intaglio_export.errors import ExportError
@@ -67,6 +69,18 @@ def test_prompts_without_a_position_are_refused() -> None:
     assert adapter.prompt(128) is not None
     with pytest.raises(ExportError, match="is 129, and the transformer has positions for 128"):
         adapter.prompt(129)
+
+
+def test_a_text_encoder_that_was_saved_with_its_head(folder: Path, tmp_path: Path) -> None:
+    """As on the Hub, where the index names Qwen3Model and the weights have another prefix."""
+    expected = open_source(folder).adapter.pipeline.text_encoder
+    whole = Qwen3ForCausalLM(expected.config)
+    whole.model.load_state_dict(expected.state_dict())
+    shutil.copytree(folder, tmp_path / "source")
+    whole.save_pretrained(tmp_path / "source" / "text_encoder")
+    loaded = open_source(tmp_path / "source").adapter.pipeline.text_encoder
+    assert type(loaded) is Qwen3Model
+    assert_same(loaded, expected)
 
 
 def spelled(state: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]:

@@ -31,6 +31,7 @@ SOURCES = {
     "dit": "facebook/DiT-XL-2-256",
     "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
     "qwen-image": "Qwen/Qwen-Image",
+    "z-image": "Tongyi-MAI/Z-Image-Turbo",
 }
 
 
