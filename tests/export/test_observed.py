@@ -28,7 +28,7 @@ BRANCH = [0, 1, 2, 3, 2, 3]
 Told = dict[str, torch.Tensor]
 
 
-NAMES = ["sd3.5", "flux-dev", "dit", "pixart-sigma", "qwen-image"]
+NAMES = ["sd3.5", "flux-dev", "dit", "pixart-sigma", "qwen-image", "z-image"]
 # The base graph of layout dual does not depend on the family beyond its streams: joint, and one.
 CASES = [*((name, "forked") for name in NAMES), ("sd3.5", "dual"), ("dit", "dual")]
 
@@ -46,6 +46,8 @@ def gate_of(block: Any, kwargs: dict[str, Any], norms: dict[str, Any]) -> torch.
     if hasattr(block, "scale_shift_table"):
         table = block.scale_shift_table[None] + kwargs["timestep"].reshape(1, 6, -1)
         return table.chunk(6, dim=1)[2].squeeze(1)
+    if hasattr(block, "adaLN_modulation"):
+        return norms["adaLN_modulation"].chunk(4, dim=-1)[1].tanh()
     if hasattr(block, "img_mod"):
         return norms["img_mod"].chunk(2, dim=-1)[0].chunk(3, dim=-1)[2]
     gate: torch.Tensor = norms["norm1" if hasattr(block, "norm1") else "norm"][1]
@@ -57,9 +59,12 @@ def hooked_row(adapter: Adapter, inputs: Told, mask: torch.Tensor | None) -> Tol
     """What plain hooks see in a run of one row, `mask`'s channels zeroed after BLOCK."""
     seen: Told = {}
     handles = []
+    tokens = None  # all of them
+    if adapter.family == "z-image":
+        tokens = inputs["latent"][0, 0].numel() // 4
     for k, block in enumerate(adapter.blocks()):
         norms: dict[str, Any] = {}
-        for name in ("norm1", "norm", "img_mod"):
+        for name in ("norm1", "norm", "img_mod", "adaLN_modulation"):
             if module := getattr(block, name, None):
                 handles.append(
                     module.register_forward_hook(
@@ -70,12 +75,13 @@ def hooked_row(adapter: Adapter, inputs: Told, mask: torch.Tensor | None) -> Tol
         def hook(
             module: Any, args: Any, kwargs: Any, output: Any, k: int = k, norms: Any = norms
         ) -> Any:
-            z = output[-1] if isinstance(output, tuple) else output
+            whole = output[-1] if isinstance(output, tuple) else output
+            z = whole[:, :tokens]
             seen[f"hidden_states_{k}"] = z
             seen[f"gate_{k}"] = gate_of(module, kwargs, norms)
             if mask is None or k != BLOCK:
                 return output
-            z = z * (1 - mask)
+            z = torch.cat([z * (1 - mask), whole[:, z.shape[1] :]], dim=1)
             return (*output[:-1], z) if isinstance(output, tuple) else z
 
         handles.append(block.register_forward_hook(hook, with_kwargs=True))

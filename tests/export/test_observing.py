@@ -26,8 +26,9 @@ def inputs(adapter: Any) -> dict[str, torch.Tensor]:
     """Two rows."""
     grid = calibration_grid(adapter)
     latent = draw_noise(adapter, grid, 2, torch.Generator().manual_seed(0))
+    length = 40 if adapter.family == "z-image" else MAX_LENGTH  # a chat template takes 14
     return (
-        encode(adapter, ["a dress", ""], MAX_LENGTH)
+        encode(adapter, ["a dress", ""], length)
         | fixed_inputs(adapter, 2, grid)
         | {"latent": latent, "timestep": torch.full((2,), 500.0)}
     )
@@ -53,12 +54,14 @@ def test_a_block_continues_the_one_before(adapter: Any) -> None:
 
 
 def test_the_modulated_stream_is_the_normalised_one_scaled_and_shifted(adapter: Any) -> None:
-    """An affine function of torch's layer norm, with one scale and shift for all tokens."""
+    """An affine function of torch's norm, with one scale and shift for all tokens."""
     found = told(adapter)
     for k in range(len(adapter.blocks())):
         before, modulated = found["before", k], found["modulated", k]
         assert modulated.shape == before.shape
         normed = torch.nn.functional.layer_norm(before, (adapter.channels,), eps=1e-6)
+        if adapter.family == "z-image":
+            normed = torch.nn.functional.rms_norm(before, (adapter.channels,), eps=1e-5)
         near = [normed[:, i] - normed[:, 0] for i in (1, 2)]
         far = [modulated[:, i] - modulated[:, 0] for i in (1, 2)]
         torch.testing.assert_close(near[0] * far[1], near[1] * far[0], rtol=1e-3, atol=1e-4)
@@ -72,7 +75,9 @@ def test_the_gate_is_a_factor_of_attention(adapter: Any) -> None:
         for k, block in enumerate(adapter.blocks())
         if not getattr(block, "use_dual_attention", False)
     )
-    attention = adapter.attention(block)
+    # Z-Image normalises what attention returns before its gate.
+    z_image = adapter.family == "z-image"
+    attention = block.attention_norm2 if z_image else adapter.attention(block)
     seen: list[torch.Tensor] = []
 
     def ones(module: Any, args: Any, output: Any) -> Any:
@@ -81,7 +86,7 @@ def test_the_gate_is_a_factor_of_attention(adapter: Any) -> None:
         return torch.ones_like(output)
 
     named = dict.fromkeys(("sd3", "flux", "flux2", "chroma"), "norm2")
-    later = (named | {"qwen-image": "img_norm2"}).get(adapter.family)
+    later = (named | {"qwen-image": "img_norm2", "z-image": "ffn_norm1"}).get(adapter.family)
     module = getattr(block, later) if later else None
     if module is None:  # DiT's next is norm3; PixArt's cross-attention reads the stream itself
         module = block.norm3 if adapter.family == "dit" else block.attn2
@@ -94,7 +99,8 @@ def test_the_gate_is_a_factor_of_attention(adapter: Any) -> None:
     finally:
         for handle in handles:
             handle.remove()
-    moved = seen[0] - found["before", k]
+    before = found["before", k]
+    moved = seen[0][:, : before.shape[1]] - before
     expected = found["gate", k].unsqueeze(1).expand_as(moved)
     torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.families import chroma, dit, flux, flux2, pixart_sigma, qwen_image, sd3
+from tests.families import chroma, dit, flux, flux2, pixart_sigma, qwen_image, sd3, z_image
 from tests.families.parts import MAX_LENGTH
 
 Kwargs = dict[str, Any]
@@ -19,10 +19,12 @@ class Family:
     """A pipeline to export and to compare with.
 
     `call`: arguments of diffusers' own call besides prompt, size, steps and generator. `cfg` is its
-    argument for true guidance. `negative` names the transformer's arguments that
-    differ in the unconditional branch. `rescales`: it scales the result of its guidance, token by
-    token, to the norm of the conditional prediction. `img2img` is diffusers' pipeline class for
-    that, if any. `negative_embeds`: its call takes a negative prompt as embeddings only.
+    argument for true guidance, and `unguided` the value of it that stands for none; it grows by
+    one where cfg_scale does. `negative` names the transformer's arguments that
+    differ in the unconditional branch. `image_tokens` is where they are in a block's sequence.
+    `rescales`: it scales the result of its guidance, token by token, to the norm of the conditional
+    prediction. `img2img` is diffusers' pipeline class for that, if any. `negative_embeds`: its call
+    takes a negative prompt as embeddings only.
     """
 
     make: Callable[[], Any]
@@ -33,6 +35,8 @@ class Family:
     rescales: bool = False
     img2img: str | None = None
     negative_embeds: bool = False
+    unguided: float = 1.0
+    image_tokens: slice = field(default_factory=lambda: slice(None))
 
     @property
     def by_class(self) -> bool:
@@ -86,5 +90,15 @@ FAMILIES = {
         ("encoder_hidden_states", "encoder_attention_mask"),
         "guidance_scale",
         TEXT | {"use_resolution_binning": False, "clean_caption": False},
+    ),
+    "z-image": Family(
+        z_image.make_pipeline,
+        ("cap_feats",),
+        "guidance_scale",
+        {"max_sequence_length": z_image.MAX_LENGTH},
+        width=z_image.WIDTH,
+        img2img="ZImageImg2ImgPipeline",
+        unguided=0.0,
+        image_tokens=slice(z_image.TOKENS),
     ),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import diffusers
@@ -49,14 +50,14 @@ def guided_run(
     arguments = _arguments(pipeline, family)
     negative = _conditioning(pipeline, family) if cfg_scale != 1.0 else {}
     rescale = _rescaled if family.rescales else lambda guided, conditional: guided
-    with _guided(pipeline, negative, cfg_scale, dg_scale, block, channels, rescale):
-        return _run(pipeline, arguments | {family.cfg: 1.0})
+    with _guided(pipeline, family, negative, cfg_scale, dg_scale, block, channels, rescale):
+        return _run(pipeline, arguments | {family.cfg: family.unguided})
 
 
 @torch.no_grad()
 def native_run(pipeline: Any, family: Family, cfg_scale: float) -> Run:
     """Draw `IMAGES` images with the pipeline's own classifier-free guidance."""
-    arguments = _arguments(pipeline, family) | {family.cfg: cfg_scale}
+    arguments = _arguments(pipeline, family) | {family.cfg: family.unguided + cfg_scale - 1.0}
     if family.negative_embeds:
         encoded = pipeline.encode_prompt(NEGATIVE, **family.call)
         arguments["negative_prompt_embeds"] = encoded[0]
@@ -80,7 +81,7 @@ def run_from_image(pipeline: Any, family: Family, image: Image.Image, seeds: lis
 
     pipeline.vae.encode = mean
     try:
-        arguments = _arguments(pipeline, family) | {family.cfg: 1.0}
+        arguments = _arguments(pipeline, family) | {family.cfg: family.unguided}
         arguments |= {
             "image": [image] * len(seeds),
             "strength": STRENGTH,
@@ -95,7 +96,7 @@ def run_from_image(pipeline: Any, family: Family, image: Image.Image, seeds: lis
 @torch.no_grad()
 def run_with_seeds(pipeline: Any, family: Family, seeds: list[int]) -> Run:
     """Run without guidance, with one seed for each image."""
-    arguments = _arguments(pipeline, family) | {family.cfg: 1.0}
+    arguments = _arguments(pipeline, family) | {family.cfg: family.unguided}
     arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     return _run(pipeline, arguments)
 
@@ -103,7 +104,7 @@ def run_with_seeds(pipeline: Any, family: Family, seeds: list[int]) -> Run:
 @torch.no_grad()
 def run_of_prompts(pipeline: Any, family: Family, prompts: list[str], seeds: list[int]) -> Run:
     """Draw an image of each prompt with its seed, all in one batch and without guidance."""
-    arguments = _arguments(pipeline, family) | {family.cfg: 1.0, "num_images_per_prompt": 1}
+    arguments = _arguments(pipeline, family) | {family.cfg: family.unguided, "num_images_per_prompt": 1}
     arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     return _run(pipeline, arguments | {"prompt": prompts})
 
@@ -138,12 +139,13 @@ def _conditioning(pipeline: Any, family: Family) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
     def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        seen.update({name: kwargs[name] for name in family.negative})
+        given = signature(module.forward).bind(*args, **kwargs).arguments
+        seen.update({name: given[name] for name in family.negative})
 
     handle = pipeline.transformer.register_forward_pre_hook(look, with_kwargs=True)
     try:
         arguments = _arguments(pipeline, family) | {"prompt": NEGATIVE, "num_inference_steps": 1}
-        _run(pipeline, arguments | {family.cfg: 1.0})
+        _run(pipeline, arguments | {family.cfg: family.unguided})
     finally:
         handle.remove()
     return seen
@@ -170,6 +172,7 @@ def _run(pipeline: Any, arguments: dict[str, Any]) -> Run:
 @contextmanager
 def _guided(
     pipeline: Any,
+    family: Family,
     negative: dict[str, Any],
     cfg_scale: float,
     dg_scale: float,
@@ -182,7 +185,10 @@ def _guided(
 
     def guided(*args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         def predict(**changes: Any) -> torch.Tensor:
-            return forward(*args, **kwargs | changes, return_dict=False)[0]
+            call = signature(forward).bind(*args, **kwargs, return_dict=False)
+            call.arguments.update(changes)
+            made = forward(*call.args, **call.kwargs)[0]
+            return torch.stack(made) if isinstance(made, list) else made
 
         conditional = predict()
         result = conditional
@@ -190,7 +196,7 @@ def _guided(
             result = result + (cfg_scale - 1.0) * (conditional - predict(**negative))
             result = rescale(result, conditional)
         if dg_scale != 0.0:
-            with _suppressed(transformer, block, channels):
+            with _suppressed(transformer, block, channels, family.image_tokens):
                 result = result + dg_scale * (conditional - predict())
         return _Output(result) if return_dict else (result,)
 
@@ -211,16 +217,17 @@ class _Output:
 
 
 @contextmanager
-def _suppressed(transformer: Any, block: int, channels: list[int]) -> Iterator[None]:
+def _suppressed(transformer: Any, block: int, channels: list[int], tokens: slice) -> Iterator[None]:
     """Zero `channels` of the image stream after `block`, counted through all kinds of blocks."""
 
     def zero(module: Any, args: Any, output: Any) -> Any:
         hidden = (output[-1] if isinstance(output, tuple) else output).clone()
-        hidden[:, :, channels] = 0.0
+        hidden[:, tokens, channels] = 0.0
         return (*output[:-1], hidden) if isinstance(output, tuple) else hidden
 
     blocks = [
-        *transformer.transformer_blocks,
+        *getattr(transformer, "transformer_blocks", ()),
+        *getattr(transformer, "layers", ()),
         *getattr(transformer, "single_transformer_blocks", ()),
     ]
     handle = blocks[block].register_forward_hook(zero)

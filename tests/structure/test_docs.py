@@ -33,6 +33,7 @@ SOURCES = {
     "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
     "qwen-image": "Qwen/Qwen-Image",
     "chroma": "lodestones/Chroma1-HD",
+    "z-image": "Tongyi-MAI/Z-Image-Turbo",
 }
 
 

@@ -10,6 +10,7 @@ from intaglio_export.adapters.flux2 import Flux2DevAdapter, Flux2KleinAdapter
 from intaglio_export.adapters.pixart_sigma import PixArtSigmaAdapter
 from intaglio_export.adapters.qwen_image import QwenImageAdapter
 from intaglio_export.adapters.sd3 import SD3Adapter
+from intaglio_export.adapters.z_image import ZImageAdapter
 
 ADAPTERS: tuple[type[Adapter], ...] = (
     SD3Adapter,
@@ -20,6 +21,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     Flux2KleinAdapter,
     Flux2DevAdapter,
     ChromaAdapter,
+    ZImageAdapter,
 )
 
 

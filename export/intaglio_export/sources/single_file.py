@@ -25,7 +25,7 @@ from intaglio_export.support.messages import out_of_memory, plain
 # What stands before the name of a transformer's block is the prefix of the whole transformer, such
 # as "model.diffusion_model." (ComfyUI), "transformer." (diffusers) or "module." (torch).
 _BLOCK = re.compile(
-    r"(?P<prefix>(?:.*?\.)?)(?:double_blocks|joint_blocks|(?:single_)?transformer_blocks)\.\d+\."
+    r"(?P<prefix>(?:.*?\.)?)(?:double_blocks|joint_blocks|(?:single_)?transformer_blocks|layers)\.\d+\."
 )
 _DIFFUSERS = ("transformer_blocks.", "single_transformer_blocks.")
 _VAE = ("first_stage_model.", "vae.")

@@ -11,6 +11,7 @@ from onnxscript.rewriter import onnx_fusions
 from torch.export import Dim
 
 from intaglio_export.graph_specs import ExportUnit, TensorSpec
+from intaglio_export.passes.norms_of_one_type import norms_of_one_type
 from intaglio_export.passes.transpose_weights import transposes_weight
 from intaglio_export.support.patching import replaced
 from intaglio_export.support.quiet import quiet
@@ -60,6 +61,7 @@ def _optimize(model: ir.Model) -> None:
     """
     optimize(model, lambda node: False if transposes_weight(node) else None)
     onnx_fusions.fuse(model)
+    norms_of_one_type(model)
 
 
 def _dims(unit: ExportUnit) -> dict[str, object]:
