@@ -336,8 +336,7 @@ class Pipeline:
             latents: the latents to start from in place of noise. Any float32 array with __dlpack__
                 in C order will do, in the layout of `Generation.latents`.
             ma_tokens: a picture of where Detail Guidance acts, fully where it is white and not at
-                all where it is black. Its brightness is averaged over each token, so it needs at
-                least one pixel for each token.
+                all where it is black. It needs a pixel for each token; more are averaged.
             prompt_embeds: the result of `embed`, or a file with it, in place of texts.
             on_step: a function that is called after each step with a `Step`. When it returns False
                 the run stops. `generate` raises the exceptions that it raises. `step.latents` is
