@@ -276,7 +276,11 @@ class _Sequences:
     def _unpatchify(self, items: Any, *unused: Any) -> torch.Tensor:
         """Undo `_patches` for the image tokens of the sequence."""
         tokens: torch.Tensor = items[0][:, : self.tokens]
-        patches = tokens.view(tokens.shape[0], self._rows, self._columns, _PATCH, _PATCH, -1)
+        channels: int = (
+            self._transformer.out_channels
+        )  # as a number, which the graph's output keeps
+        grid = (self._rows, self._columns, _PATCH, _PATCH, channels)
+        patches = tokens.view(tokens.shape[0], *grid)
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
     def _prepare(
