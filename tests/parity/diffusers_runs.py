@@ -104,7 +104,10 @@ def run_with_seeds(pipeline: Any, family: Family, seeds: list[int]) -> Run:
 @torch.no_grad()
 def run_of_prompts(pipeline: Any, family: Family, prompts: list[str], seeds: list[int]) -> Run:
     """Draw an image of each prompt with its seed, all in one batch and without guidance."""
-    arguments = _arguments(pipeline, family) | {family.cfg: family.unguided, "num_images_per_prompt": 1}
+    arguments = _arguments(pipeline, family) | {
+        family.cfg: family.unguided,
+        "num_images_per_prompt": 1,
+    }
     arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     return _run(pipeline, arguments | {"prompt": prompts})
 

@@ -231,7 +231,9 @@ class _WithoutTokens(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not any(id(leaf) in self._tokens for leaf in tree_leaves((args, kwargs))):
+        # The second argument of type_as gives its type and no values.
+        read = args[0] if func is torch.Tensor.type_as else (args, kwargs)
+        if not any(id(leaf) in self._tokens for leaf in tree_leaves(read)):
             return func(*args, **kwargs)
         if func is functional.scaled_dot_product_attention:
             result = torch.zeros_like(args[0] if args else kwargs["query"])
