@@ -15,7 +15,7 @@ from intaglio_export.errors import ExportError
 from intaglio_export.sources import open_source, single_file
 from intaglio_export.sources.parts import Part
 from tests.export import original
-from tests.export.sources import FAMILIES, assert_same
+from tests.export.sources import FAMILIES, assert_same, edit
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -81,7 +81,35 @@ def test_flux2_in_the_original_format(
     assert_same(source.adapter.pipeline.vae, pipeline.vae)
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_chroma_in_the_original_format(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The converter reads the width of 3,072 only, so this is a wide model of two blocks."""
+    config = tmp_path / "base"
+    shutil.copytree(folders["chroma"], config)
+    edit(
+        config / "transformer" / "config.json",
+        num_layers=1,
+        num_single_layers=1,
+        num_attention_heads=24,
+        attention_head_dim=128,
+        axes_dims_rope=[16, 56, 56],
+    )
+    with torch.device("meta"):
+        options = diffusers.ChromaTransformer2DModel.load_config(config / "transformer")
+        shapes = diffusers.ChromaTransformer2DModel.from_config(options).state_dict()
+    state = {
+        name: torch.full(tensor.shape, float(number), dtype=torch.float16)
+        for number, (name, tensor) in enumerate(shapes.items())
+    }
+    file = write(tmp_path / "tuned.safetensors", original.flux_transformer(state))
+    found = open_source(file, torch.float16, config=str(config)).adapter.transformer.state_dict()
+    file.unlink()  # it is large
+    assert found.keys() == shapes.keys()
+    for number, (name, tensor) in enumerate(shapes.items()):
+        assert found[name].shape == tensor.shape
+        assert bool((found[name] == number).all()), name
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux", "chroma"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_transformer_in_the_format_of_diffusers(
     folders: dict[str, Path], tmp_path: Path, family: str, dtype: torch.dtype

@@ -22,11 +22,9 @@ from intaglio_export.sources.parts import Part, check_types, held_in, is_unused
 from intaglio_export.sources.pipeline_folder import PipelineFolder, load_pipeline
 from intaglio_export.support.messages import out_of_memory, plain
 
-# What stands before the name of a transformer's block is the prefix of the whole transformer, such
-# as "model.diffusion_model." (ComfyUI), "transformer." (diffusers) or "module." (torch).
-_BLOCK = re.compile(
-    r"(?P<prefix>(?:.*?\.)?)(?:double_blocks|joint_blocks|(?:single_)?transformer_blocks|layers)\.\d+\."
-)
+# The names of a transformer's blocks, by its class where other classes have such names elsewhere.
+_BLOCKS = {"ZImageTransformer2DModel": "layers"}
+_OTHER_BLOCKS = "double_blocks|joint_blocks|(?:single_)?transformer_blocks"
 _DIFFUSERS = ("transformer_blocks.", "single_transformer_blocks.")
 _VAE = ("first_stage_model.", "vae.")
 _ENCODERS = "text_encoders."
@@ -103,7 +101,11 @@ def _prefix(file: Path, part: Part, names: set[str]) -> str:
             f"The file {file} is a LoRA, not a model; give the model that it was trained on, and"
             " the file with --lora."
         )
-    prefixes = sorted({block["prefix"] for block in map(_BLOCK.match, names) if block})
+    # What stands before the name of a transformer's block is the prefix of the whole transformer,
+    # such as "model.diffusion_model." (ComfyUI), "transformer." (diffusers) or "module." (torch).
+    blocks = _BLOCKS.get(part.cls.__name__, _OTHER_BLOCKS)
+    block = re.compile(rf"(?P<prefix>(?:.*?\.)?)(?:{blocks})\.\d+\.")
+    prefixes = sorted({found["prefix"] for found in map(block.match, names) if found})
     if not prefixes:
         why = "it has no blocks of such a model" + (f", but {min(names)}" if names else "")
         raise ExportError(_unlike(file, part, why, "give a file that holds the transformer"))
