@@ -95,7 +95,7 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     table, path = session.config.stash[_TABLE], session.config.getoption("--parity-table")
     if hasattr(session.config, "workeroutput"):
-        errors = [[*astuple(cell), error] for cell, error in table.errors.items()]
+        errors = [[*map(str, astuple(cell)), error] for cell, error in table.errors.items()]
         session.config.workeroutput["parity"] = errors
     elif path:
         Path(path).write_text(table.markdown(), encoding="utf-8")
