@@ -24,6 +24,11 @@ if(INTAGLIO_SYSTEM_LIBRARIES)
   # Only ONNX Runtime's headers are needed, because its library is loaded at run time. Version 1.23 is the first with
   # the interface for plugins of providers.
   find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_ep_c_api.h PATH_SUFFIXES onnxruntime)
+else()
+  # What an earlier configuration of the same folder found in the system.
+  foreach(name UTF8PROC_INCLUDE_DIR UTF8PROC_LIBRARY RHASH_INCLUDE_DIR RHASH_LIBRARY ONNXRUNTIME_INCLUDE_DIR)
+    unset(${name} CACHE)
+  endforeach()
 endif()
 
 set(missing "")
@@ -64,7 +69,11 @@ foreach(name IN LISTS missing)
     list(TRANSFORM missing REPLACE "^onnxruntime$" "the headers of ONNX Runtime 1.23 or newer")
     list(JOIN missing ", " missing)
     list(JOIN packages " " packages)
-    message(FATAL_ERROR "Intaglio needs ${missing}, and ${why}: install them (on Debian: ${packages}), or build where "
+    set(install "")
+    if(INTAGLIO_SYSTEM_LIBRARIES)
+      set(install "install them (on Debian: ${packages}), or ")
+    endif()
+    message(FATAL_ERROR "Intaglio needs ${missing}, and ${why}: ${install}build where "
       "the network can be reached, or put archives of them into a folder and give -DINTAGLIO_ARCHIVES=FOLDER "
       "(cmake/archives.sh makes such a folder).")
   endif()

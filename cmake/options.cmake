@@ -22,9 +22,12 @@ endif()
 find_program(CCACHE ccache)
 if(CCACHE)
   # Paths below the source are read relative to it, so that other checkouts and the wheel's build share what is compiled.
+  set(ccache_settings CCACHE_NOHASHDIR=1)
+  if(NOT DEFINED ENV{CCACHE_BASEDIR})
+    list(PREPEND ccache_settings CCACHE_BASEDIR=${PROJECT_SOURCE_DIR})
+  endif()
   foreach(language C CXX)
-    set(CMAKE_${language}_COMPILER_LAUNCHER
-      ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} CCACHE_NOHASHDIR=1 ${CCACHE})
+    set(CMAKE_${language}_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env ${ccache_settings} ${CCACHE})
   endforeach()
 endif()
 

@@ -13,10 +13,7 @@ from tests.install.conftest import ROOT
 from tests.integration.conftest import with_mounts
 
 ARCHIVES = ROOT / "build" / "deps" / "archives"
-PACKAGES = {
-    "nlohmann-json3-dev", "libcli11-dev", "libutf8proc-dev", "zlib1g-dev", "libpng-dev",
-    "librhash-dev", "libonnxruntime-dev",
-}  # fmt: skip
+WITHOUT_SYSTEM = "-DINTAGLIO_SYSTEM_LIBRARIES=OFF"
 
 
 def table(path: Path) -> dict[str, list[str]]:
@@ -25,10 +22,10 @@ def table(path: Path) -> dict[str, list[str]]:
     return {name: rest for name, *rest in rows}
 
 
-def configure(archives: Path, folder: Path) -> str:
-    """Configure a build that may use no installed library. Return the error, as one line."""
-    line = ["cmake", "-S", ROOT, "-B", folder / "tree", "-DINTAGLIO_SYSTEM_LIBRARIES=OFF"]
-    alone = with_mounts('exec unshare -n "$@"', folder)  # a name space without a network
+def configure(archives: Path, folder: Path, *settings: str) -> str:
+    """Configure a build without a network. Return the error, as one line."""
+    line = ["cmake", "-S", ROOT, "-B", folder / "tree", *settings]
+    alone = with_mounts('exec unshare -n "$@"', folder)  # a name space of its own
     done = subprocess.run(
         [*alone, *line, f"-DINTAGLIO_ARCHIVES={archives}"],
         capture_output=True, text=True, check=False,
@@ -38,12 +35,21 @@ def configure(archives: Path, folder: Path) -> str:
 
 
 def test_without_network_one_sentence_names_what_is_missing(tmp_path: Path) -> None:
-    said = configure(tmp_path / "empty", tmp_path)
+    """What an earlier configuration found in the system is not used."""
+    found = ("UTF8PROC_LIBRARY", "UTF8PROC_INCLUDE_DIR", "RHASH_LIBRARY", "RHASH_INCLUDE_DIR",
+             "ONNXRUNTIME_INCLUDE_DIR")  # fmt: skip
+    stale = [f"-D{name}:FILEPATH=/usr/lib/stale" for name in found]
+    said = configure(tmp_path / "empty", tmp_path, WITHOUT_SYSTEM, *stale)
     assert said.count("CMake Error") == 1
     assert "Intaglio needs nlohmann-json, cli11, zlib, libpng, utf8proc, rhash, the headers" in said
     assert "v3.11.3.tar.gz cannot be downloaded (" in said
     assert "-DINTAGLIO_ARCHIVES=FOLDER" in said
-    assert set(said.replace(")", " ").split()) >= PACKAGES
+    assert "Debian" not in said
+
+
+def test_packages_are_named_where_they_help(tmp_path: Path) -> None:
+    said = configure(tmp_path / "empty", tmp_path, "-DCMAKE_DISABLE_FIND_PACKAGE_PNG=ON")
+    assert set(said.replace(")", " ").split()) >= {"zlib1g-dev", "libpng-dev"}
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
@@ -51,7 +57,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     file = archives / table(archives / "archives.txt")["utf8proc"][1]
     with file.open("ab") as stream:
         stream.write(b"more")
-    assert f"{file} does not have the SHA-256" in configure(archives, tmp_path)
+    assert f"{file} does not have the SHA-256" in configure(archives, tmp_path, WITHOUT_SYSTEM)
 
 
 @pytest.mark.parametrize("name", ["nlohmann-json", "utf8proc"])
