@@ -10,6 +10,8 @@ from intaglio import _core
 from intaglio.analysis import reuse
 from intaglio.torch_reference.guidance import Method, Suppressed
 from intaglio.torch_reference.model import Model
+from intaglio_export.errors import ExportError
+from tests.analysis.conftest import make_model
 from tests.parity.three_branch_loop import Deltas
 
 METHOD = Method(2.0, 1.5, Suppressed(1, (3, 40)), (0.2, 1.0))
@@ -28,6 +30,13 @@ def test_the_exact_run_is_the_methods(model: Model) -> None:
     assert exact.error(every_step) == 0.0
     same = reuse.run(model, METHOD, SEEDS, STEPS, every_step)
     torch.testing.assert_close(same.latents, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_scaled_result_of_cfg_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    monkeypatch.setattr(model.adapter, "cfg_rescale", "token", raising=True)
+    with pytest.raises(ExportError, match=r"scales the result of CFG, .*: skip steps instead"):
+        reuse.run(model, METHOD, SEEDS, STEPS)
 
 
 @pytest.mark.parametrize("interval", [(2, 2), (3, 2)])

@@ -121,7 +121,15 @@ def run(
     """Draw images and run all branches in every evaluation.
 
     Guidance is exact, or reuses terms as `weights` say.
+
+    Raises:
+        ExportError: the family scales the result of CFG, so that guidance is no sum of terms.
     """
+    if model.adapter.cfg_rescale:
+        raise ExportError(
+            f"{model.adapter.family} scales the result of CFG, and the error of reuse is not known"
+            " for that: skip steps instead (python -m intaglio.analysis.skipping)."
+        )
     indices: list[int] = []
     timesteps: list[float] = []
     terms: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []  # of D_0 and of D_m
@@ -220,9 +228,9 @@ def main() -> None:
         beside = flags.model / "judge"
         prompts = Judge.open(beside).prompts if beside.is_dir() else PROMPTS
         model = Model(source.adapter, prompts, settings.max_sequence_length or 1)
+        found = choices(model, method, run(model, method, range(flags.seeds), flags.steps))
     except ExportError as error:
         parser.exit(int(error.exit_code), f"intaglio: {error.message}\n")
-    found = choices(model, method, run(model, method, range(flags.seeds), flags.steps))
     within = [reuse for reuse in found if 100 * reuse.error <= flags.budget]
     if not within:
         least = min((reuse.error for reuse in found), default=None)

@@ -65,6 +65,10 @@ class Trajectory:
             (flat @ flat.T).numpy(),
         )
 
+    def evaluations(self, weights: Sequence[_core.StepWeights]) -> int:
+        """Return how many evaluations run, without those that the brake adds."""
+        return sum(not weights[step].skip for step in self.steps)
+
     def error(self, weights: Sequence[_core.StepWeights]) -> float:
         """Return how far the run ends from the exact one, were the predictions of the steps that
         run the same. The unit is the same for all schedules of a run."""
@@ -85,11 +89,10 @@ def regular(
     found: dict[int, dict[Schedule, float]] = {}
     for window in windows(steps):
         for interval in INTERVALS:
-            how = guidance(method, skip_interval=interval, skip_window=window)
-            weights = _core.step_weights(how, steps)
-            schedule = Schedule(tuple(step for step, how in enumerate(weights) if how.skip))
-            evaluations = sum(not weights[step].skip for step in trajectory.steps)
-            same = found.setdefault(evaluations, {})
+            asked = guidance(method, skip_interval=interval, skip_window=window)
+            weights = _core.step_weights(asked, steps)
+            schedule = Schedule(tuple(step for step, now in enumerate(weights) if now.skip))
+            same = found.setdefault(trajectory.evaluations(weights), {})
             if schedule.skipped and schedule not in same:
                 same[schedule] = trajectory.error(weights)
     return {
@@ -100,12 +103,16 @@ def regular(
 
 
 def improved(schedule: Schedule, method: Method, steps: int, trajectory: Trajectory) -> Schedule:
-    """Move one skip at a time to the step that lowers the estimated error most, while one does."""
+    """Move one skip at a time to the step that lowers the estimated error most, while one does and
+    as many evaluations run. Heun's last step has only one."""
+    evaluations = trajectory.evaluations(schedule.weights(method, steps))
 
     def estimate(schedule: Schedule) -> float:
         weights = schedule.weights(method, steps)
         if not all(weights[step].skip for step in schedule.skipped):
             return np.inf  # a step where a branch comes or goes runs
+        if trajectory.evaluations(weights) != evaluations:
+            return np.inf
         return trajectory.error(weights)
 
     best, error = schedule, estimate(schedule)
@@ -116,7 +123,11 @@ def improved(schedule: Schedule, method: Method, steps: int, trajectory: Traject
             for new in range(DENSE, steps)
             if new not in best.skipped
         ]
-        nearest = min(moved, key=estimate, default=best)
-        if estimate(nearest) >= error:
+        lower, nearest = min(
+            ((estimate(one), one) for one in moved),
+            key=lambda choice: choice[0],
+            default=(error, best),
+        )
+        if lower >= error:
             return best
-        best, error = nearest, estimate(nearest)
+        best, error = nearest, lower

@@ -188,10 +188,9 @@ class Search:
         """Return the best schedule of at most so many evaluations in the mean, with those that the
         tolerance adds; None if there is none."""
         for count in sorted(filter(evaluations.__ge__, self.choices), reverse=True):
-            finalists = {
-                improved(schedule, self.method, self.steps, self._trajectory)
-                for _, schedule in self.choices[count][:FINALISTS]
-            }
+            best = [schedule for _, schedule in self.choices[count][:FINALISTS]]
+            moved = [improved(one, self.method, self.steps, self._trajectory) for one in best]
+            finalists = dict.fromkeys(best + moved)
             measured = [self.measure(schedule) for schedule in finalists]
             within = [one for one in measured if one.evaluations <= evaluations]
             if within:

@@ -22,6 +22,7 @@ from intaglio.analysis.quality.judge import Judge
 from intaglio.analysis.report.output_folder import read_arrays, write_arrays
 from intaglio.torch_reference.guidance import Method
 from intaglio.torch_reference.model import Model
+from intaglio_export.errors import ExportError
 
 # Images that run through the model at once.
 BATCH = 40
@@ -107,6 +108,11 @@ class Gallery:
     def _measure(
         self, method: Method, omega: bool, scope: Scope, seeds: Sequence[int]
     ) -> dict[str, NDArray[Any]]:
+        if omega and self.model.adapter.cfg_rescale:
+            raise ExportError(
+                f"{self.model.adapter.family} scales the result of CFG, and omega is not defined"
+                " for that: draw without omega."
+            )
         guidance = EffectiveGuidance(method)
         predict = method.predictor(self.model, guidance if omega else None)
         with scope():
