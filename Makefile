@@ -52,7 +52,7 @@ test:  ## everything that CI runs
 	@$(MAKE) -j2 --output-sync=target test-steps
 	$(MAKE) test-python
 
-test-steps: test-sanitize lint test-cpp test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) build/deps/triton/ready build/deps/wheels/ready build/deps/bare-root/ready build/deps/tokenizers/ready
+test-steps: test-sanitize lint test-cpp test-bundles $(BUNDLE)/bundle.json $(ONNXRUNTIMES) build/deps/triton/ready build/deps/export-packages build/deps/wheels/ready build/deps/bare-root/ready build/deps/tokenizers/ready
 
 # This installs only missing packages, so a machine that has them needs no root.
 build/system: cmake/system-packages.txt cmake/archives.sh cmake/archives.txt
@@ -153,6 +153,13 @@ dist: build/dist/ready  ## wheel, source distribution and standalone archive, in
 
 build/dist/ready: .venv/dependencies cmake/dist.sh pyproject.toml README.md $(CPP_SOURCES) $(PACKAGE_SOURCES) | .venv/ready
 	cmake/dist.sh build/dist $(BIN)/python $(ARCHIVES)
+	touch $@
+
+# Whether the package index has what an export needs, as if nothing of it were installed. pip fetches whole wheels for
+# that, so a change of the C++ does not repeat it.
+build/deps/export-packages: constraints.txt pyproject.toml | build/dist/ready
+	$(BIN)/python -m pip install -q --disable-pip-version-check --dry-run --ignore-installed --only-binary :all: -c constraints.txt "$$(echo build/dist/intaglio-*.whl)[export]"
+	@mkdir -p $(@D)
 	touch $@
 
 build/deps/wheels/ready: constraints.txt pyproject.toml | build/dist/ready

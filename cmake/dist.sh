@@ -4,6 +4,7 @@
 # Usage: dist.sh FOLDER PYTHON ARCHIVES, with the folder of archives.sh
 set -euo pipefail
 python=$(cd "$(dirname "$2")" && pwd)/$(basename "$2")
+mkdir -p "$3"  # it is not there where Debian's archives cannot be had
 archives=$(cd "$3" && pwd)
 root=$(cd "$(dirname "$0")/.." && pwd)
 rm -rf "$1"
@@ -24,9 +25,6 @@ ln -s "$(dirname "$(dirname "$python")")" "$work/source/.venv"
   { cat "$work/auditwheel.log" >&2; exit 1; }
 "$python" -m twine check --strict "$folder"/*.whl "$folder"/*.tar.gz >"$work/twine.log" ||
   { cat "$work/twine.log" >&2; exit 1; }
-# What an export needs, from the package index, as if nothing of it were installed.
-"$python" -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --only-binary :all: \
-  -c "$root/constraints.txt" "$(echo "$folder"/intaglio-*.whl)[export]"
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: -c "$root/constraints.txt" \
   -d "$work" onnxruntime
 "$python" -m intaglio.deploy.archive "$folder"/intaglio-*.whl "$work"/onnxruntime-*.whl -o "$folder"
