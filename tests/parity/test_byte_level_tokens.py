@@ -144,10 +144,8 @@ def assert_chat_is_equal(
     for text in prompts():
         messages = [*system, {"role": "user", "content": text}]
         for length in (16, 64, 512):
-            expected = theirs.apply_chat_template(
-                messages, tokenize=True, return_dict=True, padding="max_length",
-                truncation=True, max_length=length, **template.options,
-            )  # fmt: skip
+            chat = theirs.apply_chat_template(messages, tokenize=False, **template.options)
+            expected = theirs(chat, padding="max_length", truncation=True, max_length=length)
             tokens = mine.encode(text, length)
             assert tokens.ids == expected.input_ids, ascii(text)
             assert tokens.used == sum(expected.attention_mask)
@@ -163,6 +161,18 @@ def assert_chat_is_equal(
 )
 def test_chat_template(template: ChatTemplate, tmp_path: Path) -> None:
     assert_chat_is_equal(qwen_like(), template, tmp_path)
+
+
+def test_special_tokens_around_a_chat(tmp_path: Path) -> None:
+    """Pipelines render the chat as a text and tokenize that, which adds them once more."""
+    tokenizer = qwen_like()
+    end = [("<|endoftext|>", tokenizer.pad_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=end
+    )
+    assert_chat_is_equal(tokenizer, ChatTemplate(system="Describe the picture."), tmp_path)
+    table = byte_level_table(tokenizer, 77, ChatTemplate())
+    assert table["after"] == [tokenizer.pad_token_id]
 
 
 def test_what_a_template_must_not_do() -> None:

@@ -32,8 +32,8 @@ def byte_level_table(
     Args:
         tokenizer: a tokenizer that is backed by the tokenizers library, such as `Qwen2Tokenizer`.
         max_length: the number of tokens to which a prompt is padded or truncated.
-        template: how a prompt is put into a chat. With the tokenizer's own template, the tokens
-            that it puts around a text are left out, as `apply_chat_template` does.
+        template: how a prompt is put into a chat. The rendered chat is a text like any other, so
+            the tokenizer puts its special tokens around it, as in diffusers' pipelines.
 
     Returns:
         The ids of the 256 bytes, the merges as left, right and merged id in the order of their
@@ -48,8 +48,7 @@ def byte_level_table(
     model = state["model"]
     _check_model(tokenizer, model)
     vocab: dict[str, int] = model["vocab"]
-    chat = template is not None and template.text is None
-    before, after = ([], []) if chat else _special_tokens(state)
+    before, after = _special_tokens(state)
     table = {
         "type": "byte_level_bpe",
         "nfc": _normalizes(state),
