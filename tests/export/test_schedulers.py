@@ -78,6 +78,10 @@ def test_the_shift_that_the_pipeline_falls_back_to_is_written() -> None:
     [
         (EulerDiscreteScheduler(), "scheduler EulerDiscreteScheduler"),
         (FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True), "use_karras_sigmas"),
+        (
+            FlowMatchEulerDiscreteScheduler(use_beta_sigmas=True),
+            "use_beta_sigmas: beta sigmas are not supported yet",
+        ),
         (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
         (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
         (DPMSolverMultistepScheduler(), "use_flow_sigmas"),

@@ -15,16 +15,12 @@ DDIM = "DDIMScheduler"
 
 _SHIFTS = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
 
-_NEVER = dict.fromkeys(
-    (
-        "use_karras_sigmas",
-        "use_exponential_sigmas",
-        "use_beta_sigmas",
-        "invert_sigmas",
-        "stochastic_sampling",
-    ),
-    (False,),
-)
+_SIGMAS = {
+    "use_karras_sigmas": "Karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+}
+_NEVER = dict.fromkeys((*_SIGMAS, "invert_sigmas", "stochastic_sampling"), (False,))
 _VARIANCE_PRESERVING: dict[str, tuple[Any, ...]] = {
     "prediction_type": ("epsilon",),
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -87,6 +83,12 @@ def check_scheduler(scheduler: Any, prediction_type: str) -> None:
         value = config.get(key, allowed[0])
         # Configurations may hold null instead of false.
         if value not in allowed and not (value is None and allowed == (False,)):
+            if key in _SIGMAS:
+                raise ExportError(
+                    f"The pipeline's {name} has {key}: {_SIGMAS[key]} sigmas are not supported yet."
+                    f" With {key} false in scheduler/scheduler_config.json the bundle draws other"
+                    " images than the pipeline."
+                )
             raise ExportError(
                 f"The pipeline's {name} has {key} {value!r}, and the runtime supports only"
                 f" {' or '.join(map(repr, allowed))}; change scheduler/scheduler_config.json."
