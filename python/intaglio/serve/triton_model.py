@@ -22,7 +22,7 @@ from intaglio.serve.errors import CANCELLED, INTERNAL_ERROR, ApiError, reason, v
 from intaglio.serve.metrics import Metrics
 from intaglio.serve.models.registry import Models
 from intaglio.serve.settings import ServerSettings
-from intaglio.serve.triton_tensors import OUTPUTS, inputs
+from intaglio.serve.triton_tensors import OUTPUTS, Tensor, inputs
 
 # Seconds between checks whether a client has cancelled its request.
 CANCEL_CHECK_SECONDS = 0.2
@@ -105,7 +105,7 @@ class TritonPythonModel:
             values = given.as_numpy()
             rows = rows or [{} for _ in values]
             for row, value in zip(rows, values, strict=True):
-                row[tensor.name] = _field(tensor.name, value)
+                row[tensor.name] = _field(tensor, value)
         return rows
 
     def _submit(self, fields: dict[str, Any]) -> Job:
@@ -151,15 +151,16 @@ class TritonPythonModel:
             self._services.queue.stop(job, CANCELLED)
 
 
-def _field(name: str, value: np.ndarray[Any, Any]) -> Any:
+def _field(tensor: Tensor, value: np.ndarray[Any, Any]) -> Any:
     """Convert one image's entry of a tensor to a field of a request. Raises ApiError."""
     values = value.tolist()
     if values and isinstance(values[0], bytes):
         try:
             values = [text.decode() for text in values]
         except UnicodeDecodeError as error:
-            raise value_error(name, f"{name} is not UTF-8 at byte {error.start}") from None
-    return values[0] if len(values) == 1 else values
+            says = f"{tensor.name} is not UTF-8 at byte {error.start}"
+            raise value_error(tensor.name, says) from None
+    return values[0] if len(values) == 1 and not tensor.is_list else values
 
 
 def _failed(error: Exception) -> Any:

@@ -38,9 +38,14 @@ class Tensor:
     optional: bool = True
 
     @property
+    def is_list(self) -> bool:
+        """Whether a request has a list there, also of a single value."""
+        return self.dims[0] < 0 and self.data_type == "TYPE_INT64"
+
+    @property
     def count(self) -> str:
         """The number of values of one image, in words."""
-        if self.dims[0] < 0 and self.data_type == "TYPE_INT64":
+        if self.is_list:
             return "one or more"
         return {1: "one", 2: "two", -1: "one or two"}[self.dims[0]]
 

@@ -133,6 +133,17 @@ def test_each_row_is_the_image_of_generate(triton: Triton, pipeline: intaglio.Pi
     assert_drawn(pngs[2, 0], pipeline, seeds=2**40, steps=2, **guided)
 
 
+@pytest.mark.parametrize("skipped", [[5], [4, 6]])
+def test_steps_are_skipped(triton: Triton, pipeline: intaglio.Pipeline, skipped: list[int]) -> None:
+    fields = {"prompt": [[PROMPT.encode()]], "seed": [[7]], "steps": [[8]]}
+    answer = triton.infer(**fields, skip_steps=[skipped], skip_tolerance=[[10.0]])
+    assert_drawn(
+        answer.as_numpy("png")[0, 0], pipeline, seeds=7, steps=8, skip_steps=skipped,
+        skip_tolerance=10.0,
+    )  # fmt: skip
+    assert triton.jobs()[-1]["skip_steps"] == skipped
+
+
 def test_the_bundle_has_the_defaults(triton: Triton, pipeline: intaglio.Pipeline) -> None:
     answer = triton.infer(prompt=[[PROMPT.encode()]])
     seed = int(answer.as_numpy("seed")[0, 0])

@@ -54,6 +54,7 @@ Text = Annotated[StrictStr, AfterValidator(_check_text)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Ramp = Annotated[Number | tuple[Number, Number], _or("give one number or [first, last]")]
 Window = Annotated[tuple[Number, Number], _or("give [start, end]")]
+Steps = Annotated[list[StrictInt], _or("give a list of steps such as [4, 6]")]
 Pixels = Annotated[
     StrictStr,
     Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"),
@@ -77,7 +78,7 @@ _WITHOUT_EFFECT: dict[str, Literal[True] | tuple[Any, ...]] = {
 }
 _TYPES: dict[Kind, Any] = {
     Kind.TEXT: Text, Kind.INTEGER: StrictInt, Kind.NUMBER: Number, Kind.RAMP: Ramp,
-    Kind.WINDOW: Window, Kind.STEPS: list[StrictInt],
+    Kind.WINDOW: Window, Kind.STEPS: Steps,
 }  # fmt: skip
 # Bounds that the OpenAPI document states; the library checks all others.
 _BOUNDS: dict[str, dict[str, Any]] = {"steps": {"ge": 1}}
