@@ -47,19 +47,19 @@ void describe_hardware(DeviceStatus& status, const DeviceName& device) {
   }
 }
 
-// Says what a device needs of the machine, or nothing when the machine may have it. No software
+// Says what hardware is missing for a device, or nothing when the machine may have it. No software
 // helps where it is missing.
 std::string missing_hardware(const DeviceName& device) {
   const bool intel = device.which == "gpu" || device.which == "npu";
   if (intel && !platform::may_have_card_of("0x8086")) {
-    return "needs " + std::string(device.which == "gpu" ? "a GPU" : "an NPU") +
-           " of Intel's, which this machine lacks";
+    return "this machine has no Intel " + std::string(device.which == "gpu" ? "GPU" : "NPU");
   }
+  const bool may_have_nvidia = !nvidia_cards().empty() || platform::may_have_card_of("0x10de");
   const bool nvidia = device.kind == "cuda" || device.kind.starts_with("tensorrt");
-  if (nvidia && nvidia_cards().empty() && !platform::may_have_card_of("0x10de"))
-    return "needs a GPU of NVIDIA's, which this machine lacks";
-  if (device.kind == "webgpu" && !platform::may_have_gpu())
-    return "needs a GPU, which this machine lacks";
+  if (nvidia && !may_have_nvidia) return "this machine has no NVIDIA GPU";
+  // In a container, an NVIDIA card is often there without /dev/dri.
+  if (device.kind == "webgpu" && !platform::may_have_gpu() && !may_have_nvidia)
+    return "this machine has no GPU";
   return "";
 }
 
@@ -69,7 +69,10 @@ DeviceStatus try_device(const DeviceName& device, const OnnxRuntimeLibrary& libr
     const Obstacle obstacle = device_obstacle(device, library);
     status.reason = obstacle.reason;
     status.remedy = obstacle.remedy;
-    if (const std::string needs = missing_hardware(device); !needs.empty()) status.remedy = needs;
+    if (!status.reason.empty()) {
+      const std::string missing = missing_hardware(device);
+      if (!missing.empty()) status.remedy = missing;
+    }
   }
   status.works = status.reason.empty();
   if (!status.works) return status;

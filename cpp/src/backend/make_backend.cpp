@@ -33,10 +33,15 @@ std::string check_precision(const DeviceName& device, const std::string& name) {
   const std::string refusal =
       "--precision " + name + " does not fit device " + to_string(device) + ", which computes in ";
   if (precisions.empty() && found->second != "float32") {
-    const std::string types = device.kind == "cpu" ? "float32" : "the types of the graph";
-    throw UsageError(refusal + types +
-                     ": leave it out, or give a device of OpenVINO's that `intaglio "
-                     "devices` says works here");
+    if (device.kind == "cpu") {
+      throw UsageError(refusal +
+                       "float32: leave it out, or use an OpenVINO device (`intaglio devices` lists "
+                       "those that work)");
+    }
+    throw UsageError(refusal +
+                     "the types of the graph: leave it out, or export the model with "
+                     "--dtype " +
+                     found->second);
   }
   if (!precisions.empty() && !std::ranges::count(precisions, found->second)) {
     std::string list;
