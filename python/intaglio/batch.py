@@ -21,7 +21,7 @@ class BatchStep:
         steps: how many steps the member runs.
         sigma: the noise level that the step started from.
         timestep: the timestep of the step's last evaluation of the model, in the scheduler's unit.
-        skipped: whether the model did not run, as `skip_interval` asks for.
+        skipped: whether the step was skipped, so that the model did not run.
         done: whether it was the last step. The member has then left the batch.
         error: the error that `generate` would have raised, for instance because predictions are
             NaN, or None. After an error the member has left the batch.

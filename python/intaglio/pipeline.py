@@ -325,8 +325,8 @@ class Pipeline:
             skip_interval: run the model once in this many steps; in the others D follows the line
                 through its last two values.
             skip_window: the part of the run with skip_interval, None is all of it.
-            skip_steps: skip exactly these steps, counted from 0, instead of those of an interval.
-            skip_tolerance: how far off the line may be, relative to D; None means 0.2.
+            skip_steps: steps to skip, from 0; the first three with the same branches always run.
+            skip_tolerance: a step runs if the line is off by more, relative to D; None means 0.2.
             skip: "auto" takes skip_steps and skip_tolerance from the bundle.
             scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
             strength: the share of `image` that noise replaces, above 0 and up to 1; None means 0.6.

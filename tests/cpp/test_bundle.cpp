@@ -42,7 +42,7 @@ TEST_P(BadManifest, IsRefusedByThePlaceThatIsWrong) { expect_refused(good(), Get
 INSTANTIATE_TEST_SUITE_P(
     Schema, BadManifest,
     testing::Values(
-        Change{"/schema_version", 2, "newer Intaglio (schema 2"},
+        Change{"/schema_version", 3, "newer Intaglio (schema 3"},
         Change{"/schema_version", 4294967297, "newer Intaglio (schema 4294967297"},
         Change{"/schema_version", 0, "at least 1"}, Change{"/schema_version", 1.0, "wrong type"},
         Change{"/schema_version", true, "wrong type"}, Change{"/name", removed, "name is missing"},
@@ -116,8 +116,10 @@ INSTANTIATE_TEST_SUITE_P(
         Change{"/classes", Json{{"count", 9}, {"null", 9}}, "classes excludes prompt"},
         Change{"/prompt", removed, "prompt is missing"},
         Change{"/prompt/encoders/clip/dropped", 0, "dropped"},
-        Change{"/prompt/encoders/clip/dropped", 8, "is longer than what its encoders give"},
+        Change{"/prompt/encoders/clip/dropped", 7, "is longer than what its encoders give"},
+        Change{"/prompt/encoders/clip/dropped", 8, "dropped leaves no token of max_length"},
         Change{"/prompt/mask_padding", 0, "mask_padding"},
+        Change{"/prompt/mask_padding", 1, "mask_padding is for a prompt with text_mask"},
         Change{"/cfg_rescale", "image", "cfg_rescale must be token"},
         Change{"/cfg_rescale", "token", "cfg_rescale is for latents that are packed"},
         Change{"/prompt/text_mask", "clip", "text_mask must name the one encoder"},
@@ -126,6 +128,20 @@ INSTANTIATE_TEST_SUITE_P(
         Change{"/latent/packed", 1, "packed has the wrong type"},
         Change{"/latent/fixed_size", true, "draws 64x96 pixels only, not 48x64"},
         Change{"/defaults/distilled_guidance", 3.5, "an input of role guidance"}));
+
+Change skipping(const Json& skipped, const char* says) {
+  return {
+      "/skipping",
+      Json::array({{{"steps", 8}, {"scheduler", "x"}, {"tolerance", 0.1}, {"skipped", skipped}}}),
+      says};
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Skipping, BadManifest,
+    testing::Values(skipping(Json::array(), "skipping[0].skipped is empty"),
+                    skipping({4, 6, 4}, "skipping[0].skipped cannot be used (--skip-steps 4 is"),
+                    skipping({4, 8}, "give numbers from 3 to 7"),
+                    skipping({2, 4}, "give numbers from 3 to 7")));
 
 // A bundle that is drawn by class, in one size, with packed latents.
 TEST(Manifest, OtherInputsAreRead) {

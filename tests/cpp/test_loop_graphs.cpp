@@ -71,30 +71,32 @@ double relative_error(const Tensor& got, const Tensor& want) {
 }
 
 GuidedStep random_step(const Update& update, bool velocity, const Combine& combine,
-                       const GuidedLine& line) {
+                       const GuidedLine& line, const Shape& shape = {kImages, kSize}) {
   return {.combine = combine,
           .line = line,
           .to_denoised = {.velocity = velocity, .sigma = 0.75F, .alpha = 0.25F},
           .update = update,
-          .conditional = drawn(1),
-          .unconditional = drawn(2),
-          .degraded = drawn(3),
-          .x = drawn(4),
-          .denoised = drawn(0),
-          .previous_denoised = drawn(5),
-          .previous_x = drawn(6),
-          .newer_unconditional = drawn(7),
-          .older_unconditional = drawn(8),
-          .newer_degraded = drawn(9),
-          .older_degraded = drawn(10),
-          .newer_guided = drawn(13),
-          .older_guided = drawn(14),
+          .conditional = drawn(1, shape),
+          .unconditional = drawn(2, shape),
+          .degraded = drawn(3, shape),
+          .x = drawn(4, shape),
+          .denoised = drawn(0, shape),
+          .previous_denoised = drawn(5, shape),
+          .previous_x = drawn(6, shape),
+          .newer_unconditional = drawn(7, shape),
+          .older_unconditional = drawn(8, shape),
+          .newer_degraded = drawn(9, shape),
+          .older_degraded = drawn(10, shape),
+          .newer_guided = drawn(13, shape),
+          .older_guided = drawn(14, shape),
           .distance = Tensor({kImages}, DType::float32)};
 }
 
 void expect_equal(const GuidedStep& step) {
   // Rows of two requests: D_0, D_c and D_m of ours are rows 1 and 2, 4 and 5, 7 and 8.
-  Tensor prediction = drawn(11, {9, kSize});
+  Shape shape = step.x.shape();
+  shape.front() = 9;
+  Tensor prediction = drawn(11, shape);
   const auto put = [&](const Tensor& from, std::int64_t first) {
     Tensor rows = prediction.rows(first, first + kImages);
     std::ranges::copy(from.floats(), rows.floats().begin());
@@ -134,7 +136,7 @@ void expect_equal(const GuidedStep& step) {
     if (name != "denoised") inputs[name] = tensor.clone();
   }
   GraphBuilder graph;
-  build_step(graph, {.rank = 2,
+  build_step(graph, {.rank = shape.size(),
                      .unconditional_cache = true,
                      .degraded_cache = true,
                      .guided_cache = true,
@@ -174,7 +176,6 @@ TEST_F(LoopGraphs, StepIsTheHosts) {
   }
 }
 
-// An image is one token here, since the last axis is the token's.
 TEST_F(LoopGraphs, TokensAreScaledToTheNormOfTheConditional) {
   const EulerUpdate update{0.75F, -0.125F};
   for (const bool unconditional : {true, false}) {
@@ -184,8 +185,9 @@ TEST_F(LoopGraphs, TokensAreScaledToTheNormOfTheConditional) {
                     .has_degraded = true,
                     .unconditional_delta = {},
                     .degraded_delta = {}};
-    combine.token_size = kSize;
-    expect_equal(random_step(update, true, combine, {.compared = true, .slope = 0.75F}));
+    combine.token_size = 5;
+    expect_equal(
+        random_step(update, true, combine, {.compared = true, .slope = 0.75F}, {kImages, 3, 5}));
   }
 }
 

@@ -110,7 +110,26 @@ TEST(ValidateOptions, SaysByFieldWhatAnErrorSaysByFlag) {
          "skip_steps names the steps: leave out skip_interval and skip_window, or skip_steps",
          "--skip-steps names");
   expect([](auto& o) { o.skip_steps = {-1}; }, "skip_steps",
-         "skip_steps -1 is no step: they count from 0", "--skip-steps -1");
+         "skip_steps -1 is not a step: give numbers from 0", "--skip-steps -1");
+}
+
+TEST(ValidateOptions, StepsThatCannotBeSkippedAreRefused) {
+  const Bundle bundle = drawable("forked");
+  const auto expect = [&](std::vector<int> skipped, int steps, const char* message) {
+    GenerateOptions options = good_options();
+    options.skip_steps = std::move(skipped);
+    options.steps = steps;
+    EXPECT_THAT([&] { resolve(bundle, options); }, testing::ThrowsMessage<UsageError>(message));
+  };
+  const std::string range = " cannot be skipped in a run of 8 steps: give numbers from 3 to 7";
+  expect({3, 20}, 8, ("--skip-steps 20" + range).c_str());
+  expect({8}, 8, ("--skip-steps 8" + range).c_str());
+  expect({2, 4}, 8, ("--skip-steps 2" + range).c_str());
+  expect(
+      {3}, 3,
+      "--skip-steps 3 cannot be skipped in a run of 3 steps, since the first 3 always run: leave "
+      "it out");
+  expect({4, 6, 4}, 8, "--skip-steps 4 is given twice: give each step once");
 }
 
 TEST(ValidateOptions, SkipAutoIsTheBundlesScheduleOfTheRun) {

@@ -142,7 +142,7 @@ def test_cfg_of_a_model_that_was_distilled_to_do_without(tmp_path: Path, distill
     manifest = json.loads(file.read_text()) | ({"distilled": True} if distilled else {})
     file.write_text(json.dumps(manifest))
     bundle = intaglio.Pipeline.open(folder).bundle
-    says = ["the model was distilled to do without CFG, which may spoil its pictures"]
+    says = ["the model was distilled to do without CFG, and CFG may spoil its pictures"]
     for cfg_scale, expected in ((3.0, says if distilled else []), (1.0, [])):
         notes = _core.unused_guidance(bundle, {"class_label": 0, "cfg_scale": cfg_scale})
         assert [note.split(":")[0] for note in notes] == expected

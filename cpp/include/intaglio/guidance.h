@@ -2,6 +2,7 @@
 //   D = D_c + lambda (D_c - D_0) + w (D_c - D_m)
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "intaglio/error.h"
@@ -78,6 +79,10 @@ std::vector<StepWeights> step_weights(const Guidance& guidance, int steps);
 // interval that grows or is below 1, for a tolerance that is not positive, and for each value that
 // is not finite.
 std::vector<Problem> guidance_problems(const Guidance& guidance);
+
+// Says what is wrong with listed steps (Guidance::skip_steps) in a run of so many steps, if
+// anything is: each has to be a step of the run, after the first three, and listed once.
+std::optional<Problem> skip_steps_problem(const std::vector<int>& skipped, int steps);
 // Throws the UsageError of the first problem.
 void check_guidance(const Guidance& guidance);
 

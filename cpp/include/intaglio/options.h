@@ -46,8 +46,10 @@ void visit_faster_options(Options& options, Visitor& visit) {
          "steps with --skip-interval: every i with A <= i/N < B; all if not given"},
         options.skip_window);
   visit({reuse, "skip_steps", "A,B,...",
-         "skip exactly these steps, counted from 0, instead of those of an interval; a step runs "
-         "if fewer than three have run before it"},
+         "skip exactly these steps, counted from 0, instead of those of an interval; with "
+         "--strength only steps that run are counted; a step runs all the same if it is among the "
+         "first three with the same branches, or if the line is off by more than "
+         "--skip-tolerance"},
         options.skip_steps);
   visit({reuse, "skip_tolerance", "T",
          "skip no more steps while the line is off by more than T times the prediction [0.2]"},

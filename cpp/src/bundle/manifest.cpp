@@ -129,6 +129,9 @@ std::vector<SkipSchedule> read_skipping(const Node& root) {
     guidance.skip_steps = schedule.skipped;
     guidance.skip_tolerance = schedule.tolerance;
     check_values(node, [&] { check_guidance(guidance); });
+    if (schedule.skipped.empty()) node.at("skipped").refuse("is empty");
+    if (const auto problem = skip_steps_problem(schedule.skipped, schedule.steps))
+      node.at("skipped").refuse("cannot be used (" + problem->message + ")");
     schedules.push_back(std::move(schedule));
   }
   return schedules;

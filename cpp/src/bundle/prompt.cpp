@@ -27,6 +27,8 @@ TextEncoder read_encoder(const Node& node) {
   // There has to be room for the two special tokens.
   if (encoder.max_length < 2) node.at("max_length").refuse("must be at least 2");
   if (node.has("dropped")) encoder.dropped = node.positive("dropped");
+  if (encoder.dropped >= encoder.max_length)
+    node.at("dropped").refuse("leaves no token of max_length");
   const auto inputs = node.at("graph").at("inputs").items();
   for (std::size_t i = 0; i < inputs.size(); ++i)
     check_role(inputs[i], encoder.graph.inputs[i].role, {Role::token_ids, Role::text_mask});
@@ -76,7 +78,10 @@ Prompt read_prompt(const Node& node) {
     width_of(name, find_encoder(name, prompt), Role::pooled);
   }
   node.get_if("text_mask", prompt.text_mask);
-  if (node.has("mask_padding")) prompt.mask_padding = node.positive("mask_padding");
+  if (node.has("mask_padding")) {
+    prompt.mask_padding = node.positive("mask_padding");
+    if (prompt.text_mask.empty()) node.at("mask_padding").refuse("is for a prompt with text_mask");
+  }
   // The mask marks tokens of one encoder, so it fits a text that has no other part.
   const std::vector<std::string> masked{prompt.text_mask};
   if (!prompt.text_mask.empty() && !prompt.encoders.empty() &&

@@ -1,6 +1,7 @@
 // The loop's arithmetic, element by element and in float32.
 #pragma once
 
+#include <cassert>
 #include <cmath>
 #include <cstddef>
 #include <variant>
@@ -51,6 +52,7 @@ struct Combine {
   float operator()(const float* conditional, const float* unconditional, const float* degraded,
                    std::size_t i, const DeltaCache& unconditional_cache = {},
                    const DeltaCache& degraded_cache = {}) const {
+    assert(!scales_tokens());
     const float guided = with_cfg(conditional[i], unconditional, i, unconditional_cache);
     return with_dg(guided, conditional[i], degraded, i, degraded_cache);
   }

@@ -13,6 +13,8 @@ namespace {
 
 // Wide enough for bounds that were computed (0.1 + 0.2), far less than any step.
 constexpr double kBoundary = 1e-9;
+// Steps with the same branches that run before one is skipped.
+constexpr int kDense = 3;
 
 // "dg_window" and 0.7 as "--dg-window 0.7".
 std::string named(const std::string& field, const std::string& value) {
@@ -79,9 +81,8 @@ void validate_tolerance(double tolerance, std::vector<Problem>& problems) {
 void validate_steps(const std::vector<int>& steps, std::vector<Problem>& problems) {
   const auto wrong = std::ranges::find_if(steps, [](int step) { return step < 0; });
   if (wrong == steps.end()) return;
-  problems.push_back({"skip_steps", named("skip_steps", text(*wrong,
-                                                             " is no step: they count "
-                                                             "from 0"))});
+  problems.push_back(
+      {"skip_steps", named("skip_steps", text(*wrong, " is not a step: give numbers from 0"))});
 }
 
 // Chooses the steps that are skipped.
@@ -93,7 +94,7 @@ class SkipPlan {
   bool next(const StepWeights& weights, int step, int steps) {
     const std::pair branches(weights.unconditional(), weights.degraded());
     if (std::exchange(branches_, branches) != branches) runs_ = 0;
-    const bool skipped = runs_ >= 3 && asks_for(step, steps);
+    const bool skipped = runs_ >= kDense && asks_for(step, steps);
     runs_ += skipped ? 0 : 1;
     since_ = skipped ? since_ + 1 : 1;
     return skipped;
@@ -174,6 +175,23 @@ std::vector<Problem> guidance_problems(const Guidance& guidance) {
   validate_steps(guidance.skip_steps, problems);
   validate_tolerance(guidance.skip_tolerance, problems);
   return problems;
+}
+
+std::optional<Problem> skip_steps_problem(const std::vector<int>& skipped, int steps) {
+  const auto problem = [](const std::string& message) {
+    return Problem{"skip_steps", named("skip_steps", message)};
+  };
+  for (auto step = skipped.begin(); step != skipped.end(); ++step) {
+    if (*step < kDense || *step >= steps) {
+      return problem(text(*step, " cannot be skipped in a run of ", steps, " steps",
+                          steps > kDense
+                              ? text(": give numbers from ", kDense, " to ", steps - 1)
+                              : text(", since the first ", kDense, " always run: leave it out")));
+    }
+    if (std::find(skipped.begin(), step, *step) != step)
+      return problem(text(*step, " is given twice: give each step once"));
+  }
+  return std::nullopt;
 }
 
 void check_guidance(const Guidance& guidance) {

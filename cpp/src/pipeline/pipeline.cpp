@@ -31,7 +31,7 @@ class StepView {
       if (state_.last_skipped()) {
         throw UsageError("step " + std::to_string(step_.step) +
                          " was skipped, so no block computed anything: read steps that are run, or "
-                         "leave out --skip-interval");
+                         "run without skipping");
       }
       return tensor;
     };

@@ -183,7 +183,7 @@ std::optional<Guidance> guidance_of(const GenerateOptions& options, Problems& pr
 }
 
 // Leaves the last steps to a request that starts from a picture, which is noised part of the way.
-void skip_steps(Request& request, const GenerateOptions& options, Problems& problems) {
+void start_late(Request& request, const GenerateOptions& options, Problems& problems) {
   const int steps = request.schedule.steps();
   const double strength = *options.strength;
   if (!(strength > 0 && strength <= 1)) {
@@ -224,7 +224,7 @@ void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions&
   const auto tokens = static_cast<int>(request.token_rows * request.token_columns);
   if (!collect(problems, "steps", [&] { request.schedule = make_schedule(config, steps, tokens); }))
     return;
-  if (options.image) skip_steps(request, options, problems);
+  if (options.image) start_late(request, options, problems);
   if (!options.image && options.strength) {
     problems.push_back(
         {"strength", "--strength says how much of --image is forgotten: give --image too"});
@@ -232,8 +232,11 @@ void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions&
   request.plan = planner(request.schedule);
 }
 
-void set_weights(Request& request, const Guidance& guidance) {
-  request.weights = step_weights(guidance, request.schedule.steps());
+void set_weights(Request& request, const Guidance& guidance, Problems& problems) {
+  const int steps = request.schedule.steps();
+  if (const auto problem = skip_steps_problem(guidance.skip_steps, steps))
+    problems.push_back(*problem);
+  request.weights = step_weights(guidance, steps);
   request.skip_tolerance = guidance.skip_tolerance;
   request.unconditional = std::ranges::any_of(request.weights, &StepWeights::unconditional);
 }
@@ -284,12 +287,12 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   if (sized && counted) set_latents(request, bundle, options, problems);
   if (sized) set_schedule(request, bundle, options, problems);
   if (guidance && !request.plan.empty()) {
-    set_weights(request, *guidance);
+    set_weights(request, *guidance, problems);
     request.notes = unused_guidance(given, request);
     if (bundle.distilled && request.unconditional)
       request.notes.emplace_back(
-          "the model was distilled to do without CFG, which may spoil its pictures: the cfg_scale "
-          "that turns it off is 1");
+          "the model was distilled to do without CFG, and CFG may spoil its pictures: --cfg-scale "
+          "1 turns it off");
   }
   if (options.prompt_embeds && bundle.prompt) {
     collect(problems, "prompt_embeds",

@@ -18,12 +18,11 @@ from intaglio_export import __version__
 from intaglio_export.adapters.base import Adapter, PromptLayout
 from intaglio_export.adapters.schedulers import scheduler_entry
 from intaglio_export.bundle import tokenizer_tables
-from intaglio_export.bundle.output_folder import MANIFEST
+from intaglio_export.bundle.output_folder import MANIFEST, SCHEMA_VERSION
 from intaglio_export.graph_specs import GraphSpec
 from intaglio_export.options import Lora, ModelSettings
 from intaglio_export.support import resources
 
-SCHEMA_VERSION = 1
 _PRODUCERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
 
@@ -69,7 +68,7 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
     """Return the manifest of the files in `folder`."""
     name = parts.settings.name or parts.source
     manifest: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         "producer": _producer(),
         "name": name,
         "family": adapter.family,
@@ -118,7 +117,16 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
         manifest["prompt"] = _prompt(parts.prompt, parts.encoders)
     if classes := adapter.classes():
         manifest["classes"] = asdict(classes)
+    if _is_new(manifest):
+        manifest["schema_version"] = SCHEMA_VERSION
     return manifest
+
+
+def _is_new(manifest: dict[str, Any]) -> bool:
+    """Whether readers of schema 1 would ignore what changes the picture."""
+    prompt = manifest.get("prompt", {"encoders": {}})
+    dropped = any("dropped" in encoder for encoder in prompt["encoders"].values())
+    return dropped or "mask_padding" in prompt or "cfg_rescale" in manifest or "mu" in manifest
 
 
 def write_manifest(manifest: dict[str, Any], folder: Path) -> None:

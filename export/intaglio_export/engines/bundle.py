@@ -15,11 +15,9 @@ import jsonschema
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from intaglio_export.bundle.output_folder import MANIFEST
+from intaglio_export.bundle.output_folder import MANIFEST, SCHEMA_VERSION
 from intaglio_export.errors import ExportError
 from intaglio_export.support import resources
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ExportError(
             f"{path} has schema {version}, made by a newer Intaglio (this one reads"
-            f" {SCHEMA_VERSION}); update Intaglio or export again."
+            f" up to {SCHEMA_VERSION}); update Intaglio or export again."
         )
     validator = jsonschema.Draft202012Validator(resources.bundle_schema())
     wrong = jsonschema.exceptions.best_match(validator.iter_errors(manifest))
