@@ -60,6 +60,33 @@ def test_skipping(
     ) + (name == "heun" and STEPS - 1 in skips.skipped)
 
 
+LISTED = [3, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance", "others"),
+    [("euler", NEVER, WINDOWS), ("heun", NEVER, {}), ("dpmpp-2m", 0.1, {})],
+)
+def test_listed_steps_are_skipped(
+    sd3_pipeline: StableDiffusion3Pipeline,
+    bundle: Path,
+    name: str,
+    tolerance: float,
+    others: dict[str, Any],
+) -> None:
+    """All of them, but for those that a change of the branches or the brake lets run."""
+    pipeline = intaglio.Pipeline.open(bundle)
+    skips = Skips(1, (0.0, 1.0), tolerance, LISTED)
+    suppressed = suppression(pipeline.bundle)
+    expected = reference(sd3_pipeline, suppressed, name, "cfg+dg", WIDE, skips=skips, **others)
+    options = {"skip_steps": LISTED, "skip_tolerance": tolerance}
+    got = generate(pipeline, name, "cfg+dg", WIDE, **options, **others)
+    assert got.skipped_steps == skips.skipped
+    assert skips.skipped
+    assert (skips.skipped == LISTED) == (name == "heun")
+    assert relative(got.latents, expected) < 1e-4
+
+
 def test_a_schedule_that_skips_nothing_is_exact(bundle: Path) -> None:
     pipeline = intaglio.Pipeline.open(bundle)
     exact = generate(pipeline, "heun", "cfg+dg", SMALL)

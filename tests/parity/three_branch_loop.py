@@ -167,13 +167,17 @@ class Deltas:
 class Skips:
     """The guided D of steps in which the model does not run.
 
-    It runs every `interval`-th step inside `window`, and in the first three steps with the same
-    branches. In between, D is on the straight line over the timestep through the last two D that
-    were computed at different timesteps. Where the line was off by more than `tolerance`, relative
-    to the last D that was computed, a step runs after all. Several images share this decision.
+    It runs every `interval`-th step inside `window`, or in all but the `listed` steps, and in the
+    first three steps with the same branches. In between, D is on the straight line over the
+    timestep through the last two D that were computed at different timesteps. Where the line was
+    off by more than `tolerance`, relative to the last D that was computed, a step runs after all.
+    Several images share this decision.
     """
 
-    def __init__(self, interval: Interval, window: Window, tolerance: float) -> None:
+    def __init__(
+        self, interval: Interval, window: Window, tolerance: float, listed: Sequence[int] = ()
+    ) -> None:
+        self.listed = listed
         self.interval = interval if isinstance(interval, tuple) else (interval, interval)
         self.window, self.tolerance = window, tolerance
         self.points: list[tuple[float, torch.Tensor]] = []  # timestep and D
@@ -194,8 +198,12 @@ class Skips:
             self.points, self.planned = [], []
         first, last = self.interval
         interval = math.floor(first + (last - first) * step / max(steps - 1, 1) + 1e-9)
-        may_skip = len(self.planned) > 2 and inside(self.window, step, steps)
-        may_skip = may_skip and step - self.planned[-1] < interval
+        may_skip = len(self.planned) > 2
+        if self.listed:
+            may_skip = may_skip and step in self.listed
+        else:
+            may_skip = may_skip and inside(self.window, step, steps)
+            may_skip = may_skip and step - self.planned[-1] < interval
         if not may_skip:
             self.planned.append(step)
         self.skips = may_skip and self.off <= self.tolerance
