@@ -19,9 +19,9 @@ class Family:
     """A pipeline to export and to compare with.
 
     `call`: arguments of diffusers' own call besides prompt, size, steps and generator. `cfg` is its
-    argument for true guidance, and `unguided` the value of it that stands for none; it grows by
-    one where cfg_scale does. `negative` names the transformer's arguments that
-    differ in the unconditional branch. `image_tokens` is where they are in a block's sequence.
+    argument for true guidance. `unguided` is the value that means no guidance: 1, or 0 in Z-Image,
+    whose scale is cfg_scale - 1. `negative` names the transformer's arguments that differ in the
+    unconditional branch. `image_tokens` is where they are in a block's sequence.
     `rescales`: it scales the result of its guidance, token by token, to the norm of the conditional
     prediction. `img2img` is diffusers' pipeline class for that, if any. `negative_embeds`: its call
     takes a negative prompt as embeddings only.

@@ -102,12 +102,16 @@ def run_with_seeds(pipeline: Any, family: Family, seeds: list[int]) -> Run:
 
 
 @torch.no_grad()
-def run_of_prompts(pipeline: Any, family: Family, prompts: list[str], seeds: list[int]) -> Run:
-    """Draw an image of each prompt with its seed, all in one batch and without guidance."""
+def run_of_prompts(
+    pipeline: Any, family: Family, prompts: list[str], seeds: list[int], cfg_scale: float = 1.0
+) -> Run:
+    """Draw an image of each prompt with its seed, all in one batch."""
     arguments = _arguments(pipeline, family) | {
-        family.cfg: family.unguided,
+        family.cfg: family.unguided + cfg_scale - 1,
         "num_images_per_prompt": 1,
     }
+    if cfg_scale > 1:
+        arguments["negative_prompt"] = [NEGATIVE] * len(prompts)
     arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     return _run(pipeline, arguments | {"prompt": prompts})
 

@@ -63,13 +63,22 @@ def relative(got: np.ndarray, expected: torch.Tensor) -> float:
     return float(np.linalg.norm(got - expected.numpy()) / np.linalg.norm(expected.numpy()))
 
 
-def assert_prompts_share_a_batch(name: str, bundle: Path, size: dict[str, int]) -> None:
+def assert_prompts_share_a_batch(
+    name: str,
+    bundle: Path,
+    size: dict[str, int],
+    prompts: tuple[str, str] = (PROMPT, NEGATIVE),
+    cfg_scale: float = 1.0,
+) -> None:
     """Two prompts of different lengths in one batch of ours, and in one of diffusers."""
-    family, prompts = FAMILIES[name], [PROMPT, NEGATIVE]
-    expected = run_of_prompts(family.make(), family, prompts, SEEDS)
+    family = FAMILIES[name]
+    expected = run_of_prompts(family.make(), family, list(prompts), SEEDS, cfg_scale)
     batch = intaglio.Batch(intaglio.Pipeline.open(bundle))
+    options = size | {"steps": STEPS, "cfg_scale": cfg_scale, "dg_scale": 0.0}
+    if cfg_scale > 1:
+        options["negative_prompt"] = NEGATIVE
     places = [
-        batch.add(**size, prompt=prompt, seeds=seed, steps=STEPS, cfg_scale=1.0, dg_scale=0.0)
+        batch.add(**options, prompt=prompt, seeds=seed)
         for prompt, seed in zip(prompts, SEEDS, strict=True)
     ]
     done = {step.id: step for _ in range(STEPS) for step in batch.step()}
