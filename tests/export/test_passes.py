@@ -10,8 +10,10 @@ import onnx.parser
 import onnx.reference
 import onnx_ir as ir
 import pytest
+import torch
 
 from intaglio_export.passes.floor_division import floor_division
+from intaglio_export.passes.norms_of_one_type import norms_of_one_type
 from intaglio_export.passes.share_weights import ALIGNMENT, share_weights
 from intaglio_export.passes.split_in_groups import MOST_OUTPUTS, split_in_groups
 from intaglio_export.passes.strip_metadata import strip_metadata
@@ -29,6 +31,27 @@ def test_sizes_are_divided_as_in_python(a: int, b: int) -> None:
     evaluator = onnx.reference.ReferenceEvaluator(proto)
     (quotient,) = evaluator.run(None, {"a": np.array(a), "b": np.array(b)})
     assert quotient == a // b
+
+
+def test_a_norm_has_the_type_of_its_scale() -> None:
+    text = """<ir_version: 10, opset_import: ["": 23]>
+        g (float16[2, 8] x, float[8] scale) => (float[2, 8] y)
+        { y = RMSNormalization <epsilon = 0.001> (x, scale) }"""
+    given = onnx.parser.parse_model(text)
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        onnx.checker.check_model(given, full_check=True)
+    model = ir.serde.deserialize_model(given)
+    norms_of_one_type(model)
+    proto = ir.serde.serialize_model(model)
+    onnx.checker.check_model(proto, full_check=True)
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((2, 8)).astype(np.float16)
+    scale = draw.standard_normal(8).astype(np.float32)
+    (got,) = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": x, "scale": scale})
+    wide = torch.from_numpy(x).float()
+    want = torch.nn.functional.rms_norm(wide, (8,), torch.from_numpy(scale), eps=0.001)
+    np.testing.assert_allclose(got, want.numpy(), rtol=1e-6)
+    assert got.dtype == np.float32
 
 
 @pytest.mark.parametrize("parts", [7, 8, 13, 60])
