@@ -125,9 +125,9 @@ def export(
         typer.Option(
             metavar="F.json",
             help="Measured settings: a JSON object with any of block, channels, ref, keep,"
-            " dg_scale, dg_window, cfg_scale, cfg_window, distilled_guidance, steps, height, width,"
-            " max_sequence_length, name, license. It overrides a settings.json beside the model,"
-            " and flags override it.",
+            " dg_scale, dg_window, cfg_scale, cfg_window, distilled, distilled_guidance, steps,"
+            " height, width, max_sequence_length, name, license. It overrides a settings.json"
+            " beside the model, and flags override it.",
         ),
     ] = None,
     observe: Annotated[

@@ -86,6 +86,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
         remarks.append(
             "No dg_scale is known for this model, so the bundle's default is 0, which turns DG off."
         )
+    remarks += say_distilled(adapter, settings)
     remarks += adapter.left_out()
     if not adapter.has_encoders:
         remarks.append(
@@ -109,6 +110,14 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
             request, source, settings, suppression, max_abs, exact, work, progress
         )
     return ExportResult(manifest, errors, remarks)
+
+
+def say_distilled(adapter: Adapter, settings: ModelSettings) -> list[str]:
+    """Tell `adapter` what the settings say about distillation, or return what is guessed."""
+    if settings.distilled is None:
+        return adapter.guesses()
+    adapter.distilled = settings.distilled
+    return []
 
 
 def _settings(

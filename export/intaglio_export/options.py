@@ -173,6 +173,7 @@ class ModelSettings:
 
     None means that nothing is known. `channels` is as in `parse_channels`, or a list of numbers. A
     settings file may also hold `evidence`, which says how the values were found and is not read.
+    `distilled` says whether the model was distilled to do without CFG.
     `skipping` has schedules of `intaglio.analysis.skipping`: which steps may be skipped.
     """
 
@@ -186,6 +187,7 @@ class ModelSettings:
     dg_window: list[float] | None = None
     cfg_scale: float | None = None
     cfg_window: list[float] | None = None
+    distilled: bool | None = None
     distilled_guidance: float | None = None
     steps: int | None = None
     height: int | None = None
@@ -246,6 +248,7 @@ SETTINGS_SCHEMA: dict[str, Any] = {
         "dg_window": _WINDOW,
         "cfg_scale": _NUMBER,
         "cfg_window": _WINDOW,
+        "distilled": {"type": "boolean"},
         "distilled_guidance": _NUMBER,
         "steps": _STEPS,
         "height": _COUNT,

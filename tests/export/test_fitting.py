@@ -124,7 +124,7 @@ def deleted(folder: Path, *parts: str) -> None:
 
 
 @pytest.mark.reported("bghira/SimpleTuner#813", "Nerogar/OneTrainer#639")
-@pytest.mark.parametrize("family", ["sd3", "flux", "pixart-sigma"])
+@pytest.mark.parametrize("family", ["sd3", "flux", "pixart-sigma", "qwen-image"])
 @pytest.mark.parametrize("absent", [named_null, deleted])
 @pytest.mark.parametrize("kept", ["", "tokenizer"])
 def test_a_folder_without_text_encoders(

@@ -15,7 +15,8 @@ from transformers import Qwen3ForCausalLM, Qwen3Model
 
 from intaglio_export.adapters.z_image import ZImageAdapter
 from intaglio_export.errors import ExportError
-from intaglio_export.options import Lora
+from intaglio_export.exporter import say_distilled
+from intaglio_export.options import Lora, ModelSettings, read_settings
 from intaglio_export.sources import open_source
 from tests.export.sources import assert_same, prediction
 from tests.export.test_lora import ATTENTION, active, randomize, relative
@@ -62,6 +63,17 @@ def test_turbo_is_known_by_its_schedulers_shift() -> None:
     base, turbo = (ZImageAdapter(make_pipeline(shift)) for shift in (6.0, 3.0))
     found = [(a.distilled, a.defaults().steps, a.defaults().cfg_scale) for a in (base, turbo)]
     assert found == [(False, 50, 6.0), (True, 8, 1.0)]
+
+
+def test_settings_say_that_a_model_with_turbos_shift_takes_cfg(tmp_path: Path) -> None:
+    adapter = ZImageAdapter(make_pipeline(shift=3.0))
+    (remark,) = say_distilled(adapter, ModelSettings())
+    assert '"distilled": false' in remark
+    assert (adapter.distilled, adapter.defaults().cfg_scale) == (True, 1.0)
+    (tmp_path / "settings.json").write_text('{"distilled": false}')
+    assert say_distilled(adapter, read_settings(tmp_path / "settings.json")) == []
+    assert (adapter.distilled, adapter.defaults().cfg_scale) == (False, 6.0)
+    assert say_distilled(ZImageAdapter(make_pipeline(shift=6.0)), ModelSettings()) == []
 
 
 def test_prompts_without_a_position_are_refused() -> None:

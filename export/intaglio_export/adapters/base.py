@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -311,10 +312,14 @@ class Adapter(ABC):
         """The default of a guidance-distilled model's guidance input, or None."""
         return None
 
-    @property
+    @cached_property
     def distilled(self) -> bool:
-        """Whether the model was distilled to do without CFG."""
+        """Whether the model was distilled to do without CFG. Settings may say otherwise."""
         return False
+
+    def guesses(self) -> list[str]:
+        """Return sentences about what is guessed where the settings do not say it."""
+        return []
 
     def defaults(self) -> PipelineDefaults:
         """Return the defaults of the pipeline."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_chroma import ChromaSingleTransformerBlock
-from torch import nn
 
 from intaglio_export.adapters.base import (
     EncoderLayout,
@@ -16,11 +15,12 @@ from intaglio_export.adapters.base import (
     TextSegment,
 )
 from intaglio_export.adapters.flux import FluxAdapter
+from intaglio_export.adapters.text_first import TextFirstAdapter
 from intaglio_export.graph_specs import TensorSpec
 from intaglio_export.support.patching import replaced
 
 
-class ChromaAdapter(FluxAdapter):
+class ChromaAdapter(TextFirstAdapter, FluxAdapter):
     """`ChromaPipeline`: FLUX.1's blocks, T5 alone with a mask, and CFG instead of distillation.
 
     One network, the approximator, makes the modulations of all blocks from the timestep.
@@ -30,28 +30,7 @@ class ChromaAdapter(FluxAdapter):
     pipeline_classes = ("ChromaPipeline",)
     text_encoders = ("text_encoder",)
     cfg_argument = "guidance_scale"
-
-    def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(pipeline, dtype)
-        self._text_length = 0
-
-    def split(
-        self, block: nn.Module, streams: Any
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-        """Split the one sequence of a single-stream block, in which the text comes first."""
-        if not self._is_single(block):
-            return super().split(block, streams)
-        return streams[:, self._text_length :], (streams[:, : self._text_length],)
-
-    def join(
-        self, block: nn.Module, hidden: torch.Tensor, others: tuple[torch.Tensor | None, ...]
-    ) -> Any:
-        if not self._is_single(block):
-            return super().join(block, hidden, others)
-        return torch.cat([*others, hidden], dim=1)  # type: ignore[list-item]
-
-    def _is_single(self, block: nn.Module) -> bool:
-        return isinstance(block, ChromaSingleTransformerBlock)
+    single_block = ChromaSingleTransformerBlock
 
     @property
     def row_arguments(self) -> tuple[str, ...]:

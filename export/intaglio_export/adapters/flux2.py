@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch.nn import functional
 
 from intaglio_export.adapters.base import (
     LARGEST_SIDE,
-    Adapter,
     EncoderLayout,
     Inputs,
     LatentLayout,
@@ -23,11 +23,12 @@ from intaglio_export.adapters.base import (
     PromptLayout,
     TextSegment,
 )
+from intaglio_export.adapters.text_first import TextFirstAdapter
 from intaglio_export.bundle.chat_template import ChatTemplate
 from intaglio_export.graph_specs import TensorSpec
 
 
-class _Flux2Adapter(Adapter):
+class _Flux2Adapter(TextFirstAdapter):
     """What both pipelines have in common.
 
     They sample patches of 2x2 cells of the VAE, whose channels they normalize one by one. Here such
@@ -39,25 +40,11 @@ class _Flux2Adapter(Adapter):
     sigmas = "linspace"
     mu = "empirical"
     image_to_image = False  # the pipeline's image is a reference, which adds tokens
+    single_block = Flux2SingleTransformerBlock
 
     def blocks(self) -> Sequence[nn.Module]:
         """Return the double-stream blocks followed by the single-stream blocks."""
         return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
-
-    def split(
-        self, block: nn.Module, streams: Any
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-        """Split the one sequence of a single-stream block, in which the text comes first."""
-        if not isinstance(block, Flux2SingleTransformerBlock):
-            return super().split(block, streams)
-        return streams[:, self._text_length :], (streams[:, : self._text_length],)
-
-    def join(
-        self, block: nn.Module, hidden: torch.Tensor, others: tuple[torch.Tensor | None, ...]
-    ) -> Any:
-        if not isinstance(block, Flux2SingleTransformerBlock):
-            return super().join(block, hidden, others)
-        return torch.cat([*others, hidden], dim=1)  # type: ignore[list-item]
 
     def gating(self, block: nn.Module) -> nn.Module:
         return block
@@ -167,7 +154,7 @@ class Flux2KleinAdapter(_Flux2Adapter):
             text_width=self.transformer.config.joint_attention_dim,
         )
 
-    @property
+    @cached_property
     def distilled(self) -> bool:
         return bool(self.pipeline.config.is_distilled)
 

@@ -124,11 +124,10 @@ class QwenImageAdapter(Adapter):
         )
 
     def prompt(self, max_sequence_length: int) -> PromptLayout:
-        encoders = {"text_encoder": self._encoder(max_sequence_length)} if self.has_encoders else {}
         return PromptLayout(
             max_sequence_length=max_sequence_length,
-            encoders=encoders,
-            text=(TextSegment(tuple(encoders), max_sequence_length),),
+            encoders={"text_encoder": self._encoder(max_sequence_length)},
+            text=(TextSegment(("text_encoder",), max_sequence_length),),
             text_width=self.transformer.config.joint_attention_dim,
             text_mask="text_encoder",
         )
@@ -144,7 +143,7 @@ class QwenImageAdapter(Adapter):
             max_sequence_length + dropped,
             ("hidden",),
             masked=True,
-            taps=(self.pipeline.text_encoder.get_decoder().config.num_hidden_layers,),
+            taps=(-1,),
             template=ChatTemplate(text=self.pipeline.prompt_template_encode),
             dropped=dropped,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -154,15 +155,12 @@ class ZImageAdapter(Adapter):
                 f"max_sequence_length is {max_sequence_length}, and the transformer has positions"
                 f" for {places // SEQ_MULTI_OF * SEQ_MULTI_OF} tokens of a prompt; give fewer."
             )
-        taps: tuple[int, ...] = ()
-        if (encoder := self.pipeline.text_encoder) is not None:
-            taps = (encoder.get_decoder().config.num_hidden_layers - 1,)
         layout = EncoderLayout(
             "tokenizer",
             max_sequence_length,
             ("hidden",),
             masked=True,
-            taps=taps,
+            taps=(-2,),
             template=ChatTemplate(options={"add_generation_prompt": True, "enable_thinking": True}),
         )
         return PromptLayout(
@@ -177,10 +175,22 @@ class ZImageAdapter(Adapter):
     def default_side(self) -> int:
         return 1024  # as the pipeline's call has it
 
-    @property
+    @cached_property
     def distilled(self) -> bool:
-        """Whether this is Turbo, which has the same configuration but for its scheduler's shift."""
+        """Whether this is Turbo, which has the same configuration but for its scheduler's shift.
+
+        A model that was trained from Turbo and takes CFG again has that shift too.
+        """
         return float(self.pipeline.scheduler.config.get("shift", 0)) == TURBO_SHIFT
+
+    def guesses(self) -> list[str]:
+        if not self.distilled:
+            return []
+        return [
+            f"The scheduler has Turbo's shift {TURBO_SHIFT:g}, so the model is taken for one that"
+            ' is distilled to do without CFG; "distilled": false in the file of --settings says'
+            " that it is not."
+        ]
 
     def defaults(self) -> PipelineDefaults:
         defaults = super().defaults()

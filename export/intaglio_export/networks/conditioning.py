@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from intaglio_export.adapters.base import Adapter, Inputs, Modulation
+from intaglio_export.adapters.base import Adapter, Inputs
 from intaglio_export.graph_specs import TensorSpec
 
 # The inputs of the transformer that modulations depend on.
@@ -160,7 +160,8 @@ def _collected(adapter: Adapter) -> Iterator[dict[int, torch.Tensor]]:
 
         return keep
 
-    with _hooked(_hook(m, collect(index)) for index, m in enumerate(adapter.modulations())):
+    found = enumerate(adapter.modulations())
+    with _hooked(_hook(m.module, m.argument, collect(index)) for index, m in found):
         yield collected
 
 
@@ -173,22 +174,23 @@ def _replaced(
     def replace_by(result: torch.Tensor) -> Callable[[Any], torch.Tensor]:
         return lambda values: result
 
-    shaped = [
-        part.reshape(-1, *m.shape) if m.argument else part
+    hooks = [
+        _hook(m.module, m.argument, replace_by(part.reshape(-1, *m.shape) if m.argument else part))
         for m, part in zip(adapter.modulations(), parts, strict=True)
     ]
-    hooks = [
-        _hook(m, replace_by(part)) for m, part in zip(adapter.modulations(), shaped, strict=True)
-    ]
     if context is not None:
-        hooks.append(_hook(Modulation(adapter.projection()[-1], 0), replace_by(context)))
+        hooks.append(_hook(adapter.projection()[-1], None, replace_by(context)))
     with _hooked(hooks):
         yield
 
 
-def _hook(modulation: Modulation, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Register a hook that passes a modulation to `change` and takes its result instead."""
-    module, argument = modulation.module, modulation.argument
+def _hook(
+    module: nn.Module, argument: str | None, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Any:
+    """Register a hook that passes a value to `change` and takes its result instead.
+
+    The value is the module's result, or `argument` of its forward.
+    """
     if argument is None:
         return module.register_forward_hook(lambda module, args, output: change(output))
     signature = inspect.signature(module.forward)

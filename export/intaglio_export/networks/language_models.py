@@ -17,16 +17,18 @@ class TappedDecoder(nn.Module):
     """Map token_ids [n, L] int64 and text_mask [n, L] to the hidden states [n, L, taps * D].
 
     `taps` are indices of `hidden_states` as transformers returns them: 0 is the embeddings, k is
-    what layer k - 1 gives, and the last one is also normalized. Those of several taps are joined
-    along channels in the order of `taps`. The layers after the last tap are left out. A token sees
-    itself and the tokens before it that are not padding.
+    what layer k - 1 gives, and the last one, -1, is also normalized. Those of several taps are
+    joined along channels in the order of `taps`. The layers after the last tap are left out. A
+    token sees itself and the tokens before it that are not padding.
     """
 
     def __init__(self, encoder: Any, taps: Sequence[int], dtype: torch.dtype) -> None:
         super().__init__()
-        self._taps = taps
+        decoder = encoder.get_decoder()
+        states = decoder.config.num_hidden_layers + 1
+        self._taps = [tap + states if tap < 0 else tap for tap in taps]
         self._dtype = dtype
-        self.decoder = _cut(encoder.get_decoder(), max(taps))
+        self.decoder = _cut(decoder, max(self._taps))
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         ids, mask = tensors
