@@ -146,3 +146,11 @@ def test_cfg_of_a_model_that_was_distilled_to_do_without(tmp_path: Path, distill
     for cfg_scale, expected in ((3.0, says if distilled else []), (1.0, [])):
         notes = _core.unused_guidance(bundle, {"class_label": 0, "cfg_scale": cfg_scale})
         assert [note.split(":")[0] for note in notes] == expected
+
+
+def test_a_long_row_of_skipped_steps(tmp_path: Path) -> None:
+    bundle = intaglio.Pipeline.open(make_bundle(tmp_path / "fake", "class")).bundle
+    for skipped, expected in ((range(3, 8), []), (range(3, 9), ["6 steps in a row are skipped"])):
+        options = {"class_label": 0, "steps": 12, "skip_steps": [*skipped]}
+        notes = _core.unused_guidance(bundle, options)
+        assert [note.split(",")[0] for note in notes] == expected

@@ -30,6 +30,17 @@ std::string reason(const Part& part, int steps) {
   return text.str();
 }
 
+constexpr int kCheckedRow = 5;  // the longest row that caches of diffusers skip by default
+
+int longest_row_of_skips(const Request& request) {
+  int longest = 0, row = 0;
+  for (const StepWeights& step : request.weights) {
+    row = step.skip ? row + 1 : 0;
+    longest = std::max(longest, row);
+  }
+  return longest;
+}
+
 }  // namespace
 
 std::vector<std::string> unused_guidance(const GenerateOptions& given, const Request& request) {
@@ -66,6 +77,11 @@ std::vector<std::string> unused_guidance(const GenerateOptions& given, const Req
         (listed ? "three steps with the same branches have to run before one is skipped"
                 : "the interval needs three steps with the same branches before it, and a step in "
                   "its window"));
+  }
+  if (const int row = longest_row_of_skips(request); row > kCheckedRow) {
+    notes.push_back(std::to_string(row) +
+                    " steps in a row are skipped, and nothing checks them until the model runs "
+                    "again: the picture may be far off");
   }
   return notes;
 }
