@@ -47,9 +47,9 @@ class PlainTransformer(nn.Module):
     def _scale(self, module: nn.Module, args: Any, output: Any) -> Any:
         if self._factors.rows is None:  # not called by this object
             return output
-        hidden, others = self._adapter.split(output)
+        hidden, others = self._adapter.split(module, output)
         rows = self._factors.rows[:, None, None]
-        return self._adapter.join(hidden * (1.0 - self.mask * (1.0 - rows)), others)
+        return self._adapter.join(module, hidden * (1.0 - self.mask * (1.0 - rows)), others)
 
 
 class _Factors:

@@ -305,4 +305,4 @@ def test_a_bundle_that_vanished_is_a_clear_error(forked_bundle: Path, tmp_path: 
         shutil.rmtree(moved)
         answer = server.client.post("/v1/images/generations", json={"prompt": PROMPT})
         assert answer.status_code == 500
-        assert "bundle.json" in answer.json()["error"]["message"]
+        assert f"there is no folder {moved}" in answer.json()["error"]["message"]

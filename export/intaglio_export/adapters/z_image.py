@@ -262,7 +262,7 @@ class _Sequences:
         begin = (_filled(self._lengths) + 1).expand(-1, image.shape[0])  # images follow prompts
         sides = torch.meshgrid(torch.arange(self._rows), torch.arange(self._columns), indexing="ij")
         row, column = (_fill(side.flatten(), 0, image).expand_as(begin) for side in sides)
-        outside = image >= self.tokens
+        outside = ~(image < self.tokens)  # OpenVINO has no GreaterOrEqual of int64
         image_position = torch.stack([begin, row, column], dim=-1)
         image_position = image_position.masked_fill(outside[:, None], 0)
         text_position = torch.stack([text + 1, 0 * text, 0 * text], dim=-1)
@@ -274,7 +274,7 @@ class _Sequences:
             image_position,
             text_position.expand(self._lengths.shape[0], -1, -1),
             (outside, None),
-            (text >= self._lengths, attended),
+            (~(text < self._lengths), attended),
         )
 
     def _patches(self, latent: torch.Tensor) -> torch.Tensor:
@@ -286,9 +286,7 @@ class _Sequences:
     def _unpatchify(self, items: Any, *unused: Any) -> torch.Tensor:
         """Undo `_patches` for the image tokens of the sequence."""
         tokens: torch.Tensor = items[0][:, : self.tokens]
-        channels: int = (
-            self._transformer.out_channels
-        )  # as a number, which the graph's output keeps
+        channels = int(self._transformer.out_channels)  # a number, which the graph's output keeps
         grid = (self._rows, self._columns, _PATCH, _PATCH, channels)
         patches = tokens.view(tokens.shape[0], *grid)
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

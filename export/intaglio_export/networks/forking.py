@@ -141,11 +141,13 @@ def _hooks(adapter: Adapter, block: int, branching: _Branching) -> Iterator[None
     def before_block(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        call = inspect.signature(module.forward).bind(*args, **kwargs)
-        for name in adapter.row_arguments:
-            if name in call.arguments:
-                call.arguments[name] = branching.rows(call.arguments[name])
-        return call.args, call.kwargs
+        def rows(name: str, value: Any) -> Any:
+            return branching.rows(value) if name in adapter.row_arguments else value
+
+        # Each stays positional or a keyword, since other hooks may look at it there.
+        names = inspect.signature(module.forward).parameters
+        gathered = tuple(rows(name, value) for name, value in zip(names, args, strict=False))
+        return gathered, {name: rows(name, value) for name, value in kwargs.items()}
 
     blocks = adapter.blocks()
     handles = [blocks[block].register_forward_hook(after_fork)]
