@@ -211,7 +211,10 @@ def pad(ids: Sequence[int], length: int) -> list[int]:
 def test_lowercase_is_pythons(tmp_path: Path) -> None:
     theirs = characters(3, None)
     mine = ours(theirs, tmp_path, lowercase=True)
-    signs = [chr(c) for c in EVERYTHING if unicodedata.category(chr(c)) not in ("Cs", "Cn")]
+    # utf8proc follows a newer Unicode than Python 3.11, where these two have other categories.
+    changed = {"\u0295", "\U0001171e"}
+    known = [chr(c) for c in EVERYTHING if unicodedata.category(chr(c)) not in ("Cs", "Cn")]
+    signs = [sign for sign in known if sign not in changed]
     for pattern in ("{}", "aΣ{}", "aΣ{}b", "a{}Σ", "{}Σ"):
         for part in range(0, len(signs), 50000):
             text = " ".join(pattern.format(sign) for sign in signs[part : part + 50000])

@@ -73,7 +73,7 @@ def test_numbers_and_pairs_convert() -> None:
         "Guidance(cfg_scale=Ramp(3), cfg_window=Window(0.25, 0.75), dg_scale=Ramp(0, 1.5),"
         " dg_window=Window(0, 1), ma_keep=Ramp(0), reuse_interval=Ramp(1),"
         " reuse_window=Window(0, 1), skip_interval=Ramp(1), skip_window=Window(0, 1),"
-        " skip_tolerance=0.2)"
+        " skip_steps=[], skip_tolerance=0.2)"
     )
     weights = [_core.weights_at(guidance, i, 4) for i in range(4)]
     assert [w.lambda_ for w in weights] == [0, 2, 2, 0]
