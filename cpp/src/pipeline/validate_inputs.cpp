@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <string>
 
 #include "intaglio/error.h"
@@ -108,6 +109,12 @@ void check_mask(const std::string& name, const Tensor& mask) {
   throw InputError(name + " must hold 1 for tokens and 0 for padding, and at least one 1");
 }
 
+// Z-Image's graph takes the number of ones as the length of the prompt.
+void check_padding_is_last(const std::string& name, const Tensor& mask) {
+  if (std::ranges::is_sorted(mask.floats(), std::ranges::greater())) return;
+  throw InputError(name + " marks padding before a token: put all tokens first");
+}
+
 void check_part(const Bundle& bundle, const std::string& name, const Tensor& tensor, Role role,
                 std::int64_t tokens) {
   const GraphTensor* input = bundle.input(role);
@@ -126,7 +133,9 @@ void check_part(const Bundle& bundle, const std::string& name, const Tensor& ten
   }
   if (!std::ranges::all_of(tensor.floats(), [](float x) { return std::isfinite(x); }))
     throw InputError(name + " holds NaN or infinity: give finite numbers");
-  if (role == Role::text_mask) check_mask(name, tensor);
+  if (role != Role::text_mask) return;
+  check_mask(name, tensor);
+  if (bundle.family == "z-image") check_padding_is_last(name, tensor);
 }
 
 void check_conditioning(const Bundle& bundle, const std::string& prefix,
