@@ -370,29 +370,6 @@ def test_masks_that_make_no_sense(
     check(command, 3, "which are one: leave one out", *args)
 
 
-def test_a_mask_of_z_image_has_its_padding_last(command: Command) -> None:
-    """Its graph counts the ones, so a picture of another mask would be wrong."""
-    bundle = make_bundle(command.folder / "fake", "text", "text_mask")
-    manifest = json.loads((bundle / "bundle.json").read_text())
-    (bundle / "bundle.json").write_text(json.dumps(manifest | {"family": "z-image"}))
-    path = command.folder / "e.safetensors"
-    args = ("generate", bundle, "--prompt-embeds", path, "--steps", 1, "-o", "a.png")
-    for mask, code in (([1, 1, 1, 0], 0), ([0, 1, 1, 1], 3), (MASK[0], 3)):
-        tensors = {
-            f"{prefix}{name}": array
-            for prefix in ("", "negative_")
-            for name, array in (
-                ("prompt_embeds", EMBEDS["prompt_embeds"]),
-                ("prompt_attention_mask", np.array([mask], np.float32)),
-            )
-        }
-        save_file(tensors, path)
-        if code == 0:
-            assert command(*args).returncode == 0
-        else:
-            check(command, code, "marks padding before a token: put all tokens first", *args)
-
-
 def test_axes_that_contradict_the_role(command: Command, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b", "text")
     manifest = json.loads((bundle / "bundle.json").read_text())

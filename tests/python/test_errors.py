@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 import intaglio
+from tests.fake_bundle import TEXT_WIDTH, make_bundle
 from tests.python.conftest import PROMPT
 
 CODES = {
@@ -136,3 +138,23 @@ def test_bytes_that_are_no_text_do_not_break_the_message(tmp_path: Path) -> None
 
     with pytest.raises(intaglio.InputError, match=r"\\xff"):
         intaglio.Bundle.open(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+
+
+def test_a_mask_of_z_image_has_its_padding_last(tmp_path: Path) -> None:
+    """Its graph counts the ones, so a picture of another mask would be wrong."""
+    folder = make_bundle(tmp_path / "fake", "text", "text_mask")
+    file = folder / "bundle.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"family": "z-image"}))
+    pipeline = intaglio.Pipeline.open(folder)
+
+    def draw(*marks: float) -> intaglio.Generation:
+        embeds = intaglio.PromptEmbeddings(
+            np.zeros((1, 4, TEXT_WIDTH), np.float32),
+            prompt_attention_mask=np.array([marks], np.float32),
+        )
+        return pipeline.generate(prompt_embeds=embeds, steps=1, cfg_scale=1.0)
+
+    assert draw(1, 1, 1, 0).images
+    for marks in ((0, 1, 1, 1), (1, 1, 0, 1)):
+        with pytest.raises(intaglio.InputError, match="padding before a token: put all tokens"):
+            draw(*marks)
