@@ -4,7 +4,7 @@
     python -m benchmarks.bench.shipped -o docs
 
 Each is compared with the exact float32 run of its own loop, in time and in the final latents. The
-tables are a section of docs/performance.md.
+command writes its tables into a section of docs/performance.md.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def draw(
     }
 
 
-# Of the runtime, by steps and the evaluations that the others get.
+# Lists that `intaglio.analysis.skipping` found, by steps and the evaluations asked of it.
 OURS: dict[tuple[int, int], dict[str, Any]] = {
     (28, 14): {"skip_steps": [4, 6, 8, 10, 12, 13, 15, 16, 18, 19, 21, 22, 24, 26, 27]},
     (28, 20): {"skip_steps": [9, 12, 14, 16, 18, 20, 23, 27]},
@@ -134,10 +134,10 @@ def measure_ours(
         return frechet(moments(features), judge.moments)
 
     rows = []
-    for (steps, evaluations), how in OURS.items():
+    for (steps, _), how in OURS.items():
         plain = {"steps": steps}
         exact = store.get(f"exact-{steps}", draw, pipeline, judge, seeds, plain)
-        name = f"ours-{steps}-{evaluations}"
+        name = f"ours-{steps}-{'-'.join(map(str, how['skip_steps']))}"
         drawn = store.get(name, draw, pipeline, judge, seeds, plain | how)
         gap = bootstrap_difference(
             distance, exact["features"], drawn["features"], resamples=400, seed=0
