@@ -186,8 +186,11 @@ test-extras: .venv/ready  ## install each device's extra into a fresh environmen
 	$(BIN)/python tests/try_extras.py
 
 # This needs an idle machine. The first run exports the models and keeps them in build/bench (15 GB).
-bench: $(BUNDLE)/bundle.json build/deps/onnxruntime-openvino/ready  ## compare with other runtimes and write the speed section of docs/performance.md
+bench: $(BUNDLE)/bundle.json build/deps/onnxruntime-openvino/ready  ## compare with other runtimes and write the sections of docs/performance.md
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt openvino-genai
 	$(BIN)/python -m benchmarks.bench -o docs
+	$(BIN)/python -m benchmarks.bench.shipped -o docs
+	$(BIN)/python -m benchmarks.bench.skipping -o docs
 
 # This takes hours; it keeps its measurements in build/report, so an interrupted run continues.
 report: .venv/ready  ## probe the shipped model and write docs/reports/fashion-sd3

@@ -1,6 +1,6 @@
 """Compare loops as people have them: with the defaults, caches and types of each.
 
-    pip install -e '.[bench,openvino]' openvino-genai==2026.4.1.0
+    pip install -e '.[bench,openvino]' -c constraints.txt openvino-genai
     python -m benchmarks.bench.shipped -o docs
 
 Each is compared with the exact float32 run of its own loop, in time and in the final latents. The
@@ -22,12 +22,12 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from benchmarks.bench.document import write_section
+from benchmarks.bench.genai import genai_runtime, prepare
 from benchmarks.bench.measuring import interleave, ratio, relative, seconds
 from benchmarks.bench.models import Model, models
 from benchmarks.bench.openvino_device import process_runtime
 from benchmarks.bench.page import table
 from benchmarks.bench.runtimes import FORKED, Runtime, intaglio_runtime
-from benchmarks.bench.sanity import genai_runtime, prepare
 from benchmarks.bench.workload import Sample, Workload
 
 STEPS = 28
@@ -152,7 +152,6 @@ def main() -> None:
     args = parser.parse_args()
     known = models(args.work)
     parts = [
-        "## As shipped",
         f"`python -m benchmarks.bench.shipped -o docs` measured these figures on {date.today()} on"
         f" {os.cpu_count()} cores with {instructions()}: {STEPS} steps, {args.threads} threads,"
         " one image, and every loop once a round. A time is that of the loop, without text encoders"

@@ -1,17 +1,8 @@
-"""Compare OpenVINO GenAI's own CFG loop with Intaglio's, for docs/performance.md.
-
-    pip install -e '.[bench]' openvino-genai==2026.4.1.0
-    python -m benchmarks.bench.sanity mid-sd3 2 9 2  # steps, rounds, threads
-    python -m benchmarks.bench.sanity fashion-sd3 8 31 1
-
-The first run of a model writes its folder for GenAI, laid out as optimum-intel lays it out.
-"""
+"""Convert a model for OpenVINO GenAI, and run its own CFG loop."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import openvino
@@ -19,14 +10,11 @@ import openvino_genai
 import openvino_tokenizers
 import torch
 
-from benchmarks.bench.measuring import check_same, interleave, ratio, seconds
-from benchmarks.bench.models import Model, models
-from benchmarks.bench.page import table
-from benchmarks.bench.runtimes import FORKED, Runtime, intaglio_runtime
+from benchmarks.bench.models import Model
+from benchmarks.bench.runtimes import Runtime
 from benchmarks.bench.workload import CFG_SCALE, Array, Sample, Workload
 
 PROMPTS = ["a dress", "dark boot"]  # negative, positive
-GENAI = {"OpenVINO GenAI": False, "OpenVINO GenAI, shapes fixed": True}
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 
 
@@ -79,7 +67,6 @@ def genai_runtime(
     workload: Workload,
     threads: int,
     *,
-    fixed: bool = False,
     hints: dict[str, str] = EXACT,
     cached: bool = False,
 ) -> Runtime:
@@ -89,8 +76,6 @@ def genai_runtime(
     extrapolates some of the steps.
     """
     pipeline = openvino_genai.Text2ImagePipeline(folder)
-    if fixed:
-        pipeline.reshape(1, workload.pixels, workload.pixels, CFG_SCALE)
     pipeline.compile("CPU", INFERENCE_NUM_THREADS=threads, ENABLE_CPU_PINNING=False, **hints)
     latents: list[Array] = []
     config = pipeline.get_generation_config()
@@ -119,21 +104,3 @@ def prepare(model: Model, steps: int) -> tuple[Path, Workload]:
     if not (model.files / "genai/model_index.json").exists():
         convert(model.adapter.pipeline, model.files / "genai")
     return model.files / "genai", workload
-
-
-def measure(model: Model, steps: int, rounds: int, threads: int) -> str:
-    """The table of a model."""
-    folder, workload = prepare(model, steps)
-    runtimes = {FORKED: intaglio_runtime(model.bundle("forked", model.blocks // 2), threads)}
-    for name, fixed in GENAI.items():
-        runtimes[name] = genai_runtime(folder, workload, threads, fixed=fixed)
-    samples = interleave({name: (run, workload) for name, run in runtimes.items()}, rounds)
-    errors, rows = check_same(samples, FORKED), []
-    for name, of in samples.items():
-        span = "{median:.2f} [{low:.2f}, {high:.2f}]".format(**ratio(of, samples[FORKED]))
-        rows.append([name, f"{median(seconds(of)) / steps:.4g}", span, f"{errors[name]:.0e}"])
-    return table(["CFG loop", "seconds per step", "time / forked", "relative L2"], rows)
-
-
-if __name__ == "__main__":
-    print(measure(models(Path("build/bench"))[sys.argv[1]], *map(int, sys.argv[2:])))
