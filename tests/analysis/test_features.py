@@ -61,36 +61,62 @@ def test_what_is_massive_is_discarded_and_nothing_else(
     np.testing.assert_array_equal(chosen, expected)
 
 
-def test_modulated_features_are_adalns_output(pipeline: Any, images: NDArray[np.float32]) -> None:
-    norm = pipeline.transformer.transformer_blocks[BLOCK].norm1
-    expected = hooked(pipeline, images, norm)[0].numpy().copy()
-    expected[..., PLANTED] = 0
-    found = features(pipeline, images, blocks=[BLOCK], channels=[PLANTED])
-    np.testing.assert_array_equal(found.reshape(2, 96, 64), expected)
+def by_diffusers(pipeline: Any, images: NDArray[np.float32], gone: list[int]) -> torch.Tensor:
+    """Return AdaLN's output by diffusers' module for the stream without channels `gone`."""
+    transformer = pipeline.transformer
+    stream = hooked(pipeline, images, transformer.transformer_blocks[BLOCK - 1], recipe="raw")[1]
+    projected = hooked(pipeline, images, transformer.time_text_embed.time_proj, recipe="raw")
+    stream = stream.clone()
+    stream[..., gone] = 0
+    with torch.no_grad():
+        time = transformer.time_text_embed.timestep_embedder(projected)
+        return transformer.transformer_blocks[BLOCK].norm1(stream, emb=time)[0]
 
 
-def test_what_the_stream_has_is_discarded_from_adalns_output(
+def test_modulated_features_are_adalns_output_without_what_entered(
     pipeline: Any, images: NDArray[np.float32]
 ) -> None:
-    """Here AdaLN scales the planted channel to zero and makes another one large."""
-    linear = pipeline.transformer.transformer_blocks[BLOCK].norm1.linear
-    before = linear.bias.detach().clone()
-    with torch.no_grad():
-        linear.bias[64 + PLANTED] -= 1.0  # of shift, scale, ...
-        linear.bias[3] += 1000.0
-    try:
-        found = features(pipeline, images, blocks=[BLOCK])
-        everything = features(pipeline, images, blocks=[BLOCK], channels=[])
-        assert massive_channels(everything.reshape(2, 96, 64)) == [3]
-        stream = features(pipeline, images, blocks=[BLOCK], recipe="raw").reshape(2, 96, 64)
-    finally:
-        with torch.no_grad():
-            linear.bias.copy_(before)
-    gone = massive_channels(stream)
-    assert PLANTED in gone
-    assert 3 not in gone
-    everything[..., gone] = 0
-    np.testing.assert_array_equal(found, everything)
+    """Massive channels go before the LayerNorm, whose scale they would decide."""
+    expected = by_diffusers(pipeline, images, [PLANTED])
+    assert expected[..., PLANTED].abs().max() > 0.01  # AdaLN shifts it
+    found = torch.from_numpy(features(pipeline, images, blocks=[BLOCK])).flatten(1, 2)
+    torch.testing.assert_close(found, expected)
+    everything = features(pipeline, images, blocks=[BLOCK], channels=[])
+    expected = by_diffusers(pipeline, images, [])
+    torch.testing.assert_close(torch.from_numpy(everything).flatten(1, 2), expected)
+
+
+def test_a_massive_channel_makes_all_raw_tokens_alike(
+    pipeline: Any, images: NDArray[np.float32]
+) -> None:
+    def alike(recipe: str) -> float:
+        tokens = torch.from_numpy(features(pipeline, images, blocks=[BLOCK], recipe=recipe))
+        unit = torch.nn.functional.normalize(tokens.flatten(1, 2), dim=-1)
+        return float((unit @ unit.mT).mean())
+
+    assert alike("modulated") < alike("discarded") < alike("raw")
+    assert alike("raw") > 0.8
+
+
+def test_mrep_adds_the_maps_of_the_massive_channels(
+    pipeline: Any, images: NDArray[np.float32]
+) -> None:
+    found = features(pipeline, images, blocks=[BLOCK], recipe="mrep")
+    modulated = features(pipeline, images, blocks=[BLOCK])
+    np.testing.assert_array_equal(found[..., :64], modulated)
+    transformer = pipeline.transformer
+    before = hooked(pipeline, images, transformer.transformer_blocks[BLOCK - 1], recipe="raw")[1]
+    maps = torch.nn.functional.instance_norm(before[..., [PLANTED]].mT, eps=0.0).mT
+    torch.testing.assert_close(
+        torch.from_numpy(found[..., 64:]).flatten(1, 2), maps, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_features_are_averaged_over_noises(pipeline: Any, images: NDArray[np.float32]) -> None:
+    how: dict[str, Any] = {"blocks": [BLOCK], "channels": [PLANTED]}
+    found = features(pipeline, images, **how, seed=3, noises=2)
+    each = [features(pipeline, images, **how, seed=seed) for seed in (3, 5)]
+    np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
 
 
 def test_normalised_blocks_are_joined(pipeline: Any, images: NDArray[np.float32]) -> None:
@@ -113,7 +139,9 @@ def test_no_noise_is_the_image_and_all_noise_is_none_of_it(
     assert np.abs(one - two).max() < 0.5 < np.abs(first).max()
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux-dev", "dit", "pixart-sigma", "qwen-image"])
+@pytest.mark.parametrize(
+    "name", ["sd3", "flux-dev", "flux2-klein", "dit", "pixart-sigma", "qwen-image"]
+)
 def test_every_family_gives_what_its_blocks_do(name: str) -> None:
     """The features equal what torch's own hooks see, and the pipeline is left unchanged."""
     family = FAMILIES[name]
@@ -126,8 +154,14 @@ def test_every_family_gives_what_its_blocks_do(name: str) -> None:
     output = hooked(pipeline, images, block, **how)
     stream = output[-1] if isinstance(output, tuple) else output
     tokens = stream.shape[1]
-    assert found.shape == (1, int(tokens**0.5), int(tokens**0.5), 64)
-    np.testing.assert_array_equal(found.reshape(1, tokens, 64), stream.numpy())
+    assert found.shape == (1, int(tokens**0.5), int(tokens**0.5), stream.shape[2])
+    np.testing.assert_array_equal(found.reshape(stream.shape), stream.numpy())
+    after = native_run(pipeline, family, 1.0)
+    torch.testing.assert_close(after.latents, before.latents, rtol=0, atol=0)
+    modulated = features(pipeline, images, blocks=[1])
+    assert modulated.shape == found.shape
+    assert np.isfinite(modulated).all()
+    assert not np.array_equal(modulated, found)
     after = native_run(pipeline, family, 1.0)
     torch.testing.assert_close(after.latents, before.latents, rtol=0, atol=0)
 
@@ -140,6 +174,7 @@ def test_every_family_gives_what_its_blocks_do(name: str) -> None:
         ({"blocks": []}, "pass some of 0 to 3"),
         ({"channels": [64]}, "0 to 63"),
         ({"sigma": 2.0}, "share of noise"),
+        ({"noises": 0}, "1 or more"),
     ],
 )
 def test_mistakes_are_named(

@@ -120,6 +120,11 @@ class _Flux2Adapter(TextFirstAdapter):
         mean, std = self._statistics()
         return super().decode(self.pipeline._unpatchify_latents(latents * std + mean))
 
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics()
+        latents: torch.Tensor = self.pipeline._patchify_latents(super().encode(image))
+        return (latents - mean) / std
+
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean and standard deviation of each latent channel, [C, 1, 1]."""
         norm = self.pipeline.vae.bn

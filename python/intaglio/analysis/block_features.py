@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from intaglio_export.adapters import adapter_for
-from intaglio_export.adapters.base import Adapter
+from intaglio_export.adapters.base import Adapter, Inputs
 from intaglio_export.adapters.observing import observing
 from intaglio_export.adapters.packing import pack
 from intaglio_export.calibration.calibrate import encode, fixed_inputs
@@ -19,7 +20,8 @@ from intaglio_export.support.quiet import quiet
 
 Floats = NDArray[np.float32]
 
-RECIPES = ("raw", "discarded", "modulated", "normalised")
+RECIPES = ("raw", "discarded", "normalised", "modulated", "mrep")
+_MODULATED = ("modulated", "mrep")
 
 
 @torch.no_grad()
@@ -33,6 +35,7 @@ def features(
     channels: Sequence[int] | None = None,
     prompt: str = "",
     seed: int = 0,
+    noises: int = 1,
 ) -> NDArray[np.float32]:
     """Return spatial maps of what `blocks` compute for noised images.
 
@@ -45,16 +48,20 @@ def features(
         blocks: the blocks; their maps are concatenated along the channels.
         sigma: the share of noise that is added, from 0 to 1.
         recipe: "raw" is the image stream after the block. "discarded" is the stream without massive
-            channels. "modulated" is AdaLN's output in the block without massive channels, which
-            depends on the timestep (DiTF, arXiv 2505.18584). "normalised" is "discarded" with each
-            token scaled to length 1, so that blocks of different magnitude can be joined.
-        channels: the channels to discard; None discards those that are massive in the stream after
-            the block on these images.
+            channels. "normalised" is "discarded" with each token scaled to length 1, so that blocks
+            of different magnitude can be joined. "modulated" is AdaLN's output in the block, with
+            the modulation of the timestep alone, for a stream whose massive channels were set to
+            zero before the LayerNorm (DiTF, arXiv 2505.18584). "mrep" joins "modulated" and the
+            maps of the massive channels, each with mean 0 and deviation 1 over the image (after
+            MREP, arXiv 2607.02968).
+        channels: the channels to discard; None discards those that are massive on these images, in
+            the stream that enters the block for "modulated" and "mrep", else in the one after it.
         prompt: the prompt that the model gets.
         seed: the seed of the noise; image i has seed + i.
+        noises: the features are averaged over so many noises (DiTF takes 8).
 
     Returns:
-        [N, rows, columns, len(blocks) * C] float32.
+        [N, rows, columns, len(blocks) * C] float32; "mrep" adds the massive channels of each block.
 
     Raises:
         ValueError: an argument is invalid; the message says which.
@@ -65,8 +72,23 @@ def features(
             f"images of shape {images.shape} are invalid: pass [N, H, W, 3] from 0 to 1."
         )
     adapter = _adapter(pipeline, blocks, recipe, channels)
-    found = _run(adapter, images, sigma, prompt, seed, blocks, recipe)
-    maps = [_without_massive(*found[block], recipe, channels) for block in blocks]
+    if noises < 1:
+        raise ValueError(f"noises {noises} is invalid: pass 1 or more.")
+    seeds = [seed + noise * len(images) for noise in range(noises)]
+    runs = [_inputs(adapter, images, sigma, prompt, first) for first in seeds]
+    point = "before" if recipe in _MODULATED else "after"
+    streams = [_streams(adapter, inputs, blocks, point) for inputs in runs]
+    gone = {
+        block: massive_channels(np.concatenate([stream[block] for stream in streams]))
+        if channels is None
+        else list(channels)
+        for block in blocks
+    }
+    found = [
+        _follow(recipe, adapter, inputs, stream, gone)
+        for inputs, stream in zip(runs, streams, strict=True)
+    ]
+    maps = [np.mean([one[block] for one in found], axis=0, dtype=np.float32) for block in blocks]
     rows, columns = _grid(adapter, images)
     return np.concatenate(maps, axis=-1).reshape(len(images), rows, columns, -1)
 
@@ -112,19 +134,10 @@ def _grid(adapter: Adapter, images: NDArray[np.floating]) -> tuple[int, int]:
     return height // unit, width // unit
 
 
-def _run(
-    adapter: Adapter,
-    images: NDArray[np.floating],
-    sigma: float,
-    prompt: str,
-    seed: int,
-    blocks: Sequence[int],
-    recipe: str,
-) -> dict[int, tuple[Floats, Floats]]:
-    """Return for each block what it computes at the recipe's point, and the image stream after it.
-
-    Both are [N, T, C].
-    """
+def _inputs(
+    adapter: Adapter, images: NDArray[np.floating], sigma: float, prompt: str, seed: int
+) -> Inputs:
+    """Return the transformer's inputs for noised images."""
     n = len(images)
     pixels = torch.from_numpy(np.asarray(images, np.float32)).permute(0, 3, 1, 2) * 2 - 1
     layout = adapter.latent()
@@ -143,20 +156,69 @@ def _run(
         length = adapter.defaults().max_sequence_length or 1
         text = encode(adapter, [prompt], length)
     text = {role: value.expand(n, *value.shape[1:]) for role, value in text.items()}
-    observed: dict[tuple[str, int], Floats] = {}
+    fixed = fixed_inputs(adapter, n, grid)
+    return text | fixed | {"latent": latent, "timestep": torch.full((n,), timestep)}
 
-    def record(point: str, block: int, tensor: torch.Tensor) -> None:
+
+def _streams(
+    adapter: Adapter, inputs: Inputs, blocks: Sequence[int], point: str
+) -> dict[int, Floats]:
+    """Return the image stream [N, T, C] before or after each block."""
+    found: dict[int, Floats] = {}
+
+    def record(_: str, block: int, tensor: torch.Tensor) -> None:
         if block in blocks:
-            observed[point, block] = tensor.float().numpy().copy()
+            found[block] = tensor.float().numpy().copy()
 
-    point = "modulated" if recipe == "modulated" else "after"
-    with observing(adapter, record, {point, "after"}):
-        adapter.run(
-            text
-            | fixed_inputs(adapter, n, grid)
-            | {"latent": latent, "timestep": torch.full((n,), timestep)}
-        )
-    return {block: (observed[point, block], observed["after", block]) for block in blocks}
+    with observing(adapter, record, {point}):
+        adapter.run(inputs)
+    return found
+
+
+class _RecordedError(Exception):
+    """What a nested call of a block was made for has been recorded."""
+
+
+def _modulate(
+    adapter: Adapter, inputs: Inputs, entering: Mapping[int, Floats]
+) -> dict[int, Floats]:
+    """Return AdaLN's output [N, T, C] of each block for other image streams than the run's.
+
+    The modulation is that of the timestep alone: what a pooled prompt adds to it is left out.
+    """
+    found: dict[int, Floats] = {}
+
+    def record(_: str, block: int, tensor: torch.Tensor) -> None:
+        if block in entering and block not in found:
+            found[block] = tensor.float().numpy().copy()
+            raise _RecordedError
+
+    def call_nested(block: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        named = "hidden_states" in kwargs
+        _, others = adapter.split(block, kwargs["hidden_states"] if named else args[0])
+        stream = torch.from_numpy(entering[numbers[block]])
+        streams = adapter.join(block, stream, others)
+        try:
+            if named:
+                block.forward(*args, **kwargs | {"hidden_states": streams})
+            else:
+                block.forward(streams, *args[1:], **kwargs)
+        except _RecordedError:
+            pass
+
+    numbers = {block: k for k, block in enumerate(adapter.blocks()) if k in entering}
+    embedder = getattr(adapter.transformer, "time_text_embed", None)
+    pooled = getattr(embedder, "text_embedder", None)
+    with ExitStack() as stack:
+        stack.enter_context(observing(adapter, record, {"modulated"}))
+        for block in numbers:
+            handle = block.register_forward_pre_hook(call_nested, with_kwargs=True)
+            stack.callback(handle.remove)
+        if pooled is not None:
+            handle = pooled.register_forward_hook(lambda m, args, out: torch.zeros_like(out))
+            stack.callback(handle.remove)
+        adapter.run(inputs)
+    return found
 
 
 def _level(adapter: Adapter, sigma: float, tokens: int) -> tuple[float, float, float]:
@@ -173,16 +235,36 @@ def _level(adapter: Adapter, sigma: float, tokens: int) -> tuple[float, float, f
     return float(scheduler.timesteps[index]), 1 - float(sigmas[index]), float(sigmas[index])
 
 
-def _without_massive(
-    hidden_states: Floats, stream: Floats, recipe: str, channels: Sequence[int] | None
-) -> Floats:
-    """Apply the recipe to what a block computes; `stream` decides which channels are massive."""
+def _follow(
+    recipe: str,
+    adapter: Adapter,
+    inputs: Inputs,
+    streams: Mapping[int, Floats],
+    gone: Mapping[int, Sequence[int]],
+) -> dict[int, Floats]:
+    """Apply the recipe to the streams of one run; the channels `gone` of each block are massive."""
     if recipe == "raw":
-        return hidden_states
-    # AdaLN scales the stream, so its output would not show which channels are massive.
-    gone = massive_channels(stream) if channels is None else list(channels)
-    kept = hidden_states.copy()
-    kept[..., gone] = 0.0
-    if recipe == "normalised":
-        kept /= np.linalg.norm(kept, axis=-1, keepdims=True).clip(1e-6)
-    return kept
+        return dict(streams)
+    kept = {block: stream.copy() for block, stream in streams.items()}
+    for block, stream in kept.items():
+        stream[..., gone[block]] = 0.0
+        if recipe == "normalised":
+            stream /= np.linalg.norm(stream, axis=-1, keepdims=True).clip(1e-6)
+    if recipe not in _MODULATED:
+        return kept
+    modulated = _modulate(adapter, inputs, kept)
+    if recipe == "modulated":
+        return modulated
+    return {
+        block: np.concatenate(
+            [modulated[block], _spatially_normalised(stream[..., gone[block]])], -1
+        )
+        for block, stream in streams.items()
+    }
+
+
+def _spatially_normalised(maps: Floats) -> Floats:
+    """Give each map of [N, T, C] mean 0 and standard deviation 1 over its tokens."""
+    centred = maps - maps.mean(1, keepdims=True)
+    normalised: Floats = centred / centred.std(1, keepdims=True).clip(1e-6)
+    return normalised
