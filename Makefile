@@ -199,9 +199,9 @@ report: .venv/ready  ## probe the shipped model and write docs/reports/fashion-s
 	mkdir -p docs/reports/fashion-sd3
 	cp -r build/report/{report.md,report.json,settings.json,figures} docs/reports/fashion-sd3/
 
-scale: .venv/ready  ## export full-size models with random weights and write their section of docs/performance.md (15 GB of disk)
-	$(BIN)/python -m benchmarks.scale.sd3_medium build/scale
-	$(BIN)/python -m benchmarks.scale.flux_dev build/scale
+scale: .venv/ready  ## export full-size models with random weights and write their section of docs/performance.md (30 GB of disk)
+	$(BIN)/python -m benchmarks.scale.whole build/scale
+	$(BIN)/python -m benchmarks.scale.unread_weights build/scale
 	rm -rf build/scale
 
 clean:  ## remove build results, not the environment

@@ -12,7 +12,12 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
-_SAFETENSORS = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+_SAFETENSORS = {
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.int64: "I64",
+}
 _CHUNK = 1 << 24  # numbers made at once
 
 
@@ -22,9 +27,16 @@ def write_pipeline(
     networks: Mapping[str, nn.Module],
     others: Mapping[str, Any],
     dtype: torch.dtype,
+    *,
+    options: Mapping[str, Any] | None = None,
+    hollow: bool = False,
 ) -> None:
-    """Write a diffusers pipeline of `networks` on the meta device; `others` save themselves."""
-    index: dict[str, Any] = {"_class_name": class_name}
+    """Write a diffusers pipeline of `networks` on the meta device; `others` save themselves.
+
+    `options` is what the index says besides parts. `hollow` leaves the weights a hole in their
+    file, which takes no room on the disk and reads as zeros.
+    """
+    index: dict[str, Any] = {"_class_name": class_name, **(options or {})}
     generator = torch.Generator().manual_seed(0)
     for name, network in networks.items():
         index[name] = _class_of(network)
@@ -36,7 +48,11 @@ def write_pipeline(
             network.config.save_pretrained(folder / name)  # type: ignore[union-attr, operator]
         path = folder / name / weights_name(network)
         with path.open("wb") as file:
-            _write_weights(network, file, dtype, generator)
+            if hollow:
+                file.write(header(network, dtype))
+                file.truncate(file.tell() + _bytes(network, dtype))
+            else:
+                _write_weights(network, file, dtype, generator)
     for name, other in others.items():
         index[name] = [None, None] if other is None else _class_of(other)
         if other is not None:
@@ -54,10 +70,11 @@ def header(network: nn.Module, dtype: torch.dtype) -> bytes:
     """The head of a .safetensors file that holds all of the network's tensors in `dtype`."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, tensor in network.state_dict().items():
-        size = tensor.numel() * dtype.itemsize
+    for name, tensor in _tensors(network).items():
+        stored = _stored(tensor, dtype)
+        size = tensor.numel() * stored.itemsize
         entries[name] = {
-            "dtype": _SAFETENSORS[dtype],
+            "dtype": _SAFETENSORS[stored],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + size],
         }
@@ -67,12 +84,28 @@ def header(network: nn.Module, dtype: torch.dtype) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+def _tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return all tensors by name; tied ones have their first name only, as they are published."""
+    named: dict[str, torch.Tensor] = network.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(named.items())}
+    return {name: tensor for name, tensor in named.items() if first[id(tensor)] == name}
+
+
+def _stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
+    return dtype if tensor.is_floating_point() else tensor.dtype
+
+
+def _bytes(network: nn.Module, dtype: torch.dtype) -> int:
+    tensors = _tensors(network).values()
+    return sum(tensor.numel() * _stored(tensor, dtype).itemsize for tensor in tensors)
+
+
 def _write_weights(
     network: nn.Module, file: BinaryIO, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
     """Normal numbers scaled by the width of the input, ones for norms, zeros for biases."""
     file.write(header(network, dtype))
-    for name, tensor in network.state_dict().items():
+    for name, tensor in _tensors(network).items():
         vector = tensor.ndim < 2
         fan_in = 1 if vector else math.prod(tensor.shape[1:])
         for start in range(0, tensor.numel(), _CHUNK):
@@ -81,7 +114,7 @@ def _write_weights(
                 values = torch.full((count,), float(name.endswith("weight")))
             else:
                 values = torch.randn(count, generator=generator) / math.sqrt(fan_in)
-            file.write(values.to(dtype).view(torch.uint8).numpy().data)
+            file.write(values.to(_stored(tensor, dtype)).view(torch.uint8).numpy().data)
 
 
 def _class_of(part: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Open a bundle with the runtime and take a step.
+"""Open a bundle with the runtime, encode a prompt and take a step.
 
 `python -m benchmarks.scale.runtime_step BUNDLE`
 """
@@ -18,9 +18,13 @@ SIDE = 256
 def main(bundle: str) -> None:
     print(MARK + "opening")
     pipeline = intaglio.Pipeline.open(bundle)
+    print(MARK + "encoding two prompts")
+    prompt = pipeline.embed("a dark boot", "")
+    assert np.isfinite(prompt.prompt_embeds).all()
+    assert not np.array_equal(prompt.prompt_embeds, prompt.negative_prompt_embeds)
     print(MARK + f"one step of {SIDE}x{SIDE}, CFG and DG")
     run = pipeline.generate(
-        "a dark boot", steps=1, height=SIDE, width=SIDE, cfg_scale=4.0, dg_scale=1.0
+        prompt_embeds=prompt, steps=1, height=SIDE, width=SIDE, cfg_scale=4.0, dg_scale=1.0
     )
     assert np.isfinite(run.latents).all()
     assert (run.base_rows, run.forked_rows) == (2, 3)

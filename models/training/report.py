@@ -61,12 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     gallery = Gallery(model, judge, folder, args.steps, model_identity)
     pilot = baselines.run_pilot(gallery, setting, weaker)
     methods = baselines.methods_to_compare(gallery, setting, pilot, weaker)
+    names = baselines.names_at(setting.cfg_scale)
     bar = tqdm()
     gallery = Gallery(model, judge, folder, args.steps, model_identity, bar.update)
     for name, method in methods.items():
         if not args.arms or name in args.arms:
             bar.set_description(name)
-            gallery.draw(method, baselines.seeds(name, args.images), omega=method.guided)
+            gallery.draw(method, names.seeds(name, args.images), omega=method.guided)
     return 0
 
 

@@ -15,15 +15,21 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from diffusers import Flux2Pipeline
 from transformers import (
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     MistralConfig,
     MistralModel,
+    PixtralVisionConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 import intaglio
@@ -36,7 +42,7 @@ from intaglio_export.networks.encoders import text_encoder_unit
 from intaglio_export.options import ExportRequest
 from intaglio_export.precision import store_weights_in
 from intaglio_export.sources import pipeline_folder
-from tests.byte_level import qwen_like
+from tests.byte_level import mistral_like, qwen_like
 from tests.families import FAMILIES
 
 LENGTH, VOCABULARY, WIDTH, LAYERS = 24, 300, 40, 5
@@ -83,6 +89,23 @@ def qwen2_5_vl() -> PreTrainedModel:
     )
 
 
+def qwen3_vl() -> PreTrainedModel:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+    text = SIZES | {"rope_parameters": rope}
+    del text["rope_theta"]
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": WIDTH,
+              "intermediate_size": 24, "deepstack_visual_indexes": [0]}  # fmt: skip
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision))
+
+
+def mistral3(vocabulary: int) -> PreTrainedModel:
+    text = MistralConfig(**SIZES | {"vocab_size": vocabulary}, sliding_window=None)
+    vision = PixtralVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    return Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision))
+
+
 def made(make: Callable[[], PreTrainedModel]) -> Any:
     torch.manual_seed(0)
     model = make().eval()
@@ -118,8 +141,9 @@ def prompts(gap: bool) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def gap_in(model: Any) -> bool:
-    """Whether positions are counted without regard to padding; Qwen2.5-VL's are not."""
-    return not isinstance(model, Qwen2_5_VLForConditionalGeneration)
+    """Whether positions are counted without regard to padding; those of Qwen's VL are not."""
+    with_images = (Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration)
+    return not isinstance(model, with_images)
 
 
 @torch.no_grad()
@@ -145,6 +169,7 @@ def error(file: Path, reference: np.ndarray[Any, Any], gap: bool = True) -> floa
         (qwen3_with_head, (1, 2, 4)),  # several, as FLUX.2 klein takes them
         (mistral, (-2,)),  # one before the last, as Z-Image takes it
         (qwen2_5_vl, (-1,)),  # the last, which is normalized, as Qwen-Image takes it
+        (qwen3_vl, (1, 3)),  # as Krea 2 takes twelve
     ],
 )
 def test_hidden_states_are_transformers(
@@ -163,6 +188,49 @@ def test_hidden_states_are_transformers(
     weights = onnx.load(file, load_external_data=False).graph.initializer
     # Later layers and the head are left out; a layer has 19,000 weights.
     assert sum(math.prod(tensor.dims) for tensor in weights) < most + 5000
+
+
+@torch.no_grad()
+def test_text_alone_has_plain_positions() -> None:
+    """Qwen3-VL's positions have three parts, which are equal without images."""
+    model = made(qwen3_vl)
+    plain = Qwen3Model(Qwen3Config(**SIZES)).eval()
+    plain.load_state_dict(model.get_decoder().state_dict())
+    ids, mask = prompts(gap=False)
+    states = (m(ids, attention_mask=mask, output_hidden_states=True) for m in (model, plain))
+    ours, theirs = (found.hidden_states[3][mask] for found in states)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_before_a_prompt(tmp_path: Path) -> None:
+    """Mistral 3 as FLUX.2-dev takes it, which also reads the padding's hidden states."""
+    tokenizer = mistral_like()
+    tokenizer.padding_side = "left"
+    tokenizer.chat_template = (
+        "{% for message in messages %}[INST]{{ message.content[0].text }}[/INST]{% endfor %}"
+    )
+    model = made(lambda: mistral3(len(tokenizer)))
+    seen: list[dict[str, torch.Tensor]] = []
+    model.register_forward_pre_hook(lambda m, args, given: seen.append(given), with_kwargs=True)
+    taps = (1, 2, 4)
+    with torch.no_grad():
+        reference = Flux2Pipeline._get_mistral_3_small_prompt_embeds(
+            model,
+            tokenizer,
+            ["a boot", "the dark boot"],
+            max_sequence_length=LENGTH,
+            system_message="a",
+            hidden_states_layers=list(taps),
+        )
+    ids, mask = seen[0]["input_ids"], seen[0]["attention_mask"]
+    assert (mask[:, 0] == 0).all()
+    assert (mask[:, -1] == 1).all()
+    session = onnxruntime.InferenceSession(
+        exported(model, tmp_path, torch.float32, taps=taps), providers=["CPUExecutionProvider"]
+    )
+    feeds = {"token_ids": ids.numpy(), "text_mask": mask.float().numpy()}
+    (got,) = session.run(["hidden"], feeds)
+    np.testing.assert_allclose(got, reference.numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_low_precision(tmp_path: Path) -> None:

@@ -14,12 +14,16 @@ from tests.families import FAMILIES
 from tests.families.parts import MAX_LENGTH
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def adapter(request: pytest.FixtureRequest) -> Any:
-    pipeline = FAMILIES[request.param].make()
+def adapter_of(family: str) -> Any:
+    pipeline = FAMILIES[family].make()
     adapter = adapter_for(type(pipeline).__name__)
     assert adapter is not None
     return adapter(pipeline)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def adapter(request: pytest.FixtureRequest) -> Any:
+    return adapter_of(request.param)
 
 
 def inputs(adapter: Any) -> dict[str, torch.Tensor]:
@@ -103,6 +107,22 @@ def test_the_gate_is_a_factor_of_attention(adapter: Any) -> None:
     moved = seen[0][:, : before.shape[1]] - before
     expected = found["gate", k].unsqueeze(1).expand_as(moved)
     torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "last"), [("flux-dev", "proj_out"), ("flux2-klein", "attn"), ("chroma", "proj_out")]
+)
+def test_the_gate_of_a_single_stream_block(family: str, last: str) -> None:
+    """With one from the module that ends both paths, attention's and the MLP's."""
+    adapter = adapter_of(family)
+    k = len(adapter.blocks()) - 1
+    module = getattr(adapter.blocks()[k], last)
+    handle = module.register_forward_hook(lambda m, args, output: torch.ones_like(output))
+    found = told(adapter, ("before", "gate", "after"))
+    handle.remove()
+    moved = found["after", k] - found["before", k]
+    expected = found["gate", k].unsqueeze(1).expand_as(moved)
+    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_hooks_are_gone_after_an_error(adapter: Any) -> None:

@@ -18,6 +18,7 @@ from intaglio_export.errors import ExportError
 from intaglio_export.exporter import say_distilled
 from intaglio_export.options import Lora, ModelSettings, read_settings
 from intaglio_export.sources import open_source
+from tests.export import original
 from tests.export.sources import assert_same, prediction
 from tests.export.test_lora import ATTENTION, active, randomize, relative
 from tests.families.z_image import MAX_LENGTH, make_pipeline
@@ -154,4 +155,29 @@ def test_a_single_file_of_comfyui(folder: Path, tmp_path: Path, prefix: str) -> 
     del held[f"{prefix}layers.3.attention.out.weight"]
     save_file(held, cut := tmp_path / "cut.safetensors")
     with pytest.raises(ExportError, match=r"attention\.to_out\.0\.weight"):
+        open_source(cut, config=str(folder))
+
+
+def test_an_all_in_one_file_of_comfyui(folder: Path, tmp_path: Path) -> None:
+    """With the language model, whose head ComfyUI may store, and the VAE."""
+    pipeline = make_pipeline()
+    with torch.no_grad():
+        for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
+            for parameter in part.parameters():
+                parameter.mul_(2.0)
+    encoder = {f"model.{name}": x for name, x in pipeline.text_encoder.state_dict().items()}
+    encoder["lm_head.weight"] = encoder["model.embed_tokens.weight"]
+    parts = {
+        "model.diffusion_model.": comfyui(pipeline.transformer.state_dict()),
+        "text_encoders.qwen3_4b.transformer.": encoder,
+        "vae.": original.vae(pipeline.vae.state_dict(), 2),
+    }
+    held = {prefix + k: v.clone() for prefix, state in parts.items() for k, v in state.items()}
+    save_file({k: v.contiguous() for k, v in held.items()}, file := tmp_path / "all.safetensors")
+    loaded = open_source(file, config=str(folder)).adapter.pipeline
+    for name in ("transformer", "text_encoder", "vae"):
+        assert_same(getattr(loaded, name), getattr(pipeline, name))
+    lost = "text_encoders.qwen3_4b.transformer.model.layers.1.mlp.up_proj.weight"
+    save_file({k: v for k, v in held.items() if k != lost}, cut := tmp_path / "cut.safetensors")
+    with pytest.raises(ExportError, match=r"Qwen3Model .* lacks layers\.1\.mlp\.up_proj\.weight"):
         open_source(cut, config=str(folder))

@@ -22,8 +22,8 @@ from diffusers import (
 )
 
 from benchmarks.scale.configurations import clip_tokenizer, flux_dev, sd3_medium
-from benchmarks.scale.flux_graph import leave_weights
 from benchmarks.scale.folders import header, weights_name
+from benchmarks.scale.unread_export import leave_weights
 from intaglio_export.adapters import FluxAdapter, SD3Adapter
 from intaglio_export.adapters.base import Adapter
 from intaglio_export.bundle.manifest import BundleParts, Suppression, build_manifest, write_manifest

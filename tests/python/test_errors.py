@@ -140,16 +140,18 @@ def test_bytes_that_are_no_text_do_not_break_the_message(tmp_path: Path) -> None
         intaglio.Bundle.open(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
 
 
-def test_a_mask_of_z_image_has_its_padding_last(tmp_path: Path) -> None:
-    """Its graph counts the ones, so a picture of another mask would be wrong."""
+def test_embeddings_of_z_image(tmp_path: Path) -> None:
+    """Its graph counts the ones of the mask, and has a table with the positions of tokens."""
     folder = make_bundle(tmp_path / "fake", "text", "text_mask")
     file = folder / "bundle.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"family": "z-image"}))
     pipeline = intaglio.Pipeline.open(folder)
 
+    longest = pipeline.bundle.prompt.max_sequence_length
+
     def draw(*marks: float) -> intaglio.Generation:
         embeds = intaglio.PromptEmbeddings(
-            np.zeros((1, 4, TEXT_WIDTH), np.float32),
+            np.zeros((1, len(marks), TEXT_WIDTH), np.float32),
             prompt_attention_mask=np.array([marks], np.float32),
         )
         return pipeline.generate(prompt_embeds=embeds, steps=1, cfg_scale=1.0)
@@ -158,3 +160,9 @@ def test_a_mask_of_z_image_has_its_padding_last(tmp_path: Path) -> None:
     for marks in ((0, 1, 1, 1), (1, 1, 0, 1)):
         with pytest.raises(intaglio.InputError, match="padding before a token: put all tokens"):
             draw(*marks)
+    assert draw(*[1] * longest).images
+    with pytest.raises(
+        intaglio.InputError,
+        match=rf"{longest + 1} tokens where .* up to {longest}: make them shorter",
+    ):
+        draw(*[1] * (longest + 1))

@@ -115,8 +115,9 @@ def test_quicker_pictures_are_those_of_the_probe(model: Path, few: Any, tmp_path
     beside = Weaker.open(model / "weaker", adapter)
     pilot = baselines.run_pilot(gallery, setting, beside)
     methods = baselines.methods_to_compare(gallery, setting, pilot, beside)
+    names = baselines.names_at(setting.cfg_scale)
     for name in ("none", "cfg", "cfg+dg", "cfg+autoguidance"):
-        gallery.draw(methods[name], baselines.seeds(name, IMAGES), omega=methods[name].guided)
+        gallery.draw(methods[name], names.seeds(name, IMAGES), omega=methods[name].guided)
     drawn = sorted((tmp_path / "plain").iterdir())
     assert len(drawn) == 8 + 4  # 8 of the pilot and 4 of the methods
     for path in drawn:

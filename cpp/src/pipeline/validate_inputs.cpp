@@ -165,6 +165,13 @@ void check_embeddings(const Bundle& bundle, const PromptEmbeddings& embeddings,
     return shape.size() > 1 ? std::max<std::int64_t>(shape[1], 1) : 1;
   };
   const std::int64_t tokens = tokens_of(embeddings.positive);
+  // Z-Image's graph looks positions up in a table, which is known to be long enough up to here.
+  if (bundle.family == "z-image" && tokens > bundle.prompt->max_sequence_length) {
+    throw InputError("prompt_embeds has " + std::to_string(tokens) + " tokens where " +
+                     bundle.name + " takes up to " +
+                     std::to_string(bundle.prompt->max_sequence_length) +
+                     ": make them shorter, or export with a larger max_sequence_length");
+  }
   check_conditioning(bundle, "", embeddings.positive, tokens);
   if (!embeddings.negative) {
     if (!unconditional) return;

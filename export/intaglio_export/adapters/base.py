@@ -211,6 +211,11 @@ class Adapter(ABC):
         """Undo `split`."""
         return (*others, hidden) if others else hidden
 
+    @property
+    def prompt_tokens(self) -> slice:
+        """Where the prompt's tokens are in the first of the other streams."""
+        return slice(None)
+
     def attention(self, block: nn.Module) -> nn.Module:
         """Return the block's attention over image tokens, whose first input is AdaLN's output."""
         return block.attn  # type: ignore[return-value]

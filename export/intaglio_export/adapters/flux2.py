@@ -178,7 +178,10 @@ class Flux2KleinAdapter(_Flux2Adapter):
 class Flux2DevAdapter(_Flux2Adapter):
     """`Flux2Pipeline` with prompt embeddings: its text model (Mistral 3) is not exported.
 
-    Its tokenizer pads on the left, which the runtime's tokenizer does not do.
+    Its prompts are padded on the left, which the runtime's tokenizer does not do, and the
+    transformer reads the hidden states of that padding. Attention has nothing to attend to there,
+    and the decomposed form of a graph then gives another result than torch. The tokenizer is a
+    processor (PixtralProcessor), and the pipeline takes [IMG] out of prompts.
     """
 
     pipeline_classes = ("Flux2Pipeline",)
@@ -206,5 +209,6 @@ class Flux2DevAdapter(_Flux2Adapter):
 
     def left_out(self) -> list[str]:
         return [
-            "The text model (Mistral 3) is left out; give prompt embeddings with --prompt-embeds."
+            "The text model (Mistral 3) is left out, because it pads prompts on the left; give"
+            " embeddings that diffusers made with --prompt-embeds (docs/models.md)."
         ]

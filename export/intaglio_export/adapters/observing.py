@@ -72,7 +72,7 @@ def _hooks(
         if "after" in points:
             observer("after", k, hidden_states)
         if "text" in points and others and others[0] is not None:
-            observer("text", k, others[0])
+            observer("text", k, others[0][:, adapter.prompt_tokens])
 
     if {"before", "modulated"} & set(points):
         yield block.register_forward_pre_hook(entering, with_kwargs=True)

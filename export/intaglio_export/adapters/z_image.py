@@ -42,6 +42,7 @@ class ZImageAdapter(Adapter):
     text_encoders = ("text_encoder",)
     sigmas = "linspace"
     _tokens = 0  # image tokens of the current forward
+    _text_tokens = 0
 
     def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(pipeline, dtype)
@@ -65,6 +66,11 @@ class ZImageAdapter(Adapter):
         self, block: nn.Module, hidden: torch.Tensor, others: tuple[torch.Tensor | None, ...]
     ) -> torch.Tensor:
         return torch.cat([hidden, *others], dim=1)  # type: ignore[list-item]
+
+    @property
+    def prompt_tokens(self) -> slice:
+        begin = int(_filled(self._tokens)) - self._tokens  # after what fills up the image's tokens
+        return slice(begin, begin + self._text_tokens)
 
     def attention(self, block: nn.Module) -> nn.Module:
         return block.attention  # type: ignore[return-value]
@@ -104,7 +110,7 @@ class ZImageAdapter(Adapter):
 
     def predict(self, inputs: Inputs) -> torch.Tensor:
         sequences = _Sequences(self.transformer, inputs["latent"].shape[2:], inputs["text_mask"])
-        self._tokens = sequences.tokens
+        self._tokens, self._text_tokens = sequences.tokens, sequences.text_tokens
         with sequences.in_place():
             velocity: torch.Tensor = self.transformer(
                 [inputs["latent"]],
@@ -227,7 +233,7 @@ class _Sequences:
         """`cells` are the height and width of the latent, and `mask` [B, L] is of the prompts."""
         self._transformer = transformer
         self._rows, self._columns = (side // _PATCH for side in cells)
-        self.tokens, self._text_tokens = self._rows * self._columns, mask.shape[1]
+        self.tokens, self.text_tokens = self._rows * self._columns, mask.shape[1]
         self._lengths = mask.sum(dim=1, keepdim=True).long()  # [B, 1]
         embedder = transformer.rope_embedder
         tables = embedder.precompute_freqs_cis(
@@ -258,7 +264,7 @@ class _Sequences:
 
     def _parts(self, images: Any, texts: Any, *patch: int) -> tuple[Any, ...]:
         """Return the items with their positions [B, S, 3], and which tokens are filled in."""
-        image, text = (torch.arange(_filled(n)) for n in (self.tokens, self._text_tokens))
+        image, text = (torch.arange(_filled(n)) for n in (self.tokens, self.text_tokens))
         begin = (_filled(self._lengths) + 1).expand(-1, image.shape[0])  # images follow prompts
         sides = torch.meshgrid(torch.arange(self._rows), torch.arange(self._columns), indexing="ij")
         row, column = (_fill(side.flatten(), 0, image).expand_as(begin) for side in sides)

@@ -28,6 +28,7 @@ _OTHER_BLOCKS = "double_blocks|joint_blocks|(?:single_)?transformer_blocks"
 _DIFFUSERS = ("transformer_blocks.", "single_transformer_blocks.")
 _VAE = ("first_stage_model.", "vae.")
 _ENCODERS = "text_encoders."
+_ENCODER = re.compile(r"text_encoders\.\w+\.transformer\.")
 _LORA = re.compile(r"\.lora_(?:A|B|up|down)\.|\.hada_w|\.lokr_w")
 # What ComfyUI writes beside the text encoders, and a noise schedule, which the pipeline has.
 _UNUSED = re.compile(
@@ -78,7 +79,8 @@ def _held(file: Path, folder: PipelineFolder) -> dict[str, Checkpoint]:
     whole = Checkpoint.open([file]).without(lambda name: _UNUSED.fullmatch(name) is not None)
     beside = whole.without(lambda name: name.startswith((*_VAE, _ENCODERS)))
     prefixes = {"transformer": [_prefix(file, transformer, beside.names)], "vae": [*_VAE]}
-    prefixes |= {name: [prefix] for name, prefix in _encoder_prefixes(folder).items()}
+    encoders = _encoder_prefixes(folder, whole.names)
+    prefixes |= {name: [prefix] for name, prefix in encoders.items()}
     held: dict[str, Checkpoint] = {}
     left = set(whole.names)
     for name, starts in prefixes.items():
@@ -118,10 +120,16 @@ def _prefix(file: Path, part: Part, names: set[str]) -> str:
     return prefixes[0]
 
 
-def _encoder_prefixes(folder: PipelineFolder) -> dict[str, str]:
-    """Return the prefix of each text encoder in files that ComfyUI wrote."""
+def _encoder_prefixes(folder: PipelineFolder, names: set[str]) -> dict[str, str]:
+    """Return the prefix of each text encoder in a file that ComfyUI wrote, of tensors `names`.
+
+    A language model stands alone there, and is called by its kind and size, as qwen3_4b.
+    """
     clips = iter(("clip_l", "clip_g"))
     present = [folder.parts[n] for n in folder.adapter.text_encoders if n in folder.parts]
+    if len(present) == 1 and not present[0].cls.__name__.startswith(("CLIP", "T5")):
+        found = {match[0] for match in map(_ENCODER.match, names) if match}
+        return {present[0].name: found.pop()} if len(found) == 1 else {}
     kinds = {part.name: "t5xxl" if _is_t5(part) else next(clips) for part in present}
     return {name: f"{_ENCODERS}{kind}.transformer." for name, kind in kinds.items()}
 
@@ -179,8 +187,9 @@ def converted(
 
 def _encoder(part: Part, network: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     """Give the tensors of a text encoder the names that transformers has for them."""
-    if not hasattr(network, "text_model"):
-        state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+    for inner in ("text_model", "model"):
+        if not hasattr(network, inner):
+            state = {name.removeprefix(f"{inner}."): tensor for name, tensor in state.items()}
     for copy, original in dict(getattr(network, "_tied_weights_keys", None) or {}).items():
         if {copy, original} & state.keys():
             state[original] = state.get(original, state.get(copy))

@@ -108,7 +108,8 @@ class Method:
     def predictor(self, model: Model, observe: ObserveBranches | None = None) -> Predict:
         """Return the function that `Model.sample` takes.
 
-        `observe` is called at every step; D_0 is then run even where it has no weight.
+        `observe` is called at every step; D_0 is then run even where it has no weight, unless the
+        model has none.
         """
 
         def predict(step: Step, conditional: Inputs, null: Inputs) -> torch.Tensor:
@@ -117,7 +118,7 @@ class Method:
                 model,
                 step,
                 conditional,
-                null if cfg_scale != 1.0 or observe else None,
+                null if cfg_scale != 1.0 or (observe and null) else None,
                 self.negative if weight != 0.0 else None,
             )
             if observe:

@@ -23,7 +23,9 @@ def replace_streams(
     def hook(module: nn.Module, args: object, output: object) -> object:
         stream, others = adapter.split(module, output)
         if text is not None and others and others[0] is not None:
-            others = (text(others[0]), *others[1:])
+            changed, prompt = others[0].clone(), adapter.prompt_tokens
+            changed[:, prompt] = text(others[0][:, prompt])
+            others = (changed, *others[1:])
         return adapter.join(module, hidden(stream) if hidden else stream, others)
 
     handle = adapter.blocks()[block].register_forward_hook(hook)

@@ -48,7 +48,7 @@ class Model:
     """An adapter with its prompts encoded, at one image size.
 
     Images are drawn for `prompts` in turn. The unconditional input is the empty prompt, or the null
-    class. `grid` is the number of rows and columns of image tokens.
+    class; without `null` there is none. `grid` is the number of rows and columns of image tokens.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Model:
         prompts: Sequence[str],
         max_sequence_length: int,
         grid: tuple[int, int] | None = None,
+        null: bool = True,
     ) -> None:
         self.adapter = adapter
         self.prompts = list(prompts)
@@ -64,16 +65,20 @@ class Model:
         self.grid = grid or calibration_grid(adapter)
         self.blocks = len(adapter.blocks())
         self.conditions = encode(adapter, self.prompts, max_sequence_length)
-        classes = adapter.classes()
-        self._null = (
-            {"class": torch.tensor([classes.null])}
-            if classes
-            else encode(adapter, [""], max_sequence_length)
-        )
+        self._null: Inputs = {}
+        if null and (classes := adapter.classes()):
+            self._null = {"class": torch.tensor([classes.null])}
+        elif null:
+            self._null = encode(adapter, [""], max_sequence_length)
+
+    @property
+    def has_null(self) -> bool:
+        """Whether it has an unconditional input, and so a D_0."""
+        return bool(self._null)
 
     def shorten(self, text_length: int) -> None:
         """Keep only the first `text_length` tokens of each prompt."""
-        for inputs in (self.conditions, self._null):
+        for inputs in filter(None, (self.conditions, self._null)):
             inputs["text"] = inputs["text"][:, :text_length]
 
     @property
@@ -82,14 +87,17 @@ class Model:
         return self.grid[0] * self.grid[1]
 
     def inputs(self, prompts: Sequence[int]) -> tuple[Inputs, Inputs]:
-        """Return conditional and unconditional inputs, one row for each index into `prompts`."""
+        """Return conditional and unconditional inputs, one row for each index into `prompts`.
+
+        The latter are empty if the model has none.
+        """
         rows = torch.as_tensor(list(prompts))
         fixed = fixed_inputs(self.adapter, len(rows), self.grid)
         conditional = {role: value[rows] for role, value in self.conditions.items()} | fixed
         null = {
             role: value.expand(len(rows), *value.shape[1:]) for role, value in self._null.items()
         }
-        return conditional, null | fixed
+        return conditional, null | fixed if null else {}
 
     def noise(self, seeds: Sequence[int]) -> torch.Tensor:
         """Draw [N, ...] latents, each from its own generator, as `intaglio generate --seeds`."""

@@ -14,8 +14,7 @@ SEED = 100_000
 PILOT_SEED, PILOT = 90_000, 80
 # How many sets of random channels are moved as far as DG's.
 RANDOM = 3
-# The methods that the question is about; at most OTHERS pictures of each of the rest are drawn.
-MAIN = ("cfg", "cfg+dg")
+# At most this many pictures of each method but the two that the question is about are drawn.
 OTHERS = 500
 RADIUS = 1.0  # latent cells of the blur
 # A weight too small to change the run of CFG alone, so that only the negative branch is measured.
@@ -23,11 +22,41 @@ NEGLIGIBLE = 1e-9
 
 
 @dataclass(frozen=True)
-class Pilot:
-    """Measurements that set up the methods: omega of the setting, and the mean of
-    sigma |D_c - D_n| of each negative branch."""
+class Names:
+    """What methods are called. Without CFG, DG alone is compared with no guidance."""
 
-    omega: float
+    cfg: bool
+
+    @property
+    def base(self) -> str:
+        """The method without DG."""
+        return "cfg" if self.cfg else "none"
+
+    @property
+    def base_in_words(self) -> str:
+        return "CFG alone" if self.cfg else "no guidance"
+
+    def plus(self, negative: str) -> str:
+        """The method with that negative branch."""
+        return f"cfg+{negative}" if self.cfg else negative
+
+    def seeds(self, name: str, images: int) -> range:
+        """Return the seeds of the method `name`; the search for settings uses none of them."""
+        main = name in (self.base, self.plus("dg"))  # what the question is about
+        return range(SEED, SEED + (images if main else min(images, OTHERS)))
+
+
+def names_at(cfg_scale: float) -> Names:
+    """Return the names of methods with that cfg_scale."""
+    return Names(cfg_scale != 1.0)
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """Measurements that set up the methods: omega of the setting, or None where it is not defined,
+    and the mean of sigma |D_c - D_n| of each negative branch."""
+
+    omega: float | None
     norms: dict[str, float]
 
     def weight(self, name: str, setting: Method) -> float:
@@ -62,11 +91,12 @@ def negatives(gallery: Gallery, setting: Method, weaker: Weaker | None) -> dict[
 def run_pilot(gallery: Gallery, setting: Method, weaker: Weaker | None) -> Pilot:
     """Measure what `methods_to_compare` needs, on seeds that nothing else uses.
 
-    Omega is measured along runs of the setting, and the norms along runs of CFG alone, on the
-    clean image that each step implies, within the setting's window.
+    Omega is measured along runs of the setting, and the norms along runs without DG, on the clean
+    image that each step implies, within the setting's window.
     """
     pilot_seeds = range(PILOT_SEED, PILOT_SEED + PILOT)
-    omega = float(gallery.draw(setting, pilot_seeds, omega=True)["omega"].mean())
+    drawn = gallery.draw(setting, pilot_seeds, omega=True).values
+    omega = float(drawn["omega"].mean()) if "omega" in drawn else None
     norms = {}
     for name, negative in negatives(gallery, setting, weaker).items():
         method = replace(setting, weight=NEGLIGIBLE, negative=negative)
@@ -74,28 +104,24 @@ def run_pilot(gallery: Gallery, setting: Method, weaker: Weaker | None) -> Pilot
     return Pilot(omega, norms)
 
 
-def seeds(name: str, images: int) -> range:
-    """Return the seeds of the method `name`; the search for settings uses none of them."""
-    return range(SEED, SEED + (images if name in MAIN else min(images, OTHERS)))
-
-
 def methods_to_compare(
     gallery: Gallery, setting: Method, pilot: Pilot, weaker: Weaker | None
 ) -> dict[str, Method]:
     """Return the methods by name, the most important ones first."""
     assert isinstance(setting.negative, Suppressed)
-    cfg = Method(setting.cfg_scale)
+    names = names_at(setting.cfg_scale)
     random = random_channels(setting.negative, gallery.model.adapter.channels)
     methods = {
         "none": Method(),
-        "cfg": cfg,
-        "cfg+dg": setting,
-        "cfg at omega": Method(round(pilot.omega, 4)),
-        "cfg+random": replace(setting, negative=random),
-        "dg": replace(setting, cfg_scale=1.0),
+        names.base: Method(setting.cfg_scale),
+        names.plus("dg"): setting,
     }
+    if pilot.omega is not None:
+        methods["cfg at omega"] = Method(round(pilot.omega, 4))
+    methods[names.plus("random")] = replace(setting, negative=random)
+    methods["dg"] = replace(setting, cfg_scale=1.0)
     for name, negative in negatives(gallery, setting, weaker).items():
         if name != "dg":
             weight = round(pilot.weight(name, setting), 4)
-            methods[f"cfg+{name}"] = replace(setting, weight=weight, negative=negative)
+            methods[names.plus(name)] = replace(setting, weight=weight, negative=negative)
     return methods

@@ -1,4 +1,4 @@
-"""Part 5 of the report: each method that DG is compared with, against CFG alone."""
+"""Part 5 of the report: each method that DG is compared with, against CFG alone or no guidance."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ def comparison_section(
     gallery: Gallery, setting: Method, weaker: Weaker | None, images: int
 ) -> Section:
     """Draw `images` pictures of each main method on the same seeds, and compare them."""
+    names = baselines.names_at(setting.cfg_scale)
     pilot = baselines.run_pilot(gallery, setting, weaker)
     methods = baselines.methods_to_compare(gallery, setting, pilot, weaker)
     drawn = {
-        name: gallery.draw(method, baselines.seeds(name, images), omega=method.guided)
+        name: gallery.draw(method, names.seeds(name, images), omega=method.guided)
         for name, method in methods.items()
     }
     values = {name: measured(pictures, gallery.judge) for name, pictures in drawn.items()}
     gaps = {
-        name: against(drawn["cfg"], pictures, gallery.judge)
+        name: against(drawn[names.base], pictures, gallery.judge)
         for name, pictures in drawn.items()
-        if name != "cfg"
+        if name != names.base
     }
-    columns = list(values["cfg"])
+    columns = list(values[names.plus("dg")])
     table = Table(
         ["method", "cfg_scale", "w", "images", *columns],
         [
@@ -48,9 +49,9 @@ def comparison_section(
             for name, row in values.items()
         ],
     )
-    gap_columns = list(gaps["none"])
+    gap_columns = list(gaps[names.plus("dg")])
     gap_table = Table(
-        ["minus CFG alone", *gap_columns],
+        [f"minus {names.base_in_words}", *gap_columns],
         [[name, *map(str, row.values())] for name, row in gaps.items()],
     )
     figures = [
@@ -62,7 +63,7 @@ def comparison_section(
         Figure(
             "arms-intervals.png",
             plots.intervals({m: {n: row[m] for n, row in gaps.items()} for m in gap_columns}),
-            "Differences from CFG alone on the same seeds, with 95 % intervals.",
+            f"Differences from {names.base_in_words} on the same seeds, with 95 % intervals.",
         ),
     ]
     numbers: dict[str, Any] = {
@@ -72,12 +73,17 @@ def comparison_section(
             name: {"method": str(methods[name]), "images": len(drawn[name])} | row
             for name, row in values.items()
         },
-        "minus_cfg": gaps,
+        f"minus_{names.base}": gaps,
     }
-    claims = _claims(setting, pilot, values, gaps, gallery.judge is not None)
-    return Section(
-        "Detail Guidance against CFG alone", claims, [table, gap_table], figures, numbers
-    )
+    claims = [_effective(setting, pilot)]
+    if gallery.judge is None:
+        claims.append(
+            "No judge was given, so only measures of detail were compared, and these reward noise."
+        )
+    else:
+        claims += _claims(names, values, gaps)
+    title = f"Detail Guidance against {names.base_in_words}"
+    return Section(title, claims, [table, gap_table], figures, numbers)
 
 
 def measured(pictures: Pictures, judge: Judge | None) -> dict[str, float]:
@@ -137,58 +143,70 @@ def verdict(gap: intervals.Interval, better: Callable[[float], bool]) -> str:
     return "better than" if better(gap.measured) else "worse than"
 
 
+def _effective(setting: Method, pilot: baselines.Pilot) -> str:
+    """Say what the setting's effective guidance is, and how the other methods were set up."""
+    names = baselines.names_at(setting.cfg_scale)
+    what = f"cfg_scale {setting.cfg_scale:g} with w {setting.weight:g}"
+    if pilot.omega is not None:
+        said = (
+            f"Effective guidance of {what}: omega {pilot.omega:.3f}; {names.base_in_words} has"
+            f" {setting.cfg_scale:g}."
+        )
+        table = " their omega is in the table and differs from DG's."
+    else:
+        why = "scales the result of CFG" if names.cfg else "runs without a null prompt"
+        said = f"No effective guidance is known for {what}, because the model {why}."
+        table = ""
+    return (
+        f"{said} The weights of the other negative branches make their terms as long as DG's on the"
+        f" clean image, along runs of {names.base_in_words}{';' if table else '.'}{table} DG's"
+        " setting may come from a search on this model; the other methods were not tuned."
+    )
+
+
 def _claims(
-    setting: Method,
-    pilot: baselines.Pilot,
+    names: baselines.Names,
     values: Mapping[str, Mapping[str, float]],
     gaps: Mapping[str, Mapping[str, intervals.Interval]],
-    judged: bool,
 ) -> list[str]:
-    claims = [
-        f"Effective guidance of cfg_scale {setting.cfg_scale:g} with w {setting.weight:g}:"
-        f" omega {pilot.omega:.3f}; CFG alone has {setting.cfg_scale:g}. The weights of the other"
-        " negative branches make their terms as long as DG's on the clean image, along runs of CFG"
-        " alone; their omega is in the table and differs from DG's. DG's setting may come from a"
-        " search on this model; the other methods were not tuned.",
-    ]
-    if not judged:
-        return [
-            *claims,
-            "No judge was given, so only measures of detail were compared, and these reward noise.",
-        ]
-    for name in ("cfg+dg", "cfg at omega", "cfg+random"):
+    """Say which methods a judge finds better or worse than the one without DG."""
+    base = names.base_in_words
+    dg_name, random_name = names.plus("dg"), names.plus("random")
+
+    def compared(gap: intervals.Interval) -> str:
+        return f"{verdict(gap, lambda value: value < 0)} {base}"
+
+    claims = []
+    for name in filter(gaps.__contains__, (dg_name, "cfg at omega", random_name)):
         gap = gaps[name]["frechet"]
         distance = values[name]["frechet"]
         claims.append(
-            f"{name}: Fréchet distance {distance:.2f}; CFG alone on the same seeds has"
-            f" {distance - gap.measured:.2f}; the difference is {gap}:"
-            f" {verdict(gap, lambda value: value < 0)} CFG alone."
+            f"{name}: Fréchet distance {distance:.2f}; {base} on the same seeds has"
+            f" {distance - gap.measured:.2f}; the difference is {gap}: {compared(gap)}."
         )
     claims.append(
         "Fewer images give a larger Fréchet distance, so compare only methods with the same number"
         " of images. The differences are over the seeds that both have."
     )
-    dg = gaps["cfg+dg"]["frechet"]
-    draws = [gaps[name]["frechet"] for name in gaps if name.startswith("cfg+random as far")]
+    dg = gaps[dg_name]["frechet"]
+    draws = [of["frechet"] for name, of in gaps.items() if name.startswith(f"{random_name} as far")]
     claims.append(
         "Random channels at the w that moves them as far, one entry for each draw: "
-        + "; ".join(f"{gap}, {verdict(gap, lambda value: value < 0)} CFG alone" for gap in draws)
+        + "; ".join(f"{gap}, {compared(gap)}" for gap in draws)
         + "."
     )
-    random = [gaps["cfg+random"]["frechet"], *draws]
+    random = [gaps[random_name]["frechet"], *draws]
     if dg.high < 0 and any(gap.high < 0 for gap in random):
         claims.append(
             "Random channels can help too, so the gain is not due to these channels alone."
         )
-    accuracy = gaps["cfg+dg"]["accuracy"]
+    accuracy = gaps[dg_name]["accuracy"]
     claims.append(
-        f"Class accuracy of cfg+dg: difference {accuracy},"
-        f" {verdict(accuracy, lambda value: value > 0)} CFG alone."
+        f"Class accuracy of {dg_name}: difference {accuracy},"
+        f" {verdict(accuracy, lambda value: value > 0)} {base}."
     )
-    for name in gaps:
-        if name in ("cfg+blurred", "cfg+skip-layer", "cfg+autoguidance", "dg"):
-            gap = gaps[name]["frechet"]
-            claims.append(
-                f"{name}: difference {gap}, {verdict(gap, lambda value: value < 0)} CFG alone."
-            )
+    others = {*map(names.plus, ("blurred", "skip-layer", "autoguidance")), "dg"} - {dg_name}
+    for name in filter(others.__contains__, gaps):
+        gap = gaps[name]["frechet"]
+        claims.append(f"{name}: difference {gap}, {compared(gap)}.")
     return claims

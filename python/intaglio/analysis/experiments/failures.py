@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from intaglio.analysis.experiments.baselines import names_at
 from intaglio.analysis.experiments.gallery import Gallery, Pictures
 from intaglio.analysis.quality import intervals, measures
 from intaglio.analysis.report import plots
@@ -90,7 +91,7 @@ def _claims(
     gaps: dict[str, dict[float, intervals.Interval]],
     setting: Method,
 ) -> list[str]:
-    """Say at which w each measure differs from CFG alone on the same seeds."""
+    """Say at which w each measure differs from the same seeds without DG."""
     claims = []
     last = setting.weight * FACTORS[-1]
     names = {
@@ -117,7 +118,7 @@ def _claims(
     )
     if "class_agreement" in curves[last]:
         claims.append(
-            f"The judge's class stays that of CFG alone in"
+            f"The judge's class stays that of {names_at(setting.cfg_scale).base_in_words} in"
             f" {curves[setting.weight]['class_agreement'].measured:.0%} at the setting's w and"
             f" {curves[last]['class_agreement'].measured:.0%} at w {last:g}."
         )

@@ -22,7 +22,6 @@ from intaglio.analysis.quality.judge import Judge
 from intaglio.analysis.report.output_folder import read_arrays, write_arrays
 from intaglio.torch_reference.guidance import Method
 from intaglio.torch_reference.model import Model
-from intaglio_export.errors import ExportError
 
 # Images that run through the model at once.
 BATCH = 40
@@ -38,7 +37,8 @@ class Pictures:
 
     `values` holds arrays [N, ...] by name: `measures.DETAIL`, saturation, clipped, low_pass, lab,
     prompt (index); features and class if there is a judge; omega and negative_norm, which are means
-    of `EffectiveGuidance` over the steps. `images` is uint8 [min(N, KEPT), H, W, 3].
+    of `EffectiveGuidance` over the steps, where these are defined. `images` is uint8
+    [min(N, KEPT), H, W, 3].
     """
 
     values: dict[str, NDArray[Any]]
@@ -73,9 +73,14 @@ class Gallery:
         self._progress = progress
 
     def draw(self, method: Method, seeds: Sequence[int], omega: bool = False) -> Pictures:
-        """Draw pictures with `method`; `omega` also measures its effective guidance, which runs D_0
-        even where the method does not need it."""
-        return self._draw([_method_key(method), omega], method, omega, nullcontext, seeds)
+        """Draw pictures with `method`.
+
+        `omega` also measures its effective guidance, which runs D_0 even where the method does not
+        need it. A model without D_0 has no omega, and neither has a family that scales the result
+        of CFG; then only the norms are measured.
+        """
+        measured = "norms" if omega and not self.model.has_null else omega
+        return self._draw([_method_key(method), measured], method, omega, nullcontext, seeds)
 
     def draw_changed(
         self, name: str, method: Method, scope: Scope, seeds: Sequence[int]
@@ -108,11 +113,6 @@ class Gallery:
     def _measure(
         self, method: Method, omega: bool, scope: Scope, seeds: Sequence[int]
     ) -> dict[str, NDArray[Any]]:
-        if omega and self.model.adapter.cfg_rescale:
-            raise ExportError(
-                f"{self.model.adapter.family} scales the result of CFG, and omega is not defined"
-                " for that: draw without omega."
-            )
         guidance = EffectiveGuidance(method)
         predict = method.predictor(self.model, guidance if omega else None)
         with scope():
@@ -131,7 +131,7 @@ class Gallery:
         }
         if self.judge is not None:
             values["features"], values["class"] = self.judge.describe(images)
-        if guidance.omega:
+        if guidance.omega and not self.model.adapter.cfg_rescale:
             values["omega"] = np.mean(guidance.omega, axis=0)
         if guidance.negative_norms:
             values["negative_norm"] = np.mean(guidance.negative_norms, axis=0)

@@ -1,8 +1,8 @@
 """Part 7 of the report: which settings to use, by a search and a confirmation on other seeds.
 
 The search tries a grid of blocks and w, then windows and ma_keep schedules of the best setting. The
-best of all is confirmed against CFG alone and random channels, on seeds that the search did not
-use.
+best of all is confirmed against CFG alone (or no guidance, for a model without CFG) and random
+channels, on seeds that the search did not use.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from intaglio.analysis.experiments.baselines import random_channels
+from intaglio.analysis.experiments.baselines import names_at, random_channels
 from intaglio.analysis.experiments.comparison import against, measured, verdict
 from intaglio.analysis.experiments.gallery import Gallery
 from intaglio.analysis.quality.intervals import Interval
@@ -35,7 +35,7 @@ LARGEST = 2
 
 @dataclass(frozen=True)
 class Row:
-    """A setting that was tried, its measures, and the cost of a step, where CFG alone costs 1."""
+    """A setting that was tried, its measures, and the cost of a step, which is 1 without DG."""
 
     method: Method
     values: dict[str, float]
@@ -46,7 +46,7 @@ class Row:
         """The setting in words."""
         how = self.method.negative
         if not isinstance(how, Suppressed):
-            return "CFG alone"
+            return names_at(self.method.cfg_scale).base_in_words
         keep = "" if how.ma_keep == (0.0, 0.0) else " keep {:g}:{:g}".format(*how.ma_keep)
         start, end = self.method.window
         window = "" if (start, end) == (0.0, 1.0) else f" window {start:g}:{end:g}"
@@ -137,7 +137,7 @@ def search(
 
 
 def _confirm(gallery: Gallery, chosen: Method, images: int) -> dict[str, Any]:
-    """Measure CFG alone, the setting, and the setting with random channels, on other seeds."""
+    """Measure the setting without DG, with it, and with random channels, on other seeds."""
     assert isinstance(chosen.negative, Suppressed)
     random = random_channels(chosen.negative, gallery.model.adapter.channels)
     seeds = range(CONFIRM_SEED, CONFIRM_SEED + images)
@@ -174,7 +174,7 @@ def settings_of(method: Method, gallery: Gallery, evidence: dict[str, Any]) -> d
 
 
 def recommended(evidence: dict[str, Any]) -> bool:
-    """Return whether the whole interval says that the setting is better than CFG alone."""
+    """Return whether the whole interval says that the setting is better than without DG."""
     gap: Interval = evidence["cfg_dg_minus_cfg"]["frechet"]
     return gap.high < 0
 
@@ -187,16 +187,17 @@ def _section(
         if not frontier or row.values["frechet"] < frontier[-1].values["frechet"]:
             frontier.append(row)
     gap, random = (evidence[f"{n}_minus_cfg"]["frechet"] for n in ("cfg_dg", "cfg_random"))
+    base = baseline.name
     claims = [
         f"{len(found.rows)} settings were tried with {found.images} images each. The best by"
-        f" Fréchet distance is {chosen.name}, at {chosen.cost:.2f} times the cost of CFG alone.",
-        f"On {evidence['images']} images of other seeds its difference from CFG alone is {gap}:"
-        f" {verdict(gap, lambda value: value < 0)} CFG alone. With as many random channels it is"
-        f" {random}: {verdict(random, lambda value: value < 0)} CFG alone.",
+        f" Fréchet distance is {chosen.name}, at {chosen.cost:.2f} times the cost of {base}.",
+        f"On {evidence['images']} images of other seeds its difference from {base} is {gap}:"
+        f" {verdict(gap, lambda value: value < 0)} {base}. With as many random channels it is"
+        f" {random}: {verdict(random, lambda value: value < 0)} {base}.",
         "On the frontier of quality against cost: " + "; ".join(row.name for row in frontier) + ".",
         "settings.json holds this setting for intaglio export --settings."
         if recommended(evidence)
-        else "The setting is not recommended, since no gain over CFG alone was measured."
+        else f"The setting is not recommended, since no gain over {base} was measured."
         " settings.json has dg_scale 0, and the setting that was tried is in its evidence.",
     ]
     columns = ["frechet", "precision", "recall", "accuracy", "high_frequency_energy", "clipped"]
@@ -209,10 +210,10 @@ def _section(
         "frontier.png",
         plots.points(
             [(row.cost, row.values["frechet"], row.name) for row in found.rows],
-            "cost of a step, CFG alone = 1",
+            f"cost of a step, {base} = 1",
             "Fréchet distance",
             [(row.cost, row.values["frechet"]) for row in frontier],
-            (baseline.values["frechet"], "CFG alone"),
+            (baseline.values["frechet"], base),
         ),
         "Quality against cost of every setting that was tried; later blocks are cheaper.",
     )

@@ -33,6 +33,7 @@ from intaglio.torch_reference.model import Model
 from intaglio_export.calibration.massive import ChannelStatistics
 from intaglio_export.calibration.prompts import PROMPTS
 from intaglio_export.errors import ExitCode, ExportError
+from intaglio_export.exporter import say_distilled
 from intaglio_export.options import ModelSettings, read_settings
 from intaglio_export.sources import Source, open_source
 
@@ -122,11 +123,14 @@ class _Probe:
             if path is not None:
                 known = known.over(read_settings(path))
         self.known = known
+        say_distilled(adapter, known)
         defaults = adapter.defaults()
         length = known.max_sequence_length or defaults.max_sequence_length or 1
         self.cfg_scale = defaults.cfg_scale if known.cfg_scale is None else known.cfg_scale
         progress("Encoding prompts", 0.0)
-        self.model = Model(adapter, self._prompts(), length, self._grid())
+        # Without CFG nothing needs a null prompt, which a distilled model does not have.
+        with_null = self.cfg_scale != 1.0
+        self.model = Model(adapter, self._prompts(), length, self._grid(), with_null)
         if self.judge:
             self.judge.describe(
                 self.model.images(self.model.noise([0]))
