@@ -29,6 +29,7 @@ from intaglio_export.options import (
     ChannelChoice,
     ExportRequest,
     ModelSettings,
+    Quantize,
     check_quantize,
     parse_lora,
     read_settings,
@@ -161,7 +162,13 @@ def _write(
     pipeline = adapter.pipeline
     assert settings.max_sequence_length is not None
     prompt = adapter.prompt(settings.max_sequence_length)
-    graphs = transformer_units(adapter, request.layout, suppression.block, request.observe)
+    graphs = transformer_units(
+        adapter,
+        request.layout,
+        suppression.block,
+        request.observe,
+        anchored=request.quantize == Quantize.int8_dynamic,
+    )
     if request.quantize:
         graphs = {
             name: replace(unit, spec=replace(unit.spec, quantize=request.quantize, exact=exact))
@@ -187,7 +194,8 @@ def _write(
         *(Stage(getattr(pipeline, name), [unit]) for name, unit in texts.items()),
         Stage(pipeline.vae, [decoder, encoder] if encoder else [decoder]),
     ]
-    errors = write_stages(stages, work, lambda what, done: progress(what, 0.25 + 0.7 * done))
+    found = write_stages(stages, work, lambda what, done: progress(what, 0.25 + 0.7 * done))
+    errors = {path: of.outputs for path, of in found.items()}
     progress("Writing the manifest", 0.98)
     parts = BundleParts(
         layout=request.layout,
@@ -203,6 +211,9 @@ def _write(
         max_abs=max_abs,
         settings=settings,
         errors=errors,
+        differences={
+            branch: error for of in found.values() for branch, error in of.differences.items()
+        },
     )
     manifest = build_manifest(adapter, parts, work)
     write_manifest(manifest, work)
