@@ -73,6 +73,7 @@ def model(weight: np.ndarray, channels: int, scheme: str) -> ir.Model:
     rows = ", int64[r] anchor, int64[f] branch" if scheme == "int8-dynamic" else ""
     text = f"""<ir_version: 10, opset_import: ["": 23]>
         g (float[r, t, {k}] x{rows}) => (float[r, t, {n}] y)
+        <float[r, t, {k}] h>
         {{ h = LayerNormalization<axis = -1>(x, one)
            y = MatMul(h, w) }}"""
     made = ir.serde.deserialize_model(onnx.parser.parse_model(text))

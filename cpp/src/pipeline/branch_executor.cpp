@@ -70,6 +70,8 @@ BranchExecutor::BranchExecutor(const Bundle& bundle, const TransformerSessions& 
     buffers_.shared[Role::position] =
         on_stream(token_positions(shared.token_rows, shared.token_columns));
   }
+  if (bundle.transformer().takes(Role::anchor))
+    buffers_.rows[Role::anchor] = anchor_ = stream.allocate({fork}, DType::int64);
   if (bundle.observed()) allocate_observed();
   graphs_ = make_layout_graphs(bundle, sessions, buffers_, stream);
   ordered_.reserve(static_cast<std::size_t>(images));
