@@ -5,6 +5,14 @@
 #include <stdexcept>
 #include <string>
 
+// Compiles a function once for each width of vectors and takes the widest that the processor has
+// when it is loaded, where the system's loader can choose. Every width computes the same values.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
+#define VECTORS [[gnu::target_clones("arch=skylake-avx512", "avx2", "default")]]
+#else
+#define VECTORS
+#endif
+
 namespace intaglio::ops {
 
 namespace {
@@ -22,16 +30,21 @@ std::int32_t magnitude(float value) { return std::bit_cast<std::int32_t>(value) 
 // Returns the scale of a token. This file is compiled with -ffp-contract=off, so each operation is
 // rounded once, as SPEC.md requires, and the compiler can vectorise the loops.
 template <bool difference>
-float quantize_token(const float* __restrict x, const float* __restrict from,
-                     const float* __restrict kept, std::uint8_t* __restrict quantized,
-                     std::size_t channels) {
-  const auto value = [&](std::size_t k) { return (difference ? x[k] - from[k] : x[k]) * kept[k]; };
+[[gnu::always_inline]] inline float quantize_token(const float* __restrict x,
+                                                   const float* __restrict from,
+                                                   const float* __restrict kept,
+                                                   std::uint8_t* __restrict quantized,
+                                                   std::size_t channels) {
   std::int32_t bits = magnitude(kSmallest);
-  for (std::size_t k = 0; k < channels; ++k) bits = std::max(bits, magnitude(value(k)));
+  for (std::size_t k = 0; k < channels; ++k) {
+    const float value = (difference ? x[k] - from[k] : x[k]) * kept[k];
+    bits = std::max(bits, magnitude(value));
+  }
   const auto largest = std::bit_cast<float>(bits);
   const float inverse = kSteps / largest;
   for (std::size_t k = 0; k < channels; ++k) {
-    const float rounded = value(k) * inverse + kRounds;
+    const float value = (difference ? x[k] - from[k] : x[k]) * kept[k];
+    const float rounded = value * inverse + kRounds;
     quantized[k] = static_cast<std::uint8_t>(std::bit_cast<std::int32_t>(rounded) + kZero);
   }
   return largest / kSteps;
@@ -39,14 +52,17 @@ float quantize_token(const float* __restrict x, const float* __restrict from,
 
 // Adds the output of the anchor, whose product is `from`, where the token is coded as a difference.
 template <bool difference>
-void dequantize_token(const std::int32_t* __restrict product, const std::int32_t* __restrict from,
-                      float scale, float from_scale, const float* __restrict columns,
-                      const float* __restrict bias, float* __restrict output,
-                      std::size_t channels) {
+[[gnu::always_inline]] inline void dequantize_token(
+    const std::int32_t* __restrict product, const std::int32_t* __restrict from, float scale,
+    float from_scale, const float* __restrict columns, const float* __restrict bias,
+    float* __restrict output, std::size_t channels) {
   for (std::size_t n = 0; n < channels; ++n) {
     const float own = static_cast<float>(product[n]) * scale * columns[n];
-    const float anchored = static_cast<float>(from[n]) * from_scale * columns[n] + bias[n];
-    output[n] = own + (difference ? anchored : bias[n]);
+    if (difference) {
+      output[n] = own + (static_cast<float>(from[n]) * from_scale * columns[n] + bias[n]);
+    } else {
+      output[n] = own + bias[n];
+    }
   }
 }
 
@@ -71,28 +87,36 @@ void check_anchor(std::span<const std::int64_t> anchor) {
   }
 }
 
-void delta_quantize_tokens(const DeltaQuantizeInputs& inputs, const DeltaQuantizeOutputs& outputs,
-                           std::size_t begin, std::size_t end) {
+VECTORS void delta_quantize_tokens(const DeltaQuantizeInputs& inputs,
+                                   const DeltaQuantizeOutputs& outputs, std::size_t begin,
+                                   std::size_t end) {
   const std::size_t channels = inputs.kept.size();
+  const float* kept = inputs.kept.data();
   for (std::size_t i = begin; i < end; ++i) {
     const auto [own, anchor] = tokens_of(inputs.anchor, inputs.tokens, i);
-    const float* x = inputs.x.data();
-    const auto quantize = own == anchor ? quantize_token<false> : quantize_token<true>;
-    outputs.scale[i] = quantize(x + own * channels, x + anchor * channels, inputs.kept.data(),
-                                outputs.quantized.data() + own * channels, channels);
+    const float* x = inputs.x.data() + own * channels;
+    const float* from = inputs.x.data() + anchor * channels;
+    std::uint8_t* quantized = outputs.quantized.data() + own * channels;
+    outputs.scale[own] = own == anchor ? quantize_token<false>(x, from, kept, quantized, channels)
+                                       : quantize_token<true>(x, from, kept, quantized, channels);
   }
 }
 
-void delta_dequantize_tokens(const DeltaDequantizeInputs& inputs, std::span<float> output,
-                             std::size_t begin, std::size_t end) {
+VECTORS void delta_dequantize_tokens(const DeltaDequantizeInputs& inputs, std::span<float> output,
+                                     std::size_t begin, std::size_t end) {
   const std::size_t channels = inputs.columns.size();
+  const float *columns = inputs.columns.data(), *bias = inputs.bias.data();
   for (std::size_t i = begin; i < end; ++i) {
     const auto [own, anchor] = tokens_of(inputs.anchor, inputs.tokens, i);
-    const std::int32_t* product = inputs.product.data();
-    const auto dequantize = own == anchor ? dequantize_token<false> : dequantize_token<true>;
-    dequantize(product + own * channels, product + anchor * channels, inputs.scale[own],
-               inputs.scale[anchor], inputs.columns.data(), inputs.bias.data(),
-               output.data() + own * channels, channels);
+    const std::int32_t* product = inputs.product.data() + own * channels;
+    const std::int32_t* from = inputs.product.data() + anchor * channels;
+    const float scale = inputs.scale[own], from_scale = inputs.scale[anchor];
+    float* y = output.data() + own * channels;
+    if (own == anchor) {
+      dequantize_token<false>(product, from, scale, from_scale, columns, bias, y, channels);
+    } else {
+      dequantize_token<true>(product, from, scale, from_scale, columns, bias, y, channels);
+    }
   }
 }
 

@@ -23,6 +23,7 @@ from intaglio_export.calibration.selection import (
     choose_channels,
     disagreement,
 )
+from intaglio_export.graph_specs import ExportUnit
 from intaglio_export.networks.encoders import text_encoder_unit, vae_decoder_unit, vae_encoder_unit
 from intaglio_export.networks.transformer_graphs import transformer_units
 from intaglio_export.options import (
@@ -162,18 +163,7 @@ def _write(
     pipeline = adapter.pipeline
     assert settings.max_sequence_length is not None
     prompt = adapter.prompt(settings.max_sequence_length)
-    graphs = transformer_units(
-        adapter,
-        request.layout,
-        suppression.block,
-        request.observe,
-        anchored=request.quantize == Quantize.int8_dynamic,
-    )
-    if request.quantize:
-        graphs = {
-            name: replace(unit, spec=replace(unit.spec, quantize=request.quantize, exact=exact))
-            for name, unit in graphs.items()
-        }
+    graphs = _transformer(request, adapter, suppression.block, exact)
     encoders = prompt.encoders if prompt and request.text_encoders != "none" else {}
     texts = {
         name: text_encoder_unit(getattr(pipeline, name), name, layout, adapter.dtype)
@@ -218,6 +208,20 @@ def _write(
     manifest = build_manifest(adapter, parts, work)
     write_manifest(manifest, work)
     return manifest, errors
+
+
+def _transformer(
+    request: ExportRequest, adapter: Adapter, block: int, exact: tuple[int, ...]
+) -> dict[str, ExportUnit]:
+    """Return the transformer's graphs, quantised as asked but for the channels `exact`."""
+    anchored = request.quantize == Quantize.int8_dynamic
+    graphs = transformer_units(adapter, request.layout, block, request.observe, anchored=anchored)
+    if not request.quantize:
+        return graphs
+    return {
+        name: replace(unit, spec=replace(unit.spec, quantize=request.quantize, exact=exact))
+        for name, unit in graphs.items()
+    }
 
 
 def _drop_encoders(adapter: Adapter) -> None:

@@ -186,7 +186,7 @@ def _quantized(parts: BundleParts) -> dict[str, Any] | None:
     specs = [spec for spec in parts.graphs.values() if spec.quantize]
     if not specs:
         return None
-    quantized = {
+    quantized: dict[str, Any] = {
         "scheme": specs[0].quantize,
         "exact_channels": list(specs[0].exact),
         "error": max(parts.errors[spec.path] for spec in specs),
