@@ -90,6 +90,17 @@ Json describe_engines(const std::filesystem::path& bundle) {
   return engines;
 }
 
+Json describe_quantized(const Bundle& bundle) {
+  Json json = {{"scheme", bundle.quantized}};
+  if (bundle.quantized == "int8-dynamic") {
+    json["activations"] = bundle.transformer().takes(Role::anchor)
+                              ? "a scale per token, D_0 and D_m as differences from D_c"
+                              : "a scale per tensor";
+  }
+  for (const auto& [of, error] : bundle.quantization_errors) json["error_" + of] = error;
+  return json;
+}
+
 Json describe(const Bundle& bundle) {
   const MassiveActivations& ma = bundle.massive_activations;
   const Latent& latent = bundle.latent;
@@ -112,7 +123,7 @@ Json describe(const Bundle& bundle) {
                  {"ratio", ma.ratio}}},
                {"prediction_type", name_of(bundle.prediction_type)},
                {"scheduler", bundle.scheduler.type}};
-  if (!bundle.quantized.empty()) json["quantized"] = bundle.quantized;
+  if (!bundle.quantized.empty()) json["quantized"] = describe_quantized(bundle);
   if (!bundle.max_abs.empty()) json["max_abs"] = bundle.max_abs;
   describe_condition(bundle, json);
   json[latent.fixed_size ? "only_image" : "largest_image"] = {latent.max_width, latent.max_height};

@@ -27,8 +27,8 @@ void suppress_token(const float* __restrict x, const float* __restrict mask,
 void check_branch(std::span<const std::int64_t> branch, std::size_t rows) {
   for (std::size_t f = 0; f < branch.size(); ++f) {
     if (branch[f] >= 0 && static_cast<std::uint64_t>(branch[f]) < rows) continue;
-    throw std::out_of_range("MASuppress: branch[" + std::to_string(f) + "] is " +
-                            std::to_string(branch[f]) + ", but hidden has " + std::to_string(rows) +
+    throw std::out_of_range("branch[" + std::to_string(f) + "] is " + std::to_string(branch[f]) +
+                            ", but hidden has " + std::to_string(rows) +
                             (rows == 1 ? " row" : " rows"));
   }
 }

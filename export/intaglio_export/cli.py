@@ -72,11 +72,11 @@ def export(
         typer.Option(
             help="Store the weights of the transformer's matrix products as integers, for ONNX"
             " Runtime on the CPU. int8 and int4 quantise weights only, in blocks of 32."
-            " int8-dynamic also quantises activations while the model runs; it is meant for"
-            " processors with VNNI, and others may saturate. The result is not exact: the error of"
-            " one forward pass is measured and written to the manifest, and the error of D_c - D_m"
-            " is several times as large (docs/performance.md). Massive channels, hidden"
-            " states, modulation and gates stay float32."
+            " int8-dynamic also quantises activations while the model runs, those of D_0 and D_m"
+            " as differences from D_c, so it needs --layout forked; it is meant for processors with"
+            " VNNI, and others may saturate. The result is not exact: the errors of one forward"
+            " pass, of D_c - D_0 and of D_c - D_m are measured and written to the manifest. Massive"
+            " channels, hidden states, modulation and gates stay float32."
         ),
     ] = None,
     block: Annotated[

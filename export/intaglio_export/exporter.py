@@ -23,12 +23,14 @@ from intaglio_export.calibration.selection import (
     choose_channels,
     disagreement,
 )
+from intaglio_export.graph_specs import ExportUnit
 from intaglio_export.networks.encoders import text_encoder_unit, vae_decoder_unit, vae_encoder_unit
 from intaglio_export.networks.transformer_graphs import transformer_units
 from intaglio_export.options import (
     ChannelChoice,
     ExportRequest,
     ModelSettings,
+    Quantize,
     check_quantize,
     parse_lora,
     read_settings,
@@ -161,12 +163,7 @@ def _write(
     pipeline = adapter.pipeline
     assert settings.max_sequence_length is not None
     prompt = adapter.prompt(settings.max_sequence_length)
-    graphs = transformer_units(adapter, request.layout, suppression.block, request.observe)
-    if request.quantize:
-        graphs = {
-            name: replace(unit, spec=replace(unit.spec, quantize=request.quantize, exact=exact))
-            for name, unit in graphs.items()
-        }
+    graphs = _transformer(request, adapter, suppression.block, exact)
     encoders = prompt.encoders if prompt and request.text_encoders != "none" else {}
     texts = {
         name: text_encoder_unit(getattr(pipeline, name), name, layout, adapter.dtype)
@@ -187,7 +184,8 @@ def _write(
         *(Stage(getattr(pipeline, name), [unit]) for name, unit in texts.items()),
         Stage(pipeline.vae, [decoder, encoder] if encoder else [decoder]),
     ]
-    errors = write_stages(stages, work, lambda what, done: progress(what, 0.25 + 0.7 * done))
+    found = write_stages(stages, work, lambda what, done: progress(what, 0.25 + 0.7 * done))
+    errors = {path: of.outputs for path, of in found.items()}
     progress("Writing the manifest", 0.98)
     parts = BundleParts(
         layout=request.layout,
@@ -203,10 +201,27 @@ def _write(
         max_abs=max_abs,
         settings=settings,
         errors=errors,
+        differences={
+            branch: error for of in found.values() for branch, error in of.differences.items()
+        },
     )
     manifest = build_manifest(adapter, parts, work)
     write_manifest(manifest, work)
     return manifest, errors
+
+
+def _transformer(
+    request: ExportRequest, adapter: Adapter, block: int, exact: tuple[int, ...]
+) -> dict[str, ExportUnit]:
+    """Return the transformer's graphs, quantised as asked but for the channels `exact`."""
+    anchored = request.quantize == Quantize.int8_dynamic
+    graphs = transformer_units(adapter, request.layout, block, request.observe, anchored=anchored)
+    if not request.quantize:
+        return graphs
+    return {
+        name: replace(unit, spec=replace(unit.spec, quantize=request.quantize, exact=exact))
+        for name, unit in graphs.items()
+    }
 
 
 def _drop_encoders(adapter: Adapter) -> None:

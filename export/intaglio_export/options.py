@@ -81,7 +81,7 @@ class ExportRequest:
 
 
 def check_quantize(request: ExportRequest) -> None:
-    """Check that the scheme of `request` is known and that its precision is float32.
+    """Check that the scheme of `request` is known and fits its precision and layout.
 
     Raises:
         ExportError: one of these is not the case.
@@ -94,6 +94,11 @@ def check_quantize(request: ExportRequest) -> None:
         raise usage_error(
             f"--quantize {request.quantize} works with --dtype float32 only, because everything but"
             f" the weights stays float32; leave out --quantize or --dtype {request.dtype}."
+        )
+    if request.quantize == Quantize.int8_dynamic and request.layout == Layout.dual:
+        raise usage_error(
+            "--quantize int8-dynamic stores D_m as differences from D_c, which --layout dual does"
+            " not run beside it; use --layout forked or another --quantize."
         )
 
 

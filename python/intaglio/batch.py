@@ -76,9 +76,9 @@ class Batch:
                 if step.done:
                     step.finish().save(f"{step.id}.png")
 
-    Each request gets the result that it would get alone. A bundle whose activations are quantised
-    together with those of other rows (`intaglio export --quantize int8-dynamic`) therefore takes
-    one request at a time. A batch is not safe to use from several threads at once.
+    Each request gets the result that it would get alone. An int8-dynamic bundle of an older
+    version, whose rows change each other, therefore takes one request at a time. A batch is not
+    safe to use from several threads at once.
     """
 
     def __init__(self, pipeline: Pipeline, max_images: int = 8) -> None:

@@ -108,12 +108,19 @@ inline Json hoisted() {
   return json;
 }
 
-// Returns the bundle of good() or hoisted() with a VAE decoder, in either layout.
+// Returns the bundle of good() or hoisted() with a VAE decoder, in either layout; "anchored" is
+// forked with rows that are quantised as differences.
 inline Bundle drawable(const std::string& layout, bool conditioned = false) {
   Json json = conditioned ? hoisted() : good();
   json["vae_decoder"] = graph("vae/model.onnx", {tensor("latent", {"n", 4, "h", "w"})},
                               {tensor("image", {"n", 3, "H", "W"})});
   json["files"]["vae/model.onnx"] = json["files"]["text/model.onnx"];
+  if (layout == "anchored") {
+    json["transformer"]["quantized"] = {
+        {"scheme", "int8-dynamic"}, {"exact_channels", {3}}, {"error", 0.01}};
+    json["transformer"]["graphs"]["forked"]["inputs"].push_back(
+        tensor("anchor", {"base"}, "int64"));
+  }
   if (layout == "dual") {
     json["layout"] = layout;
     Json base = json["transformer"]["graphs"]["forked"], degraded = base;

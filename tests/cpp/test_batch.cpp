@@ -31,8 +31,8 @@ struct Asked {
   bool bind_fails = false;         // whether the next bind fails
 };
 
-// Predicts half the latent plus a number that depends on the row's timestep and text, and is
-// smaller where keep is 0.
+// Predicts half the latent plus a number that depends on the timestep and text of the row and on
+// latent and text of its anchor, and is smaller where keep is 0.
 class RowModel : public BoundGraph {
  public:
   RowModel(const std::vector<Binding>& inputs, const std::vector<Binding>& outputs, Asked& asked)
@@ -48,7 +48,12 @@ class RowModel : public BoundGraph {
       const auto from = inputs_.contains(Role::branch) ? inputs_[Role::branch].int64s()[at] : row;
       const float keep =
           inputs_.contains(Role::keep) ? mean(inputs_[Role::keep].rows(row, row + 1)) : 1.0F;
-      const float text = mean(inputs_[Role::text].rows(from, from + 1));
+      const auto anchor = inputs_.contains(Role::anchor)
+                              ? inputs_[Role::anchor].int64s()[static_cast<std::size_t>(from)]
+                              : from;
+      const float text = mean(inputs_[Role::text].rows(from, from + 1)) +
+                         0.5F * mean(inputs_[Role::text].rows(anchor, anchor + 1)) +
+                         0.5F * mean(inputs_[Role::latent].rows(anchor, anchor + 1));
       const float number =
           (text + inputs_[Role::timestep].rows(from, from + 1).floats().front() / 1e3F) *
           (0.5F + 0.5F * keep);
@@ -114,7 +119,7 @@ class BatchOf : public testing::TestWithParam<const char*> {
   std::shared_ptr<RowBackend> backend = std::make_shared<RowBackend>();
   Pipeline pipeline{drawable(GetParam()), backend};
 
-  bool forked() const { return std::string(GetParam()) == "forked"; }
+  bool forked() const { return std::string(GetParam()) != "dual"; }
 
   void expect_alone(const BatchStep& step, const GenerateOptions& options) {
     const Generation together = step.finish(), alone = pipeline.generate(options);
@@ -358,7 +363,20 @@ TEST_P(BatchOf, WhatDoesNotFitIsRefusedByName) {
   EXPECT_THROW(Batch(pipeline, 0), UsageError);
 }
 
-INSTANTIATE_TEST_SUITE_P(Layouts, BatchOf, testing::Values("forked", "dual"));
+INSTANTIATE_TEST_SUITE_P(Layouts, BatchOf, testing::Values("forked", "dual", "anchored"));
+
+TEST(Batch, ABundleWithOneScaleForAllRowsRunsOneRequestAtATime) {
+  Bundle bundle = drawable("forked");
+  bundle.quantized = "int8-dynamic";
+  const Pipeline pipeline(std::move(bundle), std::make_shared<RowBackend>());
+  Batch batch(pipeline);
+  const std::int64_t first = batch.add(request(0, 1));
+  EXPECT_FALSE(batch.accepts(request(0, 2)));
+  EXPECT_THAT([&] { batch.add(request(0, 2)); },
+              testing::ThrowsMessage<UsageError>(testing::HasSubstr("one request at a time")));
+  batch.remove(first);
+  EXPECT_TRUE(batch.accepts(request(0, 2)));
+}
 
 }  // namespace
 }  // namespace intaglio

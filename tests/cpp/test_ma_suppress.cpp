@@ -178,8 +178,7 @@ TEST(MASuppress, RefusesRowsOutsideHidden) {
       given.run();
       ADD_FAILURE() << wrong;
     } catch (const std::out_of_range& error) {
-      EXPECT_EQ(error.what(),
-                "MASuppress: branch[2] is " + std::to_string(wrong) + ", but hidden has 2 rows");
+      EXPECT_EQ(error.what(), "branch[2] is " + std::to_string(wrong) + ", but hidden has 2 rows");
     }
   }
 }

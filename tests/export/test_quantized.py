@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from intaglio_export.passes.quantize_weights import BLOCK, quantize_weights
 from tests import bundles
 from tests.families import FAMILIES
 from tests.families.sd3 import PLANTED
+from tests.integration.conftest import ENTRY_POINT
 
 
 @pytest.fixture(scope="module", params=QUANTIZE)
@@ -38,6 +40,16 @@ def test_the_manifest_says_scheme_channels_and_error(quantized: tuple[str, Path]
     said = manifest(bundle)["transformer"]["quantized"]
     assert (said["scheme"], said["exact_channels"]) == (scheme, [PLANTED])
     assert 1e-5 < said["error"] < QUANTIZED_TOLERANCE[scheme]
+    assert said["difference_errors"].keys() == {"unconditional", "degraded"}
+    assert all(1e-5 < error < 1 for error in said["difference_errors"].values())
+    shown = subprocess.run(
+        [ENTRY_POINT, "inspect", bundle, "--json"], check=True, capture_output=True, text=True
+    )
+    found = json.loads(shown.stdout)["quantized"]
+    assert found["scheme"] == scheme
+    assert found["error_forward"] == said["error"]
+    assert found["error_degraded"] == said["difference_errors"]["degraded"]
+    assert ("differences from D_c" in found.get("activations", "")) == (scheme == "int8-dynamic")
 
 
 def test_only_products_are_quantized(quantized: tuple[str, Path]) -> None:
@@ -55,11 +67,13 @@ def test_only_products_are_quantized(quantized: tuple[str, Path]) -> None:
     assert all(v.dtype == ir.DataType.FLOAT for v in exact)
 
 
-def model(weight: np.ndarray, channels: int) -> ir.Model:
+def model(weight: np.ndarray, channels: int, scheme: str) -> ir.Model:
     """A product of a LayerNorm, as a block's first."""
     k, n = weight.shape
+    rows = ", int64[r] anchor, int64[f] branch" if scheme == "int8-dynamic" else ""
     text = f"""<ir_version: 10, opset_import: ["": 23]>
-        g (float[1, t, {k}] x) => (float[1, t, {n}] y)
+        g (float[r, t, {k}] x{rows}) => (float[r, t, {n}] y)
+        <float[r, t, {k}] h>
         {{ h = LayerNormalization<axis = -1>(x, one)
            y = MatMul(h, w) }}"""
     made = ir.serde.deserialize_model(onnx.parser.parse_model(text))
@@ -75,7 +89,10 @@ def model(weight: np.ndarray, channels: int) -> ir.Model:
 
 def run(made: ir.Model, x: np.ndarray, folder: Path) -> np.ndarray:
     ir.save(made, folder / "g.onnx")
-    result: np.ndarray = open_session(folder / "g.onnx").run(None, {"x": x})[0]
+    session = open_session(folder / "g.onnx")
+    feeds = {"x": x, "anchor": np.zeros(len(x), np.int64), "branch": np.zeros(1, np.int64)}
+    names = [tensor.name for tensor in session.get_inputs()]
+    result: np.ndarray = session.run(None, {name: feeds[name] for name in names})[0]
     return result
 
 
@@ -83,7 +100,7 @@ def run(made: ir.Model, x: np.ndarray, folder: Path) -> np.ndarray:
 def test_weights_are_within_half_a_step(scheme: str) -> None:
     """Within a whole one at the end of n bits: they hold one level more below zero than above."""
     weight = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
-    made = model(weight, 64)
+    made = model(weight, 64, scheme)
     quantize_weights(made, scheme)
     held = {n: v.const_value.numpy() for n, v in made.graph.initializers.items() if v.const_value}
     if scheme == "int8-dynamic":
@@ -108,10 +125,10 @@ def test_a_massive_channel_in_float32_saves_the_others(scheme: str, tmp_path: Pa
     weight = draw.standard_normal((64, 48)).astype(np.float32)
     x = draw.standard_normal((1, 20, 64)).astype(np.float32)
     x[..., PLANTED] += 400.0
-    exact = run(model(weight, 64), x, tmp_path)
+    exact = run(model(weight, 64, scheme), x, tmp_path)
     errors = {}
     for name, massive in (("with", [PLANTED]), ("without", [])):
-        made = model(weight, 64)
+        made = model(weight, 64, scheme)
         quantize_weights(made, scheme, massive)
         errors[name] = np.linalg.norm(run(made, x, tmp_path) - exact)
     assert errors["with"] < 0.5 * errors["without"]
@@ -150,31 +167,83 @@ def test_whole_runs_are_near_the_float32_bundle_s(
 
 
 @pytest.mark.parametrize(
-    ("scheme", "dtype", "says"),
+    ("given", "says"),
     [
-        ("int3", "float32", "--quantize int3: expected int8 or int4 or int8-dynamic"),
-        ("int8", "float16", "leave out --quantize or --dtype float16"),
+        ({"quantize": "int3"}, "--quantize int3: expected int8 or int4 or int8-dynamic"),
+        ({"quantize": "int8", "dtype": "float16"}, "leave out --quantize or --dtype float16"),
+        ({"quantize": "int8-dynamic", "layout": "dual"}, "--layout dual does not run beside it"),
     ],
 )
-def test_bad_input(sd3_folder: Path, tmp_path: Path, scheme: str, dtype: str, says: str) -> None:
-    request = ExportRequest(sd3_folder, tmp_path / "out", dtype=dtype, quantize=scheme)
+def test_bad_input(sd3_folder: Path, tmp_path: Path, given: dict[str, str], says: str) -> None:
+    request = ExportRequest(sd3_folder, tmp_path / "out", **given)
     with pytest.raises(ExportError, match=says) as caught:
         export_bundle(request)
     assert caught.value.exit_code == ExitCode.USAGE
     assert not (tmp_path / "out").exists()
 
 
-def test_requests_run_together_only_where_rows_know_nothing_of_each_other(
-    quantized: tuple[str, Path],
+JOBS: list[dict[str, Any]] = [
+    {"prompt": "a dark boot", "seeds": [1, 2]},
+    {"prompt": "a bag", "seeds": 3, "cfg_scale": 1.0, "dg_scale": 0.0},
+    {"prompt": "a coat", "seeds": 4, "dg_scale": 0.0, "steps": 3},
+    {"prompt": "a bag", "seeds": 5, "cfg_scale": 1.0, "dg_scale": 2.0, "ma_keep": (0.5, 0.0)},
+    {"prompt": "a coat", "negative_prompt": "a bag", "seeds": 6, "steps": 6, "reuse_interval": 2},
+    {"prompt": "a boot", "seeds": 7, "steps": 6, "skip_interval": 2, "skip_tolerance": 100.0},
+    {"prompt": "a boot", "seeds": 8, "ma_tokens": np.eye(16, dtype=np.uint8) * 255},
+]
+
+
+def test_requests_together_draw_what_each_draws_alone(quantized: tuple[str, Path]) -> None:
+    """Bit for bit: no row changes another, in any mode."""
+    _, bundle = quantized
+    pipeline = intaglio.Pipeline.open(bundle, device="cpu", threads=1)
+    batch = intaglio.Batch(pipeline)
+    places = {batch.add(**job): job for job in JOBS}
+    drawn = 0
+    while len(batch):
+        for step in batch.step():
+            if step.done:
+                alone = pipeline.generate(**places[step.id])
+                np.testing.assert_array_equal(step.finish().latents, alone.latents)
+                drawn += 1
+    assert drawn == len(JOBS)
+
+
+@pytest.fixture(scope="module")
+def dynamic() -> Path:
+    return bundles.bundle(quantize="int8-dynamic")
+
+
+def test_another_device_than_the_cpu_has_no_kernels(dynamic: Path) -> None:
+    with pytest.raises(intaglio.UnavailableError, match="no kernels for the int8-dynamic weights"):
+        intaglio.Pipeline.open(dynamic, device="openvino")
+    assert intaglio.Pipeline.open(dynamic).backend.startswith("ONNX Runtime")
+
+
+def test_differences_of_branches_are_nearer_than_those_of_rows_by_themselves(
+    dynamic: Path, forked_bundle: Path
 ) -> None:
-    scheme, bundle = quantized
-    batch = intaglio.Batch(intaglio.Pipeline.open(bundle, device="cpu", threads=1))
-    first = batch.add(prompt="a dark boot")
-    if scheme != "int8-dynamic":
-        assert batch.accepts(prompt="a bag")
-        return
-    assert not batch.accepts(prompt="a bag")
-    with pytest.raises(intaglio.UsageError, match="one request at a time"):
-        batch.add(prompt="a bag")
-    batch.remove(first)
-    assert batch.accepts(prompt="a bag")
+    """In plain ONNX Runtime, which runs the functions, on rows D_0, D_c and D_m of one image."""
+    random = np.random.default_rng(0)
+    exact, coded = (open_session(b / "transformer/forked.onnx") for b in (forked_bundle, dynamic))
+    sizes = {"base_rows": 2, "rows": 3, "tokens": 24, "text_length": 7}
+    sizes |= {"latent_height": 12, "latent_width": 8}
+    feeds = {
+        tensor.name: random.standard_normal([sizes.get(a, a) for a in tensor.shape])
+        for tensor in coded.get_inputs()
+    }
+    feeds["latent"][0], feeds["modulation"][0] = feeds["latent"][1], feeds["modulation"][1]
+    feeds = {name: value.astype(np.float32) for name, value in feeds.items()}
+    feeds["mask"] = (np.arange(len(feeds["mask"])) == PLANTED).astype(np.float32)
+    feeds["keep"] = np.array([1, 1, 0], np.float32)[:, None] + 0 * feeds["keep"]
+    feeds["branch"], anchors = np.array([0, 1, 1]), {"anchor": np.array([1, 1])}
+    itself = {"anchor": np.array([0, 1])}
+    names = [tensor.name for tensor in exact.get_inputs()]
+    want = exact.run(None, {name: feeds[name] for name in names})[0]
+    got, apart = (coded.run(None, feeds | given)[0] for given in (anchors, itself))
+    np.testing.assert_array_equal(got[1:], apart[1:])  # D_m follows D_c either way
+    for one, much in ((got, 0.1), (apart, 1.0)):
+        error = np.linalg.norm((one[1] - one[2]) - (want[1] - want[2]))
+        assert error < much * np.linalg.norm(want[1] - want[2])
+    errors = [np.linalg.norm((rows[1] - rows[0]) - (want[1] - want[0])) for rows in (got, apart)]
+    assert errors[0] < errors[1]

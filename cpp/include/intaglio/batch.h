@@ -38,9 +38,9 @@ struct BatchStep {
 
 // Members share the inputs that the transformer takes once for all rows: the size, the number of
 // text tokens and the suppressed channels. Everything else may differ, and each member gets the
-// result that it would get alone. A bundle that quantises activations per tensor (int8-dynamic)
-// therefore takes one member at a time, because its rows would change each other. A batch is not
-// safe to use from several threads at once.
+// result that it would get alone. An int8-dynamic bundle of an older version, whose rows change
+// each other, therefore takes one member at a time. A batch is not safe to use from several threads
+// at once.
 class Batch {
  public:
   // Makes a batch that runs up to `max_images` images at once. Throws UsageError if it is less than

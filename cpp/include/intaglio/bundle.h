@@ -129,9 +129,12 @@ class Bundle {
   // The graphs by name: forked, or base and degraded, and in newer bundles conditioning.
   std::map<std::string, Graph> transformer_graphs;
   int blocks = 0;
-  int patch_size = 0;           // latent cells
-  int hidden_size = 0;          // channels of the image stream
-  std::string quantized;        // scheme of the transformer's quantised weights, or empty
+  int patch_size = 0;     // latent cells
+  int hidden_size = 0;    // channels of the image stream
+  std::string quantized;  // scheme of the transformer's quantised weights, or empty
+  // Largest relative errors that the export measured: of the "forward", and of D_c less D_0
+  // ("unconditional") and less D_m ("degraded"). Empty without quantised weights.
+  std::map<std::string, double> quantization_errors;
   std::vector<double> max_abs;  // largest |z| after each block on the calibration prompts, or empty
   MassiveActivations massive_activations;
   Latent latent;

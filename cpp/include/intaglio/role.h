@@ -21,11 +21,12 @@ struct Role {
     class_label,  // "class" in the manifest
     modulation,
     context,
-    // Inputs of the op (cpp/ops/SPEC.md).
+    // Inputs of the ops (cpp/ops/SPEC.md).
     mask,
     ref,
     branch,
     keep,
+    anchor,
     // Outputs, and inputs of text encoders and the VAE.
     prediction,
     token_ids,

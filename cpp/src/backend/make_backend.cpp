@@ -134,6 +134,12 @@ std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundl
   resolved.precision = check_precision(device, options.precision);
   load_onnxruntime(options.onnxruntime_library);
   use_plugin_library(options.provider_library);
+  if (bundle.quantized == "int8-dynamic" && device.kind != "auto" && device.kind != "cpu") {
+    throw UnavailableError(
+        "device " + to_string(device) +
+        " has no kernels for the int8-dynamic weights of the bundle: use --device "
+        "cpu, or export the model again without --quantize");
+  }
   return device.kind == "auto" ? make_for_best_device(resolved, bundle)
                                : make_for_device(device, resolved, bundle, {});
 }

@@ -101,6 +101,7 @@ Graph read_transformer_graph(const Node& node, const TransformerRole& role) {
   Graph graph = read_graph(node);
   // What cpp/src/pipeline/branch_executor.cpp and denoising_state.cpp can fill.
   std::vector<Role> optional{Role::text_mask, Role::position};
+  if (std::ranges::count(role.op, Role(Role::branch)) > 0) optional.emplace_back(Role::anchor);
   std::vector<Role> needed{Role::latent};
   needed.insert(needed.end(), role.op.begin(), role.op.end());
   if (role.conditioning) {

@@ -13,6 +13,14 @@ namespace intaglio {
 
 namespace {
 
+void read_quantized(const Node& node, Bundle& bundle) {
+  bundle.quantized = node.get<std::string>("scheme");
+  bundle.quantization_errors["forward"] = node.get<double>("error");
+  if (!node.has("difference_errors")) return;  // of an older version, or in layout dual
+  for (const auto& [branch, error] : node.at("difference_errors").members())
+    bundle.quantization_errors[branch] = error.as<double>();
+}
+
 void read_transformer(const Node& node, Bundle& bundle) {
   const Node graphs = node.at("graphs");
   auto& read = bundle.transformer_graphs;
@@ -38,7 +46,7 @@ void read_transformer(const Node& node, Bundle& bundle) {
   bundle.blocks = node.positive("blocks");
   bundle.patch_size = node.positive("patch_size");
   bundle.hidden_size = node.positive("channels");
-  if (node.has("quantized")) bundle.quantized = node.at("quantized").get<std::string>("scheme");
+  if (node.has("quantized")) read_quantized(node.at("quantized"), bundle);
   if (node.has("max_abs")) bundle.max_abs = node.list<double>("max_abs");
 }
 

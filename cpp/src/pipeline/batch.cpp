@@ -66,9 +66,12 @@ class Batch::Impl {
 std::string Batch::Impl::refusal(const Request& request) const {
   if (size() > 0 && !share_inputs(loop_.shared_with(), request))
     return difference(loop_.shared_with(), request);
-  if (size() > 0 && pipeline_->bundle.quantized == "int8-dynamic") {
-    // Its matmuls quantise activations by the tensor, so that rows change each other.
-    return "a batch of an int8-dynamic bundle runs one request at a time: wait until it is empty";
+  const Bundle& bundle = pipeline_->bundle;
+  if (size() > 0 && bundle.quantized == "int8-dynamic" &&
+      !bundle.transformer().takes(Role::anchor)) {
+    // Such a bundle has one scale for all rows, so that they change each other.
+    return "an int8-dynamic bundle of an older version runs one request at a time: wait until the "
+           "batch is empty, or export the bundle again";
   }
   const std::int64_t room = max_images_ - images();
   if (request.images <= room) return {};

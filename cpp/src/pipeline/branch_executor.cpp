@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <numeric>
 #include <utility>
 
 #include "core/stopwatch.h"
@@ -69,6 +70,8 @@ BranchExecutor::BranchExecutor(const Bundle& bundle, const TransformerSessions& 
     buffers_.shared[Role::position] =
         on_stream(token_positions(shared.token_rows, shared.token_columns));
   }
+  if (bundle.transformer().takes(Role::anchor))
+    buffers_.rows[Role::anchor] = anchor_ = stream.allocate({fork}, DType::int64);
   if (bundle.observed()) allocate_observed();
   graphs_ = make_layout_graphs(bundle, sessions, buffers_, stream);
   ordered_.reserve(static_cast<std::size_t>(images));
@@ -162,6 +165,14 @@ void BranchExecutor::fill_degraded_rows(DenoisingState& state, std::int64_t firs
   std::ranges::fill(current, keep);
 }
 
+// Names the anchor of each of these rows, counted from the first row that runs, and those after it.
+void BranchExecutor::fill_anchors(std::int64_t row, std::int64_t images, std::int64_t anchor) {
+  if (!anchor_.defined()) return;
+  const auto rows =
+      anchor_.int64s().subspan(static_cast<std::size_t>(row), static_cast<std::size_t>(images));
+  std::iota(rows.begin(), rows.end(), anchor);
+}
+
 // Fills and binds what a request that fills all rows needs in any of its evaluations.
 void BranchExecutor::prepare(DenoisingState& state) {
   const std::int64_t images = state.images(), fork = buffers_.fork();
@@ -192,11 +203,14 @@ BranchRows BranchExecutor::assign_rows(std::span<DenoisingState* const> states) 
   assert(all.conditional <= buffers_.images);
   std::int64_t conditional = buffers_.fork() - all.conditional, degraded = buffers_.fork();
   std::int64_t unconditional = conditional - all.unconditional;
+  const std::int64_t first = unconditional;
   for (DenoisingState* state : ordered_) {
     const BranchRows rows = rows_of(state->images(), state->weights());
     if (rows.unconditional > 0) fill_rows(*state, true, unconditional);
     fill_rows(*state, false, conditional);
     if (rows.degraded > 0) fill_degraded_rows(*state, degraded);
+    fill_anchors(unconditional, rows.unconditional, conditional - first);
+    fill_anchors(conditional, rows.conditional, conditional - first);
     unconditional += rows.unconditional;
     conditional += rows.conditional;
     degraded += rows.degraded;

@@ -74,6 +74,7 @@ class BranchExecutor final : public LoopExecutor {
   BranchRows assign_rows(std::span<DenoisingState* const> states);
   void fill_rows(DenoisingState& state, bool unconditional, std::int64_t first);
   void fill_degraded_rows(DenoisingState& state, std::int64_t first);
+  void fill_anchors(std::int64_t row, std::int64_t images, std::int64_t anchor);
 
   const Bundle& bundle_;
   Stream& stream_;
@@ -81,6 +82,7 @@ class BranchExecutor final : public LoopExecutor {
   std::unique_ptr<LayoutGraphs> graphs_;
   std::vector<RowOwner> owners_;          // of the rows of D_0 and D_c
   std::vector<RowKeep> keeps_;            // of the rows of D_m
+  Tensor anchor_;                         // [2N], or not defined where the graph does not take it
   std::vector<DenoisingState*> ordered_;  // the requests of the last run()
   BranchRows last_rows_;                  // of the last run()
 };

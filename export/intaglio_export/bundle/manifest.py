@@ -47,7 +47,10 @@ class Suppression:
 
 @dataclass(frozen=True)
 class BundleParts:
-    """What was exported: the layout, the graphs by name, and the settings that were used."""
+    """What was exported: the layout, the graphs by name, and the settings that were used.
+
+    `errors` and `differences` are as in `verify.Errors`, the former by path.
+    """
 
     layout: str
     dtype: str
@@ -61,6 +64,7 @@ class BundleParts:
     max_abs: list[float]
     settings: ModelSettings
     errors: dict[str, float] = field(default_factory=dict)
+    differences: dict[str, float] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
 
 
@@ -178,15 +182,18 @@ def _prompt(layout: PromptLayout, graphs: dict[str, GraphSpec]) -> dict[str, Any
 
 
 def _quantized(parts: BundleParts) -> dict[str, Any] | None:
-    """Return the manifest's `transformer.quantized` with the largest error of the graphs."""
+    """Return the manifest's `transformer.quantized` with the largest errors of the graphs."""
     specs = [spec for spec in parts.graphs.values() if spec.quantize]
     if not specs:
         return None
-    return {
+    quantized: dict[str, Any] = {
         "scheme": specs[0].quantize,
         "exact_channels": list(specs[0].exact),
         "error": max(parts.errors[spec.path] for spec in specs),
     }
+    if parts.differences:
+        quantized["difference_errors"] = parts.differences
+    return quantized
 
 
 def _without_false(data: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,13 +23,32 @@ KEEP_LEVELS = (0.0, 0.3, 1.0)
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of the named axes that are tried, in units of their multiples."""
+    """Sizes of the named axes that are tried, in units of their multiples.
+
+    With `branched`, rows are those of D_0, D_c and D_m, as in a run: those of an image share latent
+    and timestep, and D_m alone is suppressed.
+    """
 
     rows: int
     base_rows: int
     height: int
     width: int
     text_length: int
+    branched: bool = False
+
+    def anchors(self) -> torch.Tensor:
+        """Return for each base row the row of D_c of its image. The first half is D_0's."""
+        row, half = torch.arange(self.base_rows), self.base_rows // 2
+        return torch.where(row < half, row + half, row)
+
+    def branches(self) -> torch.Tensor:
+        """Return the row that each row continues."""
+        row = torch.arange(self.rows)
+        if not self.branched:
+            return row % self.base_rows
+        half = self.base_rows // 2
+        degraded = half + (row - self.base_rows) % (self.base_rows - half)
+        return torch.where(row < self.base_rows, row, degraded)
 
 
 CASES = (
@@ -44,8 +63,18 @@ CASES = (
 class Reference:
     """The inputs of a graph in order, and torch's outputs for them."""
 
+    case: Case
     inputs: Sequence[torch.Tensor]
     outputs: Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The largest relative errors of a row: of the outputs, and of D_c - D_0 (`unconditional`) and
+    D_c - D_m (`degraded`) where the inputs were `branched`."""
+
+    outputs: float
+    differences: dict[str, float]
 
 
 def open_session(path: Path, dtype: torch.dtype = torch.float32) -> ort.InferenceSession:
@@ -71,7 +100,9 @@ def reference(unit: ExportUnit, seed: int = 0) -> list[Reference]:
     """Return random inputs for each case, and the outputs of the torch module for them."""
     generator = torch.Generator().manual_seed(seed)
     references = []
-    for inputs in _inputs(unit, generator):
+    for case in CASES:
+        case = replace(case, branched=_is_branched(unit.spec))
+        inputs = _case_inputs(unit, case, generator)
         outputs = unit.module(*inputs)
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
         if not all(output.isfinite().all() for output in outputs):
@@ -79,12 +110,12 @@ def reference(unit: ExportUnit, seed: int = 0) -> list[Reference]:
             if unit.spec.dtype != torch.float32:
                 why = "it overflows, or its weights are damaged; try --dtype float32."
             raise ExportError(f"The part for {unit.spec.path} gives NaN or infinity itself: {why}")
-        references.append(Reference(inputs, outputs))
+        references.append(Reference(case, inputs, outputs))
     return references
 
 
-def verify(spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> float:
-    """Return the largest relative error ||onnx - torch|| / ||torch|| of a row in all cases.
+def verify(spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> Errors:
+    """Return the largest relative errors ||onnx - torch|| / ||torch|| of a row in all cases.
 
     This covers the graph and its other forms. Those that compute in low precision are not run,
     because the CPU does not run them.
@@ -95,30 +126,60 @@ def verify(spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> fl
     paths = [spec.path] if spec.dtype == torch.float32 else []
     paths += [spec.cpu] if spec.cpu else []
     paths += [spec.decomposed] if spec.decomposed and spec.dtype != torch.float16 else []
-    return max(_verify(path, spec, folder, references) for path in paths)
+    found = [_verify(path, spec, folder, references) for path in paths]
+    return Errors(
+        max(errors.outputs for errors in found), _largest(errors.differences for errors in found)
+    )
 
 
-def _verify(path: str, spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> float:
+def _verify(path: str, spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> Errors:
     try:
         session = open_session(folder / path, spec.dtype)
     except Exception as error:  # ONNX Runtime raises errors of several classes
         raise ExportError(f"ONNX Runtime cannot open {path}: {error}") from error
     worst = 0.0
+    differences: list[dict[str, float]] = []
     for case in references:
         feeds = {s.name: x.numpy() for s, x in zip(spec.inputs, case.inputs, strict=True)}
         try:
             got = session.run([output.name for output in spec.outputs], feeds)
         except Exception as error:
             raise ExportError(f"ONNX Runtime cannot run {path}: {error}") from error
-        pairs = zip(got, case.outputs, strict=True)
-        worst = max(worst, *(_error(torch.from_numpy(g), e) for g, e in pairs))
+        pairs = [(torch.from_numpy(g), e) for g, e in zip(got, case.outputs, strict=True)]
+        worst = max(worst, *(_error(g, e) for g, e in pairs))
+        if case.case.branched:
+            differences.append(_difference_errors(*pairs[0], case.case))
     limit = QUANTIZED_TOLERANCE[spec.quantize] if spec.quantize else TOLERANCE[spec.dtype]
     if worst > limit:
         raise ExportError(
             f"The graph {path} differs from the torch model by {worst:.2e} (relative),"
             f" more than {limit:.0e}; nothing was written."
         )
-    return worst
+    return Errors(worst, _largest(differences))
+
+
+def _is_branched(spec: GraphSpec) -> bool:
+    """Return whether quantised weights may change differences of branches more than branches."""
+    return spec.quantize is not None and any(tensor.role == "branch" for tensor in spec.inputs)
+
+
+def _largest(errors: Iterable[dict[str, float]]) -> dict[str, float]:
+    largest: dict[str, float] = {}
+    for found in errors:
+        largest |= {name: max(error, largest.get(name, 0.0)) for name, error in found.items()}
+    return largest
+
+
+def _difference_errors(got: torch.Tensor, expected: torch.Tensor, case: Case) -> dict[str, float]:
+    """Return the largest relative errors of D_c - D_0 and of D_c - D_m, by the other branch."""
+    row, anchor = torch.arange(case.rows), case.anchors()[case.branches()]
+    degraded = row >= case.base_rows
+    kinds = {"unconditional": ~degraded & (anchor != row), "degraded": degraded}
+    return {
+        branch: _error((got[anchor] - got)[rows], (expected[anchor] - expected)[rows])
+        for branch, rows in kinds.items()
+        if rows.any()
+    }
 
 
 def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -129,12 +190,6 @@ def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
     size = expected.double().flatten(1).norm(dim=1)
     error = (difference / size.clamp_min(1e-12)).max().item()
     return error if error == error else float("inf")
-
-
-def _inputs(unit: ExportUnit, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
-    """Yield random inputs for each case."""
-    for case in CASES:
-        yield _case_inputs(unit, case, generator)
 
 
 def _case_inputs(unit: ExportUnit, case: Case, generator: torch.Generator) -> list[torch.Tensor]:
@@ -169,11 +224,17 @@ def _input(
         value = torch.rand(value.shape, generator=generator) * 1000
     elif spec.role == "mask":
         value = (torch.rand(value.shape, generator=generator) < 0.1).float()
+        if case.branched and unit.spec.exact:
+            value = torch.zeros_like(value).index_fill(0, torch.tensor(unit.spec.exact), 1.0)
     elif spec.role == "branch":
-        value = torch.arange(case.rows) % case.base_rows
+        value = case.branches()
+    elif spec.role == "anchor":
+        value = case.anchors()
     elif spec.role == "keep":
         levels = torch.tensor(KEEP_LEVELS)
         value = levels[torch.randint(len(levels), value.shape, generator=generator)]
+        if case.branched:
+            value[: case.base_rows] = 1.0
     elif spec.role in ("token_ids", "class"):
         value = torch.randint(unit.vocabulary, value.shape, generator=generator)
     elif spec.role == "text_mask":
@@ -183,6 +244,8 @@ def _input(
         value = positions(case.height, case.width)
     elif spec.role == "guidance":
         value = 1 + 4 * torch.rand(value.shape, generator=generator)
+    if case.branched and spec.role in ("latent", "timestep", "guidance"):
+        value = value[case.anchors()]
     return value
 
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from intaglio_export.bundle.verify import reference, verify
+from intaglio_export.bundle.verify import Errors, reference, verify
 from intaglio_export.graph_specs import ExportUnit
 from intaglio_export.passes.add_op_function import add_op_function
 from intaglio_export.passes.cast_matmuls_to_float32 import cast_matmuls_to_float32
@@ -46,8 +46,8 @@ class Stage:
     units: Sequence[ExportUnit]
 
 
-def write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dict[str, float]:
-    """Write and verify all graphs under `work`. Returns the relative error of each path.
+def write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dict[str, Errors]:
+    """Write and verify all graphs under `work`. Returns the relative errors of each path.
 
     The network of each stage has no weights afterwards.
 
@@ -58,8 +58,8 @@ def write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dic
         return _write_stages(stages, work, progress)
 
 
-def _write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dict[str, float]:
-    errors: dict[str, float] = {}
+def _write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> dict[str, Errors]:
+    errors: dict[str, Errors] = {}
     total = sum(len(stage.units) for stage in stages)
     for stage in stages:
         name = type(stage.network).__name__

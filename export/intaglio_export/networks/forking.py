@@ -129,6 +129,20 @@ class ObservedTransformer(nn.Module):
         return (prediction, *(observed[point, k] for point in OBSERVED.values() for k in blocks))
 
 
+class AnchoredTransformer(nn.Module):
+    """A module above with one more input, `anchor` [base_rows], the row of D_c for each row.
+
+    torch computes nothing with it; `passes/quantize_weights.py` reads it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self.module(*tensors[:-1])
+
+
 @contextmanager
 def _hooks(adapter: Adapter, block: int, branching: _Branching) -> Iterator[None]:
     """Register hooks that apply `branching` after block `block` during one forward."""

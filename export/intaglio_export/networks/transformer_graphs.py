@@ -16,6 +16,7 @@ from intaglio_export.networks.conditioning import (
 )
 from intaglio_export.networks.forking import (
     OBSERVED,
+    AnchoredTransformer,
     BaseTransformer,
     DegradedTransformer,
     ForkedTransformer,
@@ -25,14 +26,18 @@ from intaglio_export.options import Layout
 
 
 def transformer_units(
-    adapter: Adapter, layout: Layout | str, block: int, observe: bool = False
+    adapter: Adapter,
+    layout: Layout | str,
+    block: int,
+    observe: bool = False,
+    anchored: bool = False,
 ) -> dict[str, ExportUnit]:
     """Return the graphs of `layout` by their names in the manifest.
 
     Both layouts have the graph `conditioning`, which computes inputs of the others. The op is after
     block `block`. The graphs of the dual layout have one kind of row, which is called `rows`. With
     `observe`, the graph that every step runs (forked or base) also outputs `hidden_states_k` and
-    `gate_k` of every block k.
+    `gate_k` of every block k. With `anchored`, the forked graph also takes `anchor`.
     """
     channels = adapter.channels
     base = list(loop_inputs(adapter))
@@ -55,6 +60,9 @@ def transformer_units(
         name = next(iter(modules))
         modules[name] = ObservedTransformer(adapter, modules[name])
         outputs[name] += _observed(adapter, block if layout == Layout.forked else -1)
+    if anchored:
+        modules["forked"] = AnchoredTransformer(modules["forked"])
+        inputs["forked"].append(TensorSpec("anchor", ("base_rows",), torch.int64))
     conditioning = _unit(
         adapter,
         ConditioningTransformer(adapter),

@@ -7,8 +7,10 @@ would be multiplied by its large activation, and with one scale for a whole tens
 would leave few steps to the other channels.
 
 `int8` and `int4` quantise weights only, in blocks of `BLOCK` input channels, with MatMulNBits of
-com.microsoft. `int8-dynamic` also quantises activations at run time, with one scale per tensor, in
-standard operators.
+com.microsoft. `int8-dynamic` also quantises activations at run time, with a scale per token, where
+rows of branches are read. Rows of D_0 and D_m are quantised as differences from that of D_c, which
+the input `anchor` names for each row before the fork (`delta_coding.py`). Other products, such as
+that of the prompt's projection, are those of `int8`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
     DefaultWeightOnlyQuantConfig,
     DefaultWeightOnlyQuantizer,
 )
+
+from intaglio_export.networks.suppress import DOMAIN
+from intaglio_export.passes.delta_coding import DEQUANTIZE, QUANTIZE, ZERO, add_functions
 
 WEIGHT_BITS = {"int8": 8, "int4": 4, "int8-dynamic": 8}
 BLOCK = 32
@@ -40,7 +45,9 @@ def quantize_weights(model: ir.Model, scheme: str, massive: Sequence[int] = ()) 
     """
     made = _Maker(model.graph)
     streams = _streams(model.graph)
-    for node in [node for node in model.graph if _is_quantizable(node)]:
+    anchors = _Anchors(model, made)
+    found = [(node, anchors.of(node.inputs[0])) for node in model.graph if _is_quantizable(node)]
+    for node, anchor in found:
         x, weight = node.inputs
         assert x is not None
         assert weight is not None
@@ -50,8 +57,10 @@ def quantize_weights(model: ir.Model, scheme: str, massive: Sequence[int] = ()) 
         split = list(massive) if reads else []
         rest = values.copy()
         rest[split] = 0.0
-        if scheme == "int8-dynamic":
-            result = made.dynamic(node, made.without(x, split, node) if split else x, rest)
+        added = _bias(node) if anchor is not None else None
+        if anchor is not None:
+            bias = added[1] if added else None
+            result = made.dynamic(node, x, rest, bias, anchor, split)
         else:
             result = made.weight_only(node, x, rest, WEIGHT_BITS[scheme])
             model.opset_imports["com.microsoft"] = 1
@@ -63,7 +72,11 @@ def quantize_weights(model: ir.Model, scheme: str, massive: Sequence[int] = ()) 
                 made.weight(node, "massive", values[split]),
             )
             result = made.node(node, "Add", result, exact)
-        _replace(node, result)
+        if added:
+            _replace(added[0], result)
+            model.graph.remove(node, safe=True)
+        else:
+            _replace(node, result)
         if not weight.uses():
             del model.graph.initializers[weight.name or ""]
 
@@ -110,6 +123,45 @@ def _reads_stream(x: ir.Value, streams: set[ir.Value]) -> bool:
     return node.op_type == "LayerNormalization"
 
 
+def _bias(product: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """Return the Add that follows `product`, and its bias [N], if nothing else reads `product`."""
+    output = product.outputs[0]
+    uses = list(output.uses())
+    if len(uses) != 1 or output.is_graph_output() or uses[0].node.op_type != "Add":
+        return None
+    bias = uses[0].node.inputs[1 - uses[0].idx]
+    if bias is None or not bias.is_initializer() or bias.shape is None or len(bias.shape) != 1:
+        return None
+    return uses[0].node, bias
+
+
+class _Anchors:
+    """The rows that rows are quantised as differences from, before the fork and after it.
+
+    The graph takes them as its input `anchor`, if it has one.
+    """
+
+    def __init__(self, model: ir.Model, made: _Maker) -> None:
+        inputs = {value.name: value for value in model.graph.inputs}
+        self._before = inputs.get("anchor")
+        if self._before is None:
+            return
+        add_functions(model)
+        branch = inputs["branch"]
+        self._after = made.node(model.graph[0], "Gather", self._before, branch, axis=0)
+        self._forked = {branch}
+        for node in model.graph:
+            if not self._forked.isdisjoint(value for value in node.inputs if value is not None):
+                self._forked.update(node.outputs)
+
+    def of(self, x: ir.Value | None) -> ir.Value | None:
+        """Return the anchors of the rows of `x`, or None if it is not [rows, tokens, channels]."""
+        shape = None if x is None else x.shape
+        if self._before is None or shape is None or len(shape) != 3 or isinstance(shape[0], int):
+            return None
+        return self._after if x in self._forked else self._before
+
+
 def _replace(node: ir.Node, result: ir.Value) -> None:
     """Replace the output of `node` by `result`."""
     old = node.outputs[0]
@@ -151,7 +203,7 @@ class _Maker:
         """Return an initializer with `values`, added once."""
         name = f"{of.inputs[1].name}_{role}" if of.inputs[1] is not None else role
         if name not in self._graph.initializers:
-            tensor = ir.tensor(np.ascontiguousarray(values), name=name)
+            tensor = ir.tensor(np.asarray(values, order="C"), name=name)
             value = ir.Value(
                 name=name,
                 shape=ir.Shape(values.shape),
@@ -160,17 +212,6 @@ class _Maker:
             )
             self._graph.register_initializer(value)
         return self._graph.initializers[name]
-
-    def without(self, x: ir.Value, channels: Sequence[int], before: ir.Node) -> ir.Value:
-        """Return `x` with `channels` set to zero."""
-        if ("without", x) not in self._shared:
-            assert before.inputs[1] is not None
-            assert before.inputs[1].const_value is not None
-            kept = np.ones(before.inputs[1].const_value.numpy().shape[0], np.float32)
-            kept[list(channels)] = 0.0
-            mask = self.weight(before, "kept", kept)
-            self._shared["without", x] = self._add(before, "Mul", (x, mask), "", 1, {})
-        return self._shared["without", x].outputs[0]
 
     def picked(self, x: ir.Value, channels: Sequence[int], before: ir.Node) -> ir.Value:
         """Return `channels` of `x`."""
@@ -199,20 +240,32 @@ class _Maker:
             block_size=BLOCK,
         )
 
-    def dynamic(self, of: ir.Node, x: ir.Value, values: NDArray[np.float32]) -> ir.Value:
-        """Return `x` in uint8 times `values` in int8, with a scale per column.
+    def dynamic(
+        self,
+        of: ir.Node,
+        x: ir.Value,
+        values: NDArray[np.float32],
+        bias: ir.Value | None,
+        anchor: ir.Value,
+        exact: Sequence[int],
+    ) -> ir.Value:
+        """Return `x` in uint8, without the channels `exact`, times `values` in int8, plus `bias`.
 
-        ONNX Runtime fuses these nodes into one.
+        `x` has a scale per token, and `values` one per column. Rows of `x` that `anchor` gives
+        another row are differences from that row.
         """
         scale = np.maximum(np.abs(values).max(axis=0), np.finfo(np.float32).tiny) / 127
         rounded = np.rint(values / scale).astype(np.int8)
         if ("dynamic", x) not in self._shared:
-            self._shared["dynamic", x] = self._add(of, "DynamicQuantizeLinear", (x,), "", 3, {})
-        quantized, x_scale, x_zero = self._shared["dynamic", x].outputs
-        zero = self.weight(of, "zero", np.zeros_like(scale, np.int8))
-        product = self.node(
-            of, "MatMulInteger", quantized, self.weight(of, "int8", rounded), x_zero, zero
-        )
-        product = self.node(of, "Cast", product, to=ir.DataType.FLOAT.value)
-        both = self.node(of, "Mul", x_scale, self.weight(of, "scale", scale.astype(np.float32)))
-        return self.node(of, "Mul", product, both)
+            kept = np.ones(len(values), np.float32)
+            kept[list(exact)] = 0.0
+            read = (x, anchor, self.weight(of, "kept", kept))
+            self._shared["dynamic", x] = self._add(of, QUANTIZE, read, DOMAIN, 2, {})
+        quantized, x_scale = self._shared["dynamic", x].outputs
+        zero = self.weight(of, "zero", np.array(ZERO, np.uint8))
+        product = self.node(of, "MatMulInteger", quantized, self.weight(of, "int8", rounded), zero)
+        columns = self.weight(of, "scale", scale.astype(np.float32))
+        if bias is None:
+            bias = self.weight(of, "bias", np.zeros_like(scale, np.float32))
+        inputs = (product, x_scale, columns, bias, anchor)
+        return self.node(of, DEQUANTIZE, *inputs, domain=DOMAIN)
