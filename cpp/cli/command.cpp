@@ -15,7 +15,6 @@
 #include "cli/console.h"
 #include "cli/help_formatter.h"
 #include "cli/version.h"
-#include "core/nearest.h"
 #include "intaglio/error.h"
 #include "intaglio/options.h"
 
@@ -121,7 +120,7 @@ int run_command(const std::vector<std::string>& args) {
       std::vector<std::string> names;
       for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
         names.push_back(command->get_name());
-      throw UsageError("there is no command \"" + args[0] + "\"" + did_you_mean(args[0], names) +
+      throw UsageError("there is no command \"" + args[0] + "\"" + meant_option(args[0], names) +
                        ": intaglio --help lists them");
     }
     app.parse(

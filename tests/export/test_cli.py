@@ -319,7 +319,7 @@ def test_a_bundle_is_replaced_and_the_summary_says_what_was_made(
     assert not (tmp_path / "out" / "old.plan").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "s.json"]
     said = " ".join(result.stdout.split())
-    stages = [line for line in result.stderr.splitlines() if not line.startswith("Note: ")]
+    stages = result.stderr.partition("Note: ")[0].splitlines()
     assert stages[:2] == ["Loading the model", "Measuring channels"]
     assert stages[-1] == "Writing the manifest"
     assert {f"Verifying {name}" for name in manifest["errors"]} <= {*stages}
