@@ -6,7 +6,6 @@
 #include <cstring>
 #include <functional>
 #include <iostream>
-#include <map>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -17,6 +16,7 @@
 #include "cli/help_formatter.h"
 #include "cli/version.h"
 #include "intaglio/error.h"
+#include "intaglio/options.h"
 
 namespace intaglio {
 
@@ -26,17 +26,14 @@ using cli::print_error;
 
 constexpr auto kOutOfMemory = "out of memory: use a smaller size or batch";
 
-// The names that diffusers gives to what a flag does here.
-std::string flag_for(const std::string& word) {
-  static const std::map<std::string, std::string> flags{
-      {"--guidance-scale", "--cfg-scale, or --distilled-guidance where the model takes it"},
-      {"--true-cfg-scale", "--cfg-scale"},
-      {"--num-inference-steps", "--steps"},
-      {"--num-images-per-prompt", "--batch"},
-      {"--generator", "--seed"},
-      {"--size", "--width and --height"}};
-  const auto found = flags.find(word);
-  return found == flags.end() ? "" : found->second;
+// Returns all flags of the command, without their dashes.
+std::vector<std::string> flags_of(const CLI::App& command) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : command.get_options()) {
+    const auto& own = option->get_lnames();
+    names.insert(names.end(), own.begin(), own.end());
+  }
+  return names;
 }
 
 // Says which of `args` is one too many, and what may have been meant.
@@ -48,11 +45,10 @@ std::string unexpected(const CLI::App& command, const std::vector<std::string>& 
     return "\"" + word + "\" is one word too many for intaglio " + command.get_name() +
            ": put a text with spaces into quotation marks";
   }
-  std::string flag = word.substr(0, word.find('='));
-  std::string message = "there is no option " + flag;
-  std::ranges::replace(flag, '_', '-');
-  const std::string meant = command.get_option_no_throw(flag) != nullptr ? flag : flag_for(flag);
-  return message + " of intaglio " + command.get_name() + (meant.empty() ? "" : ": use " + meant);
+  const std::string flag = word.substr(0, word.find('='));
+  const std::string name = flag.substr(std::min(flag.find_first_not_of('-'), flag.size()));
+  return "there is no option " + flag + " of intaglio " + command.get_name() +
+         meant_option(name, flags_of(command), "--");
 }
 
 // Calls `parse`, which also runs the subcommand, and returns the exit code.
@@ -98,8 +94,10 @@ int run_command(const std::vector<std::string>& args) {
   app.formatter(std::make_shared<cli::HelpFormatter>());
   app.set_help_flag("-h,--help", "print this help and exit");
   app.footer(
-      "`intaglio SUBCOMMAND --help` explains the options of a subcommand.\n"
-      "Example: intaglio generate bundle --prompt \"a dark ankle boot\" -o boot.png");
+      std::string(
+          "`intaglio SUBCOMMAND --help` explains the options of a subcommand.\n"
+          "Example: intaglio generate bundle --prompt \"a dark ankle boot\" -o boot.png\n\n") +
+      cli::exit_code_help());
   app.add_flag("--json")->description("with --version: print JSON, for a bug report");
   // CLI11 may call this before it has come to --json.
   const auto version = [&] {
@@ -119,7 +117,11 @@ int run_command(const std::vector<std::string>& args) {
     // For an unknown subcommand CLI11 would only say that a subcommand is required.
     const auto named = [&](const CLI::App* command) { return command->get_name() == args[0]; };
     if (!args.empty() && !args[0].starts_with('-') && app.get_subcommands(named).empty()) {
-      throw UsageError("there is no command \"" + args[0] + "\": intaglio --help lists them");
+      std::vector<std::string> names;
+      for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+        names.push_back(command->get_name());
+      throw UsageError("there is no command \"" + args[0] + "\"" + meant_option(args[0], names) +
+                       ": intaglio --help lists them");
     }
     app.parse(
         std::vector<std::string>(args.rbegin(), args.rend()));  // in reverse, as CLI11 expects

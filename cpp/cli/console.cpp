@@ -1,6 +1,7 @@
 #include "cli/console.h"
 
 #include <iostream>
+#include <utility>
 
 namespace intaglio::cli {
 
@@ -13,6 +14,22 @@ std::string one_line(std::string text) {
     if (high && static_cast<unsigned char>(text[i + 1]) < 0xa0) text.replace(i, 2, " ");
   }
   return text;
+}
+
+std::string exit_code_help() {
+  constexpr std::pair<ExitCode, const char*> meanings[] = {
+      {ExitCode::ok, "all is done"},
+      {ExitCode::usage, "an option is unknown or makes no sense"},
+      {ExitCode::bad_input, "a bundle, file, prompt or picture cannot be used or written"},
+      {ExitCode::unavailable, "a device, a library or a Python package is missing"},
+      {ExitCode::out_of_memory, "there is too little memory"},
+      {ExitCode::interrupted, "Ctrl-C stopped the run"}};
+  std::string lines = "Exit codes:";
+  for (const auto& [code, meaning] : meanings) {
+    const std::string number = std::to_string(static_cast<int>(code));
+    lines += "\n  " + number + std::string(5 - number.size(), ' ') + meaning;
+  }
+  return lines;
 }
 
 int print_error(const std::string& message, ExitCode code) {

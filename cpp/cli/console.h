@@ -12,6 +12,9 @@ namespace intaglio::cli {
 // and which a terminal would obey.
 std::string one_line(std::string text);
 
+// Returns the lines of the help that say which exit code means what.
+std::string exit_code_help();
+
 // Prints the message of an error on stderr and returns its exit code.
 int print_error(const std::string& message, ExitCode code);
 

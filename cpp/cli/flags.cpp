@@ -68,11 +68,17 @@ void add_loop_flags(CLI::App& command, RunFlags& flags) {
 
 Pipeline open_pipeline(const RunFlags& flags) {
   Pipeline pipeline = Pipeline::open(flags.bundle, flags.backend);
-  const DeviceChoice& choice = pipeline.backend().choice;
-  if (!choice.note.empty())
-    print_notes({"running on " + choice.device + " because " + choice.note});
-  if (!choice.compiling.empty()) print_notes({choice.compiling});
+  print_notes(opening_notes(pipeline));
   return pipeline;
+}
+
+std::vector<std::string> opening_notes(const Pipeline& pipeline) {
+  const DeviceChoice& choice = pipeline.backend().choice;
+  std::vector<std::string> notes;
+  if (!choice.note.empty())
+    notes.push_back("running on " + choice.device + " because " + choice.note);
+  if (!choice.compiling.empty()) notes.push_back(choice.compiling);
+  return notes;
 }
 
 void compile(const Pipeline& pipeline) {

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "cli/parse.h"
 #include "intaglio/backend.h"
@@ -29,9 +30,12 @@ void add_loop_flags(CLI::App& command, RunFlags& flags);
 CLI::Option* add_path(CLI::App& command, const std::string& name, std::filesystem::path& path,
                       const std::string& help);
 
-// Opens the pipeline. Prints a note when `--device auto` could not use a device that the user may
-// expect it to use, and when the first run compiles the model.
+// Opens the pipeline and prints its opening_notes().
 Pipeline open_pipeline(const RunFlags& flags);
+
+// Returns a note when `--device auto` could not use a device that the user may expect it to use,
+// and one when the first run compiles the model.
+std::vector<std::string> opening_notes(const Pipeline& pipeline);
 
 // Loads the pipeline's graphs under a progress bar, if the device compiles them. Call this while
 // Ctrl-C still ends the process: nothing is written yet, and what is compiled already is kept.

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cli/commands.h"
 #include "cli/console.h"
@@ -80,6 +81,14 @@ Json placements(const Backend& backend) {
   return list;
 }
 
+// Returns what is said of the run when it has ended.
+std::vector<std::string> closing_notes(const Pipeline& pipeline, const Generation& generation) {
+  std::vector<std::string> notes = generation.notes;
+  const std::vector<std::string> more = placement_notes(pipeline.backend());
+  notes.insert(notes.end(), more.begin(), more.end());
+  return notes;
+}
+
 Json report(const Flags& flags, const Pipeline& pipeline, const Generation& generation,
             std::optional<double> start_to_first_step) {
   Json seconds = Json::object();
@@ -89,6 +98,9 @@ Json report(const Flags& flags, const Pipeline& pipeline, const Generation& gene
   seconds["network"] = generation.timings.network;
   seconds["vae"] = generation.timings.vae;
   seconds["total"] = generation.timings.total;
+  std::vector<std::string> notes = opening_notes(pipeline);
+  const std::vector<std::string> more = closing_notes(pipeline, generation);
+  notes.insert(notes.end(), more.begin(), more.end());
   return {
       {"bundle", pipeline.bundle().name},
       {"backend", pipeline.backend().description()},
@@ -110,6 +122,7 @@ Json report(const Flags& flags, const Pipeline& pipeline, const Generation& gene
       {"evaluations", generation.evaluations},
       {"skipped_steps", generation.skipped_steps},
       {"largest_distance", generation.largest_distance},
+      {"notes", notes},
   };
 }
 
@@ -149,7 +162,8 @@ void write_outputs(const Flags& flags, const Pipeline& pipeline, const Drawn& dr
   if (!flags.latents_out.empty()) save_npy(flags.latents_out, generation.latents);
   if (flags.report.empty()) return;
   const Json json = report(flags, pipeline, generation, drawn.start_to_first_step);
-  write_file(flags.report, json.dump(2) + "\n");
+  // A note may name a path that is not UTF-8, which JSON cannot hold.
+  write_file(flags.report, json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
 void generate(Flags& flags) {
@@ -159,8 +173,7 @@ void generate(Flags& flags) {
   compile(pipeline);
   const InterruptFlag interrupt;  // until all files are written, so that none is left half done
   const Drawn drawn = draw(pipeline, flags.options);
-  print_notes(drawn.generation.notes);
-  print_notes(placement_notes(pipeline.backend()));
+  print_notes(closing_notes(pipeline, drawn.generation));
   write_outputs(flags, pipeline, drawn);
   if (platform::error_is_terminal()) {
     const Timings& timings = drawn.generation.timings;
@@ -239,7 +252,7 @@ void add_output_flags(GroupedFlags& grouped, Flags& flags) {
                      "write the images without the prompt and the options");
   grouped.add_path("--latents-out", flags.latents_out, "FILE.npy", "also write the final latents");
   grouped.add_path("--report", flags.report, "FILE.json",
-                   "also write the options, timings and counts of the run");
+                   "also write the options, timings, counts and notes of the run");
 }
 
 }  // namespace
@@ -248,11 +261,14 @@ void add_generate(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   CLI::App* command = app.add_subcommand("generate", "draw images from a prompt or a class");
   command->footer(
-      "[x] is a default. The other defaults are in the bundle; `intaglio inspect BUNDLE` shows "
-      "them.\n"
-      "Examples:\n"
-      "  intaglio generate bundle --prompt \"a dark ankle boot\" --seeds 1,2,3 -o boot.png\n"
-      "  intaglio generate bundle --prompt \"a dark ankle boot\" --cfg-scale 3 --dg-scale 0.5");
+      std::string(
+          "[x] is a default. The other defaults are in the bundle; `intaglio inspect BUNDLE` "
+          "shows them.\n"
+          "Examples:\n"
+          "  intaglio generate bundle --prompt \"a dark ankle boot\" --seeds 1,2,3 -o boot.png\n"
+          "  intaglio generate bundle --prompt \"a dark ankle boot\" --cfg-scale 3 --dg-scale "
+          "0.5\n\n") +
+      exit_code_help());
   GroupedFlags grouped(*command, flags->options);
   add_input_flags(grouped, *flags);
   add_output_flags(grouped, *flags);

@@ -2,7 +2,10 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
+#include <sstream>
+#include <utility>
 #include <vector>
 
 #include "cli/commands.h"
@@ -30,6 +33,20 @@ Json describe(const Defaults& defaults) {
                {"height", defaults.height},
                {"width", defaults.width}};
   if (defaults.distilled_guidance) json["distilled_guidance"] = *defaults.distilled_guidance;
+  return json;
+}
+
+Json describe(const SkipSchedule& schedule) {
+  Json json = {{"steps", schedule.steps},
+               {"scheduler", schedule.scheduler},
+               {"skipped", schedule.skipped},
+               {"tolerance", schedule.tolerance}};
+  const auto add = [&](const char* key, const std::optional<double>& value) {
+    if (value) json[key] = *value;
+  };
+  add("evaluations", schedule.evaluations);
+  add("median_error", schedule.median_error);
+  add("largest_error", schedule.largest_error);
   return json;
 }
 
@@ -129,6 +146,9 @@ Json describe(const Bundle& bundle) {
   json[latent.fixed_size ? "only_image" : "largest_image"] = {latent.max_width, latent.max_height};
   json["packed_latents"] = latent.packed;
   json["defaults"] = describe(bundle.defaults);
+  json["skipping"] = Json::array();
+  for (const SkipSchedule& schedule : bundle.skipping)
+    json["skipping"].push_back(describe(schedule));
   json["producer"] = bundle.producer;
   json["files"] = bundle.file_bytes;
   json["bytes"] = bytes;
@@ -156,11 +176,32 @@ std::string engines_line(const Json& engines) {
   return line;
 }
 
+// Summarises a schedule of skipped steps.
+std::string skipping_line(const Json& schedule) {
+  std::ostringstream line;
+  line << schedule["steps"] << " steps of " << schedule["scheduler"].get<std::string>()
+       << ": skips ";
+  const char* separator = "";
+  for (const Json& step : schedule["skipped"]) line << std::exchange(separator, ",") << step;
+  line << "; tolerance " << schedule["tolerance"];
+  if (schedule.contains("evaluations"))
+    line << "; " << schedule["evaluations"] << " evaluations of the model in the mean";
+  const auto percent = [&](const char* key) { return 100 * schedule[key].get<double>(); };
+  if (schedule.contains("median_error"))
+    line << "; error of the final latents " << percent("median_error") << " % in the median";
+  if (schedule.contains("largest_error")) line << ", " << percent("largest_error") << " % at most";
+  return line.str();
+}
+
 void print_text(const Json& json) {
   for (const auto& [name, value] : json.items()) {
     if (name == "engines") {
       for (const auto& [folder, engines] : value.items())
         print_row(name, folder + ": " + engines_line(engines));
+      continue;
+    }
+    if (name == "skipping") {
+      for (const Json& schedule : value) print_row(name, skipping_line(schedule));
       continue;
     }
     if (name == "max_abs") continue;  // one number per block is too long for a line
@@ -186,7 +227,7 @@ void add_inspect(CLI::App& app) {
       "It compares the size and SHA-256 of every file with the manifest, then prints the "
       "manifest:\n"
       "the model, the block m after which the branches fork, the massive channels, the largest\n"
-      "image, the defaults of `intaglio generate`, and the TensorRT engines.\n"
+      "image, the defaults of `intaglio generate`, the steps of --skip auto, and the engines.\n"
       "Example: intaglio inspect bundle --json");
   command
       ->add_flag("--json", flags->json,

@@ -5,20 +5,20 @@ from __future__ import annotations
 import enum
 import errno
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.options import ExportRequest, Layout, Quantize, TextEncoders
 from intaglio_export.support.interpreter import check_docstrings
+from intaglio_export.support.progress import shown_on
 from intaglio_export.support.quiet import quiet
-from intaglio_export.support.stopping import check_stopped, ending, stoppable
+from intaglio_export.support.stopping import ending, stoppable
 
 
 class DtypeName(enum.StrEnum):
@@ -210,18 +210,10 @@ def _check_names(*names: str | Path | None) -> None:
 
 
 def _export(screen: Console, request: ExportRequest) -> None:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
-    # The bar is started in a terminal only: elsewhere rich would print an empty line at its end.
-    with bar if screen.is_interactive else nullcontext():
-        task = bar.add_task("Starting", total=1.0)
+    with shown_on(screen) as progress:
         # Imported here, because torch takes seconds and --help and usage errors should not wait.
         with quiet():
             from intaglio_export.exporter import export_bundle
-
-        def progress(what: str, done: float) -> None:
-            check_stopped()
-            bar.update(task, description=what, completed=done)
 
         result = export_bundle(request, progress)
     for remark in result.remarks:

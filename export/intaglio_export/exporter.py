@@ -11,6 +11,7 @@ from torch import nn
 from intaglio_export.adapters import Adapter
 from intaglio_export.adapters.schedulers import check_scheduler
 from intaglio_export.bundle import output_folder
+from intaglio_export.bundle.chat_template import around_prompt
 from intaglio_export.bundle.manifest import BundleParts, Suppression, build_manifest, write_manifest
 from intaglio_export.bundle.tokenizer_tables import write_table
 from intaglio_export.bundle.writing import Progress, Stage, release, write_stages
@@ -97,6 +98,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     remarks += _check_disk(request, adapter)
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
     settings = ModelSettings(max_sequence_length=length).over(settings)
+    _check_templates(adapter, length)
     progress(_MEASURING, 0.1)
     statistics = calibrate(adapter, length, lambda share: progress(_MEASURING, 0.1 + 0.15 * share))
     if request.text_encoders == "none":
@@ -112,6 +114,18 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
             request, source, settings, suppression, max_abs, exact, work, progress
         )
     return ExportResult(manifest, errors, remarks)
+
+
+def _check_templates(adapter: Adapter, length: int) -> None:
+    """Check the chat templates of the tokenizers, before the measurement encodes prompts.
+
+    Raises:
+        ExportError: a tokenizer has none, or one that the runtime's tokenizer does not support.
+    """
+    prompt = adapter.prompt(length) if adapter.has_encoders else None
+    for layout in prompt.encoders.values() if prompt else ():
+        if layout.template:
+            around_prompt(getattr(adapter.pipeline, layout.tokenizer), layout.template)
 
 
 def say_distilled(adapter: Adapter, settings: ModelSettings) -> list[str]:

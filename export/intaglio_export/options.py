@@ -228,6 +228,7 @@ class ModelSettings:
 
 
 _NUMBER = {"type": "number", "minimum": -3.4e38, "maximum": 3.4e38}  # float32 in the runtime
+_SCALE = _NUMBER | {"minimum": 0}
 _UNIT = {"type": "number", "minimum": 0, "maximum": 1}
 _COUNT = {"type": "integer", "minimum": 1}
 _STEPS = _COUNT | {"maximum": 10000}  # the runtime's own limit
@@ -251,10 +252,10 @@ SETTINGS_SCHEMA: dict[str, Any] = {
         "keep": {"oneOf": [_UNIT, _WINDOW]},
         "dg_scale": _NUMBER,
         "dg_window": _WINDOW,
-        "cfg_scale": _NUMBER,
+        "cfg_scale": _SCALE,
         "cfg_window": _WINDOW,
         "distilled": {"type": "boolean"},
-        "distilled_guidance": _NUMBER,
+        "distilled_guidance": _SCALE,
         "steps": _STEPS,
         "height": _COUNT,
         "width": _COUNT,
@@ -275,7 +276,13 @@ SETTINGS_SCHEMA: dict[str, Any] = {
                         "uniqueItems": True,
                     },
                     "tolerance": {"type": "number", "exclusiveMinimum": 0},
-                    "evidence": {},
+                    "evidence": {
+                        "type": "object",
+                        "properties": {
+                            name: {"type": "number", "minimum": 0}
+                            for name in ("evaluations", "error", "largest_error")
+                        },
+                    },
                 },
             },
         },

@@ -2,6 +2,7 @@
 #include "casters.h"
 #include "intaglio/backend.h"
 #include "intaglio/bundle.h"
+#include "intaglio/validate.h"
 #include "pickled.h"
 
 namespace intaglio::python {
@@ -47,10 +48,12 @@ void bind_devices(py::module_& module) {
       .def_readonly("remedy", &DeviceStatus::remedy, "what would change that, or empty");
   py::class_<DeviceChoice>(module, "DeviceChoice", "The device that make_backend chose.")
       .def_readonly("device", &DeviceChoice::device, "never auto")
-      .def_readonly("reason", &DeviceChoice::reason,
-                    "for auto: why each better device is not used; else empty")
-      .def_readonly("note", &DeviceChoice::note,
-                    "the part of the reason that the user can do something about, or empty")
+      .def_property_readonly(
+          "reason", [](const DeviceChoice& choice) { return with_field_names(choice.reason); },
+          "for auto: why each better device is not used; else empty")
+      .def_property_readonly(
+          "note", [](const DeviceChoice& choice) { return with_field_names(choice.note); },
+          "the part of the reason that the user can do something about, or empty")
       .def_readonly("precision", &DeviceChoice::precision,
                     "the type of the matrix products: float32, bfloat16 or float16")
       .def_readonly("compiling", &DeviceChoice::compiling,

@@ -1,9 +1,9 @@
-#include <cstring>
 #include <new>
 
 #include "bindings.h"
 #include "casters.h"
 #include "intaglio/error.h"
+#include "intaglio/validate.h"
 
 namespace intaglio::python {
 namespace {
@@ -51,9 +51,10 @@ PyObject* type_of(ExitCode code) {
 }  // namespace
 
 py::object exception_of(const Error& error) {
+  const std::string message = with_field_names(error.what());
   // Messages may quote bytes of a file or a prompt that are not UTF-8.
   const auto text = py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(
-      error.what(), static_cast<Py_ssize_t>(std::strlen(error.what())), "backslashreplace"));
+      message.data(), static_cast<Py_ssize_t>(message.size()), "backslashreplace"));
   if (!text) throw py::error_already_set();
   return py::reinterpret_borrow<py::object>(type_of(error.code()))(text);
 }

@@ -57,6 +57,41 @@ std::string hint(const std::string& option, py::handle value) {
                    py::repr(value).cast<std::string>() + hint(info.name, value));
 }
 
+// Says what may have been meant by a keyword that there is not.
+std::string meant_keyword(const std::string& name) {
+  std::vector<std::string> names{"ma_tokens", "image", "latents", "prompt_embeds"};
+  const GenerateOptions options;
+  visit_options(options,
+                [&](const OptionInfo& info, const auto&) { names.emplace_back(info.name); });
+  return with_field_names(meant_option(name, names));
+}
+
+void bind_checks(py::module_& module) {
+  module.def(
+      "meant_keyword", &meant_keyword, py::arg("name"),
+      "Return which keyword of generate() may be meant by one that it does not have, as the end "
+      "of a sentence.");
+  module.def(
+      "validate",
+      [](const Bundle& bundle, const py::dict& options) {
+        const GenerateOptions read = options_from(options);
+        const ReleasedGil release;
+        return validate(bundle, read);
+      },
+      py::arg("bundle"), py::arg("options"),
+      "Return what is wrong with these keywords of generate(), in the order in which it checks "
+      "them; the list is empty when generate() would start to run. Raises UsageError for a value "
+      "of the wrong type and for a keyword that there is not.");
+  module.def(
+      "unused_guidance",
+      [](const Bundle& bundle, const py::dict& options) {
+        return with_field_names(unused_guidance(bundle, options_from(options)));
+      },
+      py::arg("bundle"), py::arg("options"),
+      "Return the notes of generate() about guidance that these keywords ask for and that no step "
+      "uses. Raises the UsageError or InputError of the first problem.");
+}
+
 }  // namespace
 
 GenerateOptions options_from(const py::dict& keywords) {
@@ -86,8 +121,9 @@ GenerateOptions options_from(const py::dict& keywords) {
                        py::repr(value).cast<std::string>());
     options.prompt_embeds = value.cast<PromptEmbeddings>();
   }
-  for (const auto& [name, value] : left) {
-    throw UsageError("generate() has no option " + py::str(name).cast<std::string>());
+  for (const auto& [key, value] : left) {
+    const auto name = py::str(key).cast<std::string>();
+    throw UsageError("generate() has no option " + name + meant_keyword(name));
   }
   return options;
 }
@@ -125,25 +161,6 @@ void bind_options(py::module_& module) {
       },
       "Return the default of every option; None stands for the bundle's.");
   module.def(
-      "validate",
-      [](const Bundle& bundle, const py::dict& options) {
-        const GenerateOptions read = options_from(options);
-        const ReleasedGil release;
-        return validate(bundle, read);
-      },
-      py::arg("bundle"), py::arg("options"),
-      "Return what is wrong with these keywords of generate(), in the order in which it checks "
-      "them; the list is empty when generate() would start to run. Raises UsageError for a value "
-      "of the wrong type and for a keyword that there is not.");
-  module.def(
-      "unused_guidance",
-      [](const Bundle& bundle, const py::dict& options) {
-        return unused_guidance(bundle, options_from(options));
-      },
-      py::arg("bundle"), py::arg("options"),
-      "Return the notes of generate() about guidance that these keywords ask for and that no step "
-      "uses. Raises the UsageError or InputError of the first problem.");
-  module.def(
       "png_text",
       [](const Bundle& bundle, const py::dict& options, std::size_t image,
          const DeviceChoice& choice) {
@@ -151,6 +168,7 @@ void bind_options(py::module_& module) {
       },
       py::arg("bundle"), py::arg("options"), py::arg("image"), py::arg("choice"),
       "Return what a PNG says about the image with this number in its batch, which `choice` drew.");
+  bind_checks(module);
 }
 
 }  // namespace intaglio::python

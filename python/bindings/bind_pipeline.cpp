@@ -3,6 +3,7 @@
 #include "casters.h"
 #include "intaglio/error.h"
 #include "intaglio/pipeline.h"
+#include "intaglio/validate.h"
 #include "options.h"
 #include "pickled.h"
 #include "text.h"
@@ -150,7 +151,8 @@ void bind_generation(py::module_& module) {
       .def_readonly("evaluations", &Generation::evaluations)
       .def_readonly("skipped_steps", &Generation::skipped_steps)
       .def_readonly("largest_distance", &Generation::largest_distance)
-      .def_readonly("notes", &Generation::notes)
+      .def_property_readonly(
+          "notes", [](const Generation& generation) { return with_field_names(generation.notes); })
       .def_readonly("texts", &Generation::texts, "the text entries of each image's PNG");
 }
 

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,13 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # for a path that its encoding lacks
     args = sys.argv[1:]
+    if meant := misspelt(args):
+        print(
+            f'intaglio: there is no command "{args[0]}" (did you mean {meant}?):'
+            " intaglio --help lists them",
+            file=sys.stderr,
+        )
+        sys.exit(_core.UsageError.exit_code)
     if args and not args[0].startswith("-") and args[0] not in RUNNERS:
         for command in entry_points(group=GROUP, name=args[0]):
             sys.exit(run_python(command, args[1:]))
@@ -51,6 +59,16 @@ def main() -> None:
     if args and args[0] in {"-h", "--help"}:
         print(python_commands())
     sys.exit(code)
+
+
+def misspelt(args: list[str]) -> str | None:
+    """Return the subcommand that may be meant by the first argument, if that is none."""
+    known = RUNNERS | READERS | {"cache"}
+    if not args or args[0].startswith("-") or args[0] in known:
+        return None
+    known |= {command.name for command in entry_points(group=GROUP)}
+    near = [] if args[0] in known else get_close_matches(args[0], sorted(known), 1)
+    return near[0] if near else None
 
 
 INTERRUPTED = "intaglio: interrupted"

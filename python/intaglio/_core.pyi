@@ -64,6 +64,7 @@ __all__: list[str] = [
     "load_tokenizer",
     "make_backend",
     "make_schedule",
+    "meant_keyword",
     "option_defaults",
     "option_infos",
     "png_text",
@@ -1285,6 +1286,11 @@ def make_schedule(
     Return what diffusers' set_timesteps(num_inference_steps=steps) makes. `image_seq_len`, the number of latent
     patches, matters for dynamic shifting only. Raises UsageError for steps < 1, for more steps than the scheduler has
     timesteps, and for a type that is unknown or does not fit the prediction type.
+    """
+
+def meant_keyword(name: str) -> str:
+    """
+    Return which keyword of generate() may be meant by one that it does not have, as the end of a sentence.
     """
 
 def option_defaults() -> dict[str, typing.Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from intaglio import _core
 from intaglio.image_file import check_ending, write_image
+from intaglio.keywords import suggesting
 from intaglio.onnxruntime_library import onnxruntime_library
 from intaglio.progress import OnStep, progress_bar
 
@@ -37,9 +38,9 @@ _SAME = (
 )  # fmt: skip
 
 
-def warn(notes: list[str]) -> None:
-    """Warn of each note where the caller's caller called."""
-    frame = sys._getframe(2)
+def warn(notes: list[str], depth: int = 2) -> None:
+    """Warn of each note where the caller's caller called, or one further out at depth 3."""
+    frame = sys._getframe(depth)
     for note in notes:
         # With a registry of its own each warning is shown. Python's default filter would show the
         # same sentence only once for each line of the caller.
@@ -187,7 +188,7 @@ class Pipeline:
 
         Args:
             bundle: the folder. The size and SHA-256 of every file are compared with its manifest.
-            device: where to run: cpu, openvino, openvino:gpu, openvino:npu, cuda, tensorrt,
+            device: where to run: cpu, openvino:cpu, openvino:gpu, openvino:npu, cuda, tensorrt,
                 tensorrt-rtx, webgpu, or auto, which takes the best that works. "cuda:1" is the
                 second card. `intaglio devices` lists what works on a machine.
             threads: the number of threads; 0 means one for each processor that the process may
@@ -205,8 +206,8 @@ class Pipeline:
                 TensorRT-RTX or WebGPU. None takes that of the plugin's Python package.
 
         Raises:
-            UsageError: there is no device of that name, it does not have that precision, or
-                `provider_library` is no plugin.
+            UsageError: there is no device of that name, it does not have that precision,
+                `threads` is more than the process may use, or `provider_library` is no plugin.
             InputError: a file of the bundle is missing, truncated or changed, or the bundle is
                 newer than this version understands.
             UnavailableError: the device or ONNX Runtime is missing.
@@ -263,6 +264,7 @@ class Pipeline:
         warn(embeds.notes)
         return embeds
 
+    @suggesting
     def generate(
         self,
         prompt: str | None = None,
@@ -356,7 +358,7 @@ class Pipeline:
             self._core.load()  # which Ctrl-C interrupts sooner than the run
         with progress_bar(on_step) if progress else nullcontext(on_step) as report:
             result = self._core.generate(report, **core_options(options))
-        warn(result.notes + self._core.placement_notes)
+        warn(result.notes + self._core.placement_notes, depth=3)  # called by `suggesting`
         return Generation.of(result)
 
     def __reduce__(self) -> NoReturn:

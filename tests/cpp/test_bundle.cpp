@@ -143,6 +143,19 @@ INSTANTIATE_TEST_SUITE_P(
                     skipping({4, 8}, "give numbers from 3 to 7"),
                     skipping({2, 4}, "give numbers from 3 to 7")));
 
+TEST(Manifest, SchedulesOfSkippedStepsMaySayWhatTheyCost) {
+  Json json = good();
+  Json plain = {{"steps", 8}, {"scheduler", "x"}, {"tolerance", 0.1}, {"skipped", {4}}};
+  Json measured = plain;
+  measured.update({{"evaluations", 6.5}, {"median_error", 0.01}, {"largest_error", 0.5}});
+  json["skipping"] = {plain, measured};
+  const auto skipping = parse_manifest(json.dump(), "bundle.json").bundle.skipping;
+  EXPECT_EQ(skipping.at(0).evaluations, std::nullopt);
+  EXPECT_EQ(skipping.at(1).evaluations, 6.5);
+  EXPECT_EQ(skipping.at(1).median_error, 0.01);
+  EXPECT_EQ(skipping.at(1).largest_error, 0.5);
+}
+
 // A bundle that is drawn by class, in one size, with packed latents.
 TEST(Manifest, OtherInputsAreRead) {
   Json json = good();

@@ -223,6 +223,11 @@ TEST(Validate, RefusesIntervalsThatGrowOrAreNone) {
 }
 
 TEST(Validate, RefusesBadNumbers) {
+  for (const Ramp bad : {Ramp(-1.0), Ramp(-0.5, 2.0), Ramp(2.0, -0.5)}) {
+    Guidance guidance;
+    guidance.cfg_scale = bad;
+    expect_refused(guidance, "cfg-scale");
+  }
   for (const double bad : {kNan, kInfinity, -kInfinity, 1e39}) {
     Guidance cfg, dg, keep;
     cfg.cfg_scale = Ramp(1.0, bad);

@@ -173,6 +173,18 @@ TEST(ValidateOptions, KeepsTheKindOfError) {
   EXPECT_THAT(fields(bundle, good_options()), ElementsAre("bundle"));
 }
 
+TEST(WithFieldNames, LeavesCommandsQuotedTextAndPathsAlone) {
+  const auto named = [](const std::string& message) { return with_field_names(message); };
+  EXPECT_EQ(named("--dg-scale 1: leave --class out"), "dg_scale 1: leave class_label out");
+  EXPECT_EQ(named("give one (--seed or --seeds)"), "give one (seeds or seeds)");
+  EXPECT_EQ(named("run `intaglio embed --prompt X`, or --prompt"),
+            "run `intaglio embed --prompt X`, or prompt");
+  EXPECT_EQ(named(R"("a --prompt" has --steps)"), R"("a --prompt" has steps)");
+  EXPECT_EQ(named("/a/--steps and b--steps and --stepsize"),
+            "/a/--steps and b--steps and --stepsize");
+  EXPECT_EQ(named("export with --dtype and --device"), "export with --dtype and device");
+}
+
 TEST(CheckSize, KnowsMultiplesTheLargestAndTheOnlySize) {
   Bundle bundle = drawable("forked");  // a patch is 16 pixels; 96 x 64 is the largest
   EXPECT_EQ(bundle.size_multiple(), 16);

@@ -275,3 +275,20 @@ def test_a_prompt_from_its_text_to_hidden_states(
         assert np.array_equal(got.prompt_attention_mask, mask.numpy())
         difference = got.prompt_embeds - states.detach().numpy()
         assert np.linalg.norm(difference) < 1e-5 * np.linalg.norm(got.prompt_embeds)
+
+
+@pytest.mark.parametrize("family", ["z-image", "flux2-klein"])
+def test_a_missing_chat_template_is_named(tmp_path: Path, family: str) -> None:
+    """It is missing from the tokenizer, so no other part of the model is blamed."""
+    made = FAMILIES[family]
+    pipeline = made.make()
+    pipeline.tokenizer.chat_template = None
+    pipeline.save_pretrained(tmp_path / "source")
+    length = made.call["max_sequence_length"]
+    size = {"height": 32, "width": made.width, "max_sequence_length": length}
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(size))
+    request = ExportRequest(tmp_path / "source", tmp_path / "bundle", settings=settings)
+    with pytest.raises(ExportError, match=r"^The tokenizer .* has no chat template") as raised:
+        export_bundle(request)
+    assert "download chat_template.jinja or tokenizer_config.json" in raised.value.message

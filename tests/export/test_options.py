@@ -94,6 +94,13 @@ def test_every_setting_may_be_in_a_file() -> None:
         ('{"dg_scale": -Infinity}', "-Infinity is not a number"),
         ('{"dg_scale": 1e999}', "1e999 is too large"),
         ('{"cfg_scale": 1e39}', "at cfg_scale"),
+        ('{"cfg_scale": -1}', "less than the minimum of 0 .at cfg_scale"),
+        ('{"distilled_guidance": -1}', "less than the minimum of 0"),
+        (
+            '{"skipping": [{"steps": 9, "scheduler": "x", "skipped": [4], "tolerance": 1,'
+            ' "evidence": {"error": "big"}}]}',
+            "at skipping/0/evidence/error",
+        ),
         ('{"steps": 10001}', "greater than the maximum of 10000"),
         ('{"name": "\\ud800"}', "surrogates"),
         ('{"dg_window": [0.7, 0.2]}', "dg_window .0.7, 0.2. is empty"),

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sysconfig
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,6 +50,23 @@ class Command:
         prompt = () if "--prompt" in args else ("--prompt", PROMPT)
         done = self("generate", bundle, *prompt, *args)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def in_python(sentence: str) -> str:
+    """Return what Python says instead: it names keywords where the command names flags. Commands in
+    backticks and quoted text are the same."""
+    parameters = {**signature(intaglio.Pipeline.generate).parameters}
+    parameters |= signature(intaglio.Pipeline.open).parameters
+    others = {"class": "class_label", "seed": "seeds", "latents_in": "latents"}
+
+    def keyword(flag: re.Match[str]) -> str:
+        name = flag[1].replace("-", "_")
+        name = others.get(name, name)
+        return name if name in parameters else flag[0]
+
+    parts = re.split(r'(`[^`]*`|"[^"]*")', sentence)
+    parts[::2] = [re.sub(r"(?<![\w/-])--([a-z-]+)", keyword, part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def check(command: Command, code: int, says: str, *args: Any, **options: Any) -> str:

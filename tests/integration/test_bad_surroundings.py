@@ -20,7 +20,7 @@ from PIL import Image
 
 import intaglio
 from tests.conftest import onnxruntime_library
-from tests.integration.conftest import PROMPT, Command, check, with_mounts
+from tests.integration.conftest import PROMPT, Command, check, in_python, with_mounts
 
 
 @pytest.mark.parametrize("flag", ["--output", "--latents-out", "--report"])
@@ -49,7 +49,7 @@ def test_python_cannot_save_there_either(
     sentence = check(command, 3, "No space", "generate", forked_bundle, *flags)
     with pytest.raises(intaglio.InputError) as raised:
         drawn.save("/dev/full")
-    assert str(raised.value) == sentence
+    assert str(raised.value) == in_python(sentence)
     with pytest.raises(intaglio.InputError, match="cannot write"):
         drawn.save(command.folder / "none" / "a.png")
 
@@ -216,7 +216,7 @@ def test_what_is_not_there(command: Command, forked_bundle: Path, name: str) -> 
     code = "import sys, intaglio; intaglio.Pipeline.open(sys.argv[1], **{sys.argv[2]: sys.argv[3]})"
     words = [sys.executable, "-c", code, str(forked_bundle), flags[0][2:], flags[1]]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1] == f"intaglio.UnavailableError: {sentence}"
+    assert done.stderr.splitlines()[-1] == f"intaglio.UnavailableError: {in_python(sentence)}"
 
 
 def test_a_library_that_is_too_old(command: Command, forked_bundle: Path, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_out_of_memory(command: Command, forked_bundle: Path) -> None:
     code = "import sys, intaglio; intaglio.Pipeline.open(sys.argv[1]).generate('x', batch=10**8)"
     words = [sys.executable, "-c", code, str(forked_bundle)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, preexec_fn=limit)
-    assert done.stderr.splitlines()[-1] == f"intaglio.OutOfMemoryError: {sentence}"
+    assert done.stderr.splitlines()[-1] == f"intaglio.OutOfMemoryError: {in_python(sentence)}"
 
 
 def catches_interrupts(process: subprocess.Popen[str]) -> bool:

@@ -15,11 +15,13 @@ from PIL import Image
 import intaglio
 from intaglio import _core
 from tests.bundles import SD3_SETTINGS
+from tests.fake_bundle import make_bundle
 from tests.integration.conftest import PROMPT, Command, check
 
 GUIDED = ("--steps", 3, "--cfg-scale", 2, "--dg-scale", 1)
 GUIDED_PYTHON: dict[str, Any] = {"steps": 3, "cfg_scale": 2.0, "dg_scale": 1.0}
 SIZE = 32
+EULER = "FlowMatchEulerDiscreteScheduler"
 
 
 def latents(command: Command, bundle: Path, *args: Any) -> np.ndarray[Any, Any]:
@@ -251,11 +253,16 @@ def test_skipped_steps_are_reported(command: Command, forked_bundle: Path) -> No
     assert done["forked_rows"] == 4 * 2
     assert done["largest_distance"] > 0
     assert done["options"]["skip_interval"] == 2
+    done = report(command, forked_bundle, *flags, "--skip-interval", 2)
+    assert done["options"]["skip_tolerance"] == _core.Guidance().skip_tolerance
 
 
 def test_skip_auto_is_the_schedule_of_the_bundle(command: Command, forked_bundle: Path) -> None:
-    """Export took it from the settings file, without its evidence."""
-    entry = {key: value for key, value in SD3_SETTINGS["skipping"][0].items() if key != "evidence"}
+    """Export took it from the settings file, with what the evidence says of its cost."""
+    entry = {**SD3_SETTINGS["skipping"][0]}
+    evidence = entry.pop("evidence")
+    entry |= {"evaluations": evidence["evaluations"], "median_error": evidence["error"]}
+    entry["largest_error"] = evidence["largest_error"]
     assert json.loads((forked_bundle / "bundle.json").read_text())["skipping"] == [entry]
     done = report(command, forked_bundle, "--steps", 6, "--skip", "auto")
     assert done["skipped_steps"] == [3, 5]
@@ -264,8 +271,8 @@ def test_skip_auto_is_the_schedule_of_the_bundle(command: Command, forked_bundle
     assert "skip" not in done["options"]
     with Image.open(command.folder / "image.png") as image:
         assert json.loads(image.text["intaglio:options"]) == done["options"]
-    result = command("generate", forked_bundle, "--steps", 5, "--skip", "auto", "--prompt", "x")
-    assert "no schedule for 5 steps" in result.stderr
+    shown = json.loads(command("inspect", forked_bundle, "--json").stdout)["skipping"]
+    assert shown == [entry]
 
 
 def test_threads_change_nothing_that_matters(command: Command, forked_bundle: Path) -> None:
@@ -298,6 +305,43 @@ def test_inspect_shows_the_manifest(command: Command, bundle: Path) -> None:
     people = command("inspect", bundle).stdout
     assert manifest["name"] in people
     assert manifest["layout"] in people
+
+
+def test_inspect_lists_the_schedules_of_skipped_steps(command: Command, tmp_path: Path) -> None:
+    file = make_bundle(tmp_path / "fake", "class") / "bundle.json"
+    schedules: list[dict[str, Any]] = [
+        {"steps": 28, "scheduler": EULER, "skipped": [4, 6, 8], "tolerance": 0.25,
+         "evaluations": 25.5, "median_error": 0.0125, "largest_error": 0.0375},
+        {"steps": 6, "scheduler": EULER, "skipped": [3], "tolerance": 0.1},
+    ]  # fmt: skip
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"skipping": schedules}))
+    assert json.loads(command("inspect", file.parent, "--json").stdout)["skipping"] == schedules
+    people = re.findall(r"^skipping +(.*)$", command("inspect", file.parent).stdout, re.MULTILINE)
+    assert people == [
+        f"28 steps of {EULER}: skips 4,6,8; tolerance 0.25; 25.5 evaluations of the"
+        " model in the mean; error of the final latents 1.25 % in the median, 3.75 % at most",
+        f"6 steps of {EULER}: skips 3; tolerance 0.1",
+    ]
+
+
+def test_the_report_has_the_notes_that_are_printed(command: Command, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "fake", "class")
+    flags = ("--class", 1, "--cfg-scale", 0.5, "--skip", "auto", "--report", "report.json")
+    done = command("generate", bundle, *flags)
+    printed = re.findall(r"^intaglio: note: (.*)$", done.stderr, re.MULTILINE)
+    assert len(printed) == 2
+    assert json.loads((command.folder / "report.json").read_text())["notes"] == printed
+
+
+def test_help_lists_the_exit_codes(command: Command) -> None:
+    errors = [
+        error for error in vars(intaglio).values()
+        if isinstance(error, type) and issubclass(error, intaglio.Error)
+    ]  # fmt: skip
+    for words in ([], ["generate"]):
+        section = command(*words, "--help").stdout.split("Exit codes:")[1]
+        codes = [int(code) for code in re.findall(r"^  ([0-9]+) +\S", section, re.MULTILINE)]
+        assert codes == sorted({0} | {error.exit_code for error in errors})
 
 
 def test_bench_compares_the_modes(command: Command, bundle: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file as save_torch
 
 import intaglio
 from tests.fake_bundle import GUIDANCE, MAX_LENGTH, POOLED_WIDTH, SIZE, TEXT_WIDTH, make_bundle
-from tests.integration.conftest import PROMPT, Command, check
+from tests.integration.conftest import PROMPT, Command, check, in_python
 
 EMBEDS = {
     "prompt_embeds": np.ones((1, 4, TEXT_WIDTH), np.float32),
@@ -91,7 +91,7 @@ def test_what_to_draw(
     sentence = check(command, 2, says, "generate", bundles[bundle], *flags)
     with pytest.raises(intaglio.UsageError) as raised:
         intaglio.Pipeline.open(bundles[bundle]).generate(**options)
-    assert str(raised.value) == sentence
+    assert str(raised.value) == in_python(sentence)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_embeddings_that_do_not_fit(
     sentence = check(command, 3, says, *args)
     with pytest.raises(intaglio.InputError) as raised:
         intaglio.Pipeline.open(bundles["embeds"]).generate(prompt_embeds=path)
-    assert str(raised.value) == sentence
+    assert str(raised.value) == in_python(sentence)
 
 
 def test_embeddings_that_are_not_finite(command: Command, bundles: dict[str, Path]) -> None:
@@ -154,7 +154,7 @@ def test_files_that_are_damaged(
     sentence = check(command, 3, f"{embeds} {says}", *args)
     with pytest.raises(intaglio.InputError) as raised:
         intaglio.PromptEmbeds.load(embeds)
-    assert str(raised.value) == sentence
+    assert str(raised.value) == in_python(sentence)
 
 
 def test_drawing_by_class(command: Command, bundles: dict[str, Path]) -> None:

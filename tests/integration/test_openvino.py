@@ -227,7 +227,7 @@ def test_the_plugin_itself(forked_bundle: Path) -> None:
         for words in (
             "takes processors of Intel only",
             "onnxruntime-openvino",
-            "--onnxruntime",
+            "with onnxruntime,",
             "cpu",
         ):
             assert words in said

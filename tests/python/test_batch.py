@@ -210,15 +210,15 @@ def test_one_that_fails_leaves_the_others_alone(pipeline: intaglio.Pipeline) -> 
 REFUSED: list[tuple[Job, str]] = [
     (
         {"height": 24, "width": 40},
-        "--height and --width ask for 40x24 pixels where the batch draws",
+        "height and width ask for 40x24 pixels where the batch draws",
     ),
-    ({"ma_channels": [1, 2]}, "--ma-channels differ from"),
+    ({"ma_channels": [1, 2]}, "ma_channels differ from"),
     ({"batch": 4}, "images where the batch has room for 3 of 4: wait"),
     ({"batch": 5}, "images where the batch has room for 3 of 4: ask for fewer"),
 ]
 WRONG: list[tuple[Job, str]] = [
     ({"steps": 0}, "steps"),
-    ({"height": 25}, "--height 25"),
+    ({"height": 25}, "^height 25"),
     ({"scheduler": "ddim"}, "ddim"),
     ({"on_step": print}, "has no option on_step"),
     ({"prompt_embeds": "missing.safetensors", "prompt": None}, "missing.safetensors"),

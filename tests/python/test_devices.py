@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,8 +42,10 @@ def test_auto_is_the_default() -> None:
 def test_every_device_runs_or_says_why_not(forked_bundle: Path, device: str) -> None:
     bundle = _core.Bundle.open(forked_bundle)
     said = ""
+    asked = options(device)
+    asked.precision = "float16" if device.endswith("npu") else "float32"
     try:
-        choice = _core.make_backend(options(device), bundle).choice
+        choice = _core.make_backend(asked, bundle).choice
     except _core.UnavailableError as error:
         said = str(error)
     if said:
@@ -72,20 +76,28 @@ def test_engines_that_cannot_run_are_warned_of(forked_bundle: Path, tmp_path: Pa
 
 def test_unknown_devices_are_a_wrong_call(forked_bundle: Path) -> None:
     bundle = _core.Bundle.open(forked_bundle)
-    names = "one of auto, cpu, openvino, cuda, tensorrt, tensorrt-rtx, webgpu"
+    names = "^there is no device .*: device is one of " + ", ".join(_core.device_names())
     for name, says in {
         "": names,
         "CPU": names,
-        "gpu": names,
+        "gpu": r"\(did you mean openvino:gpu\?\)",
+        "npu": r"\(did you mean openvino:npu\?\)",
+        "webgpus": r"\(did you mean webgpu\?\)",
         "ort-tensorrt": "it is called tensorrt now",
         "cpu:1": "there is only one cpu",
         "openvino:0": "openvino:cpu, openvino:gpu and openvino:npu",
         "cuda:": "by its number, as in cuda:0",
         "tensorrt-rtx:first": "by its number, as in tensorrt-rtx:0",
-        "webgpu:1": "WebGPU chooses the GPU itself: use --device webgpu",
+        "webgpu:1": "WebGPU chooses the GPU itself: use device webgpu",
     }.items():
         with pytest.raises(intaglio.UsageError, match=says):
             _core.make_backend(options(name), bundle)
+
+
+@pytest.mark.parametrize("threads", [-1, len(os.sched_getaffinity(0)) + 1, 999])
+def test_there_are_no_more_threads_than_processors(forked_bundle: Path, threads: int) -> None:
+    with pytest.raises(intaglio.UsageError, match=f"^threads {threads}: give a number from 1 to"):
+        intaglio.Pipeline.open(forked_bundle, device="cpu", threads=threads)
 
 
 def test_precisions(forked_bundle: Path) -> None:
@@ -97,7 +109,6 @@ def test_precisions(forked_bundle: Path) -> None:
           for device in ("auto", "cuda", "webgpu")),
         ("openvino", "int8", "float32, bfloat16 or float16"),
         ("openvino:gpu", "bf16", "computes in float32 or float16"),
-        ("openvino:npu", "float32", "give --precision float16"),
     ]:  # fmt: skip
         asked = options(device)
         asked.precision = precision
@@ -108,8 +119,9 @@ def test_precisions(forked_bundle: Path) -> None:
 def test_a_plugin_that_is_not_installed(forked_bundle: Path) -> None:
     bundle = _core.Bundle.open(forked_bundle)
     says = (
-        r"^device tensorrt-rtx does not work here: .*plugin.* is not installed;"
-        r" pip install 'intaglio\[tensorrt-rtx\]', or use --device cpu$"
+        r"^device tensorrt-rtx does not work here: .*plugin.* is not installed"
+        r"(; pip install 'intaglio\[tensorrt-rtx\]', or|, and this machine has no NVIDIA GPU;)"
+        r" use device cpu$"
     )
     with pytest.raises(intaglio.UnavailableError, match=says):
         _core.make_backend(options("tensorrt-rtx"), bundle)
@@ -117,8 +129,8 @@ def test_a_plugin_that_is_not_installed(forked_bundle: Path) -> None:
 
 def test_devices_are_listed() -> None:
     statuses = {status.device: status for status in _core.list_devices(options("auto"))}
-    kinds = {device.split(":")[0] for device in statuses}
-    assert kinds == set(_core.device_names()) - {"auto"}
+    names = {re.sub(r":[0-9]+$", "", device) for device in statuses}
+    assert names == {*_core.device_names()} - {"auto"}
     for status in statuses.values():
         assert status.runtime.startswith(f"ONNX Runtime {version('onnxruntime')}")
         assert status.works == (status.reason == "")

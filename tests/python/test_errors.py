@@ -43,7 +43,7 @@ def test_second_bases_are_what_people_already_catch() -> None:
 
 NAN = np.full((1, 4, 16, 16), np.nan, np.float32)
 USAGE: dict[str, tuple[dict[str, Any], str]] = {
-    "prompt None": ({"prompt": None}, "--prompt is missing"),
+    "prompt None": ({"prompt": None}, "^prompt is missing"),
     "steps 0": ({"steps": 0}, "steps"),
     "steps text": ({"steps": "many"}, "steps takes N"),
     "steps fraction": ({"steps": 2.5}, "steps takes N"),
@@ -58,9 +58,9 @@ USAGE: dict[str, tuple[dict[str, Any], str]] = {
     "scale text": ({"cfg_scale": "strong"}, "cfg_scale takes S"),
     "scale NaN": ({"dg_scale": float("nan")}, "finite|number"),
     "keep": ({"ma_keep": 1.5}, "keep"),
-    "channel": ({"ma_channels": [64]}, "ma-channels 64"),
+    "channel": ({"ma_channels": [64]}, "^ma_channels 64"),
     "scheduler": ({"scheduler": "magic"}, "euler, heun"),
-    "tile": ({"vae_tile": 3}, "vae-tile"),
+    "tile": ({"vae_tile": 3}, "^vae_tile"),
     "strength": ({"image": Image.new("RGB", (32, 32)), "strength": 0.0}, "strength"),
 }
 INPUT: dict[str, tuple[dict[str, Any], str]] = {

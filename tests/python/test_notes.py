@@ -154,3 +154,56 @@ def test_a_long_row_of_skipped_steps(tmp_path: Path) -> None:
         options = {"class_label": 0, "steps": 12, "skip_steps": [*skipped]}
         notes = _core.unused_guidance(bundle, options)
         assert [note.split(",")[0] for note in notes] == expected
+
+
+SKIPPING = [
+    {"steps": steps, "scheduler": "FlowMatchEulerDiscreteScheduler", "skipped": [4], "tolerance": 1}
+    for steps in (28, 50)
+]
+
+
+def with_skipping(folder: Path, skipping: list[dict[str, Any]]) -> _core.Bundle:
+    file = make_bundle(folder, "class") / "bundle.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"skipping": skipping}))
+    return intaglio.Pipeline.open(folder).bundle
+
+
+def test_a_missing_schedule_is_said_with_those_that_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The note has the steps of the schedules, and a command that makes another one."""
+    from intaglio.analysis import skipping
+
+    bundle = with_skipping(tmp_path / "some", SKIPPING)
+    auto = {"class_label": 0, "skip": "auto"}
+    assert _core.unused_guidance(bundle, auto | {"steps": 28}) == []
+    (note,) = _core.unused_guidance(bundle, auto | {"steps": 12})
+    assert note.startswith("no step is skipped: the bundle has no schedule for 12 steps of this")
+    assert "only for 28 or 50 steps of FlowMatchEulerDiscreteScheduler" in note
+    words = note.split("`")[1].split()
+    assert words[:3] == ["python", "-m", skipping.__name__]
+    monkeypatch.setattr("sys.argv", [*words[2:-1], "8"])  # B is for a number
+    parsed = skipping._parse()
+    assert (str(parsed.model), parsed.steps, parsed.evaluations) == ("SOURCE", 12, 8)
+    (few,) = _core.unused_guidance(bundle, auto | {"steps": 3})
+    assert "the first 3 always run, and this run has 3: give more steps" in few
+    none = with_skipping(tmp_path / "none", [])
+    assert "only for" not in _core.unused_guidance(none, auto | {"steps": 12})[0]
+
+
+@pytest.mark.parametrize(
+    ("scales", "says"),
+    [
+        ({"cfg_scale": 0.0}, "a cfg_scale below 1 steers away from the prompt"),
+        ({"cfg_scale": (0.5, 3.0)}, "a cfg_scale below 1 steers away from the prompt"),
+        ({"dg_scale": -1.0}, "a dg_scale below 0 removes detail"),
+        ({"cfg_scale": 1.0, "dg_scale": 0.0}, None),
+        ({"cfg_scale": 1.5, "dg_scale": 0.5}, None),
+    ],
+)
+def test_scales_that_steer_the_other_way(
+    tmp_path: Path, scales: dict[str, Any], says: str | None
+) -> None:
+    bundle = with_skipping(tmp_path / "fake", [])
+    notes = _core.unused_guidance(bundle, {"class_label": 0, **scales})
+    assert [note.split(":")[0] for note in notes] == ([says] if says else [])

@@ -22,6 +22,7 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
         ["cfg_scale", "ma_keep"],
         "cfg_scale must be a finite number",
     ),
+    ({"cfg_scale": (-0.5, 2)}, ["cfg_scale"], "cfg_scale -0.5 is below 0: give 1, which turns CFG"),
     ({"reuse_interval": (2, 3)}, ["reuse_interval"], "reuse_interval 2:3 grows"),
     ({"ma_channels": [64]}, ["ma_channels"], "ma_channels 64 is not a channel"),
     ({"scheduler": "magic"}, ["scheduler"], "use one of euler, heun, dpmpp-2m"),
@@ -42,10 +43,7 @@ def test_every_problem_is_listed_and_the_first_is_raised(
     assert any(says in problem.message for problem in problems)
     with pytest.raises(intaglio.Error) as raised:
         forked.generate(**{"prompt": PROMPT, **options})
-    # The same sentence, in the words of the command line.
-    assert str(raised.value).split(":")[-1].replace("-", "").replace("_", "") == (
-        problems[0].message.split(":")[-1].replace("-", "").replace("_", "")
-    )
+    assert str(raised.value) == problems[0].message
 
 
 def test_nothing_is_wrong_with_what_runs(forked: intaglio.Pipeline) -> None:

@@ -62,8 +62,10 @@ def refused(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("prot = 1", "unknown setting prot"),
-        ("[limits]\nstep = 5", "unknown setting limits.step"),
+        ("prot = 1", "unknown setting prot: use port"),
+        ("threads = 999", "threads 999: give a number from 1 to"),
+        ("[limits]\nstep = 5", "unknown setting limits.step: use limits.steps"),
+        ("abcdefgh = 1", "unknown setting abcdefgh: remove it"),
         ("[limits]\nsteps = 0", "limits.steps is invalid"),
         ("port = 70000", "port is invalid"),
         ("grace = inf", "grace is invalid"),

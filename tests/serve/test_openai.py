@@ -178,26 +178,40 @@ def test_seed_minus_one_is_random(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"quality": "hd"},
         {"style": "vivid"},
-        {"background": "transparent"},
-        {"output_format": "webp"},
-        {"output_compression": 50},
-        {"stream": True},
-        {"partial_images": 2},
-        {"moderation": "strict"},
         {"user": 1},
         {"prompts": None},
     ],
     ids=str,
 )
-def test_fields_that_would_change_the_image_are_refused_by_name(
-    client: openai.OpenAI, fields: dict[str, Any]
-) -> None:
+def test_unknown_fields_are_refused_by_name(client: openai.OpenAI, fields: dict[str, Any]) -> None:
     (name,) = fields
     with pytest.raises(openai.BadRequestError, match=f"no field '{name}'") as refused:
         client.images.generate(prompt=PROMPT, extra_body=fields)
     assert refused.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "values"),
+    [
+        ({"quality": "hd"}, '"auto" or "standard"'),
+        ({"background": "transparent"}, '"auto" or "opaque"'),
+        ({"output_format": "webp"}, '"png"'),
+        ({"output_compression": 50}, "100"),
+        ({"stream": True}, "false"),
+        ({"partial_images": 2}, "0"),
+        ({"moderation": "strict"}, '"auto" or "low"'),
+    ],
+    ids=str,
+)
+def test_values_that_would_change_the_image_are_refused_with_those_that_are_taken(
+    client: openai.OpenAI, fields: dict[str, Any], values: str
+) -> None:
+    (name,) = fields
+    says = f"{name} cannot be chosen here: leave it out, or give {values}"
+    with pytest.raises(openai.BadRequestError, match=says) as refused:
+        client.images.generate(prompt=PROMPT, extra_body=fields)
+    assert (refused.value.param, refused.value.code) == (name, "invalid_value")
 
 
 @pytest.mark.filterwarnings("ignore:deprecated")
@@ -222,3 +236,5 @@ def test_errors_become_exceptions_of_the_client(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="tiny") as unknown:
         client.images.generate(model="dall-e-3", prompt=PROMPT)
     assert unknown.value.param == "model"
+    with pytest.raises(openai.NotFoundError, match=r"no model 'tinny' \(did you mean tiny\?\)"):
+        client.images.generate(model="tinny", prompt=PROMPT)

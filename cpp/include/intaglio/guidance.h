@@ -49,6 +49,9 @@ struct Guidance {
   double skip_tolerance = 0.2;
 };
 
+// Steps with the same branches that run before one is skipped.
+inline constexpr int kRunBeforeSkip = 3;
+
 // The weights of one step. A branch whose weight is zero does not run.
 struct StepWeights {
   float lambda = 0;
@@ -76,8 +79,8 @@ StepWeights weights_at(const Guidance& guidance, int step, int steps);
 std::vector<StepWeights> step_weights(const Guidance& guidance, int steps);
 
 // Returns a problem for each window that is outside 0..1 or empty, for ma_keep outside 0..1, for an
-// interval that grows or is below 1, for a tolerance that is not positive, and for each value that
-// is not finite.
+// interval that grows or is below 1, for a tolerance that is not positive, for a cfg_scale below 0,
+// and for each value that is not finite.
 std::vector<Problem> guidance_problems(const Guidance& guidance);
 
 // Says what is wrong with listed steps (Guidance::skip_steps) in a run of so many steps, if

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "intaglio/bundle.h"
 #include "intaglio/generate_options.h"
@@ -115,6 +116,12 @@ void visit_options(Options& options, Visitor&& visit) {
 
 // Returns the option's flags as CLI11 takes them: "--seed,--seeds".
 std::string flags_of(const OptionInfo& info);
+
+// Says what may have been meant by an option that there is not, as the end of a sentence: ": use
+// --steps" for diffusers' num_inference_steps, " (did you mean steps?)" for stpes, or nothing. All
+// options have `names`, before which `before` is put.
+std::string meant_option(const std::string& name, const std::vector<std::string>& names,
+                         const std::string& before = "");
 
 // Returns the number of images that one call draws: one for each seed if there are several, else
 // `batch`, or the number of rows of the given latents if `batch` is 1.

@@ -1,8 +1,8 @@
 #include "backend/device_name.h"
 
 #include <algorithm>
-#include <set>
 
+#include "core/nearest.h"
 #include "intaglio/backend.h"
 #include "intaglio/error.h"
 
@@ -10,8 +10,9 @@ namespace intaglio {
 
 namespace {
 
-[[noreturn]] void refuse(const std::string& device, const std::string& why) {
-  throw UsageError("there is no device \"" + device + "\": " + why);
+[[noreturn]] void refuse(const std::string& device, const std::string& why,
+                         const std::string& meant = "") {
+  throw UsageError("there is no device \"" + device + "\"" + meant + ": " + why);
 }
 
 bool is_index(const std::string& text) {
@@ -22,8 +23,9 @@ bool is_index(const std::string& text) {
 }  // namespace
 
 const std::vector<std::string>& device_names() {
-  static const std::vector<std::string> names{"auto",     "cpu",          "openvino", "cuda",
-                                              "tensorrt", "tensorrt-rtx", "webgpu"};
+  static const std::vector<std::string> names{"auto",         "cpu",          "openvino:cpu",
+                                              "openvino:gpu", "openvino:npu", "cuda",
+                                              "tensorrt",     "tensorrt-rtx", "webgpu"};
   return names;
 }
 
@@ -32,10 +34,13 @@ DeviceName parse_device(const std::string& device) {
   DeviceName parsed{.kind = device.substr(0, colon),
                     .which = colon == std::string::npos ? "" : device.substr(colon + 1)};
   if (parsed.kind == "ort-tensorrt") refuse(device, "it is called tensorrt now");
-  if (std::ranges::find(device_names(), parsed.kind) == device_names().end()) {
+  const auto is_kind = [&](const std::string& name) {
+    return name.substr(0, name.find(':')) == parsed.kind;
+  };
+  if (std::ranges::none_of(device_names(), is_kind)) {
     std::string names;
     for (const std::string& name : device_names()) names += (names.empty() ? "" : ", ") + name;
-    refuse(device, "--device is one of " + names);
+    refuse(device, "--device is one of " + names, did_you_mean(device, device_names()));
   }
   if (colon == std::string::npos) {
     if (parsed.kind == "openvino") parsed.which = "cpu";
@@ -45,8 +50,7 @@ DeviceName parse_device(const std::string& device) {
     refuse(device, "there is only one " + parsed.kind);
   if (parsed.kind == "webgpu") refuse(device, "WebGPU chooses the GPU itself: use --device webgpu");
   if (parsed.kind == "openvino") {
-    static const std::set<std::string> kinds{"cpu", "gpu", "npu"};
-    if (!kinds.contains(parsed.which))
+    if (!std::ranges::count(device_names(), device))
       refuse(device, "OpenVINO's devices are openvino:cpu, openvino:gpu and openvino:npu");
   } else if (!is_index(parsed.which)) {
     refuse(device, "a card is chosen by its number, as in " + parsed.kind + ":0");

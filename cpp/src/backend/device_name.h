@@ -6,7 +6,7 @@
 namespace intaglio {
 
 struct DeviceName {
-  std::string kind;        // one of device_names()
+  std::string kind;        // one of device_names() without what follows a colon
   std::string which = {};  // a card's number, or OpenVINO's cpu, gpu or npu; empty: the first
 };
 

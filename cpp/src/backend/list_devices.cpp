@@ -1,5 +1,4 @@
-#include <algorithm>
-
+#include "backend/device_name.h"
 #include "backend/nvidia_driver.h"
 #include "backend/onnxruntime_library.h"
 #include "backend/provider_plugin.h"
@@ -47,32 +46,12 @@ void describe_hardware(DeviceStatus& status, const DeviceName& device) {
   }
 }
 
-// Says what hardware is missing for a device, or nothing when the machine may have it. No software
-// helps where it is missing.
-std::string missing_hardware(const DeviceName& device) {
-  const bool intel = device.which == "gpu" || device.which == "npu";
-  if (intel && !platform::may_have_card_of("0x8086")) {
-    return "this machine has no Intel " + std::string(device.which == "gpu" ? "GPU" : "NPU");
-  }
-  const bool may_have_nvidia = !nvidia_cards().empty() || platform::may_have_card_of("0x10de");
-  const bool nvidia = device.kind == "cuda" || device.kind.starts_with("tensorrt");
-  if (nvidia && !may_have_nvidia) return "this machine has no NVIDIA GPU";
-  // In a container, an NVIDIA card is often there without /dev/dri.
-  if (device.kind == "webgpu" && !platform::may_have_gpu() && !may_have_nvidia)
-    return "this machine has no GPU";
-  return "";
-}
-
 DeviceStatus try_device(const DeviceName& device, const OnnxRuntimeLibrary& library) {
   DeviceStatus status{.device = to_string(device), .runtime = "ONNX Runtime " + library.version};
   if (device.kind != "cpu") {
     const Obstacle obstacle = device_obstacle(device, library);
     status.reason = obstacle.reason;
-    status.remedy = obstacle.remedy;
-    if (!status.reason.empty()) {
-      const std::string missing = missing_hardware(device);
-      if (!missing.empty()) status.remedy = missing;
-    }
+    status.remedy = obstacle.missing.empty() ? obstacle.remedy : obstacle.missing;
   }
   status.works = status.reason.empty();
   if (!status.works) return status;
@@ -83,9 +62,10 @@ DeviceStatus try_device(const DeviceName& device, const OnnxRuntimeLibrary& libr
 
 // Returns how many cards a kind of device has whose cards have numbers, or 0 when that is unknown.
 std::size_t cards_of(const std::string& kind) {
+  const bool built_in = kind == "cuda" || kind == "tensorrt";
+  if (!built_in && kind != "tensorrt-rtx") return 0;
   if (!is_installed({.kind = kind})) return 0;
-  if (kind == "cuda" || kind == "tensorrt") return nvidia_cards().size();
-  if (kind != "tensorrt-rtx") return 0;
+  if (built_in) return nvidia_cards().size();
   try {
     return plugin_devices(*plugin_of(kind)).size();
   } catch (const Ort::Exception&) {
@@ -98,14 +78,16 @@ std::size_t cards_of(const std::string& kind) {
 std::vector<DeviceStatus> list_devices(const BackendOptions& options) {
   const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
   use_plugin_library(options.provider_library);
-  std::vector<DeviceStatus> all{try_device({.kind = "cpu"}, library)};
-  for (const char* which : {"cpu", "gpu", "npu"})
-    all.push_back(try_device({.kind = "openvino", .which = which}, library));
-  for (const char* kind : {"cuda", "tensorrt", "tensorrt-rtx", "webgpu"}) {
-    const std::size_t cards = cards_of(kind);
-    if (cards == 0) all.push_back(try_device({.kind = kind}, library));
-    for (std::size_t number = 0; number < cards; ++number)
-      all.push_back(try_device({.kind = kind, .which = std::to_string(number)}, library));
+  std::vector<DeviceStatus> all;
+  for (const std::string& name : device_names()) {
+    if (name == "auto") continue;
+    DeviceName device = parse_device(name);
+    const std::size_t cards = cards_of(device.kind);
+    if (cards == 0) all.push_back(try_device(device, library));
+    for (std::size_t number = 0; number < cards; ++number) {
+      device.which = std::to_string(number);
+      all.push_back(try_device(device, library));
+    }
   }
   return all;
 }

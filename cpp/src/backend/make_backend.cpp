@@ -9,6 +9,7 @@
 #include "backend/provider_plugin.h"
 #include "backend/providers.h"
 #include "bundle/engines.h"
+#include "core/usable_cpus.h"
 #include "intaglio/backend.h"
 #include "intaglio/bundle.h"
 #include "intaglio/error.h"
@@ -126,13 +127,15 @@ std::string onnxruntime_version(const BackendOptions& options) {
 }
 
 std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundle& bundle) {
-  if (options.threads < 0 || options.threads > 1024) {
-    throw UsageError("--threads must be from 0 (as many as the process may use) to 1024");
+  const int usable = usable_cpus();
+  if (options.threads < 0 || options.threads > usable) {
+    throw UsageError("--threads " + std::to_string(options.threads) + ": give a number from 1 to " +
+                     std::to_string(usable) +
+                     ", the processors that this process may use, or 0 for all of them");
   }
   const DeviceName device = parse_device(options.device);
   BackendOptions resolved = options;
-  resolved.precision = check_precision(device, options.precision);
-  load_onnxruntime(options.onnxruntime_library);
+  const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
   use_plugin_library(options.provider_library);
   if (bundle.quantized == "int8-dynamic" && device.kind != "auto" && device.kind != "cpu") {
     throw UnavailableError(
@@ -140,6 +143,9 @@ std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundl
         " has no kernels for the int8-dynamic weights of the bundle: use --device "
         "cpu, or export the model again without --quantize");
   }
+  // Whoever has no NPU should not have to choose the only precision of NPUs first.
+  if (device.which == "npu") require_device(device, library);
+  resolved.precision = check_precision(device, options.precision);
   return device.kind == "auto" ? make_for_best_device(resolved, bundle)
                                : make_for_device(device, resolved, bundle, {});
 }

@@ -367,11 +367,7 @@ std::shared_ptr<Backend> make_onnxruntime_backend(const DeviceName& device,
   const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
   if (device.kind == "cpu")
     return std::make_shared<OrtCpuBackend>(options, library.version, bundle);
-  const Obstacle obstacle = device_obstacle(device, library);
-  if (!obstacle.reason.empty()) {
-    throw UnavailableError("device " + to_string(device) +
-                           " does not work here: " + describe(obstacle) + ", or use --device cpu");
-  }
+  require_device(device, library);
   return std::make_shared<OrtProviderBackend>(device, options, library.version, bundle);
 }
 

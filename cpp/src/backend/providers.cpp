@@ -11,6 +11,7 @@
 #include "backend/nvidia_options.h"
 #include "backend/provider_plugin.h"
 #include "backend/vendor_libraries.h"
+#include "intaglio/error.h"
 #include "platform/process.h"
 #include "platform/shared_library.h"
 
@@ -26,7 +27,7 @@ struct Provider {
   std::string libraries;  // what it needs, as a part of a message
 };
 
-// By device_names(), without auto and cpu.
+// By the kind of a device, without auto and cpu.
 const Provider& provider_of(const DeviceName& device) {
   static const std::map<std::string, Provider> providers{
       {"openvino", {"OpenVINOExecutionProvider", "openvino", "OpenVINO"}},
@@ -233,11 +234,23 @@ bool compiles(const DeviceName& device) {
          (device.kind == "openvino" && device.which != "cpu");
 }
 
-std::string describe(const Obstacle& obstacle) {
-  return obstacle.reason + (obstacle.remedy.empty() ? "" : "; " + obstacle.remedy);
+namespace {
+
+// Says what hardware is missing for a device, or nothing when the machine may have it.
+std::string missing_hardware(const DeviceName& device) {
+  const bool intel = device.which == "gpu" || device.which == "npu";
+  if (intel && !platform::may_have_card_of("0x8086"))
+    return "this machine has no Intel " + upper(device.which);
+  const bool may_have_nvidia = !nvidia_cards().empty() || platform::may_have_card_of("0x10de");
+  if (is_nvidia(device) && !may_have_nvidia) return "this machine has no NVIDIA GPU";
+  // In a container, an NVIDIA card is often there without /dev/dri.
+  if (device.kind == "webgpu" && !platform::may_have_gpu() && !may_have_nvidia)
+    return "this machine has no GPU";
+  return "";
 }
 
-Obstacle device_obstacle(const DeviceName& device, const OnnxRuntimeLibrary& library) {
+// Returns what is in the way, without a look at the hardware.
+Obstacle software_obstacle(const DeviceName& device, const OnnxRuntimeLibrary& library) {
   if (!is_installed(device)) return not_installed(device, library);
   if (is_nvidia(device)) {
     const std::string reason = gpu_unavailable_reason(card_of(device));
@@ -259,6 +272,27 @@ Obstacle device_obstacle(const DeviceName& device, const OnnxRuntimeLibrary& lib
     return explain(device, trimmed(error.what()));
   }
   return {};
+}
+
+}  // namespace
+
+std::string describe(const Obstacle& obstacle) {
+  if (!obstacle.missing.empty()) return obstacle.reason + ", and " + obstacle.missing;
+  return obstacle.reason + (obstacle.remedy.empty() ? "" : "; " + obstacle.remedy);
+}
+
+Obstacle device_obstacle(const DeviceName& device, const OnnxRuntimeLibrary& library) {
+  Obstacle obstacle = software_obstacle(device, library);
+  if (!obstacle.reason.empty()) obstacle.missing = missing_hardware(device);
+  return obstacle;
+}
+
+void require_device(const DeviceName& device, const OnnxRuntimeLibrary& library) {
+  const Obstacle obstacle = device_obstacle(device, library);
+  if (obstacle.reason.empty()) return;
+  const std::string way_out = obstacle.missing.empty() ? ", or use" : "; use";
+  throw UnavailableError("device " + to_string(device) +
+                         " does not work here: " + describe(obstacle) + way_out + " --device cpu");
 }
 
 void add_provider(Ort::SessionOptions& options, const DeviceName& device,

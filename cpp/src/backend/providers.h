@@ -45,10 +45,10 @@ const ProviderPlugin* used_plugin(const DeviceName& device);
 // there.
 bool is_installed(const DeviceName& device);
 
-// Why a device does not work, and one command that would change that; both are parts of a message,
-// and the second one is empty where there is none.
+// Why a device does not work, and one command that would change that, or the hardware that is
+// missing, which no command changes. They are parts of a message, empty where there is none.
 struct Obstacle {
-  std::string reason, remedy;
+  std::string reason, remedy, missing = {};
 };
 std::string describe(const Obstacle& obstacle);  // "there is no driver; apt install it"
 
@@ -59,6 +59,8 @@ bool compiles(const DeviceName& device);
 // there is no such provider, driver or card, or libraries are missing. The reason is empty when the
 // device works.
 Obstacle device_obstacle(const DeviceName& device, const OnnxRuntimeLibrary& library);
+// Throws UnavailableError for a device that does not work.
+void require_device(const DeviceName& device, const OnnxRuntimeLibrary& library);
 
 // Adds the provider of a device that works to a session's options.
 void add_provider(Ort::SessionOptions& options, const DeviceName& device,

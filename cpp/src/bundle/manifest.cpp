@@ -133,6 +133,12 @@ std::vector<SkipSchedule> read_skipping(const Node& root) {
     schedule.scheduler = node.get<std::string>("scheduler");
     schedule.tolerance = node.get<double>("tolerance");
     schedule.skipped = node.list<int>("skipped");
+    const auto read_if = [&](const char* key, std::optional<double>& value) {
+      if (node.has(key)) value = node.get<double>(key);
+    };
+    read_if("evaluations", schedule.evaluations);
+    read_if("median_error", schedule.median_error);
+    read_if("largest_error", schedule.largest_error);
     Guidance guidance;
     guidance.skip_steps = schedule.skipped;
     guidance.skip_tolerance = schedule.tolerance;

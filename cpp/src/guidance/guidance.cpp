@@ -13,8 +13,6 @@ namespace {
 
 // Wide enough for bounds that were computed (0.1 + 0.2), far less than any step.
 constexpr double kBoundary = 1e-9;
-// Steps with the same branches that run before one is skipped.
-constexpr int kDense = 3;
 
 // "dg_window" and 0.7 as "--dg-window 0.7".
 std::string named(const std::string& field, const std::string& value) {
@@ -44,6 +42,15 @@ void validate_finite(const char* field, const Ramp& ramp, std::vector<Problem>& 
     problems.push_back({field, named(field, "must be a finite number")});
     return;
   }
+}
+
+void validate_cfg_scale(const Ramp& scale, std::vector<Problem>& problems) {
+  validate_finite("cfg_scale", scale, problems);
+  const double least = std::min(scale.first, scale.last);
+  if (!std::isfinite(least) || least >= 0.0) return;
+  problems.push_back(
+      {"cfg_scale",
+       named("cfg_scale", text(least, " is below 0: give 1, which turns CFG off, or more"))});
 }
 
 void validate_ma_keep(const Ramp& ma_keep, std::vector<Problem>& problems) {
@@ -94,7 +101,7 @@ class SkipPlan {
   bool next(const StepWeights& weights, int step, int steps) {
     const std::pair branches(weights.unconditional(), weights.degraded());
     if (std::exchange(branches_, branches) != branches) runs_ = 0;
-    const bool skipped = runs_ >= kDense && asks_for(step, steps);
+    const bool skipped = runs_ >= kRunBeforeSkip && asks_for(step, steps);
     runs_ += skipped ? 0 : 1;
     since_ = skipped ? since_ + 1 : 1;
     return skipped;
@@ -163,7 +170,7 @@ std::vector<StepWeights> step_weights(const Guidance& guidance, int steps) {
 
 std::vector<Problem> guidance_problems(const Guidance& guidance) {
   std::vector<Problem> problems;
-  validate_finite("cfg_scale", guidance.cfg_scale, problems);
+  validate_cfg_scale(guidance.cfg_scale, problems);
   validate_finite("dg_scale", guidance.dg_scale, problems);
   validate_window("cfg_window", guidance.cfg_window, problems);
   validate_window("dg_window", guidance.dg_window, problems);
@@ -182,11 +189,12 @@ std::optional<Problem> skip_steps_problem(const std::vector<int>& skipped, int s
     return Problem{"skip_steps", named("skip_steps", message)};
   };
   for (auto step = skipped.begin(); step != skipped.end(); ++step) {
-    if (*step < kDense || *step >= steps) {
+    if (*step < kRunBeforeSkip || *step >= steps) {
       return problem(text(*step, " cannot be skipped in a run of ", steps, " steps",
-                          steps > kDense
-                              ? text(": give numbers from ", kDense, " to ", steps - 1)
-                              : text(", since the first ", kDense, " always run: leave it out")));
+                          steps > kRunBeforeSkip
+                              ? text(": give numbers from ", kRunBeforeSkip, " to ", steps - 1)
+                              : text(", since the first ", kRunBeforeSkip,
+                                     " always run: leave it out, or give more --steps")));
     }
     if (std::find(skipped.begin(), step, *step) != step)
       return problem(text(*step, " is given twice: give each step once"));

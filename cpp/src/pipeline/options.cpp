@@ -1,7 +1,10 @@
 #include "intaglio/options.h"
 
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
+
+#include "core/nearest.h"
 
 namespace intaglio {
 
@@ -51,6 +54,24 @@ void resolve_skip(const Bundle& bundle, GenerateOptions& options) {
   }
 }
 
+// Returns the flag that does what diffusers' pipelines or OpenAI's API call `name`, or nothing.
+std::string flag_of_diffusers(const std::string& name) {
+  static const std::map<std::string, std::string> flags{
+      {"guidance_scale", "--cfg-scale, or --distilled-guidance where the model takes it"},
+      {"true_cfg_scale", "--cfg-scale"},
+      {"num_inference_steps", "--steps"},
+      {"num_images_per_prompt", "--batch"},
+      {"generator", "--seed"},
+      {"size", "--width and --height"}};
+  const auto found = flags.find(name);
+  return found == flags.end() ? "" : found->second;
+}
+
+std::string with_underscores(std::string name) {
+  std::ranges::replace(name, '-', '_');
+  return name;
+}
+
 }  // namespace
 
 std::string flags_of(const OptionInfo& info) {
@@ -58,6 +79,15 @@ std::string flags_of(const OptionInfo& info) {
   std::string flag = std::string("--") + info.name;
   std::ranges::replace(flag, '_', '-');
   return flag;
+}
+
+std::string meant_option(const std::string& name, const std::vector<std::string>& names,
+                         const std::string& before) {
+  const std::string plain = with_underscores(name), flag = flag_of_diffusers(plain);
+  if (!flag.empty()) return ": use " + flag;
+  for (const std::string& known : names)
+    if (with_underscores(known) == plain) return ": use " + before + known;
+  return did_you_mean(name, names, before);
 }
 
 std::int64_t image_count(const GenerateOptions& options) {
@@ -84,6 +114,8 @@ GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {
   fill(options.dg_window, defaults.guidance.dg_window);
   fill(options.ma_keep, defaults.guidance.ma_keep);
   resolve_skip(bundle, options);
+  if (options.skip_interval || !options.skip_steps.empty())
+    fill(options.skip_tolerance, Guidance{}.skip_tolerance);
   if (options.ma_channels.empty()) options.ma_channels = bundle.massive_activations.channels;
   return options;
 }

@@ -18,19 +18,18 @@ namespace {
 using Problems = std::vector<Problem>;
 
 void require_graphs(const Bundle& bundle, const GenerateOptions& options, Problems& problems) {
-  const std::string folder = bundle.folder.string();
   if (!bundle.vae_decoder) {
     problems.push_back({"bundle",
-                        folder +
+                        bundle.folder.string() +
                             " has no VAE decoder, which every picture needs: export it again from "
                             "a model that has one",
                         ExitCode::bad_input});
   }
   if (options.image && !bundle.vae_encoder) {
     problems.push_back({"image",
-                        folder +
-                            " has no VAE encoder, which --image needs: leave the image out, or "
-                            "export a model of a family that starts from one",
+                        "--image does not fit: " + bundle.name +
+                            " has no VAE encoder, so it cannot start from a picture: leave "
+                            "--image out, or take a model that can, such as SD3 or FLUX.1",
                         ExitCode::bad_input});
   }
 }
@@ -288,7 +287,7 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   if (sized) set_schedule(request, bundle, options, problems);
   if (guidance && !request.plan.empty()) {
     set_weights(request, *guidance, problems);
-    request.notes = unused_guidance(given, request);
+    request.notes = unused_guidance(bundle, given, request);
     if (bundle.distilled && request.unconditional)
       request.notes.emplace_back(
           "the model was distilled to do without CFG, and CFG may spoil its pictures: --cfg-scale "

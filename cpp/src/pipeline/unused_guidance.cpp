@@ -1,6 +1,7 @@
 #include "pipeline/unused_guidance.h"
 
 #include <algorithm>
+#include <map>
 #include <sstream>
 
 namespace intaglio {
@@ -41,12 +42,58 @@ int longest_row_of_skips(const Request& request) {
   return longest;
 }
 
+// Lists the schedules of the bundle: "6 or 28 steps of FlowMatchEulerDiscreteScheduler".
+std::string listed_schedules(const Bundle& bundle) {
+  std::map<std::string, std::string> steps;  // by scheduler
+  for (const SkipSchedule& schedule : bundle.skipping) {
+    std::string& list = steps[schedule.scheduler];
+    list += (list.empty() ? "" : " or ") + std::to_string(schedule.steps);
+  }
+  std::string text;
+  for (const auto& [scheduler, list] : steps)
+    text += (text.empty() ? "" : ", or ") + list + " steps of " + scheduler;
+  return text;
+}
+
+// Says why --skip auto skips no step, and what to do.
+std::string no_schedule(const Bundle& bundle, const Request& request) {
+  const std::string steps = std::to_string(*request.asked.steps);
+  if (request.asked.image) return "schedules are for runs that start from noise: give --skip-steps";
+  if (*request.asked.steps <= kRunBeforeSkip) {
+    return "the first " + std::to_string(kRunBeforeSkip) + " always run, and this run has " +
+           steps + ": give more --steps";
+  }
+  const std::string others =
+      bundle.skipping.empty() ? "" : ", only for " + listed_schedules(bundle);
+  return "the bundle has no schedule for " + steps + " steps of this scheduler" + others +
+         "; `python -m intaglio.analysis.skipping SOURCE --steps " + steps +
+         " --evaluations B` finds one in which the model runs B times, and exporting SOURCE again "
+         "takes it into the bundle";
+}
+
+bool has_below(const Ramp& scale, double limit) {
+  return std::min(scale.first, scale.last) < limit;
+}
+
+// Says that a scale steers away from what people want.
+void mention_reversed(const Request& request, std::vector<std::string>& notes) {
+  if (request.unconditional && has_below(*request.asked.cfg_scale, 1)) {
+    notes.emplace_back(
+        "a --cfg-scale below 1 steers away from the prompt: 1, not 0, turns CFG off");
+  }
+  if (std::ranges::any_of(request.weights,
+                          [](auto& step) { return step.degraded() && step.w < 0; }))
+    notes.emplace_back("a --dg-scale below 0 removes detail: 0 turns Detail Guidance off");
+}
+
 }  // namespace
 
-std::vector<std::string> unused_guidance(const GenerateOptions& given, const Request& request) {
+std::vector<std::string> unused_guidance(const Bundle& bundle, const GenerateOptions& given,
+                                         const Request& request) {
   const GenerateOptions& asked = request.asked;
   const int steps = request.schedule.steps();
   std::vector<std::string> notes;
+  mention_reversed(request, notes);
   const Part cfg{.scale = *asked.cfg_scale, .off = 1, .window = *asked.cfg_window};
   const bool negative = !given.negative_prompt.empty();
   const bool asks_for_cfg =
@@ -67,9 +114,7 @@ std::vector<std::string> unused_guidance(const GenerateOptions& given, const Req
   }
   const bool listed = !asked.skip_steps.empty();
   if (given.skip && !listed) {
-    notes.push_back("no step is skipped: the bundle has no schedule for " + std::to_string(steps) +
-                    " steps of this scheduler" + (asked.image ? " from a picture" : "") +
-                    "; python -m intaglio.analysis.skipping finds one");
+    notes.push_back("no step is skipped: " + no_schedule(bundle, request));
   } else if ((listed || (asked.skip_interval && asked.skip_interval->first >= 2)) &&
              std::ranges::none_of(request.weights, &StepWeights::skip)) {
     notes.push_back(

@@ -78,6 +78,8 @@ void validate_distilled_guidance(const Bundle& bundle, const GenerateOptions& op
            " takes one and the bundle has no default, give a number such as 3.5");
   } else if (!std::isfinite(static_cast<float>(*guidance))) {
     refuse("--distilled-guidance must be a finite number");
+  } else if (*guidance < 0) {
+    refuse("--distilled-guidance must not be below 0: give a number such as 3.5");
   }
 }
 

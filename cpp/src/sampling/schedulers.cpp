@@ -4,7 +4,9 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "core/nearest.h"
 #include "intaglio/error.h"
 #include "intaglio/sampling.h"
 #include "sampling/plan.h"
@@ -47,6 +49,16 @@ std::string listed(std::string_view Scheduler::* field, std::optional<Prediction
   return list;
 }
 
+// Says which scheduler may be meant, also by one of diffusers' classes.
+std::string meant(const std::string& value) {
+  std::vector<std::string> names;
+  for (const Scheduler& scheduler : kSchedulers) {
+    if (scheduler.type == value) return " (here it is called " + std::string(scheduler.name) + ")";
+    names.emplace_back(scheduler.name);
+  }
+  return did_you_mean(value, names);
+}
+
 const Scheduler& find(std::string_view Scheduler::* field, const std::string& value,
                       std::optional<PredictionType> prediction) {
   bool known = false;
@@ -57,7 +69,8 @@ const Scheduler& find(std::string_view Scheduler::* field, const std::string& va
   }
   const std::string fitting = listed(field, prediction);
   if (!known) {
-    throw UsageError("unknown scheduler \"" + value + "\": use one of " + fitting);
+    throw UsageError("unknown scheduler \"" + value + "\"" + meant(value) + ": use one of " +
+                     fitting);
   }
   throw UsageError("scheduler \"" + value + "\" does not fit a model that predicts " +
                    name_of(*prediction) + ": use one of " + fitting);

@@ -159,7 +159,8 @@ class ZImageAdapter(Adapter):
         if _filled(max_sequence_length) > places:
             raise ExportError(
                 f"max_sequence_length is {max_sequence_length}, and the transformer has positions"
-                f" for {places // SEQ_MULTI_OF * SEQ_MULTI_OF} tokens of a prompt; give fewer."
+                f" for {places // SEQ_MULTI_OF * SEQ_MULTI_OF} tokens of a prompt; give fewer in"
+                " the file of --settings."
             )
         layout = EncoderLayout(
             "tokenizer",

@@ -105,10 +105,7 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
         fused = [{"file": lora.file.name, "scale": lora.scale} for lora in parts.loras]
         manifest["loras"] = fused
     if parts.settings.skipping:
-        manifest["skipping"] = [
-            {key: value for key, value in schedule.items() if key != "evidence"}
-            for schedule in parts.settings.skipping
-        ]
+        manifest["skipping"] = [_schedule(entry) for entry in parts.settings.skipping]
     if adapter.cfg_rescale:
         manifest["cfg_rescale"] = adapter.cfg_rescale
     if adapter.sigmas:
@@ -194,6 +191,19 @@ def _quantized(parts: BundleParts) -> dict[str, Any] | None:
     if parts.differences:
         quantized["difference_errors"] = parts.differences
     return quantized
+
+
+# What the manifest has of a schedule's evidence, by its name there.
+_MEASURED = {
+    "evaluations": "evaluations", "error": "median_error", "largest_error": "largest_error"
+}  # fmt: skip
+
+
+def _schedule(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest's entry of a schedule of skipped steps in the settings."""
+    evidence = entry.get("evidence", {})
+    measured = {name: evidence[key] for key, name in _MEASURED.items() if key in evidence}
+    return {key: value for key, value in entry.items() if key != "evidence"} | measured
 
 
 def _without_false(data: dict[str, Any]) -> dict[str, Any]:

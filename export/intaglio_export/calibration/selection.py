@@ -51,8 +51,8 @@ def check_size(settings: ModelSettings, adapter: Adapter) -> None:
         if size % unit or not unit <= size <= largest:
             raise ExportError(
                 f"The {name} {size} of {'the pipeline' if setting is None else 'the settings'} does"
-                f" not fit the model; give settings with a multiple of {unit} from {unit} to"
-                f" {largest // unit * unit}."
+                f' not fit the model; give "{name}" in the file of --settings, a multiple of {unit}'
+                f" from {unit} to {largest // unit * unit}."
             )
 
 

@@ -141,7 +141,8 @@ def _show(table: RenderableType, so_far: str) -> None:
 
 
 class _Bars:
-    """A line for each component with its progress, its time, and what the builder does."""
+    """A line for each component, in a terminal with its progress, its time, and what the builder
+    does."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
@@ -149,6 +150,8 @@ class _Bars:
 
     def start(self, component: Component) -> None:
         self._task = self._bar.add_task(component.path, total=1.0, what="")
+        if self._bar.disable:
+            typer.echo(f"Building {component.path}", err=True)
 
     def update(self, what: str, done: float) -> None:
         check_stopped()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from intaglio_export.errors import ExitCode, ExportError, usage_error
-from intaglio_export.support.stopping import check_stopped, ending, stoppable
+from intaglio_export.support.progress import shown_on
+from intaglio_export.support.stopping import ending, stoppable
 
 if TYPE_CHECKING:
     from intaglio.analysis.report.page import Report
@@ -117,7 +117,7 @@ def probe(
     Then open report/index.html. With --settings report/settings.json, `intaglio export` uses the
     settings.
     """
-    with _one_line_of_errors(output), _bar() as progress:
+    with _one_line_of_errors(output), shown_on(Console(stderr=True)) as progress:
         if (Path(source) / "bundle.json").is_file():
             _refuse_model_options(context)
             from intaglio.analysis.probe.bundle_probe import probe_bundle
@@ -162,22 +162,6 @@ def _import_model_probe() -> ModuleType:
             ExitCode.UNAVAILABLE,
         ) from error
     return model_probe
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, float], None]]:
-    """Show a progress bar on a terminal only; elsewhere rich would leave an empty line."""
-    screen = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_interactive)
-    with bar if screen.is_interactive else nullcontext():
-        task = bar.add_task("Starting", total=1.0)
-
-        def progress(what: str, share: float) -> None:
-            check_stopped()
-            bar.update(task, description=what, completed=share)
-
-        yield progress
 
 
 @contextmanager

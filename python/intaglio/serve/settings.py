@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any
@@ -174,6 +175,13 @@ class ServerSettings(BaseModel):
         return self._origins.get(name, name)
 
 
+def _advice(unknown: str) -> str:
+    """Return what to do about a setting that there is not."""
+    names = [*ServerSettings.model_fields, *(f"limits.{name}" for name in Limits.model_fields)]
+    near = get_close_matches(unknown, names, 1)
+    return f"use {near[0]}" if near else "remove it"
+
+
 def read_settings(config: Path | None, flags: dict[str, Any]) -> ServerSettings:
     """Read the configuration file and override it with the flags that are not None.
 
@@ -204,7 +212,7 @@ def read_settings(config: Path | None, flags: dict[str, Any]) -> ServerSettings:
         name = ".".join(map(str, wrong["loc"]))
         where = f"--config {config}" if config else "the command line"
         if wrong["type"] == "extra_forbidden":
-            raise UsageError(f"{where} has an unknown setting {name}: remove it") from None
+            raise UsageError(f"{where} has an unknown setting {name}: {_advice(name)}") from None
         raise UsageError(f"{name} is invalid in {where}: {reason(wrong['msg'])}") from None
     settings._origins = origins
     return settings

@@ -18,7 +18,7 @@ class TestFlux2Klein(FamilyParity):
     ) -> None:
         """diffusers has no such pipeline: its image is a reference, which adds tokens."""
         image = Image.new("RGB", (size["width"], size["height"]))
-        says = "has no VAE encoder, which --image needs: leave the image out, or export a model of"
+        says = "has no VAE encoder, so it cannot start from a picture: leave image out, or take a"
         with pytest.raises(intaglio.InputError, match=says):
             bundle("forked", "float32").generate(**condition, **size, image=image)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from intaglio.serve.api.schemas import GenerationRequest
+from intaglio.serve.api.schemas import GenerationRequest, values_without_effect
 from intaglio.serve.errors import INTERNAL_ERROR, ApiError, reason
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413: "body_too_large"}
@@ -88,6 +89,16 @@ def _suggestion(name: str) -> str:
     return f"give {near[0]} instead" if near else "leave it out"
 
 
+def _unknown_field(name: str) -> ApiError:
+    """Return the error for a field, or for a value of one, that changes nothing here."""
+    if taken := values_without_effect(name):
+        values = " or ".join(map(json.dumps, taken))
+        message = f"{name} cannot be chosen here: leave it out, or give {values}"
+        return ApiError(400, "invalid_value", message, param=name)
+    message = f"there is no field {name!r}: {_suggestion(name)}"
+    return ApiError(400, "unknown_field", message, param=name)
+
+
 def _invalid(error: dict[str, Any], request: Request) -> ApiError:
     """Convert pydantic's first error about a request's body or header."""
     # A client can choose any field name, even one that has no UTF-8 encoding.
@@ -95,8 +106,7 @@ def _invalid(error: dict[str, Any], request: Request) -> ApiError:
     if error["type"] == "json_invalid":
         return ApiError(400, "invalid_json", f"the body is not JSON: {error['ctx']['error']}")
     if error["type"] == "extra_forbidden":
-        message = f"there is no field {path[0]!r}: {_suggestion(path[0])}"
-        return ApiError(400, "unknown_field", message, param=path[0])
+        return _unknown_field(path[0])
     what = reason(error["msg"])
     if not path and "content-type" not in request.headers:
         message = "the header Content-Type is missing: send Content-Type: application/json"

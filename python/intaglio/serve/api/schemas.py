@@ -132,6 +132,12 @@ class GenerationRequest(_Fields):  # type: ignore[misc]
         return {name: value for name, value in fields.items() if not _has_no_effect(name, value)}
 
 
+def values_without_effect(name: str) -> tuple[Any, ...]:
+    """Return the values that a field of OpenAI's API may have although it changes nothing."""
+    known = _WITHOUT_EFFECT.get(name, ())
+    return () if known is True else known
+
+
 def _has_no_effect(name: str, value: Any) -> bool:
     harmless = _WITHOUT_EFFECT.get(name, ())
     if value is None or harmless is True:

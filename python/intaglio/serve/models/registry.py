@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,9 @@ class Models:
             message = f"model is missing: give one of {names}"
             raise ApiError(400, "invalid_value", message, param="model")
         if name not in self._models:
-            message = f"there is no model {name[:100]!r}: give one of {names}"
+            near = get_close_matches(name[:100], self._models, 1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            message = f"there is no model {name[:100]!r}{meant}: give one of {names}"
             raise ApiError(404, "model_not_found", message, param="model")
         return self._models[name]
 
