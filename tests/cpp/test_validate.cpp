@@ -128,14 +128,14 @@ TEST(ValidateOptions, StepsThatCannotBeSkippedAreRefused) {
   expect(
       {3}, 3,
       "--skip-steps 3 cannot be skipped in a run of 3 steps, since the first 3 always run: leave "
-      "it out");
+      "it out, or give more --steps");
   expect({4, 6, 4}, 8, "--skip-steps 4 is given twice: give each step once");
 }
 
 TEST(ValidateOptions, SkipAutoIsTheBundlesScheduleOfTheRun) {
   Bundle bundle = drawable("forked");
-  bundle.skipping = {{28, bundle.scheduler.type, {4, 6, 7}, 0.05},
-                     {28, "FlowMatchHeunDiscreteScheduler", {3}, 0.1}};
+  bundle.skipping = {{28, bundle.scheduler.type, {4, 6, 7}, 0.05, {}, {}, {}},
+                     {28, "FlowMatchHeunDiscreteScheduler", {3}, 0.1, {}, {}, {}}};
   GenerateOptions options = good_options();
   options.skip = "auto";
   options.steps = 28;
