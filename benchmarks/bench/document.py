@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 _BEGIN, _END = "<!-- begin {} -->\n", "<!-- end {} -->\n"
+
+
+def section_parser(module: str, description: str) -> ArgumentParser:
+    """The flags that every program with a section of its own has."""
+    parser = ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs"), help="folder [docs]")
+    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="kept models")
+    parser.add_argument("--threads", type=int, default=2, help="for every runtime [2]")
+    return parser
 
 
 def write_section(page: Path, name: str, text: str) -> None:

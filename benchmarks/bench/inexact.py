@@ -1,4 +1,4 @@
-"""What is not exact, beside what is: quantised weights, reused differences."""
+"""What is not exact, beside what is: quantised weights and reused differences."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ command writes its tables into a section of docs/performance.md.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from benchmarks.bench.document import write_section
+from benchmarks.bench.document import section_parser, write_section
 from benchmarks.bench.genai import genai_runtime, prepare
 from benchmarks.bench.measuring import interleave, ratio, relative, seconds
 from benchmarks.bench.models import Model, models
@@ -143,13 +142,7 @@ def measure(model: Model, rounds: int, threads: int) -> str:
 
 def main() -> None:
     """Measure, and write the section."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bench.shipped", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs"), help="folder [docs]")
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="kept models")
-    parser.add_argument("--threads", type=int, default=2, help="for every runtime [2]")
-    args = parser.parse_args()
+    args = section_parser("benchmarks.bench.shipped", __doc__.split("\n")[0]).parse_args()
     known = models(args.work)
     parts = [
         f"`python -m benchmarks.bench.shipped -o docs` measured these figures on {date.today()} on"

@@ -8,15 +8,13 @@ run every second step, whatever the distance.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import intaglio
-from benchmarks.bench.document import write_section
+from benchmarks.bench.document import section_parser, write_section
 from benchmarks.bench.inexact import PROMPT
 from benchmarks.bench.measuring import interleave, ratio, relative
 from benchmarks.bench.models import Model, models
@@ -52,14 +50,16 @@ def skip_in_runs_of(steps: int, plain: Runtime, skipping: Runtime) -> Runtime:
 
 def measure(model: Model, threads: int, rounds: int) -> Iterator[list[str]]:
     """Rows of the table: one for each schedule of a model."""
-    bundle, options = model.bundle("forked", middle(model)), dict[str, Any]()
-    if model.folder is not None:
+    options: dict[str, Any] = {}
+    if model.folder is None:
+        bundle = model.bundle("forked", middle(model))
+    else:
         bundle = SHIPPED / model.name
         embeds = intaglio.Pipeline.open(bundle, device="cpu").embed(PROMPT, "")
         options = {"prompt_embeds": embeds, "ma_channels": []}
+    plain = intaglio_runtime(bundle, threads, **options)
     for steps, skips in schedules(model):
         work = Workload(model.adapter, model.tokens, model.text_tokens, steps=steps)
-        plain = intaglio_runtime(bundle, threads, **options)
         run = skip_in_runs_of(steps, plain, intaglio_runtime(bundle, threads, **options, **skips))
         samples = interleave({FORKED: (plain, work), "skipping": (run, work)}, rounds)
         exact, skipped = samples[FORKED], samples["skipping"]
@@ -78,12 +78,7 @@ def measure(model: Model, threads: int, rounds: int) -> Iterator[list[str]]:
 
 def main() -> None:
     """Measure, and write the section."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bench.skipping", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs"), help="folder [docs]")
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="kept models")
-    parser.add_argument("--threads", type=int, default=2, help="of each run [2]")
+    parser = section_parser("benchmarks.bench.skipping", __doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="of each pair of runs [5]")
     args = parser.parse_args()
     rows = [

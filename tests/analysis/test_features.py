@@ -139,6 +139,24 @@ def test_no_noise_is_the_image_and_all_noise_is_none_of_it(
     assert np.abs(one - two).max() < 0.5 < np.abs(first).max()
 
 
+@pytest.mark.parametrize("name", ["flux2-klein", "dit", "pixart-sigma", "qwen-image"])
+def test_without_a_pooled_prompt_modulated_is_what_attention_reads(name: str) -> None:
+    """Where nothing is discarded, nothing but the timestep modulates the stream of the run."""
+    pipeline = FAMILIES[name].make()
+    block = pipeline.transformer.transformer_blocks[1]
+    attention = block.attn1 if hasattr(block, "attn1") else block.attn
+    seen: list[torch.Tensor] = []
+    handle = attention.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs.get("hidden_states", *args[:1])),
+        with_kwargs=True,
+    )
+    images = np.random.default_rng(0).uniform(size=(1, 32, 32, 3))
+    features(pipeline, images, blocks=[1], recipe="raw")
+    handle.remove()
+    found = features(pipeline, images, blocks=[1], channels=[])
+    torch.testing.assert_close(torch.from_numpy(found).flatten(1, 2), seen[0])
+
+
 @pytest.mark.parametrize(
     "name", ["sd3", "flux-dev", "flux2-klein", "dit", "pixart-sigma", "qwen-image"]
 )

@@ -242,7 +242,7 @@ def _follow(
     streams: Mapping[int, Floats],
     gone: Mapping[int, Sequence[int]],
 ) -> dict[int, Floats]:
-    """Apply the recipe to the streams of one run; the channels `gone` of each block are massive."""
+    """Apply the recipe to the streams of one run; `gone` are the channels to discard by block."""
     if recipe == "raw":
         return dict(streams)
     kept = {block: stream.copy() for block, stream in streams.items()}
