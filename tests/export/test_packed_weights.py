@@ -140,6 +140,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         changed("weight_scale", lambda scale: scale[:, :1]),
         "has F8_E4M3 scales of another layout (256x1)",
     ),
+    "two totals": (
+        changed("weight_scale_2", lambda scale: scale.repeat(2)),
+        "has more than one scale of the whole weight",
+    ),
     "infinite": (
         changed("weight_scale_2", lambda scale: scale * torch.inf),
         f"the scale of {LAYER}.weight is not finite",

@@ -136,6 +136,8 @@ class Quantised:
             padded = (_up(self.shape[0], 128), _up(self.shape[1] // _BLOCK, 4))
             if scale.dtype not in ("F8_E4M3", "U8") or scale.shape != padded:
                 return f"{self.name} has {scale.dtype} scales of another layout ({shape})"
+            if any(size > 1 for size in self.beside["total"].shape):
+                return f"{self.name} has more than one scale of the whole weight"
             return None
         if "total" in self.beside:
             return f"{self.name} is quantised ({self._format}) with two scales"
