@@ -40,7 +40,7 @@ def export(
             help="What to export: the folder of a diffusers pipeline (model_index.json beside"
             " transformer/, vae/, text_encoder/ and so on); a model on the Hugging Face Hub as"
             " org/name or org/name@revision, of which only the needed files are downloaded; or one"
-            " .safetensors file of SD3 or FLUX together with --config.",
+            " .safetensors or .gguf file together with --config.",
         ),
     ],
     output: Annotated[

@@ -173,6 +173,28 @@ def flux2_transformer(state: State) -> State:
     return made
 
 
+# What ComfyUI calls otherwise than diffusers in Z-Image.
+_Z_IMAGE = {
+    r"^all_(x_embedder|final_layer)\.2-1\.": r"\1.",
+    r"\.norm_(q|k)\.": r".\1_norm.",
+    r"\.to_out\.0\.": ".out.",
+}
+
+
+def z_image_transformer(state: State) -> State:
+    """`ZImageTransformer2DModel` as ComfyUI names it, with query, key and value in one weight."""
+    made: State = {}
+    for name, tensor in state.items():
+        if ".to_q." in name:
+            parts = [state[name.replace(".to_q.", f".to_{part}.")] for part in "qkv"]
+            made[name.replace(".to_q.", ".qkv.")] = torch.cat(parts)
+        elif not re.search(r"\.to_[kv]\.", name):
+            for pattern, replacement in _Z_IMAGE.items():
+                name = re.sub(pattern, replacement, name)
+            made[name] = tensor
+    return made
+
+
 def vae(state: State, levels: int) -> State:
     """`AutoencoderKL` as latent diffusion's checkpoints name it; its decoder counts backwards."""
     made: State = {}

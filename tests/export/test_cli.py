@@ -133,7 +133,7 @@ def test_a_size_that_the_model_has_not_is_refused_before_the_work(
     [
         (["--lora", "f.safetensors:x", "--lora", ":1"], 2, "expected FILE or FILE:SCALE"),
         (["--lora", "none.safetensors"], 3, "The LoRA none.safetensors does not exist"),
-        (["--config", "other"], 2, "--config other is for a single .safetensors file"),
+        (["--config", "other"], 2, "--config other is for a single .safetensors or .gguf file"),
     ],
 )
 def test_wrong_flags_of_the_source(

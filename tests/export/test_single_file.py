@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from intaglio_export.errors import ExportError
-from intaglio_export.sources import open_source, single_file
+from intaglio_export.sources import filling, open_source
 from intaglio_export.sources.parts import Part
 from tests.export import original
 from tests.export.sources import FAMILIES, assert_same, edit
@@ -210,7 +210,7 @@ def test_calls_that_do_not_go_together(config: Path, tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "g.safetensors", config=str(config))
     assert "and none is not one" in refusal(Path("none"), code=2, config=str(config))
     (tmp_path / "f.ckpt").touch()
-    assert "neither a folder nor a .safetensors file" in refusal(tmp_path / "f.ckpt")
+    assert "neither a folder nor a .safetensors or .gguf file" in refusal(tmp_path / "f.ckpt")
     assert "does not exist" in refusal(file, config=str(tmp_path / "none"))
     assert "is not a folder" in refusal(file, config=str(file))
 
@@ -238,7 +238,7 @@ def test_the_original_format_of_flux_fits(
     with torch.device("meta"):
         model = cls(num_layers=3, num_single_layers=2, **options)
     expected = model.state_dict()
-    converted = single_file.converted(
+    converted = filling.converted(
         tmp_path / "flux.safetensors",
         Part(tmp_path, "transformer", type(model)),
         original.flux_transformer(expected),

@@ -247,4 +247,4 @@ def test_what_is_not_a_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "is not a diffusers pipeline" in refusal(tmp_path / "empty")
     (tmp_path / "file").touch()
-    assert "is neither a folder nor a .safetensors file" in refusal(tmp_path / "file")
+    assert "is neither a folder nor a .safetensors or .gguf file" in refusal(tmp_path / "file")

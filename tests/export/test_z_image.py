@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,12 +23,6 @@ from tests.families.z_image import MAX_LENGTH, make_pipeline
 
 # Of 51, 15 and 14 tokens with the template, which the model fills up to 64, 32 and 32.
 PROMPTS = ["the dark boot and THE rest of a dress in a photograph with the rest, 1999 99", "a", ""]
-# ComfyUI's names of what diffusers calls otherwise.
-COMFY = {
-    r"^all_(x_embedder|final_layer)\.2-1\.": r"\1.",
-    r"\.norm_(q|k)\.": r".\1_norm.",
-    r"\.to_out\.0\.": ".out.",
-}
 
 
 @pytest.fixture(scope="module")
@@ -128,26 +120,14 @@ def test_a_fused_lora_predicts_as_diffusers_does(folder: Path, tmp_path: Path, h
     assert relative(prediction(source.adapter), expected) < 1e-5
 
 
-def comfyui(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The transformer as ComfyUI's files name it, with query, key and value in one weight."""
-    made = {}
-    for name, tensor in state.items():
-        if ".to_q." in name:
-            parts = [state[name.replace(".to_q.", f".to_{part}.")] for part in "qkv"]
-            made[name.replace(".to_q.", ".qkv.")] = torch.cat(parts)
-        elif not re.search(r"\.to_[kv]\.", name):
-            for pattern, replacement in COMFY.items():
-                name = re.sub(pattern, replacement, name)
-            made[name] = tensor
-    return made
-
-
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_a_single_file_of_comfyui(folder: Path, tmp_path: Path, prefix: str) -> None:
     transformer = make_pipeline().transformer
     changed = {name: 2 * tensor for name, tensor in transformer.state_dict().items()}
     file = tmp_path / "z_image.safetensors"
-    save_file({prefix + k: v.contiguous() for k, v in comfyui(changed).items()}, file)
+    save_file(
+        {prefix + k: v.contiguous() for k, v in original.z_image_transformer(changed).items()}, file
+    )
     loaded = open_source(file, config=str(folder)).adapter.transformer
     transformer.load_state_dict(changed)
     assert_same(loaded, transformer)

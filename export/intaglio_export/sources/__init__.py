@@ -27,7 +27,8 @@ from intaglio_export.sources.pipeline_folder import (
 from intaglio_export.sources.single_file import held_parts, license_in, load_single_file
 from intaglio_export.support.quiet import no_progress_bars, quiet
 
-_FILE = ".safetensors"
+_FILES = (".safetensors", ".gguf")
+_NAMED = " or ".join(_FILES)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def open_source(
 
     Args:
         source: a diffusers folder, org/name or org/name@revision on the Hub (a folder of that name
-            wins), or a single .safetensors file.
+            wins), or a single .safetensors or .gguf file.
         dtype: the type of matrix products.
         text_encoders: a value of `options.TextEncoders`.
         config: for a single file, the folder or Hub name of the pipeline that it belongs to.
@@ -76,13 +77,13 @@ def open_source(
     loras = tuple(loras)
     with quiet(), no_progress_bars():
         path = Path(source)
-        if path.is_file() or (path.suffix == _FILE and not path.is_dir()):
+        if path.is_file() or (path.suffix in _FILES and not path.is_dir()):
             pipeline, folder = _open_file(path, config, dtype, text_encoders, report)
             name, settings, license_name = path.stem, None, license_in(path)
         else:
             if config is not None:
                 raise usage_error(
-                    f"--config {config} is for a single {_FILE} file, and {source} is not one;"
+                    f"--config {config} is for a single {_NAMED} file, and {source} is not one;"
                     " leave out --config."
                 )
             folder = _open_pipeline(
@@ -127,10 +128,10 @@ def _open_file(
     path: Path, config: str | None, dtype: torch.dtype, text_encoders: str, report: hub.Report
 ) -> tuple[Any, PipelineFolder]:
     """Load the pipeline of a single file, and return it with the folder that completes it."""
-    if path.suffix != _FILE:
+    if path.suffix not in _FILES:
         raise ExportError(
-            f"The source {path} is neither a folder nor a {_FILE} file; give the folder of a"
-            f" diffusers pipeline, a Hub name or a {_FILE} file."
+            f"The source {path} is neither a folder nor a {_NAMED} file; give the folder of"
+            " a diffusers pipeline, a Hub name or such a file."
         )
     if not path.is_file():
         raise ExportError(f"The source {path} does not exist.")

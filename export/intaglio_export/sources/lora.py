@@ -19,7 +19,7 @@ from intaglio_export.errors import ExportError
 from intaglio_export.options import Lora
 from intaglio_export.precision import store_weights_in
 from intaglio_export.sources import lora_names, weights
-from intaglio_export.sources.checkpoint import FP8, Checkpoint
+from intaglio_export.sources.checkpoint import Checkpoint
 from intaglio_export.sources.lora_names import Tensors
 from intaglio_export.support.messages import out_of_memory
 from intaglio_export.support.quiet import quiet
@@ -126,7 +126,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     """
     if not file.is_file():
         raise ExportError(f"The LoRA {file} does not exist.")
-    checkpoint = Checkpoint.open([file])
+    checkpoint = Checkpoint(weights.header(file))
     if file.suffix != ".safetensors":
         raise ExportError(
             f"The name of the LoRA {file} does not end in .safetensors, so diffusers would"
@@ -157,7 +157,8 @@ def _holding(file: Path, tensors: dict[str, torch.Tensor]) -> Iterator[Path]:
     the metadata of a file.
     """
     stored = weights.header(file)
-    if stored.keys() == tensors.keys() and not any(e.dtype in FP8 for e in stored.values()):
+    plain = all(entry.dtype in weights.STORED for entry in stored.values())
+    if plain and stored.keys() == tensors.keys():
         yield file
         return
     with safe_open(file, "pt") as opened:

@@ -234,7 +234,7 @@ def check_types(part: Part, file: Path, checkpoint: Checkpoint) -> None:
     if problem := checkpoint.problem():
         raise ExportError(
             f"The weights of the {part.cls.__name__} in {file} cannot be read: {problem}; give them"
-            " in float32, bfloat16, float16, or fp8 with at most one scale per tensor or row."
+            " in float32, bfloat16 or float16, as .gguf, or in ComfyUI's fp8, int8 or nvfp4."
         )
 
 

@@ -16,6 +16,7 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from intaglio_export.adapters import ADAPTERS, Adapter, adapter_for
 from intaglio_export.errors import ExportError, usage_error
+from intaglio_export.sources.filling import load_packed
 from intaglio_export.sources.parts import (
     Part,
     check_class,
@@ -109,7 +110,9 @@ def load_pipeline(folder: PipelineFolder, dtype: torch.dtype, given: dict[str, A
             check_unquantised(part)
     for name, part in wanted.items():
         if name not in parts:
-            parts[name] = load_part(part, held_in(name, dtype))
+            held = held_in(name, dtype)
+            packed = load_packed(part, held) if part.is_network else None
+            parts[name] = load_part(part, held) if packed is None else packed
         if part.is_network:
             check_class(part, parts[name], folder.pipeline_class)
             _check_filled(part, parts[name])

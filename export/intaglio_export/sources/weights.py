@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,18 +144,17 @@ def _read_index(path: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor is stored, and its type and shape there."""
+    """A tensor in a file: its type and shape there, and how to read it.
+
+    `read` returns a tensor whose memory is a mapped part of the file. Where the file packs several
+    numbers in a block, `packed` is true, and `read` returns float32.
+    """
 
     file: Path
-    name: str
     dtype: str
     shape: tuple[int, ...]
-
-    def read(self) -> torch.Tensor:
-        """Return the tensor; its memory is a mapped part of the file."""
-        with safe_open(self.file, "pt") as file:
-            tensor: torch.Tensor = file.get_tensor(self.name)
-        return tensor
+    read: Callable[[], torch.Tensor]
+    packed: bool = False
 
 
 def header(path: Path) -> dict[str, Stored]:
@@ -164,23 +164,27 @@ def header(path: Path) -> dict[str, Stored]:
         ExportError: the file is cut short or is not a .safetensors file.
     """
     try:
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {
-                name: Stored(path, name, found.get_dtype(), tuple(found.get_shape()))
-                for name, found in slices.items()
-            }
+        file: Any = safe_open(path, "pt")  # once, because each opening maps the whole file
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise ExportError(f"The file {path} cannot be read: {error.strerror or error}.") from error
     except SafetensorError as error:
-        with path.open("rb") as raw:
-            pointer = raw.read(len(_LFS)) == _LFS
-        what = (
-            "is a pointer of Git LFS, not the weights; run `git lfs pull` in its folder"
-            if pointer
-            else f"is cut short or not a .safetensors file; {AGAIN}"
-        )
+        what = pointer(path) or f"is cut short or not a .safetensors file; {AGAIN}"
         raise ExportError(f"The file {path} {what}.") from error
+    return {
+        name: Stored(
+            path, found.get_dtype(), tuple(found.get_shape()), partial(file.get_tensor, name)
+        )
+        for name, found in slices.items()
+    }
+
+
+def pointer(path: Path) -> str | None:
+    """Say that a file is a pointer of Git LFS, or return None."""
+    with path.open("rb") as raw:
+        if raw.read(len(_LFS)) != _LFS:
+            return None
+    return "is a pointer of Git LFS, not the weights; run `git lfs pull` in its folder"
 
 
 def misfit(expected: Shapes, found: Shapes, *, names: bool = True) -> str | None:
