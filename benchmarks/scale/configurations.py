@@ -6,11 +6,19 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
-from tests.families.parts import make_clip_tokenizer
+from tests.families.parts import make_clip_tokenizer, make_t5_tokenizer
 
 CLIP_LENGTH = 77
+T5_LENGTH = 256
 
 
 def sd3_medium() -> dict[str, torch.nn.Module]:
@@ -45,6 +53,31 @@ def sd3_medium() -> dict[str, torch.nn.Module]:
                 use_post_quant_conv=False,
             ),
         }
+
+
+def t5_xxl() -> T5EncoderModel:
+    """The encoder that Stable Diffusion 3, FLUX.1 and others have beside CLIP's."""
+    config = T5Config(
+        d_model=4096,
+        d_ff=10240,
+        d_kv=64,
+        num_heads=64,
+        num_layers=24,
+        vocab_size=32128,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    with torch.device("meta"):
+        return T5EncoderModel(config)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A small vocabulary, prompts of the real length."""
+    tokenizer = make_t5_tokenizer()
+    tokenizer.model_max_length = T5_LENGTH
+    return tokenizer
 
 
 def _clip(width: int, layers: int, heads: int, act: str) -> CLIPTextModelWithProjection:

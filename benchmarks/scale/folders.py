@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,8 +23,12 @@ def write_pipeline(
     networks: Mapping[str, nn.Module],
     others: Mapping[str, Any],
     dtype: torch.dtype,
+    holes: Collection[str] = (),
 ) -> None:
-    """Write a diffusers pipeline of `networks` on the meta device; `others` save themselves."""
+    """Write a diffusers pipeline of `networks` on the meta device; `others` save themselves.
+
+    The matrices of the networks in `holes` are zeros that take no room on the disk.
+    """
     index: dict[str, Any] = {"_class_name": class_name}
     generator = torch.Generator().manual_seed(0)
     for name, network in networks.items():
@@ -36,7 +41,7 @@ def write_pipeline(
             network.config.save_pretrained(folder / name)  # type: ignore[union-attr, operator]
         path = folder / name / weights_name(network)
         with path.open("wb") as file:
-            _write_weights(network, file, dtype, generator)
+            _write_weights(network, file, dtype, generator, hollow=name in holes)
     for name, other in others.items():
         index[name] = [None, None] if other is None else _class_of(other)
         if other is not None:
@@ -68,12 +73,21 @@ def header(network: nn.Module, dtype: torch.dtype) -> bytes:
 
 
 def _write_weights(
-    network: nn.Module, file: BinaryIO, dtype: torch.dtype, generator: torch.Generator
+    network: nn.Module,
+    file: BinaryIO,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    *,
+    hollow: bool,
 ) -> None:
     """Normal numbers scaled by the width of the input, ones for norms, zeros for biases."""
     file.write(header(network, dtype))
     for name, tensor in network.state_dict().items():
         vector = tensor.ndim < 2
+        if hollow and not vector and "embed" not in name and "shared" not in name:
+            file.seek(tensor.numel() * dtype.itemsize, os.SEEK_CUR)
+            file.truncate()
+            continue
         fan_in = 1 if vector else math.prod(tensor.shape[1:])
         for start in range(0, tensor.numel(), _CHUNK):
             count = min(_CHUNK, tensor.numel() - start)
