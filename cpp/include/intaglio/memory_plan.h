@@ -23,7 +23,7 @@ struct MemoryPhase {
 struct MemoryPlan {
   std::string device;
   std::uint64_t limit = 0;    // bytes that the run may take on the device; 0: any number
-  std::uint64_t program = 0;  // bytes that the process has already, where the device is the CPU
+  std::uint64_t program = 0;  // bytes of the process itself, where the device is the CPU
   std::vector<MemoryPhase> phases;  // in the order of the run
   // Whether each part is let go when it has run, before the next one is loaded. Otherwise all parts
   // stay loaded.
@@ -43,8 +43,9 @@ struct MemoryLimit {
 };
 
 // Returns what BackendOptions::max_memory stands for on a device that works: "8GB", "500MiB",
-// "8000000000", or "auto" for the memory that is free. An empty text is no limit. The process
-// should not have loaded anything yet. Throws UsageError for other texts, and UnavailableError for
+// "8000000000", or "auto" for the memory that is free. An empty text is no limit. The first call of
+// a process takes the memory that it has then for its program. Throws UsageError
+// for other texts, and UnavailableError for
 // auto where the memory of the device is not known.
 MemoryLimit memory_limit(const std::string& max_memory, const std::string& device,
                          bool prepack = false);

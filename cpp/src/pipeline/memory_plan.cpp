@@ -21,6 +21,8 @@ namespace {
 // Tiles are not made smaller than this, in pixels: the VAE's norms see one tile at a time, and its
 // seams begin to show.
 constexpr int kSmallestTile = 256;
+// What ONNX Runtime takes when it opens and runs its first graphs, however small they are.
+constexpr std::uint64_t kRuntime = 30'000'000;
 
 MemoryPlan plan_phases(const Bundle& bundle, const RunSize& size, const MemoryLimit& limit) {
   return {.device = limit.device,
@@ -148,7 +150,9 @@ MemoryPlan plan_memory(const Bundle& bundle, const GenerateOptions& options,
 
 MemoryLimit memory_limit(const std::string& max_memory, const std::string& device, bool prepack) {
   MemoryLimit limit{.device = device, .prepack = prepack};
-  if (!has_own_memory(device)) limit.program = platform::resident_memory_bytes();
+  // Once, so that parts which are loaded later do not count twice.
+  static const std::uint64_t program = platform::resident_memory_bytes() + kRuntime;
+  if (!has_own_memory(device)) limit.program = program;
   if (max_memory == "auto") {
     const std::uint64_t free =
         has_own_memory(device) ? device_memory_bytes(device) : usable_memory();

@@ -256,8 +256,7 @@ class Models:
             return None
         program = _core.plan_memory(model.bundle, device=model.device or "cpu").program
         share = self._memory if len(self._models) == 1 else model.bytes
-        # A plan is right to a twentieth, and the process grows while it serves.
-        return program + share + share // 20
+        return program + share
 
     def _evict(self, model: Model) -> None:
         model.pipeline = None
