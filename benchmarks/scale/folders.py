@@ -27,7 +27,7 @@ def write_pipeline(
 ) -> None:
     """Write a diffusers pipeline of `networks` on the meta device; `others` save themselves.
 
-    The matrices of the networks in `holes` are zeros that take no room on the disk.
+    The matrices of the networks in `holes` take no room on the disk: all but one number are zeros.
     """
     index: dict[str, Any] = {"_class_name": class_name}
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +85,9 @@ def _write_weights(
     for name, tensor in network.state_dict().items():
         vector = tensor.ndim < 2
         if hollow and not vector and "embed" not in name and "shared" not in name:
-            file.seek(tensor.numel() * dtype.itemsize, os.SEEK_CUR)
+            # One number differs, since the exporter stores equal weights once.
+            file.write(torch.randn(1, generator=generator).to(dtype).view(torch.uint8).numpy().data)
+            file.seek((tensor.numel() - 1) * dtype.itemsize, os.SEEK_CUR)
             file.truncate()
             continue
         fan_in = 1 if vector else math.prod(tensor.shape[1:])

@@ -1,7 +1,7 @@
 """Writes SD3-medium's full configuration with random float16 weights: `python -m
 benchmarks.scale.sd3_source FOLDER [t5]`.
 
-With `t5` it has T5-XXL too, whose matrices are zeros that take no room on the disk.
+With `t5` it has T5-XXL too, whose matrices are zeros but for one number and take no disk.
 """
 
 from __future__ import annotations
