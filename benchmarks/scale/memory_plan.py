@@ -43,6 +43,7 @@ def main(work: Path) -> None:
     else:
         died = False
     facts = {
+        "weights": "random, but T5's matrices are zeros",
         "dtype": "float16, and T5's second matrices of its feed-forward layers float32",
         "plan": f"{plan['peak'] / 1e9:.2f} GB with --max-memory {LIMIT} at {SIDE} x {SIDE}",
         "measured": f"{limited.peak / 1e9:.2f} GB resident, {plan['peak'] / limited.peak - 1:+.1%}",
@@ -56,7 +57,16 @@ def plan_of(bundle: Path) -> dict[str, Any]:
     """What `intaglio inspect --plan` prints, with the memory of the process that draws."""
     arguments = ["--plan", "--json", "--device", "cpu", "--size", f"{SIDE}x{SIDE}"]
     done = subprocess.run(
-        [sys.executable, "-m", "intaglio", "inspect", str(bundle), *arguments, "--max-memory", LIMIT],
+        [
+            sys.executable,
+            "-m",
+            "intaglio",
+            "inspect",
+            str(bundle),
+            *arguments,
+            "--max-memory",
+            LIMIT,
+        ],
         check=True,
         capture_output=True,
         text=True,

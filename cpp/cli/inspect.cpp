@@ -177,7 +177,8 @@ void add_inspect(CLI::App& app) {
       "It compares the size and SHA-256 of every file with the manifest, then prints the "
       "manifest:\n"
       "the model, the block m after which the branches fork, the massive channels, the largest\n"
-      "image, the defaults of `intaglio generate`, and the TensorRT engines. With --plan it prints\n"
+      "image, the defaults of `intaglio generate`, and the TensorRT engines. With --plan it "
+      "prints\n"
       "the memory of a run instead.\n"
       "Example: intaglio inspect bundle --json");
   command
@@ -189,7 +190,8 @@ void add_inspect(CLI::App& app) {
   move_help_flag_to_end(*command);
   command->callback([flags] {
     const Bundle bundle = Bundle::open(flags->run.bundle);
-    const Json json = flags->plan.wanted ? describe_plan(bundle, flags->run, flags->plan) : describe(bundle);
+    const Json json =
+        flags->plan.wanted ? describe_plan(bundle, flags->run, flags->plan) : describe(bundle);
     if (flags->json) {
       // The folder of engines may have a name that is not UTF-8, which JSON cannot hold.
       std::cout << json.dump(2, ' ', false, Json::error_handler_t::replace) << std::endl;

@@ -53,7 +53,8 @@ Json describe_plan(const Bundle& bundle, const RunFlags& run, const PlanFlags& f
   GenerateOptions options;
   read_size(flags.size, options);
   const std::string device = make_backend(run.backend, bundle)->choice.device;
-  const MemoryPlan plan = plan_memory(bundle, options, memory_limit(run.backend.max_memory, device));
+  const MemoryPlan plan =
+      plan_memory(bundle, options, memory_limit(run.backend.max_memory, device));
   Json json = {{"device", plan.device}};
   if (plan.limit > 0) json["max_memory"] = plan.limit;
   json["in_turn"] = plan.in_turn;

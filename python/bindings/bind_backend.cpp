@@ -10,22 +10,21 @@ namespace {
 
 void bind_devices(py::module_& module) {
   py::class_<BackendOptions>(module, "BackendOptions", "Where graphs run.")
-      .def(
-          py::init([](std::string device, int threads, std::filesystem::path onnxruntime_library,
-                      bool prepack, std::string precision, std::filesystem::path provider_library,
-                      std::string max_memory) {
-            return BackendOptions{.device = std::move(device),
-                                  .threads = threads,
-                                  .onnxruntime_library = std::move(onnxruntime_library),
-                                  .provider_library = std::move(provider_library),
-                                  .prepack = prepack,
-                                  .precision = std::move(precision),
-                                  .max_memory = std::move(max_memory)};
-          }),
-          py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0,
-          py::arg("onnxruntime_library") = "", py::arg("prepack") = false,
-          py::arg("precision") = "float32", py::arg("provider_library") = "",
-          py::arg("max_memory") = "")
+      .def(py::init([](std::string device, int threads, std::filesystem::path onnxruntime_library,
+                       bool prepack, std::string precision, std::filesystem::path provider_library,
+                       std::string max_memory) {
+             return BackendOptions{.device = std::move(device),
+                                   .threads = threads,
+                                   .onnxruntime_library = std::move(onnxruntime_library),
+                                   .provider_library = std::move(provider_library),
+                                   .prepack = prepack,
+                                   .precision = std::move(precision),
+                                   .max_memory = std::move(max_memory)};
+           }),
+           py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0,
+           py::arg("onnxruntime_library") = "", py::arg("prepack") = false,
+           py::arg("precision") = "float32", py::arg("provider_library") = "",
+           py::arg("max_memory") = "")
       .def_readwrite("device", &BackendOptions::device)
       .def_readwrite("threads", &BackendOptions::threads,
                      "0: one for each processor that the process may use")

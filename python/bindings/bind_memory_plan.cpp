@@ -38,8 +38,8 @@ void bind_memory_plan(py::module_& module) {
       "plan_memory",
       [](const Bundle& bundle, const py::dict& options, const std::string& device,
          const std::string& max_memory, bool prepack, std::int64_t together) {
-        return plan_memory(bundle, options_from(options),
-                           memory_limit(max_memory, device, prepack), together);
+        return plan_memory(bundle, options_from(options), memory_limit(max_memory, device, prepack),
+                           together);
       },
       py::arg("bundle"), py::arg("options") = py::dict(), py::kw_only(), py::arg("device") = "cpu",
       py::arg("max_memory") = "", py::arg("prepack") = false, py::arg("together") = 0,

@@ -355,8 +355,7 @@ class Pipeline:
             UsageError: an option makes no sense, such as steps 0 (also a ValueError).
             InputError: a prompt, picture or array cannot be used (also a ValueError).
             Interrupted: `on_step` returned False. Ctrl-C raises KeyboardInterrupt within a step.
-            OutOfMemoryError: there is too little memory, or `max_memory` is less than the run takes
-                (also a MemoryError).
+            OutOfMemoryError: there is too little memory or `max_memory` (also a MemoryError).
         """
         options = {k: v for k, v in locals().items() if k not in {"self", "on_step", "progress"}}
         if self._core.choice.compiling:

@@ -152,13 +152,15 @@ def test_sizes(forked_bundle: Path, text: str | int, size: float) -> None:
 
 @pytest.mark.parametrize("text", ["8TB", "GB", "-8GB", "0", "1e400GB", "nan", "8 GB"])
 def test_what_is_no_size(forked_bundle: Path, text: str) -> None:
-    with pytest.raises(intaglio.UsageError, match="max-memory.*is not a size"):
+    with pytest.raises(intaglio.UsageError, match="is not a size"):
         intaglio.Pipeline.open(forked_bundle, device="cpu", max_memory=text)
 
 
 def test_an_encoder_that_does_not_fit_a_card_stays_on_the_cpu(flux: Path) -> None:
     bundle = _core.Bundle.open(flux)
-    sizes = {p.part: p.weights + p.activations for p in _core.plan_memory(bundle, device="cuda").phases}
+    sizes = {
+        p.part: p.weights + p.activations for p in _core.plan_memory(bundle, device="cuda").phases
+    }
     limit = max(sizes[part] for part in sizes if not part.startswith("text")) + 1
     plan = _core.plan_memory(bundle, device="cuda", max_memory=str(limit))
     too_large = {part for part, size in sizes.items() if size > limit}

@@ -22,8 +22,8 @@ struct MemoryPhase {
 
 struct MemoryPlan {
   std::string device;
-  std::uint64_t limit = 0;    // bytes that the run may take on the device; 0: any number
-  std::uint64_t program = 0;  // bytes of the process itself, where the device is the CPU
+  std::uint64_t limit = 0;          // bytes that the run may take on the device; 0: any number
+  std::uint64_t program = 0;        // bytes of the process itself, where the device is the CPU
   std::vector<MemoryPhase> phases;  // in the order of the run
   // Whether each part is let go when it has run, before the next one is loaded. Otherwise all parts
   // stay loaded.

@@ -19,8 +19,7 @@ std::optional<double> least_limit(const fs::path& mounts, const std::string& mem
     if (second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);
     const bool version_2 = controllers.empty();
-    if (!version_2 &&
-        ("," + controllers + ",").find("," + controller + ",") == std::string::npos)
+    if (!version_2 && ("," + controllers + ",").find("," + controller + ",") == std::string::npos)
       continue;
     const fs::path root = mounts / controllers;
     // In a container the groups around its own, and with version 1 also its own, are not there, but

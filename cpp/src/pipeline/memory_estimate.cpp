@@ -23,8 +23,8 @@ constexpr double kVaeTensors = 11;
 // the resolution so many times. A level is as wide as 1, 2, 4, 4 times the first.
 constexpr std::array<double, 4> kVaeParameters{105, 400, 2009, 3017};
 constexpr double kHeadSize = 64;  // channels; larger heads need less
-// The largest matrix of a block is at most so many times the hidden size squared.
-constexpr double kLargestMatrix = 9;
+// The largest matrix of a block, in multiples of the hidden size squared.
+constexpr double kTransformerMatrix = 9, kEncoderMatrix = 3;
 constexpr std::int64_t kConditioningRows = 64;  // at a time (pipeline/precompute.cpp)
 
 double as_double(std::int64_t value) { return static_cast<double>(value); }
@@ -54,8 +54,8 @@ double item_bytes(const Bundle& bundle, const MemoryLimit& limit) {
 }
 
 // On the CPU, a 16-bit matrix is cast to float32 where it is used.
-double cast_bytes(const Bundle& bundle, const MemoryLimit& limit, double width) {
-  return on_cpu(limit) && bundle.dtype != "float32" ? kLargestMatrix * width * width * 4 : 0;
+double cast_bytes(const Bundle& bundle, const MemoryLimit& limit, double matrix) {
+  return on_cpu(limit) && bundle.dtype != "float32" ? matrix * 4 : 0;
 }
 
 // Attention that holds its scores and their softmax at once.
@@ -63,17 +63,17 @@ double score_bytes(double rows, double width, double tokens, double item) {
   return 2 * rows * std::ceil(width / kHeadSize) * tokens * tokens * item;
 }
 
-MemoryPhase encoder_phase(const Bundle& bundle, const std::string& name,
-                          const TextEncoder& encoder, const MemoryLimit& limit) {
+MemoryPhase encoder_phase(const Bundle& bundle, const std::string& name, const TextEncoder& encoder,
+                          const MemoryLimit& limit) {
   double width = 0;
   for (const GraphTensor& output : encoder.graph.outputs)
     width = std::max(width, last_axis(output));
   const double tokens = encoder.max_length, item = item_bytes(bundle, limit);
   return {.part = name,
           .weights = whole(weight_bytes(bundle, encoder.graph)),
-          .activations = whole(kBlockTensors * tokens * width * item +
-                               score_bytes(1, width, tokens, item) +
-                               cast_bytes(bundle, limit, width))};
+          .activations =
+              whole(kBlockTensors * tokens * width * item + score_bytes(1, width, tokens, item) +
+                    cast_bytes(bundle, limit, kEncoderMatrix * width * width))};
 }
 
 // The modulations of a part of the schedule, joined from those of the blocks, and those of a step.
@@ -81,20 +81,19 @@ double conditioning_bytes(const Bundle& bundle, const RunSize& size) {
   const Graph* graph = bundle.conditioning();
   if (!graph) return 0;
   const double width = last_axis(graph->output(Role::modulation));
-  const auto rows =
-      as_double(std::min(kConditioningRows, size.timesteps * size.base_rows) * 2 +
-                size.images * size.base_rows);
+  const auto rows = as_double(std::min(kConditioningRows, size.timesteps * size.base_rows) * 2 +
+                              size.images * size.base_rows);
   return rows * width * 4;
 }
 
-MemoryPhase transformer_phase(const Bundle& bundle, const RunSize& size,
-                              const MemoryLimit& limit) {
+MemoryPhase transformer_phase(const Bundle& bundle, const RunSize& size, const MemoryLimit& limit) {
   const double width = bundle.hidden_size, item = item_bytes(bundle, limit);
   const auto rows = as_double(size.images * size.rows);
   const auto image_tokens = as_double(bundle.token_count(size.height, size.width));
   const double tokens = image_tokens + as_double(size.text_tokens);
   double activations = kBlockTensors * rows * tokens * width * item +
-                       conditioning_bytes(bundle, size) + cast_bytes(bundle, limit, width);
+                       conditioning_bytes(bundle, size) +
+                       cast_bytes(bundle, limit, kTransformerMatrix * width * width);
   // ONNX Runtime's CPU kernel computes attention without a mask in blocks.
   if (!on_cpu(limit) || bundle.transformer().takes(Role::text_mask))
     activations += score_bytes(rows, width, tokens, item);
@@ -160,9 +159,9 @@ std::vector<MemoryPhase> estimate_phases(const Bundle& bundle, const RunSize& si
         vae_phase(bundle, "vae_encoder", *bundle.vae_encoder, pixels(size.height, size.width)));
   phases.push_back(transformer_phase(bundle, size, limit));
   if (bundle.vae_decoder)
-    phases.push_back(vae_phase(bundle, "vae_decoder", *bundle.vae_decoder,
-                               pixels(std::min(size.height, size.vae_tile),
-                                      std::min(size.width, size.vae_tile))));
+    phases.push_back(vae_phase(
+        bundle, "vae_decoder", *bundle.vae_decoder,
+        pixels(std::min(size.height, size.vae_tile), std::min(size.width, size.vae_tile))));
   return phases;
 }
 

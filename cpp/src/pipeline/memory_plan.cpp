@@ -37,7 +37,8 @@ MemoryPlan plan_in_turn(const Bundle& bundle, RunSize size, const MemoryLimit& l
   MemoryPlan plan;
   const int unit = 4 * bundle.latent.vae_scale_factor;  // as --vae-tile must be
   const int smallest = std::max(kSmallestTile / unit * unit, unit);
-  size.vae_tile = std::min(size.vae_tile, (std::max(size.height, size.width) + unit - 1) / unit * unit);
+  size.vae_tile =
+      std::min(size.vae_tile, (std::max(size.height, size.width) + unit - 1) / unit * unit);
   while (true) {
     plan = plan_phases(bundle, size, limit);
     plan.in_turn = true;
@@ -103,8 +104,8 @@ std::optional<std::string> smaller_type(const Bundle& bundle, RunSize size,
                          const MemoryLimit& limit) {
   std::string message = std::to_string(size.width) + "x" + std::to_string(size.height) + " pixels";
   if (size.images > 1) message += " in a batch of " + std::to_string(size.images);
-  message += " take " + byte_text(plan.peak()) + " on " + plan.device + ", and --max-memory allows " +
-             byte_text(limit.bytes) + ": ";
+  message += " take " + byte_text(plan.peak()) + " on " + plan.device +
+             ", and --max-memory allows " + byte_text(limit.bytes) + ": ";
   for (const auto& find : {smaller_batch, smaller_size, smaller_type})
     if (const auto found = find(bundle, size, limit)) throw OutOfMemoryError(message + *found);
   const auto& largest = *std::ranges::max_element(plan.phases, {}, &MemoryPhase::bytes);

@@ -68,8 +68,8 @@ TextStage::TextStage(const Bundle& bundle, ChooseBackend choose, bool in_turn)
   }
 }
 
-TextStage::Encoded TextStage::run(Stream& stream, const Encoder& encoder,
-                                  const Session& session, const std::string& prompt) {
+TextStage::Encoded TextStage::run(Stream& stream, const Encoder& encoder, const Session& session,
+                                  const std::string& prompt) {
   const TextEncoder& description = *encoder.description;
   const int length = description.max_length;
   const Tokens tokens = encoder.tokenizer->encode(prompt, length);
