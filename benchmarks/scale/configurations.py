@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +24,16 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 from tests.byte_level import qwen_like
-from tests.families.parts import make_clip_tokenizer
+from tests.families.parts import make_clip_tokenizer, make_t5_tokenizer
 
 CLIP_LENGTH = 77
+T5_LENGTH = 256
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Configuration:
     """A pipeline of diffusers whose networks have no weights yet.
 
     `others` are the parts without weights, `options` is what model_index.json says besides parts,
-    and `settings` are for settings.json. Tokenizers have a small vocabulary.
+    and `settings` are for settings.json. Tokenizers have a small vocabulary. The matrices of the
+    networks in `zeroed` are zeros.
     """
 
     pipeline: str
@@ -45,6 +50,7 @@ class Configuration:
     others: Callable[[], dict[str, Any]]
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    zeroed: Collection[str] = ()
 
 
 def sd3_medium() -> dict[str, nn.Module]:
@@ -107,28 +113,31 @@ def z_image(layers: int = 30, refiner_layers: int = 2) -> dict[str, nn.Module]:
         }
 
 
-def flux2_klein() -> dict[str, nn.Module]:
-    """FLUX.2 klein 4B."""
+def t5_xxl() -> T5EncoderModel:
+    """The encoder that Stable Diffusion 3, FLUX.1 and others have beside CLIP's."""
+    config = T5Config(
+        d_model=4096,
+        d_ff=10240,
+        d_kv=64,
+        num_heads=64,
+        num_layers=24,
+        vocab_size=32128,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
     with torch.device("meta"):
-        return {
-            "transformer": Flux2Transformer2DModel(
-                in_channels=128,
-                num_layers=5,
-                num_single_layers=20,
-                attention_head_dim=128,
-                num_attention_heads=24,
-                joint_attention_dim=7680,
-                guidance_embeds=False,
-            ),
-            "text_encoder": Qwen3ForCausalLM(_qwen3_4b()),
-            "vae": AutoencoderKLFlux2(),
-        }
+        return T5EncoderModel(config)
 
 
-def clip_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    return tokenizer
+
+
+def t5_tokenizer() -> T5Tokenizer:
     """A small vocabulary, prompts of the real length."""
-    tokenizer = make_clip_tokenizer(pad_token)
-    tokenizer.model_max_length = CLIP_LENGTH
+    tokenizer = make_t5_tokenizer()
+    tokenizer.model_max_length = T5_LENGTH
     return tokenizer
 
 
@@ -180,14 +189,16 @@ def _flux_dev_networks() -> dict[str, nn.Module]:
         return {"transformer": flux_dev(), "vae": _vae(0.3611, 0.1159)}
 
 
-def _sd3_parts() -> dict[str, Any]:
+def _sd3_clip_parts() -> dict[str, Any]:
     return {
         "tokenizer": clip_tokenizer(),
         "tokenizer_2": clip_tokenizer("!"),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-        "text_encoder_3": None,
-        "tokenizer_3": None,
     }
+
+
+def _sd3_parts() -> dict[str, Any]:
+    return _sd3_clip_parts() | {"text_encoder_3": None, "tokenizer_3": None}
 
 
 def _z_image_parts() -> dict[str, Any]:
@@ -203,6 +214,12 @@ def _flux_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 CONFIGURATIONS = {
     "sd3-medium": Configuration("StableDiffusion3Pipeline", sd3_medium, _sd3_parts),
+    "sd3-medium with T5": Configuration(
+        "StableDiffusion3Pipeline",
+        lambda: sd3_medium() | {"text_encoder_3": t5_xxl()},
+        lambda: _sd3_clip_parts() | {"tokenizer_3": t5_tokenizer()},
+        zeroed=["text_encoder_3"],
+    ),
     "FLUX.1-dev": Configuration(
         "FluxPipeline", _flux_dev_networks, lambda: {"scheduler": _flux_scheduler()}
     ),

@@ -49,6 +49,11 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
            "(OpenVINO): float32, bfloat16 or float16, or in short fp32, bf16, fp16; an NPU has "
            "float16 only [float32]")
       ->group(kDeviceGroup);
+  add_flag(command, "--max-memory", flags.backend.max_memory, "SIZE",
+           "most memory that a run may take on the device: 8GB, 7.5GiB, 900MB, or auto for what is "
+           "free; if the model does not fit, its parts are loaded one after the other, and "
+           "`intaglio inspect BUNDLE --plan` shows what that takes; all if not given")
+      ->group(kDeviceGroup);
   add_flag(command, "--threads", flags.backend.threads, "N",
            "number of CPU threads; 0 means as many as the process may use [0]")
       ->group(kDeviceGroup);

@@ -12,6 +12,7 @@
 #include "cli/console.h"
 #include "cli/flags.h"
 #include "cli/help_formatter.h"
+#include "cli/plan.h"
 #include "intaglio/bundle.h"
 #include "intaglio/error.h"
 #include "intaglio/file.h"
@@ -218,7 +219,8 @@ void print_text(const Json& json) {
 
 void add_inspect(CLI::App& app) {
   struct Flags {
-    std::filesystem::path bundle;
+    RunFlags run;
+    PlanFlags plan;
     bool json = false;
   };
   auto flags = std::make_shared<Flags>();
@@ -227,19 +229,25 @@ void add_inspect(CLI::App& app) {
       "It compares the size and SHA-256 of every file with the manifest, then prints the "
       "manifest:\n"
       "the model, the block m after which the branches fork, the massive channels, the largest\n"
-      "image, the defaults of `intaglio generate`, the steps of --skip auto, and the engines.\n"
+      "image, the defaults of `intaglio generate`, the steps of --skip auto, and the engines. "
+      "With\n--plan it prints the memory of a run instead.\n"
       "Example: intaglio inspect bundle --json");
   command
       ->add_flag("--json", flags->json,
                  "print JSON, which also has the largest activation of every block")
       ->group("Output");
-  add_bundle(*command, flags->bundle);
+  add_plan_flags(*command, flags->plan);
+  add_run_flags(*command, flags->run);
   move_help_flag_to_end(*command);
   command->callback([flags] {
-    const Json json = describe(Bundle::open(flags->bundle));
+    const Bundle bundle = Bundle::open(flags->run.bundle);
+    const Json json =
+        flags->plan.wanted ? describe_plan(bundle, flags->run, flags->plan) : describe(bundle);
     if (flags->json) {
       // The folder of engines may have a name that is not UTF-8, which JSON cannot hold.
       std::cout << json.dump(2, ' ', false, Json::error_handler_t::replace) << std::endl;
+    } else if (flags->plan.wanted) {
+      print_plan(json);
     } else {
       print_text(json);
     }

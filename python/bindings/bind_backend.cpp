@@ -11,19 +11,21 @@ namespace {
 
 void bind_devices(py::module_& module) {
   py::class_<BackendOptions>(module, "BackendOptions", "Where graphs run.")
-      .def(
-          py::init([](std::string device, int threads, std::filesystem::path onnxruntime_library,
-                      bool prepack, std::string precision, std::filesystem::path provider_library) {
-            return BackendOptions{.device = std::move(device),
-                                  .threads = threads,
-                                  .onnxruntime_library = std::move(onnxruntime_library),
-                                  .provider_library = std::move(provider_library),
-                                  .prepack = prepack,
-                                  .precision = std::move(precision)};
-          }),
-          py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0,
-          py::arg("onnxruntime_library") = "", py::arg("prepack") = false,
-          py::arg("precision") = "float32", py::arg("provider_library") = "")
+      .def(py::init([](std::string device, int threads, std::filesystem::path onnxruntime_library,
+                       bool prepack, std::string precision, std::filesystem::path provider_library,
+                       std::string max_memory) {
+             return BackendOptions{.device = std::move(device),
+                                   .threads = threads,
+                                   .onnxruntime_library = std::move(onnxruntime_library),
+                                   .provider_library = std::move(provider_library),
+                                   .prepack = prepack,
+                                   .precision = std::move(precision),
+                                   .max_memory = std::move(max_memory)};
+           }),
+           py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0,
+           py::arg("onnxruntime_library") = "", py::arg("prepack") = false,
+           py::arg("precision") = "float32", py::arg("provider_library") = "",
+           py::arg("max_memory") = "")
       .def_readwrite("device", &BackendOptions::device)
       .def_readwrite("threads", &BackendOptions::threads,
                      "0: one for each processor that the process may use")
@@ -34,7 +36,9 @@ void bind_devices(py::module_& module) {
       .def_readwrite("prepack", &BackendOptions::prepack,
                      "whether the loop's weights are packed for the processor when they are loaded")
       .def_readwrite("precision", &BackendOptions::precision,
-                     "what the device computes in: float32, bfloat16 or float16");
+                     "what the device computes in: float32, bfloat16 or float16")
+      .def_readwrite("max_memory", &BackendOptions::max_memory,
+                     "the most memory that a run may take on the device: 8GB, auto, or empty");
   py::class_<DeviceStatus>(module, "DeviceStatus",
                            "One device and whether it works on this machine.")
       .def_readonly("device", &DeviceStatus::device)

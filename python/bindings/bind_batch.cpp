@@ -55,7 +55,9 @@ void bind_batch(py::module_& module) {
       .def("step", &Batch::step, Released(),
            "Run one evaluation of every member in one run of the transformer.")
       .def("__len__", &Batch::size)
-      .def_property_readonly("images", &Batch::images, "the number of images of all members");
+      .def_property_readonly("images", &Batch::images, "the number of images of all members")
+      .def_property_readonly("in_turn", &Batch::in_turn,
+                             "whether a member runs whose parts are loaded in turn");
 }
 
 }  // namespace intaglio::python

@@ -19,6 +19,7 @@ void bind_backend(pybind11::module_& module);
 void bind_embedding(pybind11::module_& module);
 void bind_options(pybind11::module_& module);
 void bind_pipeline(pybind11::module_& module);
+void bind_memory_plan(pybind11::module_& module);
 void bind_batch(pybind11::module_& module);
 void bind_command(pybind11::module_& module);
 

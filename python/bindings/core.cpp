@@ -17,6 +17,7 @@ PYBIND11_MODULE(_core, module) {
   bind_backend(module);
   bind_embedding(module);
   bind_options(module);
+  bind_memory_plan(module);
   bind_pipeline(module);
   bind_batch(module);
   bind_command(module);

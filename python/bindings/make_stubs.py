@@ -31,7 +31,7 @@ def core_stub() -> str:
         text = (Path(folder) / "intaglio" / "_core.pyi").read_text("utf-8")
     # The generator leaves out what is in these, which mypy wants to know.
     text = text.replace("**kwargs)", "**kwargs: typing.Any)").replace("-> dict:", DICT % "->")
-    for end in (",", ")"):
+    for end in (",", ")", " = {}"):
         text = text.replace(f": dict{end}", DICT[:-1] % ":" + end)
     text = re.sub(r"(?<=[:>] )tuple(?=[:)])", "tuple[typing.Any, ...]", text)
     text = text.replace("os.PathLike", "os.PathLike[str]")

@@ -22,11 +22,11 @@ from intaglio.onnxruntime_library import onnxruntime_library
 
 GROUP = "intaglio.commands"
 # Subcommands of the C++ program that take --onnxruntime.
-RUNNERS = {"generate", "embed", "bench", "devices"}
+RUNNERS = {"generate", "embed", "bench", "devices", "inspect"}
 # Those that take a bundle.
 READERS = {"generate", "embed", "bench", "inspect"}
 # Their options, other than these, are followed by a value.
-SWITCHES = {"--json", "--no-metadata", "--prepack", "--skip"}
+SWITCHES = {"--json", "--no-metadata", "--plan", "--prepack", "--skip"}
 
 
 def main() -> None:

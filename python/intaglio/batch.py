@@ -105,6 +105,12 @@ class Batch:
         `generate` would raise for options that make no sense."""
         return self._core.accepts(**core_options(options))
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether a member runs whose parts are loaded in turn, because of `max_memory`. Then no
+        other request can join, and there are no previews."""
+        return self._core.in_turn
+
     def remove(self, member: int) -> None:
         """Free the rows of the member with this id. Raises UsageError if there is none."""
         self._core.remove(member)

@@ -180,6 +180,7 @@ class Pipeline:
         prepack: bool = False,
         precision: str = "float32",
         provider_library: str | os.PathLike[str] | None = None,
+        max_memory: str | int | None = None,
     ) -> Pipeline:
         """Open the folder that `intaglio export` wrote.
 
@@ -204,10 +205,15 @@ class Pipeline:
                 computes in another type than the graph. Its NPUs have float16 only.
             provider_library: the library of an execution provider's plugin for OpenVINO,
                 TensorRT-RTX or WebGPU. None takes that of the plugin's Python package.
+            max_memory: the most memory that a run may take on the device: a number of bytes, a text
+                such as "8GB" or "900MiB", or "auto" for what is free. A model that does not fit is
+                loaded part by part, each part let go before the next one, and runs wait for each
+                other. None keeps each part loaded that was used.
 
         Raises:
             UsageError: there is no device of that name, it does not have that precision,
-                `threads` is more than the process may use, or `provider_library` is no plugin.
+                `threads` is more than the process may use, `provider_library` is no plugin, or
+                `max_memory` is no size.
             InputError: a file of the bundle is missing, truncated or changed, or the bundle is
                 newer than this version understands.
             UnavailableError: the device or ONNX Runtime is missing.
@@ -220,6 +226,7 @@ class Pipeline:
             prepack=prepack,
             precision=precision,
             provider_library=os.fspath(provider_library or ""),
+            max_memory="" if max_memory is None else str(max_memory),
         )
         core = _core.Pipeline.open(os.fspath(bundle), options)
         if core.choice.note:
@@ -351,7 +358,7 @@ class Pipeline:
             UsageError: an option makes no sense, such as steps 0 (also a ValueError).
             InputError: a prompt, picture or array cannot be used (also a ValueError).
             Interrupted: `on_step` returned False. Ctrl-C raises KeyboardInterrupt within a step.
-            OutOfMemoryError: there is too little memory (also a MemoryError).
+            OutOfMemoryError: there is too little memory or `max_memory` (also a MemoryError).
         """
         options = {k: v for k, v in locals().items() if k not in {"self", "on_step", "progress"}}
         if self._core.choice.compiling:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import intaglio
+from intaglio import _core
 from intaglio.serve.engine.fair_queue import FairQueue
 from intaglio.serve.engine.worker import OVERTAKEN_LIMIT
 from intaglio.serve.models.embeddings import EmbeddingCache, encoder_hash
@@ -313,3 +314,26 @@ def test_models_that_do_not_fit_together_take_turns(forked_bundle: Path, dual_bu
         for thread in threads:
             thread.join()
         assert {server.job(job["id"])["status"] for job in jobs} == {"done"}
+
+
+def test_a_model_that_does_not_fit_at_once_runs_part_by_part(forked_bundle: Path) -> None:
+    plan = _core.plan_memory(_core.Bundle.open(forked_bundle), {"batch": 8}, prepack=True)
+    largest = max(phase.weights + phase.activations for phase in plan.phases)
+    body = {"prompt": PROMPT, "steps": 2, "seed": 5, "response_format": "b64_json"}
+    answers = []
+    for room in (None, largest):
+        with serving(str(forked_bundle), memory_bytes=room) as server:
+            answer = server.client.post("/v1/images/generations", json=body)
+            answers.append(answer.raise_for_status().json()["data"][0]["b64_json"])
+            jobs = [server.post_job(steps=2) for _ in range(3)]
+            events = [server.events(job["id"]) for job in jobs]
+            assert {server.job(job["id"])["status"] for job in jobs} == {"done"}
+            if room:
+                assert not any("preview" in str(event) for part in events for event in part)
+            side = _core.Bundle.open(forked_bundle).latent.max_height
+            large = body | {"n": 8, "size": f"{side}x{side}"}
+            if room:
+                refused = server.client.post("/v1/images/generations", json=large)
+                assert refused.status_code == 503
+                assert "fits" in refused.json()["error"]["message"]
+    assert answers[0] == answers[1]

@@ -27,6 +27,7 @@ HEADERS = {
     "backend": "backend", "tokenizer": "text", "sampling": "sampling", "guidance": "guidance",
     "image": "image", "pipeline": "pipeline", "options": "pipeline", "embedding": "pipeline",
     "batch": "pipeline", "generate_options": "pipeline", "validate": "pipeline",
+    "memory_plan": "pipeline",
 }  # fmt: skip
 # Packages of Python's front end that work on diffusers models and not on bundles
 # (docs/decisions/0010, 0020).

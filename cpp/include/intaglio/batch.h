@@ -69,6 +69,9 @@ class Batch {
 
   std::size_t size() const;     // number of members
   std::int64_t images() const;  // number of images of all members
+  // Whether a member runs whose parts are loaded in turn, because of BackendOptions::max_memory.
+  // Then no other request can join, and there are no previews.
+  bool in_turn() const;
 
  private:
   class Impl;

@@ -12,6 +12,7 @@
 #include "intaglio/generate_options.h"
 #include "intaglio/guidance.h"
 #include "intaglio/image.h"
+#include "intaglio/memory_plan.h"
 #include "intaglio/options.h"
 #include "intaglio/pipeline.h"
 #include "intaglio/rng.h"

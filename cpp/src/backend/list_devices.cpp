@@ -1,3 +1,4 @@
+#include "backend/device_memory_size.h"
 #include "backend/device_name.h"
 #include "backend/nvidia_driver.h"
 #include "backend/onnxruntime_library.h"
@@ -74,6 +75,12 @@ std::size_t cards_of(const std::string& kind) {
 }
 
 }  // namespace
+
+std::uint64_t device_memory_bytes(const std::string& device) {
+  DeviceStatus status;
+  describe_hardware(status, parse_device(device));
+  return status.memory_bytes;
+}
 
 std::vector<DeviceStatus> list_devices(const BackendOptions& options) {
   const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);

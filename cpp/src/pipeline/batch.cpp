@@ -50,12 +50,14 @@ class Batch::Impl {
   std::vector<BatchStep> step();
   std::size_t size() const { return loop_.size(); }
   std::int64_t images() const { return loop_.images(); }
+  bool in_turn() const { return size() > 0 && loop_.shared_with().memory.in_turn; }
 
  private:
   // Why a request cannot join; empty where it can.
   std::string refusal(const Request& request) const;
   BatchStep report(LoopMember& member);
   void finish(LoopMember& member, BatchStep& step);
+  static void decode_now(BatchStep& step);
 
   std::shared_ptr<LoadedPipeline> pipeline_;
   std::int64_t max_images_;
@@ -66,6 +68,10 @@ class Batch::Impl {
 std::string Batch::Impl::refusal(const Request& request) const {
   if (size() > 0 && !share_inputs(loop_.shared_with(), request))
     return difference(loop_.shared_with(), request);
+  if (in_turn() || (size() > 0 && request.memory.in_turn)) {
+    return "--max-memory has room for one request at a time, whose parts are loaded in turn: wait "
+           "until the batch is empty";
+  }
   const Bundle& bundle = pipeline_->bundle;
   if (size() > 0 && bundle.quantized == "int8-dynamic" &&
       !bundle.transformer().takes(Role::anchor)) {
@@ -82,12 +88,13 @@ std::string Batch::Impl::refusal(const Request& request) const {
 }
 
 bool Batch::Impl::accepts(const GenerateOptions& options) const {
-  return refusal(resolve(pipeline_->bundle, options)).empty();
+  return refusal(pipeline_->plan(options, max_images_)).empty();
 }
 
 std::int64_t Batch::Impl::add(const GenerateOptions& options) {
-  auto request = std::make_shared<const Request>(resolve(pipeline_->bundle, options));
+  auto request = std::make_shared<const Request>(pipeline_->plan(options, max_images_));
   if (const std::string why = refusal(*request); !why.empty()) throw UsageError(why);
+  if (request->memory.in_turn) loop_.unload();
   return loop_.add(std::move(request)).state.id();
 }
 
@@ -99,12 +106,18 @@ void Batch::Impl::remove(std::int64_t id) {
 
 std::vector<BatchStep> Batch::Impl::step() {
   std::vector<BatchStep> steps;
+  const bool was_in_turn = in_turn();
   loop_.evaluate([&](LoopMember& member) {
     steps.push_back(report(member));
     return !steps.back().error;
   });
   for (const BatchStep& step : steps)
     if (step.done || step.error) loop_.remove(step.id);
+  if (was_in_turn && size() == 0) {
+    loop_.unload();
+    for (BatchStep& step : steps)
+      if (step.done) decode_now(step);
+  }
   return steps;
 }
 
@@ -128,7 +141,7 @@ BatchStep Batch::Impl::report(LoopMember& member) {
     // last step shows it, since nothing is copied from there before somebody asks.
     if (loop_.on_host()) check_finite(denoised());
     step.preview = [pipeline = pipeline_, request = member.state.request(), denoised] {
-      return pipeline->decode(*pipeline->backend->make_stream(), *request, denoised());
+      return pipeline->preview(*pipeline->backend->make_stream(), *request, denoised());
     };
     if (member.state.ended()) finish(member, step);
   } catch (const Error& error) {
@@ -154,6 +167,15 @@ void Batch::Impl::finish(LoopMember& member, BatchStep& step) {
   step.done = true;
 }
 
+// Before another request takes the memory that the VAE needs.
+void Batch::Impl::decode_now(BatchStep& step) {
+  try {
+    step.finish = [finished = step.finish()] { return finished; };
+  } catch (const Error& error) {
+    step.finish = [error]() -> Generation { throw error; };
+  }
+}
+
 Batch::Batch(const Pipeline& pipeline, std::int64_t max_images) {
   if (max_images < 1) {
     throw UsageError("max_images " + std::to_string(max_images) +
@@ -171,5 +193,6 @@ void Batch::remove(std::int64_t id) { impl_->remove(id); }
 std::vector<BatchStep> Batch::step() { return impl_->step(); }
 std::size_t Batch::size() const { return impl_->size(); }
 std::int64_t Batch::images() const { return impl_->images(); }
+bool Batch::in_turn() const { return impl_->in_turn(); }
 
 }  // namespace intaglio

@@ -1,7 +1,9 @@
 #include "pipeline/denoising_loop.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
+#include <future>
 #include <utility>
 
 #include "backend/device_memory.h"
@@ -34,17 +36,19 @@ LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
   Stopwatch watch;
   Generation generation;
   pipeline_.check_usable();
-  auto loading = pipeline_.load_transformer();  // while the prompt is encoded
+  std::future<void> loading;
+  if (!request->memory.in_turn) loading = pipeline_.load_transformer();  // beside the encoders
   const PromptEmbeddings embeddings = pipeline_.encode(stream_, *request);
   generation.notes = embeddings.notes;
   generation.notes.insert(generation.notes.end(), request->notes.begin(), request->notes.end());
   generation.timings.text = watch.lap();
   if (loading.valid()) loading.get();
+  const Tensor latents = pipeline_.initial_latents(stream_, *request);
   const Bundle& bundle = pipeline_.bundle;
-  const TransformerSessions& sessions = pipeline_.transformer();
+  sessions_ = pipeline_.transformer();
+  const TransformerSessions& sessions = *sessions_;
   const Session* precompute = bundle.conditioning() ? sessions.at("conditioning").get() : nullptr;
   DenoisingState state(bundle, precompute, request, embeddings, stream_, memory_.get(), id);
-  const Tensor latents = pipeline_.initial_latents(stream_, *request);
 
   if (!executor_ || !share_inputs(*shared_with_, *request)) {
     executor_.reset();  // its memory is needed for the next
@@ -73,6 +77,13 @@ bool DenoisingLoop::remove(std::int64_t id) {
   if (found) executor_->remove(id);
   list_members();
   return found;
+}
+
+void DenoisingLoop::unload() {
+  assert(members_.empty());
+  executor_.reset();
+  sessions_.reset();
+  pipeline_.let_go();
 }
 
 void DenoisingLoop::list_members() {

@@ -38,6 +38,8 @@ class DenoisingLoop {
   LoopMember& add(std::shared_ptr<const Request> request);
   // Returns false where no member has that id.
   bool remove(std::int64_t id);
+  // Lets go of all that is loaded. There must be no member.
+  void unload();
 
   // Called after each solver step that ended, and for a member with a failure, which has to leave.
   // Where it returns false, the member does not go on.
@@ -69,6 +71,7 @@ class DenoisingLoop {
   std::int64_t max_images_;
   std::int64_t next_id_ = 0;
   std::shared_ptr<const Request> shared_with_;  // one of the requests that executor_ is for
+  std::shared_ptr<const TransformerSessions> sessions_;  // which the executor uses
   std::unique_ptr<LoopExecutor> executor_;
   std::map<std::int64_t, LoopMember> members_;  // by id
   std::vector<DenoisingState*> states_;  // of the members, so that evaluate() allocates nothing

@@ -11,13 +11,31 @@
 
 namespace intaglio {
 
+namespace {
+
+MemoryLimit limit_of(const BackendOptions& options, const Backend& backend) {
+  if (options.max_memory.empty()) return {};
+  return memory_limit(options.max_memory, backend.choice.device, options.prepack);
+}
+
+}  // namespace
+
 int LoadedPipeline::own_process() { return platform::process_id(); }
+
+LoadedPipeline::LoadedPipeline(Bundle opened, std::shared_ptr<Backend> used,
+                               const BackendOptions& options)
+    : bundle(std::move(opened)),
+      backend(std::move(used)),
+      options_(options),
+      limit_(limit_of(options, *backend)) {}
 
 // A process that was forked has the memory of the one that opened the pipeline but none of its
 // threads. To join them would end the process or take for ever, so there the memory is left alone.
 std::shared_ptr<LoadedPipeline> LoadedPipeline::make(Bundle bundle,
-                                                     std::shared_ptr<Backend> backend) {
-  return {new LoadedPipeline(std::move(bundle), std::move(backend)), [](LoadedPipeline* loaded) {
+                                                     std::shared_ptr<Backend> backend,
+                                                     const BackendOptions& options) {
+  return {new LoadedPipeline(std::move(bundle), std::move(backend), options),
+          [](LoadedPipeline* loaded) {
             if (loaded->process_ == own_process()) delete loaded;
           }};
 }
@@ -31,12 +49,54 @@ void LoadedPipeline::check_usable() const {
   if (bundle.files) bundle.files->check_unchanged();
 }
 
+Request LoadedPipeline::plan(const GenerateOptions& options, std::int64_t together) const {
+  Request request = resolve(bundle, options);
+  if (limit_.bytes == 0) return request;
+  request.memory = plan_memory(bundle, options, limit_, together);
+  const int tile = request.memory.vae_tile;
+  if (tile < std::min(request.vae_tile, std::max(request.height, request.width))) {
+    request.notes.push_back("the picture is decoded in tiles of " + std::to_string(tile) +
+                            " pixels, since --max-memory has no room for larger ones");
+    request.vae_tile = tile;
+  }
+  return request;
+}
+
+std::unique_lock<std::recursive_mutex> LoadedPipeline::take_turn() {
+  return limit_.bytes == 0 ? std::unique_lock<std::recursive_mutex>() : std::unique_lock(turn_);
+}
+
+// With the smallest picture, so that encoders stay loaded wherever some run can keep them.
+MemoryPlan LoadedPipeline::text_plan() const {
+  if (limit_.bytes == 0) return {};
+  GenerateOptions options;
+  if (!bundle.latent.fixed_size) options.height = options.width = bundle.size_multiple();
+  return plan_memory(bundle, options, limit_);
+}
+
 std::shared_ptr<DeviceMemory> LoadedPipeline::memory() {
   std::call_once(memory_made_, [&] { memory_ = backend->make_memory(); });
   return memory_;
 }
 
-const TransformerSessions& LoadedPipeline::transformer() {
+const Backend& LoadedPipeline::cpu() {
+  std::call_once(cpu_made_, [&] {
+    BackendOptions options = options_;
+    options.device = "cpu";
+    options.precision = "float32";
+    cpu_ = make_backend(options, bundle);
+  });
+  return *cpu_;
+}
+
+std::shared_ptr<const TextStage> LoadedPipeline::text() {
+  return text_.get([&] {
+    const auto choose = [this](const std::string&) -> const Backend& { return *backend; };
+    return std::make_unique<TextStage>(bundle, choose, false);
+  });
+}
+
+std::shared_ptr<const TransformerSessions> LoadedPipeline::transformer() {
   return transformer_.get([&] {
     auto sessions = std::make_unique<TransformerSessions>();
     for (const auto& [name, graph] : bundle.transformer_graphs)
@@ -52,23 +112,46 @@ std::future<void> LoadedPipeline::load_transformer() {
 
 std::vector<std::function<void()>> LoadedPipeline::stages() {
   std::vector<std::function<void()>> stages;
+  if (limit_.bytes > 0) return stages;
   if (bundle.prompt && !bundle.prompt->encoders.empty()) stages.emplace_back([this] { text(); });
   stages.emplace_back([this] { transformer(); });
   stages.emplace_back([this] { vae_decoder(); });
   return stages;
 }
 
+void LoadedPipeline::let_go() {
+  text_.let_go();
+  transformer_.let_go();
+  vae_decoder_.let_go();
+  vae_encoder_.let_go();
+  platform::trim_memory();
+}
+
+PromptEmbeddings LoadedPipeline::encode(Stream& stream, const std::vector<NamedText>& texts,
+                                        const MemoryPlan& plan) {
+  PromptEmbeddings embeddings;
+  std::vector<TextConditioning> encoded;
+  if (plan.in_turn) {
+    const auto choose = [&](const std::string& name) -> const Backend& {
+      const auto phase = std::ranges::find(plan.phases, name, &MemoryPhase::part);
+      return phase != plan.phases.end() && phase->on_cpu ? cpu() : *backend;
+    };
+    encoded = TextStage(bundle, choose, true).encode(stream, texts, embeddings.notes);
+  } else {
+    encoded = text()->encode(stream, texts, embeddings.notes);
+  }
+  embeddings.positive = std::move(encoded.front());
+  if (texts.size() > 1) embeddings.negative = std::move(encoded.back());
+  return embeddings;
+}
+
 PromptEmbeddings LoadedPipeline::encode(Stream& stream, const Request& request) {
   if (const auto* given = std::get_if<PromptEmbeddings>(&request.condition)) return *given;
-  PromptEmbeddings embeddings;
   const auto* texts = std::get_if<PromptTexts>(&request.condition);
-  if (!texts) return embeddings;
-  embeddings.positive = text().encode(stream, texts->positive, "prompt", embeddings.notes);
-  if (request.unconditional) {
-    embeddings.negative =
-        text().encode(stream, texts->negative, "negative prompt", embeddings.notes);
-  }
-  return embeddings;
+  if (!texts) return {};
+  std::vector<NamedText> named{{texts->positive, "prompt"}};
+  if (request.unconditional) named.push_back({texts->negative, "negative prompt"});
+  return encode(stream, named, request.memory);
 }
 
 Tensor LoadedPipeline::initial_latents(Stream& stream, const Request& request) {
@@ -77,13 +160,14 @@ Tensor LoadedPipeline::initial_latents(Stream& stream, const Request& request) {
       {request.images, bundle.latent.channels, request.rows, request.columns}, request.seeds);
   if (request.image) {
     // diffusers' scale_noise (flow matching) and add_noise (variance preserving).
-    const Tensor image = vae_encoder().encode(stream, from_image(*request.image));
+    const Tensor image = vae_encoder()->encode(stream, from_image(*request.image));
     const float sigma = request.schedule.sigmas.front(), alpha = request.schedule.alphas.front();
     for (std::int64_t n = 0; n < request.images; ++n) {
       std::ranges::transform(
           latents.rows(n, n + 1).floats(), image.floats(), latents.rows(n, n + 1).floats().begin(),
           [sigma, alpha](float noise, float clean) { return sigma * noise + alpha * clean; });
     }
+    if (request.memory.in_turn) let_go();
   }
   return bundle.latent.packed ? pack(latents, bundle.patch_size) : latents;
 }
@@ -94,9 +178,20 @@ std::vector<Image> LoadedPipeline::decode(Stream& stream, const Request& request
   const Tensor unpacked = bundle.latent.packed ? unpack(latents, request.token_rows,
                                                         request.token_columns, bundle.patch_size)
                                                : latents;
-  const Tensor decoded = vae_decoder().decode(stream, unpacked, request.vae_tile);
+  const Tensor decoded = vae_decoder()->decode(stream, unpacked, request.vae_tile);
+  if (request.memory.in_turn) let_go();
   check_usable();
   return to_images(decoded);
+}
+
+std::vector<Image> LoadedPipeline::preview(Stream& stream, const Request& request,
+                                           const Tensor& latents) {
+  if (request.memory.in_turn) {
+    throw UsageError(
+        "a preview needs the VAE beside the transformer, for which --max-memory has no room: leave "
+        "previews out, or raise it");
+  }
+  return decode(stream, request, latents);
 }
 
 }  // namespace intaglio

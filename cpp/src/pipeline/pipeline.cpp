@@ -24,7 +24,7 @@ class StepView {
       return shown_;
     };
     step_.preview = [this, &pipeline, &stream] {
-      return pipeline.decode(stream, *state_.request(), loop_.executor().denoised(state_)());
+      return pipeline.preview(stream, *state_.request(), loop_.executor().denoised(state_)());
     };
     const auto observed = [this](Role::Kind output, int block) {
       const Tensor tensor = loop_.executor().observed(output, block);
@@ -61,6 +61,35 @@ class StepView {
   Step step_;
 };
 
+// Returns the results of a run but for its images. Its memory is free then.
+Generation denoise(LoadedPipeline& pipeline, Stream& stream,
+                   const std::shared_ptr<const Request>& request, const StepCallback& on_step) {
+  DenoisingLoop loop(pipeline, stream, request->images);
+  LoopMember& member = loop.add(request);
+  Generation& generation = member.generation;
+  StepView view(pipeline, stream, loop, member);
+  Stopwatch watch;
+  const StreamCounts before = loop.counts();
+  StreamCounts called_back;  // what a callback asked for is not the loop's
+  const DenoisingLoop::OnStep call_back = [&](LoopMember& stepped) {
+    if (stepped.failure) std::rethrow_exception(stepped.failure);
+    if (!on_step) return true;
+    const StreamCounts own = loop.counts();
+    const Evaluation& last = member.state.last();
+    if (!view.call(on_step, last)) {
+      throw Interrupted("stopped after step " + std::to_string(last.point.step + 1) + " of " +
+                        std::to_string(request->schedule.steps()));
+    }
+    called_back += loop.counts() - own;
+    return true;
+  };
+  while (!member.state.ended()) loop.evaluate(call_back);
+  generation.loop = loop.counts() - before - called_back;
+  finalize(member, pipeline, loop.executor());
+  generation.timings.denoise = watch.lap();
+  return std::move(generation);
+}
+
 }  // namespace
 
 Pipeline::Pipeline(std::shared_ptr<LoadedPipeline> loaded) : loaded_(std::move(loaded)) {}
@@ -69,12 +98,12 @@ Pipeline& Pipeline::operator=(Pipeline&&) noexcept = default;
 Pipeline::~Pipeline() = default;
 
 Pipeline::Pipeline(Bundle bundle, std::shared_ptr<Backend> backend)
-    : Pipeline(LoadedPipeline::make(std::move(bundle), std::move(backend))) {}
+    : Pipeline(LoadedPipeline::make(std::move(bundle), std::move(backend), {})) {}
 
 Pipeline Pipeline::open(const std::filesystem::path& bundle, const BackendOptions& backend) {
   OpenedBundle opened = open_bundle(bundle);
   auto used = make_backend(backend, opened.bundle);
-  Pipeline pipeline(std::move(opened.bundle), std::move(used));
+  Pipeline pipeline(LoadedPipeline::make(std::move(opened.bundle), std::move(used), backend));
   pipeline.loaded_->check_in_background(opened.check_large_files);
   return pipeline;
 }
@@ -97,48 +126,30 @@ PromptEmbeddings Pipeline::embed(const std::string& prompt,
                                  const std::optional<std::string>& negative_prompt) const {
   check_encoders(loaded_->bundle);
   loaded_->check_usable();
+  const auto turn = loaded_->take_turn();
+  const MemoryPlan plan = loaded_->text_plan();
+  if (plan.in_turn) loaded_->let_go();
   const auto stream = backend().make_stream();
-  PromptEmbeddings embeddings;
-  embeddings.positive = loaded_->text().encode(*stream, prompt, "prompt", embeddings.notes);
-  if (negative_prompt) {
-    embeddings.negative =
-        loaded_->text().encode(*stream, *negative_prompt, "negative prompt", embeddings.notes);
-  }
+  std::vector<NamedText> texts{{prompt, "prompt"}};
+  if (negative_prompt) texts.push_back({*negative_prompt, "negative prompt"});
+  PromptEmbeddings embeddings = loaded_->encode(*stream, texts, plan);
   loaded_->wait_for_check();
   return embeddings;
 }
 
 Generation Pipeline::generate(const GenerateOptions& options, const StepCallback& on_step) const {
   Stopwatch total;
-  const auto request = std::make_shared<const Request>(resolve(bundle(), options));
+  const auto turn = loaded_->take_turn();
+  const auto request = std::make_shared<const Request>(loaded_->plan(options, 0));
+  if (request->memory.in_turn) loaded_->let_go();
   const auto stream = backend().make_stream();
-  DenoisingLoop loop(*loaded_, *stream, request->images);
-  LoopMember& member = loop.add(request);
-  Generation& generation = member.generation;
-  StepView view(*loaded_, *stream, loop, member);
+  Generation generation = denoise(*loaded_, *stream, request, on_step);
+  if (request->memory.in_turn) loaded_->let_go();
   Stopwatch watch;
-  const StreamCounts before = loop.counts();
-  StreamCounts called_back;  // what a callback asked for is not the loop's
-  const DenoisingLoop::OnStep call_back = [&](LoopMember& stepped) {
-    if (stepped.failure) std::rethrow_exception(stepped.failure);
-    if (!on_step) return true;
-    const StreamCounts own = loop.counts();
-    const Evaluation& last = member.state.last();
-    if (!view.call(on_step, last)) {
-      throw Interrupted("stopped after step " + std::to_string(last.point.step + 1) + " of " +
-                        std::to_string(request->schedule.steps()));
-    }
-    called_back += loop.counts() - own;
-    return true;
-  };
-  while (!member.state.ended()) loop.evaluate(call_back);
-  generation.loop = loop.counts() - before - called_back;
-  finalize(member, *loaded_, loop.executor());
-  generation.timings.denoise = watch.lap();
   generation.images = loaded_->decode(*stream, *request, generation.latents);
   generation.timings.vae = watch.lap();
   generation.timings.total = total.lap();
-  return std::move(generation);
+  return generation;
 }
 
 }  // namespace intaglio

@@ -10,6 +10,7 @@
 
 #include "intaglio/bundle.h"
 #include "intaglio/generate_options.h"
+#include "intaglio/memory_plan.h"
 #include "sampling/plan.h"
 
 namespace intaglio {
@@ -56,7 +57,8 @@ struct Request {
   Tensor ref;           // [C]: what a suppressed channel goes to
   Tensor token_mask;    // [tokens]: 1 where massive channels may be suppressed, 0 where never
 
-  int vae_tile = 0;  // pixels
+  int vae_tile = 0;   // pixels
+  MemoryPlan memory;  // without a limit of memory it is empty, and all parts stay loaded
 
   std::vector<std::string> notes;  // what the user should know although it is not an error
 };

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <iterator>
 #include <string_view>
+#include <utility>
 
 #include "bundle/files.h"
+#include "platform/process.h"
 #include "text/tables.h"
 #include "text/unicode.h"
 
@@ -58,15 +60,15 @@ std::string quoted(std::string_view text) {
 
 }  // namespace
 
-TextStage::TextStage(const Bundle& bundle, const Backend& backend)
-    : prompt_(bundle.prompt.value()) {
+TextStage::TextStage(const Bundle& bundle, ChooseBackend choose, bool in_turn)
+    : bundle_(bundle), prompt_(bundle.prompt.value()), choose_(std::move(choose)) {
   for (const auto& [name, encoder] : prompt_.encoders) {
     encoders_[name] = {&encoder, read_tokenizer(bundle, encoder),
-                       backend.load(bundle, encoder.graph)};
+                       in_turn ? nullptr : choose_(name).load(bundle, encoder.graph)};
   }
 }
 
-TextStage::Encoded TextStage::run(Stream& stream, const Encoder& encoder,
+TextStage::Encoded TextStage::run(Stream& stream, const Encoder& encoder, const Session& session,
                                   const std::string& prompt) {
   const TextEncoder& description = *encoder.description;
   const int length = description.max_length;
@@ -89,22 +91,45 @@ TextStage::Encoded TextStage::run(Stream& stream, const Encoder& encoder,
     result = Tensor(shape, DType::float32);
     outputs.push_back({output.role, result});
   }
-  encoder.session->bind(stream, inputs, outputs)->run();
+  session.bind(stream, inputs, outputs)->run();
   return encoded;
 }
 
-TextConditioning TextStage::encode(Stream& stream, const std::string& prompt,
-                                   const std::string& name, std::vector<std::string>& notes) const {
-  std::map<std::string, Encoded> encoded;
+std::vector<TextConditioning> TextStage::encode(Stream& stream, const std::vector<NamedText>& texts,
+                                                std::vector<std::string>& notes) const {
+  std::vector<Parts> encoded(texts.size());
   for (const auto& [key, encoder] : encoders_) {
-    encoded[key] = run(stream, encoder, prompt);
-    if (!encoded[key].truncated) continue;
+    std::unique_ptr<Session> own;
+    if (!encoder.session) own = choose_(key).load(bundle_, encoder.description->graph);
+    const Session& session = own ? *own : *encoder.session;
+    for (std::size_t i = 0; i < texts.size(); ++i)
+      encoded[i][key] = run(stream, encoder, session, texts[i].text);
+    if (own) {
+      own.reset();
+      platform::trim_memory();
+    }
+  }
+  std::vector<TextConditioning> conditionings;
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    note_cuts(texts[i], encoded[i], notes);
+    conditionings.push_back(join(encoded[i]));
+  }
+  return conditionings;
+}
+
+void TextStage::note_cuts(const NamedText& text, const Parts& encoded,
+                          std::vector<std::string>& notes) const {
+  for (const auto& [key, encoder] : encoders_) {
+    if (!encoded.at(key).truncated) continue;
     const int length = encoder.description->max_length;
-    notes.push_back("the " + name + " has more tokens than " + key + " reads (" +
+    notes.push_back("the " + text.name + " has more tokens than " + key + " reads (" +
                     std::to_string(length - encoder.description->dropped) +
                     "): its end is ignored, " +
-                    quoted(cut_off(*encoder.tokenizer, prompt, length)));
+                    quoted(cut_off(*encoder.tokenizer, text.text, length)));
   }
+}
+
+TextConditioning TextStage::join(const Parts& encoded) const {
   TextConditioning conditioning;
   conditioning.text = join_text(encoded);
   if (!prompt_.pooled.empty()) conditioning.pooled = join_pooled(encoded);
@@ -119,7 +144,7 @@ TextConditioning TextStage::encode(Stream& stream, const std::string& prompt,
   return conditioning;
 }
 
-Tensor TextStage::join_text(const std::map<std::string, Encoded>& encoded) const {
+Tensor TextStage::join_text(const Parts& encoded) const {
   Tensor text({1, prompt_.text_length(), prompt_.text_width}, DType::float32);
   auto row = text.floats().begin();
   for (const TextSegment& segment : prompt_.text) {
@@ -135,7 +160,7 @@ Tensor TextStage::join_text(const std::map<std::string, Encoded>& encoded) const
   return text;
 }
 
-Tensor TextStage::join_pooled(const std::map<std::string, Encoded>& encoded) const {
+Tensor TextStage::join_pooled(const Parts& encoded) const {
   std::vector<float> joined;
   for (const std::string& name : prompt_.pooled) {
     const auto part = encoded.at(name).pooled.floats();

@@ -1,6 +1,7 @@
 // Turns prompts into the transformer's text inputs.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -13,20 +14,29 @@
 
 namespace intaglio {
 
+// A text, and what notes call it.
+struct NamedText {
+  std::string text, name;
+};
+
 class TextStage {
  public:
-  // The bundle must have a prompt and encoders; requests for other bundles are refused before.
-  TextStage(const Bundle& bundle, const Backend& backend);
-  // Adds a note, which calls the prompt `name`, for each encoder that does not read all of it.
+  // Returns what runs the encoder of this name.
+  using ChooseBackend = std::function<const Backend&(const std::string& encoder)>;
+  // The bundle must have a prompt and encoders; requests for other bundles are refused before. With
+  // `in_turn` an encoder is loaded when it runs, and let go before the next one is loaded. Then the
+  // backends must outlive this object.
+  TextStage(const Bundle& bundle, ChooseBackend choose, bool in_turn);
+  // Adds a note, which has the name of the text, for each encoder that does not read all of it.
   // Throws InputError for broken UTF-8. Safe to call from several threads at once.
-  TextConditioning encode(Stream& stream, const std::string& prompt, const std::string& name,
-                          std::vector<std::string>& notes) const;
+  std::vector<TextConditioning> encode(Stream& stream, const std::vector<NamedText>& texts,
+                                       std::vector<std::string>& notes) const;
 
  private:
   struct Encoder {
     const TextEncoder* description = nullptr;
     std::unique_ptr<Tokenizer> tokenizer;
-    std::unique_ptr<Session> session;
+    std::unique_ptr<Session> session;  // null where it is loaded in turn
   };
   struct Encoded {
     // Not defined where the encoder does not give it.
@@ -35,11 +45,18 @@ class TextStage {
     int used = 0;   // tokens without padding
     bool truncated = false;
   };
-  static Encoded run(Stream& stream, const Encoder& encoder, const std::string& prompt);
-  Tensor join_text(const std::map<std::string, Encoded>& encoded) const;
-  Tensor join_pooled(const std::map<std::string, Encoded>& encoded) const;
+  using Parts = std::map<std::string, Encoded>;  // by encoder
+  static Encoded run(Stream& stream, const Encoder& encoder, const Session& session,
+                     const std::string& prompt);
+  void note_cuts(const NamedText& text, const Parts& encoded,
+                 std::vector<std::string>& notes) const;
+  TextConditioning join(const Parts& encoded) const;
+  Tensor join_text(const Parts& encoded) const;
+  Tensor join_pooled(const Parts& encoded) const;
 
+  const Bundle& bundle_;
   const Prompt& prompt_;
+  const ChooseBackend choose_;
   std::map<std::string, Encoder> encoders_;
 };
 

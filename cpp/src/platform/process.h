@@ -22,6 +22,16 @@ std::optional<double> seconds_since_process_start();
 // nothing where the system does not say.
 std::optional<std::int64_t> peak_memory_bytes();
 
+// Returns the resident memory of this process, or 0 where the system does not say.
+std::uint64_t resident_memory_bytes();
+
+// Returns the memory that this process may still take, by what is free on the machine and by the
+// limit of its address space; 0 where the system does not say.
+std::uint64_t available_memory_bytes();
+
+// Gives memory that was freed back to the system, where the C library keeps it.
+void trim_memory();
+
 // Returns the name of the processor, or an empty string where the system does not say.
 std::string processor_name();
 

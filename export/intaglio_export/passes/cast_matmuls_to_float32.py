@@ -11,18 +11,20 @@ import onnx_ir as ir
 
 _LOW_PRECISION = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOAT32 = ir.DataType.FLOAT
+# These compute nothing. A Gather would need a float32 copy of a whole table of embeddings.
+_EXACT = ("Cast", "Gather")
 
 
 def cast_matmuls_to_float32(model: ir.Model) -> None:
     """Put casts around every node that has float16 or bfloat16 inputs or outputs.
 
     Precondition: the graph's inputs and outputs are of neither type.
-    Postcondition: only Cast nodes have inputs or outputs of these types.
+    Postcondition: only Cast and Gather nodes have inputs or outputs of these types.
     """
     graph = model.graph
     in_float32: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
-        if node.op_type == "Cast" and not node.domain:
+        if node.op_type in _EXACT and not node.domain:
             continue
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype not in _LOW_PRECISION:

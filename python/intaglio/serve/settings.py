@@ -130,7 +130,8 @@ class ServerSettings(BaseModel):
             likewise, but on by default, since a server loads a model once and then runs it many
             times.
         max_batch: images that share one run of the transformer.
-        memory_bytes: total size of the loaded bundles' files; None: no limit.
+        memory_bytes: most memory for the loaded bundles, by their plans (docs/decisions/0022);
+            None: no limit.
         embedding_bytes: size of the cached prompt embeddings.
         images: folder for images that are fetched by URL; None: a temporary folder that is removed
             when the server stops.

@@ -1,6 +1,8 @@
 #include "platform/process.h"
 
+#include <malloc.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -39,14 +41,41 @@ std::optional<double> seconds_since_process_start() {
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9 - start;
 }
 
-std::optional<std::int64_t> peak_memory_bytes() {
-  // getrusage does not fit, because its maximum includes the process that called exec.
-  std::ifstream stream("/proc/self/status");
+namespace {
+
+// Returns the value of a line such as "VmHWM:  1234 kB" in bytes, or nothing.
+std::optional<std::int64_t> bytes_in(const char* file, const char* line) {
+  std::ifstream stream(file);
   for (std::string word; stream >> word;) {
     std::int64_t kilobytes = 0;
-    if (word == "VmHWM:" && stream >> kilobytes) return kilobytes * 1024;
+    if (word == line && stream >> kilobytes) return kilobytes * 1024;
   }
   return {};
+}
+
+}  // namespace
+
+std::optional<std::int64_t> peak_memory_bytes() {
+  // getrusage does not fit, because its maximum includes the process that called exec.
+  return bytes_in("/proc/self/status", "VmHWM:");
+}
+
+std::uint64_t resident_memory_bytes() {
+  return static_cast<std::uint64_t>(bytes_in("/proc/self/status", "VmRSS:").value_or(0));
+}
+
+std::uint64_t available_memory_bytes() {
+  auto free = static_cast<std::uint64_t>(bytes_in("/proc/meminfo", "MemAvailable:").value_or(0));
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    free = std::min<std::uint64_t>(free, limit.rlim_cur);
+  return free;
+}
+
+void trim_memory() {
+#ifdef __GLIBC__
+  ::malloc_trim(0);
+#endif
 }
 
 std::string processor_name() {

@@ -45,6 +45,20 @@ std::optional<std::int64_t> peak_memory_bytes() {
   return static_cast<std::int64_t>(counters.PeakWorkingSetSize);
 }
 
+std::uint64_t resident_memory_bytes() {
+  PROCESS_MEMORY_COUNTERS counters{};
+  if (!::K32GetProcessMemoryInfo(::GetCurrentProcess(), &counters, sizeof(counters))) return 0;
+  return counters.WorkingSetSize;
+}
+
+std::uint64_t available_memory_bytes() {
+  MEMORYSTATUSEX memory{};
+  memory.dwLength = sizeof(memory);
+  return ::GlobalMemoryStatusEx(&memory) ? memory.ullAvailPhys : 0;
+}
+
+void trim_memory() {}
+
 std::string processor_name() {
   wchar_t name[256] = L"";
   DWORD bytes = sizeof(name);

@@ -111,7 +111,7 @@ class Worker(threading.Thread):
                 self._inbox.fail(self._members.pop(number), job.stop_error)
         if not self._members:
             return
-        name = self._model.name
+        name, in_turn = self._model.name, batch.in_turn
         with self._metrics.run.labels(name).time():
             steps = batch.step()
         for step in steps:
@@ -126,7 +126,7 @@ class Worker(threading.Thread):
                 decoding = decoder.submit(self._finish, job, step)
                 self._decoding[decoding] = job.admitted.images
                 del self._members[step.id]
-            elif job.preview and job.readers and not job.previewing:
+            elif job.preview and job.readers and not job.previewing and not in_turn:
                 job.previewing = True
                 decoder.submit(self._preview, job, step)
 
@@ -172,7 +172,7 @@ class Worker(threading.Thread):
 
     def _has_room(self, batch: Batch, job: Job) -> bool:
         """Return whether number and size of the images fit, which needs no embeddings."""
-        if batch.images + job.admitted.images > self._max_batch:
+        if batch.in_turn or batch.images + job.admitted.images > self._max_batch:
             return False
         size = _size(job.admitted.options)
         return all(_size(member.admitted.options) == size for member in self._members.values())

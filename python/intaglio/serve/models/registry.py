@@ -10,11 +10,19 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from intaglio import Bundle, Pipeline, UnavailableError, UsageError, _core
+from intaglio import (
+    Bundle,
+    OutOfMemoryError,
+    Pipeline,
+    UnavailableError,
+    UsageError,
+    _core,
+)
 from intaglio.onnxruntime_library import onnxruntime_library
 from intaglio.serve import logs
 from intaglio.serve.errors import ApiError
@@ -27,7 +35,7 @@ class Model:
     """A bundle, with the name by which requests refer to it.
 
     Attributes:
-        bytes: size of the bundle's files, which is about the memory that it takes.
+        bytes: the memory that its plan takes, with `max_batch` images of the default size.
         encoders: `encoder_hash` of the bundle; empty if it has no text encoders.
         device: what it runs on, never auto; None before it was checked or loaded.
         pipeline: the loaded bundle; None while it is not loaded.
@@ -60,10 +68,11 @@ def absolute(argument: str) -> str:
     return str(path.absolute()) if name is None else f"{name}={path.absolute()}"
 
 
-def open_model(argument: str) -> Model:
+def open_model(argument: str, settings: ServerSettings | None = None) -> Model:
     """Check the bundle that FOLDER or NAME=FOLDER refers to.
 
-    Raises InputError for an invalid bundle, and UsageError for an empty name.
+    Raises InputError for an invalid bundle, and UsageError for an empty name or for a bundle that
+    does not fit `memory_bytes`.
     """
     name, path = _parse(argument)
     bundle = Bundle.open(path)
@@ -73,10 +82,36 @@ def open_model(argument: str) -> Model:
     return Model(
         name=name,
         bundle=bundle,
-        bytes=sum(bundle.file_bytes.values()),
+        bytes=_planned_bytes(name, bundle, settings or ServerSettings()),
         encoders=encoder_hash(bundle) if bundle.prompt and bundle.prompt.encoders else "",
         created=int((path / "bundle.json").stat().st_mtime),
     )
+
+
+def _planned_bytes(name: str, bundle: Bundle, settings: ServerSettings) -> int:
+    """Return what a batch of the bundle takes; its parts run in turn if they do not fit together.
+
+    Raises UsageError if it does not fit `memory_bytes`.
+    """
+    device = "cpu" if settings.devices[0] == "auto" else settings.devices[0]
+    plan_with = partial(
+        _core.plan_memory,
+        bundle,
+        device=device,
+        prepack=settings.prepack,
+        together=settings.max_batch,
+    )
+    plan = plan_with()
+    limit = settings.memory_bytes
+    if limit is not None and plan.peak - plan.program > limit:
+        try:
+            plan = plan_with(max_memory=str(plan.program + limit))
+        except OutOfMemoryError as error:
+            raise UsageError(
+                f"{name} needs more memory: memory_bytes is {limit}, and with the server itself,"
+                f" {error}"
+            ) from None
+    return plan.peak - plan.program
 
 
 class Models:
@@ -104,15 +139,10 @@ class Models:
         self._reserved: set[Model] = set()  # loaded, or about to be loaded
         self._waiting: deque[Model] = deque()  # for memory; first come, first served
         for argument in arguments:
-            model = open_model(argument)
+            model = open_model(argument, settings)
             if model.name in self._models:
                 raise UsageError(
                     f"two bundles are named {model.name}: give one as NAME={model.bundle.folder}"
-                )
-            if self._memory is not None and model.bytes > self._memory:
-                raise UsageError(
-                    f"{model.name} takes {model.bytes} bytes but memory_bytes is {self._memory}:"
-                    " increase memory_bytes"
                 )
             if devices:
                 model.device = devices[model.name]
@@ -183,7 +213,9 @@ class Models:
         self.reserve(model)
         try:
             if model.pipeline is None:
-                model.pipeline = Pipeline.open(model.bundle.folder, **self._options_of(model))
+                model.pipeline = Pipeline.open(
+                    model.bundle.folder, **self._options_of(model), max_memory=self._limit(model)
+                )
                 model.device = model.pipeline.device
         except BaseException:
             with self._changed:
@@ -220,6 +252,14 @@ class Models:
     def _options_of(self, model: Model) -> dict[str, Any]:
         """Return the options of `Pipeline.open`."""
         return self._options if model.device is None else {**self._options, "device": model.device}
+
+    def _limit(self, model: Model) -> int | None:
+        """Return `max_memory` of the model, which has all memory if there is no other."""
+        if self._memory is None:
+            return None
+        program = _core.plan_memory(model.bundle, device=model.device or "cpu").program
+        share = self._memory if len(self._models) == 1 else model.bytes
+        return program + share
 
     def _evict(self, model: Model) -> None:
         model.pipeline = None

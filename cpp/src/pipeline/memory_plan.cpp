@@ -1,0 +1,182 @@
+#include "intaglio/memory_plan.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include "backend/device_memory_size.h"
+#include "core/usable_memory.h"
+#include "intaglio/error.h"
+#include "pipeline/memory_estimate.h"
+#include "platform/process.h"
+
+namespace intaglio {
+
+namespace {
+
+// Tiles are not made smaller than this, in pixels: the VAE's norms see one tile at a time, and its
+// seams begin to show.
+constexpr int kSmallestTile = 256;
+// What ONNX Runtime takes when it opens and runs its first graphs, however small they are.
+constexpr std::uint64_t kRuntime = 30'000'000;
+
+MemoryPlan plan_phases(const Bundle& bundle, const RunSize& size, const MemoryLimit& limit) {
+  return {.device = limit.device,
+          .limit = limit.bytes,
+          .program = limit.program,
+          .phases = estimate_phases(bundle, size, limit),
+          .vae_tile = size.vae_tile};
+}
+
+// Plans parts that run in turn. `size` has the images that one request runs together.
+MemoryPlan plan_in_turn(const Bundle& bundle, RunSize size, const MemoryLimit& limit) {
+  MemoryPlan plan;
+  const int unit = 4 * bundle.latent.vae_scale_factor;  // as --vae-tile must be
+  const int smallest = std::max(kSmallestTile / unit * unit, unit);
+  size.vae_tile =
+      std::min(size.vae_tile, (std::max(size.height, size.width) + unit - 1) / unit * unit);
+  while (true) {
+    plan = plan_phases(bundle, size, limit);
+    plan.in_turn = true;
+    const auto encoder = [&](const MemoryPhase& phase) {
+      return bundle.prompt && bundle.prompt->encoders.contains(phase.part);
+    };
+    for (MemoryPhase& phase : plan.phases)
+      phase.on_cpu = has_own_memory(limit.device) && encoder(phase) && phase.bytes() > limit.bytes;
+    const auto& decoder = plan.phases.back();
+    if (plan.fits() || plan.program + decoder.bytes() <= plan.limit) return plan;
+    if (decoder.part != "vae_decoder" || size.vae_tile - unit < smallest) return plan;
+    size.vae_tile -= unit;
+  }
+}
+
+MemoryPlan find_plan(const Bundle& bundle, const RunSize& size, std::int64_t together,
+                     const MemoryLimit& limit) {
+  RunSize shared = size;
+  shared.images = std::max(together, size.images);
+  MemoryPlan plan = plan_phases(bundle, shared, limit);
+  return plan.fits() ? plan : plan_in_turn(bundle, size, limit);
+}
+
+std::optional<std::string> smaller_batch(const Bundle& bundle, RunSize size,
+                                         const MemoryLimit& limit) {
+  while (size.images > 1) {
+    --size.images;
+    if (find_plan(bundle, size, 0, limit).fits())
+      return "--batch " + std::to_string(size.images) + " fits";
+  }
+  return {};
+}
+
+std::optional<std::string> smaller_size(const Bundle& bundle, RunSize size,
+                                        const MemoryLimit& limit) {
+  if (bundle.latent.fixed_size) return {};
+  constexpr int parts = 16;
+  const int unit = bundle.size_multiple(), height = size.height, width = size.width;
+  size.images = 1;
+  for (int part = parts - 1; part > 0; --part) {
+    size.height = std::max(height * part / parts / unit * unit, unit);
+    size.width = std::max(width * part / parts / unit * unit, unit);
+    if (find_plan(bundle, size, 0, limit).fits())
+      return "--width " + std::to_string(size.width) + " --height " + std::to_string(size.height) +
+             " fits";
+  }
+  return {};
+}
+
+std::optional<std::string> smaller_type(const Bundle& bundle, RunSize size,
+                                        const MemoryLimit& limit) {
+  if (bundle.dtype != "float32" || !bundle.quantized.empty()) return {};
+  Bundle halved = bundle;
+  halved.dtype = "float16";
+  for (auto& [name, bytes] : halved.file_bytes)
+    if (!name.starts_with("vae_")) bytes /= 2;
+  size.images = 1;
+  if (!find_plan(halved, size, 0, limit).fits()) return {};
+  return "export the model with --dtype float16 or bfloat16, and one image fits";
+}
+
+[[noreturn]] void refuse(const Bundle& bundle, const RunSize& size, const MemoryPlan& plan,
+                         const MemoryLimit& limit) {
+  std::string message = std::to_string(size.width) + "x" + std::to_string(size.height) + " pixels";
+  if (size.images > 1) message += " in a batch of " + std::to_string(size.images);
+  message += " take " + byte_text(plan.peak()) + " on " + plan.device +
+             ", and --max-memory allows " + byte_text(limit.bytes) + ": ";
+  for (const auto& find : {smaller_batch, smaller_size, smaller_type})
+    if (const auto found = find(bundle, size, limit)) throw OutOfMemoryError(message + *found);
+  const auto& largest = *std::ranges::max_element(plan.phases, {}, &MemoryPhase::bytes);
+  throw OutOfMemoryError(message + "nothing smaller fits, because " + largest.part +
+                         " alone takes " + byte_text(largest.bytes()) + "; allow " +
+                         byte_text(plan.peak()) + " or more");
+}
+
+std::uint64_t parse_size(const std::string& text) {
+  static const std::map<std::string, double> units{
+      {"", 1}, {"MB", 1e6}, {"GB", 1e9}, {"MiB", 0x1p20}, {"GiB", 0x1p30}};
+  double number = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  const auto unit = units.find(std::string(stop, end));
+  const double bytes = unit == units.end() ? 0 : number * unit->second;
+  if (error != std::errc() || !(bytes >= 1 && bytes < 0x1p62)) {
+    throw UsageError("--max-memory \"" + text +
+                     "\" is not a size: give one such as 8GB, 7.5GiB or 900MB, or auto");
+  }
+  return static_cast<std::uint64_t>(bytes);
+}
+
+}  // namespace
+
+std::uint64_t MemoryPlan::peak() const {
+  std::uint64_t together = 0, largest = 0;
+  for (const MemoryPhase& phase : phases) {
+    if (phase.on_cpu) continue;
+    together += phase.bytes();
+    largest = std::max(largest, phase.bytes());
+  }
+  return program + (in_turn ? largest : together);
+}
+
+MemoryPlan plan_memory(const Bundle& bundle, const GenerateOptions& options,
+                       const MemoryLimit& limit, std::int64_t together) {
+  const RunSize size = run_size(bundle, options);
+  MemoryPlan plan = find_plan(bundle, size, together, limit);
+  if (!plan.fits()) refuse(bundle, size, plan, limit);
+  return plan;
+}
+
+MemoryLimit memory_limit(const std::string& max_memory, const std::string& device, bool prepack) {
+  MemoryLimit limit{.device = device, .prepack = prepack};
+  // Once, so that parts which are loaded later do not count twice.
+  static const std::uint64_t program = platform::resident_memory_bytes() + kRuntime;
+  if (!has_own_memory(device)) limit.program = program;
+  if (max_memory == "auto") {
+    const std::uint64_t free =
+        has_own_memory(device) ? device_memory_bytes(device) : usable_memory();
+    if (free == 0) {
+      throw UnavailableError("the memory of device " + device +
+                             " is not known: give --max-memory a size, such as 8GB");
+    }
+    limit.bytes = limit.program + free;
+  } else if (!max_memory.empty()) {
+    limit.bytes = parse_size(max_memory);
+  }
+  return limit;
+}
+
+std::string byte_text(std::uint64_t bytes) {
+  char text[32];
+  const auto number = static_cast<double>(bytes);
+  if (number < 1e9) {
+    std::snprintf(text, sizeof text, "%.0f MB", std::ceil(number / 1e6));
+  } else {
+    std::snprintf(text, sizeof text, "%.2f GB", std::ceil(number / 1e7) / 100);
+  }
+  return text;
+}
+
+}  // namespace intaglio

@@ -1,0 +1,205 @@
+"""The memory plan: what it says, what keeps to it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import intaglio
+from intaglio import _core
+from tests import bundles
+
+SIZE: dict[str, Any] = {"steps": 2, "seeds": [3, 4], "cfg_scale": 2.0, "dg_scale": 1.0}
+
+
+@pytest.fixture(scope="module")
+def flux() -> Path:
+    """A tiny FLUX.1, whose text encoders are CLIP and T5."""
+    return bundles.bundle("flux-dev")
+
+
+def options(bundle: Path) -> dict[str, Any]:
+    classes = _core.Bundle.open(bundle).classes
+    return SIZE | ({"class_label": 1} if classes else {"prompt": "a dark boot"})
+
+
+def limit_in_turn(bundle: Path, **options: Any) -> int:
+    """Return a limit under which parts have to run in turn, and may."""
+    opened = _core.Bundle.open(bundle)
+    plan = _core.plan_memory(opened, options)
+    largest = max(p.weights + p.activations for p in plan.phases)
+    return plan.program + largest + (plan.peak - plan.program - largest) // 2
+
+
+def test_the_plan_has_the_files_of_each_part_in_order(flux: Path) -> None:
+    plan = _core.plan_memory(_core.Bundle.open(flux))
+    parts = ["text_encoder", "text_encoder_2", "transformer", "vae_decoder"]
+    assert [phase.part for phase in plan.phases] == parts
+    for phase in plan.phases:
+        files = (path for path in (flux / phase.part).iterdir() if path.suffix != ".onnx")
+        assert phase.weights == sum(path.stat().st_size for path in files)
+        assert phase.activations > 0
+    assert not plan.in_turn
+    assert plan.peak == plan.program + sum(p.weights + p.activations for p in plan.phases)
+
+
+def test_more_images_and_branches_take_more(forked_bundle: Path) -> None:
+    def transformer(**options: Any) -> int:
+        phases = _core.plan_memory(_core.Bundle.open(forked_bundle), options).phases
+        return next(phase.activations for phase in phases if phase.part == "transformer")
+
+    one = transformer(cfg_scale=1, dg_scale=0)
+    guided = transformer(cfg_scale=2, dg_scale=1)
+    assert one < guided < transformer(cfg_scale=2, dg_scale=1, batch=4)
+    assert transformer(height=64, width=64) > transformer(height=32, width=32)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux-dev", "dit"])
+def test_parts_in_turn_draw_the_same(family: str) -> None:
+    bundle = bundles.bundle(family)
+    asked = options(bundle)
+    if family == "flux-dev":
+        asked.pop("cfg_scale")
+    limit = limit_in_turn(bundle, **asked)
+    assert _core.plan_memory(_core.Bundle.open(bundle), asked, max_memory=str(limit)).in_turn
+    limited = intaglio.Pipeline.open(bundle, device="cpu", max_memory=limit)
+    expected = intaglio.Pipeline.open(bundle, device="cpu").generate(**asked)
+    for _ in range(2):
+        got = limited.generate(**asked)
+        np.testing.assert_array_equal(got.latents, expected.latents)
+        for mine, theirs in zip(got.images, expected.images, strict=True):
+            np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
+
+
+def test_embeddings_and_pictures_under_a_limit(forked_bundle: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    asked = options(forked_bundle) | {"image": picture}
+    free = intaglio.Pipeline.open(forked_bundle, device="cpu")
+    limited = intaglio.Pipeline.open(
+        forked_bundle, device="cpu", max_memory=limit_in_turn(forked_bundle, **asked)
+    )
+    np.testing.assert_array_equal(limited.generate(**asked).latents, free.generate(**asked).latents)
+    mine, theirs = limited.embed("a boot", "a dress"), free.embed("a boot", "a dress")
+    for name in ("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds"):
+        np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
+
+
+def test_a_batch_in_turn_has_one_request_and_no_previews(forked_bundle: Path) -> None:
+    asked = options(forked_bundle)
+    limit = limit_in_turn(forked_bundle, **asked)
+    limited = intaglio.Pipeline.open(forked_bundle, device="cpu", max_memory=limit)
+    batch = intaglio.Batch(limited, max_images=4)
+    batch.add(**asked)
+    assert batch.in_turn
+    assert not batch.accepts(**asked)
+    [step] = batch.step()
+    with pytest.raises(intaglio.UsageError, match="max-memory"):
+        step.preview()
+    [step] = batch.step()
+    assert step.done
+    assert batch.accepts(**asked)
+    expected = intaglio.Pipeline.open(forked_bundle, device="cpu").generate(**asked)
+    np.testing.assert_array_equal(step.finish().latents, expected.latents)
+
+
+def test_the_batch_that_is_named_fits_and_a_larger_one_does_not(forked_bundle: Path) -> None:
+    bundle = _core.Bundle.open(forked_bundle)
+    plan = _core.plan_memory(bundle, {"batch": 50})
+    limit = str(plan.peak)
+    small = {"max_memory": limit}
+    with pytest.raises(intaglio.OutOfMemoryError) as refused:
+        _core.plan_memory(bundle, {"batch": 500}, **small)
+    fits = re.search(r"--batch (\d+) fits", str(refused.value))
+    assert fits, str(refused.value)
+    _core.plan_memory(bundle, {"batch": int(fits[1])}, **small)
+    with pytest.raises(intaglio.OutOfMemoryError):
+        _core.plan_memory(bundle, {"batch": int(fits[1]) + 10}, **small)
+
+
+def test_a_size_below_the_largest_part_is_refused_before_loading(forked_bundle: Path) -> None:
+    pipeline = intaglio.Pipeline.open(forked_bundle, device="cpu", max_memory="1MB")
+    before = {file.path for file in psutil.Process().memory_maps()}
+    with pytest.raises(intaglio.OutOfMemoryError, match="nothing smaller fits") as refused:
+        pipeline.generate(**options(forked_bundle))
+    assert "\n" not in str(refused.value)
+    mapped = {file.path for file in psutil.Process().memory_maps()} - before
+    assert not any(path.startswith(str(forked_bundle)) for path in mapped)
+
+
+def test_auto_is_the_free_memory(forked_bundle: Path) -> None:
+    limit = _core.plan_memory(_core.Bundle.open(forked_bundle), max_memory="auto").limit
+    mine = psutil.Process().memory_info().rss
+    assert limit <= 1.1 * (psutil.virtual_memory().available + mine)
+    assert limit > mine
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GB", 8e9), ("7.5GiB", 7.5 * 2**30), ("900MB", 9e8), ("900MiB", 900 * 2**20), (10**9, 1e9)],
+)
+def test_sizes(forked_bundle: Path, text: str | int, size: float) -> None:
+    bundle = _core.Bundle.open(forked_bundle)
+    assert _core.plan_memory(bundle, max_memory=str(text)).limit == size
+
+
+@pytest.mark.parametrize("text", ["8TB", "GB", "-8GB", "0", "1e400GB", "nan", "8 GB"])
+def test_what_is_no_size(forked_bundle: Path, text: str) -> None:
+    with pytest.raises(intaglio.UsageError, match="is not a size"):
+        intaglio.Pipeline.open(forked_bundle, device="cpu", max_memory=text)
+
+
+def test_an_encoder_that_does_not_fit_a_card_stays_on_the_cpu(flux: Path) -> None:
+    bundle = _core.Bundle.open(flux)
+    sizes = {
+        p.part: p.weights + p.activations for p in _core.plan_memory(bundle, device="cuda").phases
+    }
+    limit = max(sizes[part] for part in sizes if not part.startswith("text")) + 1
+    plan = _core.plan_memory(bundle, device="cuda", max_memory=str(limit))
+    too_large = {part for part, size in sizes.items() if size > limit}
+    assert {phase.part for phase in plan.phases if phase.on_cpu} == too_large
+    assert plan.program == 0
+    assert plan.peak <= limit
+
+
+# A process of its own, since the peak of this one is that of all tests so far. It keeps to the
+# smallest limit, or has none.
+MEASURE = """
+import json, sys
+import intaglio
+from intaglio import _core
+from intaglio.onnxruntime_library import onnxruntime_library
+
+folder, limited = sys.argv[1], sys.argv[2] == "limited"
+bundle, run = _core.Bundle.open(folder), {"steps": 2, "batch": 4}
+options = _core.BackendOptions(device="cpu", onnxruntime_library=onnxruntime_library())
+_core.make_backend(options, bundle)
+plan = _core.plan_memory(bundle, run)
+if limited:
+    largest = max(part.weights + part.activations for part in plan.phases)
+    plan = _core.plan_memory(bundle, run, max_memory=str(plan.program + largest))
+pipeline = intaglio.Pipeline.open(folder, device="cpu", threads=1, max_memory=plan.limit or None)
+pipeline.generate("a boot", **run)
+lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+peak = int(lines["VmHWM"].split()[0]) * 1024
+print(json.dumps([plan.in_turn, plan.peak, peak]))
+"""
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("family", [bundles.SHIPPED, "flux-dev"])
+def test_a_run_takes_no_more_than_its_plan(family: str, limited: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, bundles.bundle(family), "limited" if limited else "free"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    in_turn, planned, measured = json.loads(done.stdout)
+    assert in_turn == limited
+    assert measured <= planned <= 1.35 * measured
