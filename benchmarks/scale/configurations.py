@@ -113,6 +113,24 @@ def z_image(layers: int = 30, refiner_layers: int = 2) -> dict[str, nn.Module]:
         }
 
 
+def flux2_klein() -> dict[str, nn.Module]:
+    """FLUX.2 klein 4B."""
+    with torch.device("meta"):
+        return {
+            "transformer": Flux2Transformer2DModel(
+                in_channels=128,
+                num_layers=5,
+                num_single_layers=20,
+                attention_head_dim=128,
+                num_attention_heads=24,
+                joint_attention_dim=7680,
+                guidance_embeds=False,
+            ),
+            "text_encoder": Qwen3ForCausalLM(_qwen3_4b()),
+            "vae": AutoencoderKLFlux2(),
+        }
+
+
 def t5_xxl() -> T5EncoderModel:
     """The encoder that Stable Diffusion 3, FLUX.1 and others have beside CLIP's."""
     config = T5Config(
@@ -131,6 +149,10 @@ def t5_xxl() -> T5EncoderModel:
         return T5EncoderModel(config)
 
 
+def clip_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    """A small vocabulary, prompts of the real length."""
+    tokenizer = make_clip_tokenizer(pad_token)
+    tokenizer.model_max_length = CLIP_LENGTH
     return tokenizer
 
 

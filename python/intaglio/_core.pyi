@@ -34,6 +34,8 @@ __all__: list[str] = [
     "Interrupted",
     "Latent",
     "MassiveActivations",
+    "MemoryPhase",
+    "MemoryPlan",
     "OptionInfo",
     "OutOfMemoryError",
     "Pipeline",
@@ -67,6 +69,7 @@ __all__: list[str] = [
     "meant_keyword",
     "option_defaults",
     "option_infos",
+    "plan_memory",
     "png_text",
     "read_png",
     "run_command",
@@ -779,7 +782,15 @@ class BackendOptions:
         prepack: bool = False,
         precision: str = "float32",
         provider_library: os.PathLike[str] | str | bytes = "",
+        max_memory: str = "",
     ) -> None: ...
+    @property
+    def max_memory(self) -> str:
+        """
+        the most memory that a run may take on the device: 8GB, auto, or empty
+        """
+    @max_memory.setter
+    def max_memory(self, arg0: str) -> None: ...
     @property
     def onnxruntime_library(self) -> pathlib.Path:
         """
@@ -996,6 +1007,67 @@ class OptionInfo:
     def value(self) -> str:
         """
         the name of the value in the help
+        """
+
+class MemoryPhase:
+    """
+    A part of a bundle while it runs, in bytes.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def activations(self) -> int:
+        """
+        an estimate of all else that is needed at once
+        """
+    @property
+    def on_cpu(self) -> bool:
+        """
+        whether it runs there although the device is another
+        """
+    @property
+    def part(self) -> str:
+        """
+        an encoder's name, transformer, vae_encoder or vae_decoder
+        """
+    @property
+    def weights(self) -> int: ...
+
+class MemoryPlan:
+    """
+    What a run keeps in memory, known before anything is loaded.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def in_turn(self) -> bool:
+        """
+        whether each part is let go before the next one is loaded
+        """
+    @property
+    def limit(self) -> int:
+        """
+        in bytes; 0: none
+        """
+    @property
+    def peak(self) -> int:
+        """
+        the most bytes that the device has to hold at once
+        """
+    @property
+    def phases(self) -> list[MemoryPhase]:
+        """
+        in the order of the run
+        """
+    @property
+    def program(self) -> int:
+        """
+        bytes that the process has already, where the device is the CPU
+        """
+    @property
+    def vae_tile(self) -> int:
+        """
+        in pixels
         """
 
 class Step:
@@ -1230,6 +1302,11 @@ class Batch:
         """
         the number of images of all members
         """
+    @property
+    def in_turn(self) -> bool:
+        """
+        whether a member runs whose parts are loaded in turn
+        """
 
 def check_guidance(guidance: Guidance) -> None:
     """
@@ -1301,6 +1378,22 @@ def option_defaults() -> dict[str, typing.Any]:
 def option_infos() -> list[OptionInfo]:
     """
     Return every option of generate(), in the order of the help.
+    """
+
+def plan_memory(
+    bundle: Bundle,
+    options: dict[str, typing.Any] = {},
+    *,
+    device: str = "cpu",
+    max_memory: str = "",
+    prepack: bool = False,
+    together: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> MemoryPlan:
+    """
+    Return the plan of a run with these keywords of generate(), of which `together` images
+    share the transformer. `device` is one that works. Raises UsageError for a size that makes
+    no sense, and OutOfMemoryError, which names what would fit, where nothing keeps the run
+    to the limit.
     """
 
 def png_text(

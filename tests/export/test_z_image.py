@@ -148,7 +148,7 @@ def test_an_all_in_one_file_of_comfyui(folder: Path, tmp_path: Path) -> None:
     encoder = {f"model.{name}": x for name, x in pipeline.text_encoder.state_dict().items()}
     encoder["lm_head.weight"] = encoder["model.embed_tokens.weight"]
     parts = {
-        "model.diffusion_model.": original.z_image(pipeline.transformer.state_dict()),
+        "model.diffusion_model.": original.z_image_transformer(pipeline.transformer.state_dict()),
         "text_encoders.qwen3_4b.transformer.": encoder,
         "vae.": original.vae(pipeline.vae.state_dict(), 2),
     }
