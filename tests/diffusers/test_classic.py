@@ -174,11 +174,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"channels": [7, 64]}, ValueError, "channel 64 does not exist: .* channels 0 to 63"),
     ({"channels": []}, ValueError, "channels is empty"),
     ({"channels": ["7"]}, TypeError, "a channel has to be a whole number, not '7'"),
-    ({"ma_keep": 1.5}, ValueError, "ma-keep 1.5 is outside 0..1"),
-    ({"ma_keep": (0.5, -1)}, ValueError, "ma-keep -1 is outside 0..1"),
+    ({"ma_keep": 1.5}, ValueError, "ma_keep 1.5 is outside 0..1"),
+    ({"ma_keep": (0.5, -1)}, ValueError, "ma_keep -1 is outside 0..1"),
     ({"ma_keep": "half"}, TypeError, "take a number or a pair"),
-    ({"dg_window": (0.5, 0.2)}, ValueError, "dg-window 0.5:0.2 holds no part of the run"),
-    ({"dg_scale": float("nan")}, ValueError, "dg-scale must be a finite number"),
+    ({"dg_window": (0.5, 0.2)}, ValueError, "dg_window 0.5:0.2 holds no part of the run"),
+    ({"dg_scale": float("nan")}, ValueError, "dg_scale must be a finite number"),
     ({"ref": [1.0, 2.0]}, ValueError, "ref has 2 values for 1 channels"),
 ]
 

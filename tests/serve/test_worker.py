@@ -219,10 +219,10 @@ def test_the_spelling_of_a_folder_does_not_change_the_name(
 
 @pytest.mark.parametrize("prepack", [True, False])
 def test_settings_reach_the_pipeline(forked_bundle: Path, prepack: bool) -> None:
-    models = Models([str(forked_bundle)], ServerSettings(device="cpu", threads=3, prepack=prepack))
+    models = Models([str(forked_bundle)], ServerSettings(device="cpu", threads=1, prepack=prepack))
     (model,) = models
     backend = models.acquire(model).backend
-    assert "cpu, 3 threads" in backend
+    assert "cpu, 1 thread" in backend
     assert ("prepacked" in backend) == prepack
 
 
