@@ -35,6 +35,7 @@ PARTS = [
     "Detail Guidance against CFG alone",
     "Failure cases",
     "Settings",
+    "Attention sinks",
 ]
 
 
@@ -111,7 +112,7 @@ def test_numbers_are_behind_every_part(report: Path) -> None:
     assert set(numbers[PARTS[4]]["arms"]) == {
         "none", "cfg", "cfg+dg", "cfg at omega", "cfg+random", "dg", "cfg+blurred",
         "cfg+skip-layer", "cfg+autoguidance", "cfg+random as far 1", "cfg+random as far 2",
-        "cfg+random as far 3",
+        "cfg+random as far 3", "cfg+no top key", "cfg+no random key",
     }  # fmt: skip
     gap = numbers[PARTS[4]]["minus_cfg"]["cfg+dg"]["frechet"]
     assert gap["low"] <= gap["high"]
@@ -142,7 +143,7 @@ def test_without_a_judge_no_settings_are_recommended(
     (tmp_path / "settings.json").write_text("{}")  # from an earlier probe with a judge
     found = model_probe.probe(request(sd3_folder, tmp_path), lambda what, share: None)
     assert [section.title for section in found.sections] == PARTS
-    assert "without a judge" in found.sections[-1].claims[0]
+    assert "without a judge" in found.sections[6].claims[0]
     assert not (tmp_path / "settings.json").exists()
 
 

@@ -108,9 +108,9 @@ def probe(
 ) -> None:
     """Find a model's massive activations, measure what they do, and choose settings for DG.
 
-    The report answers seven questions with numbers and plots: which channels are massive, where
+    The report answers eight questions with numbers and plots: which channels are massive, where
     they come from, where in the image they are, what they do, how Detail Guidance compares with CFG
-    alone, how it fails, and which settings to use.
+    alone, how it fails, which settings to use, and which keys attention goes to.
 
     Example: intaglio probe models/fashion-sd3 -o report
 

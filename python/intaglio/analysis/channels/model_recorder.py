@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from intaglio.analysis.channels.recorder import Recorder, Statistics
+from intaglio.analysis.channels.attention import (
+    Attention,
+    attending,
+    key_kinds,
+    written_tokens,
+)
+from intaglio.analysis.channels.recorder import ATTENTION, Recorder, Statistics
 from intaglio.torch_reference.fingerprint import identity
 from intaglio.torch_reference.guidance import Method
 from intaglio.torch_reference.model import Model, Predict, Step
 from intaglio_export.adapters.base import Inputs
 from intaglio_export.adapters.observing import observing
 
-POINTS = ("after", "text", "modulated", "gate")
+# What `observing` calls points, and attention.
+POINTS = ("after", "text", "modulated", "gate", ATTENTION)
 # Rows that run through the model at once.
 BATCH = 8
 
@@ -62,6 +70,11 @@ def _record(
     seeds: Sequence[int],
     points: Sequence[str],
 ) -> None:
+    observed = [point for point in points if point != ATTENTION]
+    written = written_tokens(model) if ATTENTION in points else None
+    if written is not None:
+        written = written[np.array(seeds) % len(model.prompts)]
+
     def predict(step: Step, given: Inputs, null: Inputs) -> torch.Tensor:
         recorder.sigmas[step.index] = step.sigma
         prompted = prompt_tokens(given)
@@ -70,7 +83,14 @@ def _record(
             tokens = prompted if point == "text" else None
             recorder.add(point, block, step.index, tensor.float().numpy(), tokens)
 
-        with observing(model.adapter, record, points):
+        def attend(block: int, call: Attention) -> None:
+            mass = call.mass().numpy()
+            kinds = key_kinds(model, written, mass.shape[1])
+            recorder.add_attention(block, step.index, mass, kinds)
+
+        with observing(model.adapter, record, observed), ExitStack() as stack:
+            if ATTENTION in points:
+                stack.enter_context(attending(model, attend))
             return conditional(step, given, null)
 
     model.sample(predict, seeds, recorder.steps)

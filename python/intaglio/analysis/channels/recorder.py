@@ -29,6 +29,9 @@ from intaglio_export.errors import ExportError
 
 QUANTILES = (0.5, 0.9, 0.99)
 GATE = "gate"  # the only point without tokens; see `intaglio_export.adapters.observing`
+ATTENTION = "attention"
+# A key that gets this many times an equal share of the image tokens' attention is a sink.
+SINK = 10.0
 
 Floats = NDArray[np.floating]
 
@@ -39,7 +42,11 @@ class Recorder:
     For streams: `mean` of z, `mean_abs`, `max_abs` (a maximum, not a sum), `ratio` (mean |z| over
     the median channel's), `agreement` (the share of tokens at massive.RATIO or more), `massive`
     (0 or 1), `quantiles` [L, S, C, 3] of |z| over tokens, and `tokens` [L, S, T], a token's mean
-    |z| over the median token's. For the gate: `mean` and `mean_abs`.
+    |z| over the median token's. For the gate: `mean` and `mean_abs`. For attention: `mass`
+    [L, S, keys], the share of it that each key gets; `kinds` [L, S, 3, keys], 1 where the key is an
+    image, text or padding token; `by_kind` [L, S, 3]; `top` and `top_kind`, the mass and the kind
+    of the key that gets most; `sinks` [L, S, keys], 1 for a mass of SINK times an equal share; and
+    `any_sink`.
     """
 
     def __init__(self, blocks: int, steps: int) -> None:
@@ -88,6 +95,23 @@ class Recorder:
         tokens = np.ones(len(counted))  # a token that does not count is taken for the median one
         tokens[counted] = token / max(float(np.median(token)), 1e-6)
         self._add(point, "tokens", cell, tokens)
+
+    def add_attention(
+        self, block: int, step: int, mass: Floats, kinds: NDArray[np.integer]
+    ) -> None:
+        """Add the `mass` [B, keys] of a step's attention, whose keys are of `kinds` [B, keys]."""
+        cell = block, step
+        for row, kind in zip(mass, np.broadcast_to(kinds, mass.shape), strict=True):
+            one_hot = (kind == np.arange(3)[:, None]).astype(np.float64)
+            sinks = row >= SINK / len(row)
+            self._add(ATTENTION, "count", cell, np.float64(1))
+            self._add(ATTENTION, "mass", cell, row)
+            self._add(ATTENTION, "kinds", cell, one_hot)
+            self._add(ATTENTION, "by_kind", cell, one_hot @ row)
+            self._add(ATTENTION, "top", cell, row.max())
+            self._add(ATTENTION, "top_kind", cell, one_hot[:, row.argmax()])
+            self._add(ATTENTION, "sinks", cell, sinks)
+            self._add(ATTENTION, "any_sink", cell, np.float64(sinks.any()))
 
     def _add(
         self,
@@ -145,7 +169,7 @@ class Statistics:
 
     def has(self, point: str) -> bool:
         """Whether `point` was recorded."""
-        return f"{point}.mean_abs" in self.values
+        return f"{point}.count" in self.values
 
     def channels(self, point: str = "after") -> ChannelStatistics:
         """Return the statistics of a stream's channels over all prompts, seeds and steps."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from intaglio.analysis.experiments.gallery import Gallery
-from intaglio.analysis.guidance.negatives import Blurred, Skipped, Weaker
+from intaglio.analysis.guidance.negatives import Blurred, Skipped, Weaker, WithoutKey
 from intaglio.torch_reference.guidance import Method, Negative, Suppressed
 
 SEED = 100_000
@@ -79,6 +79,8 @@ def negatives(gallery: Gallery, setting: Method, weaker: Weaker | None) -> dict[
         "dg": setting.negative,
         "blurred": Blurred(RADIUS),
         "skip-layer": Skipped(gallery.model.blocks // 2),
+        "no top key": WithoutKey("top"),
+        "no random key": WithoutKey("random"),
     }
     hidden_size = gallery.model.adapter.channels
     for draw in range(RANDOM):

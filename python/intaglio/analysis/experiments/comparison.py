@@ -205,7 +205,8 @@ def _claims(
         f"Class accuracy of {dg_name}: difference {accuracy},"
         f" {verdict(accuracy, lambda value: value > 0)} {base}."
     )
-    others = {*map(names.plus, ("blurred", "skip-layer", "autoguidance")), "dg"} - {dg_name}
+    negatives = ("blurred", "skip-layer", "no top key", "no random key", "autoguidance")
+    others = {*map(names.plus, negatives), "dg"} - {dg_name}
     for name in filter(others.__contains__, gaps):
         gap = gaps[name]["frechet"]
         claims.append(f"{name}: difference {gap}, {compared(gap)}.")

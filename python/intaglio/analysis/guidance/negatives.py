@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from scipy import ndimage
 
+from intaglio.analysis.channels.attention import hiding
 from intaglio.torch_reference.fingerprint import fingerprint
 from intaglio.torch_reference.guidance import last_rows
 from intaglio.torch_reference.hooks import skip_block
@@ -30,6 +31,22 @@ class Skipped:
     def predict(self, model: Model, step: Step, base: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         out = model.adapter.run(base)
         with skip_block(model.adapter, self.block):
+            negative = model.adapter.run(last_rows(base, len(step.latents)))
+        return out, negative
+
+
+@dataclass(frozen=True)
+class WithoutKey:
+    """The conditional branch with one key of each attention hidden, as `attention.hiding` has it.
+
+    `which` is "top" for the key that gets most attention, or "random" for another one.
+    """
+
+    which: str
+
+    def predict(self, model: Model, step: Step, base: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        out = model.adapter.run(base)
+        with hiding(model, self.which, step.index):
             negative = model.adapter.run(last_rows(base, len(step.latents)))
         return out, negative
 

@@ -1,4 +1,4 @@
-"""Answers the seven questions of `intaglio probe` about a diffusers model."""
+"""Answers the eight questions of `intaglio probe` about a diffusers model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import Any
 
 from intaglio.analysis.channels import causes, detection, model_recorder, variance
 from intaglio.analysis.channels.recorder import Statistics
-from intaglio.analysis.experiments import baselines, comparison, effects, failures, search
+from intaglio.analysis.experiments import (
+    baselines,
+    comparison,
+    effects,
+    failures,
+    search,
+    sink_effects,
+)
 from intaglio.analysis.experiments.gallery import Gallery
 from intaglio.analysis.experiments.search import LARGEST
 from intaglio.analysis.guidance.dg_settings import method_from_settings
@@ -66,7 +73,7 @@ class ProbeRequest:
 
 
 def probe(request: ProbeRequest, progress: Progress) -> Report:
-    """Answer the seven questions, and write the report and settings to `request.output`.
+    """Answer the eight questions, and write the report and settings to `request.output`.
 
     Measurements are kept there too, so a probe that was stopped continues.
 
@@ -179,7 +186,7 @@ class _Probe:
         self._what, self._images, self._total = what, 0, images
 
     def sections(self) -> tuple[list[Section], dict[str, Any] | None]:
-        """Return all seven, and the content of the settings file if there is a judge."""
+        """Return all eight, and the content of the settings file if there is a judge."""
         request = self.request
         statistics = self._record()
         channels = statistics.channels()
@@ -206,14 +213,16 @@ class _Probe:
             )
         )
         found, settings = self._search(channels)
-        self._begin("Comparing guidance methods", 12 * request.images)
+        self._begin("Comparing guidance methods", 14 * request.images)
         sections.append(
             comparison.comparison_section(self.gallery, setting, self.weaker, request.images)
         )
         self.setting = setting
         self._begin("Raising w", len(failures.FACTORS) * request.seeds)
         sections.append(failures.failures_section(self.gallery, setting, request.seeds))
-        return [*sections, found], settings
+        self._begin("Hiding keys", 3 * request.seeds)
+        sinks = sink_effects.sinks_section(self.gallery, statistics, self.cfg_scale, request.seeds)
+        return [*sections, found, sinks], settings
 
     def _prompt_of(self, seed: int) -> str:
         """Return the prompt or class that `seed` draws."""
