@@ -107,6 +107,7 @@ int run_command(const std::vector<std::string>& args) {
   app.require_subcommand(1);
   cli::add_generate(app);
   cli::add_embed(app);
+  cli::add_features(app);
   cli::add_inspect(app);
   cli::add_bench(app);
   cli::add_devices(app);

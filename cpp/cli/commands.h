@@ -7,6 +7,7 @@ namespace intaglio::cli {
 
 void add_generate(CLI::App& app);
 void add_embed(CLI::App& app);
+void add_features(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_devices(CLI::App& app);

@@ -22,9 +22,9 @@ from intaglio.onnxruntime_library import onnxruntime_library
 
 GROUP = "intaglio.commands"
 # Subcommands of the C++ program that take --onnxruntime.
-RUNNERS = {"generate", "embed", "bench", "devices", "inspect"}
+RUNNERS = {"generate", "embed", "features", "bench", "devices", "inspect"}
 # Those that take a bundle.
-READERS = {"generate", "embed", "bench", "inspect"}
+READERS = {"generate", "embed", "features", "bench", "inspect"}
 # Their options, other than these, are followed by a value.
 SWITCHES = {"--json", "--no-metadata", "--plan", "--prepack", "--skip"}
 

@@ -384,5 +384,5 @@ def test_help_names_every_option(command: Command) -> None:
     files = ("output", "image", "ma-tokens", "prompt-embeds", "latents-in", "latents-out", "report")
     for flag in files:
         assert f"--{flag} " in text
-    for name in ("generate", "embed", "inspect", "bench"):
+    for name in ("generate", "embed", "features", "inspect", "bench"):
         assert name in command("--help").stdout

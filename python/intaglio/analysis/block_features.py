@@ -34,6 +34,7 @@ def features(
     recipe: str = "modulated",
     channels: Sequence[int] | None = None,
     prompt: str = "",
+    max_sequence_length: int | None = None,
     seed: int = 0,
     noises: int = 1,
 ) -> NDArray[np.float32]:
@@ -57,6 +58,8 @@ def features(
         channels: the channels to discard; None discards those that are massive on these images, in
             the stream that enters the block for "modulated" and "mrep", else in the one after it.
         prompt: the prompt that the model gets.
+        max_sequence_length: the tokens of the prompt, as in settings for `intaglio export`; None
+            stands for the pipeline's default.
         seed: the seed of the noise; image i has seed + i.
         noises: the features are averaged over so many noises (DiTF takes 8).
 
@@ -75,7 +78,10 @@ def features(
     if noises < 1:
         raise ValueError(f"noises {noises} is invalid: pass 1 or more.")
     seeds = [seed + noise * len(images) for noise in range(noises)]
-    runs = [_inputs(adapter, images, sigma, prompt, first) for first in seeds]
+    length = max_sequence_length or adapter.defaults().max_sequence_length or 1
+    with quiet():
+        text = encode(adapter, [prompt], length)
+    runs = [_inputs(adapter, images, sigma, text, first) for first in seeds]
     point = "before" if recipe in _MODULATED else "after"
     streams = [_streams(adapter, inputs, blocks, point) for inputs in runs]
     gone = {
@@ -135,9 +141,9 @@ def _grid(adapter: Adapter, images: NDArray[np.floating]) -> tuple[int, int]:
 
 
 def _inputs(
-    adapter: Adapter, images: NDArray[np.floating], sigma: float, prompt: str, seed: int
+    adapter: Adapter, images: NDArray[np.floating], sigma: float, text: Inputs, seed: int
 ) -> Inputs:
-    """Return the transformer's inputs for noised images."""
+    """Return the transformer's inputs for noised images; `text` has one row."""
     n = len(images)
     pixels = torch.from_numpy(np.asarray(images, np.float32)).permute(0, 3, 1, 2) * 2 - 1
     layout = adapter.latent()
@@ -152,9 +158,6 @@ def _inputs(
     timestep, alpha, sigma = _level(adapter, sigma, grid[0] * grid[1])
     latent = alpha * clean + sigma * noise
     latent = pack(latent, adapter.patch_size) if layout.packed else latent
-    with quiet():
-        length = adapter.defaults().max_sequence_length or 1
-        text = encode(adapter, [prompt], length)
     text = {role: value.expand(n, *value.shape[1:]) for role, value in text.items()}
     fixed = fixed_inputs(adapter, n, grid)
     return text | fixed | {"latent": latent, "timestep": torch.full((n,), timestep)}
