@@ -19,7 +19,8 @@ from PIL import Image
 
 from intaglio.analysis.experiments import baselines, effects, failures
 from intaglio.analysis.probe import model_probe
-from intaglio.torch_reference.guidance import Suppressed
+from intaglio.torch_reference.guidance import Method, Suppressed
+from intaglio.torch_reference.model import Model
 from intaglio_export.errors import ExportError
 from intaglio_export.options import read_settings
 from tests.analysis.conftest import Command
@@ -250,6 +251,22 @@ def test_interventions_move_the_stream_as_they_say() -> None:
     zeroed = done["text's zeroed"].text(stream)
     torch.testing.assert_close(zeroed, stream * (torch.arange(64) != 5))
     assert "text's zeroed" not in effects.interventions(suppressed, 64, (4, 4), means, [])
+
+
+def test_channels_are_zeroed_after_every_block(model: Model) -> None:
+    adapter, channels = model.adapter, [[3, 5], [7, 1], [0, 63], [2, 4]]
+    seen: dict[int, torch.Tensor] = {}
+    with effects.zeroed_everywhere(adapter, channels):
+        handles = [
+            block.register_forward_hook(lambda m, args, out, k=k: seen.update({k: out[1]}))
+            for k, block in enumerate(adapter.transformer.transformer_blocks)
+        ]
+        model.sample(Method().predictor(model), [0], 1)
+    for handle in handles:
+        handle.remove()
+    for block, which in enumerate(channels):
+        zeros = (seen[block] == 0).all(dim=1)[0].nonzero().flatten().tolist()
+        assert zeros == sorted(which)
 
 
 def test_random_channels_are_others_and_repeatable() -> None:

@@ -115,7 +115,7 @@ def test_a_distilled_model_is_probed(
     assert part.title == "Detail Guidance against no guidance"
     assert part.numbers["arms"].keys() == {
         "none", "dg", "random", "blurred", "skip-layer", "random as far 1", "random as far 2",
-        "random as far 3",
+        "random as far 3", "no top key", "no random key",
     }  # fmt: skip
     assert all(0 < norm < np.inf for norm in part.numbers["norms"].values())
     assert part.numbers["minus_none"].keys() == part.numbers["arms"].keys() - {"none"}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from intaglio.analysis.channels.foreground import Found
 from intaglio.analysis.channels.recorder import Statistics
 from intaglio.analysis.report import plots
 from intaglio.analysis.report.page import Figure, Section, Table
@@ -202,6 +203,7 @@ def location_section(
     block: int,
     channels: Sequence[int],
     prompt: str,
+    foreground: Found | None = None,
 ) -> Section:
     """Report where channels are large in the image.
 
@@ -212,6 +214,7 @@ def location_section(
         block: the block that `maps` were taken after.
         channels: the channels of `maps`.
         prompt: the prompt that was drawn.
+        foreground: what their clusters show; None for a bundle.
     """
     shown = np.unique(np.linspace(0, len(sigmas) - 1, min(8, len(sigmas))).round().astype(int))
     rows = {"image": clean[shown]}
@@ -243,4 +246,9 @@ def location_section(
     )
     numbers = {"block": block, "channels": list(channels), "sigmas": sigmas}
     numbers |= {"variation": variation.T, "correlation_with_brightness": fits}
-    return Section("Where in the image they are", claims, (), [figure], numbers)
+    figures = [figure]
+    if foreground is not None:
+        claims.append(foreground.claim)
+        figures.append(foreground.figure)
+        numbers |= {"foreground": foreground.numbers}
+    return Section("Where in the image they are", claims, (), figures, numbers)

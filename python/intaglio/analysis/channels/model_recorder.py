@@ -138,3 +138,22 @@ def maps(
 
     model.sample(predict, [seed], steps)
     return np.stack(found), model.images(torch.cat(clean)), sigmas
+
+
+def last_maps(
+    model: Model, block: int, channels: Sequence[int], seeds: Sequence[int], steps: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Map channels after `block` at the last step of unguided runs.
+
+    Returns:
+        z [N, rows, columns, len(channels)] and the final pictures [N, H, W, 3].
+    """
+    found: dict[int, NDArray[np.float32]] = {}
+
+    def record(point: str, at: int, tensor: torch.Tensor) -> None:
+        if at == block:  # later steps replace earlier ones
+            found[at] = tensor[..., list(channels)].float().numpy()
+
+    with observing(model.adapter, record, ["after"]):
+        latents = model.sample(Method().predictor(model), seeds, steps)
+    return found[block].reshape(len(seeds), *model.grid, -1), model.images(latents)

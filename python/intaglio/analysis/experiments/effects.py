@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,14 @@ from intaglio.analysis.report import plots
 from intaglio.analysis.report.page import Figure, Section, Table
 from intaglio.torch_reference.guidance import Method, Suppressed
 from intaglio.torch_reference.hooks import Change, replace_streams
+from intaglio_export.adapters import Adapter
 
 SEED = 50_000
 LEAST = 64
 BLUR = 0.7  # pixels, for the blurred pictures that serve as a control
 SHOWN = 12
+EVERYWHERE = " after every block"
+COLLAPSED = 0.5  # of the correlation of large shapes
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,29 @@ class Intervention:
 
     hidden: Change | None = None
     text: Change | None = None
+
+
+def zero(which: Sequence[int], tokens: torch.Tensor | None = None) -> Change:
+    """Set channels to zero, on all tokens or on `tokens`."""
+
+    def change(stream: torch.Tensor) -> torch.Tensor:
+        changed = stream.clone()
+        rows = slice(None) if tokens is None else tokens
+        columns = changed[:, rows]
+        columns[..., list(which)] = 0.0
+        changed[:, rows] = columns
+        return changed
+
+    return change
+
+
+@contextmanager
+def zeroed_everywhere(adapter: Adapter, channels: Sequence[Sequence[int]]) -> Iterator[None]:
+    """Set channels[k] to zero after block k, for every block."""
+    with ExitStack() as stack:
+        for block, which in enumerate(channels):
+            stack.enter_context(replace_streams(adapter, block, zero(which)))
+        yield
 
 
 def interventions(
@@ -50,17 +77,6 @@ def interventions(
     others = [list(random_channels(suppressed, hidden_size, draw).channels) for draw in range(2)]
     middle = centre(grid)
     ref = torch.from_numpy(np.asarray(means, np.float32))
-
-    def zero(which: Sequence[int], tokens: torch.Tensor | None = None) -> Change:
-        def change(stream: torch.Tensor) -> torch.Tensor:
-            changed = stream.clone()
-            rows = slice(None) if tokens is None else tokens
-            columns = changed[:, rows]
-            columns[..., list(which)] = 0.0
-            changed[:, rows] = columns
-            return changed
-
-        return change
 
     def replaced(stream: torch.Tensor) -> torch.Tensor:
         changed = stream.clone()
@@ -102,10 +118,13 @@ def effects_section(
     cfg_scale: float,
     means: NDArray[np.floating],
     text_channels: Sequence[int],
+    largest: Sequence[Sequence[int]],
     images: int,
 ) -> Section:
     """Draw with each intervention after block `suppressed.block`, in all branches, and compare with
     the same seeds without one.
+
+    `largest` are the channels of each block, the largest first.
     """
     model, method = gallery.model, Method(cfg_scale)
     seeds = range(SEED, SEED + images)
@@ -119,6 +138,7 @@ def effects_section(
             return replace_streams(model.adapter, suppressed.block, change.hidden, change.text)
 
         drawn[name] = gallery.draw_changed(f"{name} {known}", method, scope, seeds)
+    drawn |= _everywhere(gallery, method, suppressed, largest, seeds)
     found = {name: differences(base, pictures, gallery) for name, pictures in drawn.items()}
     found["blurred picture"] = _blur_control(base)
     locality = _locality(base, drawn["zeroed on middle tokens"], drawn["zeroed"], model.grid)
@@ -137,7 +157,8 @@ def effects_section(
         Figure(
             "effects.png",
             plots.gallery(rows),
-            f"The same seeds untouched and with each intervention after block {suppressed.block}.",
+            f"The same seeds untouched and with each intervention, after block {suppressed.block}"
+            " or after every block.",
         ),
         Figure(
             "effects-intervals.png",
@@ -154,8 +175,55 @@ def effects_section(
         "differences": found,
         "locality": locality,
     }
-    claims = [*_claims(found, suppressed, images), _locality_sentence(locality)]
+    claims = [*_claims(found, suppressed, images), _everywhere_sentence(found)]
+    claims.append(_locality_sentence(locality))
     return Section("What they do", claims, [table], figures, numbers)
+
+
+def _everywhere(
+    gallery: Gallery,
+    method: Method,
+    suppressed: Suppressed,
+    largest: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+) -> dict[str, Pictures]:
+    """Draw with as many of each block's largest channels at zero, and with random ones."""
+    adapter, count = gallery.model.adapter, len(suppressed.channels)
+    top = [list(channels[:count]) for channels in largest]
+    others = [
+        list(random_channels(Suppressed(k, tuple(channels)), adapter.channels, k).channels)
+        for k, channels in enumerate(top)
+    ]
+    return {
+        f"{name}{EVERYWHERE}": gallery.draw_changed(
+            f"{name}{EVERYWHERE} {json.dumps(channels)}",
+            method,
+            partial(zeroed_everywhere, adapter, channels),
+            seeds,
+        )
+        for name, channels in (("zeroed", top), ("random zeroed", others))
+    }
+
+
+def _everywhere_sentence(found: dict[str, dict[str, intervals.Interval]]) -> str:
+    """Compare with arXiv 2605.13974, where pictures collapse without massive channels."""
+
+    def said(name: str) -> str:
+        values = found[name]
+        word = f"large shapes correlate at {values['low_pass_similarity']}"
+        if "class_agreement" in values:
+            word += f" and the judge's class stays in {values['class_agreement']}"
+        return word
+
+    everywhere = found[f"zeroed{EVERYWHERE}"]["low_pass_similarity"]
+    collapses = everywhere.high < COLLAPSED
+    return (
+        "Each block's largest channels, as many, zeroed after every block:"
+        f" {said(f'zeroed{EVERYWHERE}')}; random channels: {said(f'random zeroed{EVERYWHERE}')};"
+        f" after one block: {said('zeroed')}. arXiv 2605.13974 reports that pictures collapse"
+        f" without massive channels; here they {'do' if collapses else 'do not'} (a correlation"
+        f" below {COLLAPSED:g})."
+    )
 
 
 def differences(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intaglio.analysis.channels import causes, detection, model_recorder, variance
+from intaglio.analysis.channels import causes, detection, foreground, model_recorder, variance
 from intaglio.analysis.channels.recorder import Statistics
 from intaglio.analysis.experiments import (
     baselines,
@@ -196,12 +196,14 @@ class _Probe:
         shares = variance.explained(self.model, block, shown, request.steps)
         sections.append(causes.causes_section(statistics, block, shown, shares))
         maps, clean, sigmas = model_recorder.maps(self.model, block, shown, 1, request.steps)
-        sections.append(
-            detection.location_section(maps, clean, sigmas, block, shown, self._prompt_of(1))
-        )
-        self._begin("Changing channels", 8 * request.seeds)
         suppressed = setting.negative
         assert isinstance(suppressed, Suppressed)
+        sections.append(
+            detection.location_section(
+                maps, clean, sigmas, block, shown, self._prompt_of(1), self._foreground(suppressed)
+            )
+        )
+        self._begin("Changing channels", 10 * request.seeds)
         means = statistics["after.mean"][block].mean(0)
         text: list[int] = []
         if statistics.has("text"):
@@ -209,7 +211,13 @@ class _Probe:
             text = text_statistics.massive(block) or text_statistics.largest(block)[:LARGEST]
         sections.append(
             effects.effects_section(
-                self.gallery, suppressed, self.cfg_scale, means, text, request.seeds
+                self.gallery,
+                suppressed,
+                self.cfg_scale,
+                means,
+                text,
+                [channels.largest(k) for k in range(self.model.blocks)],
+                request.seeds,
             )
         )
         found, settings = self._search(channels)
@@ -223,6 +231,19 @@ class _Probe:
         self._begin("Hiding keys", 3 * request.seeds)
         sinks = sink_effects.sinks_section(self.gallery, statistics, self.cfg_scale, request.seeds)
         return [*sections, found, sinks], settings
+
+    def _foreground(self, suppressed: Suppressed) -> foreground.Found:
+        """Compare the foreground of the setting's channels with that of random ones."""
+        self.progress("Clustering tokens", 0.0)
+        others = baselines.random_channels(suppressed, self.source.adapter.channels)
+        channels = [*suppressed.channels, *others.channels]
+        z, images = model_recorder.last_maps(
+            self.model, suppressed.block, channels, range(OBSERVED), self.request.steps
+        )
+        count = len(suppressed.channels)
+        return foreground.compare(
+            z[..., :count], z[..., count:], images, suppressed.block, suppressed.channels
+        )
 
     def _prompt_of(self, seed: int) -> str:
         """Return the prompt or class that `seed` draws."""
