@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -29,13 +30,13 @@ _MODEL_OPTIONS = (
 # The signature is long because typer reads the options from it.
 def probe(
     context: typer.Context,
-    source: Annotated[
-        str,
+    sources: Annotated[
+        list[str],
         typer.Argument(
-            metavar="SOURCE",
+            metavar="SOURCE...",
             help="Folder of a diffusers pipeline or a name on the Hub, as for `intaglio export`. Or"
             " a bundle that was exported with --observe, for which the first three questions are"
-            " answered without torch.",
+            " answered without torch. Several with --sweep.",
         ),
     ],
     output: Annotated[
@@ -105,6 +106,14 @@ def probe(
         int,
         typer.Option(min=64, metavar="N", help="Pictures for each experiment with channels."),
     ] = 64,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--sweep",
+            help="Compare the massive channels of several checkpoints, against their width and"
+            " depth, instead of probing one.",
+        ),
+    ] = False,
 ) -> None:
     """Find a model's massive activations, measure what they do, and choose settings for DG.
 
@@ -118,13 +127,21 @@ def probe(
     settings.
     """
     with _one_line_of_errors(output), shown_on(Console(stderr=True)) as progress:
-        if (Path(source) / "bundle.json").is_file():
-            _refuse_model_options(context)
+        source = sources[0]
+        if compare:
+            _refuse_model_options(context, "a sweep")
+            report = _import("sweep").sweep(sources, output, prompts, steps, progress)
+        elif len(sources) > 1:
+            raise usage_error(
+                f"{sources[1]} is a second source; give one, or compare both with --sweep."
+            )
+        elif (Path(source) / "bundle.json").is_file():
+            _refuse_model_options(context, "a bundle")
             from intaglio.analysis.probe.bundle_probe import probe_bundle
 
             report = probe_bundle(Path(source), output, prompts, steps, progress)
         else:
-            model_probe = _import_model_probe()
+            model_probe = _import("model_probe")
             request = model_probe.ProbeRequest(
                 source, output, prompts, judge, weaker, settings, cfg_scale, height, width,
                 steps, images, seeds,
@@ -133,25 +150,25 @@ def probe(
     _print(report, output)
 
 
-def _refuse_model_options(context: typer.Context) -> None:
+def _refuse_model_options(context: typer.Context, what: str) -> None:
     for name in _MODEL_OPTIONS:
         origin = context.get_parameter_source(name)
         if origin is not None and origin.name == "COMMANDLINE":
             raise usage_error(
-                f"--{name.replace('_', '-')} does not apply to a bundle; leave it out, or probe the"
-                " diffusers model."
+                f"--{name.replace('_', '-')} does not apply to {what}; leave it out, or probe"
+                " one diffusers model."
             )
 
 
-def _import_model_probe() -> ModuleType:
-    """Import the probe of diffusers models, which needs torch."""
+def _import(name: str) -> ModuleType:
+    """Import a module of `probe` for diffusers models, which needs torch."""
     from intaglio_export.support.interpreter import check_docstrings
     from intaglio_export.support.quiet import quiet
 
     check_docstrings()
     try:
         with quiet():
-            from intaglio.analysis.probe import model_probe
+            module = import_module(f"intaglio.analysis.probe.{name}")
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing in {"", "intaglio", "intaglio_export"}:
@@ -161,7 +178,7 @@ def _import_model_probe() -> ModuleType:
             ' "intaglio[export,probe]". An observed bundle can be probed without torch.',
             ExitCode.UNAVAILABLE,
         ) from error
-    return model_probe
+    return module
 
 
 @contextmanager

@@ -20,6 +20,8 @@ STATISTICS = "statistics.npz"
 # The folder of measurements of pictures.
 PICTURES = "pictures"
 SETTINGS = "settings.json"
+# The folder of a sweep's statistics.
+CHECKPOINTS = "checkpoints"
 # Packages whose versions a report names; those that need torch may be missing.
 PACKAGES = ("intaglio", "numpy", "onnxruntime", "torch", "diffusers", "transformers")
 
@@ -66,7 +68,7 @@ def check_output(folder: Path) -> None:
     """
     try:
         held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        if held and not held & {PICTURES, STATISTICS, SETTINGS}:
+        if held and not held & {PICTURES, STATISTICS, SETTINGS, CHECKPOINTS}:
             raise ExportError(
                 f"{folder} holds files that are not a report; name another folder with -o."
             )

@@ -178,3 +178,22 @@ def panels(
             axis.set_xlabel(x_label)
             axis.tick_params(labelsize=7)
     return buffer.getvalue()
+
+
+def scatters(
+    x: Mapping[str, Sequence[float]], y: Mapping[str, Sequence[float]], names: Sequence[str]
+) -> bytes:
+    """Draw a panel of named points for each pair of `y` (rows) and `x` (columns, logarithmic)."""
+    with _figure(3.8 * len(x), 2.1 * len(y), len(y), len(x)) as (axes, buffer):
+        for row, (y_label, heights) in zip(axes, y.items(), strict=True):
+            for axis, (x_label, places) in zip(row, x.items(), strict=True):
+                for place, height, name in zip(places, heights, names, strict=True):
+                    axis.plot(place, height, "o", markersize=4, label=name)
+                axis.set_xscale("log")
+                ticks = sorted(set(places))
+                axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+                axis.minorticks_off()
+                axis.margins(0.15)
+                axis.set(xlabel=x_label, ylabel=y_label)
+        axes[0, -1].legend(frameon=False, fontsize=7)
+    return buffer.getvalue()
