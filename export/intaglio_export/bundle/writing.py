@@ -24,6 +24,7 @@ from intaglio_export.passes.decompose import decompose
 from intaglio_export.passes.floor_division import floor_division
 from intaglio_export.passes.multi_head_attention import multi_head_attention
 from intaglio_export.passes.name_axes import name_axes
+from intaglio_export.passes.quantize_dequantize import SCHEMES, quantize_dequantize
 from intaglio_export.passes.quantize_weights import quantize_weights
 from intaglio_export.passes.remove_noop_squeeze import remove_noop_squeeze
 from intaglio_export.passes.share_weights import share_weights
@@ -97,7 +98,8 @@ def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[s
         transpose_weights(model)
         if unit.spec.quantize:
             progress(f"Quantising {unit.spec.path}")
-            quantize_weights(model, unit.spec.quantize, unit.spec.exact)
+            quantize = quantize_dequantize if unit.spec.quantize in SCHEMES else quantize_weights
+            quantize(model, unit.spec.quantize, unit.spec.exact)
         models.append(model)
     folder = (work / units[0].spec.path).parent
     folder.mkdir(parents=True, exist_ok=True)
