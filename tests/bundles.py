@@ -69,7 +69,7 @@ SUITE: list[dict[str, Any]] = [
     {"family": "dit", "observe": True},
     *(
         {"family": "sd3", "quantize": name}
-        for name in ("int8", "int4", "int8-dynamic", "fp8", "int8-qdq")
+        for name in ("int8", "int4", "int8-dynamic", "fp8", "int8-qdq", "fp4")
     ),
     {"family": "sd3", "text_encoders": "none"},
 ]

@@ -50,9 +50,14 @@ class GraphSpec:
     @property
     def cpu(self) -> str | None:
         """The path of the variant for ONNX Runtime on the CPU, or None if there is no variant."""
-        if self.dtype == torch.float32 and not self.rewrites_attention:
+        if self.quantize == "fp4" or (self.dtype == torch.float32 and not self.rewrites_attention):
             return None
         return f"{self.path.removesuffix('.onnx')}.cpu.onnx"
+
+    @property
+    def simulated(self) -> str | None:
+        """The path of a form that is only run to measure errors, of FP4, which the CPU lacks."""
+        return f"{self.path.removesuffix('.onnx')}.fp4.onnx" if self.quantize == "fp4" else None
 
     @property
     def decomposed(self) -> str | None:

@@ -41,6 +41,7 @@ class Quantize(enum.StrEnum):
     int8_dynamic = "int8-dynamic"
     fp8 = "fp8"
     int8_qdq = "int8-qdq"
+    fp4 = "fp4"
 
 
 class TextEncoders(enum.StrEnum):
@@ -53,7 +54,7 @@ class TextEncoders(enum.StrEnum):
 
 LAYOUTS = tuple(Layout)
 QUANTIZE = tuple(Quantize)
-QDQ = (Quantize.fp8, Quantize.int8_qdq)
+QDQ = (Quantize.fp8, Quantize.int8_qdq, Quantize.fp4)
 # Schemes that store rows of D_0 and D_m as differences from the row of D_c, named by `anchor`.
 ANCHORED = (Quantize.int8_dynamic, *QDQ)
 

@@ -16,13 +16,14 @@ from intaglio_export.options import QDQ
 
 # The largest relative error. Low-precision matmuls may round in other places than torch's.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-# The same for quantised weights. The measured error is written to the manifest.
+# The same for quantised products. The measured error is written to the manifest.
 QUANTIZED_TOLERANCE = {
     "int8": 0.05,
     "int8-dynamic": 0.15,
     "int4": 0.4,
     "int8-qdq": 0.15,
     "fp8": 0.4,
+    "fp4": 0.8,
 }
 # The largest errors that Q/DQ may have on the model's own runs, of any row: of the forward, and of
 # each difference of branches. FP8 with one scale a tensor, without differences, has twice as much.
@@ -166,12 +167,15 @@ def _check_budget(scheme: str, errors: Errors) -> None:
     unconditional, degraded = (errors.differences[name] for name in ("unconditional", "degraded"))
     if errors.outputs <= BUDGET and max(unconditional, degraded) <= DIFFERENCE_BUDGET:
         return
-    ways = [f"--quantize {other}" for other in QDQ if other == "int8-qdq" != scheme]
+    ways = {
+        "fp4": "with --quantize fp8, --quantize int8-qdq or ",
+        "fp8": "with --quantize int8-qdq or ",
+    }
     raise ExportError(
         f"--quantize {scheme} changes this model too much: on its own runs the forward is off by"
         f" up to {errors.outputs:.1%}, D_c - D_0 by {unconditional:.1%} and D_c - D_m by"
         f" {degraded:.1%}, where {BUDGET:.0%} of the forward and {DIFFERENCE_BUDGET:.0%} of each"
-        f" difference are allowed; export {' or '.join([*ways, 'without --quantize'])}."
+        f" difference are allowed; export {ways.get(scheme, '')}without --quantize."
     )
 
 

@@ -109,6 +109,20 @@ class Maker:
             self.graph.register_initializer(value)
         return self.graph.initializers[name]
 
+    def constant(self, name: str, value: NDArray[np.generic] | np.generic) -> ir.Value:
+        """Return an initializer that nodes share."""
+        name = f"shared_{name}"
+        if name not in self.graph.initializers:
+            tensor = ir.tensor(np.asarray(value), name=name)
+            made = ir.Value(
+                name=name,
+                shape=ir.Shape(np.shape(value)),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
+            self.graph.register_initializer(made)
+        return self.graph.initializers[name]
+
     def picked(self, x: ir.Value, channels: Sequence[int], before: ir.Node) -> ir.Value:
         """Return `channels` of `x`."""
         if ("picked", x) not in self.shared:

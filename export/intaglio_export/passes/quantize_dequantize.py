@@ -1,7 +1,8 @@
 """Put QuantizeLinear and DequantizeLinear around matrix products, for engines of TensorRT-RTX.
 
-Only standard operators are used, so that the graph also runs on the CPU, with the same rounding.
-What multiplies integers or FP8 numbers are products of the transformer's blocks. Kept as they are:
+Only standard operators are used, so that the graph also runs on the CPU, with the same rounding;
+but for FP4, which ONNX Runtime does not know (`simulate_fp4.py`). Quantised are products
+of the transformer's blocks. Kept as they are:
 
 - products whose result is added to the residual stream, such as the second of an MLP, because their
   error stays in the stream;
@@ -44,13 +45,19 @@ class _Type:
     largest: float
 
 
-SCHEMES = {"fp8": _Type(ml_dtypes.float8_e4m3fn, 448.0), "int8-qdq": _Type(np.int8, 127.0)}
+FP8 = _Type(ml_dtypes.float8_e4m3fn, 448.0)
+FP4 = _Type(ml_dtypes.float4_e2m1fn, 6.0)
+SCHEMES = {"fp8": FP8, "int8-qdq": _Type(np.int8, 127.0), "fp4": FP4}
+# FP4 has a scale in FP8 for each block of this many numbers.
+BLOCK = 16
+# The operator that finds the scales of blocks, in TensorRT's domain: it has no standard one.
+DOMAIN, DYNAMIC = "trt", "TRT_FP4DynamicQuantize"
 # What a value passes without becoming part of another product.
 _PASSING = {
     "Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat",
     "Gather", "Einsum", "Mul", "Add", *NORMS,
 }  # fmt: skip
-_SMALLEST = 1e-30
+SMALLEST = 1e-30
 
 
 def quantize_dequantize(model: ir.Model, scheme: str, massive: Sequence[int] = ()) -> None:
@@ -60,7 +67,9 @@ def quantize_dequantize(model: ir.Model, scheme: str, massive: Sequence[int] = (
 
     Precondition: weights are the right operand of MatMul.
     """
-    made = _Maker(model.graph, SCHEMES[scheme])
+    made = (_BlockMaker if scheme == "fp4" else _Maker)(model.graph, SCHEMES[scheme])
+    if scheme == "fp4":
+        model.opset_imports[DOMAIN] = 1
     streams = streams_of(model.graph)
     anchors = Anchors(model, made)
     for node in [node for node in model.graph if is_quantizable(node) and _is_of_block(node)]:
@@ -72,9 +81,9 @@ def quantize_dequantize(model: ir.Model, scheme: str, massive: Sequence[int] = (
         if weight.dtype != ir.DataType.FLOAT and rounded is not None and rounded.op_type == "Cast":
             x = rounded.inputs[0]
             assert x is not None
-        if (anchor := anchors.of(x)) is None:
-            continue
         values = np.asarray(weight.const_value.numpy()).astype(np.float32)
+        if (anchor := anchors.of(x)) is None or (scheme == "fp4" and len(values) % BLOCK):
+            continue
         reads = len(values) > max(massive, default=0) and reads_stream(x, streams)
         made.product(node, x, values, anchor, list(massive) if reads else [])
         if not weight.uses():
@@ -147,9 +156,8 @@ class _Maker(Maker):
         operand, scale = self._operands[x]
         rest = values.copy()
         rest[exact] = 0.0
-        columns = np.maximum(np.abs(rest).max(axis=0), _SMALLEST)
-        stored = self.weight(of, "quantized", self._rounded(rest / columns))
-        result = self.node(of, "MatMul", operand, self._back(of, stored, dtype))
+        columns = np.maximum(np.abs(rest).max(axis=0), SMALLEST)
+        result = self.node(of, "MatMul", operand, self.matrix(of, rest / columns, dtype))
         last = of
         if dtype != ir.DataType.FLOAT:
             last, *others = (use.node for use in of.outputs[0].uses())
@@ -168,12 +176,19 @@ class _Maker(Maker):
         if last is not of:
             self.graph.remove(of, safe=True)
 
-    def _rounded(self, values: NDArray[np.float32]) -> NDArray[np.generic]:
-        """Return `values` up to 1 as numbers of the type."""
+    def matrix(self, of: ir.Node, values: NDArray[np.float32], dtype: ir.DataType) -> ir.Value:
+        """Return the weights `values`, which are up to 1, quantised and back in `dtype`."""
         values = values * np.float32(self._type.largest)
         if self._type.dtype is np.int8:
             values = np.rint(values)
-        return values.astype(self._type.dtype)
+        stored = self.weight(of, "quantized", values.astype(self._type.dtype))
+        return self._back(of, stored, dtype)
+
+    def operand(self, of: ir.Node, part: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Return the activations `part`, which are up to 1, quantised and back in `dtype`."""
+        step = self.constant("step", np.float32(1 / self._type.largest))
+        zero = self.constant("zero", np.zeros((), self._type.dtype))
+        return self._back(of, self.node(of, "QuantizeLinear", part, step, zero), dtype)
 
     def _operand(
         self,
@@ -194,12 +209,9 @@ class _Maker(Maker):
         last = self.constant("last_axis", np.array([-1], np.int64))
         size = self.node(of, "Abs", difference)
         largest = self.node(of, "ReduceMax", size, last, keepdims=1)
-        scale = self.node(of, "Max", largest, self.constant("tiny", np.float32(_SMALLEST)))
+        scale = self.node(of, "Max", largest, self.constant("tiny", np.float32(SMALLEST)))
         part = self.node(of, "Div", difference, scale)
-        step = self.constant("step", np.float32(1 / self._type.largest))
-        zero = self.constant("zero", np.zeros((), self._type.dtype))
-        stored = self.node(of, "QuantizeLinear", part, step, zero)
-        return self._back(of, stored, dtype), scale
+        return self.operand(of, part, dtype), scale
 
     def _back(self, of: ir.Node, stored: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Return quantised numbers as numbers up to 1 in `dtype`."""
@@ -223,16 +235,38 @@ class _Maker(Maker):
             self._own[anchor] = self.node(of, "Unsqueeze", same, axes)
         return self._own[anchor]
 
-    def constant(self, name: str, value: NDArray[np.generic] | np.generic) -> ir.Value:
-        """Return an initializer that nodes share."""
-        name = f"qdq_{name}"
-        if name not in self.graph.initializers:
-            tensor = ir.tensor(np.asarray(value), name=name)
-            made = ir.Value(
-                name=name,
-                shape=ir.Shape(np.shape(value)),
-                type=ir.TensorType(tensor.dtype),
-                const_value=tensor,
-            )
-            self.graph.register_initializer(made)
-        return self.graph.initializers[name]
+
+class _BlockMaker(_Maker):
+    """Makes products of numbers with a scale for each block.
+
+    A scale is a number in FP8 times the step 1 / (448 * 6), so that blocks reach up to 1.
+    """
+
+    def matrix(self, of: ir.Node, values: NDArray[np.float32], dtype: ir.DataType) -> ir.Value:
+        """Return the weights `values`, which are up to 1, quantised and back in `dtype`."""
+        blocks = values.reshape(-1, BLOCK, values.shape[1])
+        scales = (np.abs(blocks).max(axis=1) * FP8.largest).astype(FP8.dtype)
+        sizes = scales.astype(np.float32)[:, None] / (FP8.largest * FP4.largest)
+        numbers = np.divide(blocks, sizes, out=np.zeros_like(blocks), where=sizes > 0)
+        stored = self.weight(of, "quantized", numbers.reshape(values.shape).astype(FP4.dtype))
+        of_blocks = self.weight(of, "blocks", scales)
+        return self._back_of_blocks(of, stored, of_blocks, 0, dtype)
+
+    def operand(self, of: ir.Node, part: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Return the activations `part`, which are up to 1, quantised and back in `dtype`."""
+        if dtype != ir.DataType.FLOAT:
+            part = self.node(of, "Cast", part, to=dtype.value)
+        given = {"axis": -1, "block_size": BLOCK, "scale_type": ir.DataType.FLOAT8E4M3FN.value}
+        made = self.add(of, DYNAMIC, (part, self._step(dtype)), DOMAIN, 2, given)
+        stored, scales = made.outputs
+        return self._back_of_blocks(of, stored, scales, 2, dtype)
+
+    def _back_of_blocks(
+        self, of: ir.Node, stored: ir.Value, scales: ir.Value, axis: int, dtype: ir.DataType
+    ) -> ir.Value:
+        sizes = self.node(of, "DequantizeLinear", scales, self._step(dtype))
+        return self.node(of, "DequantizeLinear", stored, sizes, axis=axis, block_size=BLOCK)
+
+    def _step(self, dtype: ir.DataType) -> ir.Value:
+        step = np.asarray(1 / (FP8.largest * FP4.largest), np.float32)
+        return self.constant("block_step", step.astype(dtype.numpy()))
