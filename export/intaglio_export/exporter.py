@@ -17,6 +17,7 @@ from intaglio_export.bundle.manifest import BundleParts, Suppression, build_mani
 from intaglio_export.bundle.tokenizer_tables import write_table
 from intaglio_export.bundle.writing import Progress, Stage, release, write_stages
 from intaglio_export.calibration.calibrate import calibrate
+from intaglio_export.calibration.massive import ChannelStatistics
 from intaglio_export.calibration.recipes import Recipe, find_recipe
 from intaglio_export.calibration.runs import branched
 from intaglio_export.calibration.selection import (
@@ -102,14 +103,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
     settings = ModelSettings(max_sequence_length=length).over(settings)
     _check_templates(adapter, length)
-    progress(_MEASURING, 0.1)
-    steps: list[Inputs] = []
-    statistics = calibrate(
-        adapter,
-        length,
-        lambda share: progress(_MEASURING, 0.1 + 0.15 * share),
-        record=steps.append,
-    )
+    statistics, steps = _measure(adapter, length, progress)
     if request.text_encoders == "none":
         _drop_encoders(adapter)
     choice = settings.channel_choice() or ChannelChoice("auto")
@@ -124,6 +118,19 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
             request, source, settings, suppression, max_abs, graphs, work, progress
         )
     return ExportResult(manifest, errors, remarks)
+
+
+def _measure(
+    adapter: Adapter, length: int, progress: Progress
+) -> tuple[ChannelStatistics, list[Inputs]]:
+    """Return statistics of the channels, and the transformer's inputs in the measured runs."""
+    progress(_MEASURING, 0.1)
+    steps: list[Inputs] = []
+
+    def show(share: float) -> None:
+        progress(_MEASURING, 0.1 + 0.15 * share)
+
+    return calibrate(adapter, length, show, record=steps.append), steps
 
 
 def _check_templates(adapter: Adapter, length: int) -> None:
