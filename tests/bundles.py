@@ -67,7 +67,10 @@ SUITE: list[dict[str, Any]] = [
     *({"family": name} for name in FAMILIES),
     {"family": "sd3", "observe": True},
     {"family": "dit", "observe": True},
-    *({"family": "sd3", "quantize": name} for name in ("int8", "int4", "int8-dynamic")),
+    *(
+        {"family": "sd3", "quantize": name}
+        for name in ("int8", "int4", "int8-dynamic", "fp8", "int8-qdq", "fp4")
+    ),
     {"family": "sd3", "text_encoders": "none"},
 ]
 

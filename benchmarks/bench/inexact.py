@@ -12,7 +12,8 @@ from benchmarks.bench.runtimes import FORKED, Runtime, intaglio_runtime
 from benchmarks.bench.sections import SHIPPED, Effort, middle, workload_of
 from benchmarks.bench.workload import Workload
 from intaglio_export.exporter import export_bundle
-from intaglio_export.options import QUANTIZE, ExportRequest
+from intaglio_export.options import ExportRequest
+from intaglio_export.passes.quantize_weights import WEIGHT_BITS
 
 PROMPT = "an ankle boot"
 # Schedules for the shipped model (docs/performance.md).
@@ -35,7 +36,7 @@ def inexact(model: Model, effort: Effort) -> list[dict[str, Any]]:
     if shipped.is_dir():
         embeds = intaglio.Pipeline.open(shipped, device="cpu").embed(PROMPT, "")
         options = {"prompt_embeds": embeds, "ma_channels": []}
-    bundles = {FORKED: exact} | {scheme: quantised(model, scheme) for scheme in QUANTIZE}
+    bundles = {FORKED: exact} | {scheme: quantised(model, scheme) for scheme in WEIGHT_BITS}
     runs = {
         name: intaglio_runtime(path, effort.threads, **options) for name, path in bundles.items()
     }

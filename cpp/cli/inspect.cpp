@@ -110,7 +110,7 @@ Json describe_engines(const std::filesystem::path& bundle) {
 
 Json describe_quantized(const Bundle& bundle) {
   Json json = {{"scheme", bundle.quantized}};
-  if (bundle.quantized == "int8-dynamic") {
+  if (bundle.transformer().takes(Role::anchor) || bundle.quantized == "int8-dynamic") {
     json["activations"] = bundle.transformer().takes(Role::anchor)
                               ? "a scale per token, D_0 and D_m as differences from D_c"
                               : "a scale per tensor";

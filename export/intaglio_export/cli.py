@@ -70,13 +70,16 @@ def export(
     quantize: Annotated[
         Quantize | None,
         typer.Option(
-            help="Store the weights of the transformer's matrix products as integers, for ONNX"
-            " Runtime on the CPU. int8 and int4 quantise weights only, in blocks of 32."
+            help="Quantise the transformer's matrix products. fp8, int8-qdq and fp4 are for engines"
+            " of TensorRT-RTX and combine with --dtype; others are for ONNX Runtime on the CPU."
+            " int8 and int4 quantise weights only, in blocks of 32."
             " int8-dynamic also quantises activations while the model runs, those of D_0 and D_m"
             " as differences from D_c, so it needs --layout forked; it is meant for processors with"
-            " VNNI, and others may saturate. The result is not exact: the errors of one forward"
+            " VNNI, and others may saturate. Those for engines do this too, but keep products"
+            " that write the residual stream. The result is not exact: the errors of one forward"
             " pass, of D_c - D_0 and of D_c - D_m are measured and written to the manifest. Massive"
-            " channels, hidden states, modulation and gates stay float32."
+            " channels, hidden states, modulation and gates stay float32. Those for engines"
+            " are refused if a forward is off by more than 15 % or a difference by more than 25 %."
         ),
     ] = None,
     block: Annotated[

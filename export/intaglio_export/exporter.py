@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from intaglio_export.adapters import Adapter
+from intaglio_export.adapters.base import Inputs
 from intaglio_export.adapters.schedulers import check_scheduler
 from intaglio_export.bundle import output_folder
 from intaglio_export.bundle.chat_template import around_prompt
@@ -16,7 +17,9 @@ from intaglio_export.bundle.manifest import BundleParts, Suppression, build_mani
 from intaglio_export.bundle.tokenizer_tables import write_table
 from intaglio_export.bundle.writing import Progress, Stage, release, write_stages
 from intaglio_export.calibration.calibrate import calibrate
+from intaglio_export.calibration.massive import ChannelStatistics
 from intaglio_export.calibration.recipes import Recipe, find_recipe
+from intaglio_export.calibration.runs import branched
 from intaglio_export.calibration.selection import (
     check_guidance,
     check_size,
@@ -28,10 +31,11 @@ from intaglio_export.graph_specs import ExportUnit
 from intaglio_export.networks.encoders import text_encoder_unit, vae_decoder_unit, vae_encoder_unit
 from intaglio_export.networks.transformer_graphs import transformer_units
 from intaglio_export.options import (
+    ANCHORED,
+    QDQ,
     ChannelChoice,
     ExportRequest,
     ModelSettings,
-    Quantize,
     check_quantize,
     parse_lora,
     read_settings,
@@ -99,8 +103,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
     settings = ModelSettings(max_sequence_length=length).over(settings)
     _check_templates(adapter, length)
-    progress(_MEASURING, 0.1)
-    statistics = calibrate(adapter, length, lambda share: progress(_MEASURING, 0.1 + 0.15 * share))
+    statistics, steps = _measure(adapter, length, progress)
     if request.text_encoders == "none":
         _drop_encoders(adapter)
     choice = settings.channel_choice() or ChannelChoice("auto")
@@ -109,11 +112,25 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
         remarks += disagreement(recipe.name, suppression, statistics)
     max_abs = [round(float(value), 4) for value in statistics.max_abs]
     exact = tuple(sorted({c for k in range(len(max_abs)) for c in statistics.massive(k)}))
+    graphs = _transformer(request, adapter, suppression, exact, steps)
     with output_folder.replacing(request.output) as work:
         manifest, errors = _write(
-            request, source, settings, suppression, max_abs, exact, work, progress
+            request, source, settings, suppression, max_abs, graphs, work, progress
         )
     return ExportResult(manifest, errors, remarks)
+
+
+def _measure(
+    adapter: Adapter, length: int, progress: Progress
+) -> tuple[ChannelStatistics, list[Inputs]]:
+    """Return statistics of the channels, and the transformer's inputs in the measured runs."""
+    progress(_MEASURING, 0.1)
+    steps: list[Inputs] = []
+
+    def show(share: float) -> None:
+        progress(_MEASURING, 0.1 + 0.15 * share)
+
+    return calibrate(adapter, length, show, record=steps.append), steps
 
 
 def _check_templates(adapter: Adapter, length: int) -> None:
@@ -165,7 +182,7 @@ def _write(
     settings: ModelSettings,
     suppression: Suppression,
     max_abs: list[float],
-    exact: tuple[int, ...],
+    graphs: dict[str, ExportUnit],
     work: Path,
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, float]]:
@@ -177,7 +194,6 @@ def _write(
     pipeline = adapter.pipeline
     assert settings.max_sequence_length is not None
     prompt = adapter.prompt(settings.max_sequence_length)
-    graphs = _transformer(request, adapter, suppression.block, exact)
     encoders = prompt.encoders if prompt and request.text_encoders != "none" else {}
     texts = {
         name: text_encoder_unit(getattr(pipeline, name), name, layout, adapter.dtype)
@@ -225,16 +241,36 @@ def _write(
 
 
 def _transformer(
-    request: ExportRequest, adapter: Adapter, block: int, exact: tuple[int, ...]
+    request: ExportRequest,
+    adapter: Adapter,
+    suppression: Suppression,
+    exact: tuple[int, ...],
+    steps: list[Inputs],
 ) -> dict[str, ExportUnit]:
-    """Return the transformer's graphs, quantised as asked but for the channels `exact`."""
-    anchored = request.quantize == Quantize.int8_dynamic
-    graphs = transformer_units(adapter, request.layout, block, request.observe, anchored=anchored)
+    """Return the transformer's graphs, quantised as asked but for the channels `exact`.
+
+    `steps` are the inputs of the model's own runs.
+    """
+    graphs = transformer_units(
+        adapter,
+        request.layout,
+        suppression.block,
+        request.observe,
+        anchored=request.quantize in ANCHORED,
+    )
     if not request.quantize:
         return graphs
-    return {
-        name: replace(unit, spec=replace(unit.spec, quantize=request.quantize, exact=exact))
-        for name, unit in graphs.items()
+    runs: list[Inputs] = []
+    quantized = list(graphs)
+    if request.quantize in QDQ:
+        quantized, runs = ["forked"], branched(adapter, steps, suppression)
+    return graphs | {
+        name: replace(
+            graphs[name],
+            spec=replace(graphs[name].spec, quantize=request.quantize, exact=exact),
+            runs=runs,
+        )
+        for name in quantized
     }
 
 

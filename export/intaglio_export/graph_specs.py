@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,8 +35,8 @@ class GraphSpec:
 
     `dtype` is the type of matrix products. With `rewrites_attention` ONNX Runtime gets a graph of
     its own, because it has a better operator than the standard one for attention without a mask.
-    `quantize` is a scheme of `passes/quantize_weights.py`, which keeps the channels `exact` of the
-    hidden states in float32.
+    `quantize` is a scheme of `passes/quantize_weights.py` or `passes/quantize_dequantize.py`, which
+    keep the channels `exact` of the hidden states in float32.
     """
 
     path: str
@@ -49,9 +50,14 @@ class GraphSpec:
     @property
     def cpu(self) -> str | None:
         """The path of the variant for ONNX Runtime on the CPU, or None if there is no variant."""
-        if self.dtype == torch.float32 and not self.rewrites_attention:
+        if self.quantize == "fp4" or (self.dtype == torch.float32 and not self.rewrites_attention):
             return None
         return f"{self.path.removesuffix('.onnx')}.cpu.onnx"
+
+    @property
+    def simulated(self) -> str | None:
+        """The path of a form that is only run to measure errors, of FP4, which the CPU lacks."""
+        return f"{self.path.removesuffix('.onnx')}.fp4.onnx" if self.quantize == "fp4" else None
 
     @property
     def decomposed(self) -> str | None:
@@ -76,7 +82,8 @@ class ExportUnit:
     `multiples` lists axes whose size must be a multiple of a number (image sides), and `maxima` the
     largest size of axes. `vocabulary` is the number of token ids or classes. Traced sizes are at
     least 2, because torch.export treats 0 and 1 as constants. `fed_by` is the unit whose outputs
-    are inputs of this one.
+    are inputs of this one. `runs` are inputs of the model's own runs by role, on which errors of
+    Q/DQ are measured (`calibration/runs.py`).
     """
 
     module: torch.nn.Module
@@ -86,6 +93,7 @@ class ExportUnit:
     maxima: dict[str, int]
     vocabulary: int = 1
     fed_by: ExportUnit | None = None
+    runs: Sequence[Mapping[str, torch.Tensor]] = ()
 
     def example_inputs(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Return random inputs of the traced sizes, in order."""

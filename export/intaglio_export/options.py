@@ -33,11 +33,15 @@ class Dtype(enum.StrEnum):
 
 
 class Quantize(enum.StrEnum):
-    """How the weights of the transformer's matrix products become integers."""
+    """How the transformer's matrix products are quantised: for ONNX Runtime on the CPU, or as
+    QuantizeLinear and DequantizeLinear (Q/DQ) for engines of TensorRT-RTX."""
 
     int8 = "int8"
     int4 = "int4"
     int8_dynamic = "int8-dynamic"
+    fp8 = "fp8"
+    int8_qdq = "int8-qdq"
+    fp4 = "fp4"
 
 
 class TextEncoders(enum.StrEnum):
@@ -50,6 +54,9 @@ class TextEncoders(enum.StrEnum):
 
 LAYOUTS = tuple(Layout)
 QUANTIZE = tuple(Quantize)
+QDQ = (Quantize.fp8, Quantize.int8_qdq, Quantize.fp4)
+# Schemes that store rows of D_0 and D_m as differences from the row of D_c, named by `anchor`.
+ANCHORED = (Quantize.int8_dynamic, *QDQ)
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class ExportRequest:
     `source` and `config` are as in `sources.open_source`, and `loras` as in `parse_lora`.
     `block` and `channels` (as in `parse_channels`) override the file `settings`, which overrides
     the source's own settings.json, which overrides a recipe. With `observe` the transformer also
-    outputs what its blocks compute, as in `transformer_units`. `quantize` needs float32.
+    outputs what its blocks compute, as in `transformer_units`. `quantize` needs float32,
+    unless it is one of `QDQ`.
     """
 
     source: str | Path
@@ -90,15 +98,15 @@ def check_quantize(request: ExportRequest) -> None:
         return
     if request.quantize not in QUANTIZE:
         raise usage_error(f"--quantize {request.quantize}: expected {' or '.join(QUANTIZE)}.")
-    if request.dtype != Dtype.float32:
+    if request.dtype != Dtype.float32 and request.quantize not in QDQ:
         raise usage_error(
             f"--quantize {request.quantize} works with --dtype float32 only, because everything but"
             f" the weights stays float32; leave out --quantize or --dtype {request.dtype}."
         )
-    if request.quantize == Quantize.int8_dynamic and request.layout == Layout.dual:
+    if request.quantize in ANCHORED and request.layout == Layout.dual:
         raise usage_error(
-            "--quantize int8-dynamic stores D_m as differences from D_c, which --layout dual does"
-            " not run beside it; use --layout forked or another --quantize."
+            f"--quantize {request.quantize} stores D_m as differences from D_c, which --layout dual"
+            " does not run beside it; use --layout forked, or --quantize int8 or int4."
         )
 
 

@@ -48,7 +48,7 @@ BAD_FLAGS = {
     "--arch sm120,sm_86": (2, "sm_86 is not a target; it is spelled sm86."),
     "--arch=": (2, "(empty) is not a target"),
     "--precision float16": (2, "export again with --dtype float16"),
-    "--precision fp8": (2, "would need a calibration that treats massive channels"),
+    "--precision fp8": (2, "export again with --quantize fp8 or int8-qdq"),
     "--precision double": (2, "is not one of float32, float16, bfloat16"),
     "--profile batch=0": (2, "batch is 1 to 1024 images"),
     "--profile batch=2:1:4": (2, "is not in order; give MIN:OPT:MAX"),

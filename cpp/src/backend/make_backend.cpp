@@ -90,6 +90,26 @@ std::vector<DeviceName> preferred_devices(const Bundle& bundle, DeviceChoice& ch
   return devices;
 }
 
+// Whether the bundle has QuantizeLinear and DequantizeLinear for engines (docs/decisions/0023).
+bool is_for_engines(const Bundle& bundle) {
+  return bundle.quantized == "fp8" || bundle.quantized == "int8-qdq" || bundle.quantized == "fp4";
+}
+
+// Whether the device has kernels for the bundle's quantised products, if there are any.
+bool has_kernels(const DeviceName& device, const Bundle& bundle) {
+  const bool engines = device.kind == "tensorrt-rtx" || device.kind == "tensorrt";
+  if (is_for_engines(bundle)) return engines || (device.kind == "cpu" && bundle.quantized != "fp4");
+  return device.kind == "cpu" || bundle.quantized != "int8-dynamic";
+}
+
+UnavailableError no_kernels(const std::string& device, const Bundle& bundle) {
+  std::string able = is_for_engines(bundle) ? "tensorrt-rtx" : "cpu";
+  if (is_for_engines(bundle) && bundle.quantized != "fp4") able += " or cpu";
+  return UnavailableError(device + " has no kernels for the " + bundle.quantized +
+                          " weights of the bundle: use --device " + able +
+                          ", or export the model again without --quantize");
+}
+
 // Says what is in the way of a device that nobody has asked for. A plugin takes 0.1 s to load, so
 // those for any GPU are left alone where Linux has none.
 Obstacle obstacle_of(const DeviceName& device, const OnnxRuntimeLibrary& library) {
@@ -101,13 +121,14 @@ Obstacle obstacle_of(const DeviceName& device, const OnnxRuntimeLibrary& library
 std::shared_ptr<Backend> make_for_best_device(const BackendOptions& options, const Bundle& bundle) {
   DeviceChoice choice;
   const DeviceName cpu{.kind = "cpu"};
-  if (!bundle.quantized.empty()) {
+  if (!bundle.quantized.empty() && !is_for_engines(bundle)) {
     choice.reason = "the bundle has " + bundle.quantized + " weights, which run on the CPU only";
     return make_for_device(cpu, options, bundle, choice);
   }
   mention_engines(bundle, choice);
   const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
   for (const DeviceName& device : preferred_devices(bundle, choice)) {
+    if (!has_kernels(device, bundle)) continue;
     const Obstacle obstacle = obstacle_of(device, library);
     if (obstacle.reason.empty()) return make_for_device(device, options, bundle, choice);
     const std::string why = to_string(device) + ": " + describe(obstacle);
@@ -117,6 +138,7 @@ std::shared_ptr<Backend> make_for_best_device(const BackendOptions& options, con
     if (nvidia && (gpu_unavailable_reason().empty() || is_installed(device)))
       append(choice.note, why);
   }
+  if (!has_kernels(cpu, bundle)) throw no_kernels("the CPU", bundle);
   return make_for_device(cpu, options, bundle, choice);
 }
 
@@ -137,12 +159,8 @@ std::shared_ptr<Backend> make_backend(const BackendOptions& options, const Bundl
   BackendOptions resolved = options;
   const OnnxRuntimeLibrary& library = load_onnxruntime(options.onnxruntime_library);
   use_plugin_library(options.provider_library);
-  if (bundle.quantized == "int8-dynamic" && device.kind != "auto" && device.kind != "cpu") {
-    throw UnavailableError(
-        "device " + to_string(device) +
-        " has no kernels for the int8-dynamic weights of the bundle: use --device "
-        "cpu, or export the model again without --quantize");
-  }
+  if (device.kind != "auto" && !has_kernels(device, bundle))
+    throw no_kernels("device " + to_string(device), bundle);
   // Whoever has no NPU should not have to choose the only precision of NPUs first.
   if (device.which == "npu") require_device(device, library);
   resolved.precision = check_precision(device, options.precision);

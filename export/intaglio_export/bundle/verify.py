@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +12,22 @@ import torch
 from intaglio_export.adapters.packing import positions
 from intaglio_export.errors import ExportError
 from intaglio_export.graph_specs import ExportUnit, GraphSpec, TensorSpec
+from intaglio_export.options import QDQ
 
 # The largest relative error. Low-precision matmuls may round in other places than torch's.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-# The same for quantised weights. The measured error is written to the manifest.
-QUANTIZED_TOLERANCE = {"int8": 0.05, "int8-dynamic": 0.15, "int4": 0.4}
+# The same for quantised products. The measured error is written to the manifest.
+QUANTIZED_TOLERANCE = {
+    "int8": 0.05,
+    "int8-dynamic": 0.15,
+    "int4": 0.4,
+    "int8-qdq": 0.15,
+    "fp8": 0.4,
+    "fp4": 0.8,
+}
+# The largest errors that Q/DQ may have on the model's own runs, of any row: of the forward, and of
+# each difference of branches. FP8 with one scale a tensor, without differences, has twice as much.
+BUDGET, DIFFERENCE_BUDGET = 0.15, 0.25
 # Values of `keep`: full suppression, partial suppression, none.
 KEEP_LEVELS = (0.0, 0.3, 1.0)
 
@@ -61,9 +72,11 @@ CASES = (
 
 @dataclass(frozen=True)
 class Reference:
-    """The inputs of a graph in order, and torch's outputs for them."""
+    """The inputs of a graph in order, and torch's outputs for them. They are random, or those of
+    the model's `own` runs."""
 
     case: Case
+    own: bool
     inputs: Sequence[torch.Tensor]
     outputs: Sequence[torch.Tensor]
 
@@ -71,7 +84,10 @@ class Reference:
 @dataclass(frozen=True)
 class Errors:
     """The largest relative errors of a row: of the outputs, and of D_c - D_0 (`unconditional`) and
-    D_c - D_m (`degraded`) where the inputs were `branched`."""
+    D_c - D_m (`degraded`) where the inputs were `branched`.
+
+    They are those on the model's own runs, if the unit has any.
+    """
 
     outputs: float
     differences: dict[str, float]
@@ -97,12 +113,14 @@ def open_session(path: Path, dtype: torch.dtype = torch.float32) -> ort.Inferenc
 
 @torch.no_grad()
 def reference(unit: ExportUnit, seed: int = 0) -> list[Reference]:
-    """Return random inputs for each case, and the outputs of the torch module for them."""
+    """Return random inputs for each case and those of the model's own runs, and the outputs of the
+    torch module for them."""
     generator = torch.Generator().manual_seed(seed)
-    references = []
-    for case in CASES:
-        case = replace(case, branched=_is_branched(unit.spec))
-        inputs = _case_inputs(unit, case, generator)
+    cases = [replace(case, branched=_is_branched(unit.spec)) for case in CASES]
+    given = [(case, _case_inputs(unit, case, generator)) for case in cases]
+    given += [(_case_of(run), [run[spec.role] for spec in unit.spec.inputs]) for run in unit.runs]
+    references: list[Reference] = []
+    for case, inputs in given:
         outputs = unit.module(*inputs)
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
         if not all(output.isfinite().all() for output in outputs):
@@ -110,8 +128,13 @@ def reference(unit: ExportUnit, seed: int = 0) -> list[Reference]:
             if unit.spec.dtype != torch.float32:
                 why = "it overflows, or its weights are damaged; try --dtype float32."
             raise ExportError(f"The part for {unit.spec.path} gives NaN or infinity itself: {why}")
-        references.append(Reference(case, inputs, outputs))
+        references.append(Reference(case, len(references) >= len(CASES), inputs, outputs))
     return references
+
+
+def _case_of(run: Mapping[str, torch.Tensor]) -> Case:
+    """Return the rows of a forward of the model's own runs. Only random inputs need sizes."""
+    return Case(len(run["branch"]), len(run["anchor"]), 0, 0, 0, branched=True)
 
 
 def verify(spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> Errors:
@@ -127,8 +150,32 @@ def verify(spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> Er
     paths += [spec.cpu] if spec.cpu else []
     paths += [spec.decomposed] if spec.decomposed and spec.dtype != torch.float16 else []
     found = [_verify(path, spec, folder, references) for path in paths]
-    return Errors(
+    errors = Errors(
         max(errors.outputs for errors in found), _largest(errors.differences for errors in found)
+    )
+    if spec.quantize in QDQ:
+        _check_budget(spec.quantize, errors)
+    return errors
+
+
+def _check_budget(scheme: str, errors: Errors) -> None:
+    """Check the errors of Q/DQ on the model's own runs.
+
+    Raises:
+        ExportError: one exceeds the budget.
+    """
+    unconditional, degraded = (errors.differences[name] for name in ("unconditional", "degraded"))
+    if errors.outputs <= BUDGET and max(unconditional, degraded) <= DIFFERENCE_BUDGET:
+        return
+    ways = {
+        "fp4": "with --quantize fp8, --quantize int8-qdq or ",
+        "fp8": "with --quantize int8-qdq or ",
+    }
+    raise ExportError(
+        f"--quantize {scheme} changes this model too much: on its own runs the forward is off by"
+        f" up to {errors.outputs:.1%}, D_c - D_0 by {unconditional:.1%} and D_c - D_m by"
+        f" {degraded:.1%}, where {BUDGET:.0%} of the forward and {DIFFERENCE_BUDGET:.0%} of each"
+        f" difference are allowed; export {ways.get(scheme, '')}without --quantize."
     )
 
 
@@ -137,8 +184,7 @@ def _verify(path: str, spec: GraphSpec, folder: Path, references: Sequence[Refer
         session = open_session(folder / path, spec.dtype)
     except Exception as error:  # ONNX Runtime raises errors of several classes
         raise ExportError(f"ONNX Runtime cannot open {path}: {error}") from error
-    worst = 0.0
-    differences: list[dict[str, float]] = []
+    found: list[Errors] = []
     for case in references:
         feeds = {s.name: x.numpy() for s, x in zip(spec.inputs, case.inputs, strict=True)}
         try:
@@ -146,16 +192,20 @@ def _verify(path: str, spec: GraphSpec, folder: Path, references: Sequence[Refer
         except Exception as error:
             raise ExportError(f"ONNX Runtime cannot run {path}: {error}") from error
         pairs = [(torch.from_numpy(g), e) for g, e in zip(got, case.outputs, strict=True)]
-        worst = max(worst, *(_error(g, e) for g, e in pairs))
-        if case.case.branched:
-            differences.append(_difference_errors(*pairs[0], case.case))
+        branched = case.case.branched
+        differences = _difference_errors(*pairs[0], case.case) if branched else {}
+        found.append(Errors(max(_error(g, e) for g, e in pairs), differences))
+    worst = max(errors.outputs for errors in found)
     limit = QUANTIZED_TOLERANCE[spec.quantize] if spec.quantize else TOLERANCE[spec.dtype]
     if worst > limit:
         raise ExportError(
             f"The graph {path} differs from the torch model by {worst:.2e} (relative),"
             f" more than {limit:.0e}; nothing was written."
         )
-    return Errors(worst, _largest(differences))
+    own = [errors for errors, case in zip(found, references, strict=True) if case.own] or found
+    return Errors(
+        max(errors.outputs for errors in own), _largest(errors.differences for errors in own)
+    )
 
 
 def _is_branched(spec: GraphSpec) -> bool:

@@ -24,9 +24,11 @@ from intaglio_export.passes.decompose import decompose
 from intaglio_export.passes.floor_division import floor_division
 from intaglio_export.passes.multi_head_attention import multi_head_attention
 from intaglio_export.passes.name_axes import name_axes
+from intaglio_export.passes.quantize_dequantize import SCHEMES, quantize_dequantize
 from intaglio_export.passes.quantize_weights import quantize_weights
 from intaglio_export.passes.remove_noop_squeeze import remove_noop_squeeze
 from intaglio_export.passes.share_weights import share_weights
+from intaglio_export.passes.simulate_fp4 import simulate_fp4
 from intaglio_export.passes.split_in_groups import split_in_groups
 from intaglio_export.passes.strip_metadata import strip_metadata
 from intaglio_export.passes.transpose_weights import transpose_weights
@@ -72,6 +74,9 @@ def _write_stages(stages: Sequence[Stage], work: Path, progress: Progress) -> di
         for unit, expected in zip(stage.units, references, strict=True):
             progress(f"Verifying {unit.spec.path}", (len(errors) + 0.5) / total)
             errors[unit.spec.path] = verify(unit.spec, work, expected)
+            if unit.spec.simulated:
+                for file in work.glob(f"{unit.spec.simulated}*"):
+                    file.unlink()
     return errors
 
 
@@ -97,7 +102,8 @@ def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[s
         transpose_weights(model)
         if unit.spec.quantize:
             progress(f"Quantising {unit.spec.path}")
-            quantize_weights(model, unit.spec.quantize, unit.spec.exact)
+            quantize = quantize_dequantize if unit.spec.quantize in SCHEMES else quantize_weights
+            quantize(model, unit.spec.quantize, unit.spec.exact)
         models.append(model)
     folder = (work / units[0].spec.path).parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +114,12 @@ def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[s
             decomposed = ir.load(work / unit.spec.path)  # a clone would share types with `model`
             decompose(decomposed)
             save_graph(decomposed, work / unit.spec.decomposed)
+        if unit.spec.simulated:
+            simulated = ir.load(work / unit.spec.path)
+            simulate_fp4(simulated)
+            cast_matmuls_to_float32(simulated)
+            path = work / unit.spec.simulated
+            ir.save(simulated, path, external_data=f"{path.name}.data")
         if unit.spec.cpu:
             if unit.spec.dtype != torch.float32:
                 cast_matmuls_to_float32(model)

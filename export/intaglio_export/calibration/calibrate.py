@@ -33,11 +33,13 @@ def calibrate(
     max_sequence_length: int,
     progress: Callable[[float], None] = lambda share: None,
     seed: int = 0,
+    record: Callable[[Inputs], None] = lambda inputs: None,
 ) -> ChannelStatistics:
     """Return statistics of every block from short sampling runs of the model.
 
     Each prompt starts from its own noise and takes `STEPS` steps of the pipeline's own scheduler,
-    so the timesteps range from pure noise to almost none. `progress` gets the share that is done.
+    so the timesteps range from pure noise to almost none. `progress` gets the share that is done,
+    and `record` the transformer's inputs at each step, with a row for each of `PROMPTS`.
 
     Large models get smaller images to limit the time: 24 x 24 tokens up to a quarter of a billion
     parameters, down to 8 x 8 at 2 billion. A model with a fixed image size keeps it. SD3-medium
@@ -71,6 +73,7 @@ def calibrate(
                 "latent": latent,
                 "timestep": timestep.float().expand(len(PROMPTS)),
             }
+            record(inputs)
             last = -1
             prediction = adapter.run(inputs, current_part)
             latent = scheduler.step(prediction, timestep, latent, return_dict=False)[0]

@@ -19,11 +19,17 @@ from intaglio_export.engines.checks import check_engine, check_residual, remarks
 from intaglio_export.engines.estimate import activation_estimate
 from intaglio_export.engines.key import EngineSettings, component_key
 from intaglio_export.engines.network import WEIGHT_STREAMING, BuildSpec
-from intaglio_export.engines.packages import Package, open_package, parse_targets
+from intaglio_export.engines.packages import (
+    Package,
+    open_package,
+    parse_targets,
+    targets_with,
+)
 from intaglio_export.engines.profiles import input_shapes, parse_profiles
 from intaglio_export.engines.residual import block_sums, op_layer, residual_types
 from intaglio_export.engines.worker import build_apart
 from intaglio_export.errors import ExitCode, ExportError, usage_error
+from intaglio_export.options import QDQ
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 # The size of a plan without its weights, measured: 0.5 MB for 39 nodes, and 15 MB for 722 nodes.
@@ -91,10 +97,11 @@ def plan_build(request: BuildRequest) -> BuildPlan:
         _check_precision(request.precision)
     targets = parse_targets(request.backend, request.arch) if request.arch else None
     manifest = read_manifest(request.bundle)
-    if quantized := manifest["transformer"].get("quantized"):
+    scheme = manifest["transformer"].get("quantized", {}).get("scheme")
+    if scheme and scheme not in QDQ:
         raise ExportError(
-            f"The transformer of {request.bundle} has {quantized['scheme']} weights for ONNX"
-            " Runtime, but engines need float weights; export again without --quantize."
+            f"The transformer of {request.bundle} has {scheme} weights for ONNX Runtime; for"
+            f" engines export again without --quantize, or with --quantize {' or '.join(QDQ)}."
         )
     if request.precision not in (None, manifest["dtype"]):
         raise usage_error(
@@ -106,7 +113,7 @@ def plan_build(request: BuildRequest) -> BuildPlan:
     settings = EngineSettings(
         request.backend,
         package.version,
-        targets or parse_targets(request.backend, request.arch),
+        targets_with(scheme, targets, request.backend, request.bundle),
         manifest["dtype"],
         profiles,
         (WEIGHT_STREAMING,) if request.low_memory else (),
@@ -128,8 +135,8 @@ def _check_precision(precision: str) -> None:
         return
     if precision.startswith(("fp8", "float8", "int8", "fp4", "float4", "int4", "nvfp4")):
         raise usage_error(
-            f"--precision {precision} would need a calibration that treats massive channels"
-            f" separately, which does not exist; give one of {', '.join(PRECISIONS)}."
+            f"--precision {precision}: an engine has the types of its graph; export again with"
+            f" --quantize {' or '.join(QDQ)}, and give one of {', '.join(PRECISIONS)} here."
         )
     raise usage_error(f"--precision {precision} is not one of {', '.join(PRECISIONS)}.")
 

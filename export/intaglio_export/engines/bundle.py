@@ -13,6 +13,7 @@ from typing import Any
 
 import jsonschema
 import onnx
+import onnx_ir as ir
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from intaglio_export.bundle.output_folder import MANIFEST, SCHEMA_VERSION
@@ -58,7 +59,7 @@ class Component:
         """Bytes of the weights in an engine, which stores weights in the type they are cast to."""
         casts = {n.input[0]: n.attribute[0].i for n in self.graph.graph.node if n.op_type == "Cast"}
         return sum(
-            math.prod(tensor.dims) * _item_bytes(casts.get(tensor.name, tensor.data_type))
+            math.prod(tensor.dims) * _item_bits(casts.get(tensor.name, tensor.data_type)) // 8
             for tensor in self._initializers(integer=False)
         )
 
@@ -66,14 +67,16 @@ class Component:
     def table_bytes(self) -> int:
         """Bytes of integer tables, such as T5's relative positions, which an engine may fold."""
         return sum(
-            math.prod(tensor.dims) * _item_bytes(tensor.data_type)
+            math.prod(tensor.dims) * _item_bits(tensor.data_type) // 8
             for tensor in self._initializers(integer=True)
         )
 
     def _initializers(self, integer: bool) -> Iterator[onnx.TensorProto]:
+        nodes = self.graph.graph.node
+        quantized = {node.input[0] for node in nodes if node.op_type == "DequantizeLinear"}
         for tensor in self.graph.graph.initializer:
             kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).kind
-            if (kind in "iub") == integer:
+            if (kind in "iub" and tensor.name not in quantized) == integer:
                 yield tensor
 
     @cached_property
@@ -88,8 +91,8 @@ class Component:
         return [self.path, *sorted(weights)]
 
 
-def _item_bytes(dtype: int) -> int:
-    return int(onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize)
+def _item_bits(dtype: int) -> int:
+    return ir.DataType(dtype).bitwidth
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

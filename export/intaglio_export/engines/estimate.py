@@ -17,6 +17,7 @@ from onnx import helper, inliner, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from intaglio_export.engines.profiles import Shape
+from intaglio_export.passes.quantize_dequantize import BLOCK, DOMAIN
 
 _WORKSPACE = 8 << 20  # measured: every engine needs this in addition
 _SMALL = 64  # values of tensors up to this size are followed: shapes, but not weights
@@ -103,6 +104,13 @@ class _Shapes:
                 self._values[name] = array
 
     def _infer(self, node: onnx.NodeProto, names: Sequence[str]) -> None:
+        if node.domain == DOMAIN:  # TensorRT's, with numbers and the scales of their blocks
+            shape = self._shape(names[0])
+            blocks = [*shape[:-1], shape[-1] // BLOCK]
+            types = ((onnx.TensorProto.FLOAT4E2M1, shape), (onnx.TensorProto.FLOAT8E4M3FN, blocks))
+            for name, (dtype, sizes) in zip(node.output, types, strict=True):
+                self._types[name] = helper.make_tensor_type_proto(dtype, sizes)
+            return
         schema = onnx.defs.get_schema(node.op_type, self._versions[node.domain], node.domain)
         found = shape_inference.infer_node_outputs(
             schema,

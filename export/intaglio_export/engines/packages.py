@@ -7,6 +7,7 @@ import importlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from intaglio_export.errors import ExitCode, ExportError, usage_error
@@ -16,6 +17,8 @@ RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 # Turing is left out, because TensorRT-RTX has no float32 matmul there, and AdaLN's matmuls are
 # float32 in every bundle. The other targets cost nothing: one plan holds them all.
 DEFAULT_TARGETS = RTX_TARGETS[1:]
+# The first compute capability that multiplies the numbers of a quantised bundle.
+_FIRST = {"int8-qdq": 80, "fp8": 89, "fp4": 120}
 BACKENDS = ("tensorrt-rtx", "tensorrt")
 _MODULES = {"tensorrt-rtx": "tensorrt_rtx_bindings", "tensorrt": "tensorrt"}
 _INSTALL = {"tensorrt-rtx": '"intaglio[tensorrt-rtx]"', "tensorrt": "tensorrt"}
@@ -94,6 +97,28 @@ def parse_targets(backend: str, text: str | None) -> tuple[str, ...]:
         if target not in RTX_TARGETS:
             raise usage_error(_no_target(text, target))
     return tuple(target for target in RTX_TARGETS if target in named)
+
+
+def targets_with(
+    scheme: str | None, targets: Sequence[str] | None, backend: str, bundle: Path
+) -> tuple[str, ...]:
+    """Return `targets`, or by default all of `backend` that multiply what `scheme` quantises to.
+
+    Raises:
+        ExportError: a target has no such products.
+    """
+    first = _FIRST.get(scheme or "", 0)
+    able = [target for target in DEFAULT_TARGETS if int(target[2:]) >= first]
+    if targets is None and backend == "tensorrt-rtx":
+        return tuple(able)
+    found = tuple(targets or parse_targets(backend, None))
+    for target in found:
+        if int(target[2:]) < first:
+            raise usage_error(
+                f"{target} has no {scheme} products, which {bundle} needs: build for some of"
+                f" {', '.join(able)}, or export again without --quantize {scheme}."
+            )
+    return found
 
 
 def _no_target(text: str, target: str) -> str:

@@ -27,15 +27,21 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 
 from intaglio_export.networks.suppress import DOMAIN
 from intaglio_export.passes.delta_coding import DEQUANTIZE, QUANTIZE, ZERO, add_functions
+from intaglio_export.passes.products import (
+    Anchors,
+    Maker,
+    is_quantizable,
+    reads_stream,
+    replace,
+    streams_of,
+)
 
 WEIGHT_BITS = {"int8": 8, "int4": 4, "int8-dynamic": 8}
 BLOCK = 32
-# Smaller weights are not quantised, because they would save nothing.
-SMALLEST = 2048
 
 
 def quantize_weights(model: ir.Model, scheme: str, massive: Sequence[int] = ()) -> None:
-    """Quantise the MatMuls with constant weights [K, N] of `SMALLEST` elements or more.
+    """Quantise the MatMuls with constant weights [K, N] of `products.SMALLEST` elements or more.
 
     `scheme` is a key of `WEIGHT_BITS`; `massive` lists channels of the hidden states. Matmuls over
     conditioning vectors (Gemm: time, pooled prompt, AdaLN) are not changed.
@@ -44,16 +50,18 @@ def quantize_weights(model: ir.Model, scheme: str, massive: Sequence[int] = ()) 
     Postcondition: the only such MatMuls left are those of massive channels.
     """
     made = _Maker(model.graph)
-    streams = _streams(model.graph)
-    anchors = _Anchors(model, made)
-    found = [(node, anchors.of(node.inputs[0])) for node in model.graph if _is_quantizable(node)]
+    streams = streams_of(model.graph)
+    anchors = Anchors(model, made)
+    if anchors.given:
+        add_functions(model)
+    found = [(node, anchors.of(node.inputs[0])) for node in model.graph if is_quantizable(node)]
     for node, anchor in found:
         x, weight = node.inputs
         assert x is not None
         assert weight is not None
         assert weight.const_value is not None
         values = np.asarray(weight.const_value.numpy())
-        reads = len(values) > max(massive, default=0) and _reads_stream(x, streams)
+        reads = len(values) > max(massive, default=0) and reads_stream(x, streams)
         split = list(massive) if reads else []
         rest = values.copy()
         rest[split] = 0.0
@@ -73,54 +81,12 @@ def quantize_weights(model: ir.Model, scheme: str, massive: Sequence[int] = ()) 
             )
             result = made.node(node, "Add", result, exact)
         if added:
-            _replace(added[0], result)
+            replace(added[0], result)
             model.graph.remove(node, safe=True)
         else:
-            _replace(node, result)
+            replace(node, result)
         if not weight.uses():
             del model.graph.initializers[weight.name or ""]
-
-
-def _is_quantizable(node: ir.Node) -> bool:
-    if node.op_type != "MatMul" or node.domain:
-        return False
-    weight = node.inputs[1]
-    return (
-        weight is not None
-        and weight.is_initializer()
-        and weight.dtype == ir.DataType.FLOAT
-        and weight.shape is not None
-        and len(weight.shape) == 2
-        and weight.const_value is not None
-        and weight.const_value.size >= SMALLEST
-    )
-
-
-def _streams(graph: ir.Graph) -> set[ir.Value]:
-    """Return the residual streams, which end in a LayerNormalization, and all their summands."""
-    found: set[ir.Value] = set()
-    waiting = [node.inputs[0] for node in graph if node.op_type == "LayerNormalization"]
-    while waiting:
-        value = waiting.pop()
-        if value is None or value in found:
-            continue
-        found.add(value)
-        node = value.producer()
-        if node is not None and node.op_type == "Add":
-            waiting += node.inputs
-    return found
-
-
-def _reads_stream(x: ir.Value, streams: set[ir.Value]) -> bool:
-    """Return whether `x` is a residual stream or a modulated LayerNorm of one."""
-    node = x.producer()
-    if x in streams:
-        return True
-    if node is None:
-        return False
-    if node.op_type in ("Add", "Mul"):
-        return any(_reads_stream(v, streams) for v in node.inputs if v is not None)
-    return node.op_type == "LayerNormalization"
 
 
 def _bias(product: ir.Node) -> tuple[ir.Node, ir.Value] | None:
@@ -135,90 +101,8 @@ def _bias(product: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     return uses[0].node, bias
 
 
-class _Anchors:
-    """The rows that rows are quantised as differences from, before the fork and after it.
-
-    The graph takes them as its input `anchor`, if it has one.
-    """
-
-    def __init__(self, model: ir.Model, made: _Maker) -> None:
-        inputs = {value.name: value for value in model.graph.inputs}
-        self._before = inputs.get("anchor")
-        if self._before is None:
-            return
-        add_functions(model)
-        branch = inputs["branch"]
-        self._after = made.node(model.graph[0], "Gather", self._before, branch, axis=0)
-        self._forked = {branch}
-        for node in model.graph:
-            if not self._forked.isdisjoint(value for value in node.inputs if value is not None):
-                self._forked.update(node.outputs)
-
-    def of(self, x: ir.Value | None) -> ir.Value | None:
-        """Return the anchors of the rows of `x`, or None if it is not [rows, tokens, channels]."""
-        shape = None if x is None else x.shape
-        if self._before is None or shape is None or len(shape) != 3 or isinstance(shape[0], int):
-            return None
-        return self._after if x in self._forked else self._before
-
-
-def _replace(node: ir.Node, result: ir.Value) -> None:
-    """Replace the output of `node` by `result`."""
-    old = node.outputs[0]
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-    result.type, result.shape = old.type, old.shape
-    graph.remove(node, safe=True)
-
-
-class _Maker:
-    """Adds nodes and weights to a graph. Nodes that several matmuls share are added once."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
-        self._shared: dict[tuple[str, ir.Value], ir.Node] = {}
-
-    def node(
-        self, before: ir.Node, op_type: str, *inputs: ir.Value, domain: str = "", **given: int
-    ) -> ir.Value:
-        """Insert a node in front of `before` and return its output."""
-        return self._add(before, op_type, inputs, domain, 1, given).outputs[0]
-
-    def _add(
-        self,
-        before: ir.Node,
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        domain: str,
-        outputs: int,
-        given: dict[str, int],
-    ) -> ir.Node:
-        attributes = [ir.AttrInt64(name, value) for name, value in given.items()]
-        node = ir.Node(domain, op_type, inputs, attributes, num_outputs=outputs)
-        self._graph.insert_before(before, node)  # this names the node and its outputs
-        return node
-
-    def weight(self, of: ir.Node, role: str, values: NDArray[np.generic]) -> ir.Value:
-        """Return an initializer with `values`, added once."""
-        name = f"{of.inputs[1].name}_{role}" if of.inputs[1] is not None else role
-        if name not in self._graph.initializers:
-            tensor = ir.tensor(np.asarray(values, order="C"), name=name)
-            value = ir.Value(
-                name=name,
-                shape=ir.Shape(values.shape),
-                type=ir.TensorType(tensor.dtype),
-                const_value=tensor,
-            )
-            self._graph.register_initializer(value)
-        return self._graph.initializers[name]
-
-    def picked(self, x: ir.Value, channels: Sequence[int], before: ir.Node) -> ir.Value:
-        """Return `channels` of `x`."""
-        if ("picked", x) not in self._shared:
-            index = self.weight(before, "channels", np.array(channels, np.int64))
-            self._shared["picked", x] = self._add(before, "Gather", (x, index), "", 1, {"axis": -1})
-        return self._shared["picked", x].outputs[0]
+class _Maker(Maker):
+    """Makes products of integers."""
 
     def weight_only(
         self, of: ir.Node, x: ir.Value, values: NDArray[np.float32], bits: int
@@ -256,12 +140,12 @@ class _Maker:
         """
         scale = np.maximum(np.abs(values).max(axis=0), np.finfo(np.float32).tiny) / 127
         rounded = np.rint(values / scale).astype(np.int8)
-        if ("dynamic", x) not in self._shared:
+        if ("dynamic", x) not in self.shared:
             kept = np.ones(len(values), np.float32)
             kept[list(exact)] = 0.0
             read = (x, anchor, self.weight(of, "kept", kept))
-            self._shared["dynamic", x] = self._add(of, QUANTIZE, read, DOMAIN, 2, {})
-        quantized, x_scale = self._shared["dynamic", x].outputs
+            self.shared["dynamic", x] = self.add(of, QUANTIZE, read, DOMAIN, 2, {})
+        quantized, x_scale = self.shared["dynamic", x].outputs
         zero = self.weight(of, "zero", np.array(ZERO, np.uint8))
         product = self.node(of, "MatMulInteger", quantized, self.weight(of, "int8", rounded), zero)
         columns = self.weight(of, "scale", scale.astype(np.float32))
