@@ -34,6 +34,8 @@ def fill(file: Path, part: Part, checkpoint: Checkpoint, dtype: torch.dtype) -> 
         ExportError: they are not exactly the tensors of such a network.
     """
     network = weights.empty(part.cls, part.folder, part.name)
+    if file.suffix == gguf_file.SUFFIX and hasattr(getattr(network, "model", None), "visual"):
+        network.model.visual = None  # llama.cpp has it in another file, and no prompt needs it
     expected = weights.shapes_of(network)
     state = checkpoint.read(dtype)
     if not isinstance(network, diffusers.ModelMixin):
