@@ -32,6 +32,15 @@ CHATML = (
     "{{ '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
 )
 
+# A start token, the system's message and the user's, whose parts may be pictures.
+INSTRUCT = (
+    "{{ bos_token }}{%- for message in messages %}"
+    "{%- set name = {'system': 'SYSTEM_PROMPT', 'user': 'INST'}[message.role] %}"
+    "{{ '[' + name + ']' }}{%- for part in message.content %}"
+    "{{ part.text if part.type == 'text' else '[IMG]' }}{%- endfor %}{{ '[/' + name + ']' }}"
+    "{%- endfor %}"
+)
+
 
 def make_backend(pattern: str, size: int = 700, more: Sequence[str] = ()) -> Tokenizer:
     """A BPE trained on the prompts and on `more`, with words split by `pattern`."""
@@ -64,8 +73,10 @@ def qwen_like(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def mistral_like() -> PreTrainedTokenizerFast:
-    """Like Mistral's: whole words before merges, and a start token."""
+def mistral_like(
+    more: Sequence[str] = (), template: str | None = None, padding_side: str = "right"
+) -> PreTrainedTokenizerFast:
+    """Like Mistral's: whole words before merges, and a start token. `more` are special tokens."""
     state = json.loads(make_backend(TEKKEN, 900).to_str())
     state["model"]["ignore_merges"] = True
     state["model"]["vocab"]["ĠQzx"] = len(state["model"]["vocab"])  # no merges lead to it
@@ -74,7 +85,9 @@ def mistral_like() -> PreTrainedTokenizerFast:
         tokenizer_object=backend,
         bos_token="<s>",
         pad_token="<pad>",
-        additional_special_tokens=["[INST]", "[/INST]"],
+        additional_special_tokens=["[INST]", "[/INST]", *more],
+        chat_template=template,
+        padding_side=padding_side,
     )
     start = [("<s>", tokenizer.bos_token_id)]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(

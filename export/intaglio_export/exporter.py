@@ -208,6 +208,7 @@ def _write(
             work / layout.tokenizer,
             lowercase=layout.lowercase,
             template=layout.template,
+            pads_left=layout.pads_left,
         )
     stages = [
         Stage(adapter.transformer, list(graphs.values())),

@@ -78,6 +78,7 @@ void bind_config(py::module_& module) {
       .FIELD(max_image_seq_len)
       .FIELD(time_shift_type)
       .FIELD(shift_terminal)
+      .FIELD(spacing)
       .FIELD(linspace_sigmas)
       .FIELD(empirical_mu)
       .FIELD(beta_start)

@@ -8,8 +8,9 @@ namespace intaglio::python {
 void bind_tokenizer(py::module_& module) {
   py::class_<Tokens>(module, "Tokens", "What a tokenizer made of a text.")
       .def_readonly("ids", &Tokens::ids, "Token ids, padded to the requested length.")
-      .def_readonly("used", &Tokens::used,
-                    "How many ids there are before the padding, special tokens included.")
+      .def_readonly("begin", &Tokens::begin,
+                    "How many ids of padding there are on the left; 0 if it is on the right.")
+      .def_readonly("used", &Tokens::used, "How many ids are not padding, special tokens included.")
       .def_readonly("truncated", &Tokens::truncated, "Whether a part of the text was cut.");
   py::class_<Tokenizer>(
       module, "Tokenizer",

@@ -149,6 +149,11 @@ class Tokens:
     What a tokenizer made of a text.
     """
     @property
+    def begin(self) -> int:
+        """
+        How many ids of padding there are on the left; 0 if it is on the right.
+        """
+    @property
     def ids(self) -> list[int]:
         """
         Token ids, padded to the requested length.
@@ -161,7 +166,7 @@ class Tokens:
     @property
     def used(self) -> int:
         """
-        How many ids there are before the padding, special tokens included.
+        How many ids are not padding, special tokens included.
         """
 
 class Tokenizer:
@@ -185,6 +190,7 @@ class SchedulerConfig:
     empirical_mu: bool
     linspace_sigmas: bool
     set_alpha_to_one: bool
+    spacing: str
     time_shift_type: str
     timestep_spacing: str
     type: str

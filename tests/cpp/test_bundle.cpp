@@ -207,7 +207,7 @@ INSTANTIATE_TEST_SUITE_P(
     Sampling, BadManifest,
     testing::Values(Change{"/scheduler/type", "DDIMScheduler", "DDIMScheduler"},
                     Change{"/scheduler/shift", 0.0, "shift must be"},
-                    Change{"/scheduler/use_beta_sigmas", true, "scheduler.use_beta_sigmas"},
+                    Change{"/scheduler/invert_sigmas", true, "scheduler.invert_sigmas"},
                     Change{"/sigmas", "cosine", "sigmas is something"},
                     Change{"/defaults/steps", 0, "defaults.steps must be from 1"},
                     Change{"/defaults/ma_keep", {0, 1.5}, "ma-keep 1.5"},

@@ -28,7 +28,7 @@ from intaglio_export.sources import open_source
 from tests.export import original
 from tests.export.gguf_files import Kind, State, finish, write
 from tests.export.sources import assert_same, edit
-from tests.families import z_image
+from tests.families import qwen_image, z_image
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 KINDS = [
@@ -231,6 +231,34 @@ def test_qwen3_in_its_folder(tmp_path: Path) -> None:
     assert "of the kind gemma3" in refusal(base)
     shutil.copy(folder / "qwen3.gguf", folder / "another.gguf")
     assert "several .gguf files, another.gguf and qwen3.gguf" in refusal(base)
+
+
+def test_qwen2_5_vl_in_its_folder(tmp_path: Path) -> None:
+    """Its eye is in another file of llama.cpp's; prompts are encoded without it."""
+    pipeline = qwen_image.make_pipeline()
+    pipeline.save_pretrained(base := tmp_path / "qwen-image")
+    folder = base / "text_encoder"
+    state = pipeline.text_encoder.state_dict()
+    (folder / "model.safetensors").unlink()
+    text = {
+        name.replace("model.language_model.", "").replace("lm_head.", "output."): tensor
+        for name, tensor in state.items()
+        if ".visual." not in name
+    }
+    held = write(folder / "Qwen2.5-VL.gguf", by_llama(text, QWEN3), Kind.F16, "qwen2vl")
+    found = open_source(base).adapter.pipeline
+    names = [name for name in state if ".visual." not in name]
+    weights = found.text_encoder.state_dict()
+    assert {*weights} == {*names}
+    for name, tensor in zip(names, held.values(), strict=True):
+        assert name == "lm_head.weight" or torch.equal(weights[name].float(), tensor), name
+    pipeline.text_encoder.load_state_dict(
+        dict(zip(names, held.values(), strict=True)), strict=False
+    )
+    found.text_encoder.float()
+    with torch.no_grad():
+        ours, theirs = (one.encode_prompt("a boot")[0] for one in (found, pipeline))
+    assert torch.equal(ours, theirs)
 
 
 def refusal(source: Path, config: Path | None = None) -> str:

@@ -53,19 +53,57 @@ for stored, dtype, width in CASES:
 # As stored, as exported, and channels.
 CASES = (("float32", "float32", 1024), ("float16", "float16", 1536), ("float32", "float16", 1536))
 
+# The transformer is in memory, and has more numbers in its activations than in its weights.
+FORWARDS = """
+import pathlib, torch
+from diffusers import ZImagePipeline, ZImageTransformer2DModel
+from intaglio_export.adapters.z_image import ZImageAdapter
+from intaglio_export.bundle.verify import reference
+from intaglio_export.networks.transformer_graphs import transformer_units
+from intaglio_export.precision import store_weights_in
+from tests.families import parts
+
+def size(name):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+transformer = ZImageTransformer2DModel(
+    in_channels=4, dim=512, n_layers=12, n_refiner_layers=1, n_heads=4, n_kv_heads=4,
+    cap_feat_dim=40, axes_dims=[32, 48, 48], axes_lens=[160, 48, 64]).eval()
+store_weights_in(transformer, torch.bfloat16)
+pipeline = ZImagePipeline(None, parts.make_vae(1.0, 0.0), None, None, transformer)
+graphs = transformer_units(ZImageAdapter(pipeline, torch.bfloat16), "forked", 5)
+for name in ("conditioning", "forked"):
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    before = size("VmRSS")
+    reference(graphs[name])
+    print(size("VmHWM") - before, sum(p.nbytes for p in transformer.parameters()))
+"""
+
 
 def test_an_export_holds_its_weights_once(tmp_path: Path) -> None:
-    if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("peaks can be reset on Linux only")
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", f"CASES = {CASES}\n{PROGRAM}", str(tmp_path)],
-        cwd=root, env={"PYTHONPATH": f"{root}:{root / 'export'}"}, capture_output=True, text=True,
-        timeout=480, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()[-len(CASES) :]
+    lines = _run(f"CASES = {CASES}\n{PROGRAM}", tmp_path)[-len(CASES) :]
     for (stored, dtype, _), line in zip(CASES, lines, strict=True):
         peak, weights = map(int, line.split())
         assert weights > REST, "too little to tell"
         assert peak < SHARE * weights + REST, f"{dtype} of {stored}: {peak} for {weights} bytes"
+
+
+def test_a_forward_lets_go_of_its_activations() -> None:
+    for line in _run(FORWARDS)[-2:]:
+        peak, weights = map(int, line.split())
+        assert peak < weights, f"{peak} for {weights} bytes of weights"
+
+
+def _run(program: str, *arguments: object) -> list[str]:
+    """Run `program` in a process of its own, and return the lines that it prints."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("peaks can be reset on Linux only")
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=root, env={"PYTHONPATH": f"{root}:{root / 'export'}"}, capture_output=True, text=True,
+        timeout=480, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""ComfyUI's int8, ConvRot and nvfp4: each weight is what comfy-kitchen computes from the file.
+"""ComfyUI's int8, ConvRot, nvfp4 and mxfp8: each weight as comfy-kitchen computes it from the file.
 
 comfy-kitchen quantises the weights and unpacks them to compare.
 """
@@ -39,6 +39,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"format": "int8_tensorwise", "params": {"convrot": True, "convrot_groupsize": 16}},
     ),
     "nvfp4": ("TensorCoreNVFP4Layout", {}, {"format": "nvfp4"}),
+    "mxfp8": ("TensorCoreMXFP8Layout", {}, {"format": "mxfp8"}),
 }
 
 
@@ -46,7 +47,8 @@ def packed(state: State, layout: str, **options: Any) -> tuple[State, State, lis
     """What ComfyUI stores of `state`, the float32 values that this means, and the layers."""
     stored, meant, layers = {}, {}, []
     for name, tensor in state.items():
-        if is_scaled(name, tensor) and all(size % 16 == 0 for size in tensor.shape):
+        block = 32 if "MXFP8" in layout else 16
+        if is_scaled(name, tensor) and all(size % block == 0 for size in tensor.shape):
             weight = QuantizedTensor.from_float(
                 tensor.float(), layout, scale="recalculate", **options
             )
@@ -155,7 +157,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     **{
         name: (changed("comfy_quant", lambda _, said=said: text(said)), says)
         for name, said, says in (
-            ("mxfp8", {"format": "mxfp8"}, "is quantised (mxfp8)"),
+            ("mxfp8", {"format": "mxfp8"}, "is U8, and is described as mxfp8"),
             ("W4A8", {"format": "asym_w4a8_int8"}, "is quantised (asym_w4a8_int8)"),
             ("turned", {"format": "nvfp4", "convrot": True}, '"convrot": true'),
             ("no JSON", "nvfp4", 'is quantised ("nvfp4")'),

@@ -34,6 +34,7 @@ FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
             FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear"),
             "velocity",
         ),
+        (FlowMatchEulerDiscreteScheduler(shift=3.0, use_beta_sigmas=True), "velocity"),
         (FlowMatchHeunDiscreteScheduler(shift=2.0), "velocity"),
         (DPMSolverMultistepScheduler(**FLOW, flow_shift=3.0), "velocity"),
         (DDIMScheduler(clip_sample=False, timestep_spacing="trailing"), "epsilon"),
@@ -77,11 +78,6 @@ def test_the_shift_that_the_pipeline_falls_back_to_is_written() -> None:
     ("scheduler", "says"),
     [
         (EulerDiscreteScheduler(), "scheduler EulerDiscreteScheduler"),
-        (FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True), "use_karras_sigmas"),
-        (
-            FlowMatchEulerDiscreteScheduler(use_beta_sigmas=True),
-            "use_beta_sigmas: beta sigmas are not supported yet",
-        ),
         (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
         (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
         (DPMSolverMultistepScheduler(), "use_flow_sigmas"),
@@ -92,6 +88,8 @@ def test_the_shift_that_the_pipeline_falls_back_to_is_written() -> None:
                 "algorithm_type": "sde-dpmsolver++",
                 "solver_order": 3,
                 "solver_type": "heun",
+                "use_karras_sigmas": True,
+                "use_beta_sigmas": True,
                 "thresholding": True,
                 "use_lu_lambdas": True,
                 "euler_at_final": True,
@@ -147,9 +145,9 @@ def test_one_is_refused_before_the_model_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = make_pipeline()
-    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(use_exponential_sigmas=True)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     pipeline.save_pretrained(tmp_path / "model")
     monkeypatch.setattr(exporter, "calibrate", None)
-    with pytest.raises(ExportError, match="use_exponential_sigmas"):
+    with pytest.raises(ExportError, match="invert_sigmas"):
         export_bundle(ExportRequest(tmp_path / "model", tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -10,9 +10,17 @@ from diffusers import (
     Flux2Pipeline,
     Flux2Transformer2DModel,
 )
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from tests.byte_level import qwen_like
+from tests.byte_level import INSTRUCT, mistral_like, qwen_like
 
 PLANTED = 7
 TIME = 6.0
@@ -71,14 +79,19 @@ def make_pipeline(distilled: bool) -> Flux2KleinPipeline:
 
 
 def make_dev() -> Flux2Pipeline:
-    """Distilled guidance, and no text model."""
+    """Distilled guidance, and prompts that Mistral 3 encodes.
+
+    The tokenizer stands in for its processor, which needs torchvision.
+    """
     torch.manual_seed(0)
+    special = ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]"]
+    tokenizer = mistral_like(special, INSTRUCT, padding_side="left")
     return Flux2Pipeline(
         transformer=make_transformer(guidance=True),
         scheduler=make_scheduler(),
         vae=make_vae(),
-        text_encoder=None,
-        tokenizer=None,
+        text_encoder=make_mistral3(tokenizer),
+        tokenizer=tokenizer,
     )
 
 
@@ -102,6 +115,31 @@ def make_qwen3(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
     )
     return Qwen3ForCausalLM(config).eval()
+
+
+def make_mistral3(tokenizer: PreTrainedTokenizerFast) -> Mistral3ForConditionalGeneration:
+    """A layer more than the pipeline takes, heads wider than their share, and a small eye."""
+    text = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH // 3,
+        intermediate_size=24,
+        num_hidden_layers=31,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        sliding_window=None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = PixtralVisionConfig(
+        hidden_size=16, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2,
+        image_size=28, patch_size=14,
+    )  # fmt: skip
+    config = Mistral3Config(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+    )
+    return Mistral3ForConditionalGeneration(config).eval()
 
 
 def make_vae() -> AutoencoderKLFlux2:

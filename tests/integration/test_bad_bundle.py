@@ -183,7 +183,7 @@ def test_not_a_manifest(command: Command, tmp_path: Path, content: bytes, says: 
         (("scheduler", "type"), "DDIMScheduler", "DDIMScheduler"),
         (("scheduler", "type"), "DPMSolverMultistepScheduler", "use_flow_sigmas is missing"),
         (("scheduler", "shift"), -1, "shift must be a finite number above 0"),
-        (("scheduler", "use_karras_sigmas"), True, "scheduler.use_karras_sigmas"),
+        (("scheduler", "invert_sigmas"), True, "scheduler.invert_sigmas"),
         ((*ENCODER, "graph", "outputs", 0), DELETED, "has no output of role hidden"),
         ((*ENCODER, "graph", "outputs", 1, "axes"), [], "has no fixed last axis"),
         (("prompt", "text", 0, "length"), 17, "is longer than what its encoders give"),

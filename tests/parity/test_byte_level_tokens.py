@@ -274,6 +274,8 @@ def test_what_the_runtime_does_not_follow_is_named() -> None:
         ("words", {"a b": 1}, 'has the word "a b", which is not made of bytes'),
         ("words", [], "has words that are not an object"),
         ("template", ["a"], "has a template that is not a pair of texts"),
+        ("left_pad_token_id", "a", "has a left_pad_token_id that is not a token id"),
+        ("removed", 1, "has a removed that is not a text"),
         ("pad_token_id", None, "has a pad_token_id that is not a token id"),
         ("pattern", {"sets": []}, "lacks alternatives"),
         ("pattern", {"sets": [[[5, 4]]], "alternatives": []}, "has a set whose ranges"),

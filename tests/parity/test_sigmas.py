@@ -141,6 +141,55 @@ def test_sigmas_of_the_pipeline(
         assert both[0].sigmas == both[1].sigmas
 
 
+@settings(deadline=None)
+@given(
+    steps=st.integers(1, 200),
+    spacing=st.sampled_from(["karras", "exponential", "beta"]),
+    linspace=st.booleans(),
+    dynamic=st.booleans(),
+    shift=st.floats(0.3, 12),
+    shift_terminal=st.sampled_from([None, 0.02]),
+)
+@example(steps=1, spacing="beta", linspace=True, dynamic=False, shift=1.0, shift_terminal=None)
+def test_spacings(
+    steps: int,
+    spacing: str,
+    linspace: bool,
+    dynamic: bool,
+    shift: float,
+    shift_terminal: float | None,
+) -> None:
+    """Euler's only. Chroma's pipeline gives its own sigmas, and Stable Diffusion 3's does not."""
+    assume(shift_terminal is None or steps > 1)
+    config: dict[str, Any] = {"shift": shift, "use_dynamic_shifting": dynamic}
+    words = {f"use_{spacing}_sigmas": True, "shift_terminal": shift_terminal}
+    theirs = reference("euler", **config, **words)
+    mu = calculate_shift(1024) if dynamic else None
+    if linspace:
+        theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    else:
+        theirs.set_timesteps(steps, mu=mu)
+    config |= {"linspace_sigmas": linspace, "shift_terminal": shift_terminal or 0.0}
+    ours = schedule("euler", steps, 1024, **config, spacing=spacing)
+    assert_equal(ours, theirs.sigmas, theirs.timesteps)
+    heun = [schedule("heun", steps, 64, **config, spacing=x).sigmas for x in ("", spacing)]
+    assert heun[0] == heun[1]
+    with pytest.raises(_core.UsageError, match=f"dpmpp-2m has no {spacing} sigmas: use euler"):
+        schedule("dpmpp-2m", steps, 64, **config, spacing=spacing)
+
+
+def test_a_bundle_with_beta_sigmas_runs(tmp_path: Path) -> None:
+    scheduler = {"type": "FlowMatchEulerDiscreteScheduler", "use_beta_sigmas": True, "shift": 3.0}
+    pipeline = make_bundle(tmp_path / "b", scheduler)
+    theirs = reference("euler", use_beta_sigmas=True, shift=3.0)
+    theirs.set_timesteps(7)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(1))
+    ours = pipeline.generate(class_label=0, latents=x, steps=7).latents
+    for timestep in theirs.timesteps:
+        x = theirs.step(velocity(x, float(timestep)), timestep, x, return_dict=False)[0]
+    assert np.linalg.norm(ours - x.numpy()) <= 1e-5 * np.linalg.norm(x.numpy())
+
+
 def velocity(x: torch.Tensor, timestep: float) -> torch.Tensor:
     """The model of the bundle."""
     t = torch.tensor(timestep / 1000, dtype=torch.float32)

@@ -35,6 +35,9 @@ struct SchedulerConfig {
   int max_image_seq_len = 4096;
   std::string time_shift_type = "exponential";  // or linear
   double shift_terminal = 0.0;                  // 0: none
+  // How FlowMatchEulerDiscreteScheduler spaces the sigmas between the first and the last one: empty
+  // (as shifted), karras, exponential or beta, for its use_karras_sigmas and so on.
+  std::string spacing;
   // Whether the pipeline gives FlowMatchEulerDiscreteScheduler the sigmas linspace(1, 1/N, N), as
   // those of FLUX and Qwen-Image do. Other schedulers use their own sigmas.
   bool linspace_sigmas = false;

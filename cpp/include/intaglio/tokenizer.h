@@ -12,7 +12,8 @@ namespace intaglio {
 
 struct Tokens {
   std::vector<std::int64_t> ids;  // padded to the requested length
-  int used = 0;                   // ids before the padding, special tokens included
+  int begin = 0;                  // ids of padding on the left, if the tokenizer pads there
+  int used = 0;                   // ids that are not padding, special tokens included
   bool truncated = false;         // whether the end of the text was cut off
 };
 

@@ -102,8 +102,16 @@ SchedulerConfig read_scheduler(const Node& root, PredictionType prediction_type)
     if (root.get<std::string>("mu") != "empirical") refuse_sampling(root.at("mu"));
     config.empirical_mu = true;
   }
-  check_off(node, {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
-                   "invert_sigmas", "stochastic_sampling"});
+  for (const std::string spacing : {"karras", "exponential", "beta"}) {
+    const std::string key = "use_" + spacing + "_sigmas";
+    bool on = false;
+    node.get_if(key.c_str(), on);
+    if (!on) continue;
+    if (config.type != "FlowMatchEulerDiscreteScheduler" || !config.spacing.empty())
+      refuse_sampling(node.at(key.c_str()));
+    config.spacing = spacing;
+  }
+  check_off(node, {"invert_sigmas", "stochastic_sampling"});
   if (config.type == "DPMSolverMultistepScheduler") check_dpm_solver(node, prediction_type);
   if (config.type == "DDIMScheduler" && prediction_type == PredictionType::epsilon)
     check_ddim(node);

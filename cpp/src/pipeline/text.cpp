@@ -79,7 +79,7 @@ TextStage::Encoded TextStage::run(Stream& stream, const Encoder& encoder, const 
   encoded.truncated = tokens.truncated;
   encoded.used = tokens.used;
   Tensor mask({1, length}, DType::float32);
-  std::fill_n(mask.floats().begin(), tokens.used, 1.0F);
+  std::fill_n(mask.floats().begin() + tokens.begin, tokens.used, 1.0F);
 
   std::vector<Binding> inputs, outputs;
   for (const GraphTensor& input : description.graph.inputs)

@@ -68,6 +68,52 @@ std::vector<float> shift_sigmas(const SchedulerConfig& config, std::vector<T> si
   return {sigmas.begin(), sigmas.end()};
 }
 
+// The sum of (1 - b)_n / n! x^(a + n) / (a + n): the integral of t^(a-1) (1-t)^(b-1) to x <= 1/2.
+double incomplete_beta(double x, double a, double b) {
+  double sum = 0.0, term = std::pow(x, a);
+  for (int n = 0; term > 1e-18; ++n) {
+    sum += term / (a + n);
+    term *= x * (n + 1.0 - b) / (n + 1.0);
+  }
+  return sum;
+}
+
+// The x below which a variable of the distribution Beta(0.6, 0.6) is with `probability`.
+double beta_quantile(double probability) {
+  if (probability <= 0.0) return 0.0;
+  if (probability > 0.5) return 1.0 - beta_quantile(1.0 - probability);  // it is symmetric
+  constexpr double shape = 0.6;
+  const double wanted = probability * 2.0 * incomplete_beta(0.5, shape, shape);
+  double low = 0.0, high = 0.5;
+  for (int halving = 0; halving < 60; ++halving) {
+    const double middle = (low + high) / 2.0;
+    (incomplete_beta(middle, shape, shape) < wanted ? low : high) = middle;
+  }
+  return high;
+}
+
+// Spaces the sigmas anew between the first and the last one, as diffusers' _convert_to_karras
+// (arXiv 2206.00364), _convert_to_exponential and _convert_to_beta (arXiv 2407.12173) do.
+std::vector<float> spaced(const std::string& spacing, const std::vector<float>& sigmas) {
+  if (spacing.empty()) return sigmas;
+  const double first = sigmas.front(), last = sigmas.back();
+  std::vector<float> made;
+  for (const double at : linspace(0.0, 1.0, static_cast<int>(sigmas.size()))) {
+    double sigma = 0.0;
+    if (spacing == "karras") {
+      constexpr double rho = 7.0;
+      const double begin = std::pow(first, 1.0 / rho), end = std::pow(last, 1.0 / rho);
+      sigma = std::pow(begin + at * (end - begin), rho);
+    } else if (spacing == "exponential") {
+      sigma = std::exp(std::log(first) + at * (std::log(last) - std::log(first)));
+    } else {
+      sigma = last + beta_quantile(1.0 - at) * (first - last);
+    }
+    made.push_back(static_cast<float>(sigma));
+  }
+  return made;
+}
+
 // Adds the last sigma, 0, and alpha = 1 - sigma.
 Schedule flow_schedule(std::vector<float> sigmas, std::vector<float> timesteps) {
   sigmas.push_back(0.0F);
@@ -101,6 +147,7 @@ Schedule flow_match_schedule(const SchedulerConfig& config, int steps, int image
     for (double& sigma : own) sigma /= train;
     sigmas = shift_sigmas(config, std::move(own), mu);
   }
+  if (config.type == "FlowMatchEulerDiscreteScheduler") sigmas = spaced(config.spacing, sigmas);
   std::vector<float> timesteps;
   for (const float sigma : sigmas) timesteps.push_back(sigma * static_cast<float>(train));
   return flow_schedule(std::move(sigmas), std::move(timesteps));
@@ -109,6 +156,9 @@ Schedule flow_match_schedule(const SchedulerConfig& config, int steps, int image
 Schedule dpm_flow_schedule(const SchedulerConfig& config, int steps, int image_seq_len) {
   if (config.use_dynamic_shifting && config.time_shift_type != "exponential") {
     throw UsageError("dpmpp-2m has the time_shift_type exponential only: use euler or heun");
+  }
+  if (!config.spacing.empty()) {
+    throw UsageError("dpmpp-2m has no " + config.spacing + " sigmas: use euler or heun");
   }
   const double shift = config.use_dynamic_shifting
                            ? std::exp(dynamic_mu(config, steps, image_seq_len))

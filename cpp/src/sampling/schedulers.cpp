@@ -1,4 +1,5 @@
 // The table of schedulers. A new one needs a row here, its schedule and its plan.
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <optional>
@@ -94,6 +95,11 @@ void check(const SchedulerConfig& config, int steps) {
   if (config.time_shift_type != "exponential" && config.time_shift_type != "linear") {
     throw UsageError("unknown time_shift_type \"" + config.time_shift_type +
                      "\": use exponential or linear");
+  }
+  constexpr std::array spacings = {"", "karras", "exponential", "beta"};
+  if (std::ranges::find(spacings, config.spacing) == spacings.end()) {
+    throw UsageError("unknown spacing of sigmas \"" + config.spacing +
+                     "\": use karras, exponential or beta");
   }
   if (config.use_dynamic_shifting && !config.empirical_mu &&
       config.base_image_seq_len == config.max_image_seq_len) {

@@ -108,7 +108,12 @@ ByteLevelTables read(const Json& json) {
   tables.added_tokens = read_added_tokens(json);
   tables.before = read_ids(json, "before");
   tables.after = read_ids(json, "after");
-  tables.pad = read_id(json, "pad_token_id");
+  tables.pads_left = json.contains("left_pad_token_id");
+  tables.pad = read_id(json, tables.pads_left ? "left_pad_token_id" : "pad_token_id");
+  if (json.contains("removed")) {
+    if (!json["removed"].is_string()) fail("has a removed that is not a text");
+    tables.removed = json["removed"].get<std::string>();
+  }
   const Json& around = read_list(json, "template");
   if (around.size() != 2 || !around[0].is_string() || !around[1].is_string())
     fail("has a template that is not a pair of texts");

@@ -25,6 +25,8 @@ struct ByteLevelTables {
   std::vector<AddedToken> added_tokens;
   std::vector<std::int64_t> before, after;  // ids around the text
   std::int64_t pad = 0;
+  bool pads_left = false;
+  std::string removed;                          // what is taken out of the prompt; empty: nothing
   std::string template_before, template_after;  // text around the prompt
 };
 
@@ -36,8 +38,9 @@ struct ByteLevelTables {
 //    "bytes": [id of each byte], "merges": [left, right, merged, left, ...],
 //    "words": {token in GPT-2's characters for bytes: id},  # only with ignore_merges
 //    "added_tokens": [{"content", "id", "normalized": bool, "lstrip": bool, "rstrip": bool}],
-//    "before": [id], "after": [id], "pad_token_id", "template": [text before, text after],
-//    "max_length"}
+//    "before": [id], "after": [id], "template": [text before, text after], "max_length",
+//    "pad_token_id" or, if padding is on the left, "left_pad_token_id",
+//    "removed": text}  # only where something is taken out of the prompt
 // Throws InputError naming `path` for any other content.
 ByteLevelTables read_byte_level_tables(const std::filesystem::path& path, const std::string& json);
 

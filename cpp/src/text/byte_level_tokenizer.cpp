@@ -7,6 +7,18 @@
 #include "text/unicode.h"
 
 namespace intaglio {
+namespace {
+
+// Appends `text` without every `removed`, as Python's str.replace does.
+void append_without(std::string& out, std::string_view text, std::string_view removed) {
+  for (std::size_t at; !removed.empty() && (at = text.find(removed)) != text.npos;) {
+    out += text.substr(0, at);
+    text.remove_prefix(at + removed.size());
+  }
+  out += text;
+}
+
+}  // namespace
 
 ByteLevelTokenizer::ByteLevelTokenizer(ByteLevelTables tables)
     : tables_(std::move(tables)),
@@ -27,7 +39,7 @@ Tokens ByteLevelTokenizer::encode(std::string_view text, int length) const {
   }
   check_utf8(text);
   std::string whole = tables_.template_before;
-  whole += text;
+  append_without(whole, text, tables_.removed);
   whole += tables_.template_after;
   IdBuffer buffer{.ids = {}, .limit = size - around};
   raw_added_.split(whole, buffer, [&](std::string_view part) {
@@ -40,8 +52,12 @@ Tokens ByteLevelTokenizer::encode(std::string_view text, int length) const {
   ids.insert(ids.end(), buffer.ids.begin(), buffer.ids.end());
   ids.insert(ids.end(), tables_.after.begin(), tables_.after.end());
   const int used = static_cast<int>(ids.size());
-  ids.resize(size, tables_.pad);
-  return {.ids = std::move(ids), .used = used, .truncated = truncated};
+  const int padding = static_cast<int>(size) - used;
+  ids.insert(tables_.pads_left ? ids.begin() : ids.end(), padding, tables_.pad);
+  return {.ids = std::move(ids),
+          .begin = tables_.pads_left ? padding : 0,
+          .used = used,
+          .truncated = truncated};
 }
 
 std::string ByteLevelTokenizer::normalize(std::string_view text) const {

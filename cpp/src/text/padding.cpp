@@ -12,7 +12,7 @@ Tokens end_and_pad(std::vector<std::int64_t> ids, std::int64_t eos, std::int64_t
   ids.push_back(eos);
   const int used = static_cast<int>(ids.size());
   ids.resize(size, pad);
-  return {.ids = std::move(ids), .used = used, .truncated = truncated};
+  return {.ids = std::move(ids), .begin = 0, .used = used, .truncated = truncated};
 }
 
 }  // namespace intaglio

@@ -86,6 +86,7 @@ class EncoderLayout:
     prompt to lower case and strips it. `taps` are the hidden states of a language model that are
     used, as in `networks/language_models.py`, and `template` is how a prompt is put into its chat.
     The transformer does not get the first `dropped` of the tokens, which belong to the template.
+    With `pads_left`, padding comes before the prompt, where a token has nothing to attend to.
     """
 
     tokenizer: str
@@ -96,6 +97,7 @@ class EncoderLayout:
     taps: tuple[int, ...] = ()
     template: ChatTemplate | None = None
     dropped: int = 0
+    pads_left: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -36,6 +37,7 @@ class _Flux2Adapter(TextFirstAdapter):
     """
 
     family = "flux2"
+    text_encoders = ("text_encoder",)
     prediction_type = "velocity"
     sigmas = "linspace"
     mu = "empirical"
@@ -131,6 +133,34 @@ class _Flux2Adapter(TextFirstAdapter):
         std = torch.sqrt(norm.running_var + self.pipeline.vae.config.batch_norm_eps)
         return norm.running_mean.view(-1, 1, 1), std.view(-1, 1, 1)
 
+    def prompt(self, max_sequence_length: int) -> PromptLayout:
+        encoder = EncoderLayout(
+            "tokenizer",
+            max_sequence_length,
+            ("hidden",),
+            masked=True,
+            taps=tuple(self.call_default("text_encoder_out_layers")),
+            template=self.template,
+            pads_left=getattr(self.pipeline.tokenizer, "padding_side", "right") == "left",
+        )
+        return PromptLayout(
+            max_sequence_length=max_sequence_length,
+            encoders={"text_encoder": encoder},
+            text=(TextSegment(("text_encoder",), max_sequence_length),),
+            text_width=self.transformer.config.joint_attention_dim,
+        )
+
+    @property
+    @abstractmethod
+    def template(self) -> ChatTemplate:
+        """How the pipeline puts a prompt into a chat."""
+
+    def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
+        text, _ = self.pipeline.encode_prompt(
+            prompts, device=torch.device("cpu"), max_sequence_length=max_sequence_length
+        )
+        return {"text": text}
+
     def _shift(self, config: Mapping[str, Any], tokens: int, steps: int) -> float:
         return float(compute_empirical_mu(tokens, steps))
 
@@ -139,25 +169,10 @@ class Flux2KleinAdapter(_Flux2Adapter):
     """`Flux2KleinPipeline`: hidden states of three layers of Qwen3 are the prompt's channels."""
 
     pipeline_classes = ("Flux2KleinPipeline",)
-    text_encoders = ("text_encoder",)
 
-    def prompt(self, max_sequence_length: int) -> PromptLayout:
-        encoder = EncoderLayout(
-            "tokenizer",
-            max_sequence_length,
-            ("hidden",),
-            masked=True,
-            taps=tuple(self.call_default("text_encoder_out_layers")),
-            template=ChatTemplate(
-                options={"add_generation_prompt": True, "enable_thinking": False}
-            ),
-        )
-        return PromptLayout(
-            max_sequence_length=max_sequence_length,
-            encoders={"text_encoder": encoder},
-            text=(TextSegment(("text_encoder",), max_sequence_length),),
-            text_width=self.transformer.config.joint_attention_dim,
-        )
+    @property
+    def template(self) -> ChatTemplate:
+        return ChatTemplate(options={"add_generation_prompt": True, "enable_thinking": False})
 
     @cached_property
     def distilled(self) -> bool:
@@ -168,30 +183,22 @@ class Flux2KleinAdapter(_Flux2Adapter):
         defaults = super().defaults()
         return replace(defaults, steps=4, cfg_scale=1.0) if self.distilled else defaults
 
-    def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
-        text, _ = self.pipeline.encode_prompt(
-            prompts, device=torch.device("cpu"), max_sequence_length=max_sequence_length
-        )
-        return {"text": text}
-
 
 class Flux2DevAdapter(_Flux2Adapter):
-    """`Flux2Pipeline` with prompt embeddings: its text model (Mistral 3) is not exported.
+    """`Flux2Pipeline`: three layers of Mistral 3, whose prompts are padded on the left.
 
-    Its prompts are padded on the left, which the runtime's tokenizer does not do, and the
-    transformer reads the hidden states of that padding. Attention has nothing to attend to there,
-    and the decomposed form of a graph then gives another result than torch. The tokenizer is a
-    processor (PixtralProcessor), and the pipeline takes [IMG] out of prompts.
+    The transformer also reads the hidden states of that padding.
     """
 
     pipeline_classes = ("Flux2Pipeline",)
 
-    def prompt(self, max_sequence_length: int) -> PromptLayout:
-        return PromptLayout(
-            max_sequence_length=max_sequence_length,
-            encoders={},
-            text=(TextSegment((), max_sequence_length),),
-            text_width=self.transformer.config.joint_attention_dim,
+    @property
+    def template(self) -> ChatTemplate:
+        return ChatTemplate(
+            system=self.pipeline.system_message,
+            in_parts=True,
+            removed="[IMG]",
+            options={"add_generation_prompt": False},
         )
 
     @property
@@ -203,12 +210,3 @@ class Flux2DevAdapter(_Flux2Adapter):
     def defaults(self) -> PipelineDefaults:
         """Return the defaults of the pipeline, which has no CFG."""
         return replace(super().defaults(), cfg_scale=1.0)
-
-    def encode_prompts(self, prompts: list[str], max_sequence_length: int) -> Inputs:
-        return self.random_text(len(prompts), max_sequence_length)
-
-    def left_out(self) -> list[str]:
-        return [
-            "The text model (Mistral 3) is left out, because it pads prompts on the left; give"
-            " embeddings that diffusers made with --prompt-embeds (docs/models.md)."
-        ]

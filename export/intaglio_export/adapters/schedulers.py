@@ -15,12 +15,10 @@ DDIM = "DDIMScheduler"
 
 _SHIFTS = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
 
-_SIGMAS = {
-    "use_karras_sigmas": "Karras",
-    "use_exponential_sigmas": "exponential",
-    "use_beta_sigmas": "beta",
-}
-_NEVER = dict.fromkeys((*_SIGMAS, "invert_sigmas", "stochastic_sampling"), (False,))
+_NEVER = dict.fromkeys(("invert_sigmas", "stochastic_sampling"), (False,))
+_OWN_SIGMAS = dict.fromkeys(
+    ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), (False,)
+)
 _VARIANCE_PRESERVING: dict[str, tuple[Any, ...]] = {
     "prediction_type": ("epsilon",),
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -29,22 +27,26 @@ _VARIANCE_PRESERVING: dict[str, tuple[Any, ...]] = {
     "timestep_spacing": ("linspace", "leading", "trailing"),
     "thresholding": (False,),
 }
-_MULTISTEP: dict[str, tuple[Any, ...]] = _NEVER | {
-    "algorithm_type": ("dpmsolver++",),
-    "solver_order": (2,),
-    "solver_type": ("midpoint",),
-    "thresholding": (False,),
-    "use_lu_lambdas": (False,),
-    "lower_order_final": (True,),
-    "euler_at_final": (False,),
-    "final_sigmas_type": ("zero",),
-}
+_MULTISTEP: dict[str, tuple[Any, ...]] = (
+    _NEVER
+    | _OWN_SIGMAS
+    | {
+        "algorithm_type": ("dpmsolver++",),
+        "solver_order": (2,),
+        "solver_type": ("midpoint",),
+        "thresholding": (False,),
+        "use_lu_lambdas": (False,),
+        "lower_order_final": (True,),
+        "euler_at_final": (False,),
+        "final_sigmas_type": ("zero",),
+    }
+)
 # For each prediction type, the classes that sample it, and the supported values of each parameter.
 # A parameter that is missing in a configuration does not exist in that class.
 _ALLOWED: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
     "velocity": {
         EULER: _NEVER,
-        HEUN: _NEVER,
+        HEUN: _NEVER | _OWN_SIGMAS,
         DPM: _MULTISTEP | {"use_flow_sigmas": (True,), "prediction_type": ("flow_prediction",)},
     },
     "epsilon": {
@@ -83,12 +85,6 @@ def check_scheduler(scheduler: Any, prediction_type: str) -> None:
         value = config.get(key, allowed[0])
         # Configurations may hold null instead of false.
         if value not in allowed and not (value is None and allowed == (False,)):
-            if key in _SIGMAS:
-                raise ExportError(
-                    f"The pipeline's {name} has {key}: {_SIGMAS[key]} sigmas are not supported yet."
-                    f" With {key} false in scheduler/scheduler_config.json the bundle draws other"
-                    " images than the pipeline."
-                )
             raise ExportError(
                 f"The pipeline's {name} has {key} {value!r}, and the runtime supports only"
                 f" {' or '.join(map(repr, allowed))}; change scheduler/scheduler_config.json."

@@ -25,7 +25,7 @@ def is_byte_level(state: dict[str, Any]) -> bool:
 
 
 def byte_level_table(
-    tokenizer: Any, max_length: int, template: ChatTemplate | None = None
+    tokenizer: Any, max_length: int, template: ChatTemplate | None = None, pads_left: bool = False
 ) -> dict[str, Any]:
     """Return the byte-level BPE tables of a tokenizer of transformers.
 
@@ -34,21 +34,25 @@ def byte_level_table(
         max_length: the number of tokens to which a prompt is padded or truncated.
         template: how a prompt is put into a chat. The rendered chat is a text like any other, so
             the tokenizer puts its special tokens around it, as in diffusers' pipelines.
+        pads_left: whether padding before the prompt is expected.
 
     Returns:
         The ids of the 256 bytes, the merges as left, right and merged id in the order of their
         ranks, the pattern that splits a text into words, added tokens, the ids of special tokens
-        before and after the text, and the text around a prompt. With ignore_merges, also all words
-        that are tokens, written in GPT-2's characters for bytes.
+        before and after the text, the padding token under a name that says the side, the text
+        around a prompt, and what is taken out of it. With ignore_merges, also all words that are
+        tokens, written in GPT-2's characters for bytes.
 
     Raises:
         ExportError: the tokenizer does something that the runtime cannot do.
     """
     state = state_of(tokenizer)
     model = state["model"]
-    _check_model(tokenizer, model)
+    _check_model(tokenizer, model, pads_left)
     vocab: dict[str, int] = model["vocab"]
     before, after = _special_tokens(state)
+    if template and template.in_parts:
+        before, after = [], []
     table = {
         "type": "byte_level_bpe",
         "nfc": _normalizes(state),
@@ -58,17 +62,19 @@ def byte_level_table(
         "added_tokens": [added_token(token) for token in state["added_tokens"]],
         "before": before,
         "after": after,
-        "pad_token_id": tokenizer.pad_token_id,
+        "left_pad_token_id" if pads_left else "pad_token_id": tokenizer.pad_token_id,
         "template": list(around_prompt(tokenizer, template)) if template else ["", ""],
         "max_length": max_length,
     }
+    if template and template.removed:
+        table["removed"] = template.removed
     if model.get("ignore_merges"):
         characters = set(_alphabet())
         table["words"] = {word: n for word, n in vocab.items() if characters.issuperset(word)}
     return table
 
 
-def _check_model(tokenizer: Any, model: dict[str, Any]) -> None:
+def _check_model(tokenizer: Any, model: dict[str, Any], pads_left: bool) -> None:
     name = type(tokenizer).__name__
     for option in ("dropout", "continuing_subword_prefix", "byte_fallback"):
         if model.get(option):
@@ -78,10 +84,12 @@ def _check_model(tokenizer: Any, model: dict[str, Any]) -> None:
             )
     if tokenizer.pad_token_id is None:
         raise ExportError(f"The tokenizer {name} lacks a padding token.")
-    if (tokenizer.padding_side, tokenizer.truncation_side) != ("right", "right"):
+    side = "left" if pads_left else "right"
+    if (tokenizer.padding_side, tokenizer.truncation_side) != (side, "right"):
         raise ExportError(
-            f"The tokenizer {name} pads or truncates on the left, which the runtime's tokenizer"
-            " does not."
+            f"The tokenizer {name} pads on the {tokenizer.padding_side} and truncates on the"
+            f" {tokenizer.truncation_side}, and this model's prompts need {side} and right; correct"
+            " its tokenizer_config.json."
         )
 
 

@@ -20,12 +20,17 @@ class ChatTemplate:
         text: the pipeline's own template with {} for the prompt. It stands in for the tokenizer's,
             and a prompt in it is tokenized as any text.
         system: the message of the system before it, if the pipeline has one.
+        in_parts: whether the messages are lists of parts, as processors take them. The pipeline's
+            `apply_chat_template` then makes the tokens too, and adds no special tokens.
+        removed: what the pipeline takes out of a prompt.
         options: what the pipeline passes to `apply_chat_template`, such as add_generation_prompt
             or enable_thinking.
     """
 
     text: str | None = None
     system: str | None = None
+    in_parts: bool = False
+    removed: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -56,12 +61,21 @@ def around_prompt(tokenizer: Any, template: ChatTemplate) -> tuple[str, str]:
                 f"The chat template of the tokenizer {name} changes the prompt {prompt!r}, which"
                 " the runtime's tokenizer does not support."
             )
+    start = tokenizer.bos_token
+    if template.in_parts and start and not before.startswith(start):
+        raise ExportError(  # a processor adds special tokens then, and a tokenizer does not
+            f"The chat template of the tokenizer {name} does not begin with {start}, which the"
+            " exporter does not support."
+        )
     return before, after
 
 
 def _render(tokenizer: Any, template: ChatTemplate, prompt: str) -> str:
-    messages = [{"role": "user", "content": prompt}]
+    contents: dict[str, Any] = {"user": prompt}
     if template.system is not None:
-        messages.insert(0, {"role": "system", "content": template.system})
+        contents = {"system": template.system} | contents
+    if template.in_parts:
+        contents = {role: [{"type": "text", "text": text}] for role, text in contents.items()}
+    messages = [{"role": role, "content": content} for role, content in contents.items()]
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, **template.options)
     return text

@@ -31,6 +31,7 @@ def write_table(
     *,
     lowercase: bool = False,
     template: ChatTemplate | None = None,
+    pads_left: bool = False,
 ) -> None:
     """Write the table of `tokenizer` to `folder`/tables.json and create the folder.
 
@@ -39,7 +40,7 @@ def write_table(
             byte-level BPE, such as `Qwen2Tokenizer`.
         max_length: the number of tokens to which a prompt is padded or truncated.
         lowercase: for T5, as in `t5_table`.
-        template: for a byte-level BPE, as in `byte_level_table`.
+        template, pads_left: for a byte-level BPE, as in `byte_level_table`.
 
     Raises:
         ExportError: the tokenizer has another kind or does something that the runtime cannot do.
@@ -50,7 +51,7 @@ def write_table(
     elif lowercase:
         raise ValueError("lowercase is for tables like T5's only")
     elif is_byte_level(state):
-        table = byte_level_table(tokenizer, max_length, template)
+        table = byte_level_table(tokenizer, max_length, template, pads_left)
     else:
         table = clip_table(tokenizer, max_length)
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,9 +20,11 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from intaglio_export.adapters.base import Adapter, Inputs
 from intaglio_export.graph_specs import TensorSpec
+from intaglio_export.precision import LowPrecisionMatmuls
 
 # The inputs of the transformer that modulations depend on.
 VECTORS = ("timestep", "pooled", "guidance", "class")
@@ -77,8 +79,10 @@ class ConditioningTransformer(nn.Module):
         sizes |= {"latent_height": patch, "latent_width": patch}
         whole = _completed(self._adapter, inputs, sizes)
         tokens = [whole[role] for role in whole.keys() - inputs.keys()]
-        with _collected(self._adapter) as collected, _WithoutTokens(tokens):
-            self._adapter.run(whole)
+        precision = LowPrecisionMatmuls(self._adapter.dtype, lambda: "the modulations")
+        # The inner mode sees a call first, so no weight is converted for a product over tokens.
+        with _collected(self._adapter) as collected, precision, _WithoutTokens(tokens):
+            self._adapter.predict(whole)
         modulation = torch.cat([collected[k] for k in range(len(collected))], dim=1)
         return (modulation,) if text is None else (modulation, self._adapter.project(text))
 
@@ -222,8 +226,8 @@ class _WithoutTokens(TorchFunctionMode):
 
     def __init__(self, tokens: Iterable[torch.Tensor]) -> None:
         super().__init__()
-        # The tensors are kept, so that no other one gets the id of one of them.
-        self._tokens = {id(tensor): tensor for tensor in tokens}
+        # Weak references, because a forward makes more of such tensors than the weights take.
+        self._tokens = WeakTensorKeyDictionary(dict.fromkeys(tokens))
 
     def __torch_function__(
         self,
@@ -235,7 +239,7 @@ class _WithoutTokens(TorchFunctionMode):
         kwargs = kwargs or {}
         # The second argument of type_as gives its type and no values.
         read = args[0] if func is torch.Tensor.type_as else (args, kwargs)
-        if not any(id(leaf) in self._tokens for leaf in tree_leaves(read)):
+        if not any(leaf in self._tokens for leaf in _tensors(read)):
             return func(*args, **kwargs)
         if func is functional.scaled_dot_product_attention:
             result = torch.zeros_like(args[0] if args else kwargs["query"])
@@ -243,6 +247,10 @@ class _WithoutTokens(TorchFunctionMode):
             result = args[0].new_zeros(*args[0].shape[:-1], args[1].shape[0])
         else:
             result = func(*args, **kwargs)
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self._tokens |= {id(tensor): tensor for tensor in made}
+        for made in _tensors(result):
+            self._tokens[made] = None
         return result
+
+
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))

@@ -86,7 +86,7 @@ def text_encoder_unit(
     network: nn.Module = _TextEncoder(encoder, layout.outputs, dtype)
     if layout.taps:
         check_taps(encoder, layout.taps)
-        network = TappedDecoder(encoder, layout.taps, dtype)
+        network = TappedDecoder(encoder, layout.taps, dtype, pads_left=layout.pads_left)
     return ExportUnit(
         network,
         GraphSpec(f"{folder}/model.onnx", (ids, *mask), outputs, dtype),

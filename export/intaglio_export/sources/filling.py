@@ -34,6 +34,9 @@ def fill(file: Path, part: Part, checkpoint: Checkpoint, dtype: torch.dtype) -> 
         ExportError: they are not exactly the tensors of such a network.
     """
     network = weights.empty(part.cls, part.folder, part.name)
+    language: Any = getattr(network, "model", None)
+    if file.suffix == gguf_file.SUFFIX and hasattr(language, "visual"):
+        language.visual = None  # llama.cpp has it in another file, and no prompt needs it
     expected = weights.shapes_of(network)
     state = checkpoint.read(dtype)
     if not isinstance(network, diffusers.ModelMixin):

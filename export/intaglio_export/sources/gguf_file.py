@@ -30,7 +30,12 @@ _UNKNOWN = re.compile(r"(\d+)\)? is not a valid GGMLQuantizationType")
 # ComfyUI-GGUF's, for tensors of more dimensions than llama.cpp has.
 _SHAPE = "comfy.gguf.orig_shape."
 # The language models whose tensors llama.cpp only renames.
-_ENCODERS = {"t5": MODEL_ARCH.T5, "t5encoder": MODEL_ARCH.T5ENCODER, "qwen3": MODEL_ARCH.QWEN3}
+_ENCODERS = {
+    "t5": MODEL_ARCH.T5,
+    "t5encoder": MODEL_ARCH.T5ENCODER,
+    "qwen3": MODEL_ARCH.QWEN3,
+    "qwen2vl": MODEL_ARCH.QWEN2VL,  # Qwen2.5-VL too
+}
 # T5's decoder, and what makes words of a language model's output.
 _NEEDLESS = ("dec.", "output.")
 
@@ -73,14 +78,14 @@ def as_transformers(
     kind = text_field(path, "general.architecture")
     if kind not in _ENCODERS:
         raise ExportError(
-            f"The file {path} holds a language model of the kind {kind}, and only T5 and Qwen3 are"
-            f" read from {SUFFIX} files; give its .safetensors files."
+            f"The file {path} holds a language model of the kind {kind}, and only T5, Qwen3 and"
+            f" Qwen2.5-VL are read from {SUFFIX} files; give its .safetensors files."
         )
     layers = sum(name.endswith(".attn_q.weight") for name in state)
     names = get_tensor_name_map(_ENCODERS[kind], layers)
     renamed = {}
     for name in expected:
-        stem, _, last = name.rpartition(".")
+        stem, _, last = name.replace("language_model.", "").rpartition(".")
         found = names.get_name(stem) or names.get_name(f"model.{stem}")
         if (stored := f"{found}.{last}") in state:
             renamed[name] = state.pop(stored)

@@ -69,7 +69,9 @@ def part_class(folder: Path, name: str, entry: Any) -> type:
             f"The part {name} of {folder} is of class {class_name} of {library}; only parts of"
             " diffusers and transformers can be exported."
         )
-    found = getattr(LIBRARIES[library], class_name, None)
+    # A processor would need the packages of its image part. The tokenizer is in the same folder.
+    held = "AutoTokenizer" if class_name.endswith("Processor") else class_name
+    found = getattr(LIBRARIES[library], held, None)
     if not inspect.isclass(found):
         raise ExportError(
             f"The part {name} of {folder} is of class {class_name}, which the {library} installed"

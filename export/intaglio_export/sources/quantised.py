@@ -20,7 +20,7 @@ from safetensors import safe_open
 from intaglio_export.sources.weights import STORED, Stored
 
 FP8 = ("F8_E4M3", "F8_E5M2")
-_INT8, _NVFP4 = "int8_tensorwise", "nvfp4"
+_INT8, _NVFP4, _MXFP8 = "int8_tensorwise", "nvfp4", "mxfp8"
 # How each format stores the weight.
 _STORED_AS = {
     "float8_e4m3fn": "F8_E4M3",
@@ -29,6 +29,7 @@ _STORED_AS = {
     "float8_e5m2_rowwise": "F8_E5M2",
     _INT8: "I8",
     _NVFP4: "U8",
+    _MXFP8: "F8_E4M3",
 }
 # What the last part of a name says of the tensor `weight` beside it, in the older and in the newer
 # format of ComfyUI, and in files of other programs.
@@ -42,7 +43,8 @@ _ROTATION = {"convrot", "convrot_groupsize"}
 # How ComfyUI multiplies, which changes no weight.
 _NEEDLESS = {"full_precision_matrix_mult"}
 _GROUP = 256  # columns that are rotated together, if a description does not say it
-_BLOCK = 16  # columns of nvfp4 with one scale
+# Columns with one scale, and the type of the scales, which some files store as bytes.
+_BLOCKS = {_NVFP4: (16, "F8_E4M3"), _MXFP8: (32, "F8_E8M0")}
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -82,7 +84,7 @@ class Quantised:
     @property
     def in_place(self) -> bool:
         """Whether each stored number is one of the weight's, to be multiplied by a scale."""
-        return self.weight.dtype not in ("I8", "U8")
+        return self.weight.dtype not in ("I8", "U8") and self._format != _MXFP8
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -110,14 +112,27 @@ class Quantised:
 
     def values(self, weight: torch.Tensor) -> torch.Tensor:
         """Return in float32 the numbers that `weight`, as it is stored, stands for."""
-        scale = self.beside["scale"].read()
-        if self._format == _NVFP4:
-            return _unpacked(weight, scale, self.beside["total"].read())
-        scale = scale.float()
+        if self._format in _BLOCKS:
+            values = _unpacked(weight) if self._format == _NVFP4 else weight.float()
+            rows, columns = values.shape
+            blocks = values.reshape(rows, -1, _BLOCKS[self._format][0])
+            scales = _in_rows(self._scales())[:rows, : blocks.shape[1], None]
+            if "total" in self.beside:
+                scales = scales * self.beside["total"].read().float()
+            return (blocks * scales).reshape(rows, columns)
+        scale = self._scales()
         if scale.numel() > 1:
             scale = scale.reshape(-1, *[1] * (weight.ndim - 1))
         values = weight.float() * scale
         return _rotated_back(values, self._rotated) if self._rotated else values
+
+    def _scales(self) -> torch.Tensor:
+        """Return the scales in float32."""
+        scale = self.beside["scale"].read()
+        if scale.dtype == torch.uint8:
+            kind = torch.float8_e8m0fnu if self._format == _MXFP8 else torch.float8_e4m3fn
+            scale = scale.view(kind)
+        return scale.float()
 
     def _lack(self) -> str | None:
         wanted = ("scale", "total") if self._format == _NVFP4 else ("scale",)
@@ -130,17 +145,18 @@ class Quantised:
     def _misshapen(self) -> str | None:
         scale, rows = self.beside["scale"], self.weight.shape[:1]
         shape = "x".join(map(str, scale.shape)) or "a number"
-        if self._format == _NVFP4:
-            if len(self.shape) != 2 or self.shape[1] % _BLOCK:
-                return f"{self.name} is quantised (nvfp4) and has no rows of {_BLOCK}"
-            padded = (_up(self.shape[0], 128), _up(self.shape[1] // _BLOCK, 4))
-            if scale.dtype not in ("F8_E4M3", "U8") or scale.shape != padded:
+        if "total" in self.beside and self._format != _NVFP4:
+            return f"{self.name} is quantised ({self._format}) with two scales"
+        if self._format in _BLOCKS:
+            block, kind = _BLOCKS[self._format]
+            if len(self.shape) != 2 or self.shape[1] % block:
+                return f"{self.name} is quantised ({self._format}) and has no rows of {block}"
+            padded = (_up(self.shape[0], 128), _up(self.shape[1] // block, 4))
+            if scale.dtype not in (kind, "U8") or scale.shape != padded:
                 return f"{self.name} has {scale.dtype} scales of another layout ({shape})"
-            if any(size > 1 for size in self.beside["total"].shape):
+            if "total" in self.beside and any(size > 1 for size in self.beside["total"].shape):
                 return f"{self.name} has more than one scale of the whole weight"
             return None
-        if "total" in self.beside:
-            return f"{self.name} is quantised ({self._format}) with two scales"
         per_row = scale.shape[:1] == rows and all(size == 1 for size in scale.shape[1:])
         if scale.dtype not in STORED or not (per_row or all(size == 1 for size in scale.shape)):
             return f"{self.name} is quantised ({self._format}) with scales of blocks ({shape})"
@@ -151,13 +167,11 @@ class Quantised:
         return None
 
     def _infinite(self) -> str | None:
-        for role in ("scale", "total"):
-            if role in self.beside:
-                scale = self.beside[role].read()
-                scale = scale.view(torch.float8_e4m3fn) if scale.dtype == torch.uint8 else scale
-                if not bool(scale.float().isfinite().all()):
-                    return f"the scale of {self.name} is not finite"
-        return None
+        scales = [self._scales()]
+        if "total" in self.beside:
+            scales.append(self.beside["total"].read().float())
+        finite = all(bool(scale.isfinite().all()) for scale in scales)
+        return None if finite else f"the scale of {self.name} is not finite"
 
 
 def described(file: Path, entries: Mapping[str, Stored]) -> dict[str, Stored]:
@@ -184,20 +198,21 @@ def described(file: Path, entries: Mapping[str, Stored]) -> dict[str, Stored]:
     return found
 
 
-def _unpacked(packed: torch.Tensor, scales: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-    """Unpack nvfp4: two numbers in a byte, the first one in its upper half.
-
-    The scales lie as cuBLAS takes them, in tiles of 128 rows by 4 blocks. In a tile, row r is the
-    row r % 32 of four, and the four columns of the row r // 32 of them stand together.
-    """
-    rows, columns = packed.shape[0], 2 * packed.shape[1]
+def _unpacked(packed: torch.Tensor) -> torch.Tensor:
+    """Unpack nvfp4: two numbers in a byte, the first one in its upper half."""
     numbers = torch.tensor([*_E2M1, *(-number for number in _E2M1)])
     halves = torch.stack([packed >> 4, packed & 15], dim=-1).reshape(-1)
-    values = numbers.index_select(0, halves.int()).reshape(rows, -1, _BLOCK)
-    tiles = scales.view(torch.float8_e4m3fn).reshape(scales.shape[0] // 128, -1, 32, 4, 4)
-    by_row = tiles.float().permute(0, 3, 2, 1, 4).reshape(scales.shape)
-    of_block = by_row[:rows, : columns // _BLOCK] * total.float()
-    return (values * of_block[..., None]).reshape(rows, columns)
+    return numbers.index_select(0, halves.int()).reshape(packed.shape[0], -1)
+
+
+def _in_rows(scales: torch.Tensor) -> torch.Tensor:
+    """Return scales, which lie as cuBLAS takes them, in the order of rows and blocks.
+
+    They are in tiles of 128 rows by 4 blocks. In a tile, row r is the row r % 32 of four, and the
+    four columns of the row r // 32 of them stand together.
+    """
+    tiles = scales.reshape(scales.shape[0] // 128, -1, 32, 4, 4)
+    return tiles.permute(0, 3, 2, 1, 4).reshape(scales.shape)
 
 
 def _rotated_back(weight: torch.Tensor, group: int) -> torch.Tensor:
