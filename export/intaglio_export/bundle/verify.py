@@ -146,7 +146,8 @@ def verify(spec: GraphSpec, folder: Path, references: Sequence[Reference]) -> Er
     Raises:
         ExportError: it exceeds the tolerance of its precision, or a graph does not run.
     """
-    paths = [spec.path] if spec.dtype == torch.float32 else []
+    paths = [spec.path] if spec.dtype == torch.float32 and not spec.simulated else []
+    paths += [spec.simulated] if spec.simulated else []
     paths += [spec.cpu] if spec.cpu else []
     paths += [spec.decomposed] if spec.decomposed and spec.dtype != torch.float16 else []
     found = [_verify(path, spec, folder, references) for path in paths]

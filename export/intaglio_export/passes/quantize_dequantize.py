@@ -105,11 +105,22 @@ def _is_of_block(product: ir.Node) -> bool:
             for user, index in output.uses():
                 if user in seen or user.op_type not in _PASSING:
                     continue
-                if user.op_type == "Add" and user.inputs[1 - index] in before:
-                    return False  # the stream, which the product is computed from
+                if user.op_type == "Add" and _is_stream(user.inputs[1 - index], before):
+                    return False
                 seen.add(user)
                 waiting.append(user)
     return True
+
+
+def _is_stream(value: ir.Value | None, before: set[ir.Value]) -> bool:
+    """Return whether `value` is what a product with the ancestors `before` is computed from, or a
+    sum of that with others, as where two attentions of SD3.5 read one stream."""
+    if value is None or value in before:
+        return value is not None
+    node = value.producer()
+    if node is None or node.op_type != "Add":
+        return False
+    return any(_is_stream(v, before) for v in node.inputs)
 
 
 def _ancestors(node: ir.Node) -> set[ir.Value]:
