@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from intaglio_export.bundle.manifest import BundleParts, Suppression, build_mani
 from intaglio_export.bundle.tokenizer_tables import write_table
 from intaglio_export.bundle.writing import Progress, Stage, release, write_stages
 from intaglio_export.calibration.calibrate import calibrate
+from intaglio_export.calibration.prompt_tokens import PromptTokens, recorded_tokens
 from intaglio_export.calibration.recipes import Recipe, find_recipe
 from intaglio_export.calibration.selection import (
     check_guidance,
@@ -24,6 +26,7 @@ from intaglio_export.calibration.selection import (
     choose_channels,
     disagreement,
 )
+from intaglio_export.errors import usage_error
 from intaglio_export.graph_specs import ExportUnit
 from intaglio_export.networks.encoders import text_encoder_unit, vae_decoder_unit, vae_encoder_unit
 from intaglio_export.networks.transformer_graphs import transformer_units
@@ -98,9 +101,10 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     remarks += _check_disk(request, adapter)
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
     settings = ModelSettings(max_sequence_length=length).over(settings)
-    _check_templates(adapter, length)
+    _check_prompt(request, adapter, length)
     progress(_MEASURING, 0.1)
-    statistics = calibrate(adapter, length, lambda share: progress(_MEASURING, 0.1 + 0.15 * share))
+    with recorded_tokens(adapter) as tokens:
+        statistics = calibrate(adapter, length, _share_of(progress))
     if request.text_encoders == "none":
         _drop_encoders(adapter)
     choice = settings.channel_choice() or ChannelChoice("auto")
@@ -111,19 +115,31 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     exact = tuple(sorted({c for k in range(len(max_abs)) for c in statistics.massive(k)}))
     with output_folder.replacing(request.output) as work:
         manifest, errors = _write(
-            request, source, settings, suppression, max_abs, exact, work, progress
+            request, source, settings, suppression, max_abs, exact, tokens, work, progress
         )
     return ExportResult(manifest, errors, remarks)
 
 
-def _check_templates(adapter: Adapter, length: int) -> None:
-    """Check the chat templates of the tokenizers, before the measurement encodes prompts.
+def _share_of(progress: Progress) -> Callable[[float], None]:
+    """Return what reports the progress of the measurement."""
+    return lambda share: progress(_MEASURING, 0.1 + 0.15 * share)
+
+
+def _check_prompt(request: ExportRequest, adapter: Adapter, length: int) -> None:
+    """Check the text encoders and their chat templates, before the measurement encodes prompts.
 
     Raises:
-        ExportError: a tokenizer has none, or one that the runtime's tokenizer does not support.
+        ExportError: there is none to quantise, or a tokenizer has no template or one that the
+            runtime's tokenizer does not support.
     """
     prompt = adapter.prompt(length) if adapter.has_encoders else None
-    for layout in prompt.encoders.values() if prompt else ():
+    layouts = prompt.encoders.values() if prompt else ()
+    if request.quantize_encoders and not layouts:
+        raise usage_error(
+            f"--quantize-encoders {request.quantize_encoders}: {request.source} has no text"
+            " encoders that a bundle holds; leave the option out."
+        )
+    for layout in layouts:
         if layout.template:
             around_prompt(getattr(adapter.pipeline, layout.tokenizer), layout.template)
 
@@ -166,6 +182,7 @@ def _write(
     suppression: Suppression,
     max_abs: list[float],
     exact: tuple[int, ...],
+    tokens: dict[str, PromptTokens],
     work: Path,
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, float]]:
@@ -180,7 +197,14 @@ def _write(
     graphs = _transformer(request, adapter, suppression.block, exact)
     encoders = prompt.encoders if prompt and request.text_encoders != "none" else {}
     texts = {
-        name: text_encoder_unit(getattr(pipeline, name), name, layout, adapter.dtype)
+        name: text_encoder_unit(
+            getattr(pipeline, name),
+            name,
+            layout,
+            adapter.dtype,
+            request.quantize_encoders,
+            tokens[name] if request.quantize_encoders else None,
+        )
         for name, layout in encoders.items()
     }
     decoder = vae_decoder_unit(adapter)

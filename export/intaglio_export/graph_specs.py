@@ -76,7 +76,8 @@ class ExportUnit:
     `multiples` lists axes whose size must be a multiple of a number (image sides), and `maxima` the
     largest size of axes. `vocabulary` is the number of token ids or classes. Traced sizes are at
     least 2, because torch.export treats 0 and 1 as constants. `fed_by` is the unit whose outputs
-    are inputs of this one.
+    are inputs of this one. The graph is verified on the inputs `verified_on` in place of random
+    ones, if there are any; of outputs [n, L, D] the tokens count that `read` [n, L] marks, or all.
     """
 
     module: torch.nn.Module
@@ -86,6 +87,8 @@ class ExportUnit:
     maxima: dict[str, int]
     vocabulary: int = 1
     fed_by: ExportUnit | None = None
+    verified_on: tuple[torch.Tensor, ...] | None = None
+    read: torch.Tensor | None = None
 
     def example_inputs(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Return random inputs of the traced sizes, in order."""

@@ -61,11 +61,18 @@ CASES = (
 
 @dataclass(frozen=True)
 class Reference:
-    """The inputs of a graph in order, and torch's outputs for them."""
+    """The inputs of a graph in order, and torch's outputs for them. `read` is as in the unit."""
 
     case: Case
     inputs: Sequence[torch.Tensor]
     outputs: Sequence[torch.Tensor]
+    read: torch.Tensor | None = None
+
+    def counted(self, output: torch.Tensor) -> torch.Tensor:
+        """Return `output` with zeros for tokens that are not read."""
+        if self.read is None or output.ndim != 3:
+            return output
+        return output.where(self.read[..., None] > 0, torch.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -97,12 +104,12 @@ def open_session(path: Path, dtype: torch.dtype = torch.float32) -> ort.Inferenc
 
 @torch.no_grad()
 def reference(unit: ExportUnit, seed: int = 0) -> list[Reference]:
-    """Return random inputs for each case, and the outputs of the torch module for them."""
+    """Return random inputs for each case, or those that the unit has, and torch's outputs."""
     generator = torch.Generator().manual_seed(seed)
     references = []
-    for case in CASES:
+    for case in CASES[:1] if unit.verified_on else CASES:
         case = replace(case, branched=_is_branched(unit.spec))
-        inputs = _case_inputs(unit, case, generator)
+        inputs = unit.verified_on or _case_inputs(unit, case, generator)
         outputs = unit.module(*inputs)
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
         if not all(output.isfinite().all() for output in outputs):
@@ -110,7 +117,7 @@ def reference(unit: ExportUnit, seed: int = 0) -> list[Reference]:
             if unit.spec.dtype != torch.float32:
                 why = "it overflows, or its weights are damaged; try --dtype float32."
             raise ExportError(f"The part for {unit.spec.path} gives NaN or infinity itself: {why}")
-        references.append(Reference(case, inputs, outputs))
+        references.append(Reference(case, inputs, outputs, unit.read))
     return references
 
 
@@ -146,7 +153,7 @@ def _verify(path: str, spec: GraphSpec, folder: Path, references: Sequence[Refer
         except Exception as error:
             raise ExportError(f"ONNX Runtime cannot run {path}: {error}") from error
         pairs = [(torch.from_numpy(g), e) for g, e in zip(got, case.outputs, strict=True)]
-        worst = max(worst, *(_error(g, e) for g, e in pairs))
+        worst = max(worst, *(_error(case.counted(g), case.counted(e)) for g, e in pairs))
         if case.case.branched:
             differences.append(_difference_errors(*pairs[0], case.case))
     limit = QUANTIZED_TOLERANCE[spec.quantize] if spec.quantize else TOLERANCE[spec.dtype]
