@@ -60,6 +60,7 @@ SD3_SETTINGS: dict[str, Any] = {
 SUITE: list[dict[str, Any]] = [
     {"family": SHIPPED, "layout": "dual"},
     {"family": SHIPPED, "dtype": "float16"},
+    {"family": SHIPPED, "quantize": "int8-dynamic"},
     *({"family": name, "layout": "dual", "dtype": "float16"} for name in FAMILIES),
     {"family": "sd3", "layout": "dual", "observe": True},
     {"family": "sd3", "layout": "dual"},
@@ -68,6 +69,7 @@ SUITE: list[dict[str, Any]] = [
     {"family": "sd3", "observe": True},
     {"family": "dit", "observe": True},
     *({"family": "sd3", "quantize": name} for name in ("int8", "int4", "int8-dynamic")),
+    {"family": "z-image", "quantize_encoders": "int8"},
     {"family": "sd3", "text_encoders": "none"},
 ]
 

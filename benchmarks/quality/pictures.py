@@ -1,119 +1,92 @@
-"""What quantised weights cost in quality: the shipped model in float32 and in every scheme, on the
-same seeds. `python -m benchmarks.scale.quantized BUNDLE SCHEME=BUNDLE... -o OUT [--images N]`
-
-Writes OUT.json (class accuracy, Frechet distance, paired differences from float32 with intervals of
-95 %, relative errors of final latents) and OUT.png (the same seeds side by side, and differences).
-"""
+"""Pictures and final latents in low precision beside those of float32, on the same seeds."""
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 import intaglio
 from intaglio.analysis.quality import intervals, measures
 from intaglio.analysis.quality.judge import Judge
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-MODEL = Path("models/fashion-sd3")
-STEPS = 8
 BATCH = 4
-SHOWN = 6
+SHOWN = 6  # pictures of a strip, each of another prompt
+ENLARGED = 3
 RESAMPLES = 300
 Floats = NDArray[np.float32]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("bundle")
-    parser.add_argument("schemes", nargs="+")
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=600)
-    args = parser.parse_args()
-    bundles = {"float32": args.bundle} | dict(scheme.split("=") for scheme in args.schemes)
-    pipelines = {name: intaglio.Pipeline.open(path, threads=1) for name, path in bundles.items()}
-    judge = Judge.open(MODEL / "judge")
-    images: dict[str, list[Floats]] = {name: [] for name in bundles}
-    latents: dict[str, list[Floats]] = {name: [] for name in bundles}
+class Drawn:
+    """The pictures [N, H, W, 3] from 0 to 1 and final latents [N, C, h, w] of one bundle."""
+
+    def __init__(self, bundle: Path) -> None:
+        self._pipeline = intaglio.Pipeline.open(bundle, device="cpu", threads=1)
+        self.pictures: list[Floats] = []
+        self._latents: list[Floats] = []
+
+    def draw(self, prompt: str, seeds: list[int], steps: int) -> None:
+        """Add the pictures of `prompt` with the guidance of the manifest."""
+        drawn = self._pipeline.generate(prompt, steps=steps, seeds=seeds)
+        self.pictures += [np.asarray(image, np.float32) / 255 for image in drawn.images]
+        self._latents += list(np.asarray(drawn.latents))
+
+    def latent_errors(self, exact: Drawn) -> Floats:
+        """Return the relative L2 error [N] of final latents."""
+        pairs = zip(self._latents, exact._latents, strict=True)
+        errors = [np.linalg.norm(got - want) / np.linalg.norm(want) for got, want in pairs]
+        return np.array(errors, np.float32)
+
+
+def draw_all(
+    bundles: Mapping[str, Path], judge: Judge, images: int, steps: int
+) -> tuple[dict[str, Drawn], NDArray[np.int64]]:
+    """Draw `images` of the judge's prompts with each bundle; also return the classes asked for."""
+    drawn = {name: Drawn(path) for name, path in bundles.items()}
     labels: list[int] = []
-    for first in range(0, args.images, BATCH):
+    for first in range(0, images, BATCH):
         which = (first // BATCH) % len(judge.prompts)
-        labels += [int(judge.labels[which])] * BATCH
-        for name, pipeline in pipelines.items():
-            drawn = pipeline.generate(
-                judge.prompts[which], steps=STEPS, seeds=list(range(first, first + BATCH))
-            )
-            images[name] += [np.asarray(image, np.float32) / 255 for image in drawn.images]
-            latents[name].append(np.asarray(drawn.latents))
-        if len(labels) % 200 == 0 or len(labels) >= args.images:  # what is there, if interrupted
-            rows = _rows(judge, images, latents, np.array(labels))
-            args.output.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n")
-            print(len(labels), json.dumps(rows), flush=True)
-        if len(labels) == SHOWN * BATCH:
-            _picture(images, args.output.with_suffix(".png"))
+        seeds = list(range(first, min(first + BATCH, images)))
+        labels += [int(judge.labels[which])] * len(seeds)
+        for of in drawn.values():
+            of.draw(judge.prompts[which], seeds, steps)
+        print(f"{len(labels)} of {images} images", flush=True)
+    return drawn, np.array(labels)
 
 
-def _rows(
-    judge: Judge,
-    images: dict[str, list[Floats]],
-    latents: dict[str, list[Floats]],
-    labels: NDArray[np.int64],
-) -> dict[str, Any]:
+def judged(
+    judge: Judge, drawn: Mapping[str, Drawn], labels: NDArray[np.int64], exact: str
+) -> dict[str, dict[str, Any]]:
+    """Return class accuracy and Frechet distance of each, and intervals of the paired difference
+    from `exact`."""
+
     def frechet(features: intervals.Array) -> float:
         return measures.frechet(measures.moments(features), judge.moments)
 
-    described = {name: judge.describe(np.stack(rows)) for name, rows in images.items()}
-    exact, exact_classes = described["float32"]
-    rows: dict[str, Any] = {}
-    for name, (features, classes) in described.items():
-        got, want = np.concatenate(latents[name]), np.concatenate(latents["float32"])
-        errors = np.linalg.norm((got - want).reshape(len(got), -1), axis=1)
-        errors /= np.linalg.norm(want.reshape(len(want), -1), axis=1)
-        row: dict[str, Any] = {
-            "images": len(labels),
-            "accuracy": float((classes == labels).mean()),
-            "frechet": frechet(features),
-            "latents_error": {"median": float(np.median(errors)), "largest": float(errors.max())},
-        }
-        if name != "float32":
-            hits, before = (
-                (classes == labels).astype(float),
-                (exact_classes == labels).astype(float),
-            )
-            row["accuracy_difference"] = intervals.paired_difference(before, hits).to_json()
-            row["frechet_difference"] = intervals.bootstrap_difference(
-                frechet, exact, features, RESAMPLES, seed=0
-            ).to_json()
-        rows[name] = row
+    described = {name: judge.describe(np.stack(of.pictures)) for name, of in drawn.items()}
+    features, classes = described[exact]
+    rows: dict[str, dict[str, Any]] = {}
+    for name, (own, found) in described.items():
+        rows[name] = {"accuracy": float((found == labels).mean()), "frechet": frechet(own)}
+        if name == exact:
+            continue
+        before, after = ((of == labels).astype(float) for of in (classes, found))
+        rows[name]["accuracy_difference"] = intervals.paired_difference(before, after).to_json()
+        rows[name]["frechet_difference"] = intervals.bootstrap_difference(
+            frechet, features, own, RESAMPLES, seed=0
+        ).to_json()
     return rows
 
 
-def _picture(images: dict[str, list[Floats]], path: Path) -> None:
-    """One picture of each of `SHOWN` prompts: a row a scheme, its difference from float32 below."""
-    exact = images["float32"][::BATCH][:SHOWN]
-    rows = [("float32", exact)]
-    for name in list(images)[1:]:
-        shown = images[name][::BATCH][:SHOWN]
-        differences = [np.clip(0.5 + (a - b), 0, 1) for a, b in zip(shown, exact, strict=True)]
-        rows += [(name, shown), (f"{name}\n- float32", differences)]
-    figure, axes = plt.subplots(len(rows), SHOWN, figsize=(1.2 * SHOWN + 1.2, 1.2 * len(rows)))
-    for line, (name, shown) in zip(axes, rows, strict=True):
-        for axis, image in zip(line, shown, strict=True):
-            axis.imshow(image, vmin=0, vmax=1, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    figure.tight_layout(pad=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-if __name__ == "__main__":
-    main()
+def save_strip(of: Drawn, exact: Drawn, path: Path) -> None:
+    """Save one picture of each of `SHOWN` prompts, and below it what differs, around grey."""
+    shown, expected = (np.stack(d.pictures[::BATCH][:SHOWN]) for d in (of, exact))
+    rows = [shown] if of is exact else [shown, np.clip(0.5 + shown - expected, 0, 1)]
+    strip = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+    image = Image.fromarray(np.rint(strip * 255).astype(np.uint8))
+    size = (image.width * ENLARGED, image.height * ENLARGED)
+    image.resize(size, Image.Resampling.NEAREST).save(path, optimize=True)
