@@ -62,7 +62,9 @@ def judged(
     judge: Judge, drawn: Mapping[str, Drawn], labels: NDArray[np.int64], exact: str
 ) -> dict[str, dict[str, Any]]:
     """Return class accuracy and Frechet distance of each, and intervals of the paired difference
-    from `exact`."""
+    from `exact`; nothing for images that are too few for a covariance of the judge's features."""
+    if len(labels) <= judge.reference.shape[1]:
+        return {name: {} for name in drawn}
 
     def frechet(features: intervals.Array) -> float:
         return measures.frechet(measures.moments(features), judge.moments)

@@ -16,10 +16,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import intaglio
+from intaglio import _core
 from intaglio_export.adapters.base import EncoderLayout
 from intaglio_export.bundle.writing import Stage, write_stages
 from intaglio_export.errors import ExitCode, ExportError
@@ -38,7 +40,7 @@ from tests.export.test_language_models import (
     qwen2_5_vl,
     qwen3_with_head,
 )
-from tests.integration.conftest import ENTRY_POINT
+from tests.integration.conftest import ENTRY_POINT, build_of_onnxruntime
 
 
 def t5() -> Any:
@@ -224,6 +226,28 @@ def test_the_runtime_draws_with_them(bundle: Path) -> None:
         np.asarray(p.generate(prompt, seeds=1, steps=2).latents) for p in (integers, plain)
     )
     assert 1e-6 < np.linalg.norm(got - want) / np.linalg.norm(want) < 0.1
+
+
+def test_beside_another_device_they_run_on_the_cpu(bundle: Path, tmp_path: Path) -> None:
+    """The plan says so, and OpenVINO gets none of their nodes: the result is the CPU's, bit for
+    bit."""
+    opened = _core.Bundle.open(bundle)
+    phases = _core.plan_memory(opened, device="cuda").phases
+    assert {phase.part for phase in phases if phase.on_cpu} == {"text_encoder"}
+    assert not any(phase.on_cpu for phase in _core.plan_memory(opened).phases)
+    made = {}
+    for device in ("cpu", "openvino"):
+        file = tmp_path / f"{device}.safetensors"
+        library = build_of_onnxruntime("openvino")
+        subprocess.run(
+            [ENTRY_POINT, "embed", bundle, "--prompt", "a boot", "-o", file, "--device", device,
+             "--onnxruntime", library],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        made[device] = load_file(file)
+    assert made["cpu"].keys() == made["openvino"].keys()
+    for name, tensor in made["cpu"].items():
+        np.testing.assert_array_equal(made["openvino"][name], tensor)
 
 
 @pytest.mark.parametrize(
