@@ -31,7 +31,7 @@ MODEL_FILES := $(shell find $(MODEL) -type f)
 # Other builds of ONNX Runtime, for tests of their devices
 ONNXRUNTIMES := $(patsubst %,build/deps/onnxruntime-%/ready,gpu openvino webgpu)
 
-.PHONY: help setup demo serve check test dist test-steps test-bundles test-python test-cpp test-extras test-sanitize aarch64 windows lint format parity bench report scale clean
+.PHONY: help setup demo serve check test dist test-steps test-bundles test-python test-cpp test-extras test-sanitize aarch64 windows lint format parity bench quality report scale clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/\1\t/' | expand -t 16
 
@@ -191,6 +191,10 @@ bench: $(BUNDLE)/bundle.json build/deps/onnxruntime-openvino/ready  ## compare w
 	$(BIN)/python -m benchmarks.bench -o docs
 	$(BIN)/python -m benchmarks.bench.shipped -o docs
 	$(BIN)/python -m benchmarks.bench.skipping -o docs
+
+# The first run exports the shipped model in every precision and keeps the bundles in build/quality.
+quality: .venv/ready  ## measure what low precision costs the shipped model and write its section of docs/performance.md
+	$(BIN)/python -m benchmarks.quality -o docs
 
 # This takes hours; it keeps its measurements in build/report, so an interrupted run continues.
 report: .venv/ready  ## probe the shipped model and write docs/reports/fashion-sd3

@@ -60,6 +60,7 @@ SD3_SETTINGS: dict[str, Any] = {
 SUITE: list[dict[str, Any]] = [
     {"family": SHIPPED, "layout": "dual"},
     {"family": SHIPPED, "dtype": "float16"},
+    {"family": SHIPPED, "quantize": "int8-dynamic"},
     *({"family": name, "layout": "dual", "dtype": "float16"} for name in FAMILIES),
     {"family": "sd3", "layout": "dual", "observe": True},
     {"family": "sd3", "layout": "dual"},
@@ -71,6 +72,7 @@ SUITE: list[dict[str, Any]] = [
         {"family": "sd3", "quantize": name}
         for name in ("int8", "int4", "int8-dynamic", "fp8", "int8-qdq", "fp4")
     ),
+    {"family": "z-image", "quantize_encoders": "int8"},
     {"family": "sd3", "text_encoders": "none"},
 ]
 

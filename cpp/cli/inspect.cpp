@@ -59,8 +59,12 @@ void describe_condition(const Bundle& bundle, Json& json) {
   }
   json["max_sequence_length"] = bundle.prompt->max_sequence_length;
   json["text_encoders"] = Json::object();
-  for (const auto& [name, encoder] : bundle.prompt->encoders)
+  for (const auto& [name, encoder] : bundle.prompt->encoders) {
     json["text_encoders"][name] = encoder.max_length;
+    if (encoder.quantized.empty()) continue;
+    json["quantized_encoders"][name] = {{"scheme", encoder.quantized},
+                                        {"error", encoder.quantization_error}};
+  }
 }
 
 // Formats a profile as the flag --profile of `intaglio build` takes it.

@@ -14,7 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from intaglio_export.errors import ExitCode, ExportError
-from intaglio_export.options import ExportRequest, Layout, Quantize, TextEncoders
+from intaglio_export.options import (
+    ExportRequest,
+    Layout,
+    Quantize,
+    QuantizeEncoders,
+    TextEncoders,
+)
 from intaglio_export.support.interpreter import check_docstrings
 from intaglio_export.support.progress import shown_on
 from intaglio_export.support.quiet import quiet
@@ -80,6 +86,15 @@ def export(
             " pass, of D_c - D_0 and of D_c - D_m are measured and written to the manifest. Massive"
             " channels, hidden states, modulation and gates stay float32. Those for engines"
             " are refused if a forward is off by more than 15 % or a difference by more than 25 %."
+        ),
+    ] = None,
+    quantize_encoders: Annotated[
+        QuantizeEncoders | None,
+        typer.Option(
+            help="Store the weights of all text encoders as integers, in blocks of 32, whatever"
+            " --dtype is. Such encoders run on the CPU and compute in float32. Embeddings of tokens"
+            " have 8 bits in both schemes. The error of each encoder's embeddings is measured on"
+            " prompts and written to the manifest."
         ),
     ] = None,
     block: Annotated[
@@ -175,6 +190,7 @@ def export(
             tuple(lora or ()),
             observe,
             quantize,
+            quantize_encoders,
         )
         with stoppable():
             _export(screen, request)
@@ -237,8 +253,6 @@ def _summary(output: Path, manifest: dict[str, Any], errors: dict[str, float]) -
     graphs = manifest["transformer"]["graphs"]
     observed = any(len(graphs[name]["outputs"]) > 1 for name in graphs if name != "conditioning")
     extras = ["observed"] if observed else []
-    if quantized := manifest["transformer"].get("quantized"):
-        extras.append(f"{quantized['scheme']} weights")
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in (
         ("bundle", f"{output} ({size / 1e6:.1f} MB, {len(manifest['files'])} files)"),
@@ -251,11 +265,23 @@ def _summary(output: Path, manifest: dict[str, Any], errors: dict[str, float]) -
             f"{defaults['steps']} steps, cfg_scale {defaults['cfg_scale']:g},"
             f" dg_scale {defaults['dg_scale']:g}, {defaults['width']}x{defaults['height']}",
         ),
+        *_quantized_rows(manifest),
         ("verified", f"against torch, largest relative error {max(errors.values()):.1e}"),
         ("next", f"intaglio generate {output} {_condition(manifest)} -o picture.png"),
     ):
         table.add_row(name, value)
     return table
+
+
+def _quantized_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a row for each part with integer weights: its scheme and the error it makes."""
+    parts = {"transformer": manifest["transformer"]}
+    parts |= manifest.get("prompt", {"encoders": {}})["encoders"]
+    return [
+        ("quantised", f"{name}: {found['scheme']}, relative error {found['error']:.1e}")
+        for name, part in parts.items()
+        if (found := part.get("quantized"))
+    ]
 
 
 def _condition(manifest: dict[str, Any]) -> str:

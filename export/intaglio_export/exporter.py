@@ -18,6 +18,7 @@ from intaglio_export.bundle.tokenizer_tables import write_table
 from intaglio_export.bundle.writing import Progress, Stage, release, write_stages
 from intaglio_export.calibration.calibrate import calibrate
 from intaglio_export.calibration.massive import ChannelStatistics
+from intaglio_export.calibration.prompt_tokens import PromptTokens, recorded_tokens
 from intaglio_export.calibration.recipes import Recipe, find_recipe
 from intaglio_export.calibration.runs import branched
 from intaglio_export.calibration.selection import (
@@ -27,6 +28,7 @@ from intaglio_export.calibration.selection import (
     choose_channels,
     disagreement,
 )
+from intaglio_export.errors import usage_error
 from intaglio_export.graph_specs import ExportUnit
 from intaglio_export.networks.encoders import text_encoder_unit, vae_decoder_unit, vae_encoder_unit
 from intaglio_export.networks.transformer_graphs import transformer_units
@@ -102,8 +104,9 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     remarks += _check_disk(request, adapter)
     length = settings.max_sequence_length or adapter.defaults().max_sequence_length or 1
     settings = ModelSettings(max_sequence_length=length).over(settings)
-    _check_templates(adapter, length)
-    statistics, steps = _measure(adapter, length, progress)
+    _check_prompt(request, adapter, length)
+    with recorded_tokens(adapter) as tokens:
+        statistics, steps = _measure(adapter, length, progress)
     if request.text_encoders == "none":
         _drop_encoders(adapter)
     choice = settings.channel_choice() or ChannelChoice("auto")
@@ -115,7 +118,7 @@ def export_bundle(request: ExportRequest, progress: Progress = _no_progress) -> 
     graphs = _transformer(request, adapter, suppression, exact, steps)
     with output_folder.replacing(request.output) as work:
         manifest, errors = _write(
-            request, source, settings, suppression, max_abs, graphs, work, progress
+            request, source, settings, suppression, max_abs, graphs, tokens, work, progress
         )
     return ExportResult(manifest, errors, remarks)
 
@@ -133,14 +136,21 @@ def _measure(
     return calibrate(adapter, length, show, record=steps.append), steps
 
 
-def _check_templates(adapter: Adapter, length: int) -> None:
-    """Check the chat templates of the tokenizers, before the measurement encodes prompts.
+def _check_prompt(request: ExportRequest, adapter: Adapter, length: int) -> None:
+    """Check the text encoders and their chat templates, before the measurement encodes prompts.
 
     Raises:
-        ExportError: a tokenizer has none, or one that the runtime's tokenizer does not support.
+        ExportError: there is none to quantise, or a tokenizer has no template or one that the
+            runtime's tokenizer does not support.
     """
     prompt = adapter.prompt(length) if adapter.has_encoders else None
-    for layout in prompt.encoders.values() if prompt else ():
+    layouts = prompt.encoders.values() if prompt else ()
+    if request.quantize_encoders and not layouts:
+        raise usage_error(
+            f"--quantize-encoders {request.quantize_encoders}: {request.source} has no text"
+            " encoders that a bundle holds; leave the option out."
+        )
+    for layout in layouts:
         if layout.template:
             around_prompt(getattr(adapter.pipeline, layout.tokenizer), layout.template)
 
@@ -183,6 +193,7 @@ def _write(
     suppression: Suppression,
     max_abs: list[float],
     graphs: dict[str, ExportUnit],
+    tokens: dict[str, PromptTokens],
     work: Path,
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, float]]:
@@ -196,7 +207,14 @@ def _write(
     prompt = adapter.prompt(settings.max_sequence_length)
     encoders = prompt.encoders if prompt and request.text_encoders != "none" else {}
     texts = {
-        name: text_encoder_unit(getattr(pipeline, name), name, layout, adapter.dtype)
+        name: text_encoder_unit(
+            getattr(pipeline, name),
+            name,
+            layout,
+            adapter.dtype,
+            request.quantize_encoders,
+            tokens[name] if request.quantize_encoders else None,
+        )
         for name, layout in encoders.items()
     }
     decoder = vae_decoder_unit(adapter)

@@ -83,7 +83,9 @@ class ExportUnit:
     largest size of axes. `vocabulary` is the number of token ids or classes. Traced sizes are at
     least 2, because torch.export treats 0 and 1 as constants. `fed_by` is the unit whose outputs
     are inputs of this one. `runs` are inputs of the model's own runs by role, on which errors of
-    Q/DQ are measured (`calibration/runs.py`).
+    Q/DQ are measured (`calibration/runs.py`). The graph is verified on the inputs `verified_on` in
+    place of random ones, if there are any; of outputs [n, L, D] the tokens count that `read` [n, L]
+    marks, or all.
     """
 
     module: torch.nn.Module
@@ -94,6 +96,8 @@ class ExportUnit:
     vocabulary: int = 1
     fed_by: ExportUnit | None = None
     runs: Sequence[Mapping[str, torch.Tensor]] = ()
+    verified_on: tuple[torch.Tensor, ...] | None = None
+    read: torch.Tensor | None = None
 
     def example_inputs(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Return random inputs of the traced sizes, in order."""

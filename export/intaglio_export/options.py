@@ -44,6 +44,13 @@ class Quantize(enum.StrEnum):
     fp4 = "fp4"
 
 
+class QuantizeEncoders(enum.StrEnum):
+    """How the weights of the text encoders become integers."""
+
+    int8 = "int8"
+    int4 = "int4"
+
+
 class TextEncoders(enum.StrEnum):
     """Which text encoders go into the bundle. Without any, it takes only prompt embeddings."""
 
@@ -66,8 +73,8 @@ class ExportRequest:
     `source` and `config` are as in `sources.open_source`, and `loras` as in `parse_lora`.
     `block` and `channels` (as in `parse_channels`) override the file `settings`, which overrides
     the source's own settings.json, which overrides a recipe. With `observe` the transformer also
-    outputs what its blocks compute, as in `transformer_units`. `quantize` needs float32,
-    unless it is one of `QDQ`.
+    outputs what its blocks compute, as in `transformer_units`. `quantize` needs float32, unless it
+    is one of `QDQ`; `quantize_encoders` fits every dtype.
     """
 
     source: str | Path
@@ -82,6 +89,7 @@ class ExportRequest:
     loras: tuple[str, ...] = ()
     observe: bool = False
     quantize: Quantize | str | None = None
+    quantize_encoders: QuantizeEncoders | str | None = None
 
     def __post_init__(self) -> None:
         for name, values in (("layout", Layout), ("dtype", Dtype), ("text_encoders", TextEncoders)):
@@ -89,11 +97,12 @@ class ExportRequest:
 
 
 def check_quantize(request: ExportRequest) -> None:
-    """Check that the scheme of `request` is known and fits its precision and layout.
+    """Check that the schemes of `request` are known and fit its precision, layout and encoders.
 
     Raises:
         ExportError: one of these is not the case.
     """
+    _check_quantize_encoders(request)
     if request.quantize is None:
         return
     if request.quantize not in QUANTIZE:
@@ -107,6 +116,21 @@ def check_quantize(request: ExportRequest) -> None:
         raise usage_error(
             f"--quantize {request.quantize} stores D_m as differences from D_c, which --layout dual"
             " does not run beside it; use --layout forked, or --quantize int8 or int4."
+        )
+
+
+def _check_quantize_encoders(request: ExportRequest) -> None:
+    scheme = request.quantize_encoders
+    if scheme is None:
+        return
+    if scheme not in tuple(QuantizeEncoders):
+        raise usage_error(
+            f"--quantize-encoders {scheme}: expected {' or '.join(QuantizeEncoders)}."
+        )
+    if request.text_encoders == TextEncoders.none:
+        raise usage_error(
+            f"--quantize-encoders {scheme} needs text encoders, and --text-encoders none leaves"
+            " them out; leave out one of the two."
         )
 
 

@@ -58,7 +58,8 @@ class LowPrecisionMatmuls(TorchFunctionMode):
     In an ONNX export the matmuls have that type. In a plain run they are computed in float32 on
     rounded operands and the result is rounded, as a kernel that sums in float32 does it.
 
-    `dtype` is the type of attention, which has no weight.
+    `dtype` is the type of attention, which has no weight. If it is float32, weights of any type are
+    converted and nothing is rounded.
 
     Raises:
         ExportError: a result exceeds float16. `where` returns the name of the current part of the
@@ -119,7 +120,8 @@ class LowPrecisionMatmuls(TorchFunctionMode):
         x = x.float()
         linear = func is functional.linear
         result: torch.Tensor
-        if weight.dtype == torch.float32 or (linear and x.ndim == 2):
+        wide = torch.float32 in (weight.dtype, self._dtype)
+        if wide or (linear and x.ndim == 2):
             result = func(x, weight.float(), bias, *args, **kwargs)
             return result
         operand = weight if torch.onnx.is_in_onnx_export() else weight.float()

@@ -49,6 +49,10 @@ struct TextEncoder {
   std::string tokenizer;  // path of the tokenizer's tables
   int max_length = 0;     // tokens
   int dropped = 0;        // of these, tokens at the start that the transformer does not get
+  // Scheme of its quantised weights, which run on the CPU, or empty, and the largest relative error
+  // of embeddings that the export measured.
+  std::string quantized{};
+  double quantization_error = 0;
 };
 
 // Encoders whose hidden states are joined along channels. A segment without encoders consists of

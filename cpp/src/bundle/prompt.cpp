@@ -29,6 +29,10 @@ TextEncoder read_encoder(const Node& node) {
   if (node.has("dropped")) encoder.dropped = node.positive("dropped");
   if (encoder.dropped >= encoder.max_length)
     node.at("dropped").refuse("leaves no token of max_length");
+  if (node.has("quantized")) {
+    encoder.quantized = node.at("quantized").get<std::string>("scheme");
+    encoder.quantization_error = node.at("quantized").get<double>("error");
+  }
   const auto inputs = node.at("graph").at("inputs").items();
   for (std::size_t i = 0; i < inputs.size(); ++i)
     check_role(inputs[i], encoder.graph.inputs[i].role, {Role::token_ids, Role::text_mask});

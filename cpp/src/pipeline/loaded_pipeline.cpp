@@ -89,9 +89,16 @@ const Backend& LoadedPipeline::cpu() {
   return *cpu_;
 }
 
+const Backend& LoadedPipeline::backend_of(const std::string& encoder) {
+  const bool quantized = !bundle.prompt->encoders.at(encoder).quantized.empty();
+  return quantized && backend->choice.device != "cpu" ? cpu() : *backend;
+}
+
 std::shared_ptr<const TextStage> LoadedPipeline::text() {
   return text_.get([&] {
-    const auto choose = [this](const std::string&) -> const Backend& { return *backend; };
+    const auto choose = [this](const std::string& name) -> const Backend& {
+      return backend_of(name);
+    };
     return std::make_unique<TextStage>(bundle, choose, false);
   });
 }
@@ -134,7 +141,7 @@ PromptEmbeddings LoadedPipeline::encode(Stream& stream, const std::vector<NamedT
   if (plan.in_turn) {
     const auto choose = [&](const std::string& name) -> const Backend& {
       const auto phase = std::ranges::find(plan.phases, name, &MemoryPhase::part);
-      return phase != plan.phases.end() && phase->on_cpu ? cpu() : *backend;
+      return phase != plan.phases.end() && phase->on_cpu ? cpu() : backend_of(name);
     };
     encoded = TextStage(bundle, choose, true).encode(stream, texts, embeddings.notes);
   } else {

@@ -116,6 +116,8 @@ class LoadedPipeline {
     return vae_encoder_.get([&] { return std::make_unique<VaeEncoder>(bundle, *backend); });
   }
   const Backend& cpu();
+  // Returns what runs that encoder while parts stay loaded: quantised ones run on the CPU.
+  const Backend& backend_of(const std::string& encoder);
 
   const int process_ = own_process();  // that opened the pipeline
   const BackendOptions options_;

@@ -68,12 +68,15 @@ MemoryPhase encoder_phase(const Bundle& bundle, const std::string& name, const T
   double width = 0;
   for (const GraphTensor& output : encoder.graph.outputs)
     width = std::max(width, last_axis(output));
-  const double tokens = encoder.max_length, item = item_bytes(bundle, limit);
+  const bool quantized = !encoder.quantized.empty();
+  const double tokens = encoder.max_length, item = quantized ? 4 : item_bytes(bundle, limit);
+  const double matrix = kEncoderMatrix * width * width;
   return {.part = name,
           .weights = whole(weight_bytes(bundle, encoder.graph)),
           .activations =
               whole(kBlockTensors * tokens * width * item + score_bytes(1, width, tokens, item) +
-                    cast_bytes(bundle, limit, kEncoderMatrix * width * width))};
+                    (quantized ? matrix * 4 : cast_bytes(bundle, limit, matrix))),
+          .on_cpu = quantized && has_own_memory(limit.device)};
 }
 
 // The modulations of a part of the schedule, joined from those of the blocks, and those of a step.

@@ -46,7 +46,8 @@ MemoryPlan plan_in_turn(const Bundle& bundle, RunSize size, const MemoryLimit& l
       return bundle.prompt && bundle.prompt->encoders.contains(phase.part);
     };
     for (MemoryPhase& phase : plan.phases)
-      phase.on_cpu = has_own_memory(limit.device) && encoder(phase) && phase.bytes() > limit.bytes;
+      if (has_own_memory(limit.device) && encoder(phase) && phase.bytes() > limit.bytes)
+        phase.on_cpu = true;
     const auto& decoder = plan.phases.back();
     if (plan.fits() || plan.program + decoder.bytes() <= plan.limit) return plan;
     if (decoder.part != "vae_decoder" || size.vae_tile - unit < smallest) return plan;

@@ -115,7 +115,7 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
     if adapter.mu:
         manifest["mu"] = adapter.mu
     if parts.prompt:
-        manifest["prompt"] = _prompt(parts.prompt, parts.encoders)
+        manifest["prompt"] = _prompt(parts.prompt, parts.encoders, parts.errors)
     if classes := adapter.classes():
         manifest["classes"] = asdict(classes)
     if _is_new(manifest):
@@ -146,7 +146,9 @@ def _producer() -> dict[str, str]:
     return {"intaglio": __version__} | versions
 
 
-def _prompt(layout: PromptLayout, graphs: dict[str, GraphSpec]) -> dict[str, Any]:
+def _prompt(
+    layout: PromptLayout, graphs: dict[str, GraphSpec], errors: dict[str, float]
+) -> dict[str, Any]:
     """Return the manifest's `prompt`. Encoders without a graph are left out of the segments."""
     encoders = {
         name: {
@@ -155,6 +157,11 @@ def _prompt(layout: PromptLayout, graphs: dict[str, GraphSpec]) -> dict[str, Any
             "max_length": layout.encoders[name].max_length,
         }
         | ({"dropped": dropped} if (dropped := layout.encoders[name].dropped) else {})
+        | (
+            {"quantized": {"scheme": spec.quantize, "error": errors[spec.path]}}
+            if spec.quantize
+            else {}
+        )
         for name, spec in graphs.items()
     }
     segments = [

@@ -73,12 +73,19 @@ CASES = (
 @dataclass(frozen=True)
 class Reference:
     """The inputs of a graph in order, and torch's outputs for them. They are random, or those of
-    the model's `own` runs."""
+    the model's `own` runs. `read` is as in the unit."""
 
     case: Case
     own: bool
     inputs: Sequence[torch.Tensor]
     outputs: Sequence[torch.Tensor]
+    read: torch.Tensor | None = None
+
+    def counted(self, output: torch.Tensor) -> torch.Tensor:
+        """Return `output` with zeros for tokens that are not read."""
+        if self.read is None or output.ndim != 3:
+            return output
+        return output.where(self.read[..., None] > 0, torch.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -113,11 +120,15 @@ def open_session(path: Path, dtype: torch.dtype = torch.float32) -> ort.Inferenc
 
 @torch.no_grad()
 def reference(unit: ExportUnit, seed: int = 0) -> list[Reference]:
-    """Return random inputs for each case and those of the model's own runs, and the outputs of the
-    torch module for them."""
+    """Return random inputs for each case and those of the model's own runs, or only those that the
+    unit is verified on, and the outputs of the torch module for them."""
     generator = torch.Generator().manual_seed(seed)
     cases = [replace(case, branched=_is_branched(unit.spec)) for case in CASES]
-    given = [(case, _case_inputs(unit, case, generator)) for case in cases]
+    given: list[tuple[Case, Sequence[torch.Tensor]]]
+    if unit.verified_on:
+        given = [(cases[0], unit.verified_on)]
+    else:
+        given = [(case, _case_inputs(unit, case, generator)) for case in cases]
     given += [(_case_of(run), [run[spec.role] for spec in unit.spec.inputs]) for run in unit.runs]
     references: list[Reference] = []
     for case, inputs in given:
@@ -128,7 +139,8 @@ def reference(unit: ExportUnit, seed: int = 0) -> list[Reference]:
             if unit.spec.dtype != torch.float32:
                 why = "it overflows, or its weights are damaged; try --dtype float32."
             raise ExportError(f"The part for {unit.spec.path} gives NaN or infinity itself: {why}")
-        references.append(Reference(case, len(references) >= len(CASES), inputs, outputs))
+        own = len(references) >= len(CASES)
+        references.append(Reference(case, own, inputs, outputs, unit.read))
     return references
 
 
@@ -195,7 +207,8 @@ def _verify(path: str, spec: GraphSpec, folder: Path, references: Sequence[Refer
         pairs = [(torch.from_numpy(g), e) for g, e in zip(got, case.outputs, strict=True)]
         branched = case.case.branched
         differences = _difference_errors(*pairs[0], case.case) if branched else {}
-        found.append(Errors(max(_error(g, e) for g, e in pairs), differences))
+        worst = max(_error(case.counted(g), case.counted(e)) for g, e in pairs)
+        found.append(Errors(worst, differences))
     worst = max(errors.outputs for errors in found)
     limit = QUANTIZED_TOLERANCE[spec.quantize] if spec.quantize else TOLERANCE[spec.dtype]
     if worst > limit:

@@ -25,13 +25,14 @@ from intaglio_export.passes.floor_division import floor_division
 from intaglio_export.passes.multi_head_attention import multi_head_attention
 from intaglio_export.passes.name_axes import name_axes
 from intaglio_export.passes.quantize_dequantize import SCHEMES, quantize_dequantize
-from intaglio_export.passes.quantize_weights import quantize_weights
+from intaglio_export.passes.quantize_weights import quantize_embedding, quantize_weights
 from intaglio_export.passes.remove_noop_squeeze import remove_noop_squeeze
 from intaglio_export.passes.share_weights import share_weights
 from intaglio_export.passes.simulate_fp4 import simulate_fp4
 from intaglio_export.passes.split_in_groups import split_in_groups
 from intaglio_export.passes.strip_metadata import strip_metadata
 from intaglio_export.passes.transpose_weights import transpose_weights
+from intaglio_export.passes.widen_weights import widen_weights
 from intaglio_export.support.guard import running
 from intaglio_export.support.memory import collect, collecting_on_demand
 from intaglio_export.tracing.trace import trace
@@ -99,11 +100,14 @@ def _write_folder(units: Sequence[ExportUnit], work: Path, progress: Callable[[s
     for unit in units:
         progress(f"Tracing {unit.spec.path}")
         model = make_graph(unit)
+        if unit.spec.quantize and unit.spec.dtype == torch.float32:
+            widen_weights(model)
         transpose_weights(model)
         if unit.spec.quantize:
             progress(f"Quantising {unit.spec.path}")
             quantize = quantize_dequantize if unit.spec.quantize in SCHEMES else quantize_weights
             quantize(model, unit.spec.quantize, unit.spec.exact)
+            quantize_embedding(model)
         models.append(model)
     folder = (work / units[0].spec.path).parent
     folder.mkdir(parents=True, exist_ok=True)

@@ -147,7 +147,8 @@ def _graphs(manifest: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
     for name, graph in manifest["transformer"]["graphs"].items():
         yield name, name, graph
     for name, encoder in manifest.get("prompt", {}).get("encoders", {}).items():
-        yield "text_encoder", name, encoder["graph"]
+        if "quantized" not in encoder:  # those run on the CPU beside the engines
+            yield "text_encoder", name, encoder["graph"]
     for name in ("vae_decoder", "vae_encoder"):
         if name in manifest:
             yield name, name, manifest[name]

@@ -10,6 +10,7 @@ from torch import nn
 
 from intaglio_export.adapters.base import Adapter, EncoderLayout
 from intaglio_export.adapters.fitting import widths
+from intaglio_export.calibration.prompt_tokens import PromptTokens
 from intaglio_export.graph_specs import Axis, ExportUnit, GraphSpec, TensorSpec
 from intaglio_export.networks.language_models import TappedDecoder, check_taps
 from intaglio_export.precision import LowPrecisionMatmuls
@@ -71,9 +72,20 @@ class _VaeEncoder(nn.Module):
 
 
 def text_encoder_unit(
-    encoder: Any, folder: str, layout: EncoderLayout, dtype: torch.dtype
+    encoder: Any,
+    folder: str,
+    layout: EncoderLayout,
+    dtype: torch.dtype,
+    quantize: str | None = None,
+    prompts: PromptTokens | None = None,
 ) -> ExportUnit:
-    """Return the unit of a CLIP text model, of a T5 encoder, or of a language model with taps."""
+    """Return the unit of a CLIP text model, of a T5 encoder, or of a language model with taps.
+
+    A quantised one computes in float32 whatever the type of its weights is. It is verified on
+    `prompts`, so that the error is that of real embeddings.
+    """
+    if quantize:
+        dtype = torch.float32
     axes = ("prompts", layout.max_length)
     ids = TensorSpec("token_ids", axes, torch.int64)
     mask = (TensorSpec("text_mask", axes),) if layout.masked else ()
@@ -89,11 +101,13 @@ def text_encoder_unit(
         network = TappedDecoder(encoder, layout.taps, dtype, pads_left=layout.pads_left)
     return ExportUnit(
         network,
-        GraphSpec(f"{folder}/model.onnx", (ids, *mask), outputs, dtype),
+        GraphSpec(f"{folder}/model.onnx", (ids, *mask), outputs, dtype, quantize=quantize),
         {"prompts": 2},
         {},
         {},
         vocabulary=encoder.get_input_embeddings().num_embeddings,
+        verified_on=prompts.inputs(layout) if prompts else None,
+        read=prompts.read(layout) if prompts and layout.masked else None,
     )
 
 

@@ -83,6 +83,9 @@ def _rows(manifest: dict[str, Any]) -> dict[str, str]:
         rows["Devices"] = "CPU"
     elif manifest["dtype"] != "float32":
         rows["Devices"] += "; the CPU computes matrix products in float32"
+    encoders = manifest.get("prompt", {"encoders": {}})["encoders"].values()
+    if schemes := [of["quantized"]["scheme"] for of in encoders if "quantized" in of]:
+        rows["Precision"] += f", {schemes[0]} weights in the text encoders"
     if loras := manifest.get("loras"):
         rows["LoRAs"] = ", ".join(f"{_plain(lora['file'])} x {lora['scale']:g}" for lora in loras)
     return rows

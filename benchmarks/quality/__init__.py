@@ -1,0 +1,1 @@
+"""What low precision costs the shipped model in quality, beside its pictures."""
