@@ -1,4 +1,4 @@
-"""The short form of `make quality`: one run of few steps, with the bounds that are promised."""
+"""The short form of `make quality`: one of its runs, with the bounds that are promised."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         "float32": bundles.bundle(bundles.SHIPPED),
         "int8-dynamic": bundles.bundle(bundles.SHIPPED, quantize="int8-dynamic"),
     }
-    result = measure(precisions, output, images=8, seeds=1, steps=4)
+    result = measure(precisions, output, images=8, seeds=1, steps=8)
     assert json.loads((output / "performance/quality.json").read_text("utf-8")) == result
     page = section(result)
     assert all(f"performance/quality-{name}.png" in page for name in precisions)

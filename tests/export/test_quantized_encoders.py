@@ -28,7 +28,8 @@ from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.exporter import export_bundle
 from intaglio_export.networks.encoders import text_encoder_unit
 from intaglio_export.options import ExportRequest
-from intaglio_export.passes.quantize_weights import BLOCK, SMALLEST
+from intaglio_export.passes.products import SMALLEST
+from intaglio_export.passes.quantize_weights import BLOCK
 from intaglio_export.precision import store_weights_in
 from tests import bundles
 from tests.export.test_language_models import (

@@ -98,11 +98,15 @@ class Maker:
     def weight(self, of: ir.Node, role: str, values: NDArray[np.generic]) -> ir.Value:
         """Return an initializer with `values`, added once."""
         name = f"{of.inputs[1].name}_{role}" if of.inputs[1] is not None else role
+        return self.register(name, ir.tensor(np.asarray(values, order="C"), name=name))
+
+    def register(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """Return the initializer `name`, which is `tensor` if it is new."""
         if name not in self.graph.initializers:
-            tensor = ir.tensor(np.asarray(values, order="C"), name=name)
+            tensor.name = name
             value = ir.Value(
                 name=name,
-                shape=ir.Shape(values.shape),
+                shape=ir.Shape(tensor.shape.numpy()),
                 type=ir.TensorType(tensor.dtype),
                 const_value=tensor,
             )
@@ -112,16 +116,7 @@ class Maker:
     def constant(self, name: str, value: NDArray[np.generic] | np.generic) -> ir.Value:
         """Return an initializer that nodes share."""
         name = f"shared_{name}"
-        if name not in self.graph.initializers:
-            tensor = ir.tensor(np.asarray(value), name=name)
-            made = ir.Value(
-                name=name,
-                shape=ir.Shape(np.shape(value)),
-                type=ir.TensorType(tensor.dtype),
-                const_value=tensor,
-            )
-            self.graph.register_initializer(made)
-        return self.graph.initializers[name]
+        return self.register(name, ir.tensor(np.asarray(value), name=name))
 
     def picked(self, x: ir.Value, channels: Sequence[int], before: ir.Node) -> ir.Value:
         """Return `channels` of `x`."""
