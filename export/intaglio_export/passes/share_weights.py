@@ -52,7 +52,9 @@ def share_weights(models: Sequence[ir.Model], folder: Path, name: str = "weights
 
 
 def _bytes(tensor: ir.TensorProtocol) -> memoryview:
-    """Return the tensor's memory, or a copy if the tensor is a transposed view."""
+    """Return the tensor's memory, or a copy if the tensor is a transposed view or of 4 bits."""
+    if tensor.dtype.bitwidth < 8:  # NumPy has a byte for each number
+        return memoryview(tensor.tobytes())
     return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
 
 
