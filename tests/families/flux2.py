@@ -128,7 +128,7 @@ def make_mistral3(tokenizer: PreTrainedTokenizerFast) -> Mistral3ForConditionalG
         num_key_value_heads=2,
         head_dim=6,
         sliding_window=None,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=None,  # or the hidden states of padding would be zeros
     )
     vision = PixtralVisionConfig(
         hidden_size=16, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2,
