@@ -1,8 +1,11 @@
 #include "cli/parse.h"
 
+#include <algorithm>
 #include <charconv>
+#include <nlohmann/json.hpp>
 
 #include "intaglio/error.h"
+#include "intaglio/file.h"
 
 namespace intaglio::cli {
 
@@ -36,6 +39,17 @@ std::vector<T> numbers(const std::string& flag, const std::string& text, const c
   return values;
 }
 
+// Reads the list of numbers in a JSON file.
+std::vector<double> listed(const std::string& flag, const std::string& path) {
+  const auto json =
+      nlohmann::json::parse(read_file(std::u8string(path.begin(), path.end())), nullptr, false);
+  if (!json.is_array() || json.empty() ||
+      !std::all_of(json.begin(), json.end(), [](const auto& item) { return item.is_number(); }))
+    throw InputError(flag + " @" + path +
+                     ": the file is not a JSON list of numbers such as [7, 3]");
+  return json.get<std::vector<double>>();
+}
+
 }  // namespace
 
 void parse(const std::string&, const std::string& text, std::string& value) { value = text; }
@@ -60,8 +74,16 @@ void parse(const std::string& flag, const std::string& text, std::vector<int>& v
 }
 
 void parse(const std::string& flag, const std::string& text, Ramp& value) {
+  constexpr auto expected = "a number, two numbers such as 0:1, or a list such as 7,7,3";
+  if (text.starts_with('@')) {
+    value = Ramp(listed(flag, text.substr(1)));
+    return;
+  }
+  if (text.find(',') != std::string::npos) {
+    value = Ramp(numbers<double>(flag, text, expected));
+    return;
+  }
   const auto parts = split(text, ':');
-  constexpr auto expected = "a number or two numbers such as 0:1";
   if (parts.size() > 2) throw UsageError(flag + " \"" + text + "\" is not " + expected);
   value = Ramp(number<double>(flag, parts.front(), expected),
                number<double>(flag, parts.back(), expected));

@@ -49,16 +49,23 @@ void bind_window(py::module_& module) {
 void bind_ramp(py::module_& module) {
   py::class_<Ramp>(
       module, "Ramp",
-      "A value that goes linearly from the first step to the last; a constant when both are equal.")
+      "A value that goes linearly from the first step to the last, a constant when both are equal, "
+      "or a value for each step.")
       .def(py::init([](const Number& value) { return Ramp(value.cast<double>()); }),
            py::arg("value"))
       .def(py::init<double, double>(), py::arg("first"), py::arg("last"))
-      .def(py::init([](std::pair<double, double> both) { return Ramp(both.first, both.second); }),
-           py::arg("ramp"))
+      .def(py::init([](std::vector<double> values) {
+             if (values.empty()) throw py::value_error("no value");
+             if (values.size() == 2) return Ramp(values.front(), values.back());
+             return Ramp(std::move(values));
+           }),
+           py::arg("values"), "Two values are a ramp, any other number is one for each step.")
       .def_readwrite("first", &Ramp::first)
       .def_readwrite("last", &Ramp::last)
+      .def_readonly("each", &Ramp::each, "the value of each step; empty for a ramp")
       .def("at", &Ramp::at, py::arg("step"), py::arg("steps"))
       .def("__repr__", [](const Ramp& r) {
+        if (!r.each.empty()) return "Ramp(" + py::repr(py::cast(r.each)).cast<std::string>() + ")";
         return "Ramp(" + text(r.first) + (r.first == r.last ? ")" : ", " + text(r.last) + ")");
       });
   py::implicitly_convertible<Number, Ramp>();
@@ -100,12 +107,29 @@ void bind_weights(py::module_& module) {
       });
 }
 
+void check_lists(const Guidance& guidance, int steps) {
+  if (const auto problem = list_problem(guidance, steps)) throw_problem(*problem);
+}
+
 void bind_functions(py::module_& module) {
-  module.def("weights_at", &weights_at, py::arg("guidance"), py::arg("step"), py::arg("steps"),
-             "Return the weights of one step by itself, without reuse and skipping.");
-  module.def("step_weights", &step_weights, py::arg("guidance"), py::arg("steps"),
-             "Return the weights of each step of a run, which steps reuse a branch's difference, "
-             "and which are skipped.");
+  module.def(
+      "weights_at",
+      [](const Guidance& guidance, int step, int steps) {
+        check_lists(guidance, steps);
+        return weights_at(guidance, step, steps);
+      },
+      py::arg("guidance"), py::arg("step"), py::arg("steps"),
+      "Return the weights of one step by itself, without reuse and skipping. Raises UsageError for "
+      "a list that does not have a value for each step.");
+  module.def(
+      "step_weights",
+      [](const Guidance& guidance, int steps) {
+        check_lists(guidance, steps);
+        return step_weights(guidance, steps);
+      },
+      py::arg("guidance"), py::arg("steps"),
+      "Return the weights of each step of a run, which steps reuse a branch's difference, and "
+      "which are skipped. Raises UsageError as weights_at does.");
   module.def("check_guidance", &check_guidance, py::arg("guidance"),
              "Raise UsageError for a window that is outside 0..1 or empty, for ma_keep outside "
              "0..1, for an interval that grows or is below 1, a tolerance that is not positive, "

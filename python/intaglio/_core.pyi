@@ -315,7 +315,7 @@ class Window:
 
 class Ramp:
     """
-    A value that goes linearly from the first step to the last; a constant when both are equal.
+    A value that goes linearly from the first step to the last, a constant when both are equal, or a value for each step.
     """
     @typing.overload
     def __init__(self, value: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
@@ -327,17 +327,22 @@ class Ramp:
     ) -> None: ...
     @typing.overload
     def __init__(
-        self,
-        ramp: tuple[
-            typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex
-        ],
-    ) -> None: ...
+        self, values: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]
+    ) -> None:
+        """
+        Two values are a ramp, any other number is one for each step.
+        """
     def __repr__(self) -> str: ...
     def at(
         self,
         step: typing.SupportsInt | typing.SupportsIndex,
         steps: typing.SupportsInt | typing.SupportsIndex,
     ) -> float: ...
+    @property
+    def each(self) -> list[float]:
+        """
+        the value of each step; empty for a ramp
+        """
     @property
     def first(self) -> float: ...
     @first.setter
@@ -1431,7 +1436,7 @@ def step_weights(
     guidance: Guidance, steps: typing.SupportsInt | typing.SupportsIndex
 ) -> list[StepWeights]:
     """
-    Return the weights of each step of a run, which steps reuse a branch's difference, and which are skipped.
+    Return the weights of each step of a run, which steps reuse a branch's difference, and which are skipped. Raises UsageError as weights_at does.
     """
 
 def to_images(tensor: typing.Any) -> list[PIL.Image.Image]:
@@ -1455,7 +1460,7 @@ def weights_at(
     steps: typing.SupportsInt | typing.SupportsIndex,
 ) -> StepWeights:
     """
-    Return the weights of one step by itself, without reuse and skipping.
+    Return the weights of one step by itself, without reuse and skipping. Raises UsageError for a list that does not have a value for each step.
     """
 
 def write_file(path: os.PathLike[str] | str | bytes, content: bytes) -> None:

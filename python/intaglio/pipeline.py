@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     Picture = Image | NDArray[np.uint8]
 
-# A constant, or a pair of values between which it changes linearly from the first step to the last.
-Ramp = float | tuple[float, float]
+# A constant, a pair of values between which it changes linearly from the first step to the last, or
+# a value for each step.
+Ramp = float | Sequence[float]
 # A part (start, end) of the run. Step i of N is inside if start <= i / N < end.
 Window = tuple[float, float]
 
@@ -285,11 +286,23 @@ class Pipeline:
         width: int | None = None,
         cfg_scale: Ramp | None = None,
         cfg_window: Window | None = None,
+        guidance: str | None = None,
+        guidance_eta: float | None = None,
+        guidance_norm_threshold: float | None = None,
+        guidance_momentum: float | None = None,
+        guidance_zero_steps: int | None = None,
+        guidance_alpha: float | None = None,
+        guidance_rescale: float | None = None,
+        guidance_tag: float | None = None,
+        guidance_prev: float | None = None,
         distilled_guidance: float | None = None,
         dg_scale: Ramp | None = None,
         dg_window: Window | None = None,
         ma_keep: Ramp | None = None,
         ma_channels: Sequence[int] = (),
+        slg_layers: Sequence[int] = (),
+        slg_scale: float | None = None,
+        slg_window: Window | None = None,
         reuse_interval: Ramp | None = None,
         reuse_window: Window | None = None,
         skip_interval: Ramp | None = None,
@@ -310,7 +323,8 @@ class Pipeline:
         """Draw images: D = D_c + (cfg_scale - 1)(D_c - D_0) + dg_scale (D_c - D_m).
 
         Options that are None take the bundle's defaults. Sizes are in pixels. A scale or `ma_keep`
-        may be a pair of values for the first and the last step; it changes linearly between them.
+        may be a pair of values for the first and the last step, between which it changes linearly,
+        or a list of a value for each step.
 
         Args:
             prompt: what to draw. One of prompt, class_label and prompt_embeds is needed.
@@ -323,12 +337,19 @@ class Pipeline:
             height, width: size of the images.
             cfg_scale: classifier-free guidance, 1 + lambda; 1 is off and saves a branch.
             cfg_window: the part of the run with CFG, which has step i of N if start <= i / N < end.
+            guidance: how D_c and D_0 are combined: cfg, apg, cfg-zero, tcfg or mambo-g; None means
+                cfg. docs/guidance.md has the formulas and the defaults of its parameters.
+            guidance_eta, guidance_norm_threshold, guidance_momentum: of apg.
+            guidance_zero_steps, guidance_alpha: of cfg-zero and of mambo-g.
+            guidance_rescale, guidance_tag, guidance_prev: of what follows any rule.
             distilled_guidance: guidance that the transformer was distilled with and takes as an
                 input (FLUX.1-dev). Other transformers refuse it.
             dg_scale: Detail Guidance (arXiv 2510.11538); 0 is off and saves a branch.
             dg_window: the part of the run with Detail Guidance.
             ma_keep: how much of the massive channels D_m keeps: 0 is nothing, 1 is everything.
             ma_channels: channels to suppress instead of the bundle's.
+            slg_layers: skip-layer guidance: blocks, from 0, that D_m skips, instead of DG.
+            slg_scale, slg_window: its scale and steps; None means 2.8 and (0.01, 0.2).
             reuse_interval, reuse_window: run D_0 and D_m once in this many steps, and extrapolate
                 D_c - D_0 and D_c - D_m in the others. `intaglio.analysis.reuse` finds an interval.
             skip_interval: run the model once in this many steps; in the others D follows the line

@@ -89,6 +89,8 @@ GuidedStep random_step(const Update& update, bool velocity, const Combine& combi
           .older_degraded = drawn(10, shape),
           .newer_guided = drawn(13, shape),
           .older_guided = drawn(14, shape),
+          .momentum = combine.rule.has_momentum() ? drawn(15, shape) : Tensor(),
+          .previous_guided = combine.correction.prev != 0 ? drawn(16, shape) : Tensor(),
           .distance = Tensor({kImages}, DType::float32)};
 }
 
@@ -119,16 +121,20 @@ void expect_equal(const GuidedStep& step) {
                  {"degraded", indices({7, 8})},
                  {"table", table},
                  {"position", position}};
-  const Tensors state{{"x", step.x},
-                      {"denoised", step.denoised},
-                      {"previous_denoised", step.previous_denoised},
-                      {"previous_x", step.previous_x},
-                      {"newer_unconditional", step.newer_unconditional},
-                      {"older_unconditional", step.older_unconditional},
-                      {"newer_degraded", step.newer_degraded},
-                      {"older_degraded", step.older_degraded},
-                      {"newer_guided", step.newer_guided},
-                      {"older_guided", step.older_guided}};
+  Tensors state{{"x", step.x},
+                {"denoised", step.denoised},
+                {"previous_denoised", step.previous_denoised},
+                {"previous_x", step.previous_x},
+                {"newer_unconditional", step.newer_unconditional},
+                {"older_unconditional", step.older_unconditional},
+                {"newer_degraded", step.newer_degraded},
+                {"older_degraded", step.older_degraded},
+                {"newer_guided", step.newer_guided},
+                {"older_guided", step.older_guided}};
+  const CfgRule& rule = step.combine.rule;
+  const Correction& correction = step.combine.correction;
+  if (rule.has_momentum()) state["momentum"] = step.momentum;
+  if (correction.prev != 0) state["previous_guided"] = step.previous_guided;
   Tensors outputs{{"position_to", Tensor({1}, DType::float32)},
                   {"distance", Tensor({kImages}, DType::float32)}};
   for (const auto& [name, tensor] : state) {
@@ -140,7 +146,12 @@ void expect_equal(const GuidedStep& step) {
                      .unconditional_cache = true,
                      .degraded_cache = true,
                      .guided_cache = true,
-                     .scales_tokens = step.combine.token_size > 0});
+                     .scales_tokens = step.combine.token_size > 0,
+                     .rule = rule.kind,
+                     .momentum = rule.has_momentum(),
+                     .rescales = rule.rescale > 0,
+                     .tag = correction.tag != 1,
+                     .previous = correction.prev != 0});
   run(graph, inputs, outputs);
   run_on_host(step);
   for (const auto& [name, tensor] : state)
@@ -191,6 +202,61 @@ TEST_F(LoopGraphs, TokensAreScaledToTheNormOfTheConditional) {
   }
 }
 
+TEST_F(LoopGraphs, RulesAreTheHosts) {
+  const EulerUpdate update{0.75F, -0.125F};
+  using enum CfgRule::Kind;
+  for (const auto kind : {cfg, apg, cfg_zero, tcfg, mambo_g}) {
+    for (const bool zero : {false, kind == cfg_zero}) {
+      for (const double rescale : {0.0, 0.7}) {
+        SCOPED_TRACE("rule " + std::to_string(static_cast<int>(kind)) + " rescale " +
+                     std::to_string(rescale) + (zero ? " zero" : ""));
+        Combine combine{.lambda = 2.5F,
+                        .w = 1.25F,
+                        .has_unconditional = !zero,
+                        .has_degraded = !zero,
+                        .unconditional_delta = {},
+                        .degraded_delta = {}};
+        combine.rule = {.kind = kind, .eta = 0.25, .norm_threshold = 4.0, .rescale = rescale};
+        combine.zero = zero;
+        for (const bool velocity : {true, false}) {
+          expect_equal(random_step(update, velocity, combine, {.compared = true, .slope = 0.75F},
+                                   {kImages, 3, 5}));
+        }
+      }
+    }
+  }
+}
+
+TEST_F(LoopGraphs, CorrectionsAreTheHosts) {
+  const EulerUpdate update{0.75F, -0.125F};
+  for (const Correction& correction :
+       {Correction{.tag = 1.25}, Correction{.prev = 0.5}, Correction{.tag = 1.25, .prev = 0.5}}) {
+    for (const auto kind : {CfgRule::Kind::cfg, CfgRule::Kind::tcfg}) {
+      Combine combine{.lambda = 2.5F,
+                      .w = 1.25F,
+                      .has_unconditional = true,
+                      .has_degraded = true,
+                      .unconditional_delta = {},
+                      .degraded_delta = {}};
+      combine.rule.kind = kind;
+      combine.correction = correction;
+      expect_equal(
+          random_step(update, true, combine, {.compared = true, .slope = 0.75F}, {kImages, 3, 5}));
+    }
+  }
+}
+
+// Neither a step without CFG nor one that is skipped moves the momentum.
+TEST_F(LoopGraphs, TheMomentumRestsWithoutCfg) {
+  const EulerUpdate update{0.75F, -0.125F};
+  for (const bool skipped : {false, true}) {
+    Combine combine;
+    combine.rule.kind = CfgRule::Kind::apg;
+    expect_equal(
+        random_step(update, true, combine, {.skipped = skipped, .compared = true, .slope = 0.75F}));
+  }
+}
+
 TEST_F(LoopGraphs, FollowsTheLineWhereTheModelIsSkipped) {
   const EulerUpdate update{0.75F, -0.125F};
   // The row of a step that is skipped combines nothing.
@@ -204,6 +270,8 @@ TEST_F(LoopGraphs, GatherPutsEveryRowInItsPlace) {
   const auto row = [](Tensor& table) { return table.floats().subspan(kStepColumns); };
   row(table0)[kUnconditionalRow] = 0;
   row(table0)[kConditionalRow] = 1;
+  row(table0)[kDegradedRow] = 2;
+  row(table1)[kDegradedRow] = 1;
   row(table1)[kUnconditionalRow] = 2;
   row(table1)[kConditionalRow] = 3;
   row(table0)[kMaKeep] = 0.25F;
@@ -230,7 +298,7 @@ TEST_F(LoopGraphs, GatherPutsEveryRowInItsPlace) {
        {"modulation1", modulation1},
        {"mask1", mask1},
        {"images", indices({1, 2, 0})},
-       {"times", indices({1, 2, 3})},
+       {"times", indices({1, 3, 5})},
        {"keeps", indices({2, 0})},
        {"ones", ones}},
       outputs);
@@ -244,7 +312,7 @@ TEST_F(LoopGraphs, GatherPutsEveryRowInItsPlace) {
   expect_row("latent", 2, x0, 0);
   expect_row("time", 0, modulation0, 1);
   expect_row("time", 1, modulation1, 2);
-  expect_row("time", 2, modulation1, 3);
+  expect_row("time", 2, modulation1, 1);
   expect_row("keep", 0, ones, 0);
   for (std::size_t token = 0; token < kTokens; ++token) {
     EXPECT_EQ(outputs.at("keep").rows(1, 2).floats()[token],

@@ -68,6 +68,33 @@ SHARED = {
     "unknown skip": wrong(2, "--skip soon is unknown", skip="soon"),
     "window of no interval": wrong(2, "give --reuse-interval too", reuse_window=(0.0, 0.5)),
     "window outside": wrong(2, "holds no part of the run", dg_window=(0.0, 1.5)),
+    "unknown rule": wrong(2, "--guidance best is unknown: give cfg, apg", guidance="best"),
+    "another rule's number": wrong(
+        2, "--guidance-eta belongs to --guidance apg", cfg_scale=3.0, guidance="tcfg",
+        guidance_eta=0.5,
+    ),
+    "rule without CFG": wrong(2, "--guidance tcfg needs CFG", cfg_scale=1.0, guidance="tcfg"),
+    "rescale without CFG": wrong(
+        2, "--guidance-rescale needs CFG", cfg_scale=1.0, guidance_rescale=0.5
+    ),
+    "rescale above 1": wrong(2, "a number from 0 to 1", cfg_scale=3.0, guidance_rescale=1.5),
+    "momentum above 1": wrong(
+        2, "--guidance-momentum 2 is", cfg_scale=3.0, guidance="apg", guidance_momentum=2.0
+    ),
+    "tag with heun": wrong(
+        2, "--guidance-tag is for --scheduler euler", guidance_tag=1.2, scheduler="heun"
+    ),
+    "list of another length": wrong(
+        2, "--cfg-scale lists 3 values and the run has 4 steps: give one value for each step",
+        cfg_scale=[7.0, 7.0, 3.0], steps=4,
+    ),
+    "list of intervals": wrong(2, "and no list", reuse_interval=[3.0, 2.0, 2.0], steps=3),
+    "list below 0": wrong(2, "--cfg-scale -1 is below 0", cfg_scale=[3.0, -1.0, 2.0], steps=3),
+    "no such block": wrong(2, "there is no block 40", slg_layers=[1, 40]),
+    "block twice": wrong(2, "names a block twice", slg_layers=[1, 1]),
+    "SLG beside DG": wrong(2, "give --dg-scale 0 or leave", slg_layers=[1], dg_scale=1.0),
+    "scale of no layers": wrong(2, "give --slg-layers too", slg_scale=1.0),
+    "window of no layers": wrong(2, "--slg-window is for blocks", slg_window=(0.0, 0.5)),
     "unknown scheduler": wrong(2, "use one of euler, heun, dpmpp-2m", scheduler="ddim"),
     "channel outside": wrong(2, "is not a channel of", ma_channels=[3, 64]),
     "channel negative": wrong(2, "is not a channel of", ma_channels=[-1]),

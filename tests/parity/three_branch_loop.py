@@ -20,6 +20,8 @@ import torch
 
 Window = tuple[float, float]
 Interval = float | tuple[float, float]
+# Combines D_c and D_0, with the step, the latents and their sigma before: (step, x, sigma, c, u).
+Rule = Callable[[int, torch.Tensor, float, torch.Tensor, torch.Tensor], torch.Tensor]
 Keep = float | torch.Tensor | Callable[[int, int], float | torch.Tensor]
 
 
@@ -246,6 +248,10 @@ def sample(
     reuse_interval: Interval = 1.0,
     reuse_window: Window = (0.0, 1.0),
     skips: Skips | None = None,
+    rule: Rule | None = None,
+    corrected: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    moved: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    weights_of: Callable[[int], dict[str, float]] | None = None,
     on_step: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Return the final latents [n, c, h, w] float32 of initial `latents`.
@@ -253,7 +259,9 @@ def sample(
     `scheduler` is any of diffusers (Euler, Heun, DPM-Solver++ 2M); its timesteps and sigmas are
     used as they are. A branch of weight zero at a step is not run. Heun's two evaluations belong to
     one solver step. `Deltas` describes `reuse_interval` and `reuse_window`.
-    `skips` says which steps do not run.
+    `skips` says which steps do not run. `rule` takes the place of CFG's formula.
+    `corrected` changes D, and `moved` the latents after a step, given those before it.
+    `weights_of` gives the weights of a step.
     `on_step(evaluation, latents)` is called after every evaluation.
     Raises ValueError if guidance is requested without `null` or `how`.
     """
@@ -270,6 +278,8 @@ def sample(
             "0": cfg_scale - 1.0 if inside(cfg_window, step, steps) else 0.0,
             "m": dg_scale if inside(dg_window, step, steps) else 0.0,
         }
+        if weights_of:
+            weights = weights_of(step)
         due = {
             branch: weights[branch] != 0.0 and deltas.due(branch, step, steps) for branch in weights
         }
@@ -297,10 +307,20 @@ def sample(
                 continue
             if due[branch]:
                 deltas.ran(branch, step, float(timestep), out["c"] - out[branch])
-            guided = guided + weight * deltas.at(branch, float(timestep))
+            delta = deltas.at(branch, float(timestep))
+            if rule and branch == "0":
+                sigma = float(scheduler.sigmas[evaluation])
+                guided = rule(step, latents, sigma, out["c"], out["c"] - delta)
+            else:
+                guided = guided + weight * delta
+        if corrected:
+            guided = corrected(guided)
         if skips:
             skips.computed(float(timestep), guided)
+        before = latents
         latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
+        if moved:
+            latents = moved(before, latents)
         if on_step:
             on_step(evaluation, latents)
     return latents

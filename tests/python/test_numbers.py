@@ -35,7 +35,7 @@ def test_a_whole_number_of_any_library(forked: intaglio.Pipeline, kind: Any) -> 
     assert drawn.texts == expected.texts
 
 
-@pytest.mark.parametrize("scale", [2 + 0j, "2", type(None), [1, 2, 3], {}])
+@pytest.mark.parametrize("scale", [2 + 0j, "2", type(None), ["1"], [], {}])
 def test_what_is_no_number_is_refused(forked: intaglio.Pipeline, scale: Any) -> None:
     with pytest.raises(intaglio.UsageError, match="cfg_scale takes S or S0:S1"):
         forked.generate(PROMPT, cfg_scale=scale)

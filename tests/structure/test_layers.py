@@ -23,7 +23,7 @@ LAYERS["pipeline"] = set(LAYERS)
 # The public header of each layer, by its name without the folder and ending.
 HEADERS = {
     "error": "core", "role": "core", "tensor": "core", "rng": "core", "file": "core",
-    "bundle": "bundle", "compiled_cache": "backend",
+    "cfg_rule": "core", "bundle": "bundle", "compiled_cache": "backend",
     "backend": "backend", "tokenizer": "text", "sampling": "sampling", "guidance": "guidance",
     "image": "image", "pipeline": "pipeline", "options": "pipeline", "embedding": "pipeline",
     "batch": "pipeline", "generate_options": "pipeline", "validate": "pipeline",

@@ -28,10 +28,18 @@ struct GenerateOptions {
   std::optional<int> width;
   std::optional<Ramp> cfg_scale;
   std::optional<Window> cfg_window;
-  std::optional<double> distilled_guidance;  // for transformers that take it as an input
+  std::optional<std::string> guidance;  // cfg, apg, cfg-zero, tcfg, mambo-g; CfgRule has the rest
+  std::optional<double> guidance_eta, guidance_norm_threshold, guidance_momentum;
+  std::optional<int> guidance_zero_steps;
+  std::optional<double> guidance_alpha, guidance_rescale;
+  std::optional<double> guidance_tag, guidance_prev;  // Correction
+  std::optional<double> distilled_guidance;           // for transformers that take it as an input
   std::optional<Ramp> dg_scale;
   std::optional<Window> dg_window;
   std::optional<Ramp> ma_keep;
+  std::vector<int> slg_layers;  // blocks that D_m skips, if any, instead of suppressing channels
+  std::optional<double> slg_scale;
+  std::optional<Window> slg_window;
   std::optional<Ramp> reuse_interval;  // if empty, every step runs its branches
   std::optional<Window> reuse_window;
   std::optional<std::string> skip;    // auto: the bundle's schedule for these steps

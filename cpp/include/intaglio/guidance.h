@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "intaglio/cfg_rule.h"
 #include "intaglio/error.h"
 
 namespace intaglio {
@@ -16,14 +17,19 @@ struct Window {
   bool contains(int step, int steps) const;
 };
 
-// A value that changes linearly from the first step to the last; a constant if both are equal.
+// A value that changes linearly from the first step to the last, a constant if both are equal, or
+// one value for each step.
 struct Ramp {
   double first = 0.0;
   double last = 0.0;
+  std::vector<double> each;  // if not empty, the value of each step; first and last are its ends
   Ramp() = default;
   Ramp(double value) : first(value), last(value) {}  // NOLINT: a constant is a ramp
   Ramp(double from, double to) : first(from), last(to) {}
+  explicit Ramp(std::vector<double> values);  // at least one
   double at(int step, int steps) const;
+  std::vector<double> values() const { return each.empty() ? std::vector{first, last} : each; }
+  bool is_always(double value) const;
 };
 
 struct Guidance {
@@ -47,6 +53,8 @@ struct Guidance {
   // A step is not skipped if the line missed the last D that was computed by more than this,
   // relative to D.
   double skip_tolerance = 0.2;
+  CfgRule rule = {};
+  Correction correction = {};
 };
 
 // Steps with the same branches that run before one is skipped.
@@ -62,6 +70,8 @@ struct StepWeights {
   bool reuse_degraded = false;
   // Whether the step is skipped: no branch runs.
   bool skip = false;
+  // Whether the prediction is zero, so that no branch but D_c runs.
+  bool zero = false;
   bool unconditional() const { return lambda != 0; }
   // If D_m keeps everything, it equals D_c and its term is zero.
   bool degraded() const { return w != 0 && ma_keep < 1; }
@@ -86,6 +96,8 @@ std::vector<Problem> guidance_problems(const Guidance& guidance);
 // Says what is wrong with listed steps (Guidance::skip_steps) in a run of so many steps, if
 // anything is: each has to be a step of the run, after the first three, and listed once.
 std::optional<Problem> skip_steps_problem(const std::vector<int>& skipped, int steps);
+// Says so if a value was given as a list that has another length than a run of so many steps.
+std::optional<Problem> list_problem(const Guidance& guidance, int steps);
 // Throws the UsageError of the first problem.
 void check_guidance(const Guidance& guidance);
 

@@ -26,6 +26,56 @@ struct OptionInfo {
   const char* flags = nullptr;  // if they are not --name with dashes
 };
 
+// Those of visit_options() that say how CFG combines its two predictions.
+template <typename Options, typename Visitor>
+void visit_rule_options(Options& options, Visitor& visit) {
+  using enum OptionGroup;
+  visit({guidance, "guidance", "RULE",
+         "how CFG combines its two predictions: cfg, apg, cfg-zero, tcfg or mambo-g [cfg]"},
+        options.guidance);
+  visit({guidance, "guidance_eta", "ETA",
+         "apg: share of the difference along the conditional prediction that is kept [0]"},
+        options.guidance_eta);
+  visit({guidance, "guidance_norm_threshold", "R",
+         "apg: largest norm of an image's difference; 0 sets no limit [15]"},
+        options.guidance_norm_threshold);
+  visit({guidance, "guidance_momentum", "B",
+         "apg: what each difference keeps of the one before, from -1 to 1 [-0.5]"},
+        options.guidance_momentum);
+  visit({guidance, "guidance_zero_steps", "N",
+         "cfg-zero: first steps in which the prediction is zero [1]"},
+        options.guidance_zero_steps);
+  visit({guidance, "guidance_alpha", "A",
+         "mambo-g: how fast the scale falls where the two predictions differ much [8]"},
+        options.guidance_alpha);
+  visit({guidance, "guidance_rescale", "PHI",
+         "bring the standard deviation of CFG's result to that of the conditional prediction, "
+         "from 0 (not) to 1 (fully), with any rule [0]"},
+        options.guidance_rescale);
+  visit({guidance, "guidance_tag", "ETA",
+         "multiply the part of each step across the latents (TAG), with or without CFG, such as "
+         "1.15 [1]"},
+        options.guidance_tag);
+  visit({guidance, "guidance_prev", "W",
+         "add W times the change of the prediction from the step before (SG-prev), with or without "
+         "CFG [0]"},
+        options.guidance_prev);
+}
+
+// Those of visit_options() for guidance by blocks that are skipped.
+template <typename Options, typename Visitor>
+void visit_slg_options(Options& options, Visitor& visit) {
+  using enum OptionGroup;
+  visit({guidance, "slg_layers", "A,B,...",
+         "skip-layer guidance (SLG): blocks, counted from 0, that the degraded branch skips, "
+         "instead of Detail Guidance; 7,8,9 for SD3.5 medium"},
+        options.slg_layers);
+  visit({guidance, "slg_scale", "S", "scale of SLG [2.8]"}, options.slg_scale);
+  visit({guidance, "slg_window", "A:B",
+         "steps with SLG: every i in 0..N-1 with A <= i/N < B [0.01:0.2]"},
+        options.slg_window);
+}
+
 // Those of visit_options() that make runs faster and inexact.
 template <typename Options, typename Visitor>
 void visit_faster_options(Options& options, Visitor& visit) {
@@ -79,28 +129,31 @@ void visit_options(Options& options, Visitor&& visit) {
   visit({images, "width", "PIXELS", "width of the image in pixels"}, options.width);
   visit({guidance, "cfg_scale", "S or S0:S1",
          "scale of classifier-free guidance (CFG), 1 + lambda; 1 turns it off and saves a branch; "
-         "two numbers, S0:S1, change it linearly over the steps"},
+         "two numbers, S0:S1, change it linearly over the steps; a list, A,B,... or @FILE.json, "
+         "has a number for each step"},
         options.cfg_scale);
   visit({guidance, "cfg_window", "A:B", "steps with CFG: every i in 0..N-1 with A <= i/N < B"},
         options.cfg_window);
+  visit_rule_options(options, visit);
   visit({guidance, "distilled_guidance", "G",
          "guidance scale that a guidance-distilled transformer takes as an input"},
         options.distilled_guidance);
   visit(
       {guidance, "dg_scale", "W or W0:W1",
-       "scale w of Detail Guidance (DG); 0 turns it off and saves a branch; two numbers change it "
-       "linearly over the steps"},
+       "scale w of Detail Guidance (DG); 0 turns it off and saves a branch; two numbers or a list "
+       "change it as in --cfg-scale"},
       options.dg_scale);
   visit({guidance, "dg_window", "A:B", "steps with DG: every i in 0..N-1 with A <= i/N < B"},
         options.dg_window);
   visit(
       {guidance, "ma_keep", "R or R0:R1",
        "share of the massive activations that the degraded branch keeps, from 0 (none) to 1 (all); "
-       "two numbers change it linearly over the steps"},
+       "two numbers or a list change it as in --cfg-scale"},
       options.ma_keep);
   visit({guidance, "ma_channels", "C,D,...",
          "channels to suppress, in place of the massive channels that the bundle names"},
         options.ma_channels);
+  visit_slg_options(options, visit);
   visit_faster_options(options, visit);
   visit({sampling, "scheduler", "NAME",
          "euler, heun or dpmpp-2m for a flow matching model; ddim or dpmpp-2m for a model that "
@@ -130,7 +183,8 @@ std::int64_t image_count(const GenerateOptions& options);
 // Returns the options with every empty one set to the bundle's default.
 GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options);
 
-// Returns the options as a JSON object with their names as keys. A ramp or window is [first, last].
+// Returns the options as a JSON object with their names as keys. A window is [start, end], and
+// a ramp is [first, last] or a list of all values.
 std::string to_json(const GenerateOptions& options);
 
 // Returns the text entries of an image's PNG: the options that draw the image again, the prompt

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "intaglio/backend.h"
+#include "intaglio/cfg_rule.h"
 #include "intaglio/tensor.h"
 
 namespace intaglio {
@@ -17,7 +18,9 @@ struct DeviceState {
   Tensor newer_unconditional, older_unconditional, newer_degraded, older_degraded;
   // The last two guided predictions; not defined where no step is skipped.
   Tensor newer_guided, older_guided;
-  Tensor position;  // [1], float32: the row of the table that comes next
+  Tensor momentum;         // of CfgRule; not defined where the rule has none
+  Tensor previous_guided;  // D; not defined where Correction does not need it
+  Tensor position;         // [1], float32: the row of the table that comes next
 };
 
 // What stays the same for a request.
@@ -34,8 +37,8 @@ struct GatherRows {
   };
   std::vector<Member> members;
   // Of each row, int64: its image among those of all members; its member, or with modulations
-  // 2 member + (1 for D_c); and its member where D_m has it, or else the number of members. Without
-  // `keep` the last one is not defined.
+  // 3 member + (0 for D_0, 1 for D_c, 2 for D_m); and its member where D_m has it, or else the
+  // number of members. Without `keep` the last one is not defined.
   Tensor images, times, keeps;
   Tensor ones;  // [1, tokens], of 1
   // What is written: [rows, ...], [rows] or [rows, W], and [rows, tokens].
@@ -50,6 +53,8 @@ struct DeviceStep {
   Tensor degraded;                    // branch that did not run has those of D_c
   Tensor table;
   bool scales_tokens = false;  // as Combine of core/arithmetic.h; a token is a row of the last axis
+  CfgRule rule;                // of which the table has the numbers
+  Correction correction;       // the same
   DeviceState from, to;
   Tensor distance;  // [images]: from the line, where `from` has guided predictions
 };

@@ -1,5 +1,8 @@
 #include "backend/loop_graphs.h"
 
+#include <utility>
+
+#include "core/rule_weights.h"
 #include "core/step_table.h"
 
 namespace intaglio {
@@ -84,6 +87,129 @@ std::string scaled_tokens(GraphBuilder& graph, const std::string& guided,
   return graph.node("Mul", {guided, graph.node("Sqrt", {ratio})});
 }
 
+// A number of each image, or one for all of them, as a value of the graph.
+class Scalar {
+ public:
+  Scalar(GraphBuilder& graph, std::string name) : graph_(&graph), name_(std::move(name)) {}
+  const std::string& name() const { return name_; }
+
+  friend Scalar operator+(const Scalar& a, const Scalar& b) { return a.with("Add", b); }
+  friend Scalar operator-(const Scalar& a, const Scalar& b) { return a.with("Sub", b); }
+  friend Scalar operator*(const Scalar& a, const Scalar& b) { return a.with("Mul", b); }
+  friend Scalar operator/(const Scalar& a, const Scalar& b) { return a.with("Div", b); }
+  friend Scalar operator+(const Scalar& a, double b) { return a + a.constant(b); }
+  friend Scalar operator-(const Scalar& a, double b) { return a - a.constant(b); }
+  friend Scalar operator-(double a, const Scalar& b) { return b.constant(a) - b; }
+  friend Scalar operator*(double a, const Scalar& b) { return b.constant(a) * b; }
+  friend Scalar min(double a, const Scalar& b) { return b.constant(a).with("Min", b); }
+  friend Scalar sqrt(const Scalar& a) { return {*a.graph_, a.graph_->node("Sqrt", {a.name_})}; }
+  friend Scalar abs(const Scalar& a) { return {*a.graph_, a.graph_->node("Abs", {a.name_})}; }
+  friend Scalar exp(const Scalar& a) { return {*a.graph_, a.graph_->node("Exp", {a.name_})}; }
+
+ private:
+  Scalar with(const char* op, const Scalar& other) const {
+    return {*graph_, graph_->node(op, {name_, other.name_})};
+  }
+  Scalar constant(double value) const {
+    return {*graph_, graph_->constant(static_cast<float>(value))};
+  }
+
+  GraphBuilder* graph_;
+  std::string name_;
+};
+
+// The sum of the product over each image, with all axes.
+Scalar image_sum(GraphBuilder& graph, const std::string& a, const std::string& b,
+                 std::size_t rank) {
+  std::vector<std::int64_t> axes;
+  for (std::size_t axis = 1; axis < rank; ++axis) axes.push_back(static_cast<std::int64_t>(axis));
+  const std::string product = graph.node("Mul", {a, b});
+  return {graph, graph.node("ReduceSum", {product, graph.indices(axes)}, "keepdims", 1)};
+}
+
+// Applies Correction of core/arithmetic.h.
+std::string corrected(GraphBuilder& graph, Row& row, const StepForm& form, std::string guided,
+                      const std::string& x) {
+  if (form.previous) {
+    const std::string before = graph.input("previous_guided", kFloat, form.rank);
+    replace(graph, row, kKeepsGuided, guided, before, "previous_guided_to", form.rank);
+    const std::string change = graph.node("Sub", {guided, before});
+    guided = graph.node("Add", {guided, row.times(kPrev, change)});
+  }
+  if (!form.tag) return guided;
+  const Scalar tag(graph, row.number(kTag));
+  const Scalar weight =
+      tag_weight(tag, image_sum(graph, guided, x, form.rank), image_sum(graph, x, x, form.rank));
+  return graph.node(
+      "Add", {graph.node("Mul", {tag.name(), guided}), graph.node("Mul", {weight.name(), x})});
+}
+
+// D without D_m's term, by a rule that needs sums over each image, as ImageRule of
+// core/guided_step.cpp. `delta` is D_c - D_0.
+class RuleGraph {
+ public:
+  RuleGraph(GraphBuilder& graph, Row& row, const StepForm& form)
+      : graph_(graph), row_(row), form_(form), denoised_(form.rule == CfgRule::Kind::apg) {
+    std::vector<std::int64_t> axes;
+    for (std::size_t axis = 1; axis < form.rank; ++axis)
+      axes.push_back(static_cast<std::int64_t>(axis));
+    axes_ = graph.indices(axes);
+  }
+
+  std::string combined(const std::string& x, const std::string& conditional,
+                       const std::string& delta) {
+    const std::string p = denoised_ ? denoised(x, conditional) : conditional;
+    const std::string q = difference(delta);
+    const RuleNumbers<Scalar> numbers{.lambda = number(kLambda),
+                                      .eta = number(kEta),
+                                      .norm_threshold = number(kNormThreshold),
+                                      .alpha = number(kRuleAlpha)};
+    const RuleSums<Scalar> sums{.pp = sum(p, p), .pq = sum(p, q), .qq = sum(q, q)};
+    const auto [a, b] = rule_weights(form_.rule, numbers, sums);
+    std::string change =
+        graph_.node("Add", {graph_.node("Mul", {a.name(), p}), graph_.node("Mul", {b.name(), q})});
+    if (denoised_) change = graph_.node("Div", {change, row_.number(kSlope)});
+    std::string guided = graph_.node("Add", {conditional, change});
+    if (form_.rescales) guided = rescaled(guided, conditional);
+    return form_.rule == CfgRule::Kind::cfg_zero ? row_.times(kUses, guided) : guided;
+  }
+
+ private:
+  Scalar number(StepColumn column) { return {graph_, row_.number(column)}; }
+  Scalar sum(const std::string& a, const std::string& b) {
+    return image_sum(graph_, a, b, form_.rank);
+  }
+  Scalar variance(const std::string& value) {
+    const std::string mean = graph_.node("ReduceMean", {value, axes_}, "keepdims", 1);
+    const std::string centred = graph_.node("Sub", {value, mean});
+    const std::string square = graph_.node("Mul", {centred, centred});
+    return {graph_, graph_.node("ReduceMean", {square, axes_}, "keepdims", 1)};
+  }
+  std::string denoised(const std::string& x, const std::string& prediction) {
+    const std::string scaled = graph_.node("Sub", {x, row_.times(kSigma, prediction)});
+    return graph_.node("Div", {scaled, row_.number(kAlpha)});
+  }
+  std::string difference(const std::string& delta) {
+    if (!denoised_) return delta;
+    std::string q = row_.times(kSlope, delta);
+    if (!form_.momentum) return q;
+    const std::string before = graph_.input("momentum", kFloat, form_.rank);
+    q = graph_.node("Add", {q, row_.times(kMomentum, before)});
+    replace(graph_, row_, kKeepsMomentum, q, before, "momentum_to", form_.rank);
+    return q;
+  }
+  std::string rescaled(const std::string& guided, const std::string& conditional) {
+    const Scalar factor = rescale_factor(number(kRescale), variance(conditional), variance(guided));
+    return graph_.node("Mul", {factor.name(), guided});
+  }
+
+  GraphBuilder& graph_;
+  Row& row_;
+  const StepForm& form_;
+  bool denoised_;  // whether the rule works on the clean data
+  std::string axes_;
+};
+
 // The guided prediction of a request that skips steps, its cache, and the distance of each image
 // from the line, as LineDistance of core/arithmetic.h.
 std::string guided_by_line(GraphBuilder& graph, Row& row, const std::string& guided,
@@ -117,7 +243,9 @@ void build_gather(GraphBuilder& graph, const GatherForm& form) {
     Row row(graph, "table" + n, graph.input("position" + n, kFloat, 1));
     if (form.modulation) {
       const std::string rows = graph.node(
-          "Concat", {row.number(kUnconditionalRow), row.number(kConditionalRow)}, "axis", 0);
+          "Concat",
+          {row.number(kUnconditionalRow), row.number(kConditionalRow), row.number(kDegradedRow)},
+          "axis", 0);
       times.push_back(
           graph.node("Gather", {graph.input("modulation" + n, kFloat, 2), as_index(graph, rows)}));
     } else {
@@ -152,20 +280,22 @@ void build_step(GraphBuilder& graph, const StepForm& form) {
     return graph.node("Gather", {from, graph.input(rows, kInt64, 1)});
   };
   const std::string conditional = branch(prediction, "conditional");
-  std::string guided = conditional;
-  const auto guide = [&](const std::string& from, const char* name, StepColumn weight,
-                         StepColumn fresh, bool cached) {
-    const std::string delta =
-        difference(graph, row, conditional, branch(from, name), name, fresh, form, cached);
-    guided = graph.node("Add", {guided, row.times(weight, delta)});
+  const std::string x = latents("x");
+  const auto delta = [&](const std::string& from, const char* name, StepColumn fresh, bool cached) {
+    return difference(graph, row, conditional, branch(from, name), name, fresh, form, cached);
   };
-  guide(prediction, "unconditional", kLambda, kUnconditionalFresh, form.unconditional_cache);
+  const std::string from_unconditional =
+      delta(prediction, "unconditional", kUnconditionalFresh, form.unconditional_cache);
+  std::string guided =
+      form.needs_sums() ? RuleGraph(graph, row, form).combined(x, conditional, from_unconditional)
+                        : graph.node("Add", {conditional, row.times(kLambda, from_unconditional)});
   if (form.scales_tokens) guided = scaled_tokens(graph, guided, conditional);
-  guide(degraded_prediction, "degraded", kW, kDegradedFresh, form.degraded_cache);
-
+  const std::string from_degraded =
+      delta(degraded_prediction, "degraded", kDegradedFresh, form.degraded_cache);
+  guided = graph.node("Add", {guided, row.times(kW, from_degraded)});
+  guided = corrected(graph, row, form, guided, x);
   if (form.guided_cache) guided = guided_by_line(graph, row, guided, form.rank);
 
-  const std::string x = latents("x");
   const std::string previous_denoised = latents("previous_denoised");
   const std::string previous_x = latents("previous_x");
   const std::string denoised =

@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "backend/graph_builder.h"
+#include "intaglio/cfg_rule.h"
 
 namespace intaglio {
 
@@ -26,6 +27,11 @@ struct StepForm {
   std::size_t rank = 4;
   bool unconditional_cache = false, degraded_cache = false, guided_cache = false;
   bool scales_tokens = false;
+  CfgRule::Kind rule = CfgRule::Kind::cfg;
+  bool momentum = false;
+  bool rescales = false;
+  bool tag = false, previous = false;  // of Correction
+  bool needs_sums() const { return rule != CfgRule::Kind::cfg || rescales; }
   auto operator<=>(const StepForm&) const = default;
 };
 void build_step(GraphBuilder& graph, const StepForm& form);

@@ -135,7 +135,12 @@ class ProviderMemory final : public DeviceMemory {
                           .unconditional_cache = step.from.newer_unconditional.defined(),
                           .degraded_cache = step.from.newer_degraded.defined(),
                           .guided_cache = step.from.newer_guided.defined(),
-                          .scales_tokens = step.scales_tokens};
+                          .scales_tokens = step.scales_tokens,
+                          .rule = step.rule.kind,
+                          .momentum = step.rule.has_momentum(),
+                          .rescales = step.rule.rescale > 0,
+                          .tag = step.correction.tag != 1,
+                          .previous = step.correction.prev != 0};
       auto& program = steps_[form];
       if (!program) program = build([&](GraphBuilder& graph) { build_step(graph, form); });
       program->input("prediction", step.prediction)
@@ -160,6 +165,9 @@ class ProviderMemory final : public DeviceMemory {
         state("newer_degraded", step.from.newer_degraded, step.to.newer_degraded);
         state("older_degraded", step.from.older_degraded, step.to.older_degraded);
       }
+      if (form.previous)
+        state("previous_guided", step.from.previous_guided, step.to.previous_guided);
+      if (form.momentum) state("momentum", step.from.momentum, step.to.momentum);
       if (form.guided_cache) {
         state("newer_guided", step.from.newer_guided, step.to.newer_guided);
         state("older_guided", step.from.older_guided, step.to.older_guided);

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <variant>
 
+#include "intaglio/cfg_rule.h"
+
 namespace intaglio {
 
 // The last two differences of a branch from D_c, for steps that do not run the branch. Both are
@@ -47,12 +49,19 @@ struct Combine {
   Delta unconditional_delta;
   Delta degraded_delta;
   std::size_t token_size = 0;  // elements of a token; 0 scales nothing
+  // With a rule other than CFG, D = rule(D_c, D_0) + w (D_c - D_m), as combine_images() of
+  // core/guided_step.cpp computes it.
+  CfgRule rule = {};
+  bool zero = false;  // D = 0
+  // Applied to D, as correct_images() of core/guided_step.cpp does.
+  Correction correction = {};
 
   bool scales_tokens() const { return token_size > 0 && has_unconditional; }
+  bool needs_sums() const { return rule.needs_sums() && has_unconditional; }
   float operator()(const float* conditional, const float* unconditional, const float* degraded,
                    std::size_t i, const DeltaCache& unconditional_cache = {},
                    const DeltaCache& degraded_cache = {}) const {
-    assert(!scales_tokens());
+    assert(!scales_tokens() && !needs_sums());
     const float guided = with_cfg(conditional[i], unconditional, i, unconditional_cache);
     return with_dg(guided, conditional[i], degraded, i, degraded_cache);
   }
@@ -115,6 +124,8 @@ struct ToDenoised {
     const float scaled = x - sigma * prediction;
     return velocity ? scaled : scaled / alpha;
   }
+  // What the clean data change with the prediction.
+  float slope() const { return velocity ? -sigma : -sigma / alpha; }
 };
 
 // What a sampler remembers of one element from the evaluation before.

@@ -1,10 +1,12 @@
 #include "core/guided_step.h"
 
+#include <algorithm>
 #include <cassert>
 #include <cmath>
 #include <variant>
 
 #include "core/elementwise.h"
+#include "core/rule_weights.h"
 
 namespace intaglio {
 
@@ -33,6 +35,8 @@ StepElements elements_of(const GuidedStep& step) {
     elements.degraded_cache = {check(step.newer_degraded), check(step.older_degraded)};
   if (step.newer_guided.defined())
     elements.guided_cache = {check(step.newer_guided), check(step.older_guided)};
+  if (step.momentum.defined()) elements.momentum = check(step.momentum);
+  if (step.previous_guided.defined()) elements.previous_guided = check(step.previous_guided);
   assert(runs || elements.guided_cache.newer);
   assert(!combine.unconditional_delta.reused || elements.unconditional_cache.newer);
   assert(!combine.degraded_delta.reused || elements.degraded_cache.newer);
@@ -95,6 +99,139 @@ void combine_tokens(const StepElements& e, const Combine& combine, std::size_t s
   }
 }
 
+// The mean square of an image's values less the square of their mean.
+class Variance {
+ public:
+  void add(float value) {
+    sum_ += static_cast<double>(value);
+    squares_ += static_cast<double>(value) * static_cast<double>(value);
+    ++count_;
+  }
+  double value() const {
+    const double mean = sum_ / count_;
+    return std::max(squares_ / count_ - mean * mean, 0.0);
+  }
+
+ private:
+  double sum_ = 0, squares_ = 0, count_ = 0;
+};
+
+// A rule that needs sums over an image, for the image whose elements are [begin, end).
+class ImageRule {
+ public:
+  ImageRule(const GuidedStep& step, const StepElements& e, std::size_t begin, std::size_t end)
+      : combine_(step.combine),
+        to_denoised_(step.to_denoised),
+        e_(e),
+        begin_(begin),
+        end_(end),
+        denoised_(combine_.rule.kind == CfgRule::Kind::apg),
+        slope_(denoised_ ? to_denoised_.slope() : 1.0F) {}
+
+  // Puts D into e.denoised.
+  void run() const {
+    const auto [a, b] = weights();
+    Variance conditional, guided;
+    for (std::size_t i = begin_; i < end_; ++i) {
+      const double change = a * static_cast<double>(p(i)) + b * static_cast<double>(e_.denoised[i]);
+      e_.denoised[i] = e_.conditional[i] + static_cast<float>(change / static_cast<double>(slope_));
+      conditional.add(e_.conditional[i]);
+      guided.add(e_.denoised[i]);
+    }
+    const double rescale = combine_.rule.rescale;
+    const auto factor =
+        static_cast<float>(rescale_factor(rescale, conditional.value(), guided.value()));
+    for (std::size_t i = begin_; i < end_; ++i) {
+      const float scaled = rescale > 0 ? factor * e_.denoised[i] : e_.denoised[i];
+      e_.denoised[i] =
+          combine_.with_dg(scaled, e_.conditional[i], e_.degraded, i, e_.degraded_cache);
+    }
+  }
+
+ private:
+  // The vectors of RuleSums; q goes into e.denoised.
+  float p(std::size_t i) const {
+    return denoised_ ? to_denoised_(e_.x[i], e_.conditional[i]) : e_.conditional[i];
+  }
+  float q(std::size_t i) const {
+    const float delta = combine_.unconditional_delta(e_.conditional[i], e_.unconditional,
+                                                     e_.unconditional_cache, i);
+    if (!e_.momentum) return slope_ * delta;
+    const auto momentum = static_cast<float>(combine_.rule.momentum);
+    return e_.momentum[i] = slope_ * delta + momentum * e_.momentum[i];
+  }
+  RuleWeights<double> weights() const {
+    RuleSums<double> sums{};
+    for (std::size_t i = begin_; i < end_; ++i) {
+      const double from = static_cast<double>(p(i));
+      const double to = static_cast<double>(e_.denoised[i] = q(i));
+      sums.pp += from * from;
+      sums.pq += from * to;
+      sums.qq += to * to;
+    }
+    const CfgRule& rule = combine_.rule;
+    const RuleNumbers<double> numbers{.lambda = static_cast<double>(combine_.lambda),
+                                      .eta = rule.eta,
+                                      .norm_threshold = norm_limit(rule),
+                                      .alpha = rule.alpha};
+    return rule_weights(rule.kind, numbers, sums);
+  }
+
+  const Combine& combine_;
+  const ToDenoised& to_denoised_;
+  const StepElements& e_;
+  std::size_t begin_, end_;
+  bool denoised_;  // whether the rule works on the clean data
+  float slope_;    // of p over the prediction
+};
+
+// Applies Correction to the predictions in `denoised`.
+void correct_images(const GuidedStep& step, const StepElements& e) {
+  const auto images = static_cast<std::size_t>(step.x.dim(0));
+  const std::size_t size = static_cast<std::size_t>(step.x.size()) / images;
+  const auto prev = static_cast<float>(step.combine.correction.prev);
+  const double tag = step.combine.correction.tag;
+  for (std::size_t image = 0; image < images; ++image) {
+    double dx = 0, xx = 0;
+    for (std::size_t i = image * size; i < (image + 1) * size; ++i) {
+      const float guided = e.denoised[i];
+      if (prev != 0) e.denoised[i] += prev * (guided - e.previous_guided[i]);
+      if (e.previous_guided) e.previous_guided[i] = guided;
+      dx += static_cast<double>(e.denoised[i]) * static_cast<double>(e.x[i]);
+      xx += static_cast<double>(e.x[i]) * static_cast<double>(e.x[i]);
+    }
+    if (tag == 1) continue;
+    const double weight = tag_weight(tag, dx, xx);
+    for (std::size_t i = image * size; i < (image + 1) * size; ++i)
+      e.denoised[i] = static_cast<float>(tag * static_cast<double>(e.denoised[i]) +
+                                         weight * static_cast<double>(e.x[i]));
+  }
+}
+
+// Whether D has to be known of a whole token or image before x moves.
+bool needs_images(const GuidedStep& step) {
+  const Combine& combine = step.combine;
+  return combine.scales_tokens() || combine.needs_sums() || combine.correction.any() ||
+         step.previous_guided.defined();
+}
+
+// Puts D into `denoised`, which the update writes later.
+void combine_images(const GuidedStep& step, const StepElements& elements) {
+  const auto all = static_cast<std::size_t>(step.x.size());
+  const auto images = static_cast<std::size_t>(step.x.dim(0));
+  if (step.combine.scales_tokens()) {
+    combine_tokens(elements, step.combine, all);
+  } else if (step.combine.needs_sums()) {
+    for (std::size_t image = 0; image < images; ++image)
+      ImageRule(step, elements, image * all / images, (image + 1) * all / images).run();
+  } else {
+    for (std::size_t i = 0; i < all; ++i)
+      elements.denoised[i] = guided_prediction(elements, step.combine, i);
+  }
+  if (step.combine.correction.any() || step.previous_guided.defined())
+    correct_images(step, elements);
+}
+
 template <typename Prediction>
 void run_computed(const GuidedStep& step, const StepElements& elements,
                   const Prediction& prediction) {
@@ -115,8 +252,10 @@ void run_on_host(const GuidedStep& step) {
   const StepElements elements = elements_of(step);
   if (step.line.skipped) {
     std::visit([&](const auto& update) { run_skipped(step, elements, update); }, step.update);
-  } else if (step.combine.scales_tokens()) {
-    combine_tokens(elements, step.combine, static_cast<std::size_t>(step.x.size()));
+  } else if (step.combine.zero) {
+    run_computed(step, elements, [](std::size_t) { return 0.0F; });
+  } else if (needs_images(step)) {
+    combine_images(step, elements);
     run_computed(step, elements, [&](std::size_t i) { return elements.denoised[i]; });
   } else {
     run_computed(step, elements,

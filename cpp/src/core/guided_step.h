@@ -9,7 +9,7 @@
 
 namespace intaglio {
 
-// All tensors are float32, of one size and on one device.
+// All tensors are float32, of one size and on one device. The first axis counts images.
 struct GuidedStep {
   Combine combine;
   GuidedLine line;
@@ -24,6 +24,8 @@ struct GuidedStep {
   Tensor newer_unconditional, older_unconditional, newer_degraded, older_degraded;
   // The parts of GuidedCache, without memory where no step of the run is skipped.
   Tensor newer_guided, older_guided;
+  Tensor momentum;         // of CfgRule, without memory where the rule has none
+  Tensor previous_guided;  // D of the last evaluation, where Correction::prev has a weight
   // [images]: LineDistance of each, written where `line.compared`. It has memory where the cache
   // has.
   Tensor distance;
@@ -38,6 +40,8 @@ struct StepElements {
   float* denoised = nullptr;
   float* previous_denoised = nullptr;
   float* previous_x = nullptr;
+  float* momentum = nullptr;
+  float* previous_guided = nullptr;
   DeltaCache unconditional_cache, degraded_cache;
   GuidedCache guided_cache;
 };

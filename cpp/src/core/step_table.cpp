@@ -3,6 +3,8 @@
 #include <array>
 #include <variant>
 
+#include "core/rule_weights.h"
+
 namespace intaglio {
 
 namespace {
@@ -51,6 +53,20 @@ std::array<float, 3> weights_of(bool used, const Delta& delta) {
   return {0, 1 + delta.slope, -delta.slope};
 }
 
+void write_rule(const Combine& combine, const ToDenoised& to_denoised, float* row) {
+  const CfgRule& rule = combine.rule;
+  row[kEta] = static_cast<float>(rule.eta);
+  row[kNormThreshold] = static_cast<float>(norm_limit(rule));
+  row[kRuleAlpha] = static_cast<float>(rule.alpha);
+  row[kRescale] = static_cast<float>(rule.rescale);
+  row[kUses] = combine.zero ? 0 : 1;
+  row[kSlope] = to_denoised.slope();
+  row[kMomentum] = static_cast<float>(rule.momentum);
+  row[kKeepsMomentum] = combine.has_unconditional ? 1 : 0;
+  row[kTag] = static_cast<float>(combine.correction.tag);
+  row[kPrev] = static_cast<float>(combine.correction.prev);
+}
+
 }  // namespace
 
 void write_step(const StepNumbers& numbers, float* row) {
@@ -72,6 +88,8 @@ void write_step(const StepNumbers& numbers, float* row) {
     row[kUnconditionalFresh + i] = unconditional[i];
     row[kDegradedFresh + i] = degraded[i];
   }
+  write_rule(combine, to_denoised, row);
+  row[kKeepsGuided] = line.skipped || combine.zero ? 0 : 1;
   row[kRuns] = line.skipped ? 0 : 1;
   row[kMovesOn] = line.skipped || line.same_time ? 0 : 1;
   row[kLineNewer] = 1 + line.slope;

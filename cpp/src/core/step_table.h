@@ -15,6 +15,7 @@ enum StepColumn : std::size_t {
   kMaKeep,
   kUnconditionalRow,  // of the modulations, where they are precomputed
   kConditionalRow,
+  kDegradedRow,
   // D = D_c + lambda (D_c - D_0) + w (D_c - D_m)
   kLambda,
   kW,
@@ -37,6 +38,20 @@ enum StepColumn : std::size_t {
   kDegradedFresh,
   kDegradedNewer,
   kDegradedOlder,
+  // Of CfgRule. APG's q = slope (D_c - D_0) + momentum * before becomes the momentum of the next
+  // step where the last of these is 1.
+  kEta,
+  kNormThreshold,
+  kRuleAlpha,
+  kRescale,
+  kUses,  // 0 where the whole prediction is zero, or else 1
+  kSlope,
+  kMomentum,
+  kKeepsMomentum,
+  // Of Correction. D becomes the previous one where the last of these is 1.
+  kTag,
+  kPrev,
+  kKeepsGuided,
   // The guided prediction = runs D + (1 - runs) D', with D' = newer * newer + older * older on the
   // line. Where the model runs, D becomes the newer one, and the older one moves on unless both are
   // of one timestep.

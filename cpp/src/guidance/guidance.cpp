@@ -4,6 +4,7 @@
 #include <cmath>
 #include <sstream>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "intaglio/error.h"
@@ -37,7 +38,7 @@ void validate_window(const char* field, const Window& window, std::vector<Proble
 }
 
 void validate_finite(const char* field, const Ramp& ramp, std::vector<Problem>& problems) {
-  for (const double value : {ramp.first, ramp.last}) {
+  for (const double value : ramp.values()) {
     if (std::isfinite(static_cast<float>(value))) continue;
     problems.push_back({field, named(field, "must be a finite number")});
     return;
@@ -46,7 +47,7 @@ void validate_finite(const char* field, const Ramp& ramp, std::vector<Problem>& 
 
 void validate_cfg_scale(const Ramp& scale, std::vector<Problem>& problems) {
   validate_finite("cfg_scale", scale, problems);
-  const double least = std::min(scale.first, scale.last);
+  const double least = std::ranges::min(scale.values());
   if (!std::isfinite(least) || least >= 0.0) return;
   problems.push_back(
       {"cfg_scale",
@@ -54,7 +55,7 @@ void validate_cfg_scale(const Ramp& scale, std::vector<Problem>& problems) {
 }
 
 void validate_ma_keep(const Ramp& ma_keep, std::vector<Problem>& problems) {
-  for (const double value : {ma_keep.first, ma_keep.last}) {
+  for (const double value : ma_keep.values()) {
     if (value >= 0.0 && value <= 1.0) continue;
     problems.push_back(
         {"ma_keep",
@@ -66,6 +67,10 @@ void validate_ma_keep(const Ramp& ma_keep, std::vector<Problem>& problems) {
 }
 
 void validate_interval(const char* field, const Ramp& interval, std::vector<Problem>& problems) {
+  if (!interval.each.empty()) {
+    problems.push_back({field, named(field, "takes a number or two, such as 3:2, and no list")});
+    return;
+  }
   // More steps than any run has; written so that NaN fails too.
   if (interval.first >= interval.last && interval.last >= 1.0 && interval.first <= 1e6) return;
   const std::string value = interval.first == interval.last
@@ -92,6 +97,25 @@ void validate_steps(const std::vector<int>& steps, std::vector<Problem>& problem
       {"skip_steps", named("skip_steps", text(*wrong, " is not a step: give numbers from 0"))});
 }
 
+void validate_rule(const CfgRule& rule, const Correction& correction,
+                   std::vector<Problem>& problems) {
+  const auto check = [&](const char* field, double value, double least, double most,
+                         const char* range) {
+    if (value >= least && value <= most) return;  // which NaN is not
+    problems.push_back({field, named(field, text(value, " is outside its range: give ", range))});
+  };
+  constexpr double kLargest = 1e6;
+  check("guidance_eta", rule.eta, -kLargest, kLargest, "a number such as 0, or 1 as in CFG");
+  check("guidance_norm_threshold", rule.norm_threshold, 0, kLargest,
+        "0, which is no limit, or more");
+  check("guidance_momentum", rule.momentum, -1, 1, "a number from -1 to 1");
+  check("guidance_zero_steps", rule.zero_steps, 0, kLargest, "0 or more");
+  check("guidance_alpha", rule.alpha, 0, kLargest, "0, which is CFG, or more");
+  check("guidance_rescale", rule.rescale, 0, 1, "a number from 0 to 1");
+  check("guidance_tag", correction.tag, 0, kLargest, "1, which is off, or more");
+  check("guidance_prev", correction.prev, -kLargest, kLargest, "a number such as 0.5");
+}
+
 // Chooses the steps that are skipped.
 class SkipPlan {
  public:
@@ -99,7 +123,7 @@ class SkipPlan {
 
   // Must be called for every step, in order.
   bool next(const StepWeights& weights, int step, int steps) {
-    const std::pair branches(weights.unconditional(), weights.degraded());
+    const std::tuple branches(weights.unconditional(), weights.degraded(), weights.zero);
     if (std::exchange(branches_, branches) != branches) runs_ = 0;
     const bool skipped = runs_ >= kRunBeforeSkip && asks_for(step, steps);
     runs_ += skipped ? 0 : 1;
@@ -116,9 +140,9 @@ class SkipPlan {
   }
 
   const Guidance& guidance_;
-  std::pair<bool, bool> branches_;  // of the last step
-  int runs_ = 0;                    // steps that ran these branches
-  int since_ = 0;                   // steps from the last one that ran
+  std::tuple<bool, bool, bool> branches_;  // of the last step, and whether its D was zero
+  int runs_ = 0;                           // steps that ran these branches
+  int since_ = 0;                          // steps from the last one that ran
 };
 
 }  // namespace
@@ -128,7 +152,16 @@ bool Window::contains(int step, int steps) const {
   return at >= start - kBoundary && at < end - kBoundary;
 }
 
+Ramp::Ramp(std::vector<double> values)
+    : first(values.front()), last(values.back()), each(std::move(values)) {}
+
+bool Ramp::is_always(double value) const {
+  return std::ranges::all_of(values(), [&](double at) { return at == value; });
+}
+
 double Ramp::at(int step, int steps) const {
+  const auto listed = static_cast<std::size_t>(std::max(step, 0));
+  if (!each.empty()) return each[std::min(listed, each.size() - 1)];
   if (steps <= 1 || step <= 0) return first;
   if (step >= steps - 1) return last;
   return first + (last - first) * static_cast<double>(step) / static_cast<double>(steps - 1);
@@ -143,6 +176,8 @@ StepWeights weights_at(const Guidance& guidance, int step, int steps) {
     weights.w = static_cast<float>(guidance.dg_scale.at(step, steps));
   }
   weights.ma_keep = static_cast<float>(guidance.ma_keep.at(step, steps));
+  weights.zero = guidance.rule.kind == CfgRule::Kind::cfg_zero && step < guidance.rule.zero_steps;
+  if (weights.zero) weights.lambda = weights.w = 0;
   return weights;
 }
 
@@ -181,6 +216,7 @@ std::vector<Problem> guidance_problems(const Guidance& guidance) {
   validate_interval("skip_interval", guidance.skip_interval, problems);
   validate_steps(guidance.skip_steps, problems);
   validate_tolerance(guidance.skip_tolerance, problems);
+  validate_rule(guidance.rule, guidance.correction, problems);
   return problems;
 }
 
@@ -198,6 +234,17 @@ std::optional<Problem> skip_steps_problem(const std::vector<int>& skipped, int s
     }
     if (std::find(skipped.begin(), step, *step) != step)
       return problem(text(*step, " is given twice: give each step once"));
+  }
+  return std::nullopt;
+}
+
+std::optional<Problem> list_problem(const Guidance& guidance, int steps) {
+  for (const auto& [field, ramp] :
+       {std::pair{"cfg_scale", &guidance.cfg_scale}, std::pair{"dg_scale", &guidance.dg_scale},
+        std::pair{"ma_keep", &guidance.ma_keep}}) {
+    if (ramp->each.empty() || std::cmp_equal(ramp->each.size(), steps)) continue;
+    return Problem{field, named(field, text("lists ", ramp->each.size(), " values and the run has ",
+                                            steps, " steps: give one value for each step"))};
   }
   return std::nullopt;
 }

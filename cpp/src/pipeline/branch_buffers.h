@@ -17,18 +17,20 @@ namespace intaglio {
 // has it.
 using TransformerSessions = std::map<std::string, std::unique_ptr<Session>>;
 
-// The number of rows of each branch.
+// The number of rows of each branch. D_m has those of `skipping` where it skips blocks.
 struct BranchRows {
-  std::int64_t unconditional = 0, conditional = 0, degraded = 0;
-  std::int64_t base() const { return unconditional + conditional; }
+  std::int64_t skipping = 0, unconditional = 0, conditional = 0, degraded = 0;
+  std::int64_t base() const { return skipping + unconditional + conditional; }
   auto operator<=>(const BranchRows&) const = default;
 };
 
 // Rows are in the order D_0, D_c, D_m. With room for N images D_m begins at row 2N, and D_0 and
-// D_c end there, so that fewer rows are a shorter view of the same memory. All of it is the
+// D_c end there, so that fewer rows are a shorter view of the same memory. Where D_m skips blocks,
+// its rows come before those of D_0, and there are 3N rows up to the end of D_c. All of it is the
 // stream's.
 struct BranchBuffers {
   std::int64_t images = 0;          // N
+  std::int64_t base_branches = 2;   // or 3 where D_m skips blocks
   RowViews latent;                  // [2N, ...]
   RowViews timestep;                // [2N]; not defined where modulations are precomputed
   RowViews modulation;              // [2N, W]; not defined where the graph takes timesteps
@@ -38,7 +40,7 @@ struct BranchBuffers {
   std::map<Role, Tensor> shared;    // inputs that are the same for every row
   std::map<Role, Tensor> observed;  // outputs: [2N, ...] or, after the fork, [3N, ...]
 
-  std::int64_t fork() const { return 2 * images; }  // the row where D_m begins
+  std::int64_t fork() const { return base_branches * images; }  // the row where D_c ends
 };
 
 }  // namespace intaglio

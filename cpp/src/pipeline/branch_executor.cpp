@@ -13,10 +13,13 @@ namespace intaglio {
 
 namespace {
 
-BranchRows rows_of(std::int64_t images, const StepWeights& weights) {
-  return {.unconditional = weights.runs_unconditional() ? images : 0,
+BranchRows rows_of(const DenoisingState& state, const StepWeights& weights) {
+  const std::int64_t images = state.images();
+  const std::int64_t degraded = weights.runs_degraded() ? images : 0;
+  return {.skipping = state.skips_layers() ? degraded : 0,
+          .unconditional = weights.runs_unconditional() ? images : 0,
           .conditional = images,
-          .degraded = weights.runs_degraded() ? images : 0};
+          .degraded = state.skips_layers() ? 0 : degraded};
 }
 
 }  // namespace
@@ -29,7 +32,8 @@ SharedInputs shared_inputs(DenoisingState& state) {
                       .channel_mask = request.channel_mask,
                       .ref = request.ref,
                       .rows = {},
-                      .modulation = 0};
+                      .modulation = 0,
+                      .skips_layers = state.skips_layers()};
   shared.latent.front() = 1;
   for (const auto& [role, row] : state.row(false))
     shared.rows[role] = {.shape = row.shape(), .dtype = row.dtype()};
@@ -41,18 +45,19 @@ BranchExecutor::BranchExecutor(const Bundle& bundle, const TransformerSessions& 
                                const SharedInputs& shared, std::int64_t images, Stream& stream)
     : bundle_(bundle),
       stream_(stream),
-      owners_(static_cast<std::size_t>(2 * images)),
+      owners_(static_cast<std::size_t>((shared.skips_layers ? 3 : 2) * images)),
       keeps_(static_cast<std::size_t>(images)) {
   const auto allocate = [&](std::int64_t rows, Shape shape, DType dtype = DType::float32) {
     shape.front() = rows;
     return stream_.allocate(shape, dtype);
   };
   buffers_.images = images;
+  if (shared.skips_layers) buffers_.base_branches = 3;
   const std::int64_t fork = buffers_.fork();
   const std::int64_t tokens = shared.token_rows * shared.token_columns;
   buffers_.latent = RowViews(allocate(fork, shared.latent));
-  buffers_.prediction = RowViews(allocate(3 * images, shared.latent));
-  buffers_.ma_keep = RowViews(stream.allocate({3 * images, tokens}, DType::float32));
+  buffers_.prediction = RowViews(allocate(fork + images, shared.latent));
+  buffers_.ma_keep = RowViews(stream.allocate({fork + images, tokens}, DType::float32));
   stream.fill(buffers_.ma_keep.whole(), 1.0F);
   buffers_.rows[Role::latent] = buffers_.latent.whole();
   if (shared.modulation > 0) {
@@ -88,7 +93,7 @@ void BranchExecutor::allocate_observed() {
   for (int block = 0; block < bundle_.blocks; ++block) {
     const bool forked =
         bundle_.layout == Layout::forked && block > bundle_.massive_activations.block;
-    const std::int64_t rows = forked ? 3 * buffers_.images : buffers_.fork();
+    const std::int64_t rows = buffers_.fork() + (forked ? buffers_.images : 0);
     buffers_.observed[{Role::hidden_states, block}] =
         stream_.allocate({rows, tokens, channels}, DType::float32);
     buffers_.observed[{Role::gate, block}] = stream_.allocate({rows, channels}, DType::float32);
@@ -99,7 +104,8 @@ void BranchExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
   // The rows of a request that runs alone never move: x can be its rows of D_c, and everything is
   // filled and bound ahead.
   if (alone) {
-    state.begin(buffers_.latent.whole().rows(buffers_.images, buffers_.fork()), latents);
+    const std::int64_t fork = buffers_.fork();
+    state.begin(buffers_.latent.whole().rows(fork - buffers_.images, fork), latents);
     prepare(state);
   } else {
     state.begin(stream_.allocate(state.request()->latent_shape, DType::float32), latents);
@@ -131,24 +137,26 @@ Tensor BranchExecutor::observed(Role::Kind output, int block) {
   return copy;
 }
 
-// Fills the request's rows of D_0 or D_c, which begin at `first`.
-void BranchExecutor::fill_rows(DenoisingState& state, bool unconditional, std::int64_t first) {
+// Fills the request's rows of D_0 or D_c, or of a D_m that skips blocks, which begin at `first`.
+void BranchExecutor::fill_rows(DenoisingState& state, Branch branch, std::int64_t first) {
   const std::int64_t last = first + state.images();
   // The latents are copied here and not where a step ends, since a callback may write into them.
   stream_.copy(state.guided.x, buffers_.latent.at(first, last));
-  if (const Tensor* modulation = state.modulation(unconditional)) {
+  if (const Tensor* modulation = state.modulation(branch)) {
     for (std::int64_t row = first; row < last; ++row)
       stream_.copy(*modulation, buffers_.modulation.at(row, row + 1));
   } else {
     stream_.fill(buffers_.timestep.at(first, last), state.next().point.timestep);
   }
-  (unconditional ? state.guided.unconditional : state.guided.conditional) =
-      buffers_.prediction.at(first, last);
-  const RowOwner owner{.id = state.id(), .unconditional = unconditional};
+  GuidedStep& guided = state.guided;
+  (branch == Branch::unconditional ? guided.unconditional
+   : branch == Branch::conditional ? guided.conditional
+                                   : guided.degraded) = buffers_.prediction.at(first, last);
+  const RowOwner owner{.id = state.id(), .branch = branch};
   for (std::int64_t row = first; row < last; ++row) {
     RowOwner& current = owners_[static_cast<std::size_t>(row)];
     if (current == owner) continue;
-    for (const auto& [role, tensor] : state.row(unconditional))
+    for (const auto& [role, tensor] : state.row(branch == Branch::unconditional))
       stream_.copy(tensor, buffers_.rows.at(role).rows(row, row + 1));
     current = owner;
   }
@@ -176,12 +184,12 @@ void BranchExecutor::fill_anchors(std::int64_t row, std::int64_t images, std::in
 // Fills and binds what a request that fills all rows needs in any of its evaluations.
 void BranchExecutor::prepare(DenoisingState& state) {
   const std::int64_t images = state.images(), fork = buffers_.fork();
-  if (state.request()->unconditional) fill_rows(state, true, fork - 2 * images);
-  fill_rows(state, false, fork - images);
-  fill_degraded_rows(state, fork);
+  fill_rows(state, Branch::conditional, fork - images);
+  if (state.request()->unconditional) fill_rows(state, Branch::unconditional, fork - 2 * images);
+  if (!state.skips_layers()) fill_degraded_rows(state, fork);
   for (StepWeights weights : state.request()->weights) {
     weights.skip = false;  // it may run after all
-    graphs_->bind(rows_of(images, weights));
+    graphs_->bind(rows_of(state, weights));
   }
 }
 
@@ -195,7 +203,8 @@ BranchRows BranchExecutor::assign_rows(std::span<DenoisingState* const> states) 
   BranchRows all;
   for (const DenoisingState* state : ordered_) {
     assert(!state->weights().skip);
-    const BranchRows rows = rows_of(state->images(), state->weights());
+    const BranchRows rows = rows_of(*state, state->weights());
+    all.skipping += rows.skipping;
     all.unconditional += rows.unconditional;
     all.conditional += rows.conditional;
     all.degraded += rows.degraded;
@@ -203,14 +212,18 @@ BranchRows BranchExecutor::assign_rows(std::span<DenoisingState* const> states) 
   assert(all.conditional <= buffers_.images);
   std::int64_t conditional = buffers_.fork() - all.conditional, degraded = buffers_.fork();
   std::int64_t unconditional = conditional - all.unconditional;
-  const std::int64_t first = unconditional;
+  std::int64_t skipping = unconditional - all.skipping;
+  const std::int64_t first = skipping;
   for (DenoisingState* state : ordered_) {
-    const BranchRows rows = rows_of(state->images(), state->weights());
-    if (rows.unconditional > 0) fill_rows(*state, true, unconditional);
-    fill_rows(*state, false, conditional);
+    const BranchRows rows = rows_of(*state, state->weights());
+    if (rows.skipping > 0) fill_rows(*state, Branch::degraded, skipping);
+    if (rows.unconditional > 0) fill_rows(*state, Branch::unconditional, unconditional);
+    fill_rows(*state, Branch::conditional, conditional);
     if (rows.degraded > 0) fill_degraded_rows(*state, degraded);
+    fill_anchors(skipping, rows.skipping, conditional - first);
     fill_anchors(unconditional, rows.unconditional, conditional - first);
     fill_anchors(conditional, rows.conditional, conditional - first);
+    skipping += rows.skipping;
     unconditional += rows.unconditional;
     conditional += rows.conditional;
     degraded += rows.degraded;

@@ -28,6 +28,7 @@ struct SharedInputs {
   Tensor channel_mask, ref;     // [C]
   std::map<Role, Size> rows;    // the inputs that stay the same for a row
   std::int64_t modulation = 0;  // its size; 0 where the transformer takes timesteps
+  bool skips_layers = false;
 };
 SharedInputs shared_inputs(DenoisingState& state);
 
@@ -58,7 +59,7 @@ class BranchExecutor final : public LoopExecutor {
   // The request whose inputs a row holds.
   struct RowOwner {
     std::int64_t id = -1;
-    bool unconditional = false;
+    Branch branch = Branch::conditional;
     bool operator==(const RowOwner&) const = default;
   };
   // The request and the ma_keep that a row of D_m was filled with.
@@ -72,7 +73,7 @@ class BranchExecutor final : public LoopExecutor {
   void allocate_observed();
   void prepare(DenoisingState& state);
   BranchRows assign_rows(std::span<DenoisingState* const> states);
-  void fill_rows(DenoisingState& state, bool unconditional, std::int64_t first);
+  void fill_rows(DenoisingState& state, Branch branch, std::int64_t first);
   void fill_degraded_rows(DenoisingState& state, std::int64_t first);
   void fill_anchors(std::int64_t row, std::int64_t images, std::int64_t anchor);
 

@@ -10,7 +10,7 @@ namespace intaglio {
 namespace {
 
 Combine combine(const StepWeights& weights, float timestep, DeltaTimesteps& unconditional,
-                DeltaTimesteps& degraded, std::size_t token_size) {
+                DeltaTimesteps& degraded, std::size_t token_size, const CfgRule& rule) {
   return {.lambda = weights.lambda,
           .w = weights.w,
           .has_unconditional = weights.unconditional(),
@@ -18,7 +18,17 @@ Combine combine(const StepWeights& weights, float timestep, DeltaTimesteps& unco
           .unconditional_delta =
               unconditional.next(timestep, weights.unconditional(), weights.reuse_unconditional),
           .degraded_delta = degraded.next(timestep, weights.degraded(), weights.reuse_degraded),
-          .token_size = token_size};
+          .token_size = token_size,
+          .rule = rule,
+          .zero = weights.zero};
+}
+
+// What is done to the D of an evaluation; `has_previous` says whether there is one before it.
+Correction next_correction(const Request& request, bool zero, bool& has_previous) {
+  Correction correction = request.correction;
+  if (!has_previous) correction.prev = 0;
+  has_previous = has_previous || !zero;
+  return correction;
 }
 
 float* step_row(Tensor& table, std::size_t position) {
@@ -66,8 +76,8 @@ void DenoisingState::begin_step() {
   const StepWeights last =
       std::exchange(weights_, request_->weights[static_cast<std::size_t>(next().point.step)]);
   weights_.skip = weights_.skip && step_distance_ <= request_->skip_tolerance;
-  branches_changed_ =
-      last.unconditional() != weights_.unconditional() || last.degraded() != weights_.degraded();
+  branches_changed_ = last.unconditional() != weights_.unconditional() ||
+                      last.degraded() != weights_.degraded() || last.zero != weights_.zero;
 }
 
 void DenoisingState::count() {
@@ -76,7 +86,8 @@ void DenoisingState::count() {
     const std::int64_t base = images() * (weights_.runs_unconditional() ? 2 : 1);
     const std::int64_t degraded = weights_.runs_degraded() ? images() : 0;
     counts_.forked_rows += base + degraded;
-    counts_.base_rows += base + (bundle_->layout == Layout::dual ? degraded : 0);
+    const bool whole = bundle_->layout == Layout::dual || skips_layers();
+    counts_.base_rows += base + (whole ? degraded : 0);
     ++counts_.evaluations;
   }
   if (!begins_step()) return;
@@ -125,14 +136,16 @@ void DenoisingState::begin(Tensor x, const Tensor& latents) {
     own.insert(own.end(), {&guided.newer_guided, &guided.older_guided});
     guided.distance = stream_->allocate({images()}, DType::float32);
   }
+  if (request_->rule.has_momentum()) own.push_back(&guided.momentum);
+  if (request_->correction.prev != 0) own.push_back(&guided.previous_guided);
   for (Tensor* tensor : own) *tensor = stream_->allocate(request_->latent_shape, DType::float32);
   guided.x = std::move(x);
   stream_->copy(latents, guided.x);
 }
 
-const Tensor* DenoisingState::modulation(bool unconditional) {
+const Tensor* DenoisingState::modulation(Branch branch) {
   if (!precomputed_) return nullptr;
-  return &precomputed_->modulation(next().point.timestep, unconditional);
+  return &precomputed_->modulation(next().point.timestep, branch);
 }
 
 const Tensor* DenoisingState::modulation_part() {
@@ -144,9 +157,11 @@ void DenoisingState::prepare_step() {
   after_skipped_ = last_skipped();
   guided.line =
       guided_timesteps_.next(point.timestep, weights_.skip, begins_step() && branches_changed_);
-  guided.combine = weights_.skip
-                       ? Combine()
-                       : combine(weights_, point.timestep, unconditional_, degraded_, token_size());
+  guided.combine = weights_.skip ? Combine()
+                                 : combine(weights_, point.timestep, unconditional_, degraded_,
+                                           token_size(), request_->rule);
+  if (!weights_.skip)
+    guided.combine.correction = next_correction(*request_, weights_.zero, has_previous_);
   guided.to_denoised = to_denoised(point);
   guided.update = next().update;
 }
@@ -165,6 +180,7 @@ Tensor DenoisingState::step_table() const {
   const Plan& plan = request_->plan;
   Tensor table({static_cast<std::int64_t>(plan.size()), kStepColumns}, DType::float32);
   DeltaTimesteps unconditional, degraded;
+  bool has_previous = false;
   for (std::size_t i = 0; i < plan.size(); ++i) {
     float* row = step_row(table, i);
     const StepPoint& point = plan[i].point;
@@ -172,10 +188,15 @@ Tensor DenoisingState::step_table() const {
     row[kTimestep] = point.timestep;
     row[kMaKeep] = weights.ma_keep;
     if (precomputed_) {
-      row[kUnconditionalRow] = static_cast<float>(precomputed_->row(point.timestep, true));
-      row[kConditionalRow] = static_cast<float>(precomputed_->row(point.timestep, false));
+      for (const auto& [column, branch] : {std::pair{kUnconditionalRow, Branch::unconditional},
+                                           std::pair{kConditionalRow, Branch::conditional},
+                                           std::pair{kDegradedRow, Branch::degraded}})
+        row[column] = static_cast<float>(precomputed_->row(point.timestep, branch));
     }
-    write_step({.combine = combine(weights, point.timestep, unconditional, degraded, token_size()),
+    Combine numbers =
+        combine(weights, point.timestep, unconditional, degraded, token_size(), request_->rule);
+    numbers.correction = next_correction(*request_, weights.zero, has_previous);
+    write_step({.combine = numbers,
                 .line = {},
                 .to_denoised = to_denoised(point),
                 .update = plan[i].update},

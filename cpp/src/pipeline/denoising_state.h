@@ -83,9 +83,11 @@ class DenoisingState {
   }
   // The modulation of the next evaluation, [1, W]; null where the transformer takes the timestep
   // itself.
-  const Tensor* modulation(bool unconditional);
+  const Tensor* modulation(Branch branch);
   // All modulations that are computed together with the next evaluation's, [rows, W].
   const Tensor* modulation_part();
+  // Whether D_m skips blocks. It then runs from the first block on, as D_0 and D_c do.
+  bool skips_layers() const { return !request_->slg_layers.empty(); }
   const Tensor& token_mask() const { return token_mask_; }  // [tokens]
 
   // What the next evaluation computes. It holds x and the sampler's memory; BranchExecutor puts the
@@ -128,7 +130,8 @@ class DenoisingState {
   bool after_skipped_ = false;     // whether the evaluation before was skipped
   DeltaTimesteps unconditional_, degraded_;
   GuidedTimesteps guided_timesteps_;
-  double step_distance_ = 0;  // the largest of the last step that ran
+  bool has_previous_ = false;  // whether Correction has a D of an evaluation before
+  double step_distance_ = 0;   // the largest of the last step that ran
   RunCounts counts_;
 };
 

@@ -55,6 +55,8 @@ void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
   const Tensor zeros(request.latent_shape, DType::float32);
   Member member;
   member.step.scales_tokens = bundle_.cfg_rescale;
+  member.step.rule = request.rule;
+  member.step.correction = request.correction;
   const Tensor table = state.step_table();
   if (request.skips()) {
     member.table = table;
@@ -72,6 +74,8 @@ void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
     if (request.reuses_degraded())
       own.insert(own.end(), {&made->newer_degraded, &made->older_degraded});
     if (request.skips()) own.insert(own.end(), {&made->newer_guided, &made->older_guided});
+    if (request.rule.has_momentum()) own.push_back(&made->momentum);
+    if (request.correction.prev != 0) own.push_back(&made->previous_guided);
     for (Tensor* tensor : own) *tensor = memory_->upload(zeros);
   }
   members_[state.id()] = std::move(member);
@@ -151,8 +155,10 @@ void DeviceExecutor::run(std::span<DenoisingState* const> states) {
 }
 
 std::vector<DeviceExecutor::Bound*> DeviceExecutor::prepare() {
-  Rows base = rows_of(Branch::unconditional);
-  const Rows conditional = rows_of(Branch::conditional), degraded = rows_of(Branch::degraded);
+  Rows base = rows_of(Branch::unconditional), degraded;
+  for (const Row& row : rows_of(Branch::degraded))
+    (row.state->skips_layers() ? base : degraded).push_back(row);
+  const Rows conditional = rows_of(Branch::conditional);
   base.insert(base.end(), conditional.begin(), conditional.end());
   if (bundle_.layout == Layout::forked) return {&prepare("forked", base, degraded)};
   std::vector<Bound*> graphs{&prepare("base", base, {})};
@@ -169,7 +175,9 @@ DeviceExecutor::Bound& DeviceExecutor::prepare(const std::string& graph, const R
     if (!rows.empty()) result.resize(static_cast<std::size_t>(size), rows.back());
     return result;
   };
-  Rows rows = padded(base, 2 * images_);
+  const bool skips =
+      std::ranges::any_of(asked_, [](const Asked& asked) { return asked.state->skips_layers(); });
+  Rows rows = padded(base, (skips ? 3 : 2) * images_);
   const Rows after = padded(degraded, images_);
   const auto before = static_cast<std::int64_t>(base.empty() ? after.size() : rows.size());
   rows.insert(rows.end(), after.begin(), after.end());
@@ -282,10 +290,11 @@ void DeviceExecutor::fill_indices(Bound& bound, const Rows& rows) {
     const std::int64_t member = member_of[state];
     if (std::cmp_less(i, bound.base)) {
       image.push_back(image_of[state] + number);
-      const bool conditional = kind != Branch::unconditional;
-      time.push_back(shared_.modulation > 0 ? 2 * member + (conditional ? 1 : 0) : member);
+      time.push_back(shared_.modulation > 0 ? 3 * member + static_cast<std::int64_t>(kind)
+                                            : member);
     }
-    keep.push_back(kind == Branch::degraded ? member : none);
+    const bool suppressed = kind == Branch::degraded && !state->skips_layers();
+    keep.push_back(suppressed ? member : none);
     auto& own = places[{state->id(), kind}];
     if (std::cmp_less(own.size(), state->images())) own.push_back(static_cast<std::int64_t>(i));
     // After the fork D_m continues D_c.

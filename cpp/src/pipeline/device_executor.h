@@ -38,8 +38,6 @@ class DeviceExecutor final : public LoopExecutor {
   Tensor observed(Role::Kind output, int block) override;
 
  private:
-  enum class Branch { unconditional, conditional, degraded };
-
   // A row of a graph: a branch of one image of a request.
   struct Row {
     DenoisingState* state;

@@ -117,7 +117,7 @@ MemoryPhase vae_phase(const Bundle& bundle, const std::string& part, const Graph
 }
 
 bool changes(const std::optional<Ramp>& scale, double off) {
-  return scale && (scale->first != off || scale->last != off);
+  return scale && !scale->is_always(off);
 }
 
 }  // namespace
@@ -133,6 +133,7 @@ RunSize run_size(const Bundle& bundle, const GenerateOptions& given) {
   const auto problems = bundle.check_size(size.height, size.width);
   if (!problems.empty()) throw_problem(problems.front());
   size.base_rows = changes(options.cfg_scale, 1) ? 2 : 1;
+  if (!options.slg_layers.empty()) ++size.base_rows;
   size.rows = size.base_rows + (changes(options.dg_scale, 0) ? 1 : 0);
   if (!bundle.prompt) return size;
   size.text_tokens = bundle.prompt->text_length();

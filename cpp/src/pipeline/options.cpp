@@ -16,7 +16,9 @@ Json pair(double first, double second) {
   return first == second ? Json(first) : Json::array({first, second});
 }
 
-Json value_of(const Ramp& ramp) { return pair(ramp.first, ramp.last); }
+Json value_of(const Ramp& ramp) {
+  return ramp.each.empty() ? pair(ramp.first, ramp.last) : Json(ramp.each);
+}
 Json value_of(const Window& window) { return Json::array({window.start, window.end}); }
 template <typename T>
 Json value_of(const T& value) {
@@ -110,7 +112,7 @@ GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {
   fill(options.distilled_guidance, defaults.distilled_guidance);
   if (options.image) fill(options.strength, 0.6);
   fill(options.cfg_window, defaults.guidance.cfg_window);
-  fill(options.dg_scale, defaults.guidance.dg_scale);
+  fill(options.dg_scale, options.slg_layers.empty() ? defaults.guidance.dg_scale : Ramp(0.0));
   fill(options.dg_window, defaults.guidance.dg_window);
   fill(options.ma_keep, defaults.guidance.ma_keep);
   resolve_skip(bundle, options);

@@ -48,6 +48,7 @@ std::string parameters(const Bundle& bundle, const GenerateOptions& options, std
        << ", CFG scale: " << *options.cfg_scale
        << ", Seed: " << (own_seeds ? options.seeds.at(image) : options.seeds.front())
        << ", Size: " << *options.width << "x" << *options.height << ", Model: " << bundle.name;
+  if (options.guidance) text << ", Guidance rule: " << *options.guidance;
   if (options.strength) text << ", Denoising strength: " << *options.strength;
   if (options.distilled_guidance) text << ", Distilled CFG Scale: " << *options.distilled_guidance;
   if (const std::int64_t count = image_count(options); !own_seeds && count > 1)

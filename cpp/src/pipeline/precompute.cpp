@@ -9,8 +9,8 @@ namespace intaglio {
 
 namespace {
 
-// Rows of a part: engines are built for as many (engines/profiles.py). The number is even, so that
-// both branches of a timestep are in one part.
+// Rows of a part, at most: engines are built for as many (engines/profiles.py). All branches of a
+// timestep are in one part.
 constexpr std::int64_t kConditioningRows = 64;
 
 std::int64_t last_axis(const GraphTensor& tensor) {
@@ -21,10 +21,14 @@ std::int64_t last_axis(const GraphTensor& tensor) {
 
 Precomputed::Precomputed(const Bundle& bundle, const Session& session, const Request& request,
                          const PromptEmbeddings& embeddings, Stream& stream, DeviceMemory* memory)
-    : stream_(stream), branches_(request.unconditional ? 2 : 1) {
+    : stream_(stream),
+      memory_(memory),
+      gates_(gate_columns(bundle, request.slg_layers)),
+      branches_(1 + (request.unconditional ? 1 : 0) + (gates_.empty() ? 0 : 1)) {
   Prompts prompts;
-  if (branches_ == 2) prompts.push_back(embeddings.negative ? &*embeddings.negative : nullptr);
-  prompts.push_back(&embeddings.positive);
+  if (request.unconditional)
+    prompts.push_back(embeddings.negative ? &*embeddings.negative : nullptr);
+  prompts.resize(static_cast<std::size_t>(branches_), &embeddings.positive);
   std::vector<float> rows;  // of each timestep, the branches one after the other
   for (const Evaluation& evaluation : request.plan) {
     const float timestep = evaluation.point.timestep;
@@ -32,7 +36,7 @@ Precomputed::Precomputed(const Bundle& bundle, const Session& session, const Req
       rows.insert(rows.end(), static_cast<std::size_t>(branches_), timestep);
   }
   all_rows_ = static_cast<std::int64_t>(rows.size());
-  rows_ = std::min(kConditioningRows, all_rows_);
+  rows_ = std::min(kConditioningRows / branches_ * branches_, all_rows_);
   Tensor all({all_rows_}, DType::float32);
   std::ranges::copy(rows, all.floats().begin());
   for (std::int64_t part = 0; part * rows_ < all_rows_; ++part)
@@ -63,8 +67,9 @@ std::vector<Binding> Precomputed::inputs(const Bundle& bundle, const Request& re
     Tensor label({rows_}, DType::int64);
     for (std::int64_t row = 0; row < rows_; ++row)
       label.int64s()[static_cast<std::size_t>(row)] =
-          row % branches_ == branches_ - 1 ? std::get<ClassLabel>(request.condition).index
-                                           : bundle.classes->null;
+          request.unconditional && row % branches_ == 0
+              ? bundle.classes->null
+              : std::get<ClassLabel>(request.condition).index;
     stream_.copy(label, add(made, Role::class_label, {rows_}, DType::int64));
   }
   if (graph.takes(Role::guidance))
@@ -112,31 +117,50 @@ void Precomputed::run(std::int64_t part) {
   part_ = -1;  // until it is there
   stream_.copy(timesteps_[static_cast<std::size_t>(part)], timestep_);
   bound_->run();
+  if (!gates_.empty()) close_gates();
   part_ = part;
 }
 
-std::int64_t Precomputed::index(float timestep, bool unconditional) const {
-  return indices_.at(timestep) * branches_ + branch_index(unconditional);
+// Sets the gates of D_m's rows to zero.
+void Precomputed::close_gates() {
+  Tensor host = memory_ ? memory_->download(modulation_) : modulation_;
+  const std::int64_t width = host.dim(1);
+  for (std::int64_t row = branch_index(Branch::degraded); row < rows_; row += branches_) {
+    for (const auto& [first, last] : gates_)
+      std::ranges::fill(host.floats().subspan(static_cast<std::size_t>(row * width + first),
+                                              static_cast<std::size_t>(last - first)),
+                        0.0F);
+  }
+  if (memory_) memory_->copy(host, modulation_);
+}
+
+std::int64_t Precomputed::branch_index(Branch branch) const {
+  if (branch == Branch::unconditional) return 0;
+  return branches_ - (branch == Branch::degraded && !gates_.empty() ? 2 : 1);
+}
+
+std::int64_t Precomputed::index(float timestep, Branch branch) const {
+  return indices_.at(timestep) * branches_ + branch_index(branch);
 }
 
 const Tensor& Precomputed::part(float timestep) {
-  // Both branches of a timestep are in one part.
-  if (const std::int64_t part = index(timestep, false) / rows_; part != part_) run(part);
+  if (const std::int64_t part = index(timestep, Branch::conditional) / rows_; part != part_)
+    run(part);
   return modulation_;
 }
 
-std::int64_t Precomputed::row(float timestep, bool unconditional) const {
-  const std::int64_t row = index(timestep, unconditional);
+std::int64_t Precomputed::row(float timestep, Branch branch) const {
+  const std::int64_t row = index(timestep, branch);
   return row - first_row(row / rows_);
 }
 
-const Tensor& Precomputed::modulation(float timestep, bool unconditional) {
+const Tensor& Precomputed::modulation(float timestep, Branch branch) {
   part(timestep);
-  return modulation_rows_[static_cast<std::size_t>(row(timestep, unconditional))];
+  return modulation_rows_[static_cast<std::size_t>(row(timestep, branch))];
 }
 
 Tensor Precomputed::context(bool unconditional) const {
-  const std::int64_t row = branch_index(unconditional);
+  const auto row = branch_index(unconditional ? Branch::unconditional : Branch::conditional);
   return context_.rows(row, row + 1);
 }
 

@@ -10,12 +10,16 @@
 #include "intaglio/bundle.h"
 #include "intaglio/embedding.h"
 #include "pipeline/request.h"
+#include "pipeline/skipped_layers.h"
 
 namespace intaglio {
 
+enum class Branch { unconditional, conditional, degraded };
+
 // The graph's outputs for the timesteps of a request's plan and for the branches D_c and, where a
-// step runs it, D_0. All images of the request share them. Memory holds one part of the schedule at
-// a time, since a modulation of a large model is four megabytes.
+// step runs it, D_0. Where D_m skips blocks, it has modulations of its own, D_c's without the gates
+// of these blocks; else it has D_c's. All images of the request share them. Memory holds one part
+// of the schedule at a time, since a modulation of a large model is four megabytes.
 class Precomputed {
  public:
   // `embeddings` must have what the graph takes, and a negative prompt where a step runs D_0. The
@@ -27,26 +31,29 @@ class Precomputed {
   // until another part is asked for.
   const Tensor& part(float timestep);
   // Returns the row of a timestep and a branch in its part.
-  std::int64_t row(float timestep, bool unconditional) const;
+  std::int64_t row(float timestep, Branch branch) const;
   // Returns that row in the stream's memory, [1, W].
-  const Tensor& modulation(float timestep, bool unconditional);
+  const Tensor& modulation(float timestep, Branch branch);
   // Returns the projected prompt, [1, T, D]. The transformer must be drawn by prompt.
   Tensor context(bool unconditional) const;
 
  private:
   using Prompts = std::vector<const TextConditioning*>;  // of each branch
 
-  // The index of a branch: D_0 comes first, where there is one.
-  std::int64_t branch_index(bool unconditional) const { return unconditional ? 0 : branches_ - 1; }
+  // The index of a branch: D_0 comes first, where there is one, then D_m where it skips blocks.
+  std::int64_t branch_index(Branch branch) const;
+  void close_gates();
   Tensor add(std::vector<Binding>& bindings, Role role, const Shape& shape,
              DType dtype = DType::float32);
   std::vector<Binding> inputs(const Bundle& bundle, const Request& request, const Prompts& prompts);
   std::vector<Binding> outputs(const Graph& graph, const Shape& text, DeviceMemory* memory);
-  std::int64_t index(float timestep, bool unconditional) const;
+  std::int64_t index(float timestep, Branch branch) const;
   std::int64_t first_row(std::int64_t part) const;
   void run(std::int64_t part);
 
   Stream& stream_;
+  DeviceMemory* memory_;        // null where modulations are the stream's
+  std::vector<Columns> gates_;  // of the blocks that D_m skips
   std::int64_t branches_;
   std::int64_t rows_;                      // of a part
   std::map<float, std::int64_t> indices_;  // of timesteps, in the order of the plan

@@ -7,6 +7,8 @@
 #include "intaglio/error.h"
 #include "intaglio/options.h"
 #include "pipeline/problems.h"
+#include "pipeline/resolve_rule.h"
+#include "pipeline/skipped_layers.h"
 #include "pipeline/token_mask.h"
 #include "pipeline/unused_guidance.h"
 #include "pipeline/validate_inputs.h"
@@ -153,7 +155,8 @@ std::optional<Problem> skip_problem(const GenerateOptions& options) {
   return std::nullopt;
 }
 
-std::optional<Guidance> guidance_of(const GenerateOptions& options, Problems& problems) {
+std::optional<Guidance> guidance_of(const Bundle& bundle, const GenerateOptions& options,
+                                    Problems& problems) {
   if (options.reuse_window && !options.reuse_interval) {
     problems.push_back(
         {"reuse_window",
@@ -175,7 +178,12 @@ std::optional<Guidance> guidance_of(const GenerateOptions& options, Problems& pr
                     .skip_window = options.skip_window.value_or(Window{}),
                     .skip_steps = options.skip_steps};
   if (options.skip_tolerance) guidance.skip_tolerance = *options.skip_tolerance;
-  const std::vector<Problem> wrong = guidance_problems(guidance);
+  std::vector<Problem> wrong;
+  guidance.rule = resolve_rule(bundle, options, wrong);
+  guidance.correction = resolve_correction(bundle, options, wrong);
+  set_skipped_layers(bundle, options, guidance, wrong);
+  const std::vector<Problem> values = guidance_problems(guidance);
+  wrong.insert(wrong.end(), values.begin(), values.end());
   problems.insert(problems.end(), wrong.begin(), wrong.end());
   if (!wrong.empty()) return std::nullopt;
   return guidance;
@@ -231,13 +239,20 @@ void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions&
   request.plan = planner(request.schedule);
 }
 
-void set_weights(Request& request, const Guidance& guidance, Problems& problems) {
+void set_weights(Request& request, const GenerateOptions& options, const Guidance& guidance,
+                 Problems& problems) {
   const int steps = request.schedule.steps();
   if (const auto problem = skip_steps_problem(guidance.skip_steps, steps))
     problems.push_back(*problem);
+  if (const auto problem = list_problem(guidance, steps)) problems.push_back(*problem);
   request.weights = step_weights(guidance, steps);
   request.skip_tolerance = guidance.skip_tolerance;
+  request.rule = guidance.rule;
+  request.correction = guidance.correction;
+  request.slg_layers = options.slg_layers;
   request.unconditional = std::ranges::any_of(request.weights, &StepWeights::unconditional);
+  if (auto problem = rule_without_cfg(options, request.unconditional))
+    problems.push_back(*std::move(problem));
 }
 
 void set_channels(Request& request, const Bundle& bundle, const GenerateOptions& options,
@@ -282,11 +297,11 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
     if (*picture) picture->emplace();
   const bool sized = set_size(request, bundle, options, problems);
   const bool counted = set_images(request, bundle, options, problems);
-  const std::optional<Guidance> guidance = guidance_of(options, problems);
+  const std::optional<Guidance> guidance = guidance_of(bundle, options, problems);
   if (sized && counted) set_latents(request, bundle, options, problems);
   if (sized) set_schedule(request, bundle, options, problems);
   if (guidance && !request.plan.empty()) {
-    set_weights(request, *guidance, problems);
+    set_weights(request, options, *guidance, problems);
     request.notes = unused_guidance(bundle, given, request);
     if (bundle.distilled && request.unconditional)
       request.notes.emplace_back(

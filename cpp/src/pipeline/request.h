@@ -46,6 +46,9 @@ struct Request {
   Schedule schedule;                 // of the steps that run
   Plan plan;                         // the evaluations of these steps
   std::vector<StepWeights> weights;  // of each step
+  CfgRule rule;
+  Correction correction;
+  std::vector<int> slg_layers;  // blocks that D_m skips, if any, instead of suppressing channels
   // Whether any step takes the branch's difference from earlier ones, or is skipped.
   bool reuses_unconditional() const;
   bool reuses_degraded() const;

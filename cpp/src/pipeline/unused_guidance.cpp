@@ -14,14 +14,12 @@ struct Part {
   const Window& window;
 };
 
-bool is_off(const Ramp& scale, double off) { return scale.first == off && scale.last == off; }
-
 // Says why no step has it; `steps` is their number.
 std::string reason(const Part& part, int steps) {
   std::ostringstream text;
   bool inside = false;
   for (int step = 0; step < steps; ++step) inside |= part.window.contains(step, steps);
-  if (is_off(part.scale, part.off) || inside) {
+  if (part.scale.is_always(part.off) || inside) {
     text << "its scale is " << part.off;
   } else {
     text << "its window " << part.window.start << ":" << part.window.end
@@ -71,9 +69,7 @@ std::string no_schedule(const Bundle& bundle, const Request& request) {
          "takes it into the bundle";
 }
 
-bool has_below(const Ramp& scale, double limit) {
-  return std::min(scale.first, scale.last) < limit;
-}
+bool has_below(const Ramp& scale, double limit) { return std::ranges::min(scale.values()) < limit; }
 
 // Says that a scale steers away from what people want.
 void mention_reversed(const Request& request, std::vector<std::string>& notes) {
@@ -97,14 +93,14 @@ std::vector<std::string> unused_guidance(const Bundle& bundle, const GenerateOpt
   const Part cfg{.scale = *asked.cfg_scale, .off = 1, .window = *asked.cfg_window};
   const bool negative = !given.negative_prompt.empty();
   const bool asks_for_cfg =
-      given.cfg_scale ? !is_off(*given.cfg_scale, cfg.off) : given.cfg_window.has_value();
+      given.cfg_scale ? !given.cfg_scale->is_always(cfg.off) : given.cfg_window.has_value();
   if ((negative || asks_for_cfg) && !request.unconditional) {
     notes.push_back("no step has CFG" +
                     std::string(negative ? ", so the negative prompt is not used" : "") + ": " +
                     reason(cfg, steps));
   }
   const Part dg{.scale = *asked.dg_scale, .off = 0, .window = *asked.dg_window};
-  const bool asks_for_dg = given.dg_scale ? !is_off(*given.dg_scale, dg.off)
+  const bool asks_for_dg = given.dg_scale ? !given.dg_scale->is_always(dg.off)
                                           : given.dg_window || given.ma_keep || given.ma_tokens ||
                                                 !given.ma_channels.empty();
   if (asks_for_dg && std::ranges::none_of(request.weights, &StepWeights::degraded)) {
@@ -112,6 +108,9 @@ std::vector<std::string> unused_guidance(const Bundle& bundle, const GenerateOpt
     notes.push_back("no step has Detail Guidance: " +
                     (kept ? "ma_keep is 1, which suppresses nothing" : reason(dg, steps)));
   }
+  if (!asked.slg_layers.empty() && std::ranges::none_of(request.weights, &StepWeights::degraded))
+    notes.emplace_back(
+        "no step skips layers: --slg-window holds none of them, or --slg-scale is 0");
   const bool listed = !asked.skip_steps.empty();
   if (given.skip && !listed) {
     notes.push_back("no step is skipped: " + no_schedule(bundle, request));

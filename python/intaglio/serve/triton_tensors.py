@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from intaglio.serve.api.options import CLASS, REQUEST_OPTIONS, SAMPLING, SKIPPING, TEXTS, Kind
+from intaglio.serve.api.options import (
+    CLASS,
+    REQUEST_OPTIONS,
+    RULE,
+    SAMPLING,
+    SKIPPING,
+    TEXTS,
+    Kind,
+)
 
 # Images in one run of the transformer; the default of `intaglio serve`.
 MAX_BATCH = 8
-# Data type and dimensions of one image's entry; -1: any length, for a ramp one or two values.
+# Data type and dimensions of one image's entry; -1: any length, for a ramp one value, two, or one
+# for each step.
 _TYPES: dict[Kind, tuple[str, tuple[int, ...]]] = {
     Kind.TEXT: ("TYPE_STRING", (1,)),
     Kind.INTEGER: ("TYPE_INT64", (1,)),
@@ -47,16 +56,16 @@ class Tensor:
         """The number of values of one image, in words."""
         if self.is_list:
             return "one or more"
-        return {1: "one", 2: "two", -1: "one or two"}[self.dims[0]]
+        return {1: "one", 2: "two", -1: "one or more"}[self.dims[0]]
 
 
 def inputs(manifest: dict[str, Any]) -> list[Tensor]:
-    """Return the inputs of a bundle. A scale is one number, or two: for the first and last step."""
+    """Return the inputs of a bundle. A scale is one number, two (its ends), or one a step."""
     return [
         *map(_input, CLASS if "classes" in manifest else TEXTS),
         Tensor("size", "TYPE_STRING"),
         Tensor("seed", "TYPE_INT64"),
-        *map(_input, (*SAMPLING, *SKIPPING)),
+        *map(_input, (*SAMPLING, *RULE, *SKIPPING)),
     ]
 
 

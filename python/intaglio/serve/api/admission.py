@@ -6,7 +6,7 @@ import secrets
 from typing import Any
 
 from intaglio.serve.api.model_views import defaults_of
-from intaglio.serve.api.options import CLASS, SAMPLING, SKIPPING, TEXTS
+from intaglio.serve.api.options import CLASS, RULE, SAMPLING, SKIPPING, TEXTS
 from intaglio.serve.api.schemas import GenerationRequest
 from intaglio.serve.api.validation import check_options
 from intaglio.serve.engine.job import AdmittedRequest
@@ -84,7 +84,7 @@ def _subject(request: GenerationRequest, model: Model, limits: Limits) -> dict[s
 def _sampling(request: GenerationRequest, model: Model, limits: Limits) -> dict[str, Any]:
     """Return steps and guidance, with the bundle's defaults for those that are not given."""
     values: dict[str, Any] = defaults_of(model.bundle).model_dump()
-    given = {name: getattr(request, name) for name in (*SAMPLING, *SKIPPING)}
+    given = {name: getattr(request, name) for name in (*SAMPLING, *RULE, *SKIPPING)}
     values |= {name: value for name, value in given.items() if value is not None}
     if values["steps"] > limits.steps:
         raise limit_error(

@@ -39,6 +39,14 @@ TEXTS = ("prompt", "negative_prompt")
 # How it draws that. A bundle has a default for each of these.
 SAMPLING = ("steps", "cfg_scale", "cfg_window", "dg_scale", "dg_window", "ma_keep")
 
+# How CFG combines its two predictions. Without them it is plain CFG.
+RULE = (
+    "guidance", "guidance_eta", "guidance_norm_threshold", "guidance_momentum",
+    "guidance_zero_steps", "guidance_alpha", "guidance_rescale", "guidance_tag",
+    "guidance_prev", "slg_layers", "slg_scale",
+    "slg_window",
+)  # fmt: skip
+
 # Which steps it skips. Without them it skips none.
 SKIPPING = ("skip_interval", "skip_window", "skip_steps", "skip_tolerance", "skip")
 
@@ -47,10 +55,12 @@ def _request_options() -> dict[str, RequestOption]:
     parameters = inspect.signature(Pipeline.generate).parameters
     options = {}
     for info in _core.option_infos():
-        if info.name in {*CLASS, *TEXTS, *SAMPLING, *SKIPPING}:
+        if info.name in {*CLASS, *TEXTS, *SAMPLING, *RULE, *SKIPPING}:
             kind = Kind(parameters[info.name].annotation.removesuffix(" | None"))
-            # The command line writes a ramp as S0:S1, JSON as a pair.
-            text = info.help.replace("S0:S1", "[first, last]")
+            # The command line writes a ramp as S0:S1 and a list without brackets.
+            text = info.help.replace("S0:S1", "[first, last]").replace(
+                "A,B,... or @FILE.json", "[A, B, ...]"
+            )
             options[info.name] = RequestOption(info.name, kind, text)
     return options
 

@@ -52,9 +52,12 @@ def _or(message: str) -> WrapValidator:
 Text = Annotated[StrictStr, AfterValidator(_check_text)]
 # Strict, since pydantic would otherwise accept true and "1" as numbers.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Ramp = Annotated[Number | tuple[Number, Number], _or("give one number or [first, last]")]
+Ramp = Annotated[
+    Number | Annotated[list[Number], Field(min_length=1)],
+    _or("give one number, [first, last] or a number for each step"),
+]
 Window = Annotated[tuple[Number, Number], _or("give [start, end]")]
-Steps = Annotated[list[StrictInt], _or("give a list of steps such as [4, 6]")]
+Steps = Annotated[list[StrictInt], _or("give a list of numbers such as [4, 6]")]
 Pixels = Annotated[
     StrictStr,
     Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"),

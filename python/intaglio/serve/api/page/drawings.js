@@ -23,9 +23,10 @@ export function fourWays(request, defaults) {
   const cfg = first(request.cfg_scale) === 1 ? defaults.cfg_scale : request.cfg_scale;
   const dg = first(request.dg_scale) === 0 ? defaults.dg_scale : request.dg_scale;
   const ways = { Baseline: [1, 0], CFG: [cfg, 0], DG: [1, dg], "CFG+DG": [cfg, dg] };
+  const { guidance, ...plain } = request; // a rule needs CFG
   const drawings = Object.entries(ways).map(([name, [cfg_scale, dg_scale]]) => ({
     name,
-    request: { ...request, cfg_scale, dg_scale },
+    request: { ...(cfg_scale === 1 ? plain : request), cfg_scale, dg_scale },
   }));
   return { request, drawings };
 }

@@ -67,6 +67,8 @@ export class RequestForm {
         request[name] = this.#value(name);
       }
     }
+    // Other rules than CFG's own need CFG.
+    if (text("guidance") !== "cfg" && first(request.cfg_scale) !== 1) request.guidance = text("guidance");
     return request;
   }
 
@@ -74,7 +76,7 @@ export class RequestForm {
   restore({ model, ...request }) {
     this.#fields.model.value = model;
     this.#useModel();
-    this.#fill({ negative_prompt: "", ...this.defaults, ...request });
+    this.#fill({ negative_prompt: "", guidance: "cfg", ...this.defaults, ...request });
     this.#fields.seed.dispatchEvent(new Event("input", { bubbles: true }));
   }
 

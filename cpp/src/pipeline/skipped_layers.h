@@ -1,0 +1,29 @@
+// Skip-layer guidance, in which D_m is D_c without some blocks, as Stability AI's for SD3.5 and as
+// diffusers' SkipLayerGuidance: a block whose gates are zero adds nothing to its streams.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "intaglio/bundle.h"
+#include "intaglio/error.h"
+#include "intaglio/generate_options.h"
+#include "intaglio/guidance.h"
+
+namespace intaglio {
+
+// Columns [first, last) of the modulations.
+struct Columns {
+  std::int64_t first = 0, last = 0;
+};
+
+// Returns where the modulations have the gates of these blocks, or nothing where that is not known:
+// for families other than SD3 and FLUX.1, and for bundles without the graph `conditioning`.
+std::vector<Columns> gate_columns(const Bundle& bundle, const std::vector<int>& layers);
+
+// Puts the skipped layers' scale and window in the place of Detail Guidance's. `given` are the
+// options with the bundle's defaults. Adds a problem for what does not fit.
+void set_skipped_layers(const Bundle& bundle, const GenerateOptions& options, Guidance& guidance,
+                        std::vector<Problem>& problems);
+
+}  // namespace intaglio
