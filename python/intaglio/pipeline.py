@@ -323,27 +323,23 @@ class Pipeline:
         """Draw images: D = D_c + (cfg_scale - 1)(D_c - D_0) + dg_scale (D_c - D_m).
 
         Options that are None take the bundle's defaults. Sizes are in pixels. A scale or `ma_keep`
-        may be a pair of values for the first and the last step, between which it changes linearly,
-        or a list of a value for each step.
+        may be a pair, from the first step to the last, or a list with a value for each step.
 
         Args:
             prompt: what to draw. One of prompt, class_label and prompt_embeds is needed.
             class_label: the class to draw, for bundles that take a class instead of a prompt.
             negative_prompt: the prompt of the unconditional branch D_0, in place of an empty one.
             steps: number of denoising steps.
-            seeds: one seed for the whole batch, or one for each image; the noise is that of
-                torch.Generator("cpu").manual_seed(seed).
+            seeds: one for the batch or for each image, as in torch.Generator("cpu").manual_seed.
             batch: number of images drawn from one seed.
             height, width: size of the images.
             cfg_scale: classifier-free guidance, 1 + lambda; 1 is off and saves a branch.
             cfg_window: the part of the run with CFG, which has step i of N if start <= i / N < end.
-            guidance: how D_c and D_0 are combined: cfg, apg, cfg-zero, tcfg or mambo-g; None means
-                cfg. docs/guidance.md has the formulas and the defaults of its parameters.
+            guidance: the rule for D_c and D_0: cfg, apg, cfg-zero, tcfg, mambo-g. None means cfg.
             guidance_eta, guidance_norm_threshold, guidance_momentum: of apg.
             guidance_zero_steps, guidance_alpha: of cfg-zero and of mambo-g.
             guidance_rescale, guidance_tag, guidance_prev: of what follows any rule.
-            distilled_guidance: guidance that the transformer was distilled with and takes as an
-                input (FLUX.1-dev). Other transformers refuse it.
+            distilled_guidance: the guidance that FLUX.1-dev takes as an input. Others refuse it.
             dg_scale: Detail Guidance (arXiv 2510.11538); 0 is off and saves a branch.
             dg_window: the part of the run with Detail Guidance.
             ma_keep: how much of the massive channels D_m keeps: 0 is nothing, 1 is everything.
@@ -352,8 +348,7 @@ class Pipeline:
             slg_scale, slg_window: its scale and steps; None means 2.8 and (0.01, 0.2).
             reuse_interval, reuse_window: run D_0 and D_m once in this many steps, and extrapolate
                 D_c - D_0 and D_c - D_m in the others. `intaglio.analysis.reuse` finds an interval.
-            skip_interval: run the model once in this many steps; in the others D follows the line
-                through its last two values.
+            skip_interval: run the model once in this many steps; D is on its last line in others.
             skip_window: the part of the run with skip_interval, None is all of it.
             skip_steps: steps to skip, from 0; the first three with the same branches always run.
             skip_tolerance: a step runs if the line is off by more, relative to D; None means 0.2.
@@ -361,18 +356,15 @@ class Pipeline:
             scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
             strength: the share of `image` that noise replaces, above 0 and up to 1; None means 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.
-            image: the picture to start from (Pillow, or uint8 [H, W] or [H, W, 3]). A Pillow image
-                is turned as the orientation in its EXIF says, and so is `ma_tokens`.
+            image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF.
             latents: the latents to start from in place of noise. Any float32 array with __dlpack__
                 in C order will do, in the layout of `Generation.latents`.
             ma_tokens: a picture of where Detail Guidance acts, fully where it is white and not at
                 all where it is black. It needs a pixel for each token; more are averaged.
             prompt_embeds: the result of `embed`, or a file with it, in place of texts.
-            on_step: a function that is called after each step with a `Step`. When it returns False
-                the run stops. `generate` raises the exceptions that it raises. `step.latents` is
-                the run's own memory, so copy what you keep. For a bundle exported with --observe,
-                `step.hidden_states(k)` is a copy of the image stream after block k, and
-                `step.gate(k)` a copy of the block's gate.
+            on_step: a function that is called after each step with a `Step`. The run stops when it
+                returns False, and raises what it raises. Copy what you keep of `step.latents`. With
+                --observe at the export, `step.hidden_states(k)` and `step.gate(k)` are copies.
             progress: whether to show a progress bar.
 
         Raises:

@@ -94,6 +94,23 @@ GuidedStep random_step(const Update& update, bool velocity, const Combine& combi
           .distance = Tensor({kImages}, DType::float32)};
 }
 
+// Returns what a step reads and writes beside the predictions.
+Tensors state_of(const GuidedStep& step) {
+  Tensors state{{"x", step.x},
+                {"denoised", step.denoised},
+                {"previous_denoised", step.previous_denoised},
+                {"previous_x", step.previous_x},
+                {"newer_unconditional", step.newer_unconditional},
+                {"older_unconditional", step.older_unconditional},
+                {"newer_degraded", step.newer_degraded},
+                {"older_degraded", step.older_degraded},
+                {"newer_guided", step.newer_guided},
+                {"older_guided", step.older_guided}};
+  if (step.combine.rule.has_momentum()) state["momentum"] = step.momentum;
+  if (step.combine.correction.prev != 0) state["previous_guided"] = step.previous_guided;
+  return state;
+}
+
 void expect_equal(const GuidedStep& step) {
   // Rows of two requests: D_0, D_c and D_m of ours are rows 1 and 2, 4 and 5, 7 and 8.
   Shape shape = step.x.shape();
@@ -121,20 +138,9 @@ void expect_equal(const GuidedStep& step) {
                  {"degraded", indices({7, 8})},
                  {"table", table},
                  {"position", position}};
-  Tensors state{{"x", step.x},
-                {"denoised", step.denoised},
-                {"previous_denoised", step.previous_denoised},
-                {"previous_x", step.previous_x},
-                {"newer_unconditional", step.newer_unconditional},
-                {"older_unconditional", step.older_unconditional},
-                {"newer_degraded", step.newer_degraded},
-                {"older_degraded", step.older_degraded},
-                {"newer_guided", step.newer_guided},
-                {"older_guided", step.older_guided}};
+  const Tensors state = state_of(step);
   const CfgRule& rule = step.combine.rule;
   const Correction& correction = step.combine.correction;
-  if (rule.has_momentum()) state["momentum"] = step.momentum;
-  if (correction.prev != 0) state["previous_guided"] = step.previous_guided;
   Tensors outputs{{"position_to", Tensor({1}, DType::float32)},
                   {"distance", Tensor({kImages}, DType::float32)}};
   for (const auto& [name, tensor] : state) {

@@ -14,6 +14,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,13 +148,20 @@ class Deltas:
             return True
         return step - runs[-1][0] >= interval
 
-    def ran(self, branch: str, step: int, timestep: float, delta: torch.Tensor) -> None:
-        """Keep the difference of an evaluation."""
-        self.runs[branch].append((step, timestep, delta))
-
-    def without_weight(self, branch: str) -> None:
-        """Drop the kept differences."""
-        self.runs[branch].clear()
+    def keep(
+        self,
+        weights: dict[str, float],
+        due: dict[str, bool],
+        step: int,
+        timestep: float,
+        out: dict[str, torch.Tensor],
+    ) -> None:
+        """Keep the differences of an evaluation, and drop those of branches without weight."""
+        for branch, weight in weights.items():
+            if weight == 0.0:
+                self.runs[branch].clear()
+            elif due[branch]:
+                self.runs[branch].append((step, timestep, out["c"] - out[branch]))
 
     def at(self, branch: str, timestep: float) -> torch.Tensor:
         """Return the extrapolated difference."""
@@ -231,6 +239,26 @@ class Skips:
         self.points.append((timestep, guided))
 
 
+def combined(
+    conditional: torch.Tensor,
+    weights: dict[str, float],
+    deltas: Deltas,
+    timestep: float,
+    rule: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
+) -> torch.Tensor:
+    """Return D of D_c and the differences; `rule` of D_c and D_0 takes the place of CFG's."""
+    guided = conditional
+    for branch, weight in weights.items():
+        if weight == 0.0:
+            continue
+        delta = deltas.at(branch, timestep)
+        if rule and branch == "0":
+            guided = rule(conditional, conditional - delta)
+        else:
+            guided = guided + weight * delta
+    return guided
+
+
 @torch.no_grad()
 def sample(
     transformer: torch.nn.Module,
@@ -274,10 +302,8 @@ def sample(
     deltas = Deltas(reuse_interval, reuse_window)
     for evaluation, timestep in enumerate(scheduler.timesteps):
         step = evaluation // scheduler.order
-        weights = {
-            "0": cfg_scale - 1.0 if inside(cfg_window, step, steps) else 0.0,
-            "m": dg_scale if inside(dg_window, step, steps) else 0.0,
-        }
+        cfg, dg = inside(cfg_window, step, steps), inside(dg_window, step, steps)
+        weights = {"0": cfg * (cfg_scale - 1.0), "m": dg * dg_scale}
         if weights_of:
             weights = weights_of(step)
         due = {
@@ -300,19 +326,9 @@ def sample(
             how if due["m"] else None,
             keep,
         )
-        guided = out["c"]
-        for branch, weight in weights.items():
-            if weight == 0.0:
-                deltas.without_weight(branch)
-                continue
-            if due[branch]:
-                deltas.ran(branch, step, float(timestep), out["c"] - out[branch])
-            delta = deltas.at(branch, float(timestep))
-            if rule and branch == "0":
-                sigma = float(scheduler.sigmas[evaluation])
-                guided = rule(step, latents, sigma, out["c"], out["c"] - delta)
-            else:
-                guided = guided + weight * delta
+        deltas.keep(weights, due, step, float(timestep), out)
+        applied = rule and partial(rule, step, latents, float(scheduler.sigmas[evaluation]))
+        guided = combined(out["c"], weights, deltas, float(timestep), applied)
         if corrected:
             guided = corrected(guided)
         if skips:
