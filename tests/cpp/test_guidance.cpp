@@ -201,7 +201,7 @@ TEST(Validate, RefusesBadWindows) {
 }
 
 TEST(Validate, RefusesIntervalsThatGrowOrAreNone) {
-  for (const Ramp bad :
+  for (const Ramp& bad :
        {Ramp(0.5), Ramp(1.0, 2.0), Ramp(2.0, 0.0), Ramp(kNan), Ramp(kInfinity), Ramp(2.0, kNan)}) {
     Guidance guidance;
     guidance.reuse_interval = bad;
@@ -223,7 +223,7 @@ TEST(Validate, RefusesIntervalsThatGrowOrAreNone) {
 }
 
 TEST(Validate, RefusesBadNumbers) {
-  for (const Ramp bad : {Ramp(-1.0), Ramp(-0.5, 2.0), Ramp(2.0, -0.5)}) {
+  for (const Ramp& bad : {Ramp(-1.0), Ramp(-0.5, 2.0), Ramp(2.0, -0.5)}) {
     Guidance guidance;
     guidance.cfg_scale = bad;
     expect_refused(guidance, "cfg-scale");
@@ -237,7 +237,7 @@ TEST(Validate, RefusesBadNumbers) {
     expect_refused(dg, "dg-scale");
     expect_refused(keep, "ma-keep");
   }
-  for (const Ramp bad : {Ramp(-0.1), Ramp(1.1), Ramp(1.0, 2.0), Ramp(-1.0, 0.0)}) {
+  for (const Ramp& bad : {Ramp(-0.1), Ramp(1.1), Ramp(1.0, 2.0), Ramp(-1.0, 0.0)}) {
     Guidance guidance;
     guidance.ma_keep = bad;
     expect_refused(guidance, "ma-keep");

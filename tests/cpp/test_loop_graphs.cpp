@@ -64,10 +64,11 @@ double relative_error(const Tensor& got, const Tensor& want) {
   double difference = 0, size = 0;
   for (std::size_t i = 0; i < want.floats().size(); ++i) {
     const double wanted = want.floats()[i];
-    difference += std::pow(got.floats()[i] - wanted, 2);
+    // A prediction of zero is infinitely far from the line on both sides.
+    if (got.floats()[i] != want.floats()[i]) difference += std::pow(got.floats()[i] - wanted, 2);
     size += wanted * wanted;
   }
-  return std::sqrt(difference / size);
+  return difference == 0 ? 0 : std::sqrt(difference / size);
 }
 
 GuidedStep random_step(const Update& update, bool velocity, const Combine& combine,

@@ -95,7 +95,7 @@ def plan_build(request: BuildRequest) -> BuildPlan:
     """
     if request.precision:
         _check_precision(request.precision)
-    targets = parse_targets(request.backend, request.arch) if request.arch else None
+    targets = parse_targets(request.backend, request.arch) if request.arch is not None else None
     manifest = read_manifest(request.bundle)
     scheme = manifest["transformer"].get("quantized", {}).get("scheme")
     if scheme and scheme not in QDQ:
