@@ -1,0 +1,1 @@
+"""Guidance methods of the literature beside Detail Guidance, at equal cost and best scale each."""
