@@ -20,7 +20,7 @@ from intaglio.analysis.report.output_folder import versions
 from intaglio.analysis.report.page import FIGURES, Report
 
 MODEL, BUNDLE = Path("models/fashion-sd3"), Path("build/bundles/fashion-sd3")
-ROUNDS = 7
+ROUNDS = 5
 
 
 def report(
