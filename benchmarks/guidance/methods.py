@@ -48,7 +48,7 @@ def grids(model: Model, given: Method, weaker: Weaker) -> dict[str, list[Setting
     return {
         "none": [Setting(Method(), "", {"cfg_scale": 1.0, "dg_scale": 0.0})],
         "CFG": [_ruled("cfg", scale) for scale in (1.5, 2.0, 2.5)],
-        "DG": [dg(1.0, weight, own.block) for weight in (2.0, 4.0)],
+        "DG": [dg(1.0, weight, own.block) for weight in (0.5, 1.0, 2.0)],
         BASE: [
             *(dg(2.0, 1.0, block) for block in tried_blocks),
             *(dg(cfg_scale, 2.0, own.block) for cfg_scale in (1.5, 2.0)),
