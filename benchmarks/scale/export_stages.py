@@ -1,6 +1,6 @@
 """Export a pipeline and print each stage as it starts.
 
-`python -m benchmarks.scale.export_stages SOURCE BUNDLE DTYPE [CHANNELS]`
+`python -m benchmarks.scale.export_stages SOURCE BUNDLE DTYPE [CHANNELS [QUANTIZE_ENCODERS]]`
 """
 
 from __future__ import annotations
@@ -14,8 +14,20 @@ from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
 
 
-def main(source: str, output: str, dtype: str, channels: str | None = None) -> None:
-    request = ExportRequest(Path(source), Path(output), dtype=dtype, channels=channels)
+def main(
+    source: str,
+    output: str,
+    dtype: str,
+    channels: str | None = None,
+    quantize_encoders: str | None = None,
+) -> None:
+    request = ExportRequest(
+        Path(source),
+        Path(output),
+        dtype=dtype,
+        channels=channels,
+        quantize_encoders=quantize_encoders,
+    )
     result = export_bundle(request, lambda what, share: print(MARK + what))
     print(json.dumps({"errors": result.errors, "remarks": result.remarks}))
 

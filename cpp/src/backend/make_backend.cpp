@@ -97,7 +97,7 @@ bool is_for_engines(const Bundle& bundle) {
 
 // Whether the device has kernels for the bundle's quantised products, if there are any.
 bool has_kernels(const DeviceName& device, const Bundle& bundle) {
-  const bool engines = device.kind == "tensorrt-rtx" || device.kind == "tensorrt";
+  const bool engines = device.kind == "tensorrt-rtx";
   if (is_for_engines(bundle)) return engines || (device.kind == "cpu" && bundle.quantized != "fp4");
   return device.kind == "cpu" || bundle.quantized != "int8-dynamic";
 }

@@ -229,6 +229,8 @@ void DeviceExecutor::add_inputs(Bound& bound, std::vector<Binding>& inputs) {
           memory_->allocate(with_rows(ones_.shape(), bound.rows), DType::float32);
     } else if (input.role == Role::branch) {
       tensor = bound.branch = index(bound.rows);
+    } else if (input.role == Role::anchor) {
+      tensor = bound.anchor = index(bound.base);
     } else if (const auto shared = shared_tensors_.find(input.role);
                shared != shared_tensors_.end()) {
       tensor = shared->second;
@@ -301,6 +303,13 @@ void DeviceExecutor::fill_indices(Bound& bound, const Rows& rows) {
     const auto& from = kind == Branch::degraded ? places[{state->id(), Branch::conditional}] : own;
     branch.push_back(std::cmp_less(i, bound.base) ? static_cast<std::int64_t>(i)
                                                   : from[static_cast<std::size_t>(number)]);
+  }
+  if (bound.anchor.defined()) {
+    std::vector<std::int64_t> anchor;  // the row of D_c of each row before the fork
+    for (const Row& row : std::span(rows).first(static_cast<std::size_t>(bound.base)))
+      anchor.push_back(
+          places.at({row.state->id(), Branch::conditional})[static_cast<std::size_t>(row.image)]);
+    memory_->copy(int64s(anchor), bound.anchor);
   }
   memory_->copy(int64s(image), bound.gather.images);
   memory_->copy(int64s(time), bound.gather.times);

@@ -84,7 +84,7 @@ std::optional<std::string> smaller_size(const Bundle& bundle, RunSize size,
     size.width = std::max(width * part / parts / unit * unit, unit);
     if (find_plan(bundle, size, 0, limit).fits())
       return "--width " + std::to_string(size.width) + " --height " + std::to_string(size.height) +
-             " fits";
+             " fits" + (size.encodes_image ? ", with --image in that size" : "");
   }
   return {};
 }
@@ -94,8 +94,14 @@ std::optional<std::string> smaller_type(const Bundle& bundle, RunSize size,
   if (bundle.dtype != "float32" || !bundle.quantized.empty()) return {};
   Bundle halved = bundle;
   halved.dtype = "float16";
+  const auto is_quantized = [&](const std::string& file) {
+    if (!bundle.prompt) return false;
+    return std::ranges::any_of(bundle.prompt->encoders, [&](const auto& encoder) {
+      return !encoder.second.quantized.empty() && file.starts_with(encoder.first + "/");
+    });
+  };
   for (auto& [name, bytes] : halved.file_bytes)
-    if (!name.starts_with("vae_")) bytes /= 2;
+    if (!name.starts_with("vae_") && !is_quantized(name)) bytes /= 2;
   size.images = 1;
   if (!find_plan(halved, size, 0, limit).fits()) return {};
   return "export the model with --dtype float16 or bfloat16, and one image fits";

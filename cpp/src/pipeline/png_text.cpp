@@ -32,6 +32,10 @@ std::string sampler_name(const Bundle& bundle, const GenerateOptions& options) {
 }
 
 std::ostream& operator<<(std::ostream& stream, const Ramp& ramp) {
+  if (ramp.each.size() > 2) {
+    for (std::size_t i = 0; i < ramp.each.size(); ++i) stream << (i > 0 ? "," : "") << ramp.each[i];
+    return stream;
+  }
   stream << ramp.first;
   return ramp.first == ramp.last ? stream : stream << ":" << ramp.last;
 }

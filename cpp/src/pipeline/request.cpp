@@ -291,6 +291,7 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   Request request;
   require_graphs(bundle, given, problems);
   validate_inputs(bundle, given, problems);
+  refuse_options_of_dg(given, problems);
   GenerateOptions options = with_defaults(bundle, given);
   request.asked = options;
   for (auto* picture : {&request.asked.image, &request.asked.ma_tokens})

@@ -85,7 +85,9 @@ std::optional<Problem> rule_without_cfg(const GenerateOptions& options, bool unc
   if (unconditional || (!named && options.guidance_rescale.value_or(0.0) == 0)) return std::nullopt;
   return Problem{named ? "guidance" : "guidance_rescale",
                  asked_rule(options) +
-                     " needs CFG, and no step has it: give a --cfg-scale above 1, or leave it out"};
+                     " needs CFG, and no step has it: give a --cfg-scale above 1" +
+                     (options.guidance_zero_steps ? " and fewer --guidance-zero-steps" : "") +
+                     ", or leave it out"};
 }
 
 }  // namespace intaglio

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <set>
 #include <string>
+#include <tuple>
 #include <variant>
 
 namespace intaglio {
@@ -62,6 +63,20 @@ std::string flag_of(const std::vector<int>& layers) {
 
 }  // namespace
 
+void refuse_options_of_dg(const GenerateOptions& given, std::vector<Problem>& problems) {
+  if (given.slg_layers.empty()) return;
+  const std::tuple<const char*, const char*, bool> of_dg[] = {
+      {"dg_window", "--dg-window", given.dg_window.has_value()},
+      {"ma_keep", "--ma-keep", given.ma_keep.has_value()},
+      {"ma_channels", "--ma-channels", !given.ma_channels.empty()},
+      {"ma_tokens", "--ma-tokens", given.ma_tokens.has_value()}};
+  for (const auto& [field, flag, is_given] : of_dg)
+    if (is_given)
+      problems.push_back({field, std::string(flag) + " is for DG, and " +
+                                     flag_of(given.slg_layers) +
+                                     " takes its place: leave one of them out"});
+}
+
 std::vector<Columns> gate_columns(const Bundle& bundle, const std::vector<int>& layers) {
   const Widths widths = widths_of(bundle);
   std::vector<Columns> columns;
@@ -109,6 +124,10 @@ void set_skipped_layers(const Bundle& bundle, const GenerateOptions& options, Gu
            flag +
                " and --dg-scale each make D_m in their own way: give --dg-scale 0 or leave "
                "--slg-layers out");
+  if (bundle.observed())
+    refuse("slg_layers", flag +
+                             " does not fit a bundle that was exported with --observe, whose rows "
+                             "are in the order of DG's: export it again without");
   const double scale = options.slg_scale.value_or(kScale);
   const Window window = options.slg_window.value_or(kWindow);
   if (!std::isfinite(scale)) refuse("slg_scale", "--slg-scale must be a finite number");

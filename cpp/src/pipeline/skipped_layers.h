@@ -21,6 +21,9 @@ struct Columns {
 // for families other than SD3 and FLUX.1, and for bundles without the graph `conditioning`.
 std::vector<Columns> gate_columns(const Bundle& bundle, const std::vector<int>& layers);
 
+// Adds a problem for each option of Detail Guidance that the user gave beside skipped layers.
+void refuse_options_of_dg(const GenerateOptions& given, std::vector<Problem>& problems);
+
 // Puts the skipped layers' scale and window in the place of Detail Guidance's. `given` are the
 // options with the bundle's defaults. Adds a problem for what does not fit.
 void set_skipped_layers(const Bundle& bundle, const GenerateOptions& options, Guidance& guidance,
