@@ -30,16 +30,17 @@ MODES: dict[str, dict[str, Any]] = {
     },
     "Heun": {"cfg_scale": 3.0, "dg_scale": 1.0, "scheduler": "heun", "steps": 2},
     "reuse": {"cfg_scale": 3.0, "dg_scale": 1.0, "reuse_interval": 2, "reuse_window": (0.0, 1.0)},
-    "APG": {"guidance": "apg", "guidance_norm_threshold": 4.0, "cfg_scale": 3.0, "dg_scale": 1.0},
     "CFG-Zero*": {"guidance": "cfg-zero", "cfg_scale": 3.0, "dg_scale": 1.0, "batch": 2},
     "TCFG, rescaled": {"guidance": "tcfg", "guidance_rescale": 0.7, "cfg_scale": 3.0},
-    "MAMBO-G": {"guidance": "mambo-g", "cfg_scale": 3.0},
-    "TAG and SG-prev": {"guidance_tag": 1.2, "guidance_prev": 0.5, "dg_scale": 1.0},
+    "MAMBO-G, TAG, SG-prev and a list": {
+        "guidance": "mambo-g", "guidance_tag": 1.2, "guidance_prev": 0.5,
+        "cfg_scale": [3.0, 1.5, 2.0], "dg_scale": 1.0,
+    },
     "APG and skipped steps": {
-        "guidance": "apg", "cfg_scale": 3.0, "skip_interval": 2, "skip_tolerance": 10.0, "steps": 5,
+        "guidance": "apg", "guidance_norm_threshold": 4.0, "cfg_scale": 3.0, "skip_interval": 2,
+        "skip_tolerance": 10.0, "steps": 5,
     },
     "skipped layers": {"slg_layers": [0, 2], "slg_window": (0.0, 1.0), "cfg_scale": 3.0},
-    "lists": {"cfg_scale": [3.0, 1.0, 2.0], "dg_scale": [0.0, 1.0, 2.0]},
     "skipped steps": {"dg_scale": 1.0, "skip_interval": 2, "skip_tolerance": 10.0, "steps": 5},
 }  # fmt: skip
 

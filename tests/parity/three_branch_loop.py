@@ -148,6 +148,10 @@ class Deltas:
             return True
         return step - runs[-1][0] >= interval
 
+    def ran(self, branch: str, step: int, timestep: float, delta: torch.Tensor) -> None:
+        """Keep the difference of an evaluation."""
+        self.runs[branch].append((step, timestep, delta))
+
     def keep(
         self,
         weights: dict[str, float],
@@ -161,7 +165,7 @@ class Deltas:
             if weight == 0.0:
                 self.runs[branch].clear()
             elif due[branch]:
-                self.runs[branch].append((step, timestep, out["c"] - out[branch]))
+                self.ran(branch, step, timestep, out["c"] - out[branch])
 
     def at(self, branch: str, timestep: float) -> torch.Tensor:
         """Return the extrapolated difference."""

@@ -117,10 +117,10 @@ def test_input(forked: intaglio.Pipeline, name: str) -> None:
 
 
 def test_an_unknown_keyword_is_pythons_own_error(forked: intaglio.Pipeline) -> None:
-    with pytest.raises(TypeError, match="guidance"):
-        forked.generate(PROMPT, guidance=3)  # type: ignore[call-arg]
-    with pytest.raises(intaglio.UsageError, match="guidance"):
-        forked._core.generate(prompt=PROMPT, guidance=3)
+    with pytest.raises(TypeError, match="guider"):
+        forked.generate(PROMPT, guider=3)  # type: ignore[call-arg]
+    with pytest.raises(intaglio.UsageError, match="guider"):
+        forked._core.generate(prompt=PROMPT, guider=3)
 
 
 def test_a_missing_bundle_is_named(tmp_path: Path) -> None:

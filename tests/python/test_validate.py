@@ -55,8 +55,8 @@ def test_nothing_is_wrong_with_what_runs(forked: intaglio.Pipeline) -> None:
 def test_a_value_of_another_type_is_raised(forked: intaglio.Pipeline) -> None:
     with pytest.raises(intaglio.UsageError, match="steps takes N"):
         intaglio.validate(forked.bundle, prompt=PROMPT, steps="many")
-    with pytest.raises(intaglio.UsageError, match="no option guidance"):
-        intaglio.validate(forked.bundle, prompt=PROMPT, guidance=3)
+    with pytest.raises(intaglio.UsageError, match="no option guider"):
+        intaglio.validate(forked.bundle, prompt=PROMPT, guider=3)
 
 
 def test_a_bundle_checks_a_size(forked: intaglio.Pipeline) -> None:

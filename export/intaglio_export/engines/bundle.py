@@ -13,12 +13,14 @@ from typing import Any
 
 import jsonschema
 import onnx
-import onnx_ir as ir
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from intaglio_export.bundle.output_folder import MANIFEST, SCHEMA_VERSION
 from intaglio_export.errors import ExportError
 from intaglio_export.support import resources
+
+
+_FOUR_BITS = {onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1}
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ class Component:
 
 
 def _item_bits(dtype: int) -> int:
-    return ir.DataType(dtype).bitwidth
+    if dtype in _FOUR_BITS:  # two of them are stored in a byte
+        return 4
+    return 8 * int(onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

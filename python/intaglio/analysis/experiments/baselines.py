@@ -123,7 +123,8 @@ def methods_to_compare(
     methods[names.plus("random")] = replace(setting, negative=random)
     methods["dg"] = replace(setting, cfg_scale=1.0)
     for name, negative in negatives(gallery, setting, weaker).items():
-        if name != "dg":
+        # A branch that is D_c, as where no token has attention to lose, has no term to compare.
+        if name != "dg" and pilot.norms[name] > 0:
             weight = round(pilot.weight(name, setting), 4)
             methods[names.plus(name)] = replace(setting, weight=weight, negative=negative)
     return methods
