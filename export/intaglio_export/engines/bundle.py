@@ -19,7 +19,6 @@ from intaglio_export.bundle.output_folder import MANIFEST, SCHEMA_VERSION
 from intaglio_export.errors import ExportError
 from intaglio_export.support import resources
 
-
 _FOUR_BITS = {onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1}
 
 
