@@ -17,7 +17,7 @@ from tqdm import tqdm
 from intaglio.analysis.experiments import baselines
 from intaglio.analysis.experiments.gallery import Gallery
 from intaglio.analysis.guidance.dg_settings import method_from_settings
-from intaglio.analysis.guidance.negatives import Weaker
+from intaglio.analysis.guidance.negatives import Weaker, WithoutKey
 from intaglio.analysis.quality.judge import Judge
 from intaglio.analysis.report.output_folder import PICTURES
 from intaglio.torch_reference.fingerprint import identity
@@ -59,8 +59,14 @@ def main(argv: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     setting = method_from_settings(read_settings(args.model / "settings.json"), adapter)
     gallery = Gallery(model, judge, folder, args.steps, model_identity)
-    pilot = baselines.run_pilot(gallery, setting, weaker)
-    methods = baselines.methods_to_compare(gallery, setting, pilot, weaker)
+    # Keys can be hidden only in torch's own attention, so the probe draws these pictures itself.
+    others = {
+        name: negative
+        for name, negative in baselines.negatives(gallery, setting, weaker).items()
+        if not isinstance(negative, WithoutKey)
+    }
+    pilot = baselines.run_pilot(gallery, setting, others)
+    methods = baselines.methods_to_compare(gallery, setting, pilot, others)
     names = baselines.names_at(setting.cfg_scale)
     bar = tqdm()
     gallery = Gallery(model, judge, folder, args.steps, model_identity, bar.update)

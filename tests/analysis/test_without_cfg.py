@@ -65,9 +65,10 @@ def test_a_model_without_null_draws_the_same() -> None:
 
 def test_the_weights_of_other_methods_need_no_null_prompt(tmp_path: Path) -> None:
     """The lengths of the terms are those that are measured beside D_0."""
+    galleries = [gallery_of(make_model(null), tmp_path / str(null)) for null in (True, False)]
     beside, alone = (
-        baselines.run_pilot(gallery_of(make_model(null), tmp_path / str(null)), SETTING, None)
-        for null in (True, False)
+        baselines.run_pilot(gallery, SETTING, baselines.negatives(gallery, SETTING, None))
+        for gallery in galleries
     )
     assert alone.omega is None
     assert beside.omega is not None

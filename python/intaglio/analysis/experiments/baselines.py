@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,8 +91,9 @@ def negatives(gallery: Gallery, setting: Method, weaker: Weaker | None) -> dict[
     return found
 
 
-def run_pilot(gallery: Gallery, setting: Method, weaker: Weaker | None) -> Pilot:
-    """Measure what `methods_to_compare` needs, on seeds that nothing else uses.
+def run_pilot(gallery: Gallery, setting: Method, others: Mapping[str, Negative]) -> Pilot:
+    """Measure what `methods_to_compare` needs, on seeds that nothing else uses; `others` are
+    `negatives`.
 
     Omega is measured along runs of the setting, and the norms along runs without DG, on the clean
     image that each step implies, within the setting's window.
@@ -100,16 +102,16 @@ def run_pilot(gallery: Gallery, setting: Method, weaker: Weaker | None) -> Pilot
     drawn = gallery.draw(setting, pilot_seeds, omega=True).values
     omega = float(drawn["omega"].mean()) if "omega" in drawn else None
     norms = {}
-    for name, negative in negatives(gallery, setting, weaker).items():
+    for name, negative in others.items():
         method = replace(setting, weight=NEGLIGIBLE, negative=negative)
         norms[name] = float(gallery.draw(method, pilot_seeds, omega=True)["negative_norm"].mean())
     return Pilot(omega, norms)
 
 
 def methods_to_compare(
-    gallery: Gallery, setting: Method, pilot: Pilot, weaker: Weaker | None
+    gallery: Gallery, setting: Method, pilot: Pilot, others: Mapping[str, Negative]
 ) -> dict[str, Method]:
-    """Return the methods by name, the most important ones first."""
+    """Return the methods by name, the most important ones first; `others` are `negatives`."""
     assert isinstance(setting.negative, Suppressed)
     names = names_at(setting.cfg_scale)
     random = random_channels(setting.negative, gallery.model.adapter.channels)
@@ -122,9 +124,8 @@ def methods_to_compare(
         methods["cfg at omega"] = Method(round(pilot.omega, 4))
     methods[names.plus("random")] = replace(setting, negative=random)
     methods["dg"] = replace(setting, cfg_scale=1.0)
-    for name, negative in negatives(gallery, setting, weaker).items():
-        # A branch that is D_c, as where no token has attention to lose, has no term to compare.
-        if name != "dg" and pilot.norms[name] > 0:
+    for name, negative in others.items():
+        if name != "dg":
             weight = round(pilot.weight(name, setting), 4)
             methods[names.plus(name)] = replace(setting, weight=weight, negative=negative)
     return methods

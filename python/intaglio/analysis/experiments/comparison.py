@@ -28,8 +28,9 @@ def comparison_section(
 ) -> Section:
     """Draw `images` pictures of each main method on the same seeds, and compare them."""
     names = baselines.names_at(setting.cfg_scale)
-    pilot = baselines.run_pilot(gallery, setting, weaker)
-    methods = baselines.methods_to_compare(gallery, setting, pilot, weaker)
+    others = baselines.negatives(gallery, setting, weaker)
+    pilot = baselines.run_pilot(gallery, setting, others)
+    methods = baselines.methods_to_compare(gallery, setting, pilot, others)
     drawn = {
         name: gallery.draw(method, names.seeds(name, images), omega=method.guided)
         for name, method in methods.items()
