@@ -17,7 +17,7 @@ from onnx import helper, inliner, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from intaglio_export.engines.profiles import Shape
-from intaglio_export.passes.quantize_dequantize import BLOCK, DOMAIN
+from intaglio_export.passes.tensorrt_fp4 import BLOCK, DOMAIN
 
 _WORKSPACE = 8 << 20  # measured: every engine needs this in addition
 _SMALL = 64  # values of tensors up to this size are followed: shapes, but not weights

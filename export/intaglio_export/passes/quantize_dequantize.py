@@ -35,6 +35,7 @@ from intaglio_export.passes.products import (
     replace,
     streams_of,
 )
+from intaglio_export.passes.tensorrt_fp4 import BLOCK, DOMAIN, DYNAMIC
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,6 @@ class _Type:
 FP8 = _Type(ml_dtypes.float8_e4m3fn, 448.0)
 FP4 = _Type(ml_dtypes.float4_e2m1fn, 6.0)
 SCHEMES = {"fp8": FP8, "int8-qdq": _Type(np.int8, 127.0), "fp4": FP4}
-# FP4 has a scale in FP8 for each block of this many numbers.
-BLOCK = 16
-# The operator that finds the scales of blocks, in TensorRT's domain: it has no standard one.
-DOMAIN, DYNAMIC = "trt", "TRT_FP4DynamicQuantize"
 # What a value passes without becoming part of another product.
 _PASSING = {
     "Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat",

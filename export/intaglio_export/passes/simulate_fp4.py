@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from intaglio_export.passes.products import Maker, replace
-from intaglio_export.passes.quantize_dequantize import BLOCK, DYNAMIC, FP8, SMALLEST
+from intaglio_export.passes.quantize_dequantize import FP8, SMALLEST
+from intaglio_export.passes.tensorrt_fp4 import BLOCK, DYNAMIC
 
 
 def simulate_fp4(model: ir.Model) -> None:

@@ -14,11 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from playwright.sync_api import Page, expect
 
-from tests.serve.conftest import fetch
+from tests.serve.conftest import LONG, fetch
 from tests.serve.page.browser import PROMPT, Watch, assert_same, decoded, pixels, press, wait_until
-
-# Steps of a run that goes on until it is stopped, within the limit of the tests' server.
-LONG = 10_000
 
 # Records every text and picture that the page shows during a run, however briefly.
 RECORDER = """() => {
