@@ -27,7 +27,7 @@ from intaglio.serve.transport.connections import listen, uvicorn_config
 
 PROMPT = "the dark boot"
 # Far more steps than a test waits for, for a run that goes on until it is stopped.
-LONG = 40_000
+LONG = 10_000
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
