@@ -95,6 +95,8 @@ def test_cancel_ends_the_job_at_the_server(page: Page, watch: Watch, server: Any
 
 
 def test_a_new_run_replaces_the_old_one(page: Page, watch: Watch, server: Any) -> None:
+    for side in ("Width", "Height"):  # a larger picture, so that a slow browser does not see it end
+        page.get_by_label(side, exact=True).fill("64")
     page.get_by_label("Steps", exact=True).fill(str(LONG))
     press(page, "Generate")
     expect(page.locator("#step")).to_contain_text("step ")
