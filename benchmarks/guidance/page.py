@@ -96,11 +96,10 @@ def _claims(
         f"Each method has the number of steps whose rows times blocks are nearest to those of the"
         f" model's own setting of {BASE} at its {sizes.steps} steps. Times are those of the"
         " denoising loop over that setting's: medians of runs that alternate. "
-        + "; ".join(
-            f"with {program} {', '.join(names) or 'no method'} is off by more than {WITHIN:.0%}"
+        + " ".join(
+            f"More than {WITHIN:.0%} off in {program}: {', '.join(names) or 'no method'}."
             for program, names in off.items()
-        )
-        + ".",
+        ),
         f"Each method's setting has the smallest Fréchet distance of those in the search below. The"
         f" table has {sizes.images} images of each on other seeds, in float32.",
     ]
