@@ -101,7 +101,7 @@ def _claims(
             for program, names in off.items()
         ),
         f"Each method's setting has the smallest Fréchet distance of those in the search below. The"
-        f" table has {sizes.images} images of each on other seeds, in float32.",
+        f" table has {sizes.images} images of each on other seeds, in bfloat16 too.",
     ]
     for measure, better in (("frechet", -1), ("accuracy", 1)):
         by: dict[str, list[str]] = {}
