@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,8 +41,7 @@ class Configuration:
     """A pipeline of diffusers whose networks have no weights yet.
 
     `others` are the parts without weights, `options` is what model_index.json says besides parts,
-    and `settings` are for settings.json. Tokenizers have a small vocabulary. The matrices of the
-    networks in `zeroed` are zeros.
+    and `settings` are for settings.json. Tokenizers have a small vocabulary.
     """
 
     pipeline: str
@@ -50,7 +49,6 @@ class Configuration:
     others: Callable[[], dict[str, Any]]
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    zeroed: Collection[str] = ()
 
 
 def sd3_medium() -> dict[str, nn.Module]:
@@ -240,7 +238,6 @@ CONFIGURATIONS = {
         "StableDiffusion3Pipeline",
         lambda: sd3_medium() | {"text_encoder_3": t5_xxl()},
         lambda: _sd3_clip_parts() | {"tokenizer_3": t5_tokenizer()},
-        zeroed=["text_encoder_3"],
     ),
     "FLUX.1-dev": Configuration(
         "FluxPipeline", _flux_dev_networks, lambda: {"scheduler": _flux_scheduler()}

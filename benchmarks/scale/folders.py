@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,13 +30,11 @@ def write_pipeline(
     *,
     options: Mapping[str, Any] | None = None,
     hollow: bool = False,
-    zeroed: Collection[str] = (),
 ) -> None:
     """Write a diffusers pipeline of `networks` on the meta device; `others` save themselves.
 
     `options` is what the index says besides parts. `hollow` leaves the weights a hole in their
-    file, which takes no room on the disk and reads as zeros. The matrices of the networks in
-    `zeroed` are such holes, but for one number each.
+    file, which takes no room on the disk and reads as zeros.
     """
     index: dict[str, Any] = {"_class_name": class_name, **(options or {})}
     generator = torch.Generator().manual_seed(0)
@@ -55,7 +52,7 @@ def write_pipeline(
                 file.write(header(network, dtype))
                 file.truncate(file.tell() + _bytes(network, dtype))
             else:
-                _write_weights(network, file, dtype, generator, zeroed=name in zeroed)
+                _write_weights(network, file, dtype, generator)
     for name, other in others.items():
         index[name] = [None, None] if other is None else _class_of(other)
         if other is not None:
@@ -104,23 +101,12 @@ def _bytes(network: nn.Module, dtype: torch.dtype) -> int:
 
 
 def _write_weights(
-    network: nn.Module,
-    file: BinaryIO,
-    dtype: torch.dtype,
-    generator: torch.Generator,
-    *,
-    zeroed: bool,
+    network: nn.Module, file: BinaryIO, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
     """Normal numbers scaled by the width of the input, ones for norms, zeros for biases."""
     file.write(header(network, dtype))
     for name, tensor in _tensors(network).items():
         vector = tensor.ndim < 2
-        if zeroed and not vector and "embed" not in name and "shared" not in name:
-            # One number differs, since the exporter stores equal weights once.
-            file.write(torch.randn(1, generator=generator).to(dtype).view(torch.uint8).numpy().data)
-            file.seek((tensor.numel() - 1) * dtype.itemsize, os.SEEK_CUR)
-            file.truncate()
-            continue
         fan_in = 1 if vector else math.prod(tensor.shape[1:])
         for start in range(0, tensor.numel(), _CHUNK):
             count = min(_CHUNK, tensor.numel() - start)

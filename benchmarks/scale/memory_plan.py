@@ -2,8 +2,8 @@
 
 `python -m benchmarks.scale.memory_plan WORK [float16|int8 ...]`
 
-Writes the model below WORK and exports it with float16 or int8 text encoders, which takes 25 or
-18 GB, unless the bundle is there. Then it draws with `--max-memory` in a process of its own, and
+Writes the model below WORK and exports it with float16 or int8 text encoders, which takes 32 or
+27 GB, unless the bundle is there. Then it draws with `--max-memory` in a process of its own, and
 without it under a limit of the address space under which the first run succeeds.
 """
 
@@ -70,7 +70,7 @@ def run(work: Path, encoders: str, limits: Limits) -> None:
     else:
         died = False
     facts = {
-        "weights": "random, but T5's matrices are zeros",
+        "weights": "random",
         "dtype": limits.dtype,
         "plan": f"{plan['peak'] / 1e9:.2f} GB with --max-memory {limits.planned}"
         f" at {SIDE} x {SIDE}",

@@ -22,7 +22,6 @@ def main(name: str, folder: str, dtype: str) -> None:
         made.others(),
         getattr(torch, dtype),
         options=made.options,
-        zeroed=made.zeroed,
     )
     Path(folder, "settings.json").write_text(json.dumps(made.settings))
     for part, network in networks.items():
