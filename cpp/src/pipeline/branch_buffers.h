@@ -36,6 +36,7 @@ struct BranchBuffers {
   RowViews modulation;              // [2N, W]; not defined where the graph takes timesteps
   RowViews prediction;              // [3N, ...]
   RowViews ma_keep;                 // [3N, T]
+  Tensor source;                    // [3N, T], or not defined where the graph does not take it
   std::map<Role, Tensor> rows;      // [2N, ...]: the inputs above, and what stays with a prompt
   std::map<Role, Tensor> shared;    // inputs that are the same for every row
   std::map<Role, Tensor> observed;  // outputs: [2N, ...] or, after the fork, [3N, ...]

@@ -59,6 +59,10 @@ BranchExecutor::BranchExecutor(const Bundle& bundle, const TransformerSessions& 
   buffers_.prediction = RowViews(allocate(fork + images, shared.latent));
   buffers_.ma_keep = RowViews(stream.allocate({fork + images, tokens}, DType::float32));
   stream.fill(buffers_.ma_keep.whole(), 1.0F);
+  if (bundle.transformer().takes(Role::source)) {
+    buffers_.source = stream.allocate({fork + images, tokens}, DType::int64);
+    std::ranges::fill(buffers_.source.int64s(), -1);
+  }
   buffers_.rows[Role::latent] = buffers_.latent.whole();
   if (shared.modulation > 0) {
     buffers_.modulation = RowViews(stream.allocate({fork, shared.modulation}, DType::float32));

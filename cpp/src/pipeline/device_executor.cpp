@@ -229,6 +229,10 @@ void DeviceExecutor::add_inputs(Bound& bound, std::vector<Binding>& inputs) {
           memory_->allocate(with_rows(ones_.shape(), bound.rows), DType::float32);
     } else if (input.role == Role::branch) {
       tensor = bound.branch = index(bound.rows);
+    } else if (input.role == Role::source) {
+      Tensor none(with_rows(ones_.shape(), bound.rows), DType::int64);
+      std::ranges::fill(none.int64s(), -1);
+      tensor = memory_->upload(none);
     } else if (input.role == Role::anchor) {
       tensor = bound.anchor = index(bound.base);
     } else if (const auto shared = shared_tensors_.find(input.role);
