@@ -32,15 +32,14 @@ _BEFORE = (
     ("Sub", ("one", "a"), "kept"),
     ("Mul", ("kept", "x"), "kept_x"),
 )
-# What replaces `ref` in a graph with `source`. Where that is -1, Gather reads the last token, which
-# Where leaves out.
+# What replaces `ref` in a graph with `source`: `ref` comes last, so that it is at -1. A comparison
+# with -1 is no way, since WebGPU's provider compares no int64.
 _TARGET = (
     ("Flatten", ("hidden",), "all_tokens"),
-    ("Gather", ("all_tokens", "source"), "from_source"),
-    ("Constant", (), "first_token"),
-    ("Less", ("source", "first_token"), "without"),
-    ("Unsqueeze", ("without", "last_axis"), "without_column"),
-    ("Where", ("without_column", "ref_t", "from_source"), "target"),
+    ("Constant", (), "first_axis"),
+    ("Unsqueeze", ("ref_t", "first_axis"), "ref_row"),
+    ("Concat", ("all_tokens", "ref_row"), "targets"),
+    ("Gather", ("targets", "source"), "target"),
 )
 _AFTER = (
     ("Add", ("kept_x", "moved"), "suppressed"),
@@ -51,8 +50,9 @@ _AFTER = (
 _ATTRIBUTES: dict[str, dict[str, object]] = {
     "one_f": {"value": onnx.helper.make_tensor("one_f", onnx.TensorProto.FLOAT, [], [1.0])},
     "last_axis": {"value_ints": [-1]},
-    "first_token": {"value_int": 0},
+    "first_axis": {"value_ints": [0]},
     "all_tokens": {"axis": 2},
+    "targets": {"axis": 0},
 }
 
 
@@ -96,7 +96,7 @@ def ma_suppress(
     a = mask.to(x.dtype) * (1 - keep.to(x.dtype).unsqueeze(-1))
     target = ref.to(x.dtype)
     if source is not None:
-        target = torch.where((source < 0).unsqueeze(-1), target, hidden.flatten(0, 1)[source])
+        target = torch.cat([hidden.flatten(0, 1), target.unsqueeze(0)])[source]
     return torch.where(a == 0, x, (1 - a) * x + a * target)
 
 
