@@ -79,6 +79,7 @@ GuidedStep random_step(const Update& update, bool velocity, const Combine& combi
           .conditional = drawn(1, shape),
           .unconditional = drawn(2, shape),
           .degraded = drawn(3, shape),
+          .term_mask = {},
           .x = drawn(4, shape),
           .denoised = drawn(0, shape),
           .previous_denoised = drawn(5, shape),
