@@ -25,17 +25,19 @@ _BEFORE = (
     ("CastLike", ("ref", "hidden"), "ref_t"),
     ("CastLike", ("keep", "hidden"), "keep_t"),
     ("Gather", ("hidden", "branch"), "x"),
-    ("Constant", (), "last_axis"),
-    ("Unsqueeze", ("keep_t", "last_axis"), "keep_column"),
+    ("Constant", (), "minus_one"),
+    ("Unsqueeze", ("keep_t", "minus_one"), "keep_column"),
     ("Sub", ("one", "keep_column"), "strength"),
     ("Mul", ("mask_t", "strength"), "a"),
     ("Sub", ("one", "a"), "kept"),
     ("Mul", ("kept", "x"), "kept_x"),
 )
-# What replaces `ref` in a graph with `source`: `ref` comes last, so that it is at -1. A comparison
-# with -1 is no way, since WebGPU's provider compares no int64.
+# What replaces `ref` in a graph with `source`: `ref` comes last, so that it is at -1. WebGPU's
+# provider has neither Flatten nor a comparison of int64, with which steps would copy to the host.
 _TARGET = (
-    ("Flatten", ("hidden",), "all_tokens"),
+    ("Shape", ("hidden",), "channels"),
+    ("Concat", ("minus_one", "channels"), "flat"),
+    ("Reshape", ("hidden", "flat"), "all_tokens"),
     ("Constant", (), "first_axis"),
     ("Unsqueeze", ("ref_t", "first_axis"), "ref_row"),
     ("Concat", ("all_tokens", "ref_row"), "targets"),
@@ -49,9 +51,10 @@ _AFTER = (
 )
 _ATTRIBUTES: dict[str, dict[str, object]] = {
     "one_f": {"value": onnx.helper.make_tensor("one_f", onnx.TensorProto.FLOAT, [], [1.0])},
-    "last_axis": {"value_ints": [-1]},
+    "minus_one": {"value_ints": [-1]},
     "first_axis": {"value_ints": [0]},
-    "all_tokens": {"axis": 2},
+    "channels": {"start": 2},
+    "flat": {"axis": 0},
     "targets": {"axis": 0},
 }
 
@@ -101,7 +104,7 @@ def ma_suppress(
 
 
 def function_proto(opset: int, with_source: bool = True) -> onnx.FunctionProto:
-    """Return the op as a model-local function in standard operators of `opset` (13 or later).
+    """Return the op as a model-local function in standard operators of `opset` (15 or later).
 
     A node without `source` needs the function without it.
     """
