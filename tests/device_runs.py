@@ -16,6 +16,7 @@ from PIL import Image
 import intaglio
 
 PROMPT, STEPS = "the dark boot", 3
+UPPER = np.repeat(np.array([255, 0], np.uint8), 16)[:, None].repeat(32, axis=1)
 MODES: dict[str, dict[str, Any]] = {
     "no guidance": {"cfg_scale": 1.0, "dg_scale": 0.0},
     "CFG": {"cfg_scale": 3.0, "dg_scale": 0.0},
@@ -41,7 +42,17 @@ MODES: dict[str, dict[str, Any]] = {
         "skip_tolerance": 10.0, "steps": 5,
     },
     "skipped layers": {"slg_layers": [0, 2], "slg_window": (0.0, 1.0), "cfg_scale": 3.0},
+    "a masked term, and keep by timestep": {
+        "cfg_scale": 3.0, "dg_scale": 1.5, "ma_keep": (0.2, 1.5), "ma_keep_by": "timestep",
+        "ma_tokens": UPPER, "dg_region": "mask",
+    },
     "skipped steps": {"dg_scale": 1.0, "skip_interval": 2, "skip_tolerance": 10.0, "steps": 5},
+}  # fmt: skip
+
+# Of layout forked.
+TRANSPORT: dict[str, Any] = {
+    "cfg_scale": 3.0, "batch": 2, "transport_from": "a shoe", "ma_tokens": UPPER,
+    "dg_window": (0.0, 0.7),
 }  # fmt: skip
 
 
@@ -95,6 +106,9 @@ def main(bundle: str, device: str, library: str, out: str) -> None:
         name: np.asarray(pipeline.generate(PROMPT, seeds=5, **{"steps": STEPS, **mode}).latents)
         for name, mode in MODES.items()
     }
+    if pipeline.bundle.layout == "forked":
+        transported = pipeline.generate(PROMPT, seeds=5, steps=STEPS, **TRANSPORT)
+        drawn["transport"] = np.asarray(transported.latents)
     drawn["callback"] = with_callback(pipeline)
     drawn["image to image"] = from_an_image(pipeline)
     np.savez(Path(out), **drawn, **in_a_batch(pipeline))

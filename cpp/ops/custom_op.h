@@ -31,6 +31,7 @@ inline void check(OrtStatus* status) {
 struct Argument {
   const char* name;
   ONNXTensorElementDataType type;
+  bool optional = false;  // which only inputs can be
 };
 
 using Shape = std::vector<std::int64_t>;
@@ -58,9 +59,15 @@ class Execution {
  public:
   Execution(const OrtApi& api, OrtKernelContext* context, std::span<const Argument> inputs)
       : api_(api), context_(context) {
-    given_.reserve(inputs.size());
-    for (std::size_t i = 0; i < inputs.size(); ++i) given_.push_back(read(i, inputs[i].name));
+    std::size_t count = 0;
+    check(api_.KernelContext_GetInputCount(context_, &count));
+    given_.reserve(count);
+    for (std::size_t i = 0; i < std::min(count, inputs.size()); ++i)
+      given_.push_back(read(i, inputs[i].name));
   }
+
+  // Whether the node has this optional input.
+  bool has(std::size_t input) const { return input < given_.size() && given_[input].data; }
 
   const Shape& shape(std::size_t input) const { return given_[input].shape; }
 
@@ -112,6 +119,7 @@ class Execution {
   Given read(std::size_t index, const char* name) const {
     const OrtValue* value = nullptr;
     check(api_.KernelContext_GetInput(context_, index, &value));
+    if (!value) return {name, nullptr, {}};  // an optional input that the node leaves out
     OrtTensorTypeAndShapeInfo* info = nullptr;
     check(api_.GetTensorTypeAndShape(value, &info));
     std::size_t rank = 0;
@@ -164,6 +172,7 @@ OrtCustomOp make_custom_op() {
   OrtCustomOp op{};
   op.version = ORT_API_VERSION;
   op.GetName = [](const OrtCustomOp*) { return Op::kName; };
+  // Later versions only add inputs that a node may leave out, so this is the schema of all.
   op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
   op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
   // A null name means the CPU's execution provider.
@@ -172,7 +181,9 @@ OrtCustomOp make_custom_op() {
   op.GetInputType = [](const OrtCustomOp*, std::size_t i) { return Op::kInputs[i].type; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) { return std::size(Op::kOutputs); };
   op.GetOutputType = [](const OrtCustomOp*, std::size_t i) { return Op::kOutputs[i].type; };
-  op.GetInputCharacteristic = [](const OrtCustomOp*, std::size_t) { return INPUT_OUTPUT_REQUIRED; };
+  op.GetInputCharacteristic = [](const OrtCustomOp*, std::size_t i) {
+    return Op::kInputs[i].optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+  };
   op.GetOutputCharacteristic = [](const OrtCustomOp*, std::size_t) {
     return INPUT_OUTPUT_REQUIRED;
   };

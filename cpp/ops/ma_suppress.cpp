@@ -12,12 +12,12 @@ namespace {
 // once, as SPEC.md requires. The loop computes both results and selects one, because a loop without
 // a branch can be vectorised.
 void suppress_token(const float* __restrict x, const float* __restrict mask,
-                    const float* __restrict ref, float keep, float* __restrict y,
+                    const float* __restrict target, float keep, float* __restrict y,
                     std::size_t channels) {
   const float strength = 1.0F - keep;
   for (std::size_t c = 0; c < channels; ++c) {
     const float a = mask[c] * strength;
-    const float suppressed = (1.0F - a) * x[c] + a * ref[c];
+    const float suppressed = (1.0F - a) * x[c] + a * target[c];
     y[c] = a == 0.0F ? x[c] : suppressed;
   }
 }
@@ -33,13 +33,26 @@ void check_branch(std::span<const std::int64_t> branch, std::size_t rows) {
   }
 }
 
+void check_source(std::span<const std::int64_t> source, std::size_t tokens) {
+  const auto end = static_cast<std::int64_t>(tokens);
+  for (std::size_t i = 0; i < source.size(); ++i) {
+    if (source[i] >= -1 && source[i] < end) continue;
+    throw std::out_of_range("source has the value " + std::to_string(source[i]) +
+                            ", but hidden has " + std::to_string(tokens) + " tokens");
+  }
+}
+
 void ma_suppress_tokens(const MASuppressInputs& inputs, std::span<float> output, std::size_t begin,
                         std::size_t end) {
   const std::size_t channels = inputs.mask.size();
   for (std::size_t i = begin; i < end; ++i) {
     const auto row = static_cast<std::size_t>(inputs.branch[i / inputs.tokens]);
     const std::size_t from = row * inputs.tokens + i % inputs.tokens;
-    suppress_token(inputs.hidden.data() + from * channels, inputs.mask.data(), inputs.ref.data(),
+    const std::int64_t source = inputs.source.empty() ? -1 : inputs.source[i];
+    const float* target = source < 0
+                              ? inputs.ref.data()
+                              : inputs.hidden.data() + static_cast<std::size_t>(source) * channels;
+    suppress_token(inputs.hidden.data() + from * channels, inputs.mask.data(), target,
                    inputs.keep[i], output.data() + i * channels, channels);
   }
 }
@@ -49,7 +62,9 @@ void ma_suppress(const MASuppressInputs& inputs, std::span<float> output) {
   assert(inputs.hidden.size() == inputs.rows * inputs.tokens * inputs.mask.size());
   assert(inputs.keep.size() == inputs.branch.size() * inputs.tokens);
   assert(output.size() == inputs.keep.size() * inputs.mask.size());
+  assert(inputs.source.empty() || inputs.source.size() == inputs.keep.size());
   check_branch(inputs.branch, inputs.rows);
+  check_source(inputs.source, inputs.rows * inputs.tokens);
   ma_suppress_tokens(inputs, output, 0, inputs.keep.size());
 }
 

@@ -20,10 +20,10 @@ constexpr auto kUint8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 
 struct MASuppress {
   static constexpr const char* kName = "MASuppress";
-  enum Input : std::size_t { kHidden, kMask, kRef, kBranch, kKeep };
-  static constexpr std::array kInputs = {Argument{"hidden", kFloat}, Argument{"mask", kFloat},
-                                         Argument{"ref", kFloat}, Argument{"branch", kInt64},
-                                         Argument{"keep", kFloat}};
+  enum Input : std::size_t { kHidden, kMask, kRef, kBranch, kKeep, kSource };
+  static constexpr std::array kInputs = {
+      Argument{"hidden", kFloat}, Argument{"mask", kFloat}, Argument{"ref", kFloat},
+      Argument{"branch", kInt64}, Argument{"keep", kFloat}, Argument{"source", kInt64, true}};
   static constexpr std::array kOutputs = {Argument{"output", kFloat}};
 
   static void run(const Execution& execution) {
@@ -35,14 +35,19 @@ struct MASuppress {
     execution.expect(kRef, {channels});
     execution.expect(kBranch, {rows});
     execution.expect(kKeep, {rows, tokens});
+    const bool with_source = execution.has(kSource);
+    if (with_source) execution.expect(kSource, {rows, tokens});
     const MASuppressInputs inputs{.hidden = execution.input<float>(kHidden),
                                   .mask = execution.input<float>(kMask),
                                   .ref = execution.input<float>(kRef),
                                   .branch = execution.input<std::int64_t>(kBranch),
                                   .keep = execution.input<float>(kKeep),
+                                  .source = with_source ? execution.input<std::int64_t>(kSource)
+                                                        : std::span<const std::int64_t>(),
                                   .rows = static_cast<std::size_t>(hidden[0]),
                                   .tokens = static_cast<std::size_t>(tokens)};
     check_branch(inputs.branch, inputs.rows);
+    check_source(inputs.source, inputs.rows * inputs.tokens);
     const auto output = execution.output<float>(0, {rows, tokens, channels});
     execution.for_tokens(inputs.keep.size(), [&](std::size_t begin, std::size_t end) {
       ma_suppress_tokens(inputs, output, begin, end);

@@ -131,8 +131,8 @@ void bind_functions(py::module_& module) {
       "Return the weights of each step of a run, which steps reuse a branch's difference, and "
       "which are skipped. Raises UsageError as weights_at does.");
   module.def("check_guidance", &check_guidance, py::arg("guidance"),
-             "Raise UsageError for a window that is outside 0..1 or empty, for ma_keep outside "
-             "0..1, for an interval that grows or is below 1, a tolerance that is not positive, "
+             "Raise UsageError for a window that is outside 0..1 or empty, for ma_keep below 0, "
+             "for an interval that grows or is below 1, a tolerance that is not positive, "
              "and values that are not finite.");
 }
 

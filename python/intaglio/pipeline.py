@@ -299,7 +299,10 @@ class Pipeline:
         dg_scale: Ramp | None = None,
         dg_window: Window | None = None,
         ma_keep: Ramp | None = None,
+        ma_keep_by: str | None = None,
         ma_channels: Sequence[int] = (),
+        dg_region: str | None = None,
+        transport_from: str | None = None,
         slg_layers: Sequence[int] = (),
         slg_scale: float | None = None,
         slg_window: Window | None = None,
@@ -342,14 +345,16 @@ class Pipeline:
             distilled_guidance: the guidance that FLUX.1-dev takes as an input. Others refuse it.
             dg_scale: Detail Guidance (arXiv 2510.11538); 0 is off and saves a branch.
             dg_window: the part of the run with Detail Guidance.
-            ma_keep: how much of the massive channels D_m keeps: 0 is nothing, 1 is everything.
+            ma_keep: share of the massive channels that D_m keeps: 0 is none, above 1 amplifies.
+            ma_keep_by: what a pair of `ma_keep` follows, step or timestep; None means step.
             ma_channels: channels to suppress instead of the bundle's.
+            dg_region: "mask" leaves tokens outside `ma_tokens` to CFG alone; None means all.
+            transport_from: a prompt whose massive channels replace those of `prompt`, without DG.
             slg_layers: skip-layer guidance: blocks, from 0, that D_m skips, instead of DG.
             slg_scale, slg_window: its scale and steps; None means 2.8 and (0.01, 0.2).
             reuse_interval, reuse_window: run D_0 and D_m once in this many steps, and extrapolate
                 D_c - D_0 and D_c - D_m in the others. `intaglio.analysis.reuse` finds an interval.
-            skip_interval: run the model once in this many steps; D is on its last line in others.
-            skip_window: the part of the run with skip_interval, None is all of it.
+            skip_interval, skip_window: run the model once in so many steps of this part of the run.
             skip_steps: steps to skip, from 0; the first three with the same branches always run.
             skip_tolerance: a step runs if the line is off by more, relative to D; None means 0.2.
             skip: "auto" takes skip_steps and skip_tolerance from the bundle.
@@ -357,14 +362,11 @@ class Pipeline:
             strength: the share of `image` that noise replaces, above 0 and up to 1; None means 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.
             image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF.
-            latents: the latents to start from in place of noise. Any float32 array with __dlpack__
-                in C order will do, in the layout of `Generation.latents`.
-            ma_tokens: a picture of where Detail Guidance acts, fully where it is white and not at
-                all where it is black. It needs a pixel for each token; more are averaged.
+            latents: float32 with __dlpack__ to start from, laid out as `Generation.latents`.
+            ma_tokens: a picture of where channels change: on white tokens, not on black ones.
             prompt_embeds: the result of `embed`, or a file with it, in place of texts.
-            on_step: a function that is called after each step with a `Step`. The run stops when it
-                returns False, and raises what it raises. Copy what you keep of `step.latents`. With
-                --observe at the export, `step.hidden_states(k)` and `step.gate(k)` are copies.
+            on_step: called with a `Step` after each step. The run stops when it returns False, and
+                raises what it raises. Copy what you keep of `step.latents`.
             progress: whether to show a progress bar.
 
         Raises:

@@ -210,7 +210,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Change{"/scheduler/invert_sigmas", true, "scheduler.invert_sigmas"},
                     Change{"/sigmas", "cosine", "sigmas is something"},
                     Change{"/defaults/steps", 0, "defaults.steps must be from 1"},
-                    Change{"/defaults/ma_keep", {0, 1.5}, "ma-keep 1.5"},
+                    Change{"/defaults/ma_keep", {0, -1.5}, "ma-keep -1.5"},
                     Change{"/defaults/cfg_window", {0.5, 0.5}, "cfg-window"},
                     Change{"/defaults/dg_window", {0.5}, "two numbers"}));
 

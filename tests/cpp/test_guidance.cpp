@@ -237,7 +237,7 @@ TEST(Validate, RefusesBadNumbers) {
     expect_refused(dg, "dg-scale");
     expect_refused(keep, "ma-keep");
   }
-  for (const Ramp& bad : {Ramp(-0.1), Ramp(1.1), Ramp(1.0, 2.0), Ramp(-1.0, 0.0)}) {
+  for (const Ramp& bad : {Ramp(-0.1), Ramp(1.0, -0.5), Ramp(-1.0, 0.0)}) {
     Guidance guidance;
     guidance.ma_keep = bad;
     expect_refused(guidance, "ma-keep");

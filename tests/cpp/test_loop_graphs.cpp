@@ -79,6 +79,7 @@ GuidedStep random_step(const Update& update, bool velocity, const Combine& combi
           .conditional = drawn(1, shape),
           .unconditional = drawn(2, shape),
           .degraded = drawn(3, shape),
+          .term_mask = {},
           .x = drawn(4, shape),
           .denoised = drawn(0, shape),
           .previous_denoised = drawn(5, shape),
@@ -138,6 +139,7 @@ void expect_equal(const GuidedStep& step) {
                  {"degraded", indices({7, 8})},
                  {"table", table},
                  {"position", position}};
+  if (step.term_mask.defined()) inputs["term_mask"] = step.term_mask;
   const Tensors state = state_of(step);
   const CfgRule& rule = step.combine.rule;
   const Correction& correction = step.combine.correction;
@@ -153,6 +155,7 @@ void expect_equal(const GuidedStep& step) {
                      .degraded_cache = true,
                      .guided_cache = true,
                      .scales_tokens = step.combine.token_size > 0,
+                     .term_mask = step.term_mask.defined(),
                      .rule = rule.kind,
                      .momentum = rule.has_momentum(),
                      .rescales = rule.rescale > 0,
@@ -250,6 +253,24 @@ TEST_F(LoopGraphs, CorrectionsAreTheHosts) {
       expect_equal(
           random_step(update, true, combine, {.compared = true, .slope = 0.75F}, {kImages, 3, 5}));
     }
+  }
+}
+
+TEST_F(LoopGraphs, AMaskedTermIsTheHosts) {
+  const EulerUpdate update{0.75F, -0.125F};
+  for (const auto kind : {CfgRule::Kind::cfg, CfgRule::Kind::tcfg}) {
+    Combine combine{.lambda = 2.5F,
+                    .w = 1.25F,
+                    .has_unconditional = true,
+                    .has_degraded = true,
+                    .unconditional_delta = {},
+                    .degraded_delta = {}};
+    combine.rule.kind = kind;
+    GuidedStep step =
+        random_step(update, true, combine, {.compared = true, .slope = 0.75F}, {kImages, 3, 5});
+    step.term_mask = drawn(17, {1, 3, 5});
+    step.term_mask.floats()[2] = 0;
+    expect_equal(step);
   }
 }
 

@@ -30,10 +30,11 @@ struct Case {
   std::vector<float> hidden, mask, ref;
   std::vector<std::int64_t> branch;
   std::vector<float> keep;
+  std::vector<std::int64_t> source = {};
 
   std::vector<float> run() const {
     std::vector<float> output(keep.size() * channels, 12345.0F);
-    ma_suppress({hidden, mask, ref, branch, keep, rows, tokens}, output);
+    ma_suppress({hidden, mask, ref, branch, keep, source, rows, tokens}, output);
     return output;
   }
 };
@@ -59,6 +60,11 @@ Case random_case(std::mt19937& random) {
   const float levels[] = {0.0F, 1.0F, 0.3F, std::abs(normal(random))};
   made.keep.resize(made.branch.size() * made.tokens);
   for (float& x : made.keep) x = levels[random() % 4];
+  if (random() % 2) {
+    made.source.resize(made.keep.size());
+    for (auto& token : made.source)
+      token = static_cast<std::int64_t>(random() % (made.rows * made.tokens + 1)) - 1;
+  }
   return made;
 }
 
@@ -71,7 +77,11 @@ float expected(const Case& given, std::size_t f, std::size_t t, std::size_t c) {
   if (a == 0.0F) return x;
   const volatile float kept = 1.0F - a;
   const volatile float first = kept * x;
-  const volatile float second = a * given.ref[c];
+  const std::int64_t source = given.source.empty() ? -1 : given.source[f * given.tokens + t];
+  const float target = source < 0
+                           ? given.ref[c]
+                           : given.hidden[static_cast<std::size_t>(source) * given.channels + c];
+  const volatile float second = a * target;
   return first + second;
 }
 
@@ -80,13 +90,26 @@ std::vector<float> floats(const std::string& name) {
   return {tensor.floats().begin(), tensor.floats().end()};
 }
 
-TEST(MASuppress, EqualsTorch) {
-  Case golden{
-      3, 5, 8, floats("hidden.npy"), floats("mask.npy"), floats("ref.npy"), {}, floats("keep.npy")};
-  golden.branch.resize(7);  // the last 56 bytes of the file hold seven int64 values
+// The file ends with `count` int64 values.
+std::vector<std::int64_t> int64s(const std::string& name, std::size_t count) {
   const std::string file =
-      read_file(std::filesystem::path(INTAGLIO_TEST_DATA) / "ma_suppress/branch.npy");
-  std::memcpy(golden.branch.data(), file.data() + file.size() - 56, 56);
+      read_file(std::filesystem::path(INTAGLIO_TEST_DATA) / "ma_suppress" / name);
+  std::vector<std::int64_t> values(count);
+  const std::size_t bytes = count * sizeof(std::int64_t);
+  std::memcpy(values.data(), file.data() + file.size() - bytes, bytes);
+  return values;
+}
+
+TEST(MASuppress, EqualsTorch) {
+  const Case golden{3,
+                    5,
+                    8,
+                    floats("hidden.npy"),
+                    floats("mask.npy"),
+                    floats("ref.npy"),
+                    int64s("branch.npy", 11),
+                    floats("keep.npy"),
+                    int64s("source.npy", 55)};
   const std::vector<float> output = golden.run(), torch = floats("output.npy");
   ASSERT_EQ(output.size(), torch.size());
   for (std::size_t i = 0; i < torch.size(); ++i) EXPECT_EQ(bits(output[i]), bits(torch[i])) << i;
@@ -141,6 +164,10 @@ TEST(MASuppress, PermutedBranchesPermuteRows) {
       std::copy_n(
           given.keep.begin() + static_cast<std::ptrdiff_t>(f * given.tokens), given.tokens,
           reversed.keep.begin() + static_cast<std::ptrdiff_t>((count - 1 - f) * given.tokens));
+      if (given.source.empty()) continue;
+      std::copy_n(
+          given.source.begin() + static_cast<std::ptrdiff_t>(f * given.tokens), given.tokens,
+          reversed.source.begin() + static_cast<std::ptrdiff_t>((count - 1 - f) * given.tokens));
     }
     const std::vector<float> one = given.run(), other = reversed.run();
     for (std::size_t f = 0; f < count; ++f) {
@@ -161,8 +188,8 @@ TEST(MASuppress, TokensCanBeComputedInParts) {
     const std::vector<float> whole = given.run();
     std::vector<float> parts(whole.size());
     const std::size_t middle = random() % (given.keep.size() + 1);
-    const MASuppressInputs inputs{given.hidden, given.mask, given.ref,   given.branch,
-                                  given.keep,   given.rows, given.tokens};
+    const MASuppressInputs inputs{given.hidden, given.mask,   given.ref,  given.branch,
+                                  given.keep,   given.source, given.rows, given.tokens};
     ma_suppress_tokens(inputs, parts, middle, given.keep.size());
     ma_suppress_tokens(inputs, parts, 0, middle);
     ASSERT_EQ(std::memcmp(whole.data(), parts.data(), whole.size() * sizeof(float)), 0);
@@ -180,6 +207,15 @@ TEST(MASuppress, RefusesRowsOutsideHidden) {
     } catch (const std::out_of_range& error) {
       EXPECT_EQ(error.what(), "branch[2] is " + std::to_string(wrong) + ", but hidden has 2 rows");
     }
+  }
+}
+
+TEST(MASuppress, RefusesTokensOutsideHidden) {
+  Case given{2, 1, 1, {1, 2}, {1}, {0}, {0, 1}, {0, 0}, {-1, 1}};
+  given.run();
+  for (const std::int64_t wrong : {std::int64_t{2}, std::int64_t{-2}}) {
+    given.source[1] = wrong;
+    EXPECT_THROW(given.run(), std::out_of_range) << wrong;
   }
 }
 

@@ -48,7 +48,7 @@ TEST(ValidateOptions, NamesEveryFieldThatIsWrong) {
   options.batch = 0;
   options.cfg_window = Window{0.5, 0.5};
   options.dg_window = Window{0.7, 0.2};
-  options.ma_keep = 2.0;
+  options.ma_keep = -2.0;
   options.ma_channels = {32};
   options.vae_tile = 3;
   EXPECT_THAT(fields(drawable("forked"), options),

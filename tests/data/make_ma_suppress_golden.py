@@ -4,7 +4,9 @@ Run: python tests/data/make_ma_suppress_golden.py
 
 Every implementation (torch, the ONNX function, the C++ kernel) must give `output` bit for bit. The
 inputs hold what is easily got wrong: NaN, infinity and -0.0 in places that the op leaves alone, an
-infinite `ref` on a channel that is not masked, rows continued twice, keep at 0, 1 and between.
+infinite `ref` on a channel that is not masked, rows continued twice, keep at 0, 1, between and
+above 1, and tokens of the same and of another row as `source`. The first FIRST_ROWS rows have no
+source, so they are also what a graph of version 1 gives.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 OUT = Path(__file__).resolve().parent / "ma_suppress"
 ROWS, TOKENS, CHANNELS = 3, 5, 8
 MASKED = (1, 4, 6)
+FIRST_ROWS = 7
 
 
 def make_inputs() -> dict[str, torch.Tensor]:
-    """hidden [3, 5, 8], mask [8], ref [8], branch [7], keep [7, 5]."""
+    """hidden [3, 5, 8], mask [8], ref [8], branch [11], keep and source [11, 5]."""
     generator = torch.Generator().manual_seed(20251)
     hidden = torch.randn(ROWS, TOKENS, CHANNELS, generator=generator) * 3
     hidden[..., MASKED] *= 50
@@ -43,7 +46,24 @@ def make_inputs() -> dict[str, torch.Tensor]:
     keep[3] = 0.0
     keep[4] = torch.tensor([0.0, 1.0, 0.3, 1.0, 0.7])
     keep[6, 4] = 1.0
-    return {"hidden": hidden, "mask": mask, "ref": ref, "branch": branch, "keep": keep}
+    branch = torch.cat([branch, torch.tensor([0, 1, 1, 2])])
+    keep = torch.cat([keep, torch.rand(len(branch) - FIRST_ROWS, TOKENS, generator=generator)])
+    source = torch.full(keep.shape, -1)
+    keep[7] = torch.tensor([0.0, 0.0, 1.0, 0.5, 0.0])
+    source[7] = TOKENS + torch.arange(TOKENS)  # the same token of row 1
+    keep[8] = 1.75
+    keep[9] = 0.0
+    source[9] = TOKENS + torch.randperm(TOKENS, generator=generator)
+    keep[10, 4] = 1.0
+    source[10] = torch.tensor([4, -1, 0, 9, 14])
+    return {
+        "hidden": hidden,
+        "mask": mask,
+        "ref": ref,
+        "branch": branch,
+        "keep": keep,
+        "source": source,
+    }
 
 
 def main() -> None:

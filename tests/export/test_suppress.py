@@ -18,6 +18,7 @@ from intaglio_export.networks import suppress
 from intaglio_export.networks.suppress import ma_suppress
 from intaglio_export.tracing.trace import OPSET
 
+INPUTS = (*suppress.INPUTS, suppress.SOURCE)
 GOLDEN = Path(__file__).parents[1] / "data" / "ma_suppress"
 
 
@@ -26,12 +27,23 @@ def golden(name: str) -> np.ndarray:
     return array
 
 
-def model() -> onnx.ModelProto:
+def first_rows() -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The rows that a graph of version 1 has, and their output."""
+    inputs = {name: golden(name) for name in suppress.INPUTS}
+    inputs |= {name: inputs[name][:7] for name in ("branch", "keep")}
+    return inputs, golden("output")[:7]
+
+
+def model(version: int = 2) -> onnx.ModelProto:
     """A graph of the op alone, with its function."""
     float_, int_ = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
     axes = {"hidden": "BTC", "mask": "C", "ref": "C", "branch": "F", "keep": "FT"}
+    if version == 2:
+        axes["source"] = "FT"
     inputs = [
-        onnx.helper.make_tensor_value_info(n, int_ if n == "branch" else float_, list(a))
+        onnx.helper.make_tensor_value_info(
+            n, int_ if n in ("branch", "source") else float_, list(a)
+        )
         for n, a in axes.items()
     ]
     graph = onnx.helper.make_graph(
@@ -40,10 +52,12 @@ def model() -> onnx.ModelProto:
         inputs,
         [onnx.helper.make_tensor_value_info("output", float_, ["F", "T", "C"])],
     )
-    opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(suppress.DOMAIN, 1)]
-    made = onnx.helper.make_model(
-        graph, opset_imports=opsets, functions=[suppress.function_proto(OPSET)], ir_version=10
-    )
+    opsets = [
+        onnx.helper.make_opsetid("", OPSET),
+        onnx.helper.make_opsetid(suppress.DOMAIN, version),
+    ]
+    function = suppress.function_proto(OPSET, with_source=version == 2)
+    made = onnx.helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
     onnx.checker.check_model(made, full_check=True)
     return made
 
@@ -57,22 +71,55 @@ def assert_same_bits(got: np.ndarray, expected: np.ndarray) -> None:
 
 
 def test_torch_gives_the_golden_output() -> None:
-    inputs = {name: torch.from_numpy(golden(name)) for name in suppress.INPUTS}
+    inputs = {name: torch.from_numpy(golden(name)) for name in INPUTS}
     assert_same_bits(ma_suppress(**inputs).numpy(), golden("output"))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_onnx_reference_gives_the_golden_output() -> None:
-    feeds = {name: golden(name) for name in suppress.INPUTS}
+    feeds = {name: golden(name) for name in INPUTS}
     (got,) = onnx.reference.ReferenceEvaluator(model()).run(None, feeds)
     assert_same_bits(got, golden("output"))
 
 
 def test_onnxruntime_gives_the_golden_output_up_to_the_sign_of_zero() -> None:
     session = ort.InferenceSession(model().SerializeToString(), providers=["CPUExecutionProvider"])
-    (got,) = session.run(None, {name: golden(name) for name in suppress.INPUTS})
+    (got,) = session.run(None, {name: golden(name) for name in INPUTS})
     # ONNX Runtime's Where gives 0.0 for -0.0 on the CPU; adding 0.0 does the same to the golden.
     assert_same_bits(got + 0.0, golden("output") + 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_without_a_source_the_output_is_that_of_version_1() -> None:
+    inputs, expected = first_rows()
+    given = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    assert_same_bits(ma_suppress(**given).numpy(), expected)
+    (got,) = onnx.reference.ReferenceEvaluator(model(version=1)).run(None, inputs)
+    assert_same_bits(got, expected)
+
+
+def test_scale_and_offset_are_keep_and_ref() -> None:
+    """SPARK (arXiv 2609.03813): gamma z + beta on the masked channels."""
+    hidden = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(1))
+    mask, beta = torch.tensor([1.0, 0, 0, 1, 0, 0]), torch.arange(6.0)
+    for gamma in (1.5, 0.25, -1.0):
+        keep = torch.full((1, 4), gamma)
+        got = ma_suppress(hidden, mask, beta / (1 - gamma), torch.tensor([0]), keep)
+        want = torch.where(mask == 1, gamma * hidden + beta, hidden)
+        torch.testing.assert_close(got, want)
+
+
+def test_tokens_are_shuffled_by_source() -> None:
+    """TPG (arXiv 2506.10036): whole tokens of a row in another order."""
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(2, 5, 3, generator=generator)
+    order = torch.randperm(5, generator=generator)
+    got = ma_suppress(
+        hidden, torch.ones(3), torch.zeros(3), torch.tensor([0, 1, 1]),
+        torch.tensor([1.0, 1.0, 0.0]).unsqueeze(1).expand(3, 5),
+        torch.stack([torch.full_like(order, -1), torch.full_like(order, -1), 5 + order]),
+    )  # fmt: skip
+    torch.testing.assert_close(got, torch.stack([hidden[0], hidden[1], hidden[1, order]]))
 
 
 def test_untouched_places_are_copied_bit_for_bit() -> None:

@@ -190,7 +190,7 @@ def test_not_a_manifest(command: Command, tmp_path: Path, content: bytes, says: 
         (("prompt", "text_width"), 39, "give more channels than text_width"),
         (("prompt", "pooled", 0), "clip", "names an encoder that the bundle does not have"),
         (("defaults", "height"), 33, "give a multiple of 4 from 4 to"),
-        (("defaults", "ma_keep"), [0, 2], "ma-keep 2 is outside 0..1"),
+        (("defaults", "ma_keep"), [0, -2], "ma-keep -2 is not 0 or more"),
         (("defaults", "cfg_window"), [1], "defaults.cfg_window must hold two numbers"),
         (("files", "vae_decoder/model.onnx"), DELETED, "does not list vae_decoder/model.onnx"),
         (("files", "vae_decoder/model.onnx", "bytes"), -1, "has the wrong type"),

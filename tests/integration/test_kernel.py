@@ -30,31 +30,36 @@ OPSET = 23
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-def one_node_model() -> onnx.ModelProto:
+INPUTS = (*suppress.INPUTS, suppress.SOURCE)
+
+
+def one_node_model(version: int = 2) -> onnx.ModelProto:
     """The op alone, with its function; every size is dynamic."""
+    names = INPUTS if version == 2 else suppress.INPUTS
     shapes = {
         "hidden": "BTC",
         "mask": "C",
         "ref": "C",
         "branch": "F",
         "keep": "FT",
+        "source": "FT",
         "output": "FTC",
     }
     values = {
         name: helper.make_tensor_value_info(
-            name, onnx.TensorProto.INT64 if name == "branch" else onnx.TensorProto.FLOAT, list(axes)
+            name,
+            onnx.TensorProto.INT64 if name in ("branch", "source") else onnx.TensorProto.FLOAT,
+            list(axes),
         )
         for name, axes in shapes.items()
     }
-    node = helper.make_node(suppress.NAME, suppress.INPUTS, ["output"], domain=suppress.DOMAIN)
-    graph = helper.make_graph(
-        [node], "op", [values[n] for n in suppress.INPUTS], [values["output"]]
-    )
+    node = helper.make_node(suppress.NAME, names, ["output"], domain=suppress.DOMAIN)
+    graph = helper.make_graph([node], "op", [values[n] for n in names], [values["output"]])
     imports = [
         helper.make_opsetid("", OPSET),
-        helper.make_opsetid(suppress.DOMAIN, suppress.VERSION),
+        helper.make_opsetid(suppress.DOMAIN, version),
     ]
-    functions = [suppress.function_proto(OPSET)]
+    functions = [suppress.function_proto(OPSET, with_source=version == 2)]
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=10)
 
 
@@ -73,8 +78,8 @@ def open_session(
 
 
 @cache
-def one_node_session(kernel: bool, threads: int = 1) -> ort.InferenceSession:
-    return open_session(one_node_model().SerializeToString(), kernel, threads=threads)
+def one_node_session(kernel: bool, threads: int = 1, version: int = 2) -> ort.InferenceSession:
+    return open_session(one_node_model(version).SerializeToString(), kernel, threads=threads)
 
 
 @cache
@@ -115,9 +120,13 @@ def op_inputs(draw: st.DrawFn) -> Arrays:
     keep = random.random((outputs, tokens))
     keep[random.random(keep.shape) < 0.3] = 1.0
     keep[random.random(keep.shape) < 0.3] = 0.0
+    keep[random.random(keep.shape) < 0.1] = 1.5
+    source = random.integers(rows * tokens, size=keep.shape)
+    source[random.random(keep.shape) < 0.5] = -1
     inputs = {"hidden": hidden, "mask": random.random(channels) < 0.4, "ref": ref, "keep": keep}
     return {k: v.astype(np.float32) for k, v in inputs.items()} | {
-        "branch": random.integers(rows, size=outputs)
+        "branch": random.integers(rows, size=outputs),
+        "source": source,
     }
 
 
@@ -131,10 +140,13 @@ def test_all_implementations_agree_bit_for_bit(inputs: Arrays) -> None:
     assert_same_bits(reference().run(None, inputs)[0], want)
     body = one_node_session(kernel=False).run(None, inputs)[0]
     assert_same_bits(positive_zeros(body), positive_zeros(want))
+    del inputs["source"]
+    older = one_node_session(kernel=True, version=1).run(None, inputs)[0]
+    assert_same_bits(older, run_torch(inputs))
 
 
 def test_golden_tensors() -> None:
-    golden = {name: np.load(GOLDEN / f"{name}.npy") for name in (*suppress.INPUTS, "output")}
+    golden = {name: np.load(GOLDEN / f"{name}.npy") for name in (*INPUTS, "output")}
     want = golden.pop("output")
     assert_same_bits(one_node_session(kernel=True).run(None, golden)[0], want)
     body = one_node_session(kernel=False).run(None, golden)[0]
@@ -150,6 +162,9 @@ def test_golden_tensors() -> None:
         ("ref", np.zeros(2, np.float32), r"ref is \[2\], which does not fit"),
         ("keep", np.zeros((2, 5), np.float32), r"keep is \[2, 5\], which does not fit"),
         ("keep", np.zeros((1, 4), np.float32), r"keep is \[1, 4\], which does not fit"),
+        ("source", np.full((2, 5), -1), r"source is \[2, 5\], which does not fit"),
+        ("source", np.full((2, 4), 8), r"source has the value 8, but hidden has 8 tokens"),
+        ("source", np.full((2, 4), -2), r"source has the value -2, but hidden has 8 tokens"),
     ],
 )
 def test_kernel_refuses_what_does_not_fit(
@@ -165,6 +180,7 @@ def test_kernel_refuses_what_does_not_fit(
         "ref": np.ones(3, np.float32),
         "branch": np.array([0, 1]),
         "keep": np.ones((2, 4), np.float32),
+        "source": np.full((2, 4), -1),
     }
     session = open_session(model.SerializeToString(), kernel=True)
     session.run(None, inputs)
@@ -188,6 +204,8 @@ def random_feeds(session: ort.InferenceSession) -> Arrays:
     if forked:
         feeds["branch"] = np.array([0, 1, 1])
         feeds["keep"][:2] = 1
+        feeds["source"] = np.full((3, 24), -1)
+        feeds["source"][2, ::2] = np.arange(24)[::2]
     return feeds
 
 

@@ -57,7 +57,7 @@ USAGE: dict[str, tuple[dict[str, Any], str]] = {
     "window of three": ({"dg_window": (0, 0.5, 1)}, "dg_window takes A:B"),
     "scale text": ({"cfg_scale": "strong"}, "cfg_scale takes S"),
     "scale NaN": ({"dg_scale": float("nan")}, "finite|number"),
-    "keep": ({"ma_keep": 1.5}, "keep"),
+    "keep": ({"ma_keep": -1.5}, "keep"),
     "channel": ({"ma_channels": [64]}, "^ma_channels 64"),
     "scheduler": ({"scheduler": "magic"}, "euler, heun"),
     "tile": ({"vae_tile": 3}, "^vae_tile"),

@@ -124,7 +124,7 @@ def test_reuse_keeps_to_its_interval(
 BAD: list[dict[str, Any]] = [
     {"cfg_window": (0.5, 0.5)},
     {"dg_window": (-0.1, 1)},
-    {"ma_keep": (0, 2)},
+    {"ma_keep": (0, -2)},
     {"dg_scale": float("inf")},
     {"reuse_interval": 0},
     {"reuse_interval": (2, 3)},

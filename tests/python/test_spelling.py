@@ -17,7 +17,7 @@ KEYWORDS = [*inspect.signature(intaglio.Pipeline.generate).parameters]
 WRONG: list[dict[str, Any]] = [
     {"class_label": None}, {"class_label": 99}, {"prompt": "x"}, {"steps": 0}, {"batch": 0},
     {"seeds": [1, 2], "batch": 3}, {"height": 3}, {"width": 3}, {"cfg_scale": -1},
-    {"cfg_window": (1, 0)}, {"dg_window": (1, 0)}, {"ma_keep": 2}, {"reuse_interval": 0},
+    {"cfg_window": (1, 0)}, {"dg_window": (1, 0)}, {"ma_keep": -2}, {"reuse_interval": 0},
     {"reuse_window": (0, 1)}, {"skip_interval": 0}, {"skip_window": (0, 1)}, {"skip_steps": [1]},
     {"skip_tolerance": 1}, {"skip": "never"}, {"skip": "auto", "skip_steps": [4]},
     {"distilled_guidance": 1}, {"ma_channels": [99]}, {"strength": 0.5}, {"vae_tile": 1},

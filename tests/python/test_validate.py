@@ -18,7 +18,7 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"seeds": [1, 2], "batch": 3}, ["seeds"], "batch asks for 3: leave batch out"),
     ({"dg_window": (0.7, 0.2)}, ["dg_window"], "dg_window 0.7:0.2 holds no part of the run"),
     (
-        {"cfg_scale": float("nan"), "ma_keep": 1.5},
+        {"cfg_scale": float("nan"), "ma_keep": -1.5},
         ["cfg_scale", "ma_keep"],
         "cfg_scale must be a finite number",
     ),

@@ -21,7 +21,9 @@ struct TextConditioning {
 struct PromptEmbeddings {
   TextConditioning positive;
   std::optional<TextConditioning> negative;  // needed by runs with CFG
-  std::vector<std::string> notes;            // warnings about truncated prompts; not in the file
+  // Of the prompt that massive channels come from; not in the file.
+  std::optional<TextConditioning> source = {};
+  std::vector<std::string> notes = {};  // warnings about truncated prompts; not in the file
 };
 
 // The old names, kept for one version.

@@ -37,6 +37,9 @@ struct GenerateOptions {
   std::optional<Ramp> dg_scale;
   std::optional<Window> dg_window;
   std::optional<Ramp> ma_keep;
+  std::optional<std::string> ma_keep_by;      // step or timestep: what a ramp of ma_keep follows
+  std::optional<std::string> dg_region;       // all or mask: the tokens where DG's term acts
+  std::optional<std::string> transport_from;  // a prompt whose massive channels D_c takes over
   std::vector<int> slg_layers;  // blocks that D_m skips, if any, instead of suppressing channels
   std::optional<double> slg_scale;
   std::optional<Window> slg_window;

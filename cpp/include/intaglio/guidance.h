@@ -37,7 +37,11 @@ struct Guidance {
   Window cfg_window;
   Ramp dg_scale = 0.0;  // w; 0 needs no degraded branch
   Window dg_window;
-  Ramp ma_keep = 0.0;  // 1 leaves massive channels alone, 0 suppresses them
+  // 1 leaves massive channels alone, 0 suppresses them, and more amplifies them.
+  Ramp ma_keep = 0.0;
+  // In the steps of dg_window, massive channels of D_c's row come from another prompt's row, in
+  // place of DG.
+  bool transports = false;
   // Inside the reuse window, D_0 and D_m run only once in this many steps (rounded down). In the
   // other steps their differences from D_c are extrapolated, as FasterCache does for CFG (arXiv
   // 2410.19355). 1 runs them in every step. The interval must not grow over the run.
@@ -68,15 +72,18 @@ struct StepWeights {
   // Whether the branch's difference from D_c comes from earlier steps.
   bool reuse_unconditional = false;
   bool reuse_degraded = false;
+  // Whether another prompt's row runs, and D_c's takes massive channels from it.
+  bool transports = false;
   // Whether the step is skipped: no branch runs.
   bool skip = false;
   // Whether the prediction is zero, so that no branch but D_c runs.
   bool zero = false;
   bool unconditional() const { return lambda != 0; }
   // If D_m keeps everything, it equals D_c and its term is zero.
-  bool degraded() const { return w != 0 && ma_keep < 1; }
+  bool degraded() const { return w != 0 && ma_keep != 1; }
   bool runs_unconditional() const { return !skip && unconditional() && !reuse_unconditional; }
   bool runs_degraded() const { return !skip && degraded() && !reuse_degraded; }
+  bool runs_source() const { return !skip && transports; }
 };
 
 // Returns the weights of one step by itself, without reuse and skipping.
@@ -88,7 +95,7 @@ StepWeights weights_at(const Guidance& guidance, int step, int steps);
 // since the last one. skip_tolerance is left to the run.
 std::vector<StepWeights> step_weights(const Guidance& guidance, int steps);
 
-// Returns a problem for each window that is outside 0..1 or empty, for ma_keep outside 0..1, for an
+// Returns a problem for each window that is outside 0..1 or empty, for ma_keep below 0, for an
 // interval that grows or is below 1, for a tolerance that is not positive, for a cfg_scale below 0,
 // and for each value that is not finite.
 std::vector<Problem> guidance_problems(const Guidance& guidance);

@@ -109,6 +109,26 @@ void visit_faster_options(Options& options, Visitor& visit) {
         options.skip);
 }
 
+// Those of visit_options() that say where and how massive channels change.
+template <typename Options, typename Visitor>
+void visit_ma_options(Options& options, Visitor& visit) {
+  using enum OptionGroup;
+  visit({guidance, "ma_keep_by", "step|timestep",
+         "what two numbers of --ma-keep follow: the number of the step, or the timestep, so that "
+         "the first belongs to pure noise and the second to the picture [step]"},
+        options.ma_keep_by);
+  visit({guidance, "ma_channels", "C,D,...",
+         "channels to suppress, in place of the massive channels that the bundle names"},
+        options.ma_channels);
+  visit({guidance, "dg_region", "all|mask",
+         "tokens where DG's term acts: all, or only those that --ma-tokens marks [all]"},
+        options.dg_region);
+  visit({guidance, "transport_from", "TEXT",
+         "prompt whose massive channels replace those of --prompt on the tokens of --ma-tokens, "
+         "in the steps of --dg-window, instead of Detail Guidance"},
+        options.transport_from);
+}
+
 // Calls visit(info, field) for every option that a flag can give, in the order of the help.
 template <typename Options, typename Visitor>
 void visit_options(Options& options, Visitor&& visit) {
@@ -148,11 +168,9 @@ void visit_options(Options& options, Visitor&& visit) {
   visit(
       {guidance, "ma_keep", "R or R0:R1",
        "share of the massive activations that the degraded branch keeps, from 0 (none) to 1 (all); "
-       "two numbers or a list change it as in --cfg-scale"},
+       "more amplifies them; two numbers or a list change it as in --cfg-scale"},
       options.ma_keep);
-  visit({guidance, "ma_channels", "C,D,...",
-         "channels to suppress, in place of the massive channels that the bundle names"},
-        options.ma_channels);
+  visit_ma_options(options, visit);
   visit_slg_options(options, visit);
   visit_faster_options(options, visit);
   visit({sampling, "scheduler", "NAME",

@@ -26,6 +26,7 @@ struct Role {
     ref,
     branch,
     keep,
+    source,
     anchor,
     // Outputs, and inputs of text encoders and the VAE.
     prediction,

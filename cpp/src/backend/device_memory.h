@@ -53,6 +53,7 @@ struct DeviceStep {
   Tensor degraded;                    // branch that did not run has those of D_c
   Tensor table;
   bool scales_tokens = false;  // as Combine of core/arithmetic.h; a token is a row of the last axis
+  Tensor term_mask;            // [1, ...]: as in core/guided_step.h
   CfgRule rule;                // of which the table has the numbers
   Correction correction;       // the same
   DeviceState from, to;

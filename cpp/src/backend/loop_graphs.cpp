@@ -58,11 +58,12 @@ std::string line(GraphBuilder& graph, Row& row, StepColumn column, const std::st
   return graph.node("Add", {row.times(column, newer), row.times(next, older)});
 }
 
-// A branch's difference from D_c, and its cache.
+// A branch's difference from D_c, multiplied by `mask` if there is one, and its cache.
 std::string difference(GraphBuilder& graph, Row& row, const std::string& conditional,
                        const std::string& branch, const std::string& name, StepColumn fresh,
-                       const StepForm& form, bool cached) {
-  const std::string delta = graph.node("Sub", {conditional, branch});
+                       const StepForm& form, bool cached, const std::string& mask) {
+  std::string delta = graph.node("Sub", {conditional, branch});
+  if (!mask.empty()) delta = graph.node("Mul", {delta, mask});
   if (!cached) return delta;
   const std::string newer = graph.input("newer_" + name, kFloat, form.rank);
   const std::string older = graph.input("older_" + name, kFloat, form.rank);
@@ -281,8 +282,9 @@ void build_step(GraphBuilder& graph, const StepForm& form) {
   };
   const std::string conditional = branch(prediction, "conditional");
   const std::string x = latents("x");
-  const auto delta = [&](const std::string& from, const char* name, StepColumn fresh, bool cached) {
-    return difference(graph, row, conditional, branch(from, name), name, fresh, form, cached);
+  const auto delta = [&](const std::string& from, const char* name, StepColumn fresh, bool cached,
+                         const std::string& mask = "") {
+    return difference(graph, row, conditional, branch(from, name), name, fresh, form, cached, mask);
   };
   const std::string from_unconditional =
       delta(prediction, "unconditional", kUnconditionalFresh, form.unconditional_cache);
@@ -291,7 +293,8 @@ void build_step(GraphBuilder& graph, const StepForm& form) {
                         : graph.node("Add", {conditional, row.times(kLambda, from_unconditional)});
   if (form.scales_tokens) guided = scaled_tokens(graph, guided, conditional);
   const std::string from_degraded =
-      delta(degraded_prediction, "degraded", kDegradedFresh, form.degraded_cache);
+      delta(degraded_prediction, "degraded", kDegradedFresh, form.degraded_cache,
+            form.term_mask ? latents("term_mask") : "");
   guided = graph.node("Add", {guided, row.times(kW, from_degraded)});
   guided = corrected(graph, row, form, guided, x);
   if (form.guided_cache) guided = guided_by_line(graph, row, guided, form.rank);

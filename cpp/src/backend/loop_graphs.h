@@ -27,6 +27,7 @@ struct StepForm {
   std::size_t rank = 4;
   bool unconditional_cache = false, degraded_cache = false, guided_cache = false;
   bool scales_tokens = false;
+  bool term_mask = false;
   CfgRule::Kind rule = CfgRule::Kind::cfg;
   bool momentum = false;
   bool rescales = false;

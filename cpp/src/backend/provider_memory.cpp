@@ -136,6 +136,7 @@ class ProviderMemory final : public DeviceMemory {
                           .degraded_cache = step.from.newer_degraded.defined(),
                           .guided_cache = step.from.newer_guided.defined(),
                           .scales_tokens = step.scales_tokens,
+                          .term_mask = step.term_mask.defined(),
                           .rule = step.rule.kind,
                           .momentum = step.rule.has_momentum(),
                           .rescales = step.rule.rescale > 0,
@@ -149,6 +150,7 @@ class ProviderMemory final : public DeviceMemory {
           .input("unconditional", step.unconditional)
           .input("degraded", step.degraded)
           .input("table", step.table);
+      if (form.term_mask) program->input("term_mask", step.term_mask);
       const auto state = [&](const char* name, const Tensor& from, const Tensor& to) {
         program->input(name, from).output(std::string(name) + "_to", to);
       };

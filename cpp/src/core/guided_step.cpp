@@ -232,6 +232,16 @@ void combine_images(const GuidedStep& step, const StepElements& elements) {
     correct_images(step, elements);
 }
 
+// Brings D_m to D_c where its term is masked, so that the term is zero there for every rule.
+void mask_term(const GuidedStep& step, const StepElements& e) {
+  if (!step.term_mask.defined() || !e.degraded) return;
+  const auto mask = Tensor(step.term_mask).floats(), degraded = Tensor(step.degraded).floats();
+  for (std::size_t i = 0; i < degraded.size(); ++i) {
+    const float c = e.conditional[i];
+    degraded[i] = c - mask[i % mask.size()] * (c - degraded[i]);
+  }
+}
+
 template <typename Prediction>
 void run_computed(const GuidedStep& step, const StepElements& elements,
                   const Prediction& prediction) {
@@ -250,6 +260,7 @@ void run_computed(const GuidedStep& step, const StepElements& elements,
 void run_on_host(const GuidedStep& step) {
   assert(step.x.device() == Device::cpu);
   const StepElements elements = elements_of(step);
+  mask_term(step, elements);
   if (step.line.skipped) {
     std::visit([&](const auto& update) { run_skipped(step, elements, update); }, step.update);
   } else if (step.combine.zero) {

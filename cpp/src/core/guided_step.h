@@ -17,8 +17,9 @@ struct GuidedStep {
   Update update;
   // The raw predictions. A branch that did not run may be without memory.
   Tensor conditional, unconditional, degraded;
-  Tensor x;                              // what the model saw; afterwards, where the step ends
-  Tensor denoised;                       // the clean data that the predictions mean
+  Tensor term_mask;  // [1, ...]: what D_m's term is multiplied by; without memory, 1
+  Tensor x;          // what the model saw; afterwards, where the step ends
+  Tensor denoised;   // the clean data that the predictions mean
   Tensor previous_denoised, previous_x;  // the parts of SamplerMemory
   // The parts of each branch's DeltaCache, without memory where no step of the run reuses them.
   Tensor newer_unconditional, older_unconditional, newer_degraded, older_degraded;

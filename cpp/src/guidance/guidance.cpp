@@ -56,12 +56,12 @@ void validate_cfg_scale(const Ramp& scale, std::vector<Problem>& problems) {
 
 void validate_ma_keep(const Ramp& ma_keep, std::vector<Problem>& problems) {
   for (const double value : ma_keep.values()) {
-    if (value >= 0.0 && value <= 1.0) continue;
+    if (value >= 0.0 && std::isfinite(static_cast<float>(value))) continue;
     problems.push_back(
         {"ma_keep",
-         named(
-             "ma_keep",
-             text(value, " is outside 0..1: 1 leaves massive channels alone, 0 suppresses them"))});
+         named("ma_keep",
+               text(value,
+                    " is not 0 or more: 1 leaves massive channels alone, 0 suppresses them"))});
     return;
   }
 }
@@ -123,7 +123,8 @@ class SkipPlan {
 
   // Must be called for every step, in order.
   bool next(const StepWeights& weights, int step, int steps) {
-    const std::tuple branches(weights.unconditional(), weights.degraded(), weights.zero);
+    const std::tuple branches(weights.unconditional(), weights.degraded(), weights.transports,
+                              weights.zero);
     if (std::exchange(branches_, branches) != branches) runs_ = 0;
     const bool skipped = runs_ >= kRunBeforeSkip && asks_for(step, steps);
     runs_ += skipped ? 0 : 1;
@@ -140,9 +141,9 @@ class SkipPlan {
   }
 
   const Guidance& guidance_;
-  std::tuple<bool, bool, bool> branches_;  // of the last step, and whether its D was zero
-  int runs_ = 0;                           // steps that ran these branches
-  int since_ = 0;                          // steps from the last one that ran
+  std::tuple<bool, bool, bool, bool> branches_;  // of the last step, and whether its D was zero
+  int runs_ = 0;                                 // steps that ran these branches
+  int since_ = 0;                                // steps from the last one that ran
 };
 
 }  // namespace
@@ -176,6 +177,8 @@ StepWeights weights_at(const Guidance& guidance, int step, int steps) {
     weights.w = static_cast<float>(guidance.dg_scale.at(step, steps));
   }
   weights.ma_keep = static_cast<float>(guidance.ma_keep.at(step, steps));
+  weights.transports =
+      guidance.transports && guidance.dg_window.contains(step, steps) && weights.ma_keep != 1;
   weights.zero = guidance.rule.kind == CfgRule::Kind::cfg_zero && step < guidance.rule.zero_steps;
   if (weights.zero) weights.lambda = weights.w = 0;
   return weights;

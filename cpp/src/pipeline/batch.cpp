@@ -33,6 +33,8 @@ std::string difference(const Request& running, const Request& asked) {
   }
   if (running.slg_layers.empty() != asked.slg_layers.empty())
     return "--slg-layers is given to some requests of the batch only" + way_out;
+  if (running.transports() != asked.transports())
+    return "--transport-from is given to some requests of the batch only" + way_out;
   return "--ma-channels differ from the channels that the batch suppresses" + way_out;
 }
 

@@ -15,11 +15,12 @@ namespace {
 
 BranchRows rows_of(const DenoisingState& state, const StepWeights& weights) {
   const std::int64_t images = state.images();
-  const std::int64_t degraded = weights.runs_degraded() ? images : 0;
-  return {.skipping = state.skips_layers() ? degraded : 0,
+  const bool third = weights.runs_degraded() || weights.runs_source();
+  const std::int64_t degraded = third ? images : 0;
+  return {.third = state.third_branch() ? degraded : 0,
           .unconditional = weights.runs_unconditional() ? images : 0,
           .conditional = images,
-          .degraded = state.skips_layers() ? 0 : degraded};
+          .degraded = state.third_branch() ? 0 : degraded};
 }
 
 }  // namespace
@@ -33,9 +34,9 @@ SharedInputs shared_inputs(DenoisingState& state) {
                       .ref = request.ref,
                       .rows = {},
                       .modulation = 0,
-                      .skips_layers = state.skips_layers()};
+                      .third_branch = state.third_branch()};
   shared.latent.front() = 1;
-  for (const auto& [role, row] : state.row(false))
+  for (const auto& [role, row] : state.row(Branch::conditional))
     shared.rows[role] = {.shape = row.shape(), .dtype = row.dtype()};
   if (const Tensor* modulation = state.modulation_part()) shared.modulation = modulation->dim(1);
   return shared;
@@ -45,20 +46,24 @@ BranchExecutor::BranchExecutor(const Bundle& bundle, const TransformerSessions& 
                                const SharedInputs& shared, std::int64_t images, Stream& stream)
     : bundle_(bundle),
       stream_(stream),
-      owners_(static_cast<std::size_t>((shared.skips_layers ? 3 : 2) * images)),
-      keeps_(static_cast<std::size_t>(images)) {
+      owners_(static_cast<std::size_t>((shared.third_branch ? 3 : 2) * images)),
+      keeps_(owners_.size() + static_cast<std::size_t>(images)) {
   const auto allocate = [&](std::int64_t rows, Shape shape, DType dtype = DType::float32) {
     shape.front() = rows;
     return stream_.allocate(shape, dtype);
   };
   buffers_.images = images;
-  if (shared.skips_layers) buffers_.base_branches = 3;
+  if (shared.third_branch) buffers_.base_branches = 3;
   const std::int64_t fork = buffers_.fork();
   const std::int64_t tokens = shared.token_rows * shared.token_columns;
   buffers_.latent = RowViews(allocate(fork, shared.latent));
   buffers_.prediction = RowViews(allocate(fork + images, shared.latent));
   buffers_.ma_keep = RowViews(stream.allocate({fork + images, tokens}, DType::float32));
   stream.fill(buffers_.ma_keep.whole(), 1.0F);
+  if (bundle.transformer().takes(Role::source)) {
+    buffers_.source = stream.allocate({fork + images, tokens}, DType::int64);
+    std::ranges::fill(buffers_.source.int64s(), -1);
+  }
   buffers_.rows[Role::latent] = buffers_.latent.whole();
   if (shared.modulation > 0) {
     buffers_.modulation = RowViews(stream.allocate({fork, shared.modulation}, DType::float32));
@@ -137,7 +142,7 @@ Tensor BranchExecutor::observed(Role::Kind output, int block) {
   return copy;
 }
 
-// Fills the request's rows of D_0 or D_c, or of a D_m that skips blocks, which begin at `first`.
+// Fills the request's rows of D_0, D_c or a third branch, which begin at `first`.
 void BranchExecutor::fill_rows(DenoisingState& state, Branch branch, std::int64_t first) {
   const std::int64_t last = first + state.images();
   // The latents are copied here and not where a step ends, since a callback may write into them.
@@ -156,7 +161,7 @@ void BranchExecutor::fill_rows(DenoisingState& state, Branch branch, std::int64_
   for (std::int64_t row = first; row < last; ++row) {
     RowOwner& current = owners_[static_cast<std::size_t>(row)];
     if (current == owner) continue;
-    for (const auto& [role, tensor] : state.row(branch == Branch::unconditional))
+    for (const auto& [role, tensor] : state.row(branch))
       stream_.copy(tensor, buffers_.rows.at(role).rows(row, row + 1));
     current = owner;
   }
@@ -165,12 +170,33 @@ void BranchExecutor::fill_rows(DenoisingState& state, Branch branch, std::int64_
 void BranchExecutor::fill_degraded_rows(DenoisingState& state, std::int64_t first) {
   const std::int64_t last = first + state.images();
   state.guided.degraded = buffers_.prediction.at(first, last);
-  const RowKeep keep{.id = state.id(), .ma_keep = state.weights().ma_keep};
-  const auto current = std::span(keeps_).subspan(static_cast<std::size_t>(first - buffers_.fork()),
+  fill_keep(state, first, state.weights().ma_keep);
+}
+
+void BranchExecutor::fill_keep(DenoisingState& state, std::int64_t first, float ma_keep) {
+  const std::int64_t last = first + state.images();
+  const RowKeep keep{.id = state.id(), .ma_keep = ma_keep};
+  const auto current = std::span(keeps_).subspan(static_cast<std::size_t>(first),
                                                  static_cast<std::size_t>(state.images()));
   if (std::ranges::all_of(current, [&](const RowKeep& row) { return row == keep; })) return;
   stream_.fill_keep(buffers_.ma_keep.at(first, last), state.token_mask(), keep.ma_keep);
   std::ranges::fill(current, keep);
+}
+
+// Lets the request's rows of D_c take massive channels from those of the prompt that they come
+// from, or from none where that does not run. Rows are counted from `first`, the first that runs.
+void BranchExecutor::fill_source(DenoisingState& state, const BranchRows& rows, std::int64_t first,
+                                 std::int64_t third, std::int64_t conditional) {
+  const std::int64_t tokens = buffers_.source.dim(1);
+  const auto size = static_cast<std::size_t>(state.images() * tokens);
+  const auto source =
+      buffers_.source.int64s().subspan(static_cast<std::size_t>(conditional * tokens), size);
+  if (rows.third > 0) {
+    std::iota(source.begin(), source.end(), (third - first) * tokens);
+  } else {
+    std::ranges::fill(source, -1);
+  }
+  fill_keep(state, conditional, rows.third > 0 ? state.weights().ma_keep : 1.0F);
 }
 
 // Names the anchor of each of these rows, counted from the first row that runs, and those after it.
@@ -186,7 +212,7 @@ void BranchExecutor::prepare(DenoisingState& state) {
   const std::int64_t images = state.images(), fork = buffers_.fork();
   fill_rows(state, Branch::conditional, fork - images);
   if (state.request()->unconditional) fill_rows(state, Branch::unconditional, fork - 2 * images);
-  if (!state.skips_layers()) fill_degraded_rows(state, fork);
+  if (!state.third_branch()) fill_degraded_rows(state, fork);
   for (StepWeights weights : state.request()->weights) {
     weights.skip = false;  // it may run after all
     graphs_->bind(rows_of(state, weights));
@@ -204,7 +230,7 @@ BranchRows BranchExecutor::assign_rows(std::span<DenoisingState* const> states) 
   for (const DenoisingState* state : ordered_) {
     assert(!state->weights().skip);
     const BranchRows rows = rows_of(*state, state->weights());
-    all.skipping += rows.skipping;
+    all.third += rows.third;
     all.unconditional += rows.unconditional;
     all.conditional += rows.conditional;
     all.degraded += rows.degraded;
@@ -212,18 +238,19 @@ BranchRows BranchExecutor::assign_rows(std::span<DenoisingState* const> states) 
   assert(all.conditional <= buffers_.images);
   std::int64_t conditional = buffers_.fork() - all.conditional, degraded = buffers_.fork();
   std::int64_t unconditional = conditional - all.unconditional;
-  std::int64_t skipping = unconditional - all.skipping;
-  const std::int64_t first = skipping;
+  std::int64_t third = unconditional - all.third;
+  const std::int64_t first = third;
   for (DenoisingState* state : ordered_) {
     const BranchRows rows = rows_of(*state, state->weights());
-    if (rows.skipping > 0) fill_rows(*state, Branch::degraded, skipping);
+    if (rows.third > 0) fill_rows(*state, Branch::degraded, third);
+    if (state->transports()) fill_source(*state, rows, first, third, conditional);
     if (rows.unconditional > 0) fill_rows(*state, Branch::unconditional, unconditional);
     fill_rows(*state, Branch::conditional, conditional);
     if (rows.degraded > 0) fill_degraded_rows(*state, degraded);
-    fill_anchors(skipping, rows.skipping, conditional - first);
+    fill_anchors(third, rows.third, conditional - first);
     fill_anchors(unconditional, rows.unconditional, conditional - first);
     fill_anchors(conditional, rows.conditional, conditional - first);
-    skipping += rows.skipping;
+    third += rows.third;
     unconditional += rows.unconditional;
     conditional += rows.conditional;
     degraded += rows.degraded;

@@ -28,7 +28,7 @@ struct SharedInputs {
   Tensor channel_mask, ref;     // [C]
   std::map<Role, Size> rows;    // the inputs that stay the same for a row
   std::int64_t modulation = 0;  // its size; 0 where the transformer takes timesteps
-  bool skips_layers = false;
+  bool third_branch = false;
 };
 SharedInputs shared_inputs(DenoisingState& state);
 
@@ -62,7 +62,7 @@ class BranchExecutor final : public LoopExecutor {
     Branch branch = Branch::conditional;
     bool operator==(const RowOwner&) const = default;
   };
-  // The request and the ma_keep that a row of D_m was filled with.
+  // The request and the ma_keep that a row was filled with.
   struct RowKeep {
     std::int64_t id = -1;
     float ma_keep = 1;
@@ -75,6 +75,9 @@ class BranchExecutor final : public LoopExecutor {
   BranchRows assign_rows(std::span<DenoisingState* const> states);
   void fill_rows(DenoisingState& state, Branch branch, std::int64_t first);
   void fill_degraded_rows(DenoisingState& state, std::int64_t first);
+  void fill_keep(DenoisingState& state, std::int64_t first, float ma_keep);
+  void fill_source(DenoisingState& state, const BranchRows& rows, std::int64_t first,
+                   std::int64_t third, std::int64_t conditional);
   void fill_anchors(std::int64_t row, std::int64_t images, std::int64_t anchor);
 
   const Bundle& bundle_;
@@ -82,7 +85,7 @@ class BranchExecutor final : public LoopExecutor {
   BranchBuffers buffers_;
   std::unique_ptr<LayoutGraphs> graphs_;
   std::vector<RowOwner> owners_;          // of the rows of D_0 and D_c
-  std::vector<RowKeep> keeps_;            // of the rows of D_m
+  std::vector<RowKeep> keeps_;            // of all rows
   Tensor anchor_;                         // [2N], or not defined where the graph does not take it
   std::vector<DenoisingState*> ordered_;  // the requests of the last run()
   BranchRows last_rows_;                  // of the last run()

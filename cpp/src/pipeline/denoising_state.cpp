@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/step_table.h"
+#include "pipeline/token_mask.h"
 
 namespace intaglio {
 
@@ -63,9 +64,11 @@ DenoisingState::DenoisingState(const Bundle& bundle, const Session* precompute,
                                DeviceMemory* memory, std::int64_t id)
     : bundle_(&bundle), request_(std::move(request)), stream_(&stream), id_(id) {
   if (precompute) precomputed_.emplace(bundle, *precompute, *request_, embeddings, stream, memory);
-  if (request_->unconditional) unconditional_row_ = make_row(embeddings, true);
-  conditional_row_ = make_row(embeddings, false);
+  if (request_->unconditional) unconditional_row_ = make_row(embeddings, Branch::unconditional);
+  conditional_row_ = make_row(embeddings, Branch::conditional);
+  if (request_->transports()) source_row_ = make_row(embeddings, Branch::degraded);
   token_mask_ = on_stream(request_->token_mask);
+  if (request_->masks_term) guided.term_mask = on_stream(latent_mask(*request_));
   for (auto* steps :
        {&counts_.skipped_steps, &counts_.unconditional_steps, &counts_.degraded_steps})
     steps->reserve(request_->weights.size());
@@ -77,16 +80,18 @@ void DenoisingState::begin_step() {
       std::exchange(weights_, request_->weights[static_cast<std::size_t>(next().point.step)]);
   weights_.skip = weights_.skip && step_distance_ <= request_->skip_tolerance;
   branches_changed_ = last.unconditional() != weights_.unconditional() ||
-                      last.degraded() != weights_.degraded() || last.zero != weights_.zero;
+                      last.degraded() != weights_.degraded() ||
+                      last.transports != weights_.transports || last.zero != weights_.zero;
 }
 
 void DenoisingState::count() {
   const int step = next().point.step;
   if (!weights_.skip) {
     const std::int64_t base = images() * (weights_.runs_unconditional() ? 2 : 1);
-    const std::int64_t degraded = weights_.runs_degraded() ? images() : 0;
+    const bool third = weights_.runs_degraded() || weights_.runs_source();
+    const std::int64_t degraded = third ? images() : 0;
     counts_.forked_rows += base + degraded;
-    const bool whole = bundle_->layout == Layout::dual || skips_layers();
+    const bool whole = bundle_->layout == Layout::dual || third_branch();
     counts_.base_rows += base + (whole ? degraded : 0);
     ++counts_.evaluations;
   }
@@ -103,13 +108,14 @@ Tensor DenoisingState::on_stream(const Tensor& host) const {
 }
 
 std::vector<Binding> DenoisingState::make_row(const PromptEmbeddings& embeddings,
-                                              bool unconditional) const {
+                                              Branch branch) const {
   const Graph& graph = bundle_->transformer();
-  const TextConditioning& prompt =
-      unconditional && embeddings.negative ? *embeddings.negative : embeddings.positive;
+  const bool unconditional = branch == Branch::unconditional;
+  const TextConditioning& prompt = unconditional && embeddings.negative ? *embeddings.negative
+                                   : branch == Branch::degraded         ? *embeddings.source
+                                                                        : embeddings.positive;
   std::vector<Binding> row;
-  if (graph.takes(Role::context))
-    row.push_back({Role::context, precomputed_->context(unconditional)});
+  if (graph.takes(Role::context)) row.push_back({Role::context, precomputed_->context(branch)});
   if (graph.takes(Role::text)) row.push_back({Role::text, on_stream(prompt.text)});
   if (graph.takes(Role::text_mask)) row.push_back({Role::text_mask, on_stream(prompt.text_mask)});
   if (graph.takes(Role::pooled)) row.push_back({Role::pooled, on_stream(prompt.pooled)});

@@ -77,9 +77,10 @@ class DenoisingState {
   // Whether the last evaluation was skipped, so that the model did not run.
   bool last_skipped() const { return guided.line.skipped; }
 
-  // The inputs, [1, ...] each, that stay the same for every row of D_0 or of D_c.
-  const std::vector<Binding>& row(bool unconditional) const {
-    return unconditional ? unconditional_row_ : conditional_row_;
+  // The inputs, [1, ...] each, that stay the same for every row of a branch.
+  const std::vector<Binding>& row(Branch branch) const {
+    if (branch == Branch::degraded && transports()) return source_row_;
+    return branch == Branch::unconditional ? unconditional_row_ : conditional_row_;
   }
   // The modulation of the next evaluation, [1, W]; null where the transformer takes the timestep
   // itself.
@@ -88,7 +89,12 @@ class DenoisingState {
   const Tensor* modulation_part();
   // Whether D_m skips blocks. It then runs from the first block on, as D_0 and D_c do.
   bool skips_layers() const { return !request_->slg_layers.empty(); }
+  bool transports() const { return request_->transports(); }
+  bool third_branch() const { return request_->third_branch(); }
   const Tensor& token_mask() const { return token_mask_; }  // [tokens]
+  // What DG's term is multiplied by, [1, ...] as the latents of an image; not defined where that is
+  // 1 everywhere.
+  const Tensor& term_mask() const { return guided.term_mask; }
 
   // What the next evaluation computes. It holds x and the sampler's memory; BranchExecutor puts the
   // predictions here.
@@ -111,7 +117,7 @@ class DenoisingState {
   void begin_step();
   bool begins_step() const { return position_ == 0 || last().ended; }
   void count();
-  std::vector<Binding> make_row(const PromptEmbeddings& embeddings, bool unconditional) const;
+  std::vector<Binding> make_row(const PromptEmbeddings& embeddings, Branch branch) const;
   Tensor on_stream(const Tensor& host) const;
   ToDenoised to_denoised(const StepPoint& point) const;
   // Elements of a token whose guided prediction is scaled, or 0.
@@ -122,7 +128,7 @@ class DenoisingState {
   Stream* stream_;
   std::int64_t id_;
   std::optional<Precomputed> precomputed_;
-  std::vector<Binding> unconditional_row_, conditional_row_;
+  std::vector<Binding> unconditional_row_, conditional_row_, source_row_;
   Tensor token_mask_;
   std::size_t position_ = 0;       // in the plan
   StepWeights weights_;            // of the next evaluation's step

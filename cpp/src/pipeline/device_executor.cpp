@@ -27,6 +27,14 @@ Tensor int64s(const std::vector<std::int64_t>& values) {
   return tensor;
 }
 
+// The index of every token of these rows, or -1 where there is no row.
+Tensor tokens_of(const std::vector<std::int64_t>& rows, std::int64_t tokens) {
+  std::vector<std::int64_t> all;
+  for (const std::int64_t row : rows)
+    for (std::int64_t i = 0; i < tokens; ++i) all.push_back(row < 0 ? -1 : row * tokens + i);
+  return int64s(all).reshaped({static_cast<std::int64_t>(rows.size()), tokens});
+}
+
 }  // namespace
 
 DeviceExecutor::DeviceExecutor(const Bundle& bundle, const TransformerSessions& sessions,
@@ -57,6 +65,7 @@ void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
   member.step.scales_tokens = bundle_.cfg_rescale;
   member.step.rule = request.rule;
   member.step.correction = request.correction;
+  if (state.term_mask().defined()) member.step.term_mask = memory_->upload(state.term_mask());
   const Tensor table = state.step_table();
   if (request.skips()) {
     member.table = table;
@@ -112,8 +121,9 @@ DeviceExecutor::Rows DeviceExecutor::rows_of(Branch branch) const {
   Rows rows;
   for (const auto& [state, weights] : asked_) {
     const bool runs = branch == Branch::unconditional ? weights->runs_unconditional()
-                      : branch == Branch::degraded    ? weights->runs_degraded()
-                                                      : true;
+                      : branch == Branch::conditional
+                          ? true
+                          : weights->runs_degraded() || weights->runs_source();
     for (std::int64_t image = 0; runs && image < state->images(); ++image)
       rows.push_back({.state = state, .image = image, .branch = branch});
   }
@@ -157,7 +167,7 @@ void DeviceExecutor::run(std::span<DenoisingState* const> states) {
 std::vector<DeviceExecutor::Bound*> DeviceExecutor::prepare() {
   Rows base = rows_of(Branch::unconditional), degraded;
   for (const Row& row : rows_of(Branch::degraded))
-    (row.state->skips_layers() ? base : degraded).push_back(row);
+    (row.state->third_branch() ? base : degraded).push_back(row);
   const Rows conditional = rows_of(Branch::conditional);
   base.insert(base.end(), conditional.begin(), conditional.end());
   if (bundle_.layout == Layout::forked) return {&prepare("forked", base, degraded)};
@@ -175,9 +185,9 @@ DeviceExecutor::Bound& DeviceExecutor::prepare(const std::string& graph, const R
     if (!rows.empty()) result.resize(static_cast<std::size_t>(size), rows.back());
     return result;
   };
-  const bool skips =
-      std::ranges::any_of(asked_, [](const Asked& asked) { return asked.state->skips_layers(); });
-  Rows rows = padded(base, (skips ? 3 : 2) * images_);
+  const bool third =
+      std::ranges::any_of(asked_, [](const Asked& asked) { return asked.state->third_branch(); });
+  Rows rows = padded(base, (third ? 3 : 2) * images_);
   const Rows after = padded(degraded, images_);
   const auto before = static_cast<std::int64_t>(base.empty() ? after.size() : rows.size());
   rows.insert(rows.end(), after.begin(), after.end());
@@ -229,6 +239,8 @@ void DeviceExecutor::add_inputs(Bound& bound, std::vector<Binding>& inputs) {
           memory_->allocate(with_rows(ones_.shape(), bound.rows), DType::float32);
     } else if (input.role == Role::branch) {
       tensor = bound.branch = index(bound.rows);
+    } else if (input.role == Role::source) {
+      tensor = bound.source = memory_->allocate(with_rows(ones_.shape(), bound.rows), DType::int64);
     } else if (input.role == Role::anchor) {
       tensor = bound.anchor = index(bound.base);
     } else if (const auto shared = shared_tensors_.find(input.role);
@@ -285,7 +297,7 @@ void DeviceExecutor::fill_indices(Bound& bound, const Rows& rows) {
     image_of[asked.state] = std::exchange(images, images + asked.state->images());
   }
   const auto none = static_cast<std::int64_t>(asked_.size());
-  std::vector<std::int64_t> image, time, keep, branch;
+  std::vector<std::int64_t> image, time, keep, branch, source;
   std::map<std::pair<std::int64_t, Branch>, std::vector<std::int64_t>> places;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto& [state, number, kind] = rows[i];
@@ -295,7 +307,10 @@ void DeviceExecutor::fill_indices(Bound& bound, const Rows& rows) {
       time.push_back(shared_.modulation > 0 ? 3 * member + static_cast<std::int64_t>(kind)
                                             : member);
     }
-    const bool suppressed = kind == Branch::degraded && !state->skips_layers();
+    const auto& third = places[{state->id(), Branch::degraded}];
+    const bool takes = kind == Branch::conditional && state->transports() && !third.empty();
+    const bool suppressed = takes || (kind == Branch::degraded && !state->third_branch());
+    source.push_back(takes ? third[static_cast<std::size_t>(number)] : -1);
     keep.push_back(suppressed ? member : none);
     auto& own = places[{state->id(), kind}];
     if (std::cmp_less(own.size(), state->images())) own.push_back(static_cast<std::int64_t>(i));
@@ -315,6 +330,7 @@ void DeviceExecutor::fill_indices(Bound& bound, const Rows& rows) {
   memory_->copy(int64s(time), bound.gather.times);
   if (bound.gather.keeps.defined()) memory_->copy(int64s(keep), bound.gather.keeps);
   if (bound.branch.defined()) memory_->copy(int64s(branch), bound.branch);
+  if (bound.source.defined()) memory_->copy(tokens_of(source, ones_.dim(1)), bound.source);
   bound.places.clear();
   for (const auto& [key, place] : places)
     if (!place.empty()) bound.places[key] = memory_->upload(int64s(place));
@@ -325,7 +341,7 @@ void DeviceExecutor::fill_prompts(Bound& bound, const Rows& rows) {
     Tensor host(tensor.shape(), tensor.dtype());
     for (std::int64_t i = 0; i < bound.base; ++i) {
       const Row& row = rows[static_cast<std::size_t>(i)];
-      const auto& given = row.state->row(row.branch == Branch::unconditional);
+      const auto& given = row.state->row(row.branch);
       const auto found = std::ranges::find(given, role, &Binding::role);
       assert(found != given.end());
       stream_.copy(found->tensor, host.rows(i, i + 1));

@@ -65,7 +65,7 @@ class DeviceExecutor final : public LoopExecutor {
     std::int64_t base = 0, rows = 0;  // rows before and after the fork of a graph that has one
     GatherRows gather;
     Tensor branch;
-    Tensor anchor;  // where the graph takes it
+    Tensor source, anchor;  // where the graph takes them
     std::map<Role, Tensor> prompts, outputs;
     std::unique_ptr<BoundGraph> bound;
     // The request, image and branch of each row that the tensors are filled for, and the rows of

@@ -10,8 +10,8 @@ namespace intaglio {
 
 namespace {
 
-// The graph's inputs for D_0 and D_c from row `first` on, and those that all rows share. keep and
-// branch are left to the caller.
+// The graph's inputs for D_0 and D_c from row `first` on, and those that all rows share. keep,
+// branch and source are left to the caller.
 std::vector<Binding> inputs_of(const Graph& graph, const BranchBuffers& buffers,
                                std::int64_t first) {
   std::vector<Binding> bindings;
@@ -58,6 +58,8 @@ class ForkedGraphs final : public LayoutGraphs {
     auto inputs = inputs_of(graph_, buffers_, first);
     inputs.push_back({Role::branch, branch_of(rows)});
     inputs.push_back(keep_of(buffers_, first, last));
+    if (graph_.takes(Role::source))
+      inputs.push_back({Role::source, buffers_.source.rows(first, last)});
     bound = session_.bind(stream_, inputs, outputs_of(buffers_, first, last));
   }
 

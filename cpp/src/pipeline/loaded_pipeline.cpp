@@ -148,7 +148,8 @@ PromptEmbeddings LoadedPipeline::encode(Stream& stream, const std::vector<NamedT
     encoded = text()->encode(stream, texts, embeddings.notes);
   }
   embeddings.positive = std::move(encoded.front());
-  if (texts.size() > 1) embeddings.negative = std::move(encoded.back());
+  if (texts.size() > 1) embeddings.negative = std::move(encoded[1]);
+  if (texts.size() > 2) embeddings.source = std::move(encoded[2]);
   return embeddings;
 }
 
@@ -158,7 +159,11 @@ PromptEmbeddings LoadedPipeline::encode(Stream& stream, const Request& request) 
   if (!texts) return {};
   std::vector<NamedText> named{{texts->positive, "prompt"}};
   if (request.unconditional) named.push_back({texts->negative, "negative prompt"});
-  return encode(stream, named, request.memory);
+  if (texts->source) named.push_back({*texts->source, "prompt of --transport-from"});
+  PromptEmbeddings embeddings = encode(stream, named, request.memory);
+  if (texts->source && !request.unconditional)
+    embeddings.source = std::exchange(embeddings.negative, std::nullopt);
+  return embeddings;
 }
 
 Tensor LoadedPipeline::initial_latents(Stream& stream, const Request& request) {

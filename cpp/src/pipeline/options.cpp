@@ -112,9 +112,11 @@ GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {
   fill(options.distilled_guidance, defaults.distilled_guidance);
   if (options.image) fill(options.strength, 0.6);
   fill(options.cfg_window, defaults.guidance.cfg_window);
-  fill(options.dg_scale, options.slg_layers.empty() ? defaults.guidance.dg_scale : Ramp(0.0));
-  fill(options.dg_window, defaults.guidance.dg_window);
-  fill(options.ma_keep, defaults.guidance.ma_keep);
+  const bool transports = options.transport_from.has_value();
+  const bool has_dg = options.slg_layers.empty() && !transports;
+  fill(options.dg_scale, has_dg ? defaults.guidance.dg_scale : Ramp(0.0));
+  fill(options.dg_window, transports ? Window{} : defaults.guidance.dg_window);
+  fill(options.ma_keep, transports ? Ramp(0.0) : defaults.guidance.ma_keep);
   resolve_skip(bundle, options);
   if (options.skip_interval || !options.skip_steps.empty())
     fill(options.skip_tolerance, Guidance{}.skip_tolerance);

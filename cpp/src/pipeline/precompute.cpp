@@ -24,10 +24,12 @@ Precomputed::Precomputed(const Bundle& bundle, const Session& session, const Req
     : stream_(stream),
       memory_(memory),
       gates_(gate_columns(bundle, request.slg_layers)),
-      branches_(1 + (request.unconditional ? 1 : 0) + (gates_.empty() ? 0 : 1)) {
+      third_(request.third_branch()),
+      branches_(1 + (request.unconditional ? 1 : 0) + (third_ ? 1 : 0)) {
   Prompts prompts;
   if (request.unconditional)
     prompts.push_back(embeddings.negative ? &*embeddings.negative : nullptr);
+  if (request.transports()) prompts.push_back(&*embeddings.source);
   prompts.resize(static_cast<std::size_t>(branches_), &embeddings.positive);
   std::vector<float> rows;  // of each timestep, the branches one after the other
   for (const Evaluation& evaluation : request.plan) {
@@ -136,7 +138,7 @@ void Precomputed::close_gates() {
 
 std::int64_t Precomputed::branch_index(Branch branch) const {
   if (branch == Branch::unconditional) return 0;
-  return branches_ - (branch == Branch::degraded && !gates_.empty() ? 2 : 1);
+  return branches_ - (branch == Branch::degraded && third_ ? 2 : 1);
 }
 
 std::int64_t Precomputed::index(float timestep, Branch branch) const {
@@ -159,8 +161,8 @@ const Tensor& Precomputed::modulation(float timestep, Branch branch) {
   return modulation_rows_[static_cast<std::size_t>(row(timestep, branch))];
 }
 
-Tensor Precomputed::context(bool unconditional) const {
-  const auto row = branch_index(unconditional ? Branch::unconditional : Branch::conditional);
+Tensor Precomputed::context(Branch branch) const {
+  const std::int64_t row = branch_index(branch);
   return context_.rows(row, row + 1);
 }
 

@@ -14,11 +14,13 @@
 
 namespace intaglio {
 
+// The third is D_m, or the row of the prompt that massive channels come from.
 enum class Branch { unconditional, conditional, degraded };
 
 // The graph's outputs for the timesteps of a request's plan and for the branches D_c and, where a
 // step runs it, D_0. Where D_m skips blocks, it has modulations of its own, D_c's without the gates
-// of these blocks; else it has D_c's. All images of the request share them. Memory holds one part
+// of these blocks; else it has D_c's. The prompt that massive channels come from has its own. All
+// images of the request share them. Memory holds one part
 // of the schedule at a time, since a modulation of a large model is four megabytes.
 class Precomputed {
  public:
@@ -35,12 +37,13 @@ class Precomputed {
   // Returns that row in the stream's memory, [1, W].
   const Tensor& modulation(float timestep, Branch branch);
   // Returns the projected prompt, [1, T, D]. The transformer must be drawn by prompt.
-  Tensor context(bool unconditional) const;
+  Tensor context(Branch branch) const;
 
  private:
   using Prompts = std::vector<const TextConditioning*>;  // of each branch
 
-  // The index of a branch: D_0 comes first, where there is one, then D_m where it skips blocks.
+  // The index of a branch: D_0 comes first, where there is one, then the third branch
+  // of a request that has one.
   std::int64_t branch_index(Branch branch) const;
   void close_gates();
   Tensor add(std::vector<Binding>& bindings, Role role, const Shape& shape,
@@ -54,6 +57,7 @@ class Precomputed {
   Stream& stream_;
   DeviceMemory* memory_;        // null where modulations are the stream's
   std::vector<Columns> gates_;  // of the blocks that D_m skips
+  bool third_;                  // whether the third branch has rows of its own
   std::int64_t branches_;
   std::int64_t rows_;                      // of a part
   std::map<float, std::int64_t> indices_;  // of timesteps, in the order of the plan

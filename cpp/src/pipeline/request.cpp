@@ -9,6 +9,7 @@
 #include "pipeline/problems.h"
 #include "pipeline/resolve_rule.h"
 #include "pipeline/skipped_layers.h"
+#include "pipeline/suppression.h"
 #include "pipeline/token_mask.h"
 #include "pipeline/unused_guidance.h"
 #include "pipeline/validate_inputs.h"
@@ -47,7 +48,8 @@ void set_condition(Request& request, const Bundle& bundle, GenerateOptions& opti
   } else {
     request.text_tokens = bundle.prompt->text_length();
     request.condition = PromptTexts{.positive = std::move(options.prompt).value_or(""),
-                                    .negative = std::move(options.negative_prompt)};
+                                    .negative = std::move(options.negative_prompt),
+                                    .source = std::move(options.transport_from)};
   }
 }
 
@@ -182,6 +184,8 @@ std::optional<Guidance> guidance_of(const Bundle& bundle, const GenerateOptions&
   guidance.rule = resolve_rule(bundle, options, wrong);
   guidance.correction = resolve_correction(bundle, options, wrong);
   set_skipped_layers(bundle, options, guidance, wrong);
+  set_transport(bundle, options, guidance, wrong);
+  check_region(options, wrong);
   const std::vector<Problem> values = guidance_problems(guidance);
   wrong.insert(wrong.end(), values.begin(), values.end());
   problems.insert(problems.end(), wrong.begin(), wrong.end());
@@ -239,9 +243,12 @@ void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions&
   request.plan = planner(request.schedule);
 }
 
-void set_weights(Request& request, const GenerateOptions& options, const Guidance& guidance,
-                 Problems& problems) {
+void set_weights(Request& request, const Bundle& bundle, const GenerateOptions& options,
+                 Guidance guidance, Problems& problems) {
   const int steps = request.schedule.steps();
+  if (options.ma_keep_by == "timestep")
+    guidance.ma_keep =
+        by_timestep(guidance.ma_keep, request.schedule, bundle.scheduler.num_train_timesteps);
   if (const auto problem = skip_steps_problem(guidance.skip_steps, steps))
     problems.push_back(*problem);
   if (const auto problem = list_problem(guidance, steps)) problems.push_back(*problem);
@@ -302,7 +309,7 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   if (sized && counted) set_latents(request, bundle, options, problems);
   if (sized) set_schedule(request, bundle, options, problems);
   if (guidance && !request.plan.empty()) {
-    set_weights(request, options, *guidance, problems);
+    set_weights(request, bundle, options, *guidance, problems);
     request.notes = unused_guidance(bundle, given, request);
     if (bundle.distilled && request.unconditional)
       request.notes.emplace_back(
@@ -320,6 +327,7 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
           make_token_mask(options.ma_tokens, request.token_rows, request.token_columns);
     });
   }
+  request.masks_term = options.dg_region == "mask";
   set_vae_tile(request, bundle, options, problems);
   set_condition(request, bundle, options);
   request.image = std::move(options.image);
@@ -335,6 +343,11 @@ Request resolve(const Bundle& bundle, const GenerateOptions& options) {
 
 bool Request::reuses_unconditional() const {
   return std::ranges::any_of(weights, &StepWeights::reuse_unconditional);
+}
+
+bool Request::transports() const {
+  const auto* texts = std::get_if<PromptTexts>(&condition);
+  return texts && texts->source;
 }
 
 bool Request::skips() const { return std::ranges::any_of(weights, &StepWeights::skip); }

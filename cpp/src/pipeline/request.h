@@ -17,6 +17,7 @@ namespace intaglio {
 
 struct PromptTexts {
   std::string positive, negative;
+  std::optional<std::string> source = {};  // whose massive channels D_c takes over
 };
 
 struct ClassLabel {
@@ -53,12 +54,18 @@ struct Request {
   bool reuses_unconditional() const;
   bool reuses_degraded() const;
   bool skips() const;
+  // Whether D_c's row takes massive channels from that of another prompt.
+  bool transports() const;
+  // Whether a third branch has rows from the first block on: a D_m that skips blocks, or the prompt
+  // that massive channels come from.
+  bool third_branch() const { return !slg_layers.empty() || transports(); }
   double skip_tolerance = 0;   // of the line, where steps are skipped
   bool unconditional = false;  // whether any step runs D_0
 
-  Tensor channel_mask;  // [C]: 1 on massive channels
-  Tensor ref;           // [C]: what a suppressed channel goes to
-  Tensor token_mask;    // [tokens]: 1 where massive channels may be suppressed, 0 where never
+  Tensor channel_mask;      // [C]: 1 on massive channels
+  Tensor ref;               // [C]: what a suppressed channel goes to
+  Tensor token_mask;        // [tokens]: 1 where massive channels may be suppressed, 0 where never
+  bool masks_term = false;  // whether token_mask weighs DG's term, too
 
   int vae_tile = 0;   // pixels
   MemoryPlan memory;  // without a limit of memory it is empty, and all parts stay loaded

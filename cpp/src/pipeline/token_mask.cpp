@@ -38,4 +38,20 @@ Tensor make_token_mask(const std::optional<Image>& picture, std::int64_t rows,
   return mask;
 }
 
+Tensor latent_mask(const Request& request) {
+  Shape shape = request.latent_shape;
+  shape.front() = 1;
+  Tensor mask(shape, DType::float32);
+  const auto values = mask.floats(), tokens = Tensor(request.token_mask).floats();
+  const bool packed = shape.size() == 3;
+  const std::int64_t patch = packed ? 1 : shape[2] / request.token_rows;
+  for (std::int64_t i = 0; i < mask.size(); ++i) {
+    const std::int64_t y = packed ? 0 : i / shape[3] % shape[2], x = packed ? 0 : i % shape[3];
+    const std::int64_t token =
+        packed ? i / shape[2] : y / patch * request.token_columns + x / patch;
+    values[static_cast<std::size_t>(i)] = tokens[static_cast<std::size_t>(token)];
+  }
+  return mask;
+}
+
 }  // namespace intaglio

@@ -6,6 +6,7 @@
 
 #include "intaglio/image.h"
 #include "intaglio/tensor.h"
+#include "pipeline/request.h"
 
 namespace intaglio {
 
@@ -14,5 +15,8 @@ namespace intaglio {
 // token.
 Tensor make_token_mask(const std::optional<Image>& picture, std::int64_t rows,
                        std::int64_t columns);
+
+// Returns the request's token mask for each latent value of an image: [1, ...] as its latents.
+Tensor latent_mask(const Request& request);
 
 }  // namespace intaglio

@@ -103,7 +103,12 @@ std::vector<std::string> unused_guidance(const Bundle& bundle, const GenerateOpt
   const bool asks_for_dg = given.dg_scale ? !given.dg_scale->is_always(dg.off)
                                           : given.dg_window || given.ma_keep || given.ma_tokens ||
                                                 !given.ma_channels.empty();
-  if (asks_for_dg && std::ranges::none_of(request.weights, &StepWeights::degraded)) {
+  if (asked.transport_from) {
+    if (std::ranges::none_of(request.weights, &StepWeights::transports))
+      notes.emplace_back(
+          "no step takes channels of --transport-from: --dg-window holds none of them, or "
+          "--ma-keep is 1");
+  } else if (asks_for_dg && std::ranges::none_of(request.weights, &StepWeights::degraded)) {
     const bool kept = std::ranges::any_of(request.weights, [](auto& step) { return step.w != 0; });
     notes.push_back("no step has Detail Guidance: " +
                     (kept ? "ma_keep is 1, which suppresses nothing" : reason(dg, steps)));

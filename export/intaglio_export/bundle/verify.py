@@ -52,6 +52,16 @@ class Case:
         row, half = torch.arange(self.base_rows), self.base_rows // 2
         return torch.where(row < half, row + half, row)
 
+    def sources(self, tokens: int, generator: torch.Generator) -> torch.Tensor:
+        """Return the token whose channels each token gets, or -1 for the reference.
+
+        With `branched` it is the reference, as in DG; else one of all tokens, for half of them.
+        """
+        shape = (self.rows, tokens)
+        index = torch.randint(self.base_rows * tokens, shape, generator=generator)
+        given = torch.rand(shape, generator=generator) < (0.0 if self.branched else 0.5)
+        return torch.where(given, index, -1)
+
     def branches(self) -> torch.Tensor:
         """Return the row that each row continues."""
         row = torch.arange(self.rows)
@@ -299,6 +309,8 @@ def _input(
         value = levels[torch.randint(len(levels), value.shape, generator=generator)]
         if case.branched:
             value[: case.base_rows] = 1.0
+    elif spec.role == "source":
+        value = case.sources(value.shape[1], generator)
     elif spec.role in ("token_ids", "class"):
         value = torch.randint(unit.vocabulary, value.shape, generator=generator)
     elif spec.role == "text_mask":

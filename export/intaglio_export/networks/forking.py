@@ -28,13 +28,14 @@ from intaglio_export.networks.suppress import ma_suppress
 class _Branching:
     """The op's inputs in the current forward, and the tensors whose rows were gathered.
 
-    `branch` is None if the rows do not change (layout dual).
+    `branch` and `source` are None if the rows do not change (layout dual).
     """
 
     mask: torch.Tensor
     ref: torch.Tensor
     branch: torch.Tensor | None
     keep: torch.Tensor
+    source: torch.Tensor | None
     _memo: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def rows(self, value: torch.Tensor | None) -> torch.Tensor | None:
@@ -51,7 +52,7 @@ class _Branching:
         branch = self.branch
         if branch is None:
             branch = torch.arange(hidden.shape[0], device=hidden.device)
-        return ma_suppress(hidden, self.mask, self.ref, branch, self.keep)
+        return ma_suppress(hidden, self.mask, self.ref, branch, self.keep, self.source)
 
 
 class _Suppressing(nn.Module):
@@ -76,8 +77,8 @@ class ForkedTransformer(_Suppressing):
     """The forked layout: rows {D_0, D_c} up to block m and {D_0, D_c, D_m} after it."""
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        *base, mask, ref, branch, keep = tensors
-        return self._predict(base, _Branching(mask, ref, branch, keep))
+        *base, mask, ref, branch, keep, source = tensors
+        return self._predict(base, _Branching(mask, ref, branch, keep, source))
 
 
 class DegradedTransformer(_Suppressing):
@@ -85,7 +86,7 @@ class DegradedTransformer(_Suppressing):
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         *base, mask, ref, keep = tensors
-        return self._predict(base, _Branching(mask, ref, None, keep))
+        return self._predict(base, _Branching(mask, ref, None, keep, None))
 
 
 class BaseTransformer(nn.Module):

@@ -45,7 +45,8 @@ def transformer_units(
     branch = TensorSpec("branch", ("rows",), torch.int64)
     keep = TensorSpec("keep", ("rows", _tokens(adapter)))
     if layout == Layout.forked:
-        inputs = {"forked": [*base, *to_channels, branch, keep]}
+        source = TensorSpec("source", keep.axes, torch.int64)
+        inputs = {"forked": [*base, *to_channels, branch, keep, source]}
         modules: dict[str, torch.nn.Module] = {"forked": ForkedTransformer(adapter, block)}
     else:
         base = [replace(tensor, axes=_rows(tensor.axes)) for tensor in base]

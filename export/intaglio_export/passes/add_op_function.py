@@ -17,7 +17,8 @@ def add_op_function(model: ir.Model) -> None:
     nodes = [n for n in model.graph if (n.domain, n.op_type) == key[:2]]
     assert len(nodes) == 1, f"expected one {suppress.NAME} node, found {len(nodes)}"
     assert key not in model.functions
-    proto = suppress.function_proto(model.opset_imports[""])
+    with_source = len(nodes[0].inputs) > len(suppress.INPUTS)
+    proto = suppress.function_proto(model.opset_imports[""], with_source)
     model.functions[key] = ir.serde.deserialize_function(proto)
     model.opset_imports[suppress.DOMAIN] = suppress.VERSION
     nodes[0].version = None  # the import holds it, and a version on the node would not be saved

@@ -44,7 +44,7 @@ RULE = (
     "guidance", "guidance_eta", "guidance_norm_threshold", "guidance_momentum",
     "guidance_zero_steps", "guidance_alpha", "guidance_rescale", "guidance_tag",
     "guidance_prev", "slg_layers", "slg_scale",
-    "slg_window",
+    "slg_window", "ma_keep_by",
 )  # fmt: skip
 
 # Which steps it skips. Without them it skips none.
