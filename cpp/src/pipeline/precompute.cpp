@@ -23,8 +23,8 @@ Precomputed::Precomputed(const Bundle& bundle, const Session& session, const Req
                          const PromptEmbeddings& embeddings, Stream& stream, DeviceMemory* memory)
     : stream_(stream),
       memory_(memory),
-      gates_(gate_columns(bundle, request.slg_layers)),
-      branches_(1 + (request.unconditional ? 1 : 0) + (gates_.empty() ? 0 : 1)) {
+      skips_layers_(request.skips_layers()),
+      branches_(1 + (request.unconditional ? 1 : 0) + (skips_layers_ ? 1 : 0)) {
   Prompts prompts;
   if (request.unconditional)
     prompts.push_back(embeddings.negative ? &*embeddings.negative : nullptr);
@@ -35,6 +35,10 @@ Precomputed::Precomputed(const Bundle& bundle, const Session& session, const Req
     if (indices_.emplace(timestep, static_cast<std::int64_t>(rows.size()) / branches_).second)
       rows.insert(rows.end(), static_cast<std::size_t>(branches_), timestep);
   }
+  for (std::uint32_t i = 0; skips_layers_ && i < indices_.size(); ++i)
+    gates_.push_back(gate_columns(bundle, request.slg_share
+                                              ? drawn_layers(*request.slg_share, bundle.blocks, i)
+                                              : request.slg_layers));
   all_rows_ = static_cast<std::int64_t>(rows.size());
   rows_ = std::min(kConditioningRows / branches_ * branches_, all_rows_);
   Tensor all({all_rows_}, DType::float32);
@@ -117,16 +121,17 @@ void Precomputed::run(std::int64_t part) {
   part_ = -1;  // until it is there
   stream_.copy(timesteps_[static_cast<std::size_t>(part)], timestep_);
   bound_->run();
-  if (!gates_.empty()) close_gates();
+  if (skips_layers_) close_gates(part);
   part_ = part;
 }
 
 // Sets the gates of D_m's rows to zero.
-void Precomputed::close_gates() {
+void Precomputed::close_gates(std::int64_t part) {
   Tensor host = memory_ ? memory_->download(modulation_) : modulation_;
   const std::int64_t width = host.dim(1);
   for (std::int64_t row = branch_index(Branch::degraded); row < rows_; row += branches_) {
-    for (const auto& [first, last] : gates_)
+    const auto timestep = static_cast<std::size_t>((first_row(part) + row) / branches_);
+    for (const auto& [first, last] : gates_[timestep])
       std::ranges::fill(host.floats().subspan(static_cast<std::size_t>(row * width + first),
                                               static_cast<std::size_t>(last - first)),
                         0.0F);
@@ -136,7 +141,7 @@ void Precomputed::close_gates() {
 
 std::int64_t Precomputed::branch_index(Branch branch) const {
   if (branch == Branch::unconditional) return 0;
-  return branches_ - (branch == Branch::degraded && !gates_.empty() ? 2 : 1);
+  return branches_ - (branch == Branch::degraded && skips_layers_ ? 2 : 1);
 }
 
 std::int64_t Precomputed::index(float timestep, Branch branch) const {
