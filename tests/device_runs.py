@@ -30,6 +30,8 @@ MODES: dict[str, dict[str, Any]] = {
         "ma_keep": (0.0, 0.8),
     },
     "Heun": {"cfg_scale": 3.0, "dg_scale": 1.0, "scheduler": "heun", "steps": 2},
+    "UniPC": {"cfg_scale": 3.0, "dg_scale": 1.0, "scheduler": "unipc"},
+    "DPM++ 2M SDE": {"cfg_scale": 3.0, "scheduler": "dpmpp-2m-sde", "batch": 2},
     "reuse": {"cfg_scale": 3.0, "dg_scale": 1.0, "reuse_interval": 2, "reuse_window": (0.0, 1.0)},
     "CFG-Zero*": {"guidance": "cfg-zero", "cfg_scale": 3.0, "dg_scale": 1.0, "batch": 2},
     "TCFG, rescaled": {"guidance": "tcfg", "guidance_rescale": 0.7, "cfg_scale": 3.0},
@@ -45,6 +47,9 @@ MODES: dict[str, dict[str, Any]] = {
     "a masked term, and keep by timestep": {
         "cfg_scale": 3.0, "dg_scale": 1.5, "ma_keep": (0.2, 1.5), "ma_keep_by": "timestep",
         "ma_tokens": UPPER, "dg_region": "mask",
+    },
+    "S2-Guidance, CFG normalized": {
+        "slg_share": 0.4, "cfg_scale": 3.0, "guidance_normalization": 0.8,
     },
     "skipped steps": {"dg_scale": 1.0, "skip_interval": 2, "skip_tolerance": 10.0, "steps": 5},
 }  # fmt: skip

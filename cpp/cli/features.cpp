@@ -73,7 +73,7 @@ GenerateOptions options_for(const Bundle& bundle, Image image, double sigma) {
     options.scheduler = "ddim";
     steps = config.num_train_timesteps;
   }
-  if (options.scheduler) config.type = scheduler_type(*options.scheduler, bundle.prediction_type);
+  if (options.scheduler) config = with_scheduler(config, *options.scheduler);
   const Schedule schedule =
       make_schedule(config, steps, bundle.token_count(image.height, image.width));
   const auto first = schedule.sigmas.begin();

@@ -62,6 +62,7 @@ void bind_config(py::module_& module) {
         return self.cast<SchedulerConfig>();
       }))
       .FIELD(type)
+      .FIELD(sde)
       .def_property(
           "prediction_type",
           [](const SchedulerConfig& config) { return name_of(config.prediction_type); },
@@ -102,8 +103,10 @@ void bind_sampling(py::module_& module) {
         return scheduler_type(name, prediction_type_from(prediction_type));
       },
       py::arg("name"), py::arg("prediction_type"),
-      "Return diffusers' class for euler, heun, dpmpp-2m or ddim. Raises UsageError, naming the "
-      "schedulers that fit a model\nof this prediction type.");
+      "Return diffusers' class for euler, heun, dpmpp-2m, dpmpp-2m-sde, unipc, euler-ancestral, "
+      "lcm "
+      "or ddim. Raises UsageError,\nnaming the schedulers that fit a model of this prediction "
+      "type.");
   module.def(
       "make_schedule", &make_schedule, py::arg("config"), py::arg("steps"),
       py::arg("image_seq_len") = 0,

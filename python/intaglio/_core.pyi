@@ -189,6 +189,7 @@ class SchedulerConfig:
     beta_schedule: str
     empirical_mu: bool
     linspace_sigmas: bool
+    sde: bool
     set_alpha_to_one: bool
     spacing: str
     time_shift_type: str
@@ -1434,8 +1435,8 @@ def save_npy(path: os.PathLike[str] | str | bytes, tensor: typing.Any) -> None:
 
 def scheduler_type(name: str, prediction_type: str) -> str:
     """
-    Return diffusers' class for euler, heun, dpmpp-2m or ddim. Raises UsageError, naming the schedulers that fit a model
-    of this prediction type.
+    Return diffusers' class for euler, heun, dpmpp-2m, dpmpp-2m-sde, unipc, euler-ancestral, lcm or ddim. Raises UsageError,
+    naming the schedulers that fit a model of this prediction type.
     """
 
 def step_weights(

@@ -293,6 +293,7 @@ class Pipeline:
         guidance_zero_steps: int | None = None,
         guidance_alpha: float | None = None,
         guidance_rescale: float | None = None,
+        guidance_normalization: float | None = None,
         guidance_tag: float | None = None,
         guidance_prev: float | None = None,
         distilled_guidance: float | None = None,
@@ -304,6 +305,7 @@ class Pipeline:
         dg_region: str | None = None,
         transport_from: str | None = None,
         slg_layers: Sequence[int] = (),
+        slg_share: float | None = None,
         slg_scale: float | None = None,
         slg_window: Window | None = None,
         reuse_interval: Ramp | None = None,
@@ -341,7 +343,7 @@ class Pipeline:
             guidance: the rule for D_c and D_0: cfg, apg, cfg-zero, tcfg, mambo-g. None means cfg.
             guidance_eta, guidance_norm_threshold, guidance_momentum: of apg.
             guidance_zero_steps, guidance_alpha: of cfg-zero and of mambo-g.
-            guidance_rescale, guidance_tag, guidance_prev: of what follows any rule.
+            guidance_rescale, guidance_normalization, guidance_tag, guidance_prev: after any rule.
             distilled_guidance: the guidance that FLUX.1-dev takes as an input. Others refuse it.
             dg_scale: Detail Guidance (arXiv 2510.11538); 0 is off and saves a branch.
             dg_window: the part of the run with Detail Guidance.
@@ -350,15 +352,15 @@ class Pipeline:
             ma_channels: channels to suppress instead of the bundle's.
             dg_region: "mask" leaves tokens outside `ma_tokens` to CFG alone; None means all.
             transport_from: a prompt whose massive channels replace those of `prompt`, without DG.
-            slg_layers: skip-layer guidance: blocks, from 0, that D_m skips, instead of DG.
-            slg_scale, slg_window: its scale and steps; None means 2.8 and (0.01, 0.2).
+            slg_layers, slg_share: blocks, from 0, that D_m skips instead of DG, or their share.
+            slg_scale, slg_window: scale and steps of both; docs/guidance.md has their defaults.
             reuse_interval, reuse_window: run D_0 and D_m once in this many steps, and extrapolate
                 D_c - D_0 and D_c - D_m in the others. `intaglio.analysis.reuse` finds an interval.
             skip_interval, skip_window: run the model once in so many steps of this part of the run.
             skip_steps: steps to skip, from 0; the first three with the same branches always run.
             skip_tolerance: a step runs if the line is off by more, relative to D; None means 0.2.
             skip: "auto" takes skip_steps and skip_tolerance from the bundle.
-            scheduler: euler, heun or dpmpp-2m; ddim or dpmpp-2m for a model that predicts epsilon.
+            scheduler: a sampler's name, such as euler; docs/guidance.md lists them.
             strength: the share of `image` that noise replaces, above 0 and up to 1; None means 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.
             image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF.

@@ -249,7 +249,7 @@ TEST(Manifest, DpmSolverIsReadWhereItIsSampled) {
   refused("prediction_type", removed);
   refused("solver_order", 3);
   refused("solver_type", "heun");
-  refused("algorithm_type", "sde-dpmsolver++");
+  refused("algorithm_type", "sde-dpmsolver");
   refused("final_sigmas_type", "sigma_min");
   refused("lower_order_final", false);
   refused("euler_at_final", true);

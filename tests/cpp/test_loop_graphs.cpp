@@ -7,6 +7,7 @@
 #include <map>
 #include <random>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "backend/loop_graphs.h"
@@ -72,27 +73,30 @@ double relative_error(const Tensor& got, const Tensor& want) {
 
 GuidedStep random_step(const Update& update, bool velocity, const Combine& combine,
                        const GuidedLine& line, const Shape& shape = {kImages, kSize}) {
-  return {.combine = combine,
-          .line = line,
-          .to_denoised = {.velocity = velocity, .sigma = 0.75F, .alpha = 0.25F},
-          .update = update,
-          .conditional = drawn(1, shape),
-          .unconditional = drawn(2, shape),
-          .degraded = drawn(3, shape),
-          .term_mask = {},
-          .x = drawn(4, shape),
-          .denoised = drawn(0, shape),
-          .previous_denoised = drawn(5, shape),
-          .previous_x = drawn(6, shape),
-          .newer_unconditional = drawn(7, shape),
-          .older_unconditional = drawn(8, shape),
-          .newer_degraded = drawn(9, shape),
-          .older_degraded = drawn(10, shape),
-          .newer_guided = drawn(13, shape),
-          .older_guided = drawn(14, shape),
-          .momentum = combine.rule.has_momentum() ? drawn(15, shape) : Tensor(),
-          .previous_guided = combine.correction.prev != 0 ? drawn(16, shape) : Tensor(),
-          .distance = Tensor({kImages}, DType::float32)};
+  return {
+      .combine = combine,
+      .line = line,
+      .to_denoised = {.velocity = velocity, .sigma = 0.75F, .alpha = 0.25F},
+      .update = update,
+      .conditional = drawn(1, shape),
+      .unconditional = drawn(2, shape),
+      .degraded = drawn(3, shape),
+      .term_mask = {},
+      .x = drawn(4, shape),
+      .denoised = drawn(0, shape),
+      .previous_denoised = drawn(5, shape),
+      .previous_x = drawn(6, shape),
+      .older_denoised = std::holds_alternative<UnipcUpdate>(update) ? drawn(17, shape) : Tensor(),
+      .noise = std::holds_alternative<NoisyUpdate>(update) ? drawn(18, shape) : Tensor(),
+      .newer_unconditional = drawn(7, shape),
+      .older_unconditional = drawn(8, shape),
+      .newer_degraded = drawn(9, shape),
+      .older_degraded = drawn(10, shape),
+      .newer_guided = drawn(13, shape),
+      .older_guided = drawn(14, shape),
+      .momentum = combine.rule.has_momentum() ? drawn(15, shape) : Tensor(),
+      .previous_guided = combine.correction.prev != 0 ? drawn(16, shape) : Tensor(),
+      .distance = Tensor({kImages}, DType::float32)};
 }
 
 // Returns what a step reads and writes beside the predictions.
@@ -107,6 +111,7 @@ Tensors state_of(const GuidedStep& step) {
                 {"older_degraded", step.older_degraded},
                 {"newer_guided", step.newer_guided},
                 {"older_guided", step.older_guided}};
+  if (step.older_denoised.defined()) state["older_denoised"] = step.older_denoised;
   if (step.combine.rule.has_momentum()) state["momentum"] = step.momentum;
   if (step.combine.correction.prev != 0) state["previous_guided"] = step.previous_guided;
   return state;
@@ -149,6 +154,7 @@ void expect_equal(const GuidedStep& step) {
     outputs[name + "_to"] = Tensor(tensor.shape(), DType::float32);
     if (name != "denoised") inputs[name] = tensor.clone();
   }
+  if (step.noise.defined()) inputs["noise"] = step.noise;
   GraphBuilder graph;
   build_step(graph, {.rank = shape.size(),
                      .unconditional_cache = true,
@@ -156,9 +162,12 @@ void expect_equal(const GuidedStep& step) {
                      .guided_cache = true,
                      .scales_tokens = step.combine.token_size > 0,
                      .term_mask = step.term_mask.defined(),
+                     .corrects = step.older_denoised.defined(),
+                     .noise = step.noise.defined(),
                      .rule = rule.kind,
                      .momentum = rule.has_momentum(),
                      .rescales = rule.rescale > 0,
+                     .normalizes = rule.normalization > 0,
                      .tag = correction.tag != 1,
                      .previous = correction.prev != 0});
   run(graph, inputs, outputs);
@@ -173,9 +182,13 @@ void expect_equal(const GuidedStep& step) {
 }
 
 TEST_F(LoopGraphs, StepIsTheHosts) {
-  const std::vector<Update> updates{
-      EulerUpdate{0.75F, -0.125F}, HeunPredict{0.75F, -0.125F}, HeunCorrect{0.75F, 0.5F, -0.25F},
-      Dpmpp2mUpdate{0.8F, 0.3F, 0.4F}, DdimUpdate{0.6F, 0.8F, 0.28F, 0.96F}};
+  const std::vector<Update> updates{EulerUpdate{0.75F, -0.125F},
+                                    HeunPredict{0.75F, -0.125F},
+                                    HeunCorrect{0.75F, 0.5F, -0.25F},
+                                    Dpmpp2mUpdate{0.8F, 0.3F, 0.4F},
+                                    DdimUpdate{0.6F, 0.8F, 0.28F, 0.96F},
+                                    NoisyUpdate{{0.5F, 0.3F, 0.4F}, 0.6F},
+                                    UnipcUpdate{{0, 0.9F, 0.2F, 0.3F, -0.1F}, {0.8F, 0.3F, 0.4F}}};
   const Delta fresh, reused{.reused = true, .slope = 0.5F};
   for (const Update& update : updates) {
     for (const bool velocity : {true, false}) {
@@ -217,16 +230,22 @@ TEST_F(LoopGraphs, RulesAreTheHosts) {
   using enum CfgRule::Kind;
   for (const auto kind : {cfg, apg, cfg_zero, tcfg, mambo_g}) {
     for (const bool zero : {false, kind == cfg_zero}) {
-      for (const double rescale : {0.0, 0.7}) {
+      for (const auto& [rescale, normalization] :
+           {std::pair{0.0, 0.0}, {0.7, 0.0}, {0.0, 0.9}, {0.7, 0.5}}) {
         SCOPED_TRACE("rule " + std::to_string(static_cast<int>(kind)) + " rescale " +
-                     std::to_string(rescale) + (zero ? " zero" : ""));
+                     std::to_string(rescale) + " normalization " + std::to_string(normalization) +
+                     (zero ? " zero" : ""));
         Combine combine{.lambda = 2.5F,
                         .w = 1.25F,
                         .has_unconditional = !zero,
                         .has_degraded = !zero,
                         .unconditional_delta = {},
                         .degraded_delta = {}};
-        combine.rule = {.kind = kind, .eta = 0.25, .norm_threshold = 4.0, .rescale = rescale};
+        combine.rule = {.kind = kind,
+                        .eta = 0.25,
+                        .norm_threshold = 4.0,
+                        .rescale = rescale,
+                        .normalization = normalization};
         combine.zero = zero;
         for (const bool velocity : {true, false}) {
           expect_equal(random_step(update, velocity, combine, {.compared = true, .slope = 0.75F},

@@ -47,7 +47,7 @@ struct ToyRun {
                             : velocity(at[i], point.timestep);
       }
     };
-    done = run_plan(find_planner(type)(schedule), prediction_type, model, x, on_step);
+    done = run_plan(find_planner(config_of(type))(schedule), prediction_type, model, x, on_step);
   }
 };
 
@@ -141,11 +141,15 @@ TEST(Scheduler, NamesAndTypes) {
   EXPECT_EQ(scheduler_type("ddim", PredictionType::epsilon), kDdim);
   // By what they plan, since on Windows a function of a library has another address in a program.
   const auto evaluations = [](const char* type) {
-    return find_planner(type)(make_schedule(config_of(type), 3, 64)).size();
+    return find_planner(config_of(type))(make_schedule(config_of(type), 3, 64)).size();
   };
   EXPECT_EQ(evaluations(kHeun), 5U);  // two for each step but the last
   EXPECT_EQ(evaluations(kDdim), 3U);
-  EXPECT_THROW(find_planner("euler"), UsageError);
+  EXPECT_THROW(find_planner(config_of("euler")), UsageError);
+  const SchedulerConfig sde = with_scheduler({}, "dpmpp-2m-sde");
+  EXPECT_EQ(sde.type, kDpm);
+  EXPECT_TRUE(has_update<NoisyUpdate>(find_planner(sde)(make_schedule(sde, 3, 64))));
+  EXPECT_FALSE(with_scheduler(sde, "dpmpp-2m").sde);
   const auto refused = [](const char* name, PredictionType prediction_type, const char* says) {
     try {
       scheduler_type(name, prediction_type);
@@ -159,7 +163,8 @@ TEST(Scheduler, NamesAndTypes) {
   refused("ddim", PredictionType::velocity,
           "does not fit a model that predicts velocity: use one of euler, heun");
   refused("euler", PredictionType::epsilon,
-          "does not fit a model that predicts epsilon: use one of dpmpp-2m, ddim");
+          "does not fit a model that predicts epsilon: use one of dpmpp-2m, dpmpp-2m-sde, unipc, "
+          "ddim");
 }
 
 // The expected runs are those of diffusers' schedulers with the same model. `begin` > 0 is
@@ -233,7 +238,7 @@ TEST(Sampler, ConstantPredictionIsReached) {
         for (std::size_t i = 0; i < at.size(); ++i)
           prediction[i] = (at[i] - (flow ? 1.0F : point.alpha) * 0.75F) / point.sigma;
       };
-      const Plan plan = find_planner(type)(make_schedule(config, steps, 64));
+      const Plan plan = find_planner(config)(make_schedule(config, steps, 64));
       EXPECT_EQ(run_plan(plan, config.prediction_type, answer, x), steps);
       for (const float value : x) EXPECT_NEAR(value, 0.75F, 1e-5F) << type << " " << steps;
     }

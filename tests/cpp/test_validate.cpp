@@ -85,7 +85,7 @@ TEST(ValidateOptions, SaysByFieldWhatAnErrorSaysByFlag) {
          "strength says how much of image is forgotten: give image too", "--strength says");
   expect([](auto& o) { o.scheduler = "ddim"; }, "scheduler",
          "scheduler \"ddim\" does not fit a model that predicts velocity: use one of euler, heun, "
-         "dpmpp-2m",
+         "dpmpp-2m, dpmpp-2m-sde, unipc, euler-ancestral, lcm",
          "scheduler \"ddim\"");
   expect([](auto& o) { o.steps = 0; }, "steps", "steps 0: give 1 or more", "steps 0");
   expect([](auto& o) { o.reuse_window = Window{}; }, "reuse_window",

@@ -13,6 +13,8 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    UniPCMultistepScheduler,
 )
 
 from intaglio_export import exporter
@@ -37,6 +39,11 @@ FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
         (FlowMatchEulerDiscreteScheduler(shift=3.0, use_beta_sigmas=True), "velocity"),
         (FlowMatchHeunDiscreteScheduler(shift=2.0), "velocity"),
         (DPMSolverMultistepScheduler(**FLOW, flow_shift=3.0), "velocity"),
+        (DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++"), "velocity"),
+        (UniPCMultistepScheduler(**FLOW, flow_shift=3.0), "velocity"),
+        (FlowMatchLCMScheduler(shift=3.0), "velocity"),
+        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "velocity"),
+        (UniPCMultistepScheduler(), "epsilon"),
         (DDIMScheduler(clip_sample=False, timestep_spacing="trailing"), "epsilon"),
         (DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1), "epsilon"),
         (DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2"), "epsilon"),
@@ -79,13 +86,14 @@ def test_the_shift_that_the_pipeline_falls_back_to_is_written() -> None:
     [
         (EulerDiscreteScheduler(), "scheduler EulerDiscreteScheduler"),
         (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
-        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
+        (FlowMatchLCMScheduler(scale_factors=[0.5, 1.0]), "scale_factors"),
         (DPMSolverMultistepScheduler(), "use_flow_sigmas"),
+        (UniPCMultistepScheduler(**FLOW, solver_type="bh1"), "solver_type"),
+        (UniPCMultistepScheduler(**FLOW, disable_corrector=[0]), "disable_corrector"),
         (DPMSolverMultistepScheduler(use_flow_sigmas=True), "prediction_type"),
         *(
             (DPMSolverMultistepScheduler(**FLOW | {key: value}), key)
             for key, value in {
-                "algorithm_type": "sde-dpmsolver++",
                 "solver_order": 3,
                 "solver_type": "heun",
                 "use_karras_sigmas": True,
@@ -120,7 +128,6 @@ def test_others_are_refused_by_name(scheduler: Any, says: str) -> None:
             (DPMSolverMultistepScheduler(**{key: value}), key)
             for key, value in {
                 "prediction_type": "sample",
-                "algorithm_type": "sde-dpmsolver++",
                 "solver_order": 3,
                 "use_karras_sigmas": True,
                 "final_sigmas_type": "sigma_min",

@@ -74,6 +74,22 @@ def flat(guider: Any) -> Rule:
     return rule
 
 
+def normalized(limit: float, inner: Rule | None = None) -> Rule:
+    """Limit the norm of each image as diffusers' ZImagePipeline does with cfg_normalization."""
+    guided = inner or raw(ClassifierFreeGuidance(SCALE))
+
+    def rule(
+        step: int, x: torch.Tensor, sigma: float, c: torch.Tensor, u: torch.Tensor
+    ) -> torch.Tensor:
+        images = []
+        for positive, pred in zip(c, guided(step, x, sigma, c, u), strict=True):
+            largest = positive.norm() * limit
+            images.append(pred * (largest / pred.norm()) if pred.norm() > largest else pred)
+        return torch.stack(images)
+
+    return rule
+
+
 def apg(momentum: float, threshold: float) -> Rule:
     # The paper's D_c + lambda * update is diffusers' original formulation.
     guider = AdaptiveProjectedGuidance(
@@ -107,6 +123,11 @@ RULES: dict[str, tuple[dict[str, Any], Callable[[], Rule]]] = {
     "cfg-zero, rescaled": (
         {"guidance": "cfg-zero", "guidance_zero_steps": 0, "guidance_rescale": 0.3},
         lambda: raw(ClassifierFreeZeroStarGuidance(SCALE, 0, 0.3)),
+    ),
+    "cfg, normalized": ({"guidance_normalization": 0.9}, lambda: normalized(0.9)),
+    "cfg-zero, normalized": (
+        {"guidance": "cfg-zero", "guidance_normalization": 0.5, "guidance_zero_steps": 0},
+        lambda: normalized(0.5, raw(ClassifierFreeZeroStarGuidance(SCALE, 0))),
     ),
     "tcfg": ({"guidance": "tcfg"}, lambda: raw(TangentialClassifierFreeGuidance(SCALE))),
     "mambo-g": (

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LTXEulerAncestralRFScheduler,
     StableDiffusion3Pipeline,
+    UniPCMultistepScheduler,
 )
 
 import intaglio
@@ -26,6 +31,16 @@ from tests.parity.three_branch_loop import Prompt, Suppression, branches, sample
 
 PROMPT, NEGATIVE = "the dark boot and THE rest", "a shoe"
 SEED, STEPS = 5, 5
+SCHEDULERS = {
+    "euler": FlowMatchEulerDiscreteScheduler,
+    "heun": FlowMatchHeunDiscreteScheduler,
+    "dpmpp-2m": DPMSolverMultistepScheduler,
+    "dpmpp-2m-sde": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "euler-ancestral": LTXEulerAncestralRFScheduler,
+    "lcm": FlowMatchLCMScheduler,
+}
+ADD_NOISE = {"dpmpp-2m-sde", "euler-ancestral", "lcm"}
 MODES = {"baseline": (1.0, 0.0), "cfg": (2.5, 0.0), "dg": (1.0, 1.5), "cfg+dg": (2.5, 1.5)}
 
 
@@ -54,16 +69,20 @@ def noise(images: int, height: int, width: int) -> torch.Tensor:
 def scheduler(pipeline: StableDiffusion3Pipeline, name: str) -> Any:
     """Return a new scheduler of diffusers with the pipeline's parameters."""
     config = pipeline.scheduler.config
-    if name == "heun":
-        return FlowMatchHeunDiscreteScheduler.from_config(config)
-    if name == "dpmpp-2m":
-        return DPMSolverMultistepScheduler.from_config(
-            config,
-            use_flow_sigmas=True,
-            prediction_type="flow_prediction",
-            flow_shift=config.shift,
-        )
-    return type(pipeline.scheduler).from_config(config)
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    flow["flow_shift"] = config.shift
+    if name == "dpmpp-2m-sde":
+        flow["algorithm_type"] = "sde-dpmsolver++"
+    multistep = name in {"dpmpp-2m", "dpmpp-2m-sde", "unipc"}
+    return SCHEDULERS[name].from_config(config, **flow if multistep else {})
+
+
+def with_noise(scheduler: Any, shape: torch.Size) -> Any:
+    """Let the scheduler go on with the generator that drew the initial latents."""
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    torch.randn(shape, generator=generator)
+    scheduler.step = partial(scheduler.step, generator=generator)
+    return scheduler
 
 
 def suppression(bundle: intaglio.Bundle, keep: Any = 0.0) -> Suppression:
@@ -95,10 +114,11 @@ def reference(
     **kwargs: Any,
 ) -> torch.Tensor:
     cfg, dg = MODES[mode]
+    latents, used = noise(size.images, size.height, size.width), scheduler(pipeline, name)
     return sample(
         pipeline.transformer,
-        scheduler(pipeline, name),
-        noise(size.images, size.height, size.width),
+        with_noise(used, latents.shape) if name in ADD_NOISE else used,
+        latents,
         embed(pipeline, PROMPT, size.images),
         embed(pipeline, NEGATIVE, size.images),
         steps=STEPS,
@@ -146,7 +166,7 @@ def test_runs_equal_diffusers(
         assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
 
 
-@pytest.mark.parametrize("name", ["heun", "dpmpp-2m"])
+@pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"euler"}))
 def test_other_schedulers_equal_diffusers(
     sd3_pipeline: StableDiffusion3Pipeline, forked_bundle: Path, name: str
 ) -> None:
@@ -217,9 +237,9 @@ def test_image_to_image_of_epsilon_models(
 
 def test_schedulers_that_do_not_fit_are_named(forked_bundle: Path, epsilon_bundle: Path) -> None:
     for path, name, fitting in (
-        (forked_bundle, "ddim", "euler, heun, dpmpp-2m"),
-        (epsilon_bundle, "euler", "dpmpp-2m, ddim"),
-        (epsilon_bundle, "heun", "dpmpp-2m, ddim"),
+        (forked_bundle, "ddim", "euler, heun, dpmpp-2m, .* lcm"),
+        (epsilon_bundle, "euler", "dpmpp-2m, dpmpp-2m-sde, unipc, ddim"),
+        (epsilon_bundle, "heun", "dpmpp-2m, dpmpp-2m-sde, unipc, ddim"),
     ):
         with pytest.raises(intaglio.UsageError, match=f'"{name}" does not fit .* {fitting}$'):
             generate(intaglio.Pipeline.open(path), name, "baseline", SMALL)
@@ -229,7 +249,9 @@ def test_every_mode_and_scheduler_gives_something_else(forked_bundle: Path) -> N
     """All results differ, so the comparisons above would notice a wrong mode or scheduler."""
     pipeline = intaglio.Pipeline.open(forked_bundle)
     latents = [generate(pipeline, "euler", mode, SMALL).latents for mode in MODES]
-    latents += [generate(pipeline, name, "cfg+dg", SMALL).latents for name in ("heun", "dpmpp-2m")]
+    latents += [
+        generate(pipeline, name, "cfg+dg", SMALL).latents for name in SCHEDULERS if name != "euler"
+    ]
     for i, one in enumerate(latents):
         for other in latents[i + 1 :]:
             assert relative(one, other) > 1e-3

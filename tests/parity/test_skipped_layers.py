@@ -108,6 +108,84 @@ def test_flux_equals_diffusers_guider(monkeypatch: pytest.MonkeyPatch) -> None:
     assert relative(got.latents, expected) < 1e-4
 
 
+def drawn(share: float, blocks: int, step: int) -> list[int]:
+    """Return the blocks of the smallest of the Mersenne Twister's first words, by NumPy's."""
+    bits = np.random.MT19937()
+    bits._legacy_seeding(step)
+    order = np.argsort(bits.random_raw(blocks))
+    return sorted(int(block) for block in order[: max(1, round(share * blocks))])
+
+
+@pytest.mark.parametrize("layout", ["forked", "dual"])
+def test_s2_guidance_equals_the_papers_formula(
+    layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference is diffusers' pipeline and its transformer's own skip_layers."""
+    weight, share, steps = 0.75, 0.4, 6
+    family = FAMILIES["sd3"]
+    pipeline = family.make()
+    forward = pipeline.transformer.forward
+    blocks = len(pipeline.transformer.transformer_blocks)
+    choices = [drawn(share, blocks, step) for step in range(steps)]
+    assert {len(choice) for choice in choices} == {2}
+    assert len({str(choice) for choice in choices}) > 2
+    left = list(choices)
+
+    def guided(return_dict: bool = True, **kwargs: Any) -> Any:
+        made = forward(**kwargs, return_dict=False)[0]
+        rows = slice(len(made) // 2, None)  # the pipeline runs D_0 and D_c together
+        conditional = {
+            name: value[rows] if isinstance(value, torch.Tensor) else value
+            for name, value in kwargs.items()
+        }
+        skipping = forward(**conditional, skip_layers=left.pop(0), return_dict=False)[0]
+        return (made + weight * (made[rows] - skipping).repeat(2, 1, 1, 1),)
+
+    monkeypatch.setattr(pipeline.transformer, "forward", guided)
+    arguments = _arguments(pipeline, family) | {
+        family.cfg: CFG, "negative_prompt": NEGATIVE, "num_inference_steps": steps
+    }  # fmt: skip
+    with torch.no_grad():
+        expected = _run(pipeline, arguments).latents
+    assert not left
+    runtime = intaglio.Pipeline.open(bundles.bundle("sd3", layout), threads=1)
+    options: dict[str, Any] = {
+        "negative_prompt": NEGATIVE, "seeds": SEED, "batch": IMAGES, "steps": steps,
+        "height": HEIGHT, "width": family.width, "cfg_scale": CFG,
+    }  # fmt: skip
+    got = runtime.generate(PROMPT, slg_share=share, slg_scale=weight, **options)
+    assert relative(got.latents, expected) < 1e-4
+    assert got.degraded_steps == list(range(steps))
+    fixed = runtime.generate(
+        PROMPT, slg_layers=choices[0], slg_scale=weight, slg_window=(0.0, 1.0), **options
+    )
+    assert relative(fixed.latents, expected) > 1e-3
+
+
+def test_s2_guidance_is_that_of_one_image_in_a_batch() -> None:
+    pipeline = intaglio.Pipeline.open(bundles.bundle("sd3", "forked"), threads=1)
+    options: dict[str, Any] = {"steps": 4, "slg_share": 0.25, "slg_scale": 2.0}
+    both = pipeline.generate(PROMPT, seeds=[1, 2], **options).latents
+    alone = pipeline.generate(PROMPT, seeds=2, **options).latents
+    assert relative(both[1:], torch.from_numpy(alone)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"slg_share": 0.0}, "slg_share must be above 0"),
+        ({"slg_share": 1.5}, "slg_share must be above 0"),
+        ({"slg_share": 0.1, "slg_layers": [1]}, "slg_share draws the blocks"),
+        ({"slg_share": 0.1, "dg_scale": 1.0}, "slg_share and dg_scale each make D_m"),
+        ({"slg_share": 0.1, "ma_keep": 0.5}, "ma_keep is for DG, and slg_share"),
+    ],
+)
+def test_what_does_not_go_with_s2_guidance(options: dict[str, Any], says: str) -> None:
+    pipeline = intaglio.Pipeline.open(bundles.bundle("sd3", "forked"), threads=1)
+    with pytest.raises(intaglio.UsageError, match=says):
+        pipeline.generate(PROMPT, **options)
+
+
 def test_requests_that_skip_layers_share_a_batch() -> None:
     pipeline = intaglio.Pipeline.open(bundles.bundle("sd3", "forked"), threads=1)
     base: dict[str, Any] = {"prompt": PROMPT, "steps": 3, "cfg_scale": CFG}
@@ -117,7 +195,7 @@ def test_requests_that_skip_layers_share_a_batch() -> None:
     ]
     batch = intaglio.Batch(pipeline, 2)
     places = [batch.add(**request) for request in requests]
-    with pytest.raises(intaglio.UsageError, match="slg_layers is given to some"):
+    with pytest.raises(intaglio.UsageError, match="slg_layers or slg_share is given to some"):
         batch.add(**base)
     done = {step.id: step for _ in range(3) for step in batch.step()}
     for place, request in zip(places, requests, strict=True):

@@ -45,11 +45,14 @@ def test_names() -> None:
     assert [_core.scheduler_type(name, "velocity") for name in names] == [EULER, HEUN, DPM]
     assert _core.scheduler_type("ddim", "epsilon") == "DDIMScheduler"
     assert _core.scheduler_type("dpmpp-2m", "epsilon") == DPM
-    with pytest.raises(intaglio.UsageError, match=r"unknown .* use one of euler, heun, dpmpp-2m$"):
+    assert _core.scheduler_type("dpmpp-2m-sde", "velocity") == DPM
+    flow = "euler, heun, dpmpp-2m, dpmpp-2m-sde, unipc, euler-ancestral, lcm$"
+    with pytest.raises(intaglio.UsageError, match=f"unknown .* use one of {flow}"):
         _core.scheduler_type("plms", "velocity")
-    with pytest.raises(intaglio.UsageError, match=r"predicts velocity: .* euler, heun, dpmpp-2m$"):
+    with pytest.raises(intaglio.UsageError, match=f"predicts velocity: .* {flow}"):
         _core.scheduler_type("ddim", "velocity")
-    with pytest.raises(intaglio.UsageError, match=r"predicts epsilon: use one of dpmpp-2m, ddim$"):
+    noise = "dpmpp-2m, dpmpp-2m-sde, unipc, ddim$"
+    with pytest.raises(intaglio.UsageError, match=f"predicts epsilon: use one of {noise}"):
         _core.scheduler_type("euler", "epsilon")
     with pytest.raises(intaglio.UsageError, match='unknown prediction type "sample"'):
         _core.scheduler_type("euler", "sample")

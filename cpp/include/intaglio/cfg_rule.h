@@ -17,9 +17,12 @@ struct CfgRule {
   double alpha = 8.0;  // mambo_g
   // Every kind: how far the result's standard deviation goes to that of D_c, from 0 to 1.
   double rescale = 0.0;
+  // Every kind: the largest norm of an image's result, after that, in norms of its D_c; 0 sets no
+  // limit.
+  double normalization = 0.0;
 
   // Whether it needs sums over each image.
-  bool needs_sums() const { return kind != Kind::cfg || rescale > 0; }
+  bool needs_sums() const { return kind != Kind::cfg || rescale > 0 || normalization > 0; }
   bool has_momentum() const { return kind == Kind::apg && momentum != 0; }
 };
 

@@ -31,7 +31,7 @@ struct GenerateOptions {
   std::optional<std::string> guidance;  // cfg, apg, cfg-zero, tcfg, mambo-g; CfgRule has the rest
   std::optional<double> guidance_eta, guidance_norm_threshold, guidance_momentum;
   std::optional<int> guidance_zero_steps;
-  std::optional<double> guidance_alpha, guidance_rescale;
+  std::optional<double> guidance_alpha, guidance_rescale, guidance_normalization;
   std::optional<double> guidance_tag, guidance_prev;  // Correction
   std::optional<double> distilled_guidance;           // for transformers that take it as an input
   std::optional<Ramp> dg_scale;
@@ -41,6 +41,7 @@ struct GenerateOptions {
   std::optional<std::string> dg_region;       // all or mask: the tokens where DG's term acts
   std::optional<std::string> transport_from;  // a prompt whose massive channels D_c takes over
   std::vector<int> slg_layers;  // blocks that D_m skips, if any, instead of suppressing channels
+  std::optional<double> slg_share;  // the share of the blocks that it skips, others in each step
   std::optional<double> slg_scale;
   std::optional<Window> slg_window;
   std::optional<Ramp> reuse_interval;  // if empty, every step runs its branches
@@ -54,7 +55,7 @@ struct GenerateOptions {
   // A picture of where D_m suppresses channels: fully on white tokens, not at all on black ones.
   // Brightness is averaged over each token, so the picture needs at least one pixel for each token.
   std::optional<Image> ma_tokens;
-  std::optional<std::string> scheduler;  // euler, heun, dpmpp-2m, ddim
+  std::optional<std::string> scheduler;  // a name that scheduler_type() knows
   std::optional<Tensor> latents;         // in place of noise, laid out as Generation::latents
   std::optional<Image> image;            // start from this picture
   std::optional<double> strength;        // share of `image` that noise replaces, 0.6 if empty

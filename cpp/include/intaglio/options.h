@@ -52,6 +52,10 @@ void visit_rule_options(Options& options, Visitor& visit) {
          "bring the standard deviation of CFG's result to that of the conditional prediction, "
          "from 0 (not) to 1 (fully), with any rule [0]"},
         options.guidance_rescale);
+  visit({guidance, "guidance_normalization", "F",
+         "largest norm of an image's result of CFG, in norms of its conditional prediction, with "
+         "any rule, as cfg_normalization of Z-Image's pipeline; 0 sets no limit [0]"},
+        options.guidance_normalization);
   visit({guidance, "guidance_tag", "ETA",
          "multiply the part of each step across the latents (TAG), with or without CFG, such as "
          "1.15 [1]"},
@@ -70,9 +74,15 @@ void visit_slg_options(Options& options, Visitor& visit) {
          "skip-layer guidance (SLG): blocks, counted from 0, that the degraded branch skips, "
          "instead of Detail Guidance; 7,8,9 for SD3.5 medium"},
         options.slg_layers);
-  visit({guidance, "slg_scale", "S", "scale of SLG [2.8]"}, options.slg_scale);
+  visit({guidance, "slg_share", "X",
+         "S2-Guidance: skip this share of the blocks, such as 0.1 and at least one, and others in "
+         "each step, in place of --slg-layers"},
+        options.slg_share);
+  visit({guidance, "slg_scale", "S", "scale of SLG [2.8], or of S2-Guidance [0.25]"},
+        options.slg_scale);
   visit({guidance, "slg_window", "A:B",
-         "steps with SLG: every i in 0..N-1 with A <= i/N < B [0.01:0.2]"},
+         "steps with skipped blocks: every i in 0..N-1 with A <= i/N < B [0.01:0.2, or all with "
+         "--slg-share]"},
         options.slg_window);
 }
 
@@ -174,8 +184,8 @@ void visit_options(Options& options, Visitor&& visit) {
   visit_slg_options(options, visit);
   visit_faster_options(options, visit);
   visit({sampling, "scheduler", "NAME",
-         "euler, heun or dpmpp-2m for a flow matching model; ddim or dpmpp-2m for a model that "
-         "predicts epsilon"},
+         "euler, heun, dpmpp-2m, dpmpp-2m-sde, unipc, euler-ancestral or lcm for a flow matching "
+         "model; ddim, dpmpp-2m, dpmpp-2m-sde or unipc for a model that predicts epsilon"},
         options.scheduler);
   visit({start, "strength", "X",
          "share of the picture given by --image that noise replaces, above 0 and up to 1 [0.6]"},

@@ -28,8 +28,20 @@ class Generator {
   double next_normal_ = 0.0;
 };
 
-// Draws noise of `shape` = [N, ...] as diffusers does: one seed draws the whole batch, and N seeds
-// draw one image each. Throws UsageError for another number of seeds.
+// The noise of a batch as diffusers draws it: one seed draws the whole batch, and N seeds draw one
+// image each.
+class BatchNoise {
+ public:
+  explicit BatchNoise(const std::vector<std::uint64_t>& seeds);
+  // Fills `noise`, [N, ...] float32, with what comes next. Throws UsageError for another number of
+  // images than seeds.
+  void draw(Tensor noise);
+
+ private:
+  std::vector<Generator> generators_;
+};
+
+// Returns the first noise of `shape` = [N, ...] that BatchNoise draws.
 Tensor draw_noise(const Shape& shape, const std::vector<std::uint64_t>& seeds);
 
 }  // namespace intaglio

@@ -16,16 +16,17 @@ PredictionType prediction_type_from(const std::string& name);
 
 // Parameters of diffusers' schedulers, by their names there unless a comment says otherwise.
 struct SchedulerConfig {
-  // FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, DPMSolverMultistepScheduler or
-  // DDIMScheduler.
+  // FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, DPMSolverMultistepScheduler,
+  // UniPCMultistepScheduler, LTXEulerAncestralRFScheduler, FlowMatchLCMScheduler or DDIMScheduler.
   std::string type = "FlowMatchEulerDiscreteScheduler";
-  // The bundle's name is used here. diffusers' DPMSolverMultistepScheduler calls velocity
-  // flow_prediction.
+  // Whether the algorithm_type of DPMSolverMultistepScheduler is sde-dpmsolver++.
+  bool sde = false;
+  // The bundle's name is used here. diffusers' multistep schedulers call velocity flow_prediction.
   PredictionType prediction_type = PredictionType::velocity;
   int num_train_timesteps = 1000;
 
   // Flow matching.
-  double shift = 1.0;  // DPMSolverMultistepScheduler calls it flow_shift.
+  double shift = 1.0;  // The multistep schedulers call it flow_shift.
   bool use_dynamic_shifting = false;
   // The defaults of FluxPipeline and QwenImagePipeline, for a configuration that lacks them. Export
   // always writes the max_shift of StableDiffusion3Pipeline, 1.16.
@@ -35,11 +36,12 @@ struct SchedulerConfig {
   int max_image_seq_len = 4096;
   std::string time_shift_type = "exponential";  // or linear
   double shift_terminal = 0.0;                  // 0: none
-  // How FlowMatchEulerDiscreteScheduler spaces the sigmas between the first and the last one: empty
-  // (as shifted), karras, exponential or beta, for its use_karras_sigmas and so on.
+  // How FlowMatchEulerDiscreteScheduler, or FlowMatchLCMScheduler, spaces the sigmas between the
+  // first and the last one: empty (as shifted), karras, exponential or beta, for its
+  // use_karras_sigmas and so on.
   std::string spacing;
   // Whether the pipeline gives FlowMatchEulerDiscreteScheduler the sigmas linspace(1, 1/N, N), as
-  // those of FLUX and Qwen-Image do. Other schedulers use their own sigmas.
+  // those of FLUX and Qwen-Image do. Schedulers that do not have Euler's sigmas use their own.
   bool linspace_sigmas = false;
   // Whether the dynamic shift is that of the FLUX.2 pipelines, compute_empirical_mu. Then the four
   // parameters of the linear one above are not used.
@@ -56,9 +58,14 @@ struct SchedulerConfig {
   bool set_alpha_to_one = true;  // of DDIMScheduler
 };
 
-// Returns diffusers' class for a name of the command line: euler, heun, dpmpp-2m or ddim. Throws
-// UsageError, naming the schedulers that fit a model of this prediction type.
+// Returns diffusers' class for a name of the command line: euler, heun, dpmpp-2m, dpmpp-2m-sde,
+// unipc, euler-ancestral, lcm or ddim. Throws UsageError, naming the schedulers that fit a model of
+// this prediction type.
 std::string scheduler_type(const std::string& name, PredictionType prediction_type);
+
+// Returns the parameters with the type, and the algorithm, of a name of the command line. Throws as
+// scheduler_type() does.
+SchedulerConfig with_scheduler(SchedulerConfig config, const std::string& name);
 
 // x = alpha * clean + sigma * noise, with alpha = 1 - sigma (flow matching) or alpha^2 + sigma^2 =
 // 1 (variance preserving).

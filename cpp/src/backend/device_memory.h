@@ -20,6 +20,7 @@ struct DeviceState {
   Tensor newer_guided, older_guided;
   Tensor momentum;         // of CfgRule; not defined where the rule has none
   Tensor previous_guided;  // D; not defined where Correction does not need it
+  Tensor older_denoised;   // of SamplerMemory; not defined where the sampler does not correct x
   Tensor position;         // [1], float32: the row of the table that comes next
 };
 
@@ -56,6 +57,7 @@ struct DeviceStep {
   Tensor term_mask;            // [1, ...]: as in core/guided_step.h
   CfgRule rule;                // of which the table has the numbers
   Correction correction;       // the same
+  Tensor noise;                // that the sampler adds; not defined where it adds none
   DeviceState from, to;
   Tensor distance;  // [images]: from the line, where `from` has guided predictions
 };

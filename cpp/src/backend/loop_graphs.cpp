@@ -172,6 +172,7 @@ class RuleGraph {
     if (denoised_) change = graph_.node("Div", {change, row_.number(kSlope)});
     std::string guided = graph_.node("Add", {conditional, change});
     if (form_.rescales) guided = rescaled(guided, conditional);
+    if (form_.normalizes) guided = normalized(guided, conditional);
     return form_.rule == CfgRule::Kind::cfg_zero ? row_.times(kUses, guided) : guided;
   }
 
@@ -204,6 +205,12 @@ class RuleGraph {
     return graph_.node("Mul", {factor.name(), guided});
   }
 
+  std::string normalized(const std::string& guided, const std::string& conditional) {
+    const Scalar factor =
+        norm_factor(number(kNormalization), sum(conditional, conditional), sum(guided, guided));
+    return graph_.node("Mul", {factor.name(), guided});
+  }
+
   GraphBuilder& graph_;
   Row& row_;
   const StepForm& form_;
@@ -232,6 +239,26 @@ std::string guided_by_line(GraphBuilder& graph, Row& row, const std::string& gui
   replace(graph, row, kRuns, guided, newer, "newer_guided_to", rank);
   const std::string skips = graph.node("Sub", {graph.constant(1.0F), row.number(kRuns)});
   return graph.node("Add", {row.times(kRuns, guided), graph.node("Mul", {skips, on_line})});
+}
+
+// The values that samplers sum beside x.
+struct SamplerNames {
+  std::string denoised, previous_denoised, previous_x;
+};
+
+// Applies UnipcCorrector of core/arithmetic.h, and remembers one more prediction.
+std::string corrected_x(GraphBuilder& graph, Row& row, const StepForm& form, const std::string& x,
+                        const SamplerNames& memory) {
+  const std::string older = graph.input("older_denoised", kFloat, form.rank);
+  replace(graph, row, kKeepsDenoised, memory.previous_denoised, older, "older_denoised_to",
+          form.rank);
+  std::string sum = row.times(kCorrectedX, x);
+  for (const std::string& part : {row.times(kCorrectedPreviousX, memory.previous_x),
+                                  row.times(kCorrectedDenoised, memory.denoised),
+                                  row.times(kCorrectedPreviousDenoised, memory.previous_denoised),
+                                  row.times(kCorrectedOlderDenoised, older)})
+    sum = graph.node("Add", {sum, part});
+  return sum;
 }
 
 }  // namespace
@@ -304,13 +331,17 @@ void build_step(GraphBuilder& graph, const StepForm& form) {
   const std::string denoised =
       graph.node("Div", {graph.node("Sub", {x, row.times(kSigma, guided)}), row.number(kAlpha)},
                  "denoised_to");
-  const std::string now = graph.node("Add", {row.times(kX, x), row.times(kDenoised, denoised)});
-  const std::string before = graph.node(
+  const SamplerNames memory{
+      .denoised = denoised, .previous_denoised = previous_denoised, .previous_x = previous_x};
+  const std::string from = form.corrects ? corrected_x(graph, row, form, x, memory) : x;
+  const std::string now = graph.node("Add", {row.times(kX, from), row.times(kDenoised, denoised)});
+  std::string before = graph.node(
       "Add", {row.times(kPreviousDenoised, previous_denoised), row.times(kPreviousX, previous_x)});
+  if (form.noise) before = graph.node("Add", {before, row.times(kNoise, latents("noise"))});
   graph.node("Add", {now, before}, "x_to");
   replace(graph, row, kKeepsDenoised, denoised, previous_denoised, "previous_denoised_to",
           form.rank);
-  replace(graph, row, kKeepsX, x, previous_x, "previous_x_to", form.rank);
+  replace(graph, row, kKeepsX, from, previous_x, "previous_x_to", form.rank);
   for (const char* name : {"x_to", "denoised_to"}) graph.output(name, kFloat, form.rank);
   graph.node("Add", {position, graph.constant(1.0F)}, "position_to");
   graph.output("position_to", kFloat, 1);

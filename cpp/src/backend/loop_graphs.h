@@ -28,11 +28,12 @@ struct StepForm {
   bool unconditional_cache = false, degraded_cache = false, guided_cache = false;
   bool scales_tokens = false;
   bool term_mask = false;
+  bool corrects = false, noise = false;  // of the sampler: UnipcUpdate, NoisyUpdate
   CfgRule::Kind rule = CfgRule::Kind::cfg;
   bool momentum = false;
-  bool rescales = false;
+  bool rescales = false, normalizes = false;
   bool tag = false, previous = false;  // of Correction
-  bool needs_sums() const { return rule != CfgRule::Kind::cfg || rescales; }
+  bool needs_sums() const { return rule != CfgRule::Kind::cfg || rescales || normalizes; }
   auto operator<=>(const StepForm&) const = default;
 };
 void build_step(GraphBuilder& graph, const StepForm& form);

@@ -137,9 +137,12 @@ class ProviderMemory final : public DeviceMemory {
                           .guided_cache = step.from.newer_guided.defined(),
                           .scales_tokens = step.scales_tokens,
                           .term_mask = step.term_mask.defined(),
+                          .corrects = step.from.older_denoised.defined(),
+                          .noise = step.noise.defined(),
                           .rule = step.rule.kind,
                           .momentum = step.rule.has_momentum(),
                           .rescales = step.rule.rescale > 0,
+                          .normalizes = step.rule.normalization > 0,
                           .tag = step.correction.tag != 1,
                           .previous = step.correction.prev != 0};
       auto& program = steps_[form];
@@ -169,6 +172,8 @@ class ProviderMemory final : public DeviceMemory {
       }
       if (form.previous)
         state("previous_guided", step.from.previous_guided, step.to.previous_guided);
+      if (form.corrects) state("older_denoised", step.from.older_denoised, step.to.older_denoised);
+      if (form.noise) program->input("noise", step.noise);
       if (form.momentum) state("momentum", step.from.momentum, step.to.momentum);
       if (form.guided_cache) {
         state("newer_guided", step.from.newer_guided, step.to.newer_guided);

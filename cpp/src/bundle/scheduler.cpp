@@ -41,9 +41,19 @@ void check_ddim(const Node& node) {
   if (node.get<bool>("clip_sample")) refuse_sampling(node.at("clip_sample"));
 }
 
-// Only DPMSolverMultistepScheduler as plan_dpmpp_2m runs it. What the manifest leaves out is
-// diffusers' default, so for a flow model it has to say where it differs.
-void check_dpm_solver(const Node& node, PredictionType prediction_type) {
+// Refuses a parameter with another value than the only one that is sampled with.
+void check_only(const Node& node,
+                std::initializer_list<std::pair<const char*, const char*>> parameters) {
+  for (const auto& [key, only] : parameters) {
+    std::string value = only;
+    node.get_if(key, value);
+    if (value != only) refuse_sampling(node.at(key));
+  }
+}
+
+// What DPMSolverMultistepScheduler and UniPCMultistepScheduler have in common. What the manifest
+// leaves out is diffusers' default, so for a flow model it has to say where it differs.
+void check_multistep(const Node& node, PredictionType prediction_type) {
   if (prediction_type == PredictionType::velocity) {
     if (!node.get<bool>("use_flow_sigmas")) refuse_sampling(node.at("use_flow_sigmas"));
     if (node.get<std::string>("prediction_type") != "flow_prediction")
@@ -51,8 +61,6 @@ void check_dpm_solver(const Node& node, PredictionType prediction_type) {
   } else {
     check_off(node, {"use_flow_sigmas"});
     check_variance_preserving(node);
-    // With variance_type diffusers would use only three channels of the prediction.
-    check_null(node, {"lambda_min_clipped", "variance_type"});
   }
   int order = 2;
   node.get_if("solver_order", order);
@@ -60,15 +68,35 @@ void check_dpm_solver(const Node& node, PredictionType prediction_type) {
   bool lower_order_final = true;
   node.get_if("lower_order_final", lower_order_final);
   if (!lower_order_final) refuse_sampling(node.at("lower_order_final"));
-  check_off(node, {"thresholding", "use_lu_lambdas", "euler_at_final"});
-  const std::pair<const char*, const char*> sampled[] = {{"algorithm_type", "dpmsolver++"},
-                                                         {"solver_type", "midpoint"},
-                                                         {"final_sigmas_type", "zero"}};
-  for (const auto& [key, only] : sampled) {
-    std::string value = only;
-    node.get_if(key, value);
-    if (value != only) refuse_sampling(node.at(key));
-  }
+  check_off(node, {"thresholding"});
+  check_only(node, {{"final_sigmas_type", "zero"}});
+}
+
+// Only DPMSolverMultistepScheduler as plan_dpmpp_2m and plan_dpmpp_2m_sde run it.
+bool read_dpm_solver(const Node& node, PredictionType prediction_type) {
+  check_multistep(node, prediction_type);
+  // With variance_type diffusers would use only three channels of the prediction.
+  if (prediction_type == PredictionType::epsilon)
+    check_null(node, {"lambda_min_clipped", "variance_type"});
+  check_off(node, {"use_lu_lambdas", "euler_at_final"});
+  std::string algorithm = "dpmsolver++";
+  node.get_if("algorithm_type", algorithm);
+  const bool sde = algorithm == "sde-dpmsolver++";
+  if (!sde) check_only(node, {{"algorithm_type", "dpmsolver++"}});
+  check_only(node, {{"solver_type", "midpoint"}});
+  return sde;
+}
+
+// Only UniPCMultistepScheduler as plan_unipc runs it.
+void check_unipc(const Node& node, PredictionType prediction_type) {
+  check_multistep(node, prediction_type);
+  bool predict_x0 = true;
+  node.get_if("predict_x0", predict_x0);
+  if (!predict_x0) refuse_sampling(node.at("predict_x0"));
+  check_null(node, {"solver_p"});
+  check_only(node, {{"solver_type", "bh2"}});
+  if (node.has("disable_corrector") && !node.at("disable_corrector").items().empty())
+    refuse_sampling(node.at("disable_corrector"));
 }
 
 }  // namespace
@@ -107,12 +135,21 @@ SchedulerConfig read_scheduler(const Node& root, PredictionType prediction_type)
     bool on = false;
     node.get_if(key.c_str(), on);
     if (!on) continue;
-    if (config.type != "FlowMatchEulerDiscreteScheduler" || !config.spacing.empty())
-      refuse_sampling(node.at(key.c_str()));
+    const bool spaces =
+        config.type == "FlowMatchEulerDiscreteScheduler" || config.type == "FlowMatchLCMScheduler";
+    if (!spaces || !config.spacing.empty()) refuse_sampling(node.at(key.c_str()));
     config.spacing = spacing;
   }
-  check_off(node, {"invert_sigmas", "stochastic_sampling"});
-  if (config.type == "DPMSolverMultistepScheduler") check_dpm_solver(node, prediction_type);
+  check_off(node, {"invert_sigmas"});
+  check_null(node, {"scale_factors"});
+  bool stochastic = false;
+  node.get_if("stochastic_sampling", stochastic);
+  // Euler's class then takes the steps of FlowMatchLCMScheduler, and no other class reads this.
+  if (stochastic && config.type == "FlowMatchEulerDiscreteScheduler")
+    config.type = "FlowMatchLCMScheduler";
+  if (config.type == "DPMSolverMultistepScheduler")
+    config.sde = read_dpm_solver(node, prediction_type);
+  if (config.type == "UniPCMultistepScheduler") check_unipc(node, prediction_type);
   if (config.type == "DDIMScheduler" && prediction_type == PredictionType::epsilon)
     check_ddim(node);
   return config;

@@ -128,10 +128,12 @@ struct ToDenoised {
   float slope() const { return velocity ? -sigma : -sigma / alpha; }
 };
 
-// What a sampler remembers of one element from the evaluation before.
+// What a sampler remembers of one element from the evaluations before, and the noise that it adds.
 struct SamplerMemory {
-  float previous_denoised = 0;  // the clean data that it predicted
+  float previous_denoised = 0;  // the clean data that the last evaluation predicted
   float previous_x = 0;         // where it was made
+  float older_denoised = 0;     // what the evaluation before that predicted; UnipcUpdate only
+  float noise = 0;              // standard normal and new in each evaluation; NoisyUpdate only
 };
 
 // How one evaluation of the model moves x. plan.h says which sampler each update belongs to.
@@ -176,6 +178,40 @@ struct Dpmpp2mUpdate {
   }
 };
 
+// Dpmpp2mUpdate, and noise of this standard deviation.
+struct NoisyUpdate {
+  Dpmpp2mUpdate mean;
+  float deviation = 0;
+  float operator()(float x, float denoised, SamplerMemory& memory) const {
+    return mean(x, denoised, memory) + deviation * memory.noise;
+  }
+};
+
+// Where the step begins, as corrected by what the model predicts there: a sum of x, of where the
+// step before began, and of the clean data of the last three evaluations.
+struct UnipcCorrector {
+  float x = 1;
+  float previous_x = 0;
+  float denoised = 0;
+  float previous_denoised = 0;
+  float older_denoised = 0;
+};
+
+// Corrects x, and goes on from there.
+struct UnipcUpdate {
+  UnipcCorrector corrector;
+  Dpmpp2mUpdate predictor;
+  float operator()(float x, float denoised, SamplerMemory& memory) const {
+    const float corrected = corrector.x * x + corrector.previous_x * memory.previous_x +
+                            corrector.denoised * denoised +
+                            corrector.previous_denoised * memory.previous_denoised +
+                            corrector.older_denoised * memory.older_denoised;
+    memory.older_denoised = memory.previous_denoised;
+    memory.previous_x = corrected;
+    return predictor(corrected, denoised, memory);
+  }
+};
+
 struct DdimUpdate {
   float sigma = 1;
   float alpha = 1;
@@ -187,7 +223,8 @@ struct DdimUpdate {
   }
 };
 
-using Update = std::variant<EulerUpdate, HeunPredict, HeunCorrect, Dpmpp2mUpdate, DdimUpdate>;
+using Update = std::variant<EulerUpdate, HeunPredict, HeunCorrect, Dpmpp2mUpdate, NoisyUpdate,
+                            UnipcUpdate, DdimUpdate>;
 
 // The `keep` that the op gets for a token whose massive channels may be suppressed by `token_mask`,
 // 0 to 1.

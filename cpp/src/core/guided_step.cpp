@@ -35,6 +35,10 @@ StepElements elements_of(const GuidedStep& step) {
     elements.degraded_cache = {check(step.newer_degraded), check(step.older_degraded)};
   if (step.newer_guided.defined())
     elements.guided_cache = {check(step.newer_guided), check(step.older_guided)};
+  if (step.older_denoised.defined()) elements.older_denoised = check(step.older_denoised);
+  if (step.noise.defined()) elements.noise = check(step.noise);
+  assert(elements.noise || !std::holds_alternative<NoisyUpdate>(step.update));
+  assert(elements.older_denoised || !std::holds_alternative<UnipcUpdate>(step.update));
   if (step.momentum.defined()) elements.momentum = check(step.momentum);
   if (step.previous_guided.defined()) elements.previous_guided = check(step.previous_guided);
   assert(runs || elements.guided_cache.newer);
@@ -111,6 +115,7 @@ class Variance {
     const double mean = sum_ / count_;
     return std::max(squares_ / count_ - mean * mean, 0.0);
   }
+  double squares() const { return squares_; }
 
  private:
   double sum_ = 0, squares_ = 0, count_ = 0;
@@ -138,17 +143,23 @@ class ImageRule {
       conditional.add(e_.conditional[i]);
       guided.add(e_.denoised[i]);
     }
-    const double rescale = combine_.rule.rescale;
-    const auto factor =
-        static_cast<float>(rescale_factor(rescale, conditional.value(), guided.value()));
+    const auto factor = static_cast<float>(scale(conditional, guided));
     for (std::size_t i = begin_; i < end_; ++i) {
-      const float scaled = rescale > 0 ? factor * e_.denoised[i] : e_.denoised[i];
+      const float scaled = factor * e_.denoised[i];
       e_.denoised[i] =
           combine_.with_dg(scaled, e_.conditional[i], e_.degraded, i, e_.degraded_cache);
     }
   }
 
  private:
+  // What D is multiplied by.
+  double scale(const Variance& conditional, const Variance& guided) const {
+    const double rescale = combine_.rule.rescale, limit = combine_.rule.normalization;
+    const double factor =
+        rescale > 0 ? rescale_factor(rescale, conditional.value(), guided.value()) : 1.0;
+    if (limit == 0) return factor;
+    return factor * norm_factor(limit, conditional.squares(), factor * factor * guided.squares());
+  }
   // The vectors of RuleSums; q goes into e.denoised.
   float p(std::size_t i) const {
     return denoised_ ? to_denoised_(e_.x[i], e_.conditional[i]) : e_.conditional[i];

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/arithmetic.h"
 #include "intaglio/tensor.h"
@@ -21,6 +22,7 @@ struct GuidedStep {
   Tensor x;          // what the model saw; afterwards, where the step ends
   Tensor denoised;   // the clean data that the predictions mean
   Tensor previous_denoised, previous_x;  // the parts of SamplerMemory
+  Tensor older_denoised, noise;          // the same, without memory where the update has no use
   // The parts of each branch's DeltaCache, without memory where no step of the run reuses them.
   Tensor newer_unconditional, older_unconditional, newer_degraded, older_degraded;
   // The parts of GuidedCache, without memory where no step of the run is skipped.
@@ -41,6 +43,8 @@ struct StepElements {
   float* denoised = nullptr;
   float* previous_denoised = nullptr;
   float* previous_x = nullptr;
+  float* older_denoised = nullptr;
+  const float* noise = nullptr;
   float* momentum = nullptr;
   float* previous_guided = nullptr;
   DeltaCache unconditional_cache, degraded_cache;
@@ -60,7 +64,10 @@ inline void update_element(const StepElements& e, float prediction, const ToDeno
                            const AnyUpdate& update, std::size_t i) {
   const float denoised = to_denoised(e.x[i], prediction);
   SamplerMemory memory{.previous_denoised = e.previous_denoised[i], .previous_x = e.previous_x[i]};
+  if constexpr (std::is_same_v<AnyUpdate, NoisyUpdate>) memory.noise = e.noise[i];
+  if constexpr (std::is_same_v<AnyUpdate, UnipcUpdate>) memory.older_denoised = e.older_denoised[i];
   e.x[i] = update(e.x[i], denoised, memory);
+  if constexpr (std::is_same_v<AnyUpdate, UnipcUpdate>) e.older_denoised[i] = memory.older_denoised;
   e.denoised[i] = denoised;
   e.previous_denoised[i] = memory.previous_denoised;
   e.previous_x[i] = memory.previous_x;

@@ -74,22 +74,28 @@ void Generator::randn(std::span<float> out) {
   to_normal(tail);
 }
 
-Tensor draw_noise(const Shape& shape, const std::vector<std::uint64_t>& seeds) {
-  Tensor noise(shape, DType::float32);
+BatchNoise::BatchNoise(const std::vector<std::uint64_t>& seeds)
+    : generators_(seeds.begin(), seeds.end()) {}
+
+void BatchNoise::draw(Tensor noise) {
+  const Shape& shape = noise.shape();
   const auto batch = shape.empty() ? std::size_t{1} : static_cast<std::size_t>(shape.front());
   const auto values = noise.floats();
-  if (seeds.size() == 1) {
-    Generator(seeds.front()).randn(values);
-    return noise;
+  if (generators_.size() == 1) {
+    generators_.front().randn(values);
+    return;
   }
-  if (seeds.size() != batch) {
-    throw UsageError(std::to_string(seeds.size()) + " seeds for " + std::to_string(batch) +
+  if (generators_.size() != batch) {
+    throw UsageError(std::to_string(generators_.size()) + " seeds for " + std::to_string(batch) +
                      " images: give one seed for the whole batch, or one for each image");
   }
   const std::size_t image = batch == 0 ? 0 : values.size() / batch;
-  for (std::size_t i = 0; i < batch; ++i) {
-    Generator(seeds[i]).randn(values.subspan(i * image, image));
-  }
+  for (std::size_t i = 0; i < batch; ++i) generators_[i].randn(values.subspan(i * image, image));
+}
+
+Tensor draw_noise(const Shape& shape, const std::vector<std::uint64_t>& seeds) {
+  Tensor noise(shape, DType::float32);
+  BatchNoise(seeds).draw(noise);
   return noise;
 }
 

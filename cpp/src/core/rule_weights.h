@@ -95,6 +95,14 @@ T rescale_factor(const T& rescale, const T& conditional, const T& guided) {
   return rescale * sqrt(conditional / (guided + kTiny)) + (1.0 - rescale);
 }
 
+// cfg_normalization of diffusers' ZImagePipeline: what the result is multiplied by, from the sums
+// of squares of D_c and of the result.
+template <typename T>
+T norm_factor(const T& limit, const T& conditional, const T& guided) {
+  using std::min, std::sqrt;
+  return min(1.0, limit * sqrt(conditional / (guided + kTiny)));
+}
+
 // arXiv 2510.04533, where the step is a multiple of D: the part of D across the latents x is
 // multiplied by `tag`. Returns the weight of x beside tag * D.
 template <typename T>

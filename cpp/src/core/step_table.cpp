@@ -9,10 +9,11 @@ namespace intaglio {
 
 namespace {
 
-// The weights of x, denoised, previous_denoised and previous_x, and what is remembered.
+// The weights of x, denoised, previous_denoised, previous_x and noise, and what is remembered.
 struct Sum {
-  double x = 0, denoised = 0, previous_denoised = 0, previous_x = 0;
+  double x = 0, denoised = 0, previous_denoised = 0, previous_x = 0, noise = 0;
   bool keeps_denoised = false, keeps_x = false;
+  UnipcCorrector corrector = {};
 };
 
 Sum euler(double sigma, double dt) { return {.x = 1 + dt / sigma, .denoised = -dt / sigma}; }
@@ -41,6 +42,19 @@ Sum sum_of(const Dpmpp2mUpdate& update) {
           .keeps_denoised = true};
 }
 
+Sum sum_of(const NoisyUpdate& update) {
+  Sum sum = sum_of(update.mean);
+  sum.noise = update.deviation;
+  return sum;
+}
+
+Sum sum_of(const UnipcUpdate& update) {
+  Sum sum = sum_of(update.predictor);
+  sum.keeps_x = true;
+  sum.corrector = update.corrector;
+  return sum;
+}
+
 Sum sum_of(const DdimUpdate& update) {
   const double ratio = static_cast<double>(update.next_sigma) / update.sigma;
   return {.x = ratio, .denoised = update.next_alpha - ratio * update.alpha};
@@ -59,6 +73,8 @@ void write_rule(const Combine& combine, const ToDenoised& to_denoised, float* ro
   row[kNormThreshold] = static_cast<float>(norm_limit(rule));
   row[kRuleAlpha] = static_cast<float>(rule.alpha);
   row[kRescale] = static_cast<float>(rule.rescale);
+  const bool limits = rule.normalization > 0 && combine.has_unconditional;
+  row[kNormalization] = limits ? static_cast<float>(rule.normalization) : 1e15F;
   row[kUses] = combine.zero ? 0 : 1;
   row[kSlope] = to_denoised.slope();
   row[kMomentum] = static_cast<float>(rule.momentum);
@@ -76,10 +92,16 @@ void write_step(const StepNumbers& numbers, float* row) {
   row[kSigma] = to_denoised.sigma;
   row[kAlpha] = to_denoised.velocity ? 1 : to_denoised.alpha;
   const Sum sum = std::visit([](const auto& any) { return sum_of(any); }, update);
+  row[kCorrectedX] = sum.corrector.x;
+  row[kCorrectedPreviousX] = sum.corrector.previous_x;
+  row[kCorrectedDenoised] = sum.corrector.denoised;
+  row[kCorrectedPreviousDenoised] = sum.corrector.previous_denoised;
+  row[kCorrectedOlderDenoised] = sum.corrector.older_denoised;
   row[kX] = static_cast<float>(sum.x);
   row[kDenoised] = static_cast<float>(sum.denoised);
   row[kPreviousDenoised] = static_cast<float>(sum.previous_denoised);
   row[kPreviousX] = static_cast<float>(sum.previous_x);
+  row[kNoise] = static_cast<float>(sum.noise);
   row[kKeepsDenoised] = sum.keeps_denoised ? 1 : 0;
   row[kKeepsX] = sum.keeps_x ? 1 : 0;
   const auto unconditional = weights_of(combine.has_unconditional, combine.unconditional_delta);

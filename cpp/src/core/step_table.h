@@ -8,8 +8,8 @@
 
 namespace intaglio {
 
-// The columns. Every update of x is a sum of four tensors, and the weights of the sum are numbers
-// that are known ahead.
+// The columns. Every update of x is a sum of tensors, and the weights of the sum are numbers that
+// are known ahead.
 enum StepColumn : std::size_t {
   kTimestep,
   kMaKeep,
@@ -22,11 +22,18 @@ enum StepColumn : std::size_t {
   // denoised = (x - sigma D) / alpha
   kSigma,
   kAlpha,
-  // x = a x + b denoised + c previous_denoised + d previous_x
+  // Of UnipcCorrector: the sum that takes the place of x in the next one, where the sampler has it.
+  kCorrectedX,
+  kCorrectedPreviousX,
+  kCorrectedDenoised,
+  kCorrectedPreviousDenoised,
+  kCorrectedOlderDenoised,
+  // x = a x + b denoised + c previous_denoised + d previous_x + e noise
   kX,
   kDenoised,
   kPreviousDenoised,
   kPreviousX,
+  kNoise,
   // 1 where the sampler remembers this evaluation's denoised, or its x
   kKeepsDenoised,
   kKeepsX,
@@ -44,6 +51,7 @@ enum StepColumn : std::size_t {
   kNormThreshold,
   kRuleAlpha,
   kRescale,
+  kNormalization,
   kUses,  // 0 where the whole prediction is zero, or else 1
   kSlope,
   kMomentum,

@@ -112,6 +112,7 @@ void validate_rule(const CfgRule& rule, const Correction& correction,
   check("guidance_zero_steps", rule.zero_steps, 0, kLargest, "0 or more");
   check("guidance_alpha", rule.alpha, 0, kLargest, "0, which is CFG, or more");
   check("guidance_rescale", rule.rescale, 0, 1, "a number from 0 to 1");
+  check("guidance_normalization", rule.normalization, 0, kLargest, "0, which is no limit, or more");
   check("guidance_tag", correction.tag, 0, kLargest, "1, which is off, or more");
   check("guidance_prev", correction.prev, -kLargest, kLargest, "a number such as 0.5");
 }

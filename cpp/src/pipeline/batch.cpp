@@ -31,8 +31,8 @@ std::string difference(const Request& running, const Request& asked) {
     return "prompt_embeds has " + tokens_text(asked) + " where the batch has " +
            tokens_text(running) + way_out;
   }
-  if (running.slg_layers.empty() != asked.slg_layers.empty())
-    return "--slg-layers is given to some requests of the batch only" + way_out;
+  if (running.skips_layers() != asked.skips_layers())
+    return "--slg-layers or --slg-share is given to some requests of the batch only" + way_out;
   if (running.transports() != asked.transports())
     return "--transport-from is given to some requests of the batch only" + way_out;
   return "--ma-channels differ from the channels that the batch suppresses" + way_out;

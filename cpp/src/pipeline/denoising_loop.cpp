@@ -25,7 +25,7 @@ struct StepFailure {
 
 bool share_inputs(const Request& a, const Request& b) {
   return a.height == b.height && a.width == b.width && a.text_tokens == b.text_tokens &&
-         a.slg_layers.empty() == b.slg_layers.empty() && a.transports() == b.transports() &&
+         a.skips_layers() == b.skips_layers() && a.transports() == b.transports() &&
          std::ranges::equal(a.channel_mask.floats(), b.channel_mask.floats());
 }
 

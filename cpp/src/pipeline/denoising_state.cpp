@@ -72,6 +72,11 @@ DenoisingState::DenoisingState(const Bundle& bundle, const Session* precompute,
   for (auto* steps :
        {&counts_.skipped_steps, &counts_.unconditional_steps, &counts_.degraded_steps})
     steps->reserve(request_->weights.size());
+  if (request_->adds_noise()) {
+    guided.noise = Tensor(request_->latent_shape, DType::float32);
+    noise_.emplace(request_->seeds);
+    noise_->draw(guided.noise);  // the run starts from this one, or would without given latents
+  }
   begin_step();
 }
 
@@ -142,6 +147,7 @@ void DenoisingState::begin(Tensor x, const Tensor& latents) {
     own.insert(own.end(), {&guided.newer_guided, &guided.older_guided});
     guided.distance = stream_->allocate({images()}, DType::float32);
   }
+  if (request_->corrects()) own.push_back(&guided.older_denoised);
   if (request_->rule.has_momentum()) own.push_back(&guided.momentum);
   if (request_->correction.prev != 0) own.push_back(&guided.previous_guided);
   for (Tensor* tensor : own) *tensor = stream_->allocate(request_->latent_shape, DType::float32);
@@ -170,6 +176,7 @@ void DenoisingState::prepare_step() {
     guided.combine.correction = next_correction(*request_, weights_.zero, has_previous_);
   guided.to_denoised = to_denoised(point);
   guided.update = next().update;
+  if (noise_) noise_->draw(guided.noise);
 }
 
 std::size_t DenoisingState::token_size() const {

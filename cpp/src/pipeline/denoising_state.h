@@ -10,6 +10,7 @@
 #include "intaglio/backend.h"
 #include "intaglio/bundle.h"
 #include "intaglio/embedding.h"
+#include "intaglio/rng.h"
 #include "pipeline/precompute.h"
 #include "pipeline/request.h"
 
@@ -88,7 +89,7 @@ class DenoisingState {
   // All modulations that are computed together with the next evaluation's, [rows, W].
   const Tensor* modulation_part();
   // Whether D_m skips blocks. It then runs from the first block on, as D_0 and D_c do.
-  bool skips_layers() const { return !request_->slg_layers.empty(); }
+  bool skips_layers() const { return request_->skips_layers(); }
   bool transports() const { return request_->transports(); }
   bool third_branch() const { return request_->third_branch(); }
   const Tensor& token_mask() const { return token_mask_; }  // [tokens]
@@ -99,7 +100,8 @@ class DenoisingState {
   // What the next evaluation computes. It holds x and the sampler's memory; BranchExecutor puts the
   // predictions here.
   GuidedStep guided;
-  // Puts the numbers of the next evaluation into `guided`.
+  // Puts the numbers of the next evaluation into `guided`, and its noise, in host memory, where the
+  // sampler adds some.
   void prepare_step();
   // The numbers of all evaluations as long as no step is skipped, [evaluations, kStepColumns]
   // (core/step_table.h).
@@ -136,8 +138,9 @@ class DenoisingState {
   bool after_skipped_ = false;     // whether the evaluation before was skipped
   DeltaTimesteps unconditional_, degraded_;
   GuidedTimesteps guided_timesteps_;
-  bool has_previous_ = false;  // whether Correction has a D of an evaluation before
-  double step_distance_ = 0;   // the largest of the last step that ran
+  std::optional<BatchNoise> noise_;  // that the sampler adds
+  bool has_previous_ = false;        // whether Correction has a D of an evaluation before
+  double step_distance_ = 0;         // the largest of the last step that ran
   RunCounts counts_;
 };
 

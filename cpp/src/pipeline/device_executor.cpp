@@ -71,6 +71,7 @@ void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
     member.table = table;
     member.step.distance = memory_->allocate({request.images}, DType::float32);
   }
+  if (request.adds_noise()) member.step.noise = memory_->upload(zeros);
   member.request = {
       .table = memory_->upload(table),
       .token_mask = memory_->upload(state.token_mask().reshaped({1, state.token_mask().size()}))};
@@ -83,6 +84,7 @@ void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
     if (request.reuses_degraded())
       own.insert(own.end(), {&made->newer_degraded, &made->older_degraded});
     if (request.skips()) own.insert(own.end(), {&made->newer_guided, &made->older_guided});
+    if (request.corrects()) own.push_back(&made->older_denoised);
     if (request.rule.has_momentum()) own.push_back(&made->momentum);
     if (request.correction.prev != 0) own.push_back(&made->previous_guided);
     for (Tensor* tensor : own) *tensor = memory_->upload(zeros);
@@ -356,6 +358,7 @@ void DeviceExecutor::step(DenoisingState& state) {
   if (member.next.denoised.owner().use_count() > 1)
     member.next.denoised = memory_->allocate(state.request()->latent_shape, DType::float32);
   state.prepare_step();
+  if (member.step.noise.defined()) memory_->copy(state.guided.noise, member.step.noise);
   if (member.table.defined()) {  // which steps are skipped is known only now
     state.write_next(member.table);
     memory_->copy(member.table, member.request.table);

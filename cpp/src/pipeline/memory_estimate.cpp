@@ -7,6 +7,7 @@
 #include <variant>
 
 #include "intaglio/options.h"
+#include "pipeline/skipped_layers.h"
 
 namespace intaglio {
 
@@ -136,7 +137,7 @@ RunSize run_size(const Bundle& bundle, const GenerateOptions& given) {
   const auto problems = bundle.check_size(size.height, size.width);
   if (!problems.empty()) throw_problem(problems.front());
   size.base_rows = changes(options.cfg_scale, 1) ? 2 : 1;
-  if (!options.slg_layers.empty() || options.transport_from) ++size.base_rows;
+  if (skips_layers(options) || options.transport_from) ++size.base_rows;
   size.rows = size.base_rows + (changes(options.dg_scale, 0) ? 1 : 0);
   if (!bundle.prompt) return size;
   size.text_tokens = bundle.prompt->text_length();

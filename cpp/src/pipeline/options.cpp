@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/nearest.h"
+#include "pipeline/skipped_layers.h"
 
 namespace intaglio {
 
@@ -32,14 +33,14 @@ Json value_of(const std::optional<T>& value) {
 // Returns the bundle's schedule for the run, or null.
 const SkipSchedule* skip_schedule(const Bundle& bundle, const GenerateOptions& options) {
   if (options.image) return nullptr;  // which does not run all steps
-  std::string type = bundle.scheduler.type;
+  SchedulerConfig config = bundle.scheduler;
   try {
-    if (options.scheduler) type = scheduler_type(*options.scheduler, bundle.prediction_type);
+    if (options.scheduler) config = with_scheduler(config, *options.scheduler);
   } catch (const UsageError&) {  // of a name that resolve() refuses
     return nullptr;
   }
   const auto found = std::ranges::find_if(bundle.skipping, [&](const SkipSchedule& schedule) {
-    return schedule.steps == options.steps && schedule.scheduler == type;
+    return schedule.steps == options.steps && schedule.scheduler == config.type && !config.sde;
   });
   return found == bundle.skipping.end() ? nullptr : &*found;
 }
@@ -61,6 +62,7 @@ std::string flag_of_diffusers(const std::string& name) {
   static const std::map<std::string, std::string> flags{
       {"guidance_scale", "--cfg-scale, or --distilled-guidance where the model takes it"},
       {"true_cfg_scale", "--cfg-scale"},
+      {"cfg_normalization", "--guidance-normalization"},
       {"num_inference_steps", "--steps"},
       {"num_images_per_prompt", "--batch"},
       {"generator", "--seed"},
@@ -113,7 +115,7 @@ GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {
   if (options.image) fill(options.strength, 0.6);
   fill(options.cfg_window, defaults.guidance.cfg_window);
   const bool transports = options.transport_from.has_value();
-  const bool has_dg = options.slg_layers.empty() && !transports;
+  const bool has_dg = !skips_layers(options) && !transports;
   fill(options.dg_scale, has_dg ? defaults.guidance.dg_scale : Ramp(0.0));
   fill(options.dg_window, transports ? Window{} : defaults.guidance.dg_window);
   fill(options.ma_keep, transports ? Ramp(0.0) : defaults.guidance.ma_keep);

@@ -24,11 +24,13 @@ std::string sampler_name(const Bundle& bundle, const GenerateOptions& options) {
       {"FlowMatchEulerDiscreteScheduler", "Euler"},
       {"FlowMatchHeunDiscreteScheduler", "Heun"},
       {"DPMSolverMultistepScheduler", "DPM++ 2M"},
+      {"UniPCMultistepScheduler", "UniPC"},
+      {"LTXEulerAncestralRFScheduler", "Euler a"},
+      {"FlowMatchLCMScheduler", "LCM"},
       {"DDIMScheduler", "DDIM"}};
-  const std::string type = options.scheduler
-                               ? scheduler_type(*options.scheduler, bundle.prediction_type)
-                               : bundle.scheduler.type;
-  return names.at(type);
+  SchedulerConfig config = bundle.scheduler;
+  if (options.scheduler) config = with_scheduler(config, *options.scheduler);
+  return names.at(config.type) + std::string(config.sde ? " SDE" : "");
 }
 
 std::ostream& operator<<(std::ostream& stream, const Ramp& ramp) {

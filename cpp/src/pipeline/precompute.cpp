@@ -23,7 +23,6 @@ Precomputed::Precomputed(const Bundle& bundle, const Session& session, const Req
                          const PromptEmbeddings& embeddings, Stream& stream, DeviceMemory* memory)
     : stream_(stream),
       memory_(memory),
-      gates_(gate_columns(bundle, request.slg_layers)),
       third_(request.third_branch()),
       branches_(1 + (request.unconditional ? 1 : 0) + (third_ ? 1 : 0)) {
   Prompts prompts;
@@ -37,6 +36,10 @@ Precomputed::Precomputed(const Bundle& bundle, const Session& session, const Req
     if (indices_.emplace(timestep, static_cast<std::int64_t>(rows.size()) / branches_).second)
       rows.insert(rows.end(), static_cast<std::size_t>(branches_), timestep);
   }
+  for (std::uint32_t i = 0; request.skips_layers() && i < indices_.size(); ++i)
+    gates_.push_back(gate_columns(bundle, request.slg_share
+                                              ? drawn_layers(*request.slg_share, bundle.blocks, i)
+                                              : request.slg_layers));
   all_rows_ = static_cast<std::int64_t>(rows.size());
   rows_ = std::min(kConditioningRows / branches_ * branches_, all_rows_);
   Tensor all({all_rows_}, DType::float32);
@@ -119,16 +122,17 @@ void Precomputed::run(std::int64_t part) {
   part_ = -1;  // until it is there
   stream_.copy(timesteps_[static_cast<std::size_t>(part)], timestep_);
   bound_->run();
-  if (!gates_.empty()) close_gates();
+  if (!gates_.empty()) close_gates(part);
   part_ = part;
 }
 
 // Sets the gates of D_m's rows to zero.
-void Precomputed::close_gates() {
+void Precomputed::close_gates(std::int64_t part) {
   Tensor host = memory_ ? memory_->download(modulation_) : modulation_;
   const std::int64_t width = host.dim(1);
   for (std::int64_t row = branch_index(Branch::degraded); row < rows_; row += branches_) {
-    for (const auto& [first, last] : gates_)
+    const auto timestep = static_cast<std::size_t>((first_row(part) + row) / branches_);
+    for (const auto& [first, last] : gates_[timestep])
       std::ranges::fill(host.floats().subspan(static_cast<std::size_t>(row * width + first),
                                               static_cast<std::size_t>(last - first)),
                         0.0F);

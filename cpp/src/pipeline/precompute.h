@@ -45,7 +45,7 @@ class Precomputed {
   // The index of a branch: D_0 comes first, where there is one, then the third branch
   // of a request that has one.
   std::int64_t branch_index(Branch branch) const;
-  void close_gates();
+  void close_gates(std::int64_t part);
   Tensor add(std::vector<Binding>& bindings, Role role, const Shape& shape,
              DType dtype = DType::float32);
   std::vector<Binding> inputs(const Bundle& bundle, const Request& request, const Prompts& prompts);
@@ -55,9 +55,9 @@ class Precomputed {
   void run(std::int64_t part);
 
   Stream& stream_;
-  DeviceMemory* memory_;        // null where modulations are the stream's
-  std::vector<Columns> gates_;  // of the blocks that D_m skips
-  bool third_;                  // whether the third branch has rows of its own
+  DeviceMemory* memory_;                     // null where modulations are the stream's
+  std::vector<std::vector<Columns>> gates_;  // of the blocks that D_m skips, by timestep
+  bool third_;                               // whether the third branch has rows of its own
   std::int64_t branches_;
   std::int64_t rows_;                      // of a part
   std::map<float, std::int64_t> indices_;  // of timesteps, in the order of the plan

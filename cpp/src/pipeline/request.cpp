@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <utility>
 
 #include "intaglio/error.h"
@@ -217,6 +218,20 @@ void start_late(Request& request, const GenerateOptions& options, Problems& prob
   request.schedule = request.schedule.last(steps - skipped);
 }
 
+// What takes predictions of earlier steps, which had other noise than a sampler has added since.
+void refuse_earlier_predictions(const GenerateOptions& options, Problems& problems) {
+  const std::tuple<const char*, const char*, bool> takers[] = {
+      {"skip_interval", "--skip-interval", options.skip_interval.has_value()},
+      {"skip_steps", "--skip-steps", !options.skip_steps.empty()},
+      {"guidance_prev", "--guidance-prev", options.guidance_prev.value_or(0.0) != 0}};
+  for (const auto& [field, flag, is_given] : takers)
+    if (is_given)
+      problems.push_back({field, std::string(flag) +
+                                     " does not fit a scheduler that adds noise in each step, "
+                                     "because it uses earlier predictions, which had other noise: "
+                                     "leave it out, or take another --scheduler"});
+}
+
 void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions& options,
                   Problems& problems) {
   const int steps = *options.steps;
@@ -228,8 +243,8 @@ void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions&
   SchedulerConfig config = bundle.scheduler;
   Planner planner = nullptr;
   const bool known = collect(problems, "scheduler", [&] {
-    if (options.scheduler) config.type = scheduler_type(*options.scheduler, bundle.prediction_type);
-    planner = find_planner(config.type);
+    if (options.scheduler) config = with_scheduler(config, *options.scheduler);
+    planner = find_planner(config);
   });
   if (!known) return;
   const auto tokens = static_cast<int>(request.token_rows * request.token_columns);
@@ -241,6 +256,7 @@ void set_schedule(Request& request, const Bundle& bundle, const GenerateOptions&
         {"strength", "--strength says how much of --image is forgotten: give --image too"});
   }
   request.plan = planner(request.schedule);
+  if (request.adds_noise()) refuse_earlier_predictions(options, problems);
 }
 
 void set_weights(Request& request, const Bundle& bundle, const GenerateOptions& options,
@@ -257,6 +273,7 @@ void set_weights(Request& request, const Bundle& bundle, const GenerateOptions& 
   request.rule = guidance.rule;
   request.correction = guidance.correction;
   request.slg_layers = options.slg_layers;
+  request.slg_share = options.slg_share;
   request.unconditional = std::ranges::any_of(request.weights, &StepWeights::unconditional);
   if (auto problem = rule_without_cfg(options, request.unconditional))
     problems.push_back(*std::move(problem));
@@ -349,6 +366,9 @@ bool Request::transports() const {
   const auto* texts = std::get_if<PromptTexts>(&condition);
   return texts && texts->source;
 }
+bool Request::adds_noise() const { return has_update<NoisyUpdate>(plan); }
+
+bool Request::corrects() const { return has_update<UnipcUpdate>(plan); }
 
 bool Request::skips() const { return std::ranges::any_of(weights, &StepWeights::skip); }
 

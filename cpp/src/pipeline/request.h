@@ -44,12 +44,17 @@ struct Request {
   Tensor latents;              // not defined() where they are drawn from `seeds`
   std::optional<Image> image;  // the picture under the noise
 
-  Schedule schedule;                 // of the steps that run
-  Plan plan;                         // the evaluations of these steps
+  Schedule schedule;  // of the steps that run
+  Plan plan;          // the evaluations of these steps
+  // Whether the sampler adds noise of its own, or corrects x.
+  bool adds_noise() const;
+  bool corrects() const;
   std::vector<StepWeights> weights;  // of each step
   CfgRule rule;
   Correction correction;
   std::vector<int> slg_layers;  // blocks that D_m skips, if any, instead of suppressing channels
+  std::optional<double> slg_share;  // or the share of them, others in each step
+  bool skips_layers() const { return !slg_layers.empty() || slg_share; }
   // Whether any step takes the branch's difference from earlier ones, or is skipped.
   bool reuses_unconditional() const;
   bool reuses_degraded() const;

@@ -25,10 +25,13 @@ void set_kind(CfgRule& rule, const std::string& name, Problems& problems) {
       {"guidance", "--guidance " + name + " is unknown: give cfg, apg, cfg-zero, tcfg or mambo-g"});
 }
 
-// The rule as it was asked for: "--guidance apg" or "--guidance-rescale".
-std::string asked_rule(const GenerateOptions& options) {
-  const bool named = options.guidance && *options.guidance != "cfg";
-  return named ? "--guidance " + *options.guidance : "--guidance-rescale";
+// The rule as it was asked for: the field, and "--guidance apg" or "--guidance-rescale".
+std::pair<const char*, std::string> asked_rule(const GenerateOptions& options) {
+  if (options.guidance && *options.guidance != "cfg")
+    return {"guidance", "--guidance " + *options.guidance};
+  if (options.guidance_rescale.value_or(0.0) != 0)
+    return {"guidance_rescale", "--guidance-rescale"};
+  return {"guidance_normalization", "--guidance-normalization"};
 }
 
 }  // namespace
@@ -54,9 +57,10 @@ CfgRule resolve_rule(const Bundle& bundle, const GenerateOptions& options, Probl
   set("guidance_alpha", "--guidance-alpha", rule.alpha, options.guidance_alpha, "mambo-g",
       Kind::mambo_g);
   rule.rescale = options.guidance_rescale.value_or(0.0);
-  const char* field = rule.kind == Kind::cfg ? "guidance_rescale" : "guidance";
+  rule.normalization = options.guidance_normalization.value_or(0.0);
+  const auto [field, flag] = asked_rule(options);
   if (rule.needs_sums() && bundle.cfg_rescale) {
-    problems.push_back({field, asked_rule(options) + " does not fit: CFG of " + bundle.name +
+    problems.push_back({field, flag + " does not fit: CFG of " + bundle.name +
                                    " has a rescaling of its own: leave it out"});
   }
   if (rule.kind == Kind::cfg_zero && bundle.prediction_type != PredictionType::velocity) {
@@ -82,10 +86,12 @@ Correction resolve_correction(const Bundle& bundle, const GenerateOptions& optio
 
 std::optional<Problem> rule_without_cfg(const GenerateOptions& options, bool unconditional) {
   const bool named = options.guidance && *options.guidance != "cfg";
-  if (unconditional || (!named && options.guidance_rescale.value_or(0.0) == 0)) return std::nullopt;
-  return Problem{named ? "guidance" : "guidance_rescale",
-                 asked_rule(options) +
-                     " needs CFG, and no step has it: give a --cfg-scale above 1" +
+  const bool asked = named || options.guidance_rescale.value_or(0.0) != 0 ||
+                     options.guidance_normalization.value_or(0.0) != 0;
+  if (unconditional || !asked) return std::nullopt;
+  const auto [field, flag] = asked_rule(options);
+  return Problem{field,
+                 flag + " needs CFG, and no step has it: give a --cfg-scale above 1" +
                      (options.guidance_zero_steps ? " and fewer --guidance-zero-steps" : "") +
                      ", or leave it out"};
 }

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <random>
 #include <set>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <variant>
 
 namespace intaglio {
@@ -13,6 +15,7 @@ namespace {
 
 constexpr double kScale = 2.8;  // Stability AI's for SD3.5 medium
 constexpr Window kWindow{.start = 0.01, .end = 0.2};
+constexpr double kDrawnScale = 0.25;  // of arXiv 2508.12880
 
 // The widths of each block's modulations in the order in which it uses them, in units of the
 // stream's channels; empty where `width`, the sum with those after the last block, does not fit.
@@ -52,19 +55,56 @@ Widths widths_of(const Bundle& bundle) {
   return {};
 }
 
-std::string flag_of(const std::vector<int>& layers) {
+std::string flag_of(const GenerateOptions& options) {
+  if (options.slg_layers.empty()) return "--slg-share";
   std::string text = "--slg-layers ";
-  for (std::size_t i = 0; i < layers.size(); ++i) {
+  for (std::size_t i = 0; i < options.slg_layers.size(); ++i) {
     if (i > 0) text += ',';
-    text += std::to_string(layers[i]);
+    text += std::to_string(options.slg_layers[i]);
   }
   return text;
 }
 
+// What does not fit in the choice of blocks.
+void check_choice(const Bundle& bundle, const GenerateOptions& options,
+                  std::vector<Problem>& problems) {
+  const std::vector<int>& layers = options.slg_layers;
+  const std::string flag = flag_of(options);
+  for (const int layer : layers) {
+    if (layer >= 0 && layer < bundle.blocks) continue;
+    problems.push_back({"slg_layers", flag + ": there is no block " + std::to_string(layer) +
+                                          ": give numbers from 0 to " +
+                                          std::to_string(bundle.blocks - 1)});
+  }
+  if (std::set(layers.begin(), layers.end()).size() < layers.size())
+    problems.push_back({"slg_layers", flag + " names a block twice: give each one once"});
+  if (!options.slg_share) return;
+  if (!layers.empty())
+    problems.push_back({"slg_share", "--slg-share draws the blocks, and " + flag +
+                                         " names them: leave one of them out"});
+  if (!(*options.slg_share > 0 && *options.slg_share <= 1))  // which NaN is not
+    problems.push_back({"slg_share", "--slg-share must be above 0 and at most 1"});
+}
+
 }  // namespace
 
+bool skips_layers(const GenerateOptions& options) {
+  return !options.slg_layers.empty() || options.slg_share;
+}
+
+std::vector<int> drawn_layers(double share, int blocks, std::uint32_t step) {
+  std::mt19937 engine(step);
+  std::vector<std::pair<std::uint_fast32_t, int>> drawn;
+  for (int block = 0; block < blocks; ++block) drawn.emplace_back(engine(), block);
+  std::ranges::sort(drawn);
+  drawn.resize(static_cast<std::size_t>(std::max(1L, std::lround(share * blocks))));
+  std::vector<int> layers;
+  for (const auto& [number, block] : drawn) layers.push_back(block);
+  return layers;
+}
+
 void refuse_options_of_dg(const GenerateOptions& given, std::vector<Problem>& problems) {
-  if (given.slg_layers.empty()) return;
+  if (!skips_layers(given)) return;
   const std::tuple<const char*, const char*, bool> of_dg[] = {
       {"dg_window", "--dg-window", given.dg_window.has_value()},
       {"ma_keep", "--ma-keep", given.ma_keep.has_value()},
@@ -72,8 +112,7 @@ void refuse_options_of_dg(const GenerateOptions& given, std::vector<Problem>& pr
       {"ma_tokens", "--ma-tokens", given.ma_tokens.has_value()}};
   for (const auto& [field, flag, is_given] : of_dg)
     if (is_given)
-      problems.push_back({field, std::string(flag) + " is for DG, and " +
-                                     flag_of(given.slg_layers) +
+      problems.push_back({field, std::string(flag) + " is for DG, and " + flag_of(given) +
                                      " takes its place: leave one of them out"});
 }
 
@@ -96,40 +135,34 @@ std::vector<Columns> gate_columns(const Bundle& bundle, const std::vector<int>& 
 
 void set_skipped_layers(const Bundle& bundle, const GenerateOptions& options, Guidance& guidance,
                         std::vector<Problem>& problems) {
-  const std::vector<int>& layers = options.slg_layers;
   const auto refuse = [&](const char* field, const std::string& message) {
     problems.push_back({field, message});
   };
-  if (layers.empty()) {
+  if (!skips_layers(options)) {
     if (options.slg_scale || options.slg_window)
       refuse(options.slg_scale ? "slg_scale" : "slg_window",
              std::string(options.slg_scale ? "--slg-scale" : "--slg-window") +
-                 " is for blocks that are skipped: give --slg-layers too");
+                 " is for blocks that are skipped: give --slg-layers or --slg-share too");
     return;
   }
-  const std::string flag = flag_of(layers);
+  const std::string flag = flag_of(options);
+  const char* field = options.slg_layers.empty() ? "slg_share" : "slg_layers";
+  check_choice(bundle, options, problems);
   if (widths_of(bundle).empty())
-    refuse("slg_layers", flag + " does not fit: the gates of " + bundle.name +
-                             "'s blocks are not known, as they are in newly exported SD3 and "
-                             "FLUX.1: leave it out");
-  for (const int layer : layers) {
-    if (layer >= 0 && layer < bundle.blocks) continue;
-    refuse("slg_layers", flag + ": there is no block " + std::to_string(layer) +
-                             ": give numbers from 0 to " + std::to_string(bundle.blocks - 1));
-  }
-  if (std::set(layers.begin(), layers.end()).size() < layers.size())
-    refuse("slg_layers", flag + " names a block twice: give each one once");
+    refuse(field, flag + " does not fit: the gates of " + bundle.name +
+                      "'s blocks are not known, as they are in newly exported SD3 and "
+                      "FLUX.1: leave it out");
   if (!options.dg_scale->is_always(0))
-    refuse("slg_layers",
-           flag +
-               " and --dg-scale each make D_m in their own way: give --dg-scale 0 or leave "
-               "--slg-layers out");
+    refuse(field, flag +
+                      " and --dg-scale each make D_m in their own way: give --dg-scale 0 or leave "
+                      "the other out");
   if (bundle.observed())
-    refuse("slg_layers", flag +
-                             " does not fit a bundle that was exported with --observe, whose rows "
-                             "are in the order of DG's: export it again without");
-  const double scale = options.slg_scale.value_or(kScale);
-  const Window window = options.slg_window.value_or(kWindow);
+    refuse(field, flag +
+                      " does not fit a bundle that was exported with --observe, whose rows "
+                      "are in the order of DG's: export it again without");
+  const bool drawn = options.slg_share.has_value();
+  const double scale = options.slg_scale.value_or(drawn ? kDrawnScale : kScale);
+  const Window window = options.slg_window.value_or(drawn ? Window{} : kWindow);
   if (!std::isfinite(scale)) refuse("slg_scale", "--slg-scale must be a finite number");
   // Written so that NaN fails too.
   if (!(window.start >= 0 && window.start < window.end && window.end <= 1))

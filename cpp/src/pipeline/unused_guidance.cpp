@@ -113,7 +113,7 @@ std::vector<std::string> unused_guidance(const Bundle& bundle, const GenerateOpt
     notes.push_back("no step has Detail Guidance: " +
                     (kept ? "ma_keep is 1, which suppresses nothing" : reason(dg, steps)));
   }
-  if (!asked.slg_layers.empty() && std::ranges::none_of(request.weights, &StepWeights::degraded))
+  if (request.skips_layers() && std::ranges::none_of(request.weights, &StepWeights::degraded))
     notes.emplace_back(
         "no step skips layers: --slg-window holds none of them, or --slg-scale is 0");
   const bool listed = !asked.skip_steps.empty();

@@ -2,8 +2,9 @@
 // comes next. Each evaluation of the model is followed by an update of x, on whatever device x is.
 #pragma once
 
+#include <algorithm>
 #include <optional>
-#include <string>
+#include <variant>
 #include <vector>
 
 #include "core/arithmetic.h"
@@ -39,10 +40,29 @@ Plan plan_euler(const Schedule& schedule);
 Plan plan_heun(const Schedule& schedule);
 // DPM-Solver++(2M), arXiv 2211.01095 algorithm 2, with lambda = log(alpha / sigma).
 Plan plan_dpmpp_2m(const Schedule& schedule);
+// SDE-DPM-Solver++(2M), arXiv 2211.01095 appendix B: the same with noise that is new in each step.
+Plan plan_dpmpp_2m_sde(const Schedule& schedule);
+// UniPC of order 2 with B(h) = e^h - 1, arXiv 2302.04867 algorithm 1: DPM-Solver++(2M), in which
+// each evaluation first corrects the x that it was made at; flow matching only.
+Plan plan_unipc(const Schedule& schedule);
+// Multistep consistency sampling, arXiv 2310.04378: the predicted clean data, noised anew; flow
+// matching only.
+Plan plan_lcm(const Schedule& schedule);
+// Euler's step to less noise than the step ends with, and new noise up to that, as
+// LTXEulerAncestralRFScheduler with eta 1; flow matching only.
+Plan plan_euler_ancestral(const Schedule& schedule);
 // DDIM, arXiv 2010.02502 equation 12 with eta 0.
 Plan plan_ddim(const Schedule& schedule);
 
+// Whether any update of the plan is of this kind.
+template <typename AnyUpdate>
+bool has_update(const Plan& plan) {
+  return std::ranges::any_of(plan, [](const Evaluation& evaluation) {
+    return std::holds_alternative<AnyUpdate>(evaluation.update);
+  });
+}
+
 // Returns the planner of diffusers' class. Throws UsageError for a class that it does not know.
-Planner find_planner(const std::string& scheduler_type);
+Planner find_planner(const SchedulerConfig& config);
 
 }  // namespace intaglio

@@ -59,13 +59,13 @@ void stretch_to_terminal(std::vector<T>& sigmas, double terminal) {
 
 // Works in the precision of diffusers: float32 where the pipeline gives the sigmas.
 template <typename T>
-std::vector<float> shift_sigmas(const SchedulerConfig& config, std::vector<T> sigmas, double mu) {
+std::vector<T> shift_sigmas(const SchedulerConfig& config, std::vector<T> sigmas, double mu) {
   for (T& sigma : sigmas) {
     sigma = config.use_dynamic_shifting ? dynamic_shift(config, mu, sigma)
                                         : static_shift(config.shift, sigma);
   }
   if (config.shift_terminal != 0.0) stretch_to_terminal(sigmas, config.shift_terminal);
-  return {sigmas.begin(), sigmas.end()};
+  return sigmas;
 }
 
 // The sum of (1 - b)_n / n! x^(a + n) / (a + n): the integral of t^(a-1) (1-t)^(b-1) to x <= 1/2.
@@ -129,37 +129,47 @@ double training_sigma(const SchedulerConfig& config, int timestep) {
   return config.use_dynamic_shifting ? sigma : static_shift(config.shift, sigma);
 }
 
+void check_terminal(const SchedulerConfig& config, int steps) {
+  if (config.shift_terminal != 0.0 && steps < 2)
+    throw UsageError("--steps 1 cannot end at shift_terminal: give 2 steps or more");
+}
+
+// Multistep solvers space flow sigmas in one way only.
+void check_spacing(const SchedulerConfig& config, const std::string& name) {
+  if (!config.spacing.empty())
+    throw UsageError(name + " has no " + config.spacing + " sigmas: use euler or heun");
+}
+
 }  // namespace
 
 Schedule flow_match_schedule(const SchedulerConfig& config, int steps, int image_seq_len) {
   const double train = config.num_train_timesteps;
-  if (config.shift_terminal != 0.0 && steps < 2) {
-    throw UsageError("--steps 1 cannot end at shift_terminal: give 2 steps or more");
-  }
+  check_terminal(config, steps);
   const double mu = config.use_dynamic_shifting ? dynamic_mu(config, steps, image_seq_len) : 0.0;
   std::vector<float> sigmas;
-  if (config.linspace_sigmas && config.type == "FlowMatchEulerDiscreteScheduler") {
+  const bool heun = config.type == "FlowMatchHeunDiscreteScheduler";
+  if (config.linspace_sigmas && !heun) {
     const auto given = linspace(1.0, 1.0 / steps, steps);
     sigmas = shift_sigmas(config, std::vector<float>(given.begin(), given.end()), mu);
   } else {
     auto own = linspace(training_sigma(config, config.num_train_timesteps) * train,
                         training_sigma(config, 1) * train, steps);
     for (double& sigma : own) sigma /= train;
-    sigmas = shift_sigmas(config, std::move(own), mu);
+    own = shift_sigmas(config, std::move(own), mu);
+    sigmas.assign(own.begin(), own.end());
   }
-  if (config.type == "FlowMatchEulerDiscreteScheduler") sigmas = spaced(config.spacing, sigmas);
+  if (!heun) sigmas = spaced(config.spacing, sigmas);
   std::vector<float> timesteps;
   for (const float sigma : sigmas) timesteps.push_back(sigma * static_cast<float>(train));
   return flow_schedule(std::move(sigmas), std::move(timesteps));
 }
 
 Schedule dpm_flow_schedule(const SchedulerConfig& config, int steps, int image_seq_len) {
+  const std::string name = config.sde ? "dpmpp-2m-sde" : "dpmpp-2m";
   if (config.use_dynamic_shifting && config.time_shift_type != "exponential") {
-    throw UsageError("dpmpp-2m has the time_shift_type exponential only: use euler or heun");
+    throw UsageError(name + " has the time_shift_type exponential only: use euler or heun");
   }
-  if (!config.spacing.empty()) {
-    throw UsageError("dpmpp-2m has no " + config.spacing + " sigmas: use euler or heun");
-  }
+  check_spacing(config, name);
   const double shift = config.use_dynamic_shifting
                            ? std::exp(dynamic_mu(config, steps, image_seq_len))
                            : config.shift;
@@ -173,6 +183,21 @@ Schedule dpm_flow_schedule(const SchedulerConfig& config, int steps, int image_s
     timesteps.push_back(static_cast<float>(std::trunc(sigma * config.num_train_timesteps)));
   }
   return flow_schedule(std::move(sigmas), std::move(timesteps));
+}
+
+Schedule unipc_flow_schedule(const SchedulerConfig& config, int steps, int image_seq_len) {
+  check_spacing(config, "unipc");
+  check_terminal(config, steps);
+  const double mu = config.use_dynamic_shifting ? dynamic_mu(config, steps, image_seq_len) : 0.0;
+  auto sigmas = linspace(1.0, 1.0 / config.num_train_timesteps, steps + 1);
+  sigmas.pop_back();
+  sigmas = shift_sigmas(config, std::move(sigmas), mu);
+  constexpr double epsilon = 1e-6;  // at sigma 1 the log signal-to-noise ratio is infinite
+  if (std::abs(sigmas.front() - 1.0) < epsilon) sigmas.front() -= epsilon;
+  std::vector<float> timesteps;
+  for (const double sigma : sigmas)
+    timesteps.push_back(static_cast<float>(std::trunc(sigma * config.num_train_timesteps)));
+  return flow_schedule({sigmas.begin(), sigmas.end()}, std::move(timesteps));
 }
 
 Schedule Schedule::last(int count) const {

@@ -19,33 +19,46 @@ namespace {
 struct Scheduler {
   std::string_view name;      // on the command line
   std::string_view type;      // in diffusers
+  bool sde;                   // SchedulerConfig::sde
   PredictionType prediction;  // of the models that it samples
   Schedule (*schedule)(const SchedulerConfig&, int steps, int image_seq_len);
   Planner planner;
 };
 
+constexpr auto kVelocity = PredictionType::velocity, kEpsilon = PredictionType::epsilon;
+
 constexpr std::array kSchedulers = {
-    Scheduler{"euler", "FlowMatchEulerDiscreteScheduler", PredictionType::velocity,
-              flow_match_schedule, plan_euler},
-    Scheduler{"heun", "FlowMatchHeunDiscreteScheduler", PredictionType::velocity,
-              flow_match_schedule, plan_heun},
-    Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", PredictionType::velocity,
-              dpm_flow_schedule, plan_dpmpp_2m},
-    Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", PredictionType::epsilon, dpm_vp_schedule,
+    Scheduler{"euler", "FlowMatchEulerDiscreteScheduler", false, kVelocity, flow_match_schedule,
+              plan_euler},
+    Scheduler{"heun", "FlowMatchHeunDiscreteScheduler", false, kVelocity, flow_match_schedule,
+              plan_heun},
+    Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", false, kVelocity, dpm_flow_schedule,
               plan_dpmpp_2m},
-    Scheduler{"ddim", "DDIMScheduler", PredictionType::epsilon, ddim_schedule, plan_ddim},
+    Scheduler{"dpmpp-2m", "DPMSolverMultistepScheduler", false, kEpsilon, dpm_vp_schedule,
+              plan_dpmpp_2m},
+    Scheduler{"dpmpp-2m-sde", "DPMSolverMultistepScheduler", true, kVelocity, dpm_flow_schedule,
+              plan_dpmpp_2m_sde},
+    Scheduler{"dpmpp-2m-sde", "DPMSolverMultistepScheduler", true, kEpsilon, dpm_vp_schedule,
+              plan_dpmpp_2m_sde},
+    Scheduler{"unipc", "UniPCMultistepScheduler", false, kVelocity, unipc_flow_schedule,
+              plan_unipc},
+    Scheduler{"unipc", "UniPCMultistepScheduler", false, kEpsilon, dpm_vp_schedule, plan_unipc},
+    Scheduler{"euler-ancestral", "LTXEulerAncestralRFScheduler", false, kVelocity,
+              flow_match_schedule, plan_euler_ancestral},
+    Scheduler{"lcm", "FlowMatchLCMScheduler", false, kVelocity, flow_match_schedule, plan_lcm},
+    Scheduler{"ddim", "DDIMScheduler", false, kEpsilon, ddim_schedule, plan_ddim},
 };
 
 // Lists the names or types of the schedulers for such models, or of all where no prediction type is
 // given.
 std::string listed(std::string_view Scheduler::* field, std::optional<PredictionType> prediction) {
   std::string list;
-  for (std::size_t i = 0; i < kSchedulers.size(); ++i) {
-    const Scheduler& scheduler = kSchedulers[i];
+  std::string_view last;
+  for (const Scheduler& scheduler : kSchedulers) {
     if (prediction && scheduler.prediction != *prediction) continue;
-    if (!prediction && i > 0 && kSchedulers[i - 1].*field == scheduler.*field) continue;
+    if (last == scheduler.*field) continue;
     if (!list.empty()) list += ", ";
-    list += scheduler.*field;
+    list += last = scheduler.*field;
   }
   return list;
 }
@@ -123,8 +136,17 @@ std::string scheduler_type(const std::string& name, PredictionType prediction_ty
   return std::string(find(&Scheduler::name, name, prediction_type).type);
 }
 
-Planner find_planner(const std::string& scheduler_type) {
-  return find(&Scheduler::type, scheduler_type, std::nullopt).planner;
+SchedulerConfig with_scheduler(SchedulerConfig config, const std::string& name) {
+  const Scheduler& scheduler = find(&Scheduler::name, name, config.prediction_type);
+  config.type = scheduler.type;
+  config.sde = scheduler.sde;
+  return config;
+}
+
+Planner find_planner(const SchedulerConfig& config) {
+  for (const Scheduler& scheduler : kSchedulers)
+    if (scheduler.type == config.type && scheduler.sde == config.sde) return scheduler.planner;
+  return find(&Scheduler::type, config.type, std::nullopt).planner;
 }
 
 Schedule make_schedule(const SchedulerConfig& config, int steps, int image_seq_len) {

@@ -10,12 +10,15 @@ from intaglio_export.errors import ExportError
 EULER = "FlowMatchEulerDiscreteScheduler"
 HEUN = "FlowMatchHeunDiscreteScheduler"
 DPM = "DPMSolverMultistepScheduler"
-
+UNIPC = "UniPCMultistepScheduler"
+LCM = "FlowMatchLCMScheduler"
 DDIM = "DDIMScheduler"
 
 _SHIFTS = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
 
 _NEVER = dict.fromkeys(("invert_sigmas", "stochastic_sampling"), (False,))
+# With stochastic_sampling Euler's class takes the steps of LCM's.
+_EULER: dict[str, tuple[Any, ...]] = _NEVER | {"stochastic_sampling": (False, True)}
 _OWN_SIGMAS = dict.fromkeys(
     ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), (False,)
 )
@@ -31,34 +34,49 @@ _MULTISTEP: dict[str, tuple[Any, ...]] = (
     _NEVER
     | _OWN_SIGMAS
     | {
-        "algorithm_type": ("dpmsolver++",),
         "solver_order": (2,),
-        "solver_type": ("midpoint",),
         "thresholding": (False,),
-        "use_lu_lambdas": (False,),
         "lower_order_final": (True,),
-        "euler_at_final": (False,),
         "final_sigmas_type": ("zero",),
     }
 )
+_DPM: dict[str, tuple[Any, ...]] = _MULTISTEP | {
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "solver_type": ("midpoint",),
+    "use_lu_lambdas": (False,),
+    "euler_at_final": (False,),
+}
+_UNIPC: dict[str, tuple[Any, ...]] = _MULTISTEP | {
+    "predict_x0": (True,),
+    "solver_type": ("bh2",),
+    "solver_p": (None,),
+    "disable_corrector": ([],),
+}
+_FLOW: dict[str, tuple[Any, ...]] = {
+    "use_flow_sigmas": (True,),
+    "prediction_type": ("flow_prediction",),
+}
 # For each prediction type, the classes that sample it, and the supported values of each parameter.
 # A parameter that is missing in a configuration does not exist in that class.
 _ALLOWED: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
     "velocity": {
-        EULER: _NEVER,
+        EULER: _EULER,
         HEUN: _NEVER | _OWN_SIGMAS,
-        DPM: _MULTISTEP | {"use_flow_sigmas": (True,), "prediction_type": ("flow_prediction",)},
+        DPM: _DPM | _FLOW,
+        UNIPC: _UNIPC | _FLOW,
+        LCM: _NEVER | {"scale_factors": (None,)},
     },
     "epsilon": {
         DDIM: _VARIANCE_PRESERVING | {"clip_sample": (False,)},
         DPM: {"use_flow_sigmas": (False,)}
-        | _MULTISTEP
+        | _DPM
         | _VARIANCE_PRESERVING
         | {
             "lambda_min_clipped": (-math.inf,),
             # With another value diffusers would truncate a prediction to three channels.
             "variance_type": (None,),
         },
+        UNIPC: {"use_flow_sigmas": (False,)} | _UNIPC | _VARIANCE_PRESERVING,
     },
 }
 

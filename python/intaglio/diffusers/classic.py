@@ -6,12 +6,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial, wraps
+from inspect import signature
 from threading import get_ident
 from typing import Any, Self
 
 import torch
-from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from diffusers import (
+    ChromaPipeline,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+)
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.guiders import BaseGuidance
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -19,6 +27,7 @@ from torch import nn
 
 from intaglio import _core
 from intaglio.diffusers.prefix import HOOK, SharedPrefix, blocks_of, remove_hook
+from intaglio.diffusers.rules import Rule
 from intaglio.diffusers.schedule import make_schedule
 from intaglio.torch_reference.guidance import term
 
@@ -38,25 +47,31 @@ def apply_detail_guidance(
     dg_window: Pair = (0.0, 1.0),
     ma_keep: float | Pair = 0.0,
     ref: Sequence[float] | None = None,
+    cfg: BaseGuidance | None = None,
 ) -> AppliedGuidance:
     """Add dg_scale (D_c - D_m) to the prediction in every later call of `pipe`.
 
-    Classifier-free guidance is still set by the pipeline's own `guidance_scale` (SD3) or
-    `true_cfg_scale` (FLUX). D_m continues D_c after block `block`, so only later blocks run again.
-    `dg_scale` and `ma_keep` are numbers, or pairs that go linearly from the first step to the last.
+    Classifier-free guidance is still set by the pipeline's own `guidance_scale` (SD3, FLUX.2,
+    Chroma) or `true_cfg_scale` (FLUX.1). D_m continues D_c after block `block`, so only later
+    blocks run again. `dg_scale` and `ma_keep` are numbers, or pairs that go linearly from the first
+    step to the last.
 
     Copies of the pipeline and other pipelines of the same parts, such as those of diffusers'
     `from_pipe`, are not affected. If the pipeline gets another transformer, its later calls have
     guidance with that one.
 
     Args:
-        pipe: a `StableDiffusion3Pipeline` or `FluxPipeline`.
+        pipe: a `StableDiffusion3Pipeline`, `FluxPipeline`, `Flux2Pipeline`, `Flux2KleinPipeline` or
+            `ChromaPipeline`.
         channels: the massive channels, as `intaglio export` finds them.
         block: m, counted from 0 through all blocks in order of execution.
         dg_scale: w; 0 turns Detail Guidance off.
         dg_window: step i of N has Detail Guidance if start <= i/N < end.
         ma_keep: 1 leaves the channels alone, 0 suppresses them.
         ref: the value that each suppressed channel goes to; zeros by default.
+        cfg: a guider of diffusers that combines D_c and D_0 in place of SD3's own guidance, as
+            `ClassifierFreeZeroStarGuidance(5.0)`. The pipeline still has to run D_0: give it any
+            `guidance_scale` above 1.
 
     Returns:
         A handle that removes the guidance, by `remove()` or at the end of a `with` block.
@@ -71,14 +86,19 @@ def apply_detail_guidance(
             raise ValueError("the pipeline has Detail Guidance already: remove() it first")
         pipe.__class__ = applied._plain  # a copy has the class, but not the guidance
     if type(pipe) not in _RUNS:
+        names = ", ".join(kind.__name__ for kind in _RUNS)
         raise TypeError(
-            f"apply_detail_guidance takes StableDiffusion3Pipeline or FluxPipeline, not"
-            f" {type(pipe).__name__}; modular pipelines take the guider DetailGuidance"
+            f"apply_detail_guidance takes {names}, not {type(pipe).__name__}; modular pipelines"
+            " take the guider DetailGuidance"
+        )
+    if cfg is not None and _RUNS[type(pipe)] is not _OneCall:
+        raise TypeError(
+            f"cfg is for StableDiffusion3Pipeline: {type(pipe).__name__} keeps its own guidance"
         )
     schedule = make_schedule(dg_scale=dg_scale, dg_window=dg_window, ma_keep=ma_keep)
     make_prefix = partial(SharedPrefix, block, channels, ref)
     make_prefix().check(pipe.transformer)
-    return AppliedGuidance(pipe, make_prefix, schedule)
+    return AppliedGuidance(pipe, make_prefix, schedule, Rule(cfg) if cfg is not None else None)
 
 
 class AppliedGuidance:
@@ -88,10 +108,14 @@ class AppliedGuidance:
     """
 
     def __init__(
-        self, pipe: Any, make_prefix: Callable[[], SharedPrefix], schedule: _core.Guidance
+        self,
+        pipe: Any,
+        make_prefix: Callable[[], SharedPrefix],
+        schedule: _core.Guidance,
+        rule: Rule | None,
     ) -> None:
         self._pipe, self._plain = pipe, type(pipe)
-        self._make_prefix, self._schedule = make_prefix, schedule
+        self._make_prefix, self._schedule, self._rule = make_prefix, schedule, rule
         pipe.__class__ = _guided_class(self._plain, self)
 
     def remove(self) -> None:
@@ -110,7 +134,7 @@ class AppliedGuidance:
         """Return the context in which `pipe` runs, which may be a copy of the guided pipeline."""
         if pipe is not self._pipe:
             return nullcontext()
-        return _RUNS[self._plain](pipe, self._make_prefix(), self._schedule)
+        return _RUNS[self._plain](pipe, self._make_prefix(), self._schedule, self._rule)
 
 
 def _guided_class(plain: type, applied: AppliedGuidance) -> type:
@@ -121,6 +145,9 @@ def _guided_class(plain: type, applied: AppliedGuidance) -> type:
     @wraps(plain.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         with applied._run(self) as run:
+            given = signature(plain.__call__).bind(self, *args, **kwargs).arguments
+            if run and given.get("image") is not None:
+                raise ValueError("Detail Guidance does not work with reference pictures")
             callback = kwargs.get("callback_on_step_end")
             # diffusers' own callbacks run no pipeline, and it knows them by their class.
             if run and callback and not isinstance(callback, _CALLBACKS):
@@ -134,8 +161,10 @@ def _guided_class(plain: type, applied: AppliedGuidance) -> type:
 class _Run(ABC):
     """One call of a pipeline with Detail Guidance, as a context."""
 
-    def __init__(self, pipe: Any, prefix: SharedPrefix, schedule: _core.Guidance) -> None:
-        self._pipe, self._prefix, self._schedule = pipe, prefix, schedule
+    def __init__(
+        self, pipe: Any, prefix: SharedPrefix, schedule: _core.Guidance, rule: Rule | None
+    ) -> None:
+        self._pipe, self._prefix, self._schedule, self._rule = pipe, prefix, schedule, rule
         self._transformer: nn.Module = pipe.transformer
 
     def __enter__(self) -> Self:
@@ -207,19 +236,60 @@ class _OneCall(_Run):
             name: value[rows] if isinstance(value, torch.Tensor) else value
             for name, value in kwargs.items()
         }
-        addition = self._guidance_term(conditional, prediction, rows)
+        addition = None
+        if self._rule and parts > 1:
+            self._rule.begin(*position(self._pipe.scheduler), kwargs["timestep"])
+            addition = self._change_of_rule(*prediction.float().chunk(2))
+        if not (self._rule and self._rule.is_zero):
+            detail = self._guidance_term(conditional, prediction, rows)
+            if addition is None or detail is None:
+                addition = detail if addition is None else addition
+            else:
+                addition = addition + detail
         return None if addition is None else addition.repeat(parts, 1, 1, 1)
+
+    def _change_of_rule(
+        self, unconditional: torch.Tensor, conditional: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what the rule predicts less what the pipeline will."""
+        assert self._rule
+        scale: float = self._pipe.guidance_scale
+        own = unconditional + scale * (conditional - unconditional)
+        return self._rule.combine(conditional, unconditional) - own
+
+
+class _Conditional(_Run):
+    """FLUX.2 [dev]: each step has one call, of D_c."""
+
+    def _addition(self, kwargs: dict[str, Any], prediction: torch.Tensor) -> torch.Tensor | None:
+        return self._guidance_term(kwargs, prediction, slice(None))
+
+
+class _TwoUnnamedCalls(_Run):
+    """Chroma: each step has a call of D_c, and with guidance one of D_0 after it.
+
+    As in `_TwoCalls`, both get the same term.
+    """
+
+    _kept: torch.Tensor | None = None
+    _first_is_done = False
+
+    def _addition(self, kwargs: dict[str, Any], prediction: torch.Tensor) -> torch.Tensor | None:
+        if not self._first_is_done:
+            self._kept = self._guidance_term(kwargs, prediction, slice(None))
+        self._first_is_done = self._pipe.do_classifier_free_guidance and not self._first_is_done
+        return self._kept
 
 
 class _TwoCalls(_Run):
-    """FLUX: each step has a call "cond", and with true guidance another one, "uncond".
+    """FLUX.1, FLUX.2 [klein]: each step has a call "cond", and with true guidance "uncond".
 
     The pipeline names its calls for its caches. The guidance term is added to both, so
     D_0 + s (D_c - D_0) contains it once for any s.
     """
 
-    def __init__(self, pipe: Any, prefix: SharedPrefix, schedule: _core.Guidance) -> None:
-        super().__init__(pipe, prefix, schedule)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._call = _CallName()
         self._kept: torch.Tensor | None = None
         self._first = blocks_of(self._transformer)[0]
@@ -247,7 +317,13 @@ class _TwoCalls(_Run):
         return self._kept if self._call.name else None
 
 
-_RUNS: dict[type, type[_Run]] = {StableDiffusion3Pipeline: _OneCall, FluxPipeline: _TwoCalls}
+_RUNS: dict[type, type[_Run]] = {
+    StableDiffusion3Pipeline: _OneCall,
+    FluxPipeline: _TwoCalls,
+    Flux2Pipeline: _Conditional,
+    Flux2KleinPipeline: _TwoCalls,
+    ChromaPipeline: _TwoUnnamedCalls,
+}
 
 
 class _CallName(ModelHook):  # type: ignore[misc]

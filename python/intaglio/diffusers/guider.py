@@ -14,6 +14,7 @@ from torch import nn
 
 from intaglio import _core
 from intaglio.diffusers.prefix import HOOK, SharedPrefix, remove_hook
+from intaglio.diffusers.rules import Rule
 from intaglio.diffusers.schedule import make_schedule
 from intaglio.torch_reference.guidance import term
 
@@ -43,6 +44,7 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
         ma_keep: float | Pair = 0.0,
         ref: Sequence[float] | None = None,
         enabled: bool = True,
+        cfg: BaseGuidance | None = None,
     ) -> None:
         """Take scales and `ma_keep` as numbers, or as pairs from the first step to the last.
 
@@ -58,12 +60,17 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
             ma_keep: 1 leaves the channels alone, 0 suppresses them.
             ref: the value that each suppressed channel goes to; zeros by default.
             enabled: False runs D_c alone.
+            cfg: a guider of diffusers that combines D_c and D_0 in place of `cfg_scale` and
+                `cfg_window`, such as `ClassifierFreeZeroStarGuidance(5.0)`.
 
         Raises:
             TypeError: the type of an argument is not supported.
-            ValueError: a value is outside its range.
+            ValueError: a value is outside its range, or `cfg` is given beside `cfg_scale`.
         """
         super().__init__(enabled=enabled)
+        if cfg is not None and cfg_scale != 1.0:
+            raise ValueError("cfg has a scale of its own: leave out cfg_scale")
+        self._rule = Rule(cfg) if cfg is not None else None
         self._schedule = make_schedule(
             cfg_scale=cfg_scale,
             cfg_window=cfg_window,
@@ -87,6 +94,8 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
                 " per step, and modular pipelines count each run; use apply_detail_guidance"
             )
         super().set_state(step, num_inference_steps, timestep)
+        if self._rule:
+            self._rule.begin(step, num_inference_steps, timestep)
         self._release()
         self._forget()
 
@@ -109,14 +118,14 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
         )
 
     def _prepare(self, with_negative: bool, batch: Callable[[int, str], Any]) -> list[Any]:
-        weights = self._weights
-        if weights.unconditional and not with_negative:
-            raise ValueError("cfg_scale needs a negative prompt, and the pipeline passed none")
+        weights, unconditional = self._weights, self._has_unconditional
+        if unconditional and not with_negative:
+            raise ValueError("CFG needs a negative prompt, and the pipeline passed none")
         # D_m has to follow D_c directly, because it continues its streams.
         self._batches = [batch(0, CONDITIONAL)]
         if weights.degraded:
             self._batches.append(batch(0, DEGRADED))
-        if weights.unconditional:
+        if unconditional:
             self._batches.append(batch(1, UNCONDITIONAL))
         return self._batches
 
@@ -153,7 +162,11 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
         """Combine raw predictions of the same shape to D, in float32."""
         weights, conditional = self._weights, pred_cond.float()
         pred = conditional
-        if pred_uncond is not None:
+        if self._rule and self._enabled:
+            pred = self._rule.combine(
+                conditional, None if pred_uncond is None else pred_uncond.float()
+            )
+        elif pred_uncond is not None:
             pred = pred + term(weights.lambda_, conditional, pred_uncond.float())
         if pred_degraded is not None:
             pred = pred + term(weights.w, conditional, pred_degraded.float())
@@ -167,14 +180,22 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
     @property
     def num_conditions(self) -> int:
         """The number of prompts of a run, which pipelines read before the first step."""
+        if self._rule:
+            return 2 if self._rule.needs_unconditional else 1
         scale = self._schedule.cfg_scale
         return 1 if scale.first == scale.last == 1.0 else 2
 
     @property
     def _weights(self) -> _core.StepWeights:
-        if not self._enabled:
+        if not self._enabled or (self._rule and self._rule.is_zero):
             return _core.StepWeights()
         return _core.weights_at(self._schedule, self._step, self._num_inference_steps)
+
+    @property
+    def _has_unconditional(self) -> bool:
+        if self._rule and self._enabled:
+            return self._rule.needs_unconditional
+        return self._weights.unconditional
 
     @property
     def _branch(self) -> str:

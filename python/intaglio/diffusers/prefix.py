@@ -8,7 +8,12 @@ from threading import get_ident
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers import (
+    ChromaTransformer2DModel,
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+)
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
@@ -41,6 +46,7 @@ class SharedPrefix:
             raise ValueError(
                 f"ref has {len(self.ref)} values for {len(self.channels)} channels: give one each"
             )
+        self._text_tokens = 0  # of the blocks that join both streams
         self._streams: tuple[torch.Tensor | None, ...] | None = None
         self._resumed: tuple[torch.Tensor | None, ...] | None = None
         self._attached: list[nn.Module] = []
@@ -91,9 +97,11 @@ class SharedPrefix:
                 "the transformer is in use by another run with Detail Guidance: run one at a time"
             )
         self._thread = get_ident()
+        joined = _joined_blocks(transformer)
         for index, block in enumerate(blocks[: self.block + 1]):
             registry = HookRegistry.check_if_exists_or_initialize(block)
-            registry.register_hook(_PrefixBlock(self, last=index == self.block), HOOK)
+            last = index == self.block
+            registry.register_hook(_PrefixBlock(self, last, index in joined), HOOK)
             self._attached.append(block)
 
     def detach(self) -> None:
@@ -117,38 +125,60 @@ class SharedPrefix:
 class _PrefixBlock(ModelHook):  # type: ignore[misc]
     """The hook of one of blocks 0..m, which runs in a D_c pass and is skipped in a D_m pass."""
 
-    def __init__(self, prefix: SharedPrefix, last: bool) -> None:
+    def __init__(self, prefix: SharedPrefix, last: bool, joined: bool) -> None:
         super().__init__()
         self._prefix = prefix
         self._last = last
+        self._joined = joined  # whether the block returns text and image tokens as one tensor
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not self._prefix.in_use_here:
             return self.fn_ref.original_forward(*args, **kwargs)
         # Only block m's streams are used when a pass resumes; earlier blocks may return anything
         # of the same form.
-        if self._prefix._resumed is not None:
-            return self._prefix._resumed
+        resumed = self._prefix._resumed
+        if resumed is not None:
+            return (
+                torch.cat([x for x in resumed if x is not None], dim=1) if self._joined else resumed
+            )
         output = self.fn_ref.original_forward(*args, **kwargs)
+        if not self._joined and output[0] is not None:
+            self._prefix._text_tokens = output[0].shape[1]
         if self._last:
-            self._prefix._streams = output
+            text = self._prefix._text_tokens
+            streams = (output[:, :text], output[:, text:]) if self._joined else output
+            self._prefix._streams = streams
         return output
 
 
+# Those whose later blocks return both streams as one; FLUX.1's split it again.
+_JOINED = (Flux2Transformer2DModel, ChromaTransformer2DModel)
+_SUPPORTED = (SD3Transformer2DModel, FluxTransformer2DModel, *_JOINED)
+
+
 def blocks_of(transformer: nn.Module) -> list[nn.Module]:
-    """Return all blocks in order of execution; they return (encoder_hidden_states, hidden_states).
+    """Return all blocks in order of execution.
+
+    They return (encoder_hidden_states, hidden_states), but for those of `_joined_blocks`.
 
     Raises:
         TypeError: the class of `transformer` is not supported.
     """
-    if isinstance(transformer, SD3Transformer2DModel):
-        return list(transformer.transformer_blocks)
-    if isinstance(transformer, FluxTransformer2DModel):
-        return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
-    raise TypeError(
-        f"Detail Guidance does not support {type(transformer).__name__}: it takes"
-        " SD3Transformer2DModel and FluxTransformer2DModel"
-    )
+    if not isinstance(transformer, _SUPPORTED):
+        names = ", ".join(kind.__name__ for kind in _SUPPORTED)
+        raise TypeError(
+            f"Detail Guidance does not support {type(transformer).__name__}: it takes {names}"
+        )
+    single: Any = getattr(transformer, "single_transformer_blocks", ())
+    blocks: Any = transformer.transformer_blocks
+    return [*blocks, *single]
+
+
+def _joined_blocks(transformer: nn.Module) -> range:
+    """Return the indices of the blocks that return the tokens of text and image as one tensor."""
+    if not isinstance(transformer, _JOINED):
+        return range(0)
+    return range(len(transformer.transformer_blocks), len(blocks_of(transformer)))
 
 
 def _is_compiled(module: nn.Module) -> bool:

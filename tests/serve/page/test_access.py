@@ -160,6 +160,7 @@ def test_a_model_that_draws_by_class_has_classes_for_a_prompt(page: Page, watch:
 def open_all(page: Page) -> None:
     """Show everything that the page can show at once."""
     page.get_by_text("More", exact=True).click()
+    page.get_by_text("Advanced guidance", exact=True).click()
     press(page, "Compare")
     wait_until(page, "Done.")
     page.get_by_label("Steps", exact=True).fill("1000000000")

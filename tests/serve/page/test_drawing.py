@@ -202,6 +202,59 @@ def fill_all(page: Page) -> None:
     page.get_by_label("CFG to").fill("0.8")
 
 
+def fill_advanced(page: Page) -> None:
+    """Choose another rule with a parameter, a CFG scale for each step, and blocks to skip."""
+    page.get_by_text("Advanced guidance", exact=True).click()
+    expect(page.get_by_label("Momentum")).to_be_hidden()
+    page.get_by_label("CFG rule").select_option("apg")
+    page.get_by_label("Momentum").fill("-0.25")
+    page.get_by_label("Rescale").fill("0.5")
+    page.get_by_label("Steps", exact=True).fill("3")
+    page.get_by_label("CFG of each step").fill("3, 2 1.5")
+    page.get_by_label("Blocks").fill("1, 2")
+    page.get_by_label("Scale", exact=True).fill("2")
+    page.get_by_label("Skipped from").fill("0")
+    page.get_by_label("Skipped to").fill("1")
+
+
+def test_advanced_guidance(page: Page, watch: Watch, server: Any) -> None:
+    fill_advanced(page)
+    press(page, "Generate")
+    wait_until(page, "Done.")
+    [request] = watch.jobs()
+    wanted = {
+        "guidance": "apg", "guidance_momentum": -0.25, "guidance_rescale": 0.5,
+        "cfg_scale": [3, 2, 1.5], "slg_layers": [1, 2], "slg_scale": 2, "slg_window": [0, 1],
+        "dg_scale": 0,
+    }  # fmt: skip
+    assert request | wanted == request
+    assert not {"guidance_eta", "guidance_alpha", "slg_share", "dg_window"} & set(request)
+    picture, text = pixels(page.locator("#left")), page.locator("#curl").inner_text()
+    assert_same(picture, drawn_alone(server, request))
+
+    page.get_by_label("CFG rule").select_option("cfg")
+    for label in ("Blocks", "CFG of each step", "Rescale"):
+        page.get_by_label(label).fill("")
+    press(page, "Generate")
+    wait_until(page, "Done.")
+    plain = watch.jobs()[1]
+    assert not (set(wanted) - {"cfg_scale", "dg_scale"}) & set(plain)
+    assert plain["dg_scale"] > 0
+    page.get_by_role("button", name="Restore:").last.click()
+    assert page.locator("#curl").inner_text() == text
+    np.testing.assert_array_equal(pixels(page.locator("#left")), picture)
+
+
+def test_compare_leaves_out_skipped_blocks(page: Page, watch: Watch) -> None:
+    fill_advanced(page)
+    press(page, "Compare")
+    wait_until(page, "Done.")
+    jobs = watch.jobs()
+    assert len(jobs) == 4
+    assert not any(name.startswith("slg_") for job in jobs for name in job)
+    assert {job["cfg_scale"] == 1 for job in jobs if "guidance" not in job} == {True}
+
+
 def copied(page: Page, button: str, word: str) -> str:
     """Press `button`, and return the text in the clipboard as soon as it contains `word`."""
     press(page, button)

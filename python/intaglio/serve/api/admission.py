@@ -84,7 +84,7 @@ def _subject(request: GenerationRequest, model: Model, limits: Limits) -> dict[s
 def _sampling(request: GenerationRequest, model: Model, limits: Limits) -> dict[str, Any]:
     """Return steps and guidance, with the bundle's defaults for those that are not given."""
     values: dict[str, Any] = defaults_of(model.bundle).model_dump()
-    if request.slg_layers:  # skipped blocks make D_m in place of DG
+    if request.slg_layers or request.slg_share:  # skipped blocks make D_m in place of DG
         for name in ("dg_scale", "dg_window", "ma_keep"):
             values.pop(name, None)
     given = {name: getattr(request, name) for name in (*SAMPLING, *RULE, *SKIPPING)}

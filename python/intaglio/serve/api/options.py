@@ -42,9 +42,9 @@ SAMPLING = ("steps", "cfg_scale", "cfg_window", "dg_scale", "dg_window", "ma_kee
 # How CFG combines its two predictions. Without them it is plain CFG.
 RULE = (
     "guidance", "guidance_eta", "guidance_norm_threshold", "guidance_momentum",
-    "guidance_zero_steps", "guidance_alpha", "guidance_rescale", "guidance_tag",
-    "guidance_prev", "slg_layers", "slg_scale",
-    "slg_window", "ma_keep_by",
+    "guidance_zero_steps", "guidance_alpha", "guidance_rescale", "guidance_normalization",
+    "guidance_tag", "guidance_prev", "slg_layers", "slg_share", "slg_scale", "slg_window",
+    "ma_keep_by",
 )  # fmt: skip
 
 # Which steps it skips. Without them it skips none.

@@ -1,5 +1,7 @@
 // The form, which edits one request. Its fields are those options of a model that have a default.
-import { first, scaleText } from "./drawings.js";
+import { consistent, first, scaleText } from "./drawings.js";
+
+const EACH = "_each"; // ends the name of a field with a value for each step
 
 export class RequestForm {
   #form;
@@ -15,6 +17,7 @@ export class RequestForm {
       if (event.target === this.#fields.model) this.#useModel();
       for (const field of this.#fields) field.removeAttribute("aria-invalid");
       this.#showScales();
+      this.#showRule();
     });
     form.querySelector("#dice").addEventListener("click", () => {
       this.#fields.seed.value = crypto.getRandomValues(new Uint32Array(1))[0];
@@ -33,6 +36,7 @@ export class RequestForm {
     this.#fields.model.replaceChildren(...models.map(({ id }) => new Option(id)));
     this.#useModel();
     this.#showScales();
+    this.#showRule();
     this.#fields.fields.disabled = false;
   }
 
@@ -67,15 +71,40 @@ export class RequestForm {
         request[name] = this.#value(name);
       }
     }
-    // Other rules than CFG's own need CFG.
-    if (text("guidance") !== "cfg" && first(request.cfg_scale) !== 1) request.guidance = text("guidance");
+    return consistent({ ...request, ...this.#advanced() });
+  }
+
+  get #advancedFields() {
+    return [...this.#form.querySelectorAll("#advanced [name]")];
+  }
+
+  /** Returns what is filled in of the advanced guidance. */
+  #advanced() {
+    const request = {};
+    for (const { name, value, type, dataset, parentElement } of this.#advancedFields) {
+      if (!value || this.#isEnd(name) || parentElement.closest("[hidden]")) continue;
+      if ("list" in dataset) {
+        request[name.replace(EACH, "")] = value.split(/[\s,]+/).filter(Boolean).map(Number);
+      } else if (type === "number") {
+        request[name] = Number(value);
+      } else if (value !== "cfg") {
+        request[name] = value;
+      }
+    }
+    const window = ["from", "to"].map((end) => this.#fields[`slg_window_${end}`].value);
+    if (window.every(Boolean)) request.slg_window = window.map(Number);
     return request;
+  }
+
+  #isEnd(name) {
+    return /_(from|to)$/.test(name);
   }
 
   /** Sets the fields to a request that `read` returned. */
   restore({ model, ...request }) {
     this.#fields.model.value = model;
     this.#useModel();
+    for (const field of this.#advancedFields) field.value = "";
     this.#fill({ negative_prompt: "", guidance: "cfg", ...this.defaults, ...request });
     this.#fields.seed.dispatchEvent(new Event("input", { bubbles: true }));
   }
@@ -116,7 +145,10 @@ export class RequestForm {
       if (this.#isWindow(name)) {
         [this.#fields[`${name}_from`].value, this.#fields[`${name}_to`].value] = value;
       } else if (this.#fields.namedItem(name)) {
-        this.#fields[name].value = first(value);
+        const each = this.#fields.namedItem(name + EACH);
+        const own = each && Array.isArray(value) && String(value) !== String(this.defaults[name]);
+        if (own) each.value = value.join(", ");
+        this.#fields[name].value = "list" in this.#fields[name].dataset ? value.join(", ") : first(value);
       }
     }
   }
@@ -129,6 +161,12 @@ export class RequestForm {
   #value(name) {
     const value = Number(this.#fields[name].value);
     return value === first(this.defaults[name]) ? this.defaults[name] : value;
+  }
+
+  /** Shows the parameters of the chosen rule. */
+  #showRule() {
+    for (const part of this.#form.querySelectorAll("[data-rule]"))
+      part.hidden = part.dataset.rule !== this.#fields.guidance.value;
   }
 
   #showScales() {
