@@ -63,7 +63,7 @@ struct Request {
   bool transports() const;
   // Whether a third branch has rows from the first block on: a D_m that skips blocks, or the prompt
   // that massive channels come from.
-  bool third_branch() const { return !slg_layers.empty() || transports(); }
+  bool third_branch() const { return skips_layers() || transports(); }
   double skip_tolerance = 0;   // of the line, where steps are skipped
   bool unconditional = false;  // whether any step runs D_0
 

@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "pipeline/skipped_layers.h"
+
 namespace intaglio {
 
 Ramp by_timestep(const Ramp& keep, const Schedule& schedule, int num_train_timesteps) {
@@ -55,7 +57,7 @@ void set_transport(const Bundle& bundle, const GenerateOptions& options, Guidanc
         "goes with --prompt, since both texts are encoded together: leave it out, or give "
         "--prompt");
   }
-  if (!options.slg_layers.empty() || !options.dg_scale->is_always(0)) {
+  if (skips_layers(options) || !options.dg_scale->is_always(0)) {
     refuse(
         "takes the place of DG and of --slg-layers: give --dg-scale 0 and no --slg-layers, or "
         "leave it out");
