@@ -317,6 +317,7 @@ class Pipeline:
         strength: float | None = None,
         vae_tile: int = 1024,
         image: Picture | None = None,
+        mask: Picture | None = None,
         latents: Any = None,
         ma_tokens: Picture | None = None,
         prompt_embeds: _core.PromptEmbeddings | str | os.PathLike[str] | None = None,
@@ -362,8 +363,9 @@ class Pipeline:
             strength: the share of `image` that noise replaces, above 0 and up to 1; None means 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.
             image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF.
+            mask: a picture of the size of `image`, whose white parts (128 to 255) are drawn anew.
             latents: float32 with __dlpack__ to start from, laid out as `Generation.latents`.
-            ma_tokens: a picture of where channels change: on white tokens, not on black ones.
+            ma_tokens: where channels change: on white tokens, not on black ones; None: `mask`.
             prompt_embeds: the result of `embed`, or a file with it, in place of texts.
             on_step: called with a `Step` after each step. The run stops when it returns False, and
                 raises what it raises. Copy what you keep of `step.latents`.

@@ -128,7 +128,8 @@ void expect_equal(const GuidedStep& step) {
   write_step({.combine = step.combine,
               .line = step.line,
               .to_denoised = step.to_denoised,
-              .update = step.update},
+              .update = step.update,
+              .left = step.kept.level},
              table.rows(1, 2).floats().data());
   Tensor position({1}, DType::float32);
   position.floats().front() = 1;
@@ -149,6 +150,12 @@ void expect_equal(const GuidedStep& step) {
     outputs[name + "_to"] = Tensor(tensor.shape(), DType::float32);
     if (name != "denoised") inputs[name] = tensor.clone();
   }
+  const bool kept = step.kept.drawn.defined();
+  if (kept) {
+    inputs["drawn"] = step.kept.drawn;
+    inputs["clean"] = step.kept.clean;
+    inputs["noise"] = step.kept.noise;
+  }
   GraphBuilder graph;
   build_step(graph, {.rank = shape.size(),
                      .unconditional_cache = true,
@@ -160,7 +167,8 @@ void expect_equal(const GuidedStep& step) {
                      .momentum = rule.has_momentum(),
                      .rescales = rule.rescale > 0,
                      .tag = correction.tag != 1,
-                     .previous = correction.prev != 0});
+                     .previous = correction.prev != 0,
+                     .kept = kept});
   run(graph, inputs, outputs);
   run_on_host(step);
   for (const auto& [name, tensor] : state)
@@ -290,6 +298,20 @@ TEST_F(LoopGraphs, FollowsTheLineWhereTheModelIsSkipped) {
   // The row of a step that is skipped combines nothing.
   expect_equal(random_step(update, true, {}, {.skipped = true, .compared = true, .slope = 1.5F}));
   expect_equal(random_step(update, true, {}, {.compared = true, .same_time = true, .slope = 0}));
+}
+
+TEST_F(LoopGraphs, ThePictureStaysOutsideTheMask) {
+  for (const bool skipped : {false, true}) {
+    GuidedStep step =
+        random_step(EulerUpdate{0.75F, -0.125F}, true, {}, {.skipped = skipped, .slope = 0.5F});
+    step.kept = {.drawn = Tensor({kImages, kSize}, DType::float32),
+                 .clean = drawn(17),
+                 .noise = drawn(18),
+                 .level = {.alpha = 0.375F, .sigma = 0.625F}};
+    for (std::size_t i = 0; i < step.kept.drawn.floats().size(); i += 3)
+      step.kept.drawn.floats()[i] = 1;
+    expect_equal(step);
+  }
 }
 
 TEST_F(LoopGraphs, GatherPutsEveryRowInItsPlace) {

@@ -53,10 +53,12 @@ struct GenerateOptions {
   std::vector<int> ma_channels;  // if empty, the bundle's
   // A picture of where D_m suppresses channels: fully on white tokens, not at all on black ones.
   // Brightness is averaged over each token, so the picture needs at least one pixel for each token.
+  // If empty, this is `mask`, and without a mask D_m suppresses them everywhere.
   std::optional<Image> ma_tokens;
   std::optional<std::string> scheduler;  // euler, heun, dpmpp-2m, ddim
   std::optional<Tensor> latents;         // in place of noise, laid out as Generation::latents
   std::optional<Image> image;            // start from this picture
+  std::optional<Image> mask;             // of `image`: white is drawn anew, black stays
   std::optional<double> strength;        // share of `image` that noise replaces, 0.6 if empty
   int vae_tile = 1024;                   // pixels; larger images are decoded in overlapping tiles
 };

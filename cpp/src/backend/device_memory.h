@@ -58,6 +58,7 @@ struct DeviceStep {
   Correction correction;       // the same
   DeviceState from, to;
   Tensor distance;  // [images]: from the line, where `from` has guided predictions
+  Tensor drawn, clean, noise;  // of Kept of core/guided_step.h; not defined without a mask
 };
 
 class DeviceMemory {

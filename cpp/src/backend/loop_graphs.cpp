@@ -234,6 +234,21 @@ std::string guided_by_line(GraphBuilder& graph, Row& row, const std::string& gui
   return graph.node("Add", {row.times(kRuns, guided), graph.node("Mul", {skips, on_line})});
 }
 
+// Takes back what the step did to the picture outside the mask, as in core/guided_step.cpp.
+void put_back(GraphBuilder& graph, Row& row, std::size_t rank, const std::string& x,
+              const std::string& denoised) {
+  const auto input = [&](const char* name) { return graph.input(name, kFloat, rank); };
+  const std::string drawn = input("drawn"), clean = input("clean");
+  const std::string kept = graph.node("Sub", {graph.constant(1.0F), drawn});
+  const auto blend = [&](const std::string& value, const std::string& picture, const char* as) {
+    graph.node("Add", {graph.node("Mul", {drawn, value}), graph.node("Mul", {kept, picture})}, as);
+  };
+  const std::string noised =
+      graph.node("Add", {row.times(kClean, clean), row.times(kNoise, input("noise"))});
+  blend(x, noised, "x_to");
+  blend(denoised, clean, "denoised_to");
+}
+
 }  // namespace
 
 void build_gather(GraphBuilder& graph, const GatherForm& form) {
@@ -303,15 +318,16 @@ void build_step(GraphBuilder& graph, const StepForm& form) {
   const std::string previous_x = latents("previous_x");
   const std::string denoised =
       graph.node("Div", {graph.node("Sub", {x, row.times(kSigma, guided)}), row.number(kAlpha)},
-                 "denoised_to");
+                 form.kept ? "" : "denoised_to");
   const std::string now = graph.node("Add", {row.times(kX, x), row.times(kDenoised, denoised)});
   const std::string before = graph.node(
       "Add", {row.times(kPreviousDenoised, previous_denoised), row.times(kPreviousX, previous_x)});
-  graph.node("Add", {now, before}, "x_to");
+  const std::string moved = graph.node("Add", {now, before}, form.kept ? "" : "x_to");
+  if (form.kept) put_back(graph, row, form.rank, moved, denoised);
+  for (const char* name : {"x_to", "denoised_to"}) graph.output(name, kFloat, form.rank);
   replace(graph, row, kKeepsDenoised, denoised, previous_denoised, "previous_denoised_to",
           form.rank);
   replace(graph, row, kKeepsX, x, previous_x, "previous_x_to", form.rank);
-  for (const char* name : {"x_to", "denoised_to"}) graph.output(name, kFloat, form.rank);
   graph.node("Add", {position, graph.constant(1.0F)}, "position_to");
   graph.output("position_to", kFloat, 1);
 }

@@ -141,7 +141,8 @@ class ProviderMemory final : public DeviceMemory {
                           .momentum = step.rule.has_momentum(),
                           .rescales = step.rule.rescale > 0,
                           .tag = step.correction.tag != 1,
-                          .previous = step.correction.prev != 0};
+                          .previous = step.correction.prev != 0,
+                          .kept = step.drawn.defined()};
       auto& program = steps_[form];
       if (!program) program = build([&](GraphBuilder& graph) { build_step(graph, form); });
       program->input("prediction", step.prediction)
@@ -175,6 +176,8 @@ class ProviderMemory final : public DeviceMemory {
         state("older_guided", step.from.older_guided, step.to.older_guided);
         program->output("distance", step.distance);
       }
+      if (form.kept)
+        program->input("drawn", step.drawn).input("clean", step.clean).input("noise", step.noise);
       program->run();
     });
   }

@@ -59,6 +59,9 @@ enum StepColumn : std::size_t {
   kMovesOn,
   kLineNewer,
   kLineOlder,
+  // Of NoiseLevel: outside a mask, x is this much of the picture and of noise afterwards.
+  kClean,
+  kNoise,
   kStepColumns
 };
 
@@ -68,6 +71,7 @@ struct StepNumbers {
   GuidedLine line;
   ToDenoised to_denoised;
   Update update;
+  NoiseLevel left = {};  // at which the evaluation leaves x
 };
 
 // Writes these columns into a row of kStepColumns numbers.

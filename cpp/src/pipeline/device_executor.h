@@ -27,7 +27,7 @@ class DeviceExecutor final : public LoopExecutor {
                  const SharedInputs& shared, std::int64_t images, Stream& stream,
                  std::shared_ptr<DeviceMemory> memory);
 
-  void add(DenoisingState& state, const Tensor& latents, bool alone) override;
+  void add(DenoisingState& state, const LoopStart& start, bool alone) override;
   void remove(std::int64_t id) override;
   void run(std::span<DenoisingState* const> states) override;
   void step(DenoisingState& state) override;
