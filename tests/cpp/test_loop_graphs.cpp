@@ -112,6 +112,13 @@ Tensors state_of(const GuidedStep& step) {
   return state;
 }
 
+void add_picture(const Kept& kept, Tensors& inputs) {
+  if (!kept.drawn.defined()) return;
+  inputs["drawn"] = kept.drawn;
+  inputs["clean"] = kept.clean;
+  inputs["noise"] = kept.noise;
+}
+
 void expect_equal(const GuidedStep& step) {
   // Rows of two requests: D_0, D_c and D_m of ours are rows 1 and 2, 4 and 5, 7 and 8.
   Shape shape = step.x.shape();
@@ -150,12 +157,7 @@ void expect_equal(const GuidedStep& step) {
     outputs[name + "_to"] = Tensor(tensor.shape(), DType::float32);
     if (name != "denoised") inputs[name] = tensor.clone();
   }
-  const bool kept = step.kept.drawn.defined();
-  if (kept) {
-    inputs["drawn"] = step.kept.drawn;
-    inputs["clean"] = step.kept.clean;
-    inputs["noise"] = step.kept.noise;
-  }
+  add_picture(step.kept, inputs);
   GraphBuilder graph;
   build_step(graph, {.rank = shape.size(),
                      .unconditional_cache = true,
@@ -168,7 +170,7 @@ void expect_equal(const GuidedStep& step) {
                      .rescales = rule.rescale > 0,
                      .tag = correction.tag != 1,
                      .previous = correction.prev != 0,
-                     .kept = kept});
+                     .kept = step.kept.drawn.defined()});
   run(graph, inputs, outputs);
   run_on_host(step);
   for (const auto& [name, tensor] : state)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 import intaglio
@@ -141,6 +142,20 @@ def test_inpainting(pipeline: intaglio.Pipeline) -> None:
     np.testing.assert_array_equal(
         whole.latents, pipeline.generate(PROMPT, image=picture, strength=1.0).latents
     )
+
+
+@pytest.mark.parametrize("radius", [0.3, 1, 2.5, 4, 12])
+def test_the_mask_is_blurred_as_pillow_blurs(pipeline: intaglio.Pipeline, radius: float) -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (32, 32), np.uint8)
+    pixels[4:24, 10:30] |= 128
+    mask, picture = Image.fromarray(pixels), Image.new("RGB", (32, 32), (90, 140, 20))
+    blurred = VaeImageProcessor.blur(mask, radius)
+    options = {"image": picture, "ma_tokens": Image.new("L", (32, 32), 255)}
+    got = pipeline.generate(PROMPT, mask=mask, mask_blur=radius, **options)
+    expected = pipeline.generate(PROMPT, mask=blurred, **options)
+    np.testing.assert_array_equal(got.latents, expected.latents)
+    sharp = pipeline.generate(PROMPT, mask=mask, **options)
+    assert not np.array_equal(got.latents, sharp.latents)
 
 
 def test_previews_show_the_picture_outside_the_mask(pipeline: intaglio.Pipeline) -> None:

@@ -33,6 +33,8 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"prompt": "a \ud800 bag"}, ["prompt"], "UTF-8"),
     ({"latents": np.zeros((1, 4, 8, 8), np.float32)}, ["latents"], "shape"),
     ({"ma_tokens": np.zeros((2, 2), np.uint8)}, ["ma_tokens"], "picture for ma_tokens is smaller"),
+    ({"mask_blur": 2}, ["mask_blur"], "mask_blur says how mask is blurred: give mask too"),
+    ({"image": WHITE, "mask": WHITE, "mask_blur": -1}, ["mask_blur"], "must be from 0 to 1000"),
     ({"mask": WHITE}, ["mask"], "mask says which part of image is drawn anew: give image too"),
     ({"image": WHITE, "mask": WHITE[:16]}, ["mask"], "mask is 32x16 pixels but image is 32x32"),
     ({"image": WHITE, "mask": WHITE // 2}, ["mask"], "mask is white nowhere"),

@@ -56,8 +56,8 @@ def pixels(answer: Any) -> list[np.ndarray]:
 def test_openais_client_edits_a_picture(client: openai.OpenAI, pipeline: intaglio.Pipeline) -> None:
     picture, mask = noise("RGB"), transparent()
     fields = {
-        "seed": 3, "steps": 4, "strength": 0.8, "cfg_scale": [3, 1.5], "dg_window": [0, 0.7],
-        "negative_prompt": "12", "guidance": "apg",
+        "seed": 3, "steps": 4, "strength": 0.8, "mask_blur": 2.5, "cfg_scale": [3, 1.5],
+        "dg_window": [0, 0.7], "negative_prompt": "12", "guidance": "apg",
     }  # fmt: skip
     answer = client.images.edit(
         model="tiny", prompt=PROMPT, image=file_of(picture), mask=file_of(mask), n=2,

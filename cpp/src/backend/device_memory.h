@@ -57,7 +57,7 @@ struct DeviceStep {
   CfgRule rule;                // of which the table has the numbers
   Correction correction;       // the same
   DeviceState from, to;
-  Tensor distance;  // [images]: from the line, where `from` has guided predictions
+  Tensor distance;             // [images]: from the line, where `from` has guided predictions
   Tensor drawn, clean, noise;  // of Kept of core/guided_step.h; not defined without a mask
 };
 

@@ -81,7 +81,11 @@ bool set_size(Request& request, const Bundle& bundle, const GenerateOptions& opt
 
 void set_mask(Request& request, const Bundle& bundle, const GenerateOptions& options,
               Problems& problems) {
-  if (!options.mask) return;
+  if (!options.mask) {
+    if (options.mask_blur)
+      problems.push_back({"mask_blur", "--mask-blur says how --mask is blurred: give --mask too"});
+    return;
+  }
   const auto refuse = [&](const std::string& message, ExitCode code = ExitCode::bad_input) {
     problems.push_back({"mask", message, code});
   };
@@ -97,8 +101,13 @@ void set_mask(Request& request, const Bundle& bundle, const GenerateOptions& opt
            ": make both of one size");
     return;
   }
+  const double blur = options.mask_blur.value_or(0);
+  if (!(blur >= 0 && blur <= 1000)) {
+    problems.push_back({"mask_blur", "--mask-blur must be from 0 to 1000 pixels"});
+    return;
+  }
   request.drawn =
-      make_latent_mask(*options.mask, bundle.latent.channels, request.rows, request.columns);
+      make_latent_mask(*options.mask, blur, bundle.latent.channels, request.rows, request.columns);
   if (std::ranges::any_of(request.drawn.floats(), [](float drawn) { return drawn != 0; })) return;
   const std::string cell = std::to_string(bundle.latent.vae_scale_factor);
   refuse("--mask is white nowhere, so that nothing would be drawn: paint a part of it white, of " +

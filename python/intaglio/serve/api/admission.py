@@ -100,7 +100,7 @@ def _sampling(request: GenerationRequest, model: Model, limits: Limits) -> dict[
             values.pop(name, None)
     names = [*SAMPLING, *RULE, *SKIPPING]
     if isinstance(request, EditRequest):
-        names.append("strength")
+        names += ["strength", "mask_blur"]
     given = {name: getattr(request, name) for name in names}
     values |= {name: value for name, value in given.items() if value is not None}
     if values["steps"] > limits.steps:

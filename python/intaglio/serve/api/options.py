@@ -52,7 +52,7 @@ SKIPPING = ("skip_interval", "skip_window", "skip_steps", "skip_tolerance", "ski
 
 
 # What an edit has besides.
-EDITING = ("image", "mask", "strength")
+EDITING = ("image", "mask", "strength", "mask_blur")
 
 
 def _request_options() -> dict[str, RequestOption]:
