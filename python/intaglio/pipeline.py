@@ -344,12 +344,11 @@ class Pipeline:
             ma_keep: share of the massive channels that D_m keeps: 0 is none, above 1 amplifies.
             ma_keep_by: what a pair of `ma_keep` follows, step or timestep; None means step.
             ma_channels: channels to suppress instead of the bundle's.
-            dg_region: "mask" leaves tokens outside `ma_tokens` to CFG alone; None means all.
+            dg_region: "mask" leaves tokens outside `ma_tokens` to CFG alone; None: all.
             transport_from: a prompt whose massive channels replace those of `prompt`, without DG.
             slg_layers: skip-layer guidance: blocks, from 0, that D_m skips, instead of DG.
             slg_scale, slg_window: its scale and steps; None means 2.8 and (0.01, 0.2).
-            reuse_interval, reuse_window: run D_0 and D_m once in this many steps, and extrapolate
-                D_c - D_0 and D_c - D_m in the others. `intaglio.analysis.reuse` finds an interval.
+            reuse_interval, reuse_window: run D_0 and D_m once in this many steps, and extrapolate.
             skip_interval, skip_window: run the model once in so many steps of this part of the run.
             skip_steps: steps to skip, from 0; the first three with the same branches always run.
             skip_tolerance: a step runs if the line is off by more, relative to D; None means 0.2.

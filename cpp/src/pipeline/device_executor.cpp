@@ -379,14 +379,6 @@ void DeviceExecutor::step(DenoisingState& state) {
   state.advance(distance);
 }
 
-Tensor DeviceExecutor::latents(const DenoisingState& state) {
-  return memory_->download(members_.at(state.id()).now.x);
-}
-
-void DeviceExecutor::set_latents(const DenoisingState& state, const Tensor& latents) {
-  memory_->copy(latents, members_.at(state.id()).now.x);
-}
-
 std::function<Tensor()> DeviceExecutor::denoised(const DenoisingState& state) {
   return [memory = memory_, denoised = members_.at(state.id()).now.denoised] {
     return memory->download(denoised);

@@ -32,8 +32,12 @@ class DeviceExecutor final : public LoopExecutor {
   void run(std::span<DenoisingState* const> states) override;
   void step(DenoisingState& state) override;
   void wait() override {}  // a run of ONNX Runtime ends with the device's work
-  Tensor latents(const DenoisingState& state) override;
-  void set_latents(const DenoisingState& state, const Tensor& latents) override;
+  Tensor latents(const DenoisingState& state) override {
+    return memory_->download(members_.at(state.id()).now.x);
+  }
+  void set_latents(const DenoisingState& state, const Tensor& latents) override {
+    memory_->copy(latents, members_.at(state.id()).now.x);
+  }
   std::function<Tensor()> denoised(const DenoisingState& state) override;
   Tensor observed(Role::Kind output, int block) override;
 
