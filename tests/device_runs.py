@@ -84,6 +84,19 @@ def from_an_image(pipeline: intaglio.Pipeline) -> np.ndarray:
     return np.asarray(drawn.latents)
 
 
+def inpainted(pipeline: intaglio.Pipeline, **options: Any) -> np.ndarray:
+    """Draw the upper left part of an image anew."""
+    side = pipeline.bundle.defaults.height
+    ramp = np.linspace(0, 255, side * side * 3, dtype=np.uint8).reshape(side, side, 3)
+    mask = np.zeros((side, side), np.uint8)
+    mask[: side // 2, : side // 2] = 255
+    drawn = pipeline.generate(
+        PROMPT, image=Image.fromarray(ramp), mask=mask, strength=0.9, seeds=[1, 2], cfg_scale=3.0,
+        dg_scale=1.0, **options,
+    )  # fmt: skip
+    return np.asarray(drawn.latents)
+
+
 def in_a_batch(pipeline: intaglio.Pipeline) -> dict[str, np.ndarray]:
     """Let members join and leave: each has its own guidance and number of steps."""
     batch = intaglio.Batch(pipeline, 4)
@@ -116,6 +129,10 @@ def main(bundle: str, device: str, library: str, out: str) -> None:
         drawn["transport"] = np.asarray(transported.latents)
     drawn["callback"] = with_callback(pipeline)
     drawn["image to image"] = from_an_image(pipeline)
+    drawn["inpainting"] = inpainted(pipeline, steps=STEPS)
+    drawn["inpainting, skipped steps"] = inpainted(
+        pipeline, steps=6, skip_interval=2, skip_tolerance=10.0, scheduler="heun"
+    )
     np.savez(Path(out), **drawn, **in_a_batch(pipeline))
 
 

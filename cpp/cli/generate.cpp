@@ -32,12 +32,13 @@ struct Flags {
   RunFlags run;
   GenerateOptions options;
   fs::path output = "image.png";
-  fs::path image, ma_tokens, prompt_embeds, latents_in, latents_out, report;
+  fs::path image, mask, ma_tokens, prompt_embeds, latents_in, latents_out, report;
   bool no_metadata = false;
 };
 
 void read_inputs(Flags& flags) {
   if (!flags.image.empty()) flags.options.image = read_png(flags.image);
+  if (!flags.mask.empty()) flags.options.mask = read_png(flags.mask);
   if (!flags.ma_tokens.empty()) flags.options.ma_tokens = read_png(flags.ma_tokens);
   if (!flags.prompt_embeds.empty())
     flags.options.prompt_embeds = load_prompt_embeds(flags.prompt_embeds);
@@ -234,10 +235,12 @@ void add_input_flags(GroupedFlags& grouped, Flags& flags) {
   grouped.begin_group("Guidance", OptionGroup::guidance);
   grouped.add_path("--ma-tokens", flags.ma_tokens, "MASK.png",
                    "grey picture that limits Detail Guidance: white parts get all of it, black "
-                   "parts none");
+                   "parts none; --mask if not given");
   grouped.begin_group("Faster runs that are not exact", OptionGroup::reuse);
   grouped.begin_group("Start from a picture or from latents", OptionGroup::start);
   grouped.add_path("--image", flags.image, "FILE.png", "picture to start from instead of noise");
+  grouped.add_path("--mask", flags.mask, "MASK.png",
+                   "picture of the size of --image: white parts are drawn anew, black parts stay");
   grouped.add_path("--latents-in", flags.latents_in, "FILE.npy",
                    "initial latents instead of seeded noise, as --latents-out writes them: "
                    "(N, C, h, w), or (N, tokens, C*p*p) for a model with packed latents");

@@ -59,7 +59,7 @@ std::string hint(const std::string& option, py::handle value) {
 
 // Says what may have been meant by a keyword that there is not.
 std::string meant_keyword(const std::string& name) {
-  std::vector<std::string> names{"ma_tokens", "image", "latents", "prompt_embeds"};
+  std::vector<std::string> names{"ma_tokens", "image", "mask", "latents", "prompt_embeds"};
   const GenerateOptions options;
   visit_options(options,
                 [&](const OptionInfo& info, const auto&) { names.emplace_back(info.name); });
@@ -113,6 +113,7 @@ GenerateOptions options_from(const py::dict& keywords) {
   if (const py::object value = take("ma_tokens"); !value.is_none())
     options.ma_tokens = image_from(value);
   if (const py::object value = take("image"); !value.is_none()) options.image = image_from(value);
+  if (const py::object value = take("mask"); !value.is_none()) options.mask = image_from(value);
   if (const py::object value = take("latents"); !value.is_none())
     options.latents = tensor_from(value);
   if (const py::object value = take("prompt_embeds"); !value.is_none()) {

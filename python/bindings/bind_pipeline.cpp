@@ -202,9 +202,8 @@ void bind_pipeline(py::module_& module) {
           "Load the graphs that a run needs, which some devices compile for minutes. Ctrl-C raises "
           "KeyboardInterrupt between two of them.")
       .def("generate", &generate, py::arg("on_step") = py::none(),
-           "Draw images. Takes the keywords that option_infos() lists, and image, latents, "
-           "ma_tokens "
-           "and prompt_embeds.");
+           "Draw images. Takes the keywords that option_infos() lists, and image, mask, "
+           "latents, ma_tokens and prompt_embeds.");
 }
 
 }  // namespace intaglio::python

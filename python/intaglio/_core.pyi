@@ -1212,7 +1212,7 @@ class Pipeline:
         """
     def generate(self, on_step: typing.Any = None, **kwargs: typing.Any) -> Generation:
         """
-        Draw images. Takes the keywords that option_infos() lists, and image, latents, ma_tokens and prompt_embeds.
+        Draw images. Takes the keywords that option_infos() lists, and image, mask, latents, ma_tokens and prompt_embeds.
         """
     def load(self) -> None:
         """

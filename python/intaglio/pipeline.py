@@ -190,26 +190,20 @@ class Pipeline:
 
         Args:
             bundle: the folder. The size and SHA-256 of every file are compared with its manifest.
-            device: where to run: cpu, openvino:cpu, openvino:gpu, openvino:npu, cuda, tensorrt,
-                tensorrt-rtx, webgpu, or auto, which takes the best that works. "cuda:1" is the
-                second card. `intaglio devices` lists what works on a machine.
-            threads: the number of threads; 0 means one for each processor that the process may
-                use, by its affinity and its container's quota.
+            device: cpu, openvino:cpu, openvino:gpu, openvino:npu, cuda, cuda:1 (the second card),
+                tensorrt, tensorrt-rtx, webgpu, or auto, which takes the best that works.
+            threads: 0 means one for each processor that the process may use.
             onnxruntime: ONNX Runtime's library. None takes the library of the Python package
                 onnxruntime, or the system's.
-            prepack: whether weights of the loop's graphs, float32 or quantised, are packed for the
-                processor when they are loaded instead of in each step. Steps are then faster and
-                the start is slower. The process has packed copies of the weights in its own memory,
-                whereas processes share a mapped file. Only ONNX Runtime on the CPU does this.
-                Latents differ by rounding.
-            precision: what the device computes in: float32, bfloat16 or float16. Only OpenVINO
-                computes in another type than the graph. Its NPUs have float16 only.
-            provider_library: the library of an execution provider's plugin for OpenVINO,
-                TensorRT-RTX or WebGPU. None takes that of the plugin's Python package.
-            max_memory: the most memory that a run may take on the device: a number of bytes, a text
-                such as "8GB" or "900MiB", or "auto" for what is free. A model that does not fit is
-                loaded part by part, each part let go before the next one, and runs wait for each
-                other. None keeps each part loaded that was used.
+            prepack: whether weights of the loop's graphs are packed when they are loaded instead of
+                in each step, on the CPU. Steps are faster, the start is slower, processes do not
+                share the weights, and latents differ by rounding.
+            precision: what OpenVINO computes in: float32, bfloat16 or float16 (NPUs: this only).
+            provider_library: the plugin of OpenVINO, TensorRT-RTX or WebGPU. None takes that of
+                the plugin's Python package.
+            max_memory: the most memory that a run may take on the device: bytes, a text such as
+                "8GB" or "900MiB", or "auto" for what is free. A model that does not fit is loaded
+                part by part, and runs wait for each other. None keeps loaded what was used.
 
         Raises:
             UsageError: there is no device of that name, it does not have that precision,
@@ -317,8 +311,10 @@ class Pipeline:
         skip: str | None = None,
         scheduler: str | None = None,
         strength: float | None = None,
+        mask_blur: float | None = None,
         vae_tile: int = 1024,
         image: Picture | None = None,
+        mask: Picture | None = None,
         latents: Any = None,
         ma_tokens: Picture | None = None,
         prompt_embeds: _core.PromptEmbeddings | str | os.PathLike[str] | None = None,
@@ -350,22 +346,23 @@ class Pipeline:
             ma_keep: share of the massive channels that D_m keeps: 0 is none, above 1 amplifies.
             ma_keep_by: what a pair of `ma_keep` follows, step or timestep; None means step.
             ma_channels: channels to suppress instead of the bundle's.
-            dg_region: "mask" leaves tokens outside `ma_tokens` to CFG alone; None means all.
+            dg_region: "mask" leaves tokens outside `ma_tokens` to CFG alone; None: all.
             transport_from: a prompt whose massive channels replace those of `prompt`, without DG.
             slg_layers, slg_share: blocks, from 0, that D_m skips instead of DG, or their share.
             slg_scale, slg_window: scale and steps of both; docs/guidance.md has their defaults.
-            reuse_interval, reuse_window: run D_0 and D_m once in this many steps, and extrapolate
-                D_c - D_0 and D_c - D_m in the others. `intaglio.analysis.reuse` finds an interval.
+            reuse_interval, reuse_window: run D_0 and D_m once in this many steps, and extrapolate.
             skip_interval, skip_window: run the model once in so many steps of this part of the run.
             skip_steps: steps to skip, from 0; the first three with the same branches always run.
             skip_tolerance: a step runs if the line is off by more, relative to D; None means 0.2.
             skip: "auto" takes skip_steps and skip_tolerance from the bundle.
             scheduler: a sampler's name, such as euler; docs/guidance.md lists them.
-            strength: the share of `image` that noise replaces, above 0 and up to 1; None means 0.6.
+            strength: the share of `image` that noise replaces, above 0 and up to 1; None: 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.
             image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF.
+            mask: a picture of the size of `image`, whose white parts (128 to 255) are drawn anew.
+            mask_blur: the radius of a Gaussian that blurs it before; None means 0.
             latents: float32 with __dlpack__ to start from, laid out as `Generation.latents`.
-            ma_tokens: a picture of where channels change: on white tokens, not on black ones.
+            ma_tokens: where channels change: on white tokens, not on black ones; None: `mask`.
             prompt_embeds: the result of `embed`, or a file with it, in place of texts.
             on_step: called with a `Step` after each step. The run stops when it returns False, and
                 raises what it raises. Copy what you keep of `step.latents`.
@@ -378,12 +375,15 @@ class Pipeline:
             OutOfMemoryError: there is too little memory or `max_memory` (also a MemoryError).
         """
         options = {k: v for k, v in locals().items() if k not in {"self", "on_step", "progress"}}
-        if self._core.choice.compiling:
-            self._core.load()  # which Ctrl-C interrupts sooner than the run
-        with progress_bar(on_step) if progress else nullcontext(on_step) as report:
-            result = self._core.generate(report, **core_options(options))
+        result = self._run(core_options(options), on_step, progress)
         warn(result.notes + self._core.placement_notes, depth=3)  # called by `suggesting`
         return Generation.of(result)
+
+    def _run(self, options: dict[str, Any], on_step: OnStep | None, bar: bool) -> _core.Generation:
+        if self._core.choice.compiling:
+            self._core.load()  # which Ctrl-C interrupts sooner than the run
+        with progress_bar(on_step) if bar else nullcontext(on_step) as report:
+            return self._core.generate(report, **options)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -302,5 +302,29 @@ TEST(HostStream, CopiesFillsAndWritesKeep) {
             (std::vector<float>{7.0F, 7.0F, 7.0F, 1.0F, 0.625F, 0.25F}));
 }
 
+// Whatever the step computes there, also where it is not finite.
+TEST(GuidedStep, PutsThePictureBackOutsideTheMask) {
+  for (const Update& update : kUpdates) {
+    GuidedStep step = random_step(update), whole = random_step(update);
+    step.kept = {.drawn = filled(0),
+                 .clean = drawn(7),
+                 .noise = drawn(8),
+                 .level = {.alpha = 0.375F, .sigma = 0.625F}};
+    step.kept.drawn.floats()[3] = step.kept.drawn.floats()[20] = 1;
+    step.conditional.floats()[5] = kNan;
+    run_on_host(step);
+    run_on_host(whole);
+    for (std::size_t i = 0; i < kSize; ++i) {
+      const bool inside = i == 3 || i == 20;
+      const float clean = step.kept.clean.floats()[i], noise = step.kept.noise.floats()[i];
+      EXPECT_EQ(step.x.floats()[i], inside ? whole.x.floats()[i] : 0.375F * clean + 0.625F * noise);
+      EXPECT_EQ(step.denoised.floats()[i], inside ? whole.denoised.floats()[i] : clean);
+      if (i == 5) continue;
+      EXPECT_EQ(step.previous_denoised.floats()[i], whole.previous_denoised.floats()[i]);
+      EXPECT_EQ(step.previous_x.floats()[i], whole.previous_x.floats()[i]);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace intaglio

@@ -117,6 +117,13 @@ Tensors state_of(const GuidedStep& step) {
   return state;
 }
 
+void add_picture(const Kept& kept, Tensors& inputs) {
+  if (!kept.drawn.defined()) return;
+  inputs["drawn"] = kept.drawn;
+  inputs["kept_clean"] = kept.clean;
+  inputs["kept_noise"] = kept.noise;
+}
+
 void expect_equal(const GuidedStep& step) {
   // Rows of two requests: D_0, D_c and D_m of ours are rows 1 and 2, 4 and 5, 7 and 8.
   Shape shape = step.x.shape();
@@ -133,7 +140,8 @@ void expect_equal(const GuidedStep& step) {
   write_step({.combine = step.combine,
               .line = step.line,
               .to_denoised = step.to_denoised,
-              .update = step.update},
+              .update = step.update,
+              .left = step.kept.level},
              table.rows(1, 2).floats().data());
   Tensor position({1}, DType::float32);
   position.floats().front() = 1;
@@ -155,6 +163,7 @@ void expect_equal(const GuidedStep& step) {
     if (name != "denoised") inputs[name] = tensor.clone();
   }
   if (step.noise.defined()) inputs["noise"] = step.noise;
+  add_picture(step.kept, inputs);
   GraphBuilder graph;
   build_step(graph, {.rank = shape.size(),
                      .unconditional_cache = true,
@@ -169,7 +178,8 @@ void expect_equal(const GuidedStep& step) {
                      .rescales = rule.rescale > 0,
                      .normalizes = rule.normalization > 0,
                      .tag = correction.tag != 1,
-                     .previous = correction.prev != 0});
+                     .previous = correction.prev != 0,
+                     .kept = step.kept.drawn.defined()});
   run(graph, inputs, outputs);
   run_on_host(step);
   for (const auto& [name, tensor] : state)
@@ -309,6 +319,20 @@ TEST_F(LoopGraphs, FollowsTheLineWhereTheModelIsSkipped) {
   // The row of a step that is skipped combines nothing.
   expect_equal(random_step(update, true, {}, {.skipped = true, .compared = true, .slope = 1.5F}));
   expect_equal(random_step(update, true, {}, {.compared = true, .same_time = true, .slope = 0}));
+}
+
+TEST_F(LoopGraphs, ThePictureStaysOutsideTheMask) {
+  for (const bool skipped : {false, true}) {
+    GuidedStep step =
+        random_step(EulerUpdate{0.75F, -0.125F}, true, {}, {.skipped = skipped, .slope = 0.5F});
+    step.kept = {.drawn = Tensor({kImages, kSize}, DType::float32),
+                 .clean = drawn(17),
+                 .noise = drawn(18),
+                 .level = {.alpha = 0.375F, .sigma = 0.625F}};
+    for (std::size_t i = 0; i < step.kept.drawn.floats().size(); i += 3)
+      step.kept.drawn.floats()[i] = 1;
+    expect_equal(step);
+  }
 }
 
 TEST_F(LoopGraphs, GatherPutsEveryRowInItsPlace) {

@@ -260,7 +260,7 @@ def test_damaged_latents(command: Command, forked_bundle: Path, content: bytes, 
     assert str(raised.value) == in_python(sentence)
 
 
-@pytest.mark.parametrize("flag", ["--image", "--ma-tokens", "--latents-in"])
+@pytest.mark.parametrize("flag", ["--image", "--mask", "--ma-tokens", "--latents-in"])
 @pytest.mark.parametrize("kind", ["absent", "folder", "text", "cut", "loop"])
 def test_files_that_cannot_be_read(
     command: Command, forked_bundle: Path, flag: str, kind: str
@@ -289,6 +289,7 @@ def test_pictures_that_do_not_fit(
         ("image", 2, (32, 32), ["--strength", 1.5], {"strength": 1.5}),
         ("image", 2, (32, 32), ["--strength", 1e-20, "--steps", 2], weak),
         ("ma_tokens", 3, (5, 5), [], {}),
+        ("mask", 2, (32, 32), [], {}),
     ]  # fmt: skip
     for name, code, size, flags, keywords in cases:
         picture = Image.new("RGB", size)

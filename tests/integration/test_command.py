@@ -381,7 +381,8 @@ def test_help_names_every_option(command: Command) -> None:
         assert info.value in text
     for name, value in (("seeds", 0), ("batch", 1), ("strength", 0.6), ("vae-tile", 1024)):
         assert re.search(rf"--{name} [^[]*\[{value}\]", text), name
-    files = ("output", "image", "ma-tokens", "prompt-embeds", "latents-in", "latents-out", "report")
+    files = ("output", "image", "mask", "ma-tokens", "prompt-embeds", "latents-in", "latents-out")
+    files = (*files, "report")
     for flag in files:
         assert f"--{flag} " in text
     for name in ("generate", "embed", "features", "inspect", "bench"):

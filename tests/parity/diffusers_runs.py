@@ -15,7 +15,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2DModelOutput
 from PIL import Image
 
 from tests.families import Family
@@ -72,7 +72,83 @@ def run_from_image(pipeline: Any, family: Family, image: Image.Image, seeds: lis
     """Run diffusers' own image-to-image pipeline from the mean of the VAE's posterior."""
     assert family.img2img is not None
     img2img = getattr(diffusers, family.img2img)(**pipeline.components)
-    # Otherwise it would sample the posterior with the generator that then draws the noise.
+    arguments = _arguments(pipeline, family) | {family.cfg: family.unguided}
+    arguments |= {
+        "image": [image] * len(seeds),
+        "strength": STRENGTH,
+        "num_images_per_prompt": len(seeds),
+    }
+    arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    with _mean_of_posterior(pipeline):
+        return _run(img2img, arguments)
+
+
+# What diffusers' pipelines read in the transformer's configuration: one blends latents of 16
+# channels only, and the other asks for a field that its transformer does not have.
+_EXPECTED: dict[str, dict[str, Any]] = {
+    "StableDiffusion3InpaintPipeline": {"in_channels": 16},
+    "ChromaInpaintPipeline": {"guidance_embeds": False},
+}
+
+
+def a_mask(height: int, width: int) -> np.ndarray:
+    """Return a mask with a white part and with grey ones on both sides of the limit."""
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[5 : height - 9, 9 : width - 14] = 255
+    pixels[height - 6 :, :8] = 127
+    pixels[height - 6 :, 8:16] = 128
+    return pixels
+
+
+@torch.no_grad()
+def inpaint(pipeline: Any, name: str, **arguments: Any) -> torch.Tensor:
+    """Return the final latents of diffusers' own pipeline `name`, made of this pipeline's parts."""
+    inpainting = getattr(diffusers, name)(**pipeline.components)
+    inpainting.set_progress_bar_config(disable=True)
+    channels = pipeline.transformer.config.in_channels
+    pipeline.transformer.register_to_config(**_EXPECTED.get(name, {}))
+    try:
+        with _mean_of_posterior(pipeline):
+            return inpainting(**arguments, output_type="latent").images
+    finally:
+        pipeline.transformer.register_to_config(in_channels=channels)
+
+
+@torch.no_grad()
+def guided_inpainting(
+    pipeline: Any,
+    family: Family,
+    image: Image.Image,
+    mask: np.ndarray,
+    seeds: list[int],
+    cfg_scale: float,
+    dg_scale: float,
+    block: int,
+    channels: list[int],
+    token_size: int,
+) -> torch.Tensor:
+    """Draw the white part of `mask` anew. D_m suppresses channels there only."""
+    assert family.img2img is not None
+    white = torch.from_numpy(mask / np.float32(255))[None]
+    amount = torch.nn.functional.avg_pool2d(white, token_size).flatten()[:, None]
+    negative = _conditioning(pipeline, family) if cfg_scale != 1.0 else {}
+    rescale = _rescaled if family.rescales else lambda guided, conditional: guided
+    with _guided(pipeline, family, negative, cfg_scale, dg_scale, block, channels, rescale, amount):
+        arguments = _arguments(pipeline, family) | {family.cfg: family.unguided}
+        arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        return inpaint(
+            pipeline,
+            family.img2img.replace("Img2Img", "Inpaint"),
+            **arguments,
+            image=image,
+            mask_image=Image.fromarray(mask),
+            strength=STRENGTH,
+        )
+
+
+@contextmanager
+def _mean_of_posterior(pipeline: Any) -> Iterator[None]:
+    """Let the VAE encode to the mean, where pipelines would sample with the noise's generator."""
     encode = pipeline.vae.encode
 
     def mean(*args: Any, **kwargs: Any) -> Any:
@@ -81,14 +157,7 @@ def run_from_image(pipeline: Any, family: Family, image: Image.Image, seeds: lis
 
     pipeline.vae.encode = mean
     try:
-        arguments = _arguments(pipeline, family) | {family.cfg: family.unguided}
-        arguments |= {
-            "image": [image] * len(seeds),
-            "strength": STRENGTH,
-            "num_images_per_prompt": len(seeds),
-        }
-        arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        return _run(img2img, arguments)
+        yield
     finally:
         del pipeline.vae.encode
 
@@ -186,7 +255,9 @@ def _guided(
     block: int,
     channels: list[int],
     rescale: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    amount: torch.Tensor | float = 1.0,
 ) -> Iterator[None]:
+    """`amount` is how far D_m suppresses the channels of each token, [tokens, 1]."""
     transformer = pipeline.transformer
     forward = transformer.forward
 
@@ -203,9 +274,9 @@ def _guided(
             result = result + (cfg_scale - 1.0) * (conditional - predict(**negative))
             result = rescale(result, conditional)
         if dg_scale != 0.0:
-            with _suppressed(transformer, block, channels, family.image_tokens):
+            with _suppressed(transformer, block, channels, family.image_tokens, amount):
                 result = result + dg_scale * (conditional - predict())
-        return _Output(result) if return_dict else (result,)
+        return Transformer2DModelOutput(sample=result) if return_dict else (result,)
 
     transformer.forward = guided
     try:
@@ -218,18 +289,15 @@ def _rescaled(guided: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
     return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
 
-@dataclass(frozen=True)
-class _Output:
-    sample: torch.Tensor
-
-
 @contextmanager
-def _suppressed(transformer: Any, block: int, channels: list[int], tokens: slice) -> Iterator[None]:
+def _suppressed(
+    transformer: Any, block: int, channels: list[int], tokens: slice, amount: torch.Tensor | float
+) -> Iterator[None]:
     """Zero `channels` of the image stream after `block`, counted through all kinds of blocks."""
 
     def zero(module: Any, args: Any, output: Any) -> Any:
         hidden = (output[-1] if isinstance(output, tuple) else output).clone()
-        hidden[:, tokens, channels] = 0.0
+        hidden[:, tokens, channels] *= 1.0 - amount
         return (*output[:-1], hidden) if isinstance(output, tuple) else hidden
 
     blocks = [

@@ -34,6 +34,8 @@ from tests.parity.diffusers_runs import (
     STEPS,
     STRENGTH,
     Run,
+    a_mask,
+    guided_inpainting,
     guided_run,
     native_run,
     run_from_image,
@@ -200,6 +202,25 @@ class FamilyParity:
             dg_scale=0.0,
         )
         assert relative(got.latents, expected.latents) < LIMITS["float32"]
+
+    def test_inpainting(
+        self, bundle: Export, condition: dict[str, Any], size: dict[str, int]
+    ) -> None:
+        """With CFG and DG, whose D_m suppresses channels in the mask only."""
+        noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, self.family.width, 3), np.uint8)
+        picture, mask = Image.fromarray(noise), a_mask(HEIGHT, self.family.width)
+        cfg, dg = MODES["cfg+dg"]
+        pipeline = bundle("forked", "float32")
+        expected = guided_inpainting(
+            self.family.make(), self.family, picture, mask, SEEDS, cfg, dg, BLOCK, [7],
+            pipeline.bundle.size_multiple,
+        )  # fmt: skip
+        arguments = condition | size | {"image": picture, "strength": STRENGTH, "seeds": SEEDS}
+        arguments |= {"steps": STEPS, "cfg_scale": cfg, "dg_scale": dg}
+        got = pipeline.generate(**arguments, mask=mask)
+        assert relative(got.latents, expected) < LIMITS["float32"]
+        everywhere = pipeline.generate(**arguments, mask=mask, ma_tokens=np.full_like(mask, 255))
+        assert relative(everywhere.latents, expected) > 10 * LIMITS["float32"]
 
     @pytest.mark.exports
     @pytest.mark.parametrize(("layout", "dtype"), [("forked", "float32"), ("dual", "float16")])

@@ -98,10 +98,11 @@ def epsilon(x: torch.Tensor, timestep: float, products: torch.Tensor) -> torch.T
     return (1 - product) ** 0.5 * x + 0.3 * product**0.5 * torch.sin(2 * x + timestep / 300)
 
 
-def distance(own: Any, name: str, steps: int, begin: int = 0) -> float | None:
+def distance(own: Any, name: str, steps: int, begin: int = 0, masked: bool = False) -> float | None:
     """Return the relative L2 between a run by `name` and one of the class from `from_config`.
 
-    Both start from a picture, noised as far as the step `begin`. The unit is what rounding may do:
+    Both start from a picture, noised as far as the step `begin`; a mask keeps a part of it, as in
+    StableDiffusionInpaintPipeline. The unit is what rounding may do:
     the first prediction is divided by the first alpha, and the first step multiplies it by the
     second. torch's float32 square root differs between machines in the last place, so no more can
     be asked for.
@@ -116,10 +117,16 @@ def distance(own: Any, name: str, steps: int, begin: int = 0) -> float | None:
     picture = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(1))
     timesteps = theirs.timesteps[begin:]
-    x = theirs.add_noise(torch.from_numpy(encoded(picture)), noise, timesteps[:1])
-    for timestep in timesteps:
+    clean, mask = torch.from_numpy(encoded(picture)), np.zeros((SIZE, SIZE), np.uint8)
+    mask[3:12, 5:] = 255
+    drawn = torch.from_numpy(mask[::2, ::2] / np.float32(255)) if masked else torch.ones(8, 8)
+    x = theirs.add_noise(clean, noise, timesteps[:1])
+    for i, timestep in enumerate(timesteps):
         model = epsilon(x, float(timestep), products)
         x = theirs.step(model, timestep, x, return_dict=False)[0]
+        after = timesteps[i + 1 : i + 2]
+        kept = theirs.add_noise(clean, noise, after) if len(after) else clean
+        x = torch.where(drawn == 1, x, kept)
 
     with TemporaryDirectory() as folder:
         pipeline = make_bundle(
@@ -127,7 +134,7 @@ def distance(own: Any, name: str, steps: int, begin: int = 0) -> float | None:
         )
         got = pipeline.generate(
             class_label=0, image=picture, strength=(steps - begin - 0.5) / steps, seeds=1,
-            steps=steps, scheduler=name,
+            steps=steps, scheduler=name, mask=mask if masked else None,
         )  # fmt: skip
     assert len(got.step_seconds) == steps - begin
     ours = schedule(own, name, steps).last(steps - begin)
@@ -165,8 +172,9 @@ PIXART = DPMSolverMultistepScheduler(timestep_spacing="linspace", steps_offset=0
 @pytest.mark.parametrize("own", [DIT, PIXART], ids=["dit", "pixart"])
 @pytest.mark.parametrize("name", sorted(CLASSES))
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 14, 15, 20, 25, 50, 60, 250])
-def test_real_configurations(own: Any, name: str, steps: int) -> None:
-    error = distance(own, name, steps)
+@pytest.mark.parametrize("masked", [False, True])
+def test_real_configurations(own: Any, name: str, steps: int, masked: bool) -> None:
+    error = distance(own, name, steps, masked=masked)
     assert error is not None
     assert error <= 1.0
 

@@ -314,8 +314,9 @@ def sample(
             branch: weights[branch] != 0.0 and deltas.due(branch, step, steps) for branch in weights
         }
         if skips and not skips.due(step, steps, [weight != 0.0 for weight in weights.values()]):
-            guided = skips.at(float(timestep))
+            guided, before = skips.at(float(timestep)), latents
             latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
+            latents = moved(before, latents) if moved else latents
             continue
         keep = how.keep(step, steps) if how and callable(how.keep) else how.keep if how else 0.0
         model_input = latents

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 import intaglio
@@ -118,6 +119,55 @@ def test_image_to_image(pipeline: intaglio.Pipeline) -> None:
     assert len(result.step_seconds) == 2
     same = pipeline.generate(PROMPT, image=np.asarray(picture), strength=0.5)
     np.testing.assert_array_equal(result.latents, same.latents)
+
+
+def test_inpainting(pipeline: intaglio.Pipeline) -> None:
+    """The latents outside the mask are the picture's, and Detail Guidance acts inside."""
+    picture = pipeline.generate(PROMPT, seeds=3).images[0]
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:20, 4:28] = 255
+    drawn = pipeline.generate(PROMPT, image=picture, mask=mask, strength=1.0)
+    elsewhere = pipeline.generate("a coat", image=picture, mask=mask, strength=0.8, seeds=9)
+    cells = mask[::2, ::2] == 255
+    np.testing.assert_array_equal(drawn.latents[..., ~cells], elsewhere.latents[..., ~cells])
+    assert (drawn.latents[..., cells] != elsewhere.latents[..., cells]).all()
+    assert dict(drawn.texts[0])["intaglio:inputs"] == "image, mask"
+
+    limited = pipeline.generate(PROMPT, image=picture, mask=mask, ma_tokens=mask, strength=1.0)
+    np.testing.assert_array_equal(limited.latents, drawn.latents)
+    white = np.full_like(mask, 255)
+    spread = pipeline.generate(PROMPT, image=picture, mask=mask, ma_tokens=white, strength=1.0)
+    assert not np.array_equal(spread.latents, drawn.latents)
+    whole = pipeline.generate(PROMPT, image=picture, mask=white, strength=1.0)
+    np.testing.assert_array_equal(
+        whole.latents, pipeline.generate(PROMPT, image=picture, strength=1.0).latents
+    )
+
+
+@pytest.mark.parametrize("radius", [0.3, 1, 2.5, 4, 12])
+def test_the_mask_is_blurred_as_pillow_blurs(pipeline: intaglio.Pipeline, radius: float) -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (32, 32), np.uint8)
+    pixels[4:24, 10:30] |= 128
+    mask, picture = Image.fromarray(pixels), Image.new("RGB", (32, 32), (90, 140, 20))
+    blurred = VaeImageProcessor.blur(mask, radius)
+    options = {"image": picture, "ma_tokens": Image.new("L", (32, 32), 255)}
+    got = pipeline.generate(PROMPT, mask=mask, mask_blur=radius, **options)
+    expected = pipeline.generate(PROMPT, mask=blurred, **options)
+    np.testing.assert_array_equal(got.latents, expected.latents)
+    sharp = pipeline.generate(PROMPT, mask=mask, **options)
+    assert not np.array_equal(got.latents, sharp.latents)
+
+
+def test_previews_show_the_picture_outside_the_mask(pipeline: intaglio.Pipeline) -> None:
+    picture, mask = Image.new("RGB", (32, 32), (200, 30, 90)), np.zeros((32, 32), np.uint8)
+    mask[:, 16:] = 255
+    seen: list[Image.Image] = []
+    result = pipeline.generate(
+        PROMPT, image=picture, mask=mask, on_step=lambda step: seen.extend(step.preview())
+    )
+    np.testing.assert_array_equal(np.asarray(seen[-1]), np.asarray(result.images[0]))
+    kept = [np.asarray(image, int)[:, :8] for image in seen]
+    assert max(np.abs(kept[0] - other).max() for other in kept) <= 2
 
 
 def test_sizes(pipeline: intaglio.Pipeline) -> None:

@@ -13,7 +13,7 @@ from intaglio import _core
 
 PARAMETERS = inspect.signature(intaglio.Pipeline.generate).parameters
 # What a flag names a file for, and what only Python has.
-PYTHON_ONLY = ["image", "latents", "ma_tokens", "prompt_embeds", "on_step", "progress"]
+PYTHON_ONLY = ["image", "mask", "latents", "ma_tokens", "prompt_embeds", "on_step", "progress"]
 INFOS = {info.name: info for info in _core.option_infos()}
 
 

@@ -10,6 +10,8 @@ import pytest
 import intaglio
 from tests.python.conftest import PROMPT
 
+WHITE, DOT = np.full((32, 32), 255, np.uint8), np.zeros((32, 32), np.uint8)
+DOT[7, 8] = 255  # between the pixels that the cells of the latents take
 WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"height": 31}, ["height"], "height 31 does not fit"),
     ({"height": 0, "width": 1 << 20}, ["height", "width"], "give a multiple of 4 from 4 to"),
@@ -31,6 +33,12 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"prompt": "a \ud800 bag"}, ["prompt"], "UTF-8"),
     ({"latents": np.zeros((1, 4, 8, 8), np.float32)}, ["latents"], "shape"),
     ({"ma_tokens": np.zeros((2, 2), np.uint8)}, ["ma_tokens"], "picture for ma_tokens is smaller"),
+    ({"mask_blur": 2}, ["mask_blur"], "mask_blur says how mask is blurred: give mask too"),
+    ({"image": WHITE, "mask": WHITE, "mask_blur": -1}, ["mask_blur"], "must be from 0 to 1000"),
+    ({"mask": WHITE}, ["mask"], "mask says which part of image is drawn anew: give image too"),
+    ({"image": WHITE, "mask": WHITE[:16]}, ["mask"], "mask is 32x16 pixels but image is 32x32"),
+    ({"image": WHITE, "mask": WHITE // 2}, ["mask"], "mask is white nowhere"),
+    ({"image": WHITE, "mask": DOT}, ["mask"], "paint a part of it white, of 2x2 pixels or more"),
 ]
 
 

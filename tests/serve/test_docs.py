@@ -39,7 +39,7 @@ def test_curl(shown: Running, tmp_path: Path) -> None:
     assert f'"url":"{shown.url}/v1/images/' in run.stdout
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=["openai", "urllib"])
+@pytest.mark.parametrize("block", PYTHON, ids=["openai"])
 def test_python(shown: Running, block: str, tmp_path: Path) -> None:
     script = tmp_path / "client.py"
     script.write_text(here(block, shown))

@@ -54,10 +54,13 @@ struct GenerateOptions {
   std::vector<int> ma_channels;  // if empty, the bundle's
   // A picture of where D_m suppresses channels: fully on white tokens, not at all on black ones.
   // Brightness is averaged over each token, so the picture needs at least one pixel for each token.
+  // If empty, this is `mask`, and without a mask D_m suppresses them everywhere.
   std::optional<Image> ma_tokens;
   std::optional<std::string> scheduler;  // a name that scheduler_type() knows
   std::optional<Tensor> latents;         // in place of noise, laid out as Generation::latents
   std::optional<Image> image;            // start from this picture
+  std::optional<Image> mask;             // of `image`: white is drawn anew, black stays
+  std::optional<double> mask_blur;       // pixels: radius of a Gaussian; 0 if empty
   std::optional<double> strength;        // share of `image` that noise replaces, 0.6 if empty
   int vae_tile = 1024;                   // pixels; larger images are decoded in overlapping tiles
 };

@@ -190,6 +190,10 @@ void visit_options(Options& options, Visitor&& visit) {
   visit({start, "strength", "X",
          "share of the picture given by --image that noise replaces, above 0 and up to 1 [0.6]"},
         options.strength);
+  visit({start, "mask_blur", "PIXELS",
+         "radius of a Gaussian that blurs the mask given by --mask before it is cut at half its "
+         "range, as diffusers' pipelines cut it, which rounds its outline [0]"},
+        options.mask_blur);
   visit({sampling, "vae_tile", "PIXELS",
          "size of the overlapping tiles in which larger images are decoded"},
         options.vae_tile);

@@ -60,6 +60,8 @@ struct DeviceStep {
   Tensor noise;                // that the sampler adds; not defined where it adds none
   DeviceState from, to;
   Tensor distance;  // [images]: from the line, where `from` has guided predictions
+  Tensor drawn, kept_clean,
+      kept_noise;  // of Kept of core/guided_step.h; not defined without a mask
 };
 
 class DeviceMemory {

@@ -261,6 +261,21 @@ std::string corrected_x(GraphBuilder& graph, Row& row, const StepForm& form, con
   return sum;
 }
 
+// Takes back what the step did to the picture outside the mask, as in core/guided_step.cpp.
+void put_back(GraphBuilder& graph, Row& row, std::size_t rank, const std::string& x,
+              const std::string& denoised) {
+  const auto input = [&](const char* name) { return graph.input(name, kFloat, rank); };
+  const std::string drawn = input("drawn"), clean = input("kept_clean");
+  const std::string kept = graph.node("Sub", {graph.constant(1.0F), drawn});
+  const auto blend = [&](const std::string& value, const std::string& picture, const char* as) {
+    graph.node("Add", {graph.node("Mul", {drawn, value}), graph.node("Mul", {kept, picture})}, as);
+  };
+  const std::string noised =
+      graph.node("Add", {row.times(kKeptClean, clean), row.times(kKeptNoise, input("kept_noise"))});
+  blend(x, noised, "x_to");
+  blend(denoised, clean, "denoised_to");
+}
+
 }  // namespace
 
 void build_gather(GraphBuilder& graph, const GatherForm& form) {
@@ -330,7 +345,7 @@ void build_step(GraphBuilder& graph, const StepForm& form) {
   const std::string previous_x = latents("previous_x");
   const std::string denoised =
       graph.node("Div", {graph.node("Sub", {x, row.times(kSigma, guided)}), row.number(kAlpha)},
-                 "denoised_to");
+                 form.kept ? "" : "denoised_to");
   const SamplerNames memory{
       .denoised = denoised, .previous_denoised = previous_denoised, .previous_x = previous_x};
   const std::string from = form.corrects ? corrected_x(graph, row, form, x, memory) : x;
@@ -338,11 +353,12 @@ void build_step(GraphBuilder& graph, const StepForm& form) {
   std::string before = graph.node(
       "Add", {row.times(kPreviousDenoised, previous_denoised), row.times(kPreviousX, previous_x)});
   if (form.noise) before = graph.node("Add", {before, row.times(kNoise, latents("noise"))});
-  graph.node("Add", {now, before}, "x_to");
+  const std::string moved = graph.node("Add", {now, before}, form.kept ? "" : "x_to");
+  if (form.kept) put_back(graph, row, form.rank, moved, denoised);
+  for (const char* name : {"x_to", "denoised_to"}) graph.output(name, kFloat, form.rank);
   replace(graph, row, kKeepsDenoised, denoised, previous_denoised, "previous_denoised_to",
           form.rank);
   replace(graph, row, kKeepsX, from, previous_x, "previous_x_to", form.rank);
-  for (const char* name : {"x_to", "denoised_to"}) graph.output(name, kFloat, form.rank);
   graph.node("Add", {position, graph.constant(1.0F)}, "position_to");
   graph.output("position_to", kFloat, 1);
 }

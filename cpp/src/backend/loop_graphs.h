@@ -33,6 +33,7 @@ struct StepForm {
   bool momentum = false;
   bool rescales = false, normalizes = false;
   bool tag = false, previous = false;  // of Correction
+  bool kept = false;                   // whether there is a mask
   bool needs_sums() const { return rule != CfgRule::Kind::cfg || rescales || normalizes; }
   auto operator<=>(const StepForm&) const = default;
 };

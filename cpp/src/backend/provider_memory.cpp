@@ -144,7 +144,8 @@ class ProviderMemory final : public DeviceMemory {
                           .rescales = step.rule.rescale > 0,
                           .normalizes = step.rule.normalization > 0,
                           .tag = step.correction.tag != 1,
-                          .previous = step.correction.prev != 0};
+                          .previous = step.correction.prev != 0,
+                          .kept = step.drawn.defined()};
       auto& program = steps_[form];
       if (!program) program = build([&](GraphBuilder& graph) { build_step(graph, form); });
       program->input("prediction", step.prediction)
@@ -180,6 +181,10 @@ class ProviderMemory final : public DeviceMemory {
         state("older_guided", step.from.older_guided, step.to.older_guided);
         program->output("distance", step.distance);
       }
+      if (form.kept)
+        program->input("drawn", step.drawn)
+            .input("kept_clean", step.kept_clean)
+            .input("kept_noise", step.kept_noise);
       program->run();
     });
   }

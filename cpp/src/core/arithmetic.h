@@ -128,6 +128,12 @@ struct ToDenoised {
   float slope() const { return velocity ? -sigma : -sigma / alpha; }
 };
 
+// The shares of a picture and of noise in latents between two evaluations.
+struct NoiseLevel {
+  float alpha = 1;
+  float sigma = 0;
+};
+
 // What a sampler remembers of one element from the evaluations before, and the noise that it adds.
 struct SamplerMemory {
   float previous_denoised = 0;  // the clean data that the last evaluation predicted

@@ -266,6 +266,18 @@ void run_computed(const GuidedStep& step, const StepElements& elements,
       step.update);
 }
 
+// Takes back what the step did to the picture outside the mask.
+void put_back(const GuidedStep& step) {
+  const Kept& kept = step.kept;
+  const auto drawn = kept.drawn.floats(), clean = kept.clean.floats(), noise = kept.noise.floats();
+  const auto x = Tensor(step.x).floats(), denoised = Tensor(step.denoised).floats();
+  for (std::size_t i = 0; i < drawn.size(); ++i) {
+    if (drawn[i] != 0) continue;
+    x[i] = kept.level.alpha * clean[i] + kept.level.sigma * noise[i];
+    denoised[i] = clean[i];
+  }
+}
+
 }  // namespace
 
 void run_on_host(const GuidedStep& step) {
@@ -283,6 +295,7 @@ void run_on_host(const GuidedStep& step) {
     run_computed(step, elements,
                  [&](std::size_t i) { return guided_prediction(elements, step.combine, i); });
   }
+  if (step.kept.drawn.defined()) put_back(step);
 }
 
 }  // namespace intaglio

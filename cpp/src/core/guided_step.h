@@ -10,6 +10,13 @@
 
 namespace intaglio {
 
+// A picture that stays where a mask has nothing drawn. Without a mask no tensor has memory.
+struct Kept {
+  Tensor drawn;         // 1 where x is drawn, 0 where it is the picture
+  Tensor clean, noise;  // the picture there is alpha clean + sigma noise
+  NoiseLevel level = {};
+};
+
 // All tensors are float32, of one size and on one device. The first axis counts images.
 struct GuidedStep {
   Combine combine;
@@ -32,6 +39,7 @@ struct GuidedStep {
   // [images]: LineDistance of each, written where `line.compared`. It has memory where the cache
   // has.
   Tensor distance;
+  Kept kept = {};  // `level` is that at which this evaluation leaves x
 };
 
 // The same as plain pointers.

@@ -86,7 +86,7 @@ void write_rule(const Combine& combine, const ToDenoised& to_denoised, float* ro
 }  // namespace
 
 void write_step(const StepNumbers& numbers, float* row) {
-  const auto& [combine, line, to_denoised, update] = numbers;
+  const auto& [combine, line, to_denoised, update, left] = numbers;
   row[kLambda] = combine.has_unconditional ? combine.lambda : 0;
   row[kW] = combine.has_degraded ? combine.w : 0;
   row[kSigma] = to_denoised.sigma;
@@ -116,6 +116,8 @@ void write_step(const StepNumbers& numbers, float* row) {
   row[kMovesOn] = line.skipped || line.same_time ? 0 : 1;
   row[kLineNewer] = 1 + line.slope;
   row[kLineOlder] = -line.slope;
+  row[kKeptClean] = left.alpha;
+  row[kKeptNoise] = left.sigma;
 }
 
 }  // namespace intaglio

@@ -67,6 +67,9 @@ enum StepColumn : std::size_t {
   kMovesOn,
   kLineNewer,
   kLineOlder,
+  // Of NoiseLevel: outside a mask, x is this much of the picture and of noise afterwards.
+  kKeptClean,
+  kKeptNoise,
   kStepColumns
 };
 
@@ -76,6 +79,7 @@ struct StepNumbers {
   GuidedLine line;
   ToDenoised to_denoised;
   Update update;
+  NoiseLevel left = {};  // at which the evaluation leaves x
 };
 
 // Writes these columns into a row of kStepColumns numbers.

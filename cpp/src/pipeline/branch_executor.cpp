@@ -105,15 +105,15 @@ void BranchExecutor::allocate_observed() {
   }
 }
 
-void BranchExecutor::add(DenoisingState& state, const Tensor& latents, bool alone) {
+void BranchExecutor::add(DenoisingState& state, const LoopStart& start, bool alone) {
   // The rows of a request that runs alone never move: x can be its rows of D_c, and everything is
   // filled and bound ahead.
   if (alone) {
     const std::int64_t fork = buffers_.fork();
-    state.begin(buffers_.latent.whole().rows(fork - buffers_.images, fork), latents);
+    state.begin(buffers_.latent.whole().rows(fork - buffers_.images, fork), start);
     prepare(state);
   } else {
-    state.begin(stream_.allocate(state.request()->latent_shape, DType::float32), latents);
+    state.begin(stream_.allocate(state.request()->latent_shape, DType::float32), start);
   }
 }
 

@@ -43,7 +43,7 @@ class BranchExecutor final : public LoopExecutor {
   BranchExecutor(const BranchExecutor&) = delete;  // the graphs point into the buffers
   BranchExecutor& operator=(const BranchExecutor&) = delete;
 
-  void add(DenoisingState& state, const Tensor& latents, bool alone) override;
+  void add(DenoisingState& state, const LoopStart& start, bool alone) override;
   void remove(std::int64_t) override {}
   void run(std::span<DenoisingState* const> states) override;
   void step(DenoisingState& state) override;

@@ -44,7 +44,7 @@ LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
   generation.notes.insert(generation.notes.end(), request->notes.begin(), request->notes.end());
   generation.timings.text = watch.lap();
   if (loading.valid()) loading.get();
-  const Tensor latents = pipeline_.initial_latents(stream_, *request);
+  const LoopStart start = pipeline_.start(stream_, *request);
   const Bundle& bundle = pipeline_.bundle;
   sessions_ = pipeline_.transformer();
   const TransformerSessions& sessions = *sessions_;
@@ -62,7 +62,7 @@ LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
     }
     shared_with_ = request;
   }
-  executor_->add(state, latents, request->images == max_images_);
+  executor_->add(state, start, request->images == max_images_);
   generation.step_seconds.reserve(static_cast<std::size_t>(request->schedule.steps()));
   LoopMember& member = members_
                            .emplace(id, LoopMember{.state = std::move(state),

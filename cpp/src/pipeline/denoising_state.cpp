@@ -32,6 +32,13 @@ Correction next_correction(const Request& request, bool zero, bool& has_previous
   return correction;
 }
 
+// The noise level at which an evaluation leaves x: that of the next one, or none after the last.
+NoiseLevel level_after(const Plan& plan, std::size_t position) {
+  if (position + 1 == plan.size()) return {};
+  const StepPoint& next = plan[position + 1].point;
+  return {.alpha = next.alpha, .sigma = next.sigma};
+}
+
 float* step_row(Tensor& table, std::size_t position) {
   return table.floats().subspan(position * kStepColumns, kStepColumns).data();
 }
@@ -137,7 +144,7 @@ std::vector<Binding> DenoisingState::make_row(const PromptEmbeddings& embeddings
   return row;
 }
 
-void DenoisingState::begin(Tensor x, const Tensor& latents) {
+void DenoisingState::begin(Tensor x, const LoopStart& start) {
   std::vector<Tensor*> own{&guided.denoised, &guided.previous_denoised, &guided.previous_x};
   if (request_->reuses_unconditional())
     own.insert(own.end(), {&guided.newer_unconditional, &guided.older_unconditional});
@@ -152,7 +159,11 @@ void DenoisingState::begin(Tensor x, const Tensor& latents) {
   if (request_->correction.prev != 0) own.push_back(&guided.previous_guided);
   for (Tensor* tensor : own) *tensor = stream_->allocate(request_->latent_shape, DType::float32);
   guided.x = std::move(x);
-  stream_->copy(latents, guided.x);
+  stream_->copy(start.latents, guided.x);
+  if (!start.kept.drawn.defined()) return;
+  guided.kept = {.drawn = on_stream(start.kept.drawn),
+                 .clean = on_stream(start.kept.clean),
+                 .noise = on_stream(start.kept.noise)};
 }
 
 const Tensor* DenoisingState::modulation(Branch branch) {
@@ -177,6 +188,7 @@ void DenoisingState::prepare_step() {
   guided.to_denoised = to_denoised(point);
   guided.update = next().update;
   if (noise_) noise_->draw(guided.noise);
+  guided.kept.level = level_after(request_->plan, position_);
 }
 
 std::size_t DenoisingState::token_size() const {
@@ -212,7 +224,8 @@ Tensor DenoisingState::step_table() const {
     write_step({.combine = numbers,
                 .line = {},
                 .to_denoised = to_denoised(point),
-                .update = plan[i].update},
+                .update = plan[i].update,
+                .left = level_after(plan, i)},
                row);
   }
   return table;
@@ -222,7 +235,8 @@ void DenoisingState::write_next(Tensor table) const {
   write_step({.combine = guided.combine,
               .line = guided.line,
               .to_denoised = guided.to_denoised,
-              .update = guided.update},
+              .update = guided.update,
+              .left = guided.kept.level},
              step_row(table, position_));
 }
 

@@ -40,6 +40,12 @@ class GuidedTimesteps {
   float newer_ = 0, older_ = 0;
 };
 
+// Where the loop starts, in host memory and laid out as the loop has it.
+struct LoopStart {
+  Tensor latents;
+  Kept kept = {};
+};
+
 // What the evaluations of a request ran so far.
 struct RunCounts {
   std::int64_t base_rows = 0, forked_rows = 0;  // through blocks 0..m, and through the blocks after
@@ -61,9 +67,9 @@ class DenoisingState {
                  std::shared_ptr<const Request> request, const PromptEmbeddings& embeddings,
                  Stream& stream, DeviceMemory* memory, std::int64_t id);
 
-  // Allocates what `guided` needs in the stream's memory and starts from `latents`. `x` is memory
-  // of the stream that the state keeps them in.
-  void begin(Tensor x, const Tensor& latents);
+  // Allocates what `guided` needs in the stream's memory. `x` is memory of the stream that the
+  // state keeps the latents in.
+  void begin(Tensor x, const LoopStart& start);
 
   std::int64_t id() const { return id_; }
   const std::shared_ptr<const Request>& request() const { return request_; }

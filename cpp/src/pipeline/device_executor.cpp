@@ -57,7 +57,7 @@ DeviceExecutor::DeviceExecutor(const Bundle& bundle, const TransformerSessions& 
   ones_ = memory_->upload(ones);
 }
 
-void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alone) {
+void DeviceExecutor::add(DenoisingState& state, const LoopStart& start, bool alone) {
   alone_ = alone;
   const Request& request = *state.request();
   const Tensor zeros(request.latent_shape, DType::float32);
@@ -66,6 +66,11 @@ void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
   member.step.rule = request.rule;
   member.step.correction = request.correction;
   if (state.term_mask().defined()) member.step.term_mask = memory_->upload(state.term_mask());
+  if (start.kept.drawn.defined()) {
+    member.step.drawn = memory_->upload(start.kept.drawn);
+    member.step.kept_clean = memory_->upload(start.kept.clean);
+    member.step.kept_noise = memory_->upload(start.kept.noise);
+  }
   const Tensor table = state.step_table();
   if (request.skips()) {
     member.table = table;
@@ -77,7 +82,7 @@ void DeviceExecutor::add(DenoisingState& state, const Tensor& latents, bool alon
       .token_mask = memory_->upload(state.token_mask().reshaped({1, state.token_mask().size()}))};
   for (DeviceState* made : {&member.now, &member.next}) {
     made->position = memory_->upload(Tensor({1}, DType::float32));
-    made->x = memory_->upload(latents);
+    made->x = memory_->upload(start.latents);
     std::vector<Tensor*> own{&made->denoised, &made->previous_denoised, &made->previous_x};
     if (request.reuses_unconditional())
       own.insert(own.end(), {&made->newer_unconditional, &made->older_unconditional});
@@ -375,14 +380,6 @@ void DeviceExecutor::step(DenoisingState& state) {
     distance = std::ranges::max(distances.floats());
   }
   state.advance(distance);
-}
-
-Tensor DeviceExecutor::latents(const DenoisingState& state) {
-  return memory_->download(members_.at(state.id()).now.x);
-}
-
-void DeviceExecutor::set_latents(const DenoisingState& state, const Tensor& latents) {
-  memory_->copy(latents, members_.at(state.id()).now.x);
 }
 
 std::function<Tensor()> DeviceExecutor::denoised(const DenoisingState& state) {

@@ -27,13 +27,17 @@ class DeviceExecutor final : public LoopExecutor {
                  const SharedInputs& shared, std::int64_t images, Stream& stream,
                  std::shared_ptr<DeviceMemory> memory);
 
-  void add(DenoisingState& state, const Tensor& latents, bool alone) override;
+  void add(DenoisingState& state, const LoopStart& start, bool alone) override;
   void remove(std::int64_t id) override;
   void run(std::span<DenoisingState* const> states) override;
   void step(DenoisingState& state) override;
   void wait() override {}  // a run of ONNX Runtime ends with the device's work
-  Tensor latents(const DenoisingState& state) override;
-  void set_latents(const DenoisingState& state, const Tensor& latents) override;
+  Tensor latents(const DenoisingState& state) override {
+    return memory_->download(members_.at(state.id()).now.x);
+  }
+  void set_latents(const DenoisingState& state, const Tensor& latents) override {
+    memory_->copy(latents, members_.at(state.id()).now.x);
+  }
   std::function<Tensor()> denoised(const DenoisingState& state) override;
   Tensor observed(Role::Kind output, int block) override;
 

@@ -18,6 +18,16 @@ MemoryLimit limit_of(const BackendOptions& options, const Backend& backend) {
   return memory_limit(options.max_memory, backend.choice.device, options.prepack);
 }
 
+// The same tensor [1, ...] for each image.
+Tensor repeated(const Tensor& one, std::int64_t images) {
+  Shape shape = one.shape();
+  shape.front() = images;
+  Tensor all(std::move(shape), one.dtype());
+  for (std::int64_t n = 0; n < images; ++n)
+    std::ranges::copy(one.floats(), all.rows(n, n + 1).floats().begin());
+  return all;
+}
+
 }  // namespace
 
 int LoadedPipeline::own_process() { return platform::process_id(); }
@@ -166,22 +176,30 @@ PromptEmbeddings LoadedPipeline::encode(Stream& stream, const Request& request) 
   return embeddings;
 }
 
-Tensor LoadedPipeline::initial_latents(Stream& stream, const Request& request) {
-  if (request.latents.defined()) return request.latents;
-  Tensor latents = draw_noise(
+LoopStart LoadedPipeline::start(Stream& stream, const Request& request) {
+  if (request.latents.defined()) return {.latents = request.latents};
+  const auto laid_out = [this](const Tensor& latents) {
+    return bundle.latent.packed ? pack(latents, bundle.patch_size) : latents;
+  };
+  const Tensor noise = draw_noise(
       {request.images, bundle.latent.channels, request.rows, request.columns}, request.seeds);
-  if (request.image) {
-    // diffusers' scale_noise (flow matching) and add_noise (variance preserving).
-    const Tensor image = vae_encoder()->encode(stream, from_image(*request.image));
-    const float sigma = request.schedule.sigmas.front(), alpha = request.schedule.alphas.front();
-    for (std::int64_t n = 0; n < request.images; ++n) {
-      std::ranges::transform(
-          latents.rows(n, n + 1).floats(), image.floats(), latents.rows(n, n + 1).floats().begin(),
-          [sigma, alpha](float noise, float clean) { return sigma * noise + alpha * clean; });
-    }
-    if (request.memory.in_turn) let_go();
+  if (!request.image) return {.latents = laid_out(noise)};
+  const Tensor image =
+      repeated(vae_encoder()->encode(stream, from_image(*request.image)), request.images);
+  if (request.memory.in_turn) let_go();
+  // diffusers' scale_noise (flow matching) and add_noise (variance preserving).
+  const float sigma = request.schedule.sigmas.front(), alpha = request.schedule.alphas.front();
+  Tensor latents(noise.shape(), DType::float32);
+  std::ranges::transform(
+      noise.floats(), image.floats(), latents.floats().begin(),
+      [sigma, alpha](float drawn, float clean) { return sigma * drawn + alpha * clean; });
+  LoopStart start{.latents = laid_out(latents)};
+  if (request.drawn.defined()) {
+    start.kept = {.drawn = laid_out(repeated(request.drawn, request.images)),
+                  .clean = laid_out(image),
+                  .noise = laid_out(noise)};
   }
-  return bundle.latent.packed ? pack(latents, bundle.patch_size) : latents;
+  return start;
 }
 
 std::vector<Image> LoadedPipeline::decode(Stream& stream, const Request& request,

@@ -11,6 +11,7 @@
 #include "intaglio/memory_plan.h"
 #include "intaglio/pipeline.h"
 #include "pipeline/branch_buffers.h"
+#include "pipeline/denoising_state.h"
 #include "pipeline/request.h"
 #include "pipeline/text.h"
 #include "pipeline/vae.h"
@@ -90,8 +91,8 @@ class LoadedPipeline {
   // Encodes the request's prompts. Returns the embeddings that were given in their place, and none
   // for a bundle that is drawn by class.
   PromptEmbeddings encode(Stream& stream, const Request& request);
-  // Returns the latents that the loop starts from, laid out as the loop has them.
-  Tensor initial_latents(Stream& stream, const Request& request);
+  // Returns what the loop starts from.
+  LoopStart start(Stream& stream, const Request& request);
   // Decodes latents that are laid out as the loop has them, in host memory.
   std::vector<Image> decode(Stream& stream, const Request& request, const Tensor& latents);
   // Decodes latents of a run that goes on. Throws UsageError where its parts are loaded in turn.

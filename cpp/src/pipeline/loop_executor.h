@@ -20,9 +20,9 @@ class LoopExecutor {
  public:
   virtual ~LoopExecutor() = default;
 
-  // Allocates what the request needs, which begins at `latents`. `alone` says that it fills all
+  // Allocates what the request needs, which begins at `start`. `alone` says that it fills all
   // rows and that no other request can join.
-  virtual void add(DenoisingState& state, const Tensor& latents, bool alone) = 0;
+  virtual void add(DenoisingState& state, const LoopStart& start, bool alone) = 0;
   virtual void remove(std::int64_t id) = 0;
 
   // Runs the branches that each request's next evaluation needs.

@@ -7,6 +7,7 @@
 
 #include "intaglio/error.h"
 #include "intaglio/options.h"
+#include "pipeline/latent_mask.h"
 #include "pipeline/problems.h"
 #include "pipeline/resolve_rule.h"
 #include "pipeline/skipped_layers.h"
@@ -77,6 +78,41 @@ bool set_size(Request& request, const Bundle& bundle, const GenerateOptions& opt
   request.token_rows = request.rows / bundle.patch_size;
   request.token_columns = request.columns / bundle.patch_size;
   return wrong.empty();
+}
+
+void set_mask(Request& request, const Bundle& bundle, const GenerateOptions& options,
+              Problems& problems) {
+  if (!options.mask) {
+    if (options.mask_blur)
+      problems.push_back({"mask_blur", "--mask-blur says how --mask is blurred: give --mask too"});
+    return;
+  }
+  const auto refuse = [&](const std::string& message, ExitCode code = ExitCode::bad_input) {
+    problems.push_back({"mask", message, code});
+  };
+  if (!options.image) {
+    refuse("--mask says which part of --image is drawn anew: give --image too", ExitCode::usage);
+    return;
+  }
+  const auto size = [](const Image& picture) {
+    return std::to_string(picture.width) + "x" + std::to_string(picture.height);
+  };
+  if (size(*options.mask) != size(*options.image)) {
+    refuse("--mask is " + size(*options.mask) + " pixels but --image is " + size(*options.image) +
+           ": make both of one size");
+    return;
+  }
+  const double blur = options.mask_blur.value_or(0);
+  if (!(blur >= 0 && blur <= 1000)) {
+    problems.push_back({"mask_blur", "--mask-blur must be from 0 to 1000 pixels"});
+    return;
+  }
+  request.drawn =
+      make_latent_mask(*options.mask, blur, bundle.latent.channels, request.rows, request.columns);
+  if (std::ranges::any_of(request.drawn.floats(), [](float drawn) { return drawn != 0; })) return;
+  const std::string cell = std::to_string(bundle.latent.vae_scale_factor);
+  refuse("--mask is white nowhere, so that nothing would be drawn: paint a part of it white, of " +
+         cell + "x" + cell + " pixels or more");
 }
 
 bool lacks_images(const Latent& latent, const GenerateOptions& options) {
@@ -318,9 +354,10 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   refuse_options_of_dg(given, problems);
   GenerateOptions options = with_defaults(bundle, given);
   request.asked = options;
-  for (auto* picture : {&request.asked.image, &request.asked.ma_tokens})
+  for (auto* picture : {&request.asked.image, &request.asked.mask, &request.asked.ma_tokens})
     if (*picture) picture->emplace();
   const bool sized = set_size(request, bundle, options, problems);
+  if (sized) set_mask(request, bundle, options, problems);
   const bool counted = set_images(request, bundle, options, problems);
   const std::optional<Guidance> guidance = guidance_of(bundle, options, problems);
   if (sized && counted) set_latents(request, bundle, options, problems);
@@ -340,8 +377,8 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   set_channels(request, bundle, options, problems);
   if (sized) {
     collect(problems, "ma_tokens", [&] {
-      request.token_mask =
-          make_token_mask(options.ma_tokens, request.token_rows, request.token_columns);
+      request.token_mask = make_token_mask(options.ma_tokens ? options.ma_tokens : options.mask,
+                                           request.token_rows, request.token_columns);
     });
   }
   request.masks_term = options.dg_region == "mask";

@@ -43,6 +43,7 @@ struct Request {
   std::vector<std::uint64_t> seeds;
   Tensor latents;              // not defined() where they are drawn from `seeds`
   std::optional<Image> image;  // the picture under the noise
+  Tensor drawn;  // [1, C, h, w]: 1 in cells of the mask, 0 outside; not defined() without a mask
 
   Schedule schedule;  // of the steps that run
   Plan plan;          // the evaluations of these steps

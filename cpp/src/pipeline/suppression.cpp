@@ -30,7 +30,7 @@ void check_region(const GenerateOptions& options, std::vector<Problem>& problems
                         "and no list"});
   }
   if (options.dg_region != "mask") return;
-  if (!options.ma_tokens) {
+  if (!options.ma_tokens && !options.mask) {
     problems.push_back(
         {"dg_region", "--dg-region mask acts on the tokens of --ma-tokens: give that too"});
   }

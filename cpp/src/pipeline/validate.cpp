@@ -15,6 +15,7 @@ namespace {
 // Every flag whose value is a keyword in Python, without its dashes, and the name of that keyword.
 std::map<std::string, std::string> fields_by_flag() {
   std::map<std::string, std::string> fields{{"image", "image"},
+                                            {"mask", "mask"},
                                             {"ma-tokens", "ma_tokens"},
                                             {"prompt-embeds", "prompt_embeds"},
                                             {"latents-in", "latents"},

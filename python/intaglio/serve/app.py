@@ -67,7 +67,10 @@ def create_app(
     add_page(app)
     add_error_handlers(app)
     _describe(app)
-    app.add_middleware(BodyLimits, size=limits.body_bytes, seconds=limits.body_seconds)
+    app.add_middleware(
+        BodyLimits, size=limits.body_bytes, seconds=limits.body_seconds,
+        sizes={openai.EDITS: limits.upload_bytes},
+    )  # fmt: skip
     if settings.cors:
         app.add_middleware(
             CORSMiddleware,

@@ -37,6 +37,8 @@ class Limits(BaseModel):
         total_pixels: n * width * height.
         prompt_characters: length of the prompt, and of the negative prompt.
         body_bytes: size of a request's body.
+        upload_bytes: the same of a request with pictures.
+        upload_pixels: width * height of each of these, before it is scaled.
         body_seconds: time in which the body must arrive; the head of a request has the same time.
         connections: open connections, idle ones included. A further connection is answered with
             503. The default is well below 1024, the usual limit on the open files of a process.
@@ -55,6 +57,8 @@ class Limits(BaseModel):
     total_pixels: PositiveInt = 8 * 1024 * 1024
     prompt_characters: PositiveInt = 4000
     body_bytes: PositiveInt = 64 * 1024
+    upload_bytes: PositiveInt = 20 * 1024 * 1024
+    upload_pixels: PositiveInt = 16 * 1024 * 1024
     body_seconds: PositiveFloat = 10.0
     connections: PositiveInt = 512
     queue: PositiveInt = 64

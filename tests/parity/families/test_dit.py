@@ -5,4 +5,5 @@ from tests.parity.family import FamilyParity
 
 class TestDiT(FamilyParity):
     name = "dit"
-    test_image_to_image = None  # diffusers has no such pipeline; see test_epsilon.py
+    # diffusers has no such pipelines; see test_epsilon.py
+    test_image_to_image = test_inpainting = None

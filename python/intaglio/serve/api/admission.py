@@ -7,7 +7,8 @@ from typing import Any
 
 from intaglio.serve.api.model_views import defaults_of
 from intaglio.serve.api.options import CLASS, RULE, SAMPLING, SKIPPING, TEXTS
-from intaglio.serve.api.schemas import GenerationRequest
+from intaglio.serve.api.schemas import EditRequest, GenerationRequest
+from intaglio.serve.api.uploads import Pictures
 from intaglio.serve.api.validation import check_options
 from intaglio.serve.engine.job import AdmittedRequest
 from intaglio.serve.errors import limit_error, value_error
@@ -16,14 +17,18 @@ from intaglio.serve.settings import Limits
 
 
 def admit(
-    request: GenerationRequest, model: Model, limits: Limits, max_batch: int
+    request: GenerationRequest,
+    model: Model,
+    limits: Limits,
+    max_batch: int,
+    pictures: Pictures | None = None,
 ) -> AdmittedRequest:
     """Check everything that can be checked without running. Raises ApiError naming the field."""
     images = request.n or 1
     largest = min(limits.n, max_batch)
     if images > largest:
         raise limit_error("n", f"n {images} exceeds this server's limit: give {largest} or fewer")
-    height, width = _size(request, model, limits)
+    height, width = _size(request, model, limits, pictures)
     if images * height * width > limits.total_pixels:
         raise limit_error(
             "size",
@@ -35,15 +40,21 @@ def admit(
     seed = secrets.randbelow(2**32) if request.seed is None else request.seed
     seeds = [seed + i for i in range(images)]
     options = {**subject, **sampling, "height": height, "width": width, "seeds": seeds}
+    if pictures:
+        options |= pictures.options(height, width)
     check_options(model.bundle, options)
     fields = {"model": model.name, **subject, "n": images, "size": f"{width}x{height}"}
     return AdmittedRequest(model, options, images, {**fields, "seed": seed, **sampling})
 
 
-def _size(request: GenerationRequest, model: Model, limits: Limits) -> tuple[int, int]:
+def _size(
+    request: GenerationRequest, model: Model, limits: Limits, pictures: Pictures | None
+) -> tuple[int, int]:
     """Return height and width in pixels, which are within the limits of server and model."""
     defaults, latent = model.bundle.defaults, model.bundle.latent
     height, width = defaults.height, defaults.width
+    if pictures:
+        width, height = pictures.image.size
     if request.size:
         width, height = map(int, request.size.split("x"))
     largest_height, largest_width = limits.height, limits.width
@@ -87,7 +98,10 @@ def _sampling(request: GenerationRequest, model: Model, limits: Limits) -> dict[
     if request.slg_layers or request.slg_share:  # skipped blocks make D_m in place of DG
         for name in ("dg_scale", "dg_window", "ma_keep"):
             values.pop(name, None)
-    given = {name: getattr(request, name) for name in (*SAMPLING, *RULE, *SKIPPING)}
+    names = [*SAMPLING, *RULE, *SKIPPING]
+    if isinstance(request, EditRequest):
+        names += ["strength", "mask_blur"]
+    given = {name: getattr(request, name) for name in names}
     values |= {name: value for name, value in given.items() if value is not None}
     if values["steps"] > limits.steps:
         raise limit_error(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -13,6 +14,7 @@ from intaglio.serve.api.admission import deadline_of
 from intaglio.serve.api.error_handlers import error_response
 from intaglio.serve.api.model_views import model_view
 from intaglio.serve.api.schemas import (
+    EditRequest,
     ImageData,
     ImageRequest,
     ImagesResponse,
@@ -20,11 +22,27 @@ from intaglio.serve.api.schemas import (
     ModelView,
 )
 from intaglio.serve.api.services import Shared
+from intaglio.serve.api.uploads import Pictures, read_form
 from intaglio.serve.engine.job import Job
 from intaglio.serve.errors import CANCELLED, ApiError, documented
 from intaglio.serve.transport.auth import Client
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
+EDITS = "/v1/images/edits"
+_FILES = {
+    "image": "PNG, JPEG or WebP; it is scaled to `size`, if that is given",
+    "mask": "PNG or WebP of the same size, whose transparent parts are drawn anew",
+}
+
+
+def _form() -> dict[str, Any]:
+    """Return the schema of an edit. Forms have a list as several fields NAME[]."""
+    schema = EditRequest.model_json_schema()
+    for name, text in _FILES.items():
+        schema["properties"][name] = {"type": "string", "format": "binary", "description": text}
+    return {name: value for name, value in schema.items() if name != "examples"} | {
+        "required": ["image"]
+    }
 
 
 @router.get("/models")
@@ -49,8 +67,36 @@ async def generate_images(
     body: ImageRequest, request: Request, shared: Shared, client: Client
 ) -> ImagesResponse | JSONResponse:
     """Draw images and answer when they are finished. If the client disconnects, the run ends."""
-    stored = body.response_format != "b64_json"
-    job = shared.make_job(body, client, stored=stored)
+    job = shared.make_job(body, client, stored=body.response_format != "b64_json")
+    return await _draw(job, request, shared)
+
+
+@router.post(
+    "/images/edits",
+    response_model=ImagesResponse,
+    response_model_exclude_none=True,
+    responses=documented(400, 404, 408, 413, 429, 500, 503, 504, 507),
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _form()}}}
+    },
+)
+async def edit_image(
+    request: Request, shared: Shared, client: Client
+) -> ImagesResponse | JSONResponse:
+    """Draw an image anew, or the part of it that is transparent in the mask."""
+    body, files = await read_form(request)
+
+    def make() -> Job:
+        pictures = Pictures.of(files, shared.settings.limits)
+        stored = body.response_format != "b64_json"
+        return shared.make_job(body, client, stored=stored, pictures=pictures)
+
+    async with shared.decoding:
+        job = await asyncio.to_thread(make)
+    return await _draw(job, request, shared)
+
+
+async def _draw(job: Job, request: Request, shared: Shared) -> ImagesResponse | JSONResponse:
     shared.queue.submit(job, deadline_of(None, shared.settings.limits))
     await _wait_for_end(job, request, shared)
     if job.error:
@@ -60,13 +106,12 @@ async def generate_images(
     return ImagesResponse(created=int(time.time()), data=data)
 
 
-@router.post("/images/edits", include_in_schema=False)
 @router.post("/images/variations", include_in_schema=False)
-async def change_image() -> None:
-    """Refuse the requests of OpenAI's API that start from an image. Raises ApiError."""
+async def vary_image() -> None:
+    """Refuse OpenAI's requests for variations, which have no prompt. Raises ApiError."""
     message = (
-        "this server draws from a prompt only, at /v1/images/generations: it does not edit images"
-        " or draw variations of them"
+        "this server draws from a prompt, at /v1/images/generations and /v1/images/edits: it does"
+        " not draw variations of images"
     )
     raise ApiError(404, "not_supported", message)
 

@@ -51,6 +51,10 @@ RULE = (
 SKIPPING = ("skip_interval", "skip_window", "skip_steps", "skip_tolerance", "skip")
 
 
+# What an edit has besides.
+EDITING = ("image", "mask", "strength", "mask_blur")
+
+
 def _request_options() -> dict[str, RequestOption]:
     parameters = inspect.signature(Pipeline.generate).parameters
     options = {}

@@ -156,6 +156,33 @@ class ImageRequest(GenerationRequest):
     )
 
 
+class EditRequest(ImageRequest):
+    """The fields of /v1/images/edits that are no files."""
+
+    mask_blur: Number | None = Field(None, description="pixels by which the mask is blurred first")
+    strength: Number | None = Field(
+        None,
+        description="share of the image that noise replaces, above 0 and up to 1; 0.6 if not given",
+    )
+
+
+# Names of fields whose values are no texts, although a form can send nothing else.
+_PARSED = {
+    "n",
+    "seed",
+    "strength",
+    "mask_blur",
+    "output_compression",
+    "partial_images",
+    "stream",
+} | {name for name, option in REQUEST_OPTIONS.items() if option.kind is not Kind.TEXT}
+
+
+def is_text(name: str) -> bool:
+    """Return whether a field holds a text."""
+    return name not in _PARSED
+
+
 class JobRequest(GenerationRequest):
     """The body of /v1/jobs."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from typing import Annotated
@@ -11,6 +12,7 @@ from prometheus_client.core import Metric
 
 from intaglio.serve.api.admission import admit
 from intaglio.serve.api.schemas import GenerationRequest
+from intaglio.serve.api.uploads import Pictures
 from intaglio.serve.engine.images import ImageStore
 from intaglio.serve.engine.inbox import Inbox
 from intaglio.serve.engine.job import Job
@@ -57,6 +59,7 @@ class Services:
             lambda inbox, model: make_runner(inbox, model, store, metrics),
         )
         self.jobs: dict[str, Job] = {}
+        self.decoding = asyncio.Lock()  # so that one request's pictures are in memory at a time
         metrics.read(self._gauges)
 
     def _make_worker(
@@ -65,12 +68,18 @@ class Services:
         return Worker(inbox, model, self.models, self.cache, store, metrics, self.settings)
 
     def make_job(
-        self, request: GenerationRequest, client: str, *, stored: bool, preview: bool = False
+        self,
+        request: GenerationRequest,
+        client: str,
+        *,
+        stored: bool,
+        preview: bool = False,
+        pictures: Pictures | None = None,
     ) -> Job:
         """Check a request against all limits. Raises ApiError."""
         self.queue.check_open()
         model = self.models.get(request.model)
-        admitted = admit(request, model, self.settings.limits, self.settings.max_batch)
+        admitted = admit(request, model, self.settings.limits, self.settings.max_batch, pictures)
         return Job(admitted, client, stored=stored, preview=preview)
 
     def find(self, job_id: str) -> Job | None:

@@ -12,15 +12,20 @@ from intaglio.serve import logs
 
 
 class BodyLimits:
-    """Rejects requests whose body exceeds `size` bytes or does not arrive within `seconds`."""
+    """Rejects requests whose body exceeds `size` bytes or does not arrive within `seconds`.
 
-    def __init__(self, app: ASGIApp, size: int, seconds: float) -> None:
-        self._app, self._size, self._seconds = app, size, seconds
+    `sizes` has the limits of paths that take larger bodies.
+    """
+
+    def __init__(self, app: ASGIApp, size: int, seconds: float, sizes: dict[str, int]) -> None:
+        self._app, self._size, self._seconds, self._sizes = app, size, seconds, sizes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        limit = self._sizes.get(path, self._size)
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         end = asyncio.get_running_loop().time() + self._seconds
         size, complete = 0, False
@@ -29,8 +34,8 @@ class BodyLimits:
             nonlocal size, complete
             if complete:
                 return await receive()
-            if int(announced) > self._size:  # uvicorn has checked that it is a number
-                raise self._too_large()
+            if int(announced) > limit:  # uvicorn has checked that it is a number
+                raise self._too_large(limit)
             try:
                 async with asyncio.timeout_at(end):
                     message = await receive()
@@ -38,15 +43,15 @@ class BodyLimits:
                 text = f"the body did not arrive within {self._seconds:g} seconds: send it again"
                 raise HTTPException(408, text, {"Connection": "close"}) from None
             size += len(message.get("body", b""))
-            if size > self._size:
-                raise self._too_large()
+            if size > limit:
+                raise self._too_large(limit)
             complete = not message.get("more_body", False)
             return message
 
         await self._app(scope, receive_body, send)
 
-    def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"the body exceeds {self._size} bytes: send a shorter one")
+    def _too_large(self, limit: int) -> HTTPException:
+        return HTTPException(413, f"the body exceeds {limit} bytes: send a shorter one")
 
 
 class RequestLog:

@@ -1,0 +1,195 @@
+"""Edits of pictures, with OpenAI's own client and with other forms."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+import intaglio
+from tests.serve.conftest import PROMPT, Running, serving
+
+SIZE = (40, 24)
+EDITS = "/v1/images/edits"
+
+
+def file_of(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(mode: str, size: tuple[int, int] = SIZE) -> Image.Image:
+    drawn = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), np.uint8)
+    return Image.fromarray(drawn).convert(mode)
+
+
+def transparent(size: tuple[int, int] = SIZE) -> Image.Image:
+    """Return a mask: its right half is transparent, and a part of the left one nearly so."""
+    pixels = np.full((size[1], size[0], 4), 255, np.uint8)
+    pixels[:, size[0] // 2 :, 3] = 0
+    pixels[: size[1] // 2, : size[0] // 2, 3] = 1
+    return Image.fromarray(pixels)
+
+
+def white(mask: Image.Image) -> np.ndarray:
+    return np.where(np.asarray(mask)[..., 3] == 0, 255, 0).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def pixels(answer: Any) -> list[np.ndarray]:
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(i.b64_json)))) for i in answer.data]
+
+
+def test_openais_client_edits_a_picture(client: openai.OpenAI, pipeline: intaglio.Pipeline) -> None:
+    picture, mask = noise("RGB"), transparent()
+    fields = {
+        "seed": 3, "steps": 4, "strength": 0.8, "mask_blur": 2.5, "cfg_scale": [3, 1.5],
+        "dg_window": [0, 0.7], "negative_prompt": "12", "guidance": "apg",
+    }  # fmt: skip
+    answer = client.images.edit(
+        model="tiny", prompt=PROMPT, image=file_of(picture), mask=file_of(mask), n=2,
+        response_format="b64_json", extra_body=fields,
+    )  # fmt: skip
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    options["seeds"] = [options.pop("seed"), 4]
+    expected = pipeline.generate(PROMPT, image=picture, mask=white(mask), **options)
+    for got, image in zip(pixels(answer), expected.images, strict=True):
+        np.testing.assert_array_equal(got, np.asarray(image))
+    png = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
+    assert png.info["intaglio:inputs"] == "image, mask"
+    assert json.loads(png.info["intaglio:options"])["strength"] == 0.8
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "I;16", "turned", "JPEG", "WEBP"])
+def test_pictures_are_read_as_the_library_reads_them(
+    client: openai.OpenAI, pipeline: intaglio.Pipeline, mode: str
+) -> None:
+    """Without a mask all of it is drawn anew; with a size it is scaled as diffusers scales."""
+    if mode == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        content = file_of(noise("RGB", SIZE[::-1]), exif=exif)
+    elif mode in {"JPEG", "WEBP"}:
+        content = file_of(noise("RGB"), mode)
+    elif mode == "I;16":
+        content = file_of(Image.fromarray(np.asarray(noise("L"), np.uint16) * 257))
+    else:
+        content = file_of(noise(mode))
+    answer = client.images.edit(
+        prompt=PROMPT, image=[content], response_format="b64_json", extra_body={"seed": 1}
+    )
+    picture = Image.open(io.BytesIO(content))
+    if mode != "turned":
+        assert picture.size == SIZE
+    expected = pipeline.generate(PROMPT, image=picture, seeds=1).images[0]
+    np.testing.assert_array_equal(pixels(answer)[0], np.asarray(expected))
+
+
+def test_pictures_are_scaled_to_the_size(
+    client: openai.OpenAI, pipeline: intaglio.Pipeline
+) -> None:
+    from diffusers.image_processor import VaeImageProcessor
+
+    picture, mask = noise("RGB", (75, 33)), transparent((75, 33))
+    answer = client.images.edit(
+        prompt=PROMPT, image=file_of(picture), mask=file_of(mask), size="40x24",
+        response_format="b64_json", extra_body={"seed": 1},
+    )  # fmt: skip
+    resize = VaeImageProcessor().resize
+    scaled = resize(Image.fromarray(white(mask)), 24, 40)
+    expected = pipeline.generate(PROMPT, image=resize(picture, 24, 40), mask=scaled, seeds=1)
+    np.testing.assert_array_equal(pixels(answer)[0], np.asarray(expected.images[0]))
+
+
+PICTURE, MASK = file_of(noise("RGB")), file_of(transparent())
+OPAQUE = file_of(transparent().convert("RGB"))
+CLEAR = file_of(Image.new("RGBA", SIZE, (0, 0, 0, 9)))
+HUGE = file_of(Image.new("1", (5000, 4000)))
+Files = dict[str, bytes]
+WRONG: dict[str, tuple[Files, dict[str, str], str, str]] = {
+    "no image": ({"mask": MASK}, {}, "image", "image is missing"),
+    "no picture": ({"image": b"hello"}, {}, "image", "send a whole PNG, JPEG or WebP file"),
+    "cut": ({"image": PICTURE[:200]}, {}, "image", "send a whole PNG"),
+    "GIF": ({"image": file_of(noise("L"), "GIF")}, {}, "image", "send a whole PNG"),
+    "many pixels": ({"image": HUGE}, {}, "image", "image is 5000x4000 pixels: send up to"),
+    "large mask": ({"image": PICTURE, "mask": HUGE}, {}, "mask", "mask is 5000x4000 pixels"),
+    "other size": (
+        {"image": PICTURE, "mask": file_of(transparent((24, 24)))}, {},
+        "mask", "mask is 24x24 pixels but image is 40x24: send both in one size",
+    ),
+    "opaque": ({"image": PICTURE, "mask": OPAQUE}, {}, "mask", "mask is not transparent anywhere"),
+    "clear": ({"image": PICTURE, "mask": CLEAR}, {}, "mask", "mask is white nowhere"),
+    "other file": ({"image": PICTURE, "video": MASK}, {}, "video", "video is no file of an edit"),
+    "size": ({"image": PICTURE}, {"size": "30000x30000"}, "size", "exceeds the limit: give up to"),
+    "odd size": ({"image": file_of(noise("L", (41, 24)))}, {}, "size", "give multiples of 4"),
+    "strength": ({"image": PICTURE}, {"strength": "1.5"}, "strength", "strength must be above 0"),
+    "text": ({"image": PICTURE}, {"steps": "many"}, "steps", "steps is invalid"),
+    "unknown": ({"image": PICTURE}, {"stepz": "1"}, "stepz", "give steps instead"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "fields", "param", "says"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_named(
+    server: Running, files: Files, fields: dict[str, str], param: str, says: str
+) -> None:
+    answer = server.client.post(EDITS, files=files, data={"prompt": PROMPT, **fields})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert says in error["message"]
+
+
+def test_two_pictures_and_other_bodies_are_refused(server: Running) -> None:
+    files = [("image[]", PICTURE), ("image[]", PICTURE)]
+    answer = server.client.post(EDITS, files=files, data={"prompt": PROMPT})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
+    for body in ({"json": {"prompt": PROMPT}}, {"content": b"", "headers": {}}):
+        answer = server.client.post(EDITS, **body)
+        assert answer.status_code == 400
+        assert "send multipart/form-data" in answer.json()["error"]["message"]
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = server.client.post(EDITS, content=b"--y\r\nno form", headers=headers)
+    assert answer.status_code == 400
+
+
+@pytest.fixture(scope="module")
+def strict(forked_bundle: Path) -> Iterator[Running]:
+    with serving(forked_bundle, limits={"upload_bytes": 9000, "body_bytes": 1000}) as server:
+        yield server
+
+
+def test_only_edits_take_long_bodies(strict: Running) -> None:
+    """The limit is checked before the whole body has come."""
+    for path, size, status in ((EDITS, 8000, 400), (EDITS, 9000, 413), ("/v1/jobs", 8000, 413)):
+        files = {"image": b"x" * size}
+        answer = strict.client.post(path, files=files, data={"prompt": PROMPT})
+        assert answer.status_code == status, answer.text
+
+
+def test_a_model_that_takes_no_picture_says_so(tmp_path: Path) -> None:
+    from tests.fake_bundle import SIZE as FAKE
+    from tests.fake_bundle import make_bundle
+
+    bundle = make_bundle(tmp_path / "b", "class")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest.pop("vae_encoder")
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    fields = {"class_label": "1", "size": f"{2 * FAKE}x{FAKE}"}
+    with serving(bundle) as server:
+        answer = server.client.post(EDITS, files={"image": PICTURE}, data=fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "image")
+    assert "has no VAE encoder" in error["message"]
