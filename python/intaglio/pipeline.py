@@ -209,7 +209,8 @@ class Pipeline:
             max_memory: the most memory that a run may take on the device: a number of bytes, a text
                 such as "8GB" or "900MiB", or "auto" for what is free. A model that does not fit is
                 loaded part by part, each part let go before the next one, and runs wait for each
-                other. None keeps each part loaded that was used.
+                other. A batch that does not fit is drawn in groups of images. None keeps each part
+                loaded that was used.
 
         Raises:
             UsageError: there is no device of that name, it does not have that precision,
@@ -362,9 +363,9 @@ class Pipeline:
             ma_tokens: a picture of where Detail Guidance acts, fully where it is white and not at
                 all where it is black. It needs a pixel for each token; more are averaged.
             prompt_embeds: the result of `embed`, or a file with it, in place of texts.
-            on_step: a function that is called after each step with a `Step`. The run stops when it
-                returns False, and raises what it raises. Copy what you keep of `step.latents`. With
-                --observe at the export, `step.hidden_states(k)` and `step.gate(k)` are copies.
+            on_step: called with a `Step` after each step, of each group of images
+                (max_memory). The run stops when it returns False, and raises what it raises. Copy
+                what you keep. With --observe at the export, hidden_states(k) and gate(k) work.
             progress: whether to show a progress bar.
 
         Raises:

@@ -128,6 +128,7 @@ bool changes(const std::optional<Ramp>& scale, double off) {
 RunSize run_size(const Bundle& bundle, const GenerateOptions& given) {
   const GenerateOptions options = with_defaults(bundle, given);
   RunSize size{.images = image_count(options),
+               .pictures = image_count(options),
                .timesteps = *options.steps,
                .height = *options.height,
                .width = *options.width,
@@ -146,6 +147,12 @@ RunSize run_size(const Bundle& bundle, const GenerateOptions& given) {
   return size;
 }
 
+bool has_independent_images(const Bundle& bundle, const GenerateOptions& given) {
+  const GenerateOptions options = with_defaults(bundle, given);
+  const bool skips = options.skip_interval || !options.skip_steps.empty();
+  return !skips && bundle.has_independent_rows();
+}
+
 bool has_own_memory(const std::string& device) {
   return device != "cpu" && device != "openvino" && device != "openvino:cpu";
 }
@@ -162,10 +169,14 @@ std::vector<MemoryPhase> estimate_phases(const Bundle& bundle, const RunSize& si
     phases.push_back(
         vae_phase(bundle, "vae_encoder", *bundle.vae_encoder, pixels(size.height, size.width)));
   phases.push_back(transformer_phase(bundle, size, limit));
-  if (bundle.vae_decoder)
+  if (bundle.vae_decoder) {
     phases.push_back(vae_phase(
         bundle, "vae_decoder", *bundle.vae_decoder,
         pixels(std::min(size.height, size.vae_tile), std::min(size.width, size.vae_tile))));
+    if (!has_own_memory(limit.device))
+      phases.back().activations +=
+          whole(as_double(size.pictures) * 3 * pixels(size.height, size.width));
+  }
   return phases;
 }
 
