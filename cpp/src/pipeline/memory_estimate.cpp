@@ -25,6 +25,9 @@ constexpr std::array<double, 4> kVaeParameters{105, 400, 2009, 3017};
 constexpr double kHeadSize = 64;  // channels; larger heads need less
 // The largest matrix of a block, in multiples of the hidden size squared.
 constexpr double kTransformerMatrix = 9, kEncoderMatrix = 3;
+// What ONNX Runtime's WebGPU takes for activations, in multiples of their size: it keeps buffers of
+// some sizes only (counted by tests/integration/test_webgpu.py).
+constexpr double kWebGpuBuffers = 1.45;
 constexpr std::int64_t kConditioningRows = 64;  // at a time (pipeline/precompute.cpp)
 
 double as_double(std::int64_t value) { return static_cast<double>(value); }
@@ -177,6 +180,10 @@ std::vector<MemoryPhase> estimate_phases(const Bundle& bundle, const RunSize& si
       phases.back().activations +=
           whole(as_double(size.pictures) * 3 * pixels(size.height, size.width));
   }
+  if (limit.device.starts_with("webgpu"))
+    for (MemoryPhase& phase : phases)
+      if (!phase.on_cpu)
+        phase.activations = whole(static_cast<double>(phase.activations) * kWebGpuBuffers);
   return phases;
 }
 
