@@ -206,6 +206,7 @@ report: .venv/ready  ## probe the shipped model and write docs/reports/fashion-s
 scale: .venv/ready  ## export full-size models with random weights and write their section of docs/performance.md (30 GB of disk)
 	$(BIN)/python -m benchmarks.scale.whole build/scale
 	$(BIN)/python -m benchmarks.scale.unread_weights build/scale
+	$(BIN)/python -m benchmarks.scale.plans build/scale/plans
 	rm -rf build/scale
 
 clean:  ## remove build results, not the environment

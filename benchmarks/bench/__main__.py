@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 
 from benchmarks.bench import process, sections
 from benchmarks.bench.document import write_section
-from benchmarks.bench.inexact import inexact
+from benchmarks.bench.inexact import encoders, inexact
 from benchmarks.bench.models import Model, models
 from benchmarks.bench.openvino_device import openvino_device
 from benchmarks.bench.page import page
@@ -38,10 +39,18 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", help="some only, by name")
     parser.add_argument("--rounds", type=int, default=Effort.rounds, help="of each measurement")
     parser.add_argument("--threads", type=int, default=Effort.threads, help="for every runtime")
+    parser.add_argument(
+        "--inexact",
+        action="store_true",
+        help="measure only low precision and reuse, and keep the rest of performance.json",
+    )
     parser.add_argument("--remark", default="", help="what a reader should know of this run")
     args = parser.parse_args()
     effort = Effort(threads=args.threads, rounds=args.rounds)
     known = models(args.work)
+    if args.inexact:
+        measure_inexact(known, args.models or INEXACT, effort, args.output)
+        return
     chosen = args.models or list(known)
     data = describe(effort, args.remark)
     began = time.monotonic()
@@ -49,6 +58,20 @@ def main() -> None:
         data["models"][name] = measure(known[name], effort)
         data["minutes"] = (time.monotonic() - began) / 60
         write(data, args.output)  # after each: an interrupted run has what it measured
+
+
+def measure_inexact(
+    known: dict[str, Model], chosen: Iterable[str], effort: Effort, output: Path
+) -> None:
+    """Replace what is not exact in what is written below `output`."""
+    data = json.loads((output / "performance.json").read_text("utf-8"))
+    for name in chosen:
+        data["models"][name] |= low_precision(known[name], effort)
+        write(data, output)
+
+
+def low_precision(model: Model, effort: Effort) -> dict[str, Any]:
+    return {"inexact": inexact(model, effort), "encoders": encoders(model, effort)}
 
 
 def describe(effort: Effort, remark: str) -> dict[str, Any]:
@@ -99,7 +122,7 @@ def measure(model: Model, effort: Effort) -> dict[str, Any]:
     }.get(model.name):
         measured["curve"] = sections.curve(model, effort, blocks)
     if model.name in INEXACT:
-        measured["inexact"] = inexact(model, effort)
+        measured |= low_precision(model, effort)
     return measured
 
 

@@ -130,6 +130,8 @@ def _model(name: str, model: Data, figures: list[str]) -> Iterator[str]:
         yield _openvino(model["openvino"])
     if "inexact" in model:
         yield _inexact(model["inexact"])
+    if "encoders" in model:
+        yield _encoders(model["encoders"])
     yield from (f"![{figure}](performance/{figure})\n" for figure in figures)
 
 
@@ -235,17 +237,25 @@ def _openvino(rows: list[Data]) -> str:
     return text + table(head, cells)
 
 
+def _encoders(rows: list[Data]) -> str:
+    cells = ([name, *rest] for name, _, *rest in map(_inexact_row, rows))
+    head = ["text encoders", "time / float32", "weights, MB", "relative L2"]
+    text = "Encoding a prompt and an empty one; the error is that of the prompt's embeddings:\n\n"
+    return text + table(head, cells)
+
+
+def _inexact_row(row: Data) -> list[Any]:
+    return [
+        "float32, exact" if row["name"] == FORKED else row["name"],
+        row.get("steps", ""),
+        _ratio(row["ratio_to_forked"]),
+        f"{row['weights_bytes'] / 1e6:.1f}" if "weights_bytes" in row else "",
+        f"{row['relative_l2']:.1e}" if row["relative_l2"] else "0",
+    ]
+
+
 def _inexact(rows: list[Data]) -> str:
-    cells = (
-        [
-            "float32, exact" if row["name"] == FORKED else row["name"],
-            row["steps"],
-            _ratio(row["ratio_to_forked"]),
-            f"{row['weights_bytes'] / 1e6:.1f}" if "weights_bytes" in row else "",
-            f"{row['relative_l2']:.1e}" if row["relative_l2"] else "0",
-        ]
-        for row in rows
-    )
+    cells = map(_inexact_row, rows)
     head = ["CFG+DG", "steps", "time / exact", "weights, MB", "relative L2"]
     text = (
         "[Quantised weights](#quantised-weights) and [delta reuse](#delta-reuse) are not exact, and"

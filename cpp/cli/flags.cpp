@@ -51,7 +51,8 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
       ->group(kDeviceGroup);
   add_flag(command, "--max-memory", flags.backend.max_memory, "SIZE",
            "most memory that a run may take on the device: 8GB, 7.5GiB, 900MB, or auto for what is "
-           "free; if the model does not fit, its parts are loaded one after the other, and "
+           "free; if the model does not fit, its parts are loaded one after the other, a batch "
+           "that does not fit is drawn in groups of images, and "
            "`intaglio inspect BUNDLE --plan` shows what that takes; all if not given")
       ->group(kDeviceGroup);
   add_flag(command, "--threads", flags.backend.threads, "N",

@@ -137,7 +137,7 @@ Drawn draw(const Pipeline& pipeline, const GenerateOptions& options) {
   {
     ProgressBar bar("denoising", "steps");
     drawn.generation = pipeline.generate(options, [&](const Step& step) {
-      bar.show(step.step + 1, step.steps);
+      bar.show(step.group * step.steps + step.step + 1, step.groups * step.steps);
       return !InterruptFlag::raised();
     });
     // The time is taken here and the later stages are subtracted, because the first callback waits

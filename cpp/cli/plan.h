@@ -13,12 +13,13 @@ namespace intaglio::cli {
 struct PlanFlags {
   bool wanted = false;
   std::string size;  // WIDTHxHEIGHT; empty: the bundle's default
+  int batch = 1;     // images
 };
 
-// Adds --plan and --size.
+// Adds --plan, --size and --batch.
 void add_plan_flags(CLI::App& command, PlanFlags& flags);
 
-// Plans one image on the device of the flags. Throws what making the backend and plan_memory()
+// Plans a run on the device of the flags. Throws what making the backend and plan_memory()
 // throw.
 nlohmann::ordered_json describe_plan(const Bundle& bundle, const RunFlags& run,
                                      const PlanFlags& flags);

@@ -28,6 +28,8 @@ void bind_memory_plan(py::module_& module) {
       .def_readonly("in_turn", &MemoryPlan::in_turn,
                     "whether each part is let go before the next one is loaded")
       .def_readonly("vae_tile", &MemoryPlan::vae_tile, "in pixels")
+      .def_readonly("images_at_once", &MemoryPlan::images_at_once,
+                    "that share the transformer; where these are not all, the run has groups")
       .def_property_readonly("peak", &MemoryPlan::peak,
                              "the most bytes that the device has to hold at once")
       .def("__repr__", [](const py::object& self) {

@@ -86,6 +86,11 @@ void bind_step(py::module_& module) {
       .def_readonly("sigma", &Step::sigma, "the step started from")
       .def_readonly("timestep", &Step::timestep,
                     "of the step's last evaluation of the model, in the scheduler's unit")
+      .def_readonly("first_image", &Step::first_image,
+                    "of the group of images that this step is of: with max_memory, a run may draw\n"
+                    "its images in groups, and each has all steps")
+      .def_readonly("group", &Step::group, "from 0")
+      .def_readonly("groups", &Step::groups)
       .def_property_readonly(
           "latents", &latents,
           "The latents after the step: float32, laid out as Generation.latents. On the processor "

@@ -1052,6 +1052,11 @@ class MemoryPlan:
     @property
     def device(self) -> str: ...
     @property
+    def images_at_once(self) -> int:
+        """
+        that share the transformer; where these are not all, the run has groups
+        """
+    @property
     def in_turn(self) -> bool:
         """
         whether each part is let go before the next one is loaded
@@ -1112,6 +1117,19 @@ class Step:
         """
         Return the current estimate of the clean images, decoded. Works only during the callback.
         """
+    @property
+    def first_image(self) -> int:
+        """
+        of the group of images that this step is of: with max_memory, a run may draw
+        its images in groups, and each has all steps
+        """
+    @property
+    def group(self) -> int:
+        """
+        from 0
+        """
+    @property
+    def groups(self) -> int: ...
     @property
     def latents(self) -> numpy.typing.NDArray[typing.Any]:
         """

@@ -195,6 +195,7 @@ class Pipeline:
             threads: 0 means one for each processor that the process may use.
             onnxruntime: ONNX Runtime's library. None takes the library of the Python package
                 onnxruntime, or the system's.
+<<<<<<< HEAD
             prepack: whether weights of the loop's graphs are packed when they are loaded instead of
                 in each step, on the CPU. Steps are faster, the start is slower, processes do not
                 share the weights, and latents differ by rounding.
@@ -204,6 +205,22 @@ class Pipeline:
             max_memory: the most memory that a run may take on the device: bytes, a text such as
                 "8GB" or "900MiB", or "auto" for what is free. A model that does not fit is loaded
                 part by part, and runs wait for each other. None keeps loaded what was used.
+=======
+            prepack: whether weights of the loop's graphs, float32 or quantised, are packed for the
+                processor when they are loaded instead of in each step. Steps are then faster and
+                the start is slower. The process has packed copies of the weights in its own memory,
+                whereas processes share a mapped file. Only ONNX Runtime on the CPU does this.
+                Latents differ by rounding.
+            precision: what the device computes in: float32, bfloat16 or float16. Only OpenVINO
+                computes in another type than the graph. Its NPUs have float16 only.
+            provider_library: the library of an execution provider's plugin for OpenVINO,
+                TensorRT-RTX or WebGPU. None takes that of the plugin's Python package.
+            max_memory: the most memory that a run may take on the device: a number of bytes, a text
+                such as "8GB" or "900MiB", or "auto" for what is free. A model that does not fit is
+                loaded part by part, each part let go before the next one, and runs wait for each
+                other. A batch that does not fit is drawn in groups of images. None keeps each part
+                loaded that was used.
+>>>>>>> fits
 
         Raises:
             UsageError: there is no device of that name, it does not have that precision,
@@ -364,8 +381,14 @@ class Pipeline:
             latents: float32 with __dlpack__ to start from, laid out as `Generation.latents`.
             ma_tokens: where channels change: on white tokens, not on black ones; None: `mask`.
             prompt_embeds: the result of `embed`, or a file with it, in place of texts.
+<<<<<<< HEAD
             on_step: called with a `Step` after each step. The run stops when it returns False, and
                 raises what it raises. Copy what you keep of `step.latents`.
+=======
+            on_step: called with a `Step` after each step, of each group of images
+                (max_memory). The run stops when it returns False, and raises what it raises. Copy
+                what you keep. With --observe at the export, hidden_states(k) and gate(k) work.
+>>>>>>> fits
             progress: whether to show a progress bar.
 
         Raises:

@@ -26,7 +26,8 @@ def progress_bar(on_step: OnStep | None) -> Iterator[OnStep]:
     task = bar.add_task("denoising", total=None)
 
     def report(step: Step) -> bool | None:
-        bar.update(task, total=step.steps, completed=step.step + 1)
+        done = step.group * step.steps + step.step + 1
+        bar.update(task, total=step.groups * step.steps, completed=done)
         return on_step(step) if on_step else None
 
     unwritable = suppress(OSError, ValueError)  # what a full disk and a closed file raise

@@ -6,19 +6,24 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import intaglio
 from benchmarks.bench.counts import count_graph, count_step
+from benchmarks.bench.inexact import PROMPT, compare_encoders
 from benchmarks.bench.measuring import DisagreementError, check_same, interleave
 from benchmarks.bench.models import Model
 from benchmarks.bench.openvino_device import LIBRARIES, openvino_device
+from benchmarks.bench.page import _encoders
 from benchmarks.bench.plain import PlainTransformer, draw_latents, draw_text, fixed_inputs
-from benchmarks.bench.runtimes import COMPILED, EAGER, OURS, PEERS, open_runtimes
+from benchmarks.bench.runtimes import COMPILED, EAGER, FORKED, OURS, PEERS, open_runtimes
 from benchmarks.bench.sections import Effort
 from benchmarks.bench.workload import MODES, Workload
+from tests import bundles
 from tests.families import FAMILIES
 from tests.integration.conftest import absent
 
@@ -150,3 +155,22 @@ def test_the_count_of_products(tmp_path: Path) -> None:
     convolution = 2 * (2 * 7 * 4 * 4) * (3 * 2 * 2)
     assert count.moving_flops == convolution
     assert count.flops == convolution + 2 * 2 * 5 * 11
+
+
+def test_rows_of_quantised_encoders() -> None:
+    """Smaller weights have an error, which is that of the embeddings as the command writes them."""
+    paths = {
+        FORKED: bundles.bundle("z-image"),
+        "int8": bundles.bundle("z-image", quantize_encoders="int8"),
+    }
+    exact, rounded = compare_encoders(paths, Effort(threads=1, rounds=3))
+    assert (exact["name"], exact["relative_l2"]) == (FORKED, 0)
+    assert exact["weights_bytes"] > 1.5 * rounded["weights_bytes"]
+    embeds = [
+        np.asarray(intaglio.Pipeline.open(path, device="cpu").embed(PROMPT).prompt_embeds)
+        for path in paths.values()
+    ]
+    error = np.linalg.norm(embeds[1] - embeds[0]) / np.linalg.norm(embeds[0])
+    assert rounded["relative_l2"] == pytest.approx(error)
+    assert 0 < error < 0.1
+    assert f"| int8 | {rounded['ratio_to_forked']['median']:.2f} [" in _encoders([exact, rounded])

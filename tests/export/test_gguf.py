@@ -261,6 +261,40 @@ def test_qwen2_5_vl_in_its_folder(tmp_path: Path) -> None:
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    ("family", "prefix"),
+    [("flux", ""), ("flux2", ""), ("qwen-image", ""), ("z-image", ""), ("z-image", "model.")],
+)
+def test_language_models_in_the_names_of_transformers(
+    folders: dict[str, Path], tmp_path: Path, family: str, prefix: str
+) -> None:
+    """Each tensor is what gguf unpacks, where transformers puts it when it reads .safetensors.
+
+    Z-Image has the model without its head, whose files may have the names of the whole.
+    """
+    base = tmp_path / "z-image"
+    if family == "z-image":
+        z_image_folder(tmp_path)
+    else:
+        shutil.copytree(folders[family], base)
+    folder = base / ("text_encoder_2" if family == "flux" else "text_encoder")
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stored = {name: tensor for name, tensor in state.items() if tensor.ndim < 5}
+    named = {prefix + name: tensor for name, tensor in stored.items()}
+    held = write(folder / "tuned.gguf", named, Kind.Q8_0, "pig")
+    found = getattr(open_source(base).adapter.pipeline, folder.name)
+    plain = {name: held[prefix + name].contiguous() for name in stored} | {
+        name: tensor for name, tensor in state.items() if tensor.ndim == 5
+    }
+    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    theirs = type(found).from_pretrained(folder, dtype=torch.float32).state_dict()
+    weights = {name: tensor.float() for name, tensor in found.state_dict().items()}
+    assert {*weights} == {name for name in theirs if ".visual." not in name}
+    for name, tensor in weights.items():  # of the head no prompt needs anything
+        assert name == "lm_head.weight" or torch.equal(tensor, theirs[name]), name
+
+
 def refusal(source: Path, config: Path | None = None) -> str:
     with pytest.raises(ExportError) as caught:
         open_source(source, config=str(config) if config else None)

@@ -7,6 +7,7 @@ the device, or not back.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 
 import intaglio
+from intaglio import _core
 from tests import bundles
 from tests.integration.conftest import PROMPT, Command
 from tests.vulkan.draw import DRAWN
@@ -61,29 +63,44 @@ def test_a_device_with_its_own_memory_draws_what_the_cpu_draws(
         assert error > 0, f"{name}: the CPU drew this"
 
 
-def test_steps_copy_no_latents_between_host_and_device(webgpu_build: Path, tmp_path: Path) -> None:
-    """Between two steps only the numbers that shaders take cross, which are a few bytes each.
-
-    The shipped model draws what it draws on the CPU.
-    """
-    bundle, drawn = bundles.bundle(bundles.SHIPPED), tmp_path / "latents.npy"
-    vulkan = ROOT / "tests" / "vulkan"
-    layer, log = tmp_path / "libcount_copies.so", tmp_path / "copies.log"
+@pytest.fixture
+def counting(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process whose copies and buffers are counted, in copies.log and
+    buffers.log."""
+    vulkan, layer = ROOT / "tests" / "vulkan", tmp_path / "libcount_copies.so"
     compiler = ["g++", "-std=c++20", "-shared", "-fPIC", vulkan / "count_copies.cpp", "-o", layer]
     subprocess.run(compiler, check=True)
     shutil.copy(vulkan / "count_copies.json", tmp_path)
-    environment = {
+    return {
         **os.environ,
         "VK_ICD_FILENAMES": str(SWIFTSHADER),
         "VK_LAYER_PATH": str(tmp_path),
         "VK_INSTANCE_LAYERS": "VK_LAYER_INTAGLIO_count_copies",
-        "COPIES_LOG": str(log),
+        "COPIES_LOG": str(tmp_path / "copies.log"),
+        "BUFFERS_LOG": str(tmp_path / "buffers.log"),
     }
+
+
+def most_bytes(counting: dict[str, str]) -> int:
+    """The most that the device's buffers held at once."""
+    return int(Path(counting["BUFFERS_LOG"]).read_text().split()[-1])
+
+
+def test_steps_copy_no_latents_between_host_and_device(
+    webgpu_build: Path, counting: dict[str, str], tmp_path: Path
+) -> None:
+    """Between two steps only the numbers that shaders take cross, which are a few bytes each.
+
+    The shipped model draws what it draws on the CPU, in buffers of the size that is planned.
+    """
+    bundle, drawn = bundles.bundle(bundles.SHIPPED), tmp_path / "latents.npy"
+    log = tmp_path / "copies.log"
     line = [sys.executable, "-m", "tests.vulkan.draw", bundle, webgpu_build, log, drawn]
-    done = subprocess.run(
-        line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(line, cwd=ROOT, env=counting, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    plan = _core.plan_memory(_core.Bundle.open(bundle), DRAWN, device="webgpu")
+    assert not plan.in_turn
+    assert most_bytes(counting) <= plan.peak <= 1.2 * most_bytes(counting)
     got = np.load(drawn)
     want = intaglio.Pipeline.open(bundle, device="cpu", threads=1).generate(**DRAWN).latents
     assert 0 < np.linalg.norm(got - np.asarray(want)) < 1e-4 * np.linalg.norm(want)
@@ -93,6 +110,47 @@ def test_steps_copy_no_latents_between_host_and_device(webgpu_build: Path, tmp_p
     copies = [int(size) for step in steps[:-1] for size in step.split()]
     assert copies
     assert max(copies) < got.nbytes, Counter(copies)
+
+
+def test_an_encoder_that_does_not_fit_runs_on_the_cpu(
+    command: Command, forked_bundle: Path, webgpu_build: Path
+) -> None:
+    """The transformer stays on the device, and the latents are those of the CPU."""
+    bundle = command.folder / "bundle"
+    shutil.copytree(forked_bundle, bundle)
+    enlarge(bundle, "text_encoder_2/weights.data", 20_000_000)
+    sizes = {"steps": 2, "cfg_scale": 3.0, "dg_scale": 1.0}
+    environment = {**os.environ, "VK_ICD_FILENAMES": str(SWIFTSHADER)}
+    opened = _core.Bundle.open(bundle)
+    parts = _core.plan_memory(opened, sizes, device="webgpu").phases
+    limit = max(p.weights + p.activations for p in parts if p.part != "text_encoder_2")
+    plan = _core.plan_memory(opened, sizes, device="webgpu", max_memory=str(limit))
+    assert [p.part for p in plan.phases if p.on_cpu] == ["text_encoder_2"]
+    line = ["generate", bundle, "--prompt", PROMPT, "--onnxruntime", webgpu_build]
+    for name, value in sizes.items():
+        line += [f"--{name.replace('_', '-')}", value]
+    drawn, reports = {}, {}
+    for device, limits in {"cpu": [], "webgpu": ["--max-memory", limit]}.items():
+        outputs = ["--latents-out", f"{device}.npy", "--report", f"{device}.json"]
+        done = command(*line, "--device", device, *limits, *outputs, env=environment)
+        assert done.returncode == 0, done.stderr
+        drawn[device] = np.load(command.folder / f"{device}.npy")
+        reports[device] = json.loads((command.folder / f"{device}.json").read_text())
+    error = np.linalg.norm(drawn["webgpu"] - drawn["cpu"])
+    assert 0 < error < 1e-4 * np.linalg.norm(drawn["cpu"])
+    graphs = {placed["graph"].partition("/")[0] for placed in reports["webgpu"]["placements"]}
+    assert graphs == {"text_encoder", "transformer", "vae_decoder"}
+
+
+def enlarge(bundle: Path, file: str, size: int) -> None:
+    """Add bytes that nothing reads to a file of a bundle."""
+    (bundle / file).unlink()  # a hard link
+    data = (bundles.bundle() / file).read_bytes().ljust(size, b"\0")
+    (bundle / file).write_bytes(data)
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["files"][file] = {"bytes": size, "sha256": hashlib.sha256(data).hexdigest()}
+    (bundle / "bundle.json").unlink()
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
 
 
 # The plugin lists a device without a GPU only then.

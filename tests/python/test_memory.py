@@ -16,6 +16,7 @@ import pytest
 import intaglio
 from intaglio import _core
 from tests import bundles
+from tests.export.engines import ENTRY_POINT
 
 SIZE: dict[str, Any] = {"steps": 2, "seeds": [3, 4], "cfg_scale": 2.0, "dg_scale": 1.0}
 
@@ -114,7 +115,7 @@ def test_the_batch_that_is_named_fits_and_a_larger_one_does_not(forked_bundle: P
     bundle = _core.Bundle.open(forked_bundle)
     plan = _core.plan_memory(bundle, {"batch": 50})
     limit = str(plan.peak)
-    small = {"max_memory": limit}
+    small = {"max_memory": limit, "together": 1}  # of which no run is split
     with pytest.raises(intaglio.OutOfMemoryError) as refused:
         _core.plan_memory(bundle, {"batch": 500}, **small)
     fits = re.search(r"batch (\d+) fits", str(refused.value))
@@ -176,36 +177,118 @@ def test_an_encoder_that_does_not_fit_a_card_stays_on_the_cpu(flux: Path) -> Non
 
 
 # A process of its own, since the peak of this one is that of all tests so far. It keeps to the
-# smallest limit, or has none.
+# smallest limit, for all images or for a group of them, or has none.
 MEASURE = """
 import json, sys
 import intaglio
 from intaglio import _core
 from intaglio.onnxruntime_library import onnxruntime_library
 
-folder, limited = sys.argv[1], sys.argv[2] == "limited"
+folder, at_once = sys.argv[1], int(sys.argv[2])
 bundle, run = _core.Bundle.open(folder), {"steps": 2, "batch": 4}
 options = _core.BackendOptions(device="cpu", onnxruntime_library=onnxruntime_library())
 _core.make_backend(options, bundle)
-plan = _core.plan_memory(bundle, run)
-if limited:
+plan = _core.plan_memory(bundle, run | {"batch": at_once or 4})
+if at_once:
     largest = max(part.weights + part.activations for part in plan.phases)
     plan = _core.plan_memory(bundle, run, max_memory=str(plan.program + largest))
 pipeline = intaglio.Pipeline.open(folder, device="cpu", threads=1, max_memory=plan.limit or None)
 pipeline.generate("a boot", **run)
 lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
 peak = int(lines["VmHWM"].split()[0]) * 1024
-print(json.dumps([plan.in_turn, plan.peak, peak]))
+print(json.dumps([plan.in_turn, plan.images_at_once, plan.peak, peak]))
 """
 
 
-@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("at_once", [0, 2, 4])
 @pytest.mark.parametrize("family", [bundles.SHIPPED, "flux-dev"])
-def test_a_run_takes_no_more_than_its_plan(family: str, limited: bool) -> None:
+def test_a_run_takes_no_more_than_its_plan(family: str, at_once: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, bundles.bundle(family), "limited" if limited else "free"],
+        [sys.executable, "-W", "ignore", "-c", MEASURE, bundles.bundle(family), str(at_once)],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    in_turn, planned, measured = json.loads(done.stdout)
-    assert in_turn == limited
+    in_turn, images, planned, measured = json.loads(done.stdout)
+    assert (in_turn, images) == (at_once > 0, at_once or 4)
     assert measured <= planned <= 1.35 * measured
+
+
+def limit_for(bundle: Path, images: int, **options: Any) -> int:
+    """Return the smallest limit for so many images."""
+    plan = _core.plan_memory(_core.Bundle.open(bundle), options | {"batch": images})
+    return plan.program + max(p.weights + p.activations for p in plan.phases)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux-dev", "dit"])
+def test_a_batch_in_groups_is_the_whole_batch(family: str) -> None:
+    bundle = bundles.bundle(family)
+    asked = options(bundle) | {"seeds": 3, "batch": 8}
+    if family == "flux-dev":
+        asked.pop("cfg_scale")
+    limit = limit_for(bundle, 5, **asked)
+    plan = _core.plan_memory(_core.Bundle.open(bundle), asked, max_memory=str(limit))
+    assert plan.images_at_once == 4  # and not 5, which need two groups too
+    assert plan.peak <= limit
+    expected = intaglio.Pipeline.open(bundle, device="cpu").generate(**asked)
+    with pytest.warns(UserWarning, match="in groups of 4"):
+        got = intaglio.Pipeline.open(bundle, device="cpu", max_memory=limit).generate(**asked)
+    np.testing.assert_array_equal(got.latents, expected.latents)
+    for mine, theirs in zip(got.images, expected.images, strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
+    assert got.texts == expected.texts
+    assert (got.base_rows, got.forked_rows) == (expected.base_rows, expected.forked_rows)
+    assert len(got.step_seconds) == asked["steps"]
+
+
+@pytest.mark.filterwarnings("ignore:.*in groups of")
+def test_groups_with_their_own_seeds_and_a_picture(forked_bundle: Path) -> None:
+    """The callback sees each group: what it writes goes into that one's images."""
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    asked = options(forked_bundle) | {"image": picture, "seeds": [5, 3, 5, 8, 1], "steps": 4}
+    asked |= {"guidance": "apg", "negative_prompt": "a dress", "reuse_interval": 2}
+    seen: list[tuple[int, int, int, int]] = []
+
+    def on_step(step: intaglio.Step) -> None:
+        seen.append((step.group, step.groups, step.first_image, len(step.latents)))
+        step.latents[:] *= np.float32(0.5)
+
+    expected = intaglio.Pipeline.open(forked_bundle, device="cpu").generate(
+        **asked, on_step=on_step
+    )
+    whole, seen[:] = list(seen), []
+    limit = limit_for(forked_bundle, 2, **{k: v for k, v in asked.items() if k != "seeds"})
+    got = intaglio.Pipeline.open(forked_bundle, device="cpu", max_memory=limit).generate(
+        **asked, on_step=on_step
+    )
+    np.testing.assert_array_equal(got.latents, expected.latents)
+    assert [text["parameters"] for text in got.texts] == [
+        text["parameters"] for text in expected.texts
+    ]
+    assert {*whole} == {(0, 1, 0, 5)}
+    assert list(dict.fromkeys(seen)) == [(0, 3, 0, 2), (1, 3, 2, 2), (2, 3, 4, 1)]
+
+
+def test_runs_whose_images_change_each_other_are_not_split(forked_bundle: Path) -> None:
+    """The farthest image decides which steps are skipped."""
+    asked = options(forked_bundle) | {"seeds": 3, "batch": 5}
+    limit = limit_for(forked_bundle, 2, **asked)
+    pipeline = intaglio.Pipeline.open(forked_bundle, device="cpu", max_memory=limit)
+    with pytest.raises(intaglio.OutOfMemoryError, match="batch 2 fits"):
+        pipeline.generate(**asked, skip_interval=2)
+
+
+def test_inspect_prints_the_groups(forked_bundle: Path) -> None:
+    def inspect(*flags: str) -> str:
+        words = [ENTRY_POINT, "inspect", forked_bundle, "--plan", "--device", "cpu", *flags]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+    one = json.loads(inspect("--json"))
+    assert (one["images"], one["images_at_once"]) == (1, 1)
+    transformer = next(part for part in one["parts"] if part["part"] == "transformer")
+    limit = one["program"] + 60 * transformer["activations"]
+    flags = ["--batch", "100", "--max-memory", str(limit)]
+    said = json.loads(inspect(*flags, "--json"))
+    assert said["images"] == 100
+    assert 30 < said["images_at_once"] < 90
+    assert said["peak"] <= limit
+    assert ", 100 images in groups of " in inspect(*flags)
+    assert ", 3 images at once:" in inspect("--batch", "3")

@@ -1,11 +1,13 @@
 // A Vulkan layer that writes the size of every copy between the host and the device to the file
-// that COPIES_LOG names. WebGPU makes such a copy through a buffer that is there for copies only.
+// that COPIES_LOG names, and to BUFFERS_LOG the most bytes that buffers on the device had at once.
+// WebGPU makes such a copy through a buffer that is there for copies only.
 #include <vulkan/vk_layer.h>
 #include <vulkan/vulkan.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <set>
 
@@ -15,8 +17,30 @@ PFN_vkGetInstanceProcAddr next_instance = nullptr;
 PFN_vkGetDeviceProcAddr next_device = nullptr;
 PFN_vkCmdCopyBuffer next_copy = nullptr;
 PFN_vkCreateBuffer next_create_buffer = nullptr;
+PFN_vkDestroyBuffer next_destroy_buffer = nullptr;
 std::mutex mutex;
 std::set<VkBuffer> for_copies;
+std::map<VkBuffer, VkDeviceSize> on_device;
+VkDeviceSize held = 0, most = 0;  // bytes
+
+void count_buffer(VkBuffer buffer, VkDeviceSize size) {
+  static std::FILE* log =
+      std::getenv("BUFFERS_LOG") ? std::fopen(std::getenv("BUFFERS_LOG"), "a") : nullptr;
+  on_device[buffer] = size;
+  held += size;
+  if (!log || held <= most) return;
+  most = held;
+  std::fprintf(log, "%llu\n", static_cast<unsigned long long>(most));
+  std::fflush(log);
+}
+
+void forget_buffer(VkBuffer buffer) {
+  for_copies.erase(buffer);
+  if (const auto found = on_device.find(buffer); found != on_device.end()) {
+    held -= found->second;
+    on_device.erase(found);
+  }
+}
 
 VKAPI_ATTR VkResult VKAPI_CALL create_buffer(VkDevice device, const VkBufferCreateInfo* info,
                                              const VkAllocationCallbacks* allocator,
@@ -25,12 +49,22 @@ VKAPI_ATTR VkResult VKAPI_CALL create_buffer(VkDevice device, const VkBufferCrea
   constexpr VkBufferUsageFlags kCopies =
       VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT;
   const std::scoped_lock lock(mutex);
+  if (result != VK_SUCCESS) return result;
   if ((info->usage & ~kCopies) == 0) {
     for_copies.insert(*buffer);
   } else {
-    for_copies.erase(*buffer);  // a handle may be used again
+    count_buffer(*buffer, info->size);
   }
   return result;
+}
+
+VKAPI_ATTR void VKAPI_CALL destroy_buffer(VkDevice device, VkBuffer buffer,
+                                          const VkAllocationCallbacks* allocator) {
+  {
+    const std::scoped_lock lock(mutex);
+    forget_buffer(buffer);
+  }
+  next_destroy_buffer(device, buffer, allocator);
 }
 
 // Finds the loader's link to the next layer in the structures that come with the creation.
@@ -81,6 +115,8 @@ VKAPI_ATTR VkResult VKAPI_CALL create_device(VkPhysicalDevice physical,
     next_copy = reinterpret_cast<PFN_vkCmdCopyBuffer>(next_device(*device, "vkCmdCopyBuffer"));
     next_create_buffer =
         reinterpret_cast<PFN_vkCreateBuffer>(next_device(*device, "vkCreateBuffer"));
+    next_destroy_buffer =
+        reinterpret_cast<PFN_vkDestroyBuffer>(next_device(*device, "vkDestroyBuffer"));
   }
   return result;
 }
@@ -111,7 +147,8 @@ __attribute__((visibility("default"))) PFN_vkVoidFunction VKAPI_CALL
 copies_GetDeviceProcAddr(VkDevice device, const char* name) {
   static const Function functions[] = {{"vkGetDeviceProcAddr", plain(copies_GetDeviceProcAddr)},
                                        {"vkCmdCopyBuffer", plain(copy_buffer)},
-                                       {"vkCreateBuffer", plain(create_buffer)}};
+                                       {"vkCreateBuffer", plain(create_buffer)},
+                                       {"vkDestroyBuffer", plain(destroy_buffer)}};
   const PFN_vkVoidFunction own = find(functions, name);
   return own || !device ? own : next_device(device, name);
 }

@@ -102,8 +102,9 @@ struct BackendOptions {
   // type than the graph. Its results then differ from those of the CPU.
   std::string precision = "float32";
   // The most memory that a run may take on the device: "8GB", "500MiB", a number of bytes, or
-  // "auto" for what is free. If empty, each part of the bundle stays loaded once it was used. Runs
-  // of a pipeline with a limit wait for each other (memory_plan.h, docs/decisions/0022).
+  // "auto" for what is free. If empty, each part of the bundle stays loaded once it was used, and
+  // all images of a run are denoised at once. Runs of a pipeline with a limit wait for each other
+  // (memory_plan.h, docs/decisions/0022).
   std::string max_memory = {};
 };
 

@@ -165,6 +165,9 @@ class Bundle {
   // The graph that computes the modulations of a whole schedule and the prompt's projection before
   // the loop; null if every step computes them itself.
   const Graph* conditioning() const;
+  // Whether no row of the transformer changes another. In an int8-dynamic bundle of an older
+  // version they do, because they share a scale.
+  bool has_independent_rows() const;
   // The input of that role, of the loop's graph or of the conditioning graph; null if there is
   // none.
   const GraphTensor* input(const Role& role) const;

@@ -29,6 +29,9 @@ struct MemoryPlan {
   // stay loaded.
   bool in_turn = false;
   int vae_tile = 0;  // pixels
+  // How many images of the run share the transformer. Where these are not all, the run is denoised
+  // in groups, one after another.
+  std::int64_t images_at_once = 0;
   // Returns the most bytes that the device has to hold at once.
   std::uint64_t peak() const;
   bool fits() const { return limit == 0 || peak() <= limit; }
@@ -50,11 +53,12 @@ struct MemoryLimit {
 MemoryLimit memory_limit(const std::string& max_memory, const std::string& device,
                          bool prepack = false);
 
-// Plans a run of which `together` images share the transformer, or the images of the options if it
-// is 0. If the parts do not fit together they run in turn, if the VAE does not fit its tiles become
-// smaller, and if an encoder does not fit on a device with memory of its own it runs on the CPU.
-// Throws UsageError for a size that the bundle does not draw, and OutOfMemoryError, which names the
-// nearest batch, size or type that fits, where nothing helps.
+// Plans a run that has the transformer for itself, or, if `together` is not 0, shares it with
+// others that are so many images at most. If the parts do not fit together they run in turn, if the
+// VAE does not fit its tiles become smaller, and if an encoder does not fit on a device with memory
+// of its own it runs on the CPU. If the images of a run that has the transformer for itself do not
+// fit at once, they run in groups. Throws UsageError for a size that the bundle does not draw, and
+// OutOfMemoryError, which names the nearest batch, size or type that fits, where nothing helps.
 MemoryPlan plan_memory(const Bundle& bundle, const GenerateOptions& options,
                        const MemoryLimit& limit, std::int64_t together = 0);
 

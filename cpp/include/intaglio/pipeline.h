@@ -59,6 +59,10 @@ class Step {
   int steps = 0;
   float sigma = 0;     // noise level from which the step started
   float timestep = 0;  // of the step's last evaluation, in the scheduler's unit
+  // With BackendOptions::max_memory, the images of a run may be drawn in groups, one after another.
+  // The other members are those of one group, which the run's image `first_image` begins.
+  std::int64_t first_image = 0;
+  int group = 0, groups = 1;  // the group, from 0, and how many there are
   // Returns the latents after the step. The callback may write into them; the next step starts from
   // them.
   std::function<Tensor()> latents;

@@ -82,6 +82,10 @@ const Graph& Bundle::transformer() const {
   return transformer_graphs.at(layout == Layout::forked ? "forked" : "base");
 }
 
+bool Bundle::has_independent_rows() const {
+  return quantized != "int8-dynamic" || transformer().takes(Role::anchor);
+}
+
 const Graph* Bundle::conditioning() const {
   const auto found = transformer_graphs.find("conditioning");
   return found == transformer_graphs.end() ? nullptr : &found->second;

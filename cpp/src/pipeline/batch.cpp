@@ -76,10 +76,7 @@ std::string Batch::Impl::refusal(const Request& request) const {
     return "--max-memory has room for one request at a time, whose parts are loaded in turn: wait "
            "until the batch is empty";
   }
-  const Bundle& bundle = pipeline_->bundle;
-  if (size() > 0 && bundle.quantized == "int8-dynamic" &&
-      !bundle.transformer().takes(Role::anchor)) {
-    // Such a bundle has one scale for all rows, so that they change each other.
+  if (size() > 0 && !pipeline_->bundle.has_independent_rows()) {
     return "an int8-dynamic bundle of an older version runs one request at a time: wait until the "
            "batch is empty, or export the bundle again";
   }

@@ -159,9 +159,10 @@ void finalize(LoopMember& member, const LoadedPipeline& pipeline, LoopExecutor& 
   generation.largest_distance = counts.largest_distance;
   generation.latents = executor.latents(member.state).clone();
   check_finite(generation.latents);
-  for (std::size_t image = 0; std::cmp_less(image, request.images); ++image)
-    generation.texts.push_back(
-        png_text(pipeline.bundle, request.asked, image, pipeline.backend->choice));
+  for (std::int64_t image = 0; image < request.images; ++image)
+    generation.texts.push_back(png_text(pipeline.bundle, request.asked,
+                                        static_cast<std::size_t>(request.first_image + image),
+                                        pipeline.backend->choice));
 }
 
 void check_finite(const Tensor& latents) {

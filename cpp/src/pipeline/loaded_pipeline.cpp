@@ -63,6 +63,11 @@ Request LoadedPipeline::plan(const GenerateOptions& options, std::int64_t togeth
   Request request = resolve(bundle, options);
   if (limit_.bytes == 0) return request;
   request.memory = plan_memory(bundle, options, limit_, together);
+  if (request.in_groups()) {
+    request.notes.push_back("the images are drawn in groups of " +
+                            std::to_string(request.memory.images_at_once) +
+                            ", since --max-memory has no room for all at once");
+  }
   const int tile = request.memory.vae_tile;
   if (tile < std::min(request.vae_tile, std::max(request.height, request.width))) {
     request.notes.push_back("the picture is decoded in tiles of " + std::to_string(tile) +
@@ -208,10 +213,10 @@ std::vector<Image> LoadedPipeline::decode(Stream& stream, const Request& request
   const Tensor unpacked = bundle.latent.packed ? unpack(latents, request.token_rows,
                                                         request.token_columns, bundle.patch_size)
                                                : latents;
-  const Tensor decoded = vae_decoder()->decode(stream, unpacked, request.vae_tile);
+  std::vector<Image> images = vae_decoder()->decode(stream, unpacked, request.vae_tile);
   if (request.memory.in_turn) let_go();
   check_usable();
-  return to_images(decoded);
+  return images;
 }
 
 std::vector<Image> LoadedPipeline::preview(Stream& stream, const Request& request,

@@ -26,6 +26,9 @@ constexpr std::array<double, 4> kVaeParameters{105, 400, 2009, 3017};
 constexpr double kHeadSize = 64;  // channels; larger heads need less
 // The largest matrix of a block, in multiples of the hidden size squared.
 constexpr double kTransformerMatrix = 9, kEncoderMatrix = 3;
+// What ONNX Runtime's WebGPU takes for activations, in multiples of their size: it keeps buffers of
+// some sizes only (counted by tests/integration/test_webgpu.py).
+constexpr double kWebGpuBuffers = 1.45;
 constexpr std::int64_t kConditioningRows = 64;  // at a time (pipeline/precompute.cpp)
 
 double as_double(std::int64_t value) { return static_cast<double>(value); }
@@ -129,6 +132,7 @@ bool changes(const std::optional<Ramp>& scale, double off) {
 RunSize run_size(const Bundle& bundle, const GenerateOptions& given) {
   const GenerateOptions options = with_defaults(bundle, given);
   RunSize size{.images = image_count(options),
+               .pictures = image_count(options),
                .timesteps = *options.steps,
                .height = *options.height,
                .width = *options.width,
@@ -147,6 +151,12 @@ RunSize run_size(const Bundle& bundle, const GenerateOptions& given) {
   return size;
 }
 
+bool has_independent_images(const Bundle& bundle, const GenerateOptions& given) {
+  const GenerateOptions options = with_defaults(bundle, given);
+  const bool skips = options.skip_interval || !options.skip_steps.empty();
+  return !skips && bundle.has_independent_rows();
+}
+
 bool has_own_memory(const std::string& device) {
   return device != "cpu" && device != "openvino" && device != "openvino:cpu";
 }
@@ -163,10 +173,18 @@ std::vector<MemoryPhase> estimate_phases(const Bundle& bundle, const RunSize& si
     phases.push_back(
         vae_phase(bundle, "vae_encoder", *bundle.vae_encoder, pixels(size.height, size.width)));
   phases.push_back(transformer_phase(bundle, size, limit));
-  if (bundle.vae_decoder)
+  if (bundle.vae_decoder) {
     phases.push_back(vae_phase(
         bundle, "vae_decoder", *bundle.vae_decoder,
         pixels(std::min(size.height, size.vae_tile), std::min(size.width, size.vae_tile))));
+    if (!has_own_memory(limit.device))
+      phases.back().activations +=
+          whole(as_double(size.pictures) * 3 * pixels(size.height, size.width));
+  }
+  if (limit.device.starts_with("webgpu"))
+    for (MemoryPhase& phase : phases)
+      if (!phase.on_cpu)
+        phase.activations = whole(static_cast<double>(phase.activations) * kWebGpuBuffers);
   return phases;
 }
 

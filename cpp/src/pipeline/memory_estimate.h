@@ -12,6 +12,7 @@ namespace intaglio {
 // The sizes of a run that decide about its memory.
 struct RunSize {
   std::int64_t images = 1;       // that share the transformer
+  std::int64_t pictures = 1;     // that are kept until the last one is decoded
   std::int64_t base_rows = 1;    // of each image: 2 with CFG
   std::int64_t rows = 1;         // and one more with DG
   std::int64_t timesteps = 1;    // whose modulations are computed ahead
@@ -24,6 +25,10 @@ struct RunSize {
 
 // Throws UsageError for an image size that the bundle does not draw.
 RunSize run_size(const Bundle& bundle, const GenerateOptions& options);
+
+// Whether each image of the run is what it would be without the others. It is not where the image
+// that is farthest from the line decides whether a step is skipped.
+bool has_independent_images(const Bundle& bundle, const GenerateOptions& options);
 
 // Whether the device has memory of its own.
 bool has_own_memory(const std::string& device);

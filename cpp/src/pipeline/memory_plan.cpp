@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <map>
 #include <optional>
+#include <ranges>
 #include <utility>
 
 #include "backend/device_memory_size.h"
@@ -29,7 +30,8 @@ MemoryPlan plan_phases(const Bundle& bundle, const RunSize& size, const MemoryLi
           .limit = limit.bytes,
           .program = limit.program,
           .phases = estimate_phases(bundle, size, limit),
-          .vae_tile = size.vae_tile};
+          .vae_tile = size.vae_tile,
+          .images_at_once = size.images};
 }
 
 // Plans parts that run in turn. `size` has the images that one request runs together.
@@ -63,14 +65,34 @@ MemoryPlan find_plan(const Bundle& bundle, const RunSize& size, std::int64_t tog
   return plan.fits() ? plan : plan_in_turn(bundle, size, limit);
 }
 
+// Returns how many images fit, where not all of the run do: as a run of their own or as one of its
+// groups. 0 where not even one does.
+std::int64_t fitting_images(const Bundle& bundle, RunSize size, const MemoryLimit& limit,
+                            bool as_group) {
+  const auto fits = [&](std::int64_t images) {
+    size.images = images;
+    if (!as_group) size.pictures = images;
+    return find_plan(bundle, size, 0, limit).fits();
+  };
+  const auto numbers = std::views::iota(std::int64_t{1}, size.images);
+  return static_cast<std::int64_t>(std::ranges::partition_point(numbers, fits) - numbers.begin());
+}
+
+// Plans groups of the run's images of which none is much smaller than the others; where not even
+// one image fits, the plan does not.
+MemoryPlan plan_in_groups(const Bundle& bundle, RunSize size, const MemoryLimit& limit) {
+  const std::int64_t images = size.images;
+  const std::int64_t most = fitting_images(bundle, size, limit, true);
+  const std::int64_t groups = (images + most - 1) / std::max<std::int64_t>(most, 1);
+  size.images = most == 0 ? 1 : (images + groups - 1) / groups;
+  return find_plan(bundle, size, 0, limit);
+}
+
 std::optional<std::string> smaller_batch(const Bundle& bundle, RunSize size,
                                          const MemoryLimit& limit) {
-  while (size.images > 1) {
-    --size.images;
-    if (find_plan(bundle, size, 0, limit).fits())
-      return "--batch " + std::to_string(size.images) + " fits";
-  }
-  return {};
+  const std::int64_t most = fitting_images(bundle, size, limit, false);
+  if (most == 0) return {};
+  return "--batch " + std::to_string(most) + " fits";
 }
 
 std::optional<std::string> smaller_size(const Bundle& bundle, RunSize size,
@@ -78,7 +100,7 @@ std::optional<std::string> smaller_size(const Bundle& bundle, RunSize size,
   if (bundle.latent.fixed_size) return {};
   constexpr int parts = 16;
   const int unit = bundle.size_multiple(), height = size.height, width = size.width;
-  size.images = 1;
+  size.images = size.pictures = 1;
   for (int part = parts - 1; part > 0; --part) {
     size.height = std::max(height * part / parts / unit * unit, unit);
     size.width = std::max(width * part / parts / unit * unit, unit);
@@ -102,7 +124,7 @@ std::optional<std::string> smaller_type(const Bundle& bundle, RunSize size,
   };
   for (auto& [name, bytes] : halved.file_bytes)
     if (!name.starts_with("vae_") && !is_quantized(name)) bytes /= 2;
-  size.images = 1;
+  size.images = size.pictures = 1;
   if (!find_plan(halved, size, 0, limit).fits()) return {};
   return "export the model with --dtype float16 or bfloat16, and one image fits";
 }
@@ -152,6 +174,11 @@ MemoryPlan plan_memory(const Bundle& bundle, const GenerateOptions& options,
                        const MemoryLimit& limit, std::int64_t together) {
   const RunSize size = run_size(bundle, options);
   MemoryPlan plan = find_plan(bundle, size, together, limit);
+  const bool alone = together == 0 && has_independent_images(bundle, options);
+  if (!plan.fits() && alone && size.images > 1) {
+    MemoryPlan groups = plan_in_groups(bundle, size, limit);
+    if (groups.fits()) return groups;
+  }
   if (!plan.fits()) refuse(bundle, size, plan, limit);
   return plan;
 }

@@ -6,6 +6,7 @@
 #include "core/stopwatch.h"
 #include "intaglio/error.h"
 #include "pipeline/denoising_loop.h"
+#include "pipeline/groups.h"
 #include "pipeline/loaded_pipeline.h"
 #include "pipeline/validate_inputs.h"
 
@@ -17,8 +18,13 @@ namespace {
 // nothing.
 class StepView {
  public:
-  StepView(LoadedPipeline& pipeline, Stream& stream, const DenoisingLoop& loop, LoopMember& member)
+  // `group` counts from 0.
+  StepView(LoadedPipeline& pipeline, Stream& stream, const DenoisingLoop& loop, LoopMember& member,
+           int group, int groups)
       : loop_(loop), state_(member.state) {
+    step_.first_image = state_.request()->first_image;
+    step_.group = group;
+    step_.groups = groups;
     step_.latents = [this] {
       if (!shown_.defined()) shown_ = loop_.executor().latents(state_);
       return shown_;
@@ -61,13 +67,14 @@ class StepView {
   Step step_;
 };
 
-// Returns the results of a run but for its images. Its memory is free then.
+// Returns the results of one group but for its images. Its memory is free then.
 Generation denoise(LoadedPipeline& pipeline, Stream& stream,
-                   const std::shared_ptr<const Request>& request, const StepCallback& on_step) {
+                   const std::shared_ptr<const Request>& request, int group, int groups,
+                   const StepCallback& on_step) {
   DenoisingLoop loop(pipeline, stream, request->images);
   LoopMember& member = loop.add(request);
   Generation& generation = member.generation;
-  StepView view(pipeline, stream, loop, member);
+  StepView view(pipeline, stream, loop, member, group, groups);
   Stopwatch watch;
   const StreamCounts before = loop.counts();
   StreamCounts called_back;  // what a callback asked for is not the loop's
@@ -88,6 +95,22 @@ Generation denoise(LoadedPipeline& pipeline, Stream& stream,
   finalize(member, pipeline, loop.executor());
   generation.timings.denoise = watch.lap();
   return std::move(generation);
+}
+
+// Returns the results of a run but for its images.
+Generation denoise_all(LoadedPipeline& pipeline, Stream& stream,
+                       const std::shared_ptr<const Request>& request, const StepCallback& on_step) {
+  Stopwatch watch;
+  const auto groups = split_in_groups(pipeline, stream, request);
+  const double prepared = watch.lap();
+  const int count = static_cast<int>(groups.size());
+  std::vector<Generation> generations;
+  for (int group = 0; group < count; ++group)
+    generations.push_back(
+        denoise(pipeline, stream, groups[static_cast<std::size_t>(group)], group, count, on_step));
+  Generation generation = join_groups(*request, std::move(generations));
+  generation.timings.text += prepared;
+  return generation;
 }
 
 }  // namespace
@@ -143,7 +166,7 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
   const auto request = std::make_shared<const Request>(loaded_->plan(options, 0));
   if (request->memory.in_turn) loaded_->let_go();
   const auto stream = backend().make_stream();
-  Generation generation = denoise(*loaded_, *stream, request, on_step);
+  Generation generation = denoise_all(*loaded_, *stream, request, on_step);
   if (request->memory.in_turn) loaded_->let_go();
   Stopwatch watch;
   generation.images = loaded_->decode(*stream, *request, generation.latents);

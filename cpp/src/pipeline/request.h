@@ -32,6 +32,7 @@ struct Request {
   float distilled_guidance = 0;
 
   std::int64_t images = 1;
+  std::int64_t first_image = 0;        // where these are a group of a run's images, its first one
   int height = 0, width = 0;           // pixels
   std::int64_t rows = 0, columns = 0;  // latent cells
   std::int64_t token_rows = 0, token_columns = 0;
@@ -75,6 +76,8 @@ struct Request {
 
   int vae_tile = 0;   // pixels
   MemoryPlan memory;  // without a limit of memory it is empty, and all parts stay loaded
+  // Whether the images do not fit at once.
+  bool in_groups() const { return memory.limit > 0 && images > memory.images_at_once; }
 
   std::vector<std::string> notes;  // what the user should know although it is not an error
 };

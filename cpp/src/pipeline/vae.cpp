@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
-#include <vector>
+#include <utility>
 
 #include "intaglio/error.h"
 
@@ -70,27 +70,25 @@ void paste(const Tensor& tile, std::int64_t height, std::int64_t width, Tensor& 
 VaeDecoder::VaeDecoder(const Bundle& bundle, const Backend& backend)
     : latent_(bundle.latent), session_(backend.load(bundle, bundle.vae_decoder.value())) {}
 
-Tensor VaeDecoder::decode(Stream& stream, const Tensor& latents, int tile) const {
+std::vector<Image> VaeDecoder::decode(Stream& stream, const Tensor& latents, int tile) const {
   Tensor scaled = latents.clone();
   for (float& value : scaled.floats()) {
     value = value / static_cast<float>(latent_.scaling_factor) +
             static_cast<float>(latent_.shift_factor);
   }
-  const std::int64_t factor = latent_.vae_scale_factor;
-  Tensor images({latents.dim(0), 3, latents.dim(2) * factor, latents.dim(3) * factor},
-                DType::float32);
-  const std::int64_t tile_cells = tile / factor;
+  const std::int64_t tile_cells = tile / latent_.vae_scale_factor;
   const bool whole = latents.dim(2) <= tile_cells && latents.dim(3) <= tile_cells;
   Graphs graphs;
+  std::vector<Image> images;
   for (std::int64_t n = 0; n < latents.dim(0); ++n) {
     const Tensor one = scaled.rows(n, n + 1);
     const Tensor decoded =
         whole ? decode_whole(stream, graphs, one) : decode_tiled(stream, graphs, one, tile_cells);
-    std::ranges::copy(decoded.floats(), images.rows(n, n + 1).floats().begin());
+    require_finite(decoded,
+                   "the VAE decoder gave NaN or infinity in place of a picture: lower --cfg-scale "
+                   "and --dg-scale");
+    images.push_back(std::move(to_images(decoded).front()));
   }
-  require_finite(images,
-                 "the VAE decoder gave NaN or infinity in place of a picture: lower --cfg-scale "
-                 "and --dg-scale");
   return images;
 }
 

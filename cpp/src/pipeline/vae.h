@@ -3,9 +3,11 @@
 
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "intaglio/backend.h"
 #include "intaglio/bundle.h"
+#include "intaglio/image.h"
 
 namespace intaglio {
 
@@ -13,10 +15,10 @@ class VaeDecoder {
  public:
   // The bundle must have a decoder; resolve() refuses those that have none.
   VaeDecoder(const Bundle& bundle, const Backend& backend);
-  // Decodes the scheduler's latents [N, C, h, w] to images [N, 3, H, W] in [-1, 1], one image at a
-  // time. An image that is larger than `tile` pixels is decoded in overlapping tiles of that size,
-  // which are blended as diffusers' AutoencoderKL.tiled_decode blends them.
-  Tensor decode(Stream& stream, const Tensor& latents, int tile) const;
+  // Decodes the scheduler's latents [N, C, h, w], one image at a time. An image that is larger than
+  // `tile` pixels is decoded in overlapping tiles of that size, which are blended as diffusers'
+  // AutoencoderKL.tiled_decode blends them.
+  std::vector<Image> decode(Stream& stream, const Tensor& latents, int tile) const;
 
  private:
   // The bound graphs of one call by the shape of their latents: images and tiles share them.

@@ -10,10 +10,12 @@ of the transformer's blocks. Kept as they are:
 - products of conditioning vectors (AdaLN), and attention.
 
 Rows of D_0 and D_m are quantised as their differences from the row of D_c, as in
-`delta_coding.py`: W x_m = W x_c + W (x_m - x_c). Each token is divided by its largest magnitude
-before it is quantised and multiplied by it after the product, and so is each column of weights. So
-the scales of QuantizeLinear and DequantizeLinear are constants, no prompt exceeds them, and no row
-changes another. Columns of massive channels are multiplied apart in float32.
+`delta_coding.py`: W x_m = W x_c + W (x_m - x_c). Each token is divided by a factor that its largest
+magnitude gives before it is quantised and multiplied by it after the product, and so is each column
+of weights. So the scales of QuantizeLinear and DequantizeLinear are constants, no prompt exceeds
+them, and no row changes another. They are powers of two, which 16-bit types hold exactly, as they
+hold the products of them with quantised numbers. Columns of massive channels are multiplied apart
+in float32.
 """
 
 from __future__ import annotations
@@ -40,15 +42,26 @@ from intaglio_export.passes.tensorrt_fp4 import BLOCK, DOMAIN, DYNAMIC
 
 @dataclass(frozen=True)
 class _Type:
-    """A type that products multiply, and the largest number in it that is used."""
+    """A type that products multiply, the largest number in it that is used, and what 1 in it
+    stands for.
+
+    Numbers in FP4 are multiplied by the scales of their blocks, which are in FP8.
+    """
 
     dtype: DTypeLike
     largest: float
+    step: float
+
+    @property
+    def reach(self) -> float:
+        """What `largest` stands for, which is up to 1."""
+        return self.largest * self.step
 
 
-FP8 = _Type(ml_dtypes.float8_e4m3fn, 448.0)
-FP4 = _Type(ml_dtypes.float4_e2m1fn, 6.0)
-SCHEMES = {"fp8": FP8, "int8-qdq": _Type(np.int8, 127.0), "fp4": FP4}
+FP8 = _Type(ml_dtypes.float8_e4m3fn, 448.0, 2.0**-9)
+FP4 = _Type(ml_dtypes.float4_e2m1fn, 6.0 * FP8.largest, 2.0**-12)
+FP4_LARGEST = 6.0  # of the numbers themselves
+SCHEMES = {"fp8": FP8, "int8-qdq": _Type(np.int8, 127.0, 2.0**-7), "fp4": FP4}
 # What a value passes without becoming part of another product.
 _PASSING = {
     "Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat",
@@ -69,22 +82,35 @@ def quantize_dequantize(model: ir.Model, scheme: str, massive: Sequence[int] = (
         model.opset_imports[DOMAIN] = 1
     streams = streams_of(model.graph)
     anchors = Anchors(model, made)
-    for node in [node for node in model.graph if is_quantizable(node) and _is_of_block(node)]:
-        x, weight = node.inputs
-        assert x is not None
+    # Both are known of the graph as it was, and not of what takes the place of its products.
+    found = [
+        (node, anchors.of(_operand_of(node)), reads_stream(_operand_of(node), streams))
+        for node in model.graph
+        if is_quantizable(node) and _is_of_block(node)
+    ]
+    for node, anchor, reads in found:
+        weight = node.inputs[1]
         assert weight is not None
         assert weight.const_value is not None
-        rounded = x.producer()
-        if weight.dtype != ir.DataType.FLOAT and rounded is not None and rounded.op_type == "Cast":
-            x = rounded.inputs[0]
-            assert x is not None
         values = np.asarray(weight.const_value.numpy()).astype(np.float32)
-        if (anchor := anchors.of(x)) is None or (scheme == "fp4" and len(values) % BLOCK):
+        if anchor is None or (scheme == "fp4" and len(values) % BLOCK):
             continue
-        reads = len(values) > max(massive, default=0) and reads_stream(x, streams)
-        made.product(node, x, values, anchor, list(massive) if reads else [])
+        split = list(massive) if reads and len(values) > max(massive, default=0) else []
+        made.product(node, _operand_of(node), values, anchor, split)
         if not weight.uses():
             del model.graph.initializers[weight.name or ""]
+
+
+def _operand_of(product: ir.Node) -> ir.Value:
+    """Return what `product` multiplies by its weight, in float32."""
+    x, weight = product.inputs
+    assert x is not None
+    assert weight is not None
+    rounded = x.producer()
+    if weight.dtype != ir.DataType.FLOAT and rounded is not None and rounded.op_type == "Cast":
+        x = rounded.inputs[0]
+        assert x is not None
+    return x
 
 
 def _is_of_block(product: ir.Node) -> bool:
@@ -164,7 +190,7 @@ class _Maker(Maker):
         operand, scale = self._operands[x]
         rest = values.copy()
         rest[exact] = 0.0
-        columns = np.maximum(np.abs(rest).max(axis=0), SMALLEST)
+        columns = np.maximum(np.abs(rest).max(axis=0), SMALLEST) / np.float32(self._type.reach)
         result = self.node(of, "MatMul", operand, self.matrix(of, rest / columns, dtype))
         last = of
         if dtype != ir.DataType.FLOAT:
@@ -185,16 +211,16 @@ class _Maker(Maker):
             self.graph.remove(of, safe=True)
 
     def matrix(self, of: ir.Node, values: NDArray[np.float32], dtype: ir.DataType) -> ir.Value:
-        """Return the weights `values`, which are up to 1, quantised and back in `dtype`."""
-        values = values * np.float32(self._type.largest)
+        """Return the weights `values`, which are within reach, quantised and back in `dtype`."""
+        values = values / np.float32(self._type.step)
         if self._type.dtype is np.int8:
             values = np.rint(values)
         stored = self.weight(of, "quantized", values.astype(self._type.dtype))
         return self._back(of, stored, dtype)
 
     def operand(self, of: ir.Node, part: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Return the activations `part`, which are up to 1, quantised and back in `dtype`."""
-        step = self.constant("step", np.float32(1 / self._type.largest))
+        """Return the activations `part`, which are within reach, quantised and back in `dtype`."""
+        step = self.constant("step", np.float32(self._type.step))
         zero = self.constant("zero", np.zeros((), self._type.dtype))
         return self._back(of, self.node(of, "QuantizeLinear", part, step, zero), dtype)
 
@@ -208,7 +234,7 @@ class _Maker(Maker):
         dtype: ir.DataType,
     ) -> tuple[ir.Value, ir.Value]:
         """Return x, or its differences from the rows `anchor`, quantised and back in `dtype` as
-        numbers up to 1, and the factor of each token."""
+        numbers within reach, and the factor of each token."""
         difference = self.node(of, "Sub", x, self._of_anchor(of, x, anchor))
         if exact:
             kept = np.ones(channels, np.float32)
@@ -217,13 +243,14 @@ class _Maker(Maker):
         last = self.constant("last_axis", np.array([-1], np.int64))
         size = self.node(of, "Abs", difference)
         largest = self.node(of, "ReduceMax", size, last, keepdims=1)
-        scale = self.node(of, "Max", largest, self.constant("tiny", np.float32(SMALLEST)))
+        largest = self.node(of, "Max", largest, self.constant("tiny", np.float32(SMALLEST)))
+        scale = self.node(of, "Div", largest, self.constant("reach", np.float32(self._type.reach)))
         part = self.node(of, "Div", difference, scale)
         return self.operand(of, part, dtype), scale
 
     def _back(self, of: ir.Node, stored: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Return quantised numbers as numbers up to 1 in `dtype`."""
-        step = np.asarray(1 / self._type.largest, np.float32).astype(dtype.numpy())
+        """Return quantised numbers as numbers within reach in `dtype`."""
+        step = np.asarray(self._type.step, dtype.numpy())
         return self.node(of, "DequantizeLinear", stored, self.constant("step_back", step))
 
     def _of_anchor(self, of: ir.Node, x: ir.Value, anchor: ir.Value) -> ir.Value:
@@ -245,23 +272,21 @@ class _Maker(Maker):
 
 
 class _BlockMaker(_Maker):
-    """Makes products of numbers with a scale for each block.
-
-    A scale is a number in FP8 times the step 1 / (448 * 6), so that blocks reach up to 1.
-    """
+    """Makes products of numbers with a scale for each block, which is a number in FP8 times the
+    step."""
 
     def matrix(self, of: ir.Node, values: NDArray[np.float32], dtype: ir.DataType) -> ir.Value:
-        """Return the weights `values`, which are up to 1, quantised and back in `dtype`."""
+        """Return the weights `values`, which are within reach, quantised and back in `dtype`."""
         blocks = values.reshape(-1, BLOCK, values.shape[1])
-        scales = (np.abs(blocks).max(axis=1) * FP8.largest).astype(FP8.dtype)
-        sizes = scales.astype(np.float32)[:, None] / (FP8.largest * FP4.largest)
+        scales = (np.abs(blocks).max(axis=1) / (FP4_LARGEST * FP4.step)).astype(FP8.dtype)
+        sizes = scales.astype(np.float32)[:, None] * np.float32(FP4.step)
         numbers = np.divide(blocks, sizes, out=np.zeros_like(blocks), where=sizes > 0)
         stored = self.weight(of, "quantized", numbers.reshape(values.shape).astype(FP4.dtype))
         of_blocks = self.weight(of, "blocks", scales)
         return self._back_of_blocks(of, stored, of_blocks, 0, dtype)
 
     def operand(self, of: ir.Node, part: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Return the activations `part`, which are up to 1, quantised and back in `dtype`."""
+        """Return the activations `part`, which are within reach, quantised and back in `dtype`."""
         if dtype != ir.DataType.FLOAT:
             part = self.node(of, "Cast", part, to=dtype.value)
         given = {"axis": -1, "block_size": BLOCK, "scale_type": ir.DataType.FLOAT8E4M3FN.value}
@@ -276,5 +301,4 @@ class _BlockMaker(_Maker):
         return self.node(of, "DequantizeLinear", stored, sizes, axis=axis, block_size=BLOCK)
 
     def _step(self, dtype: ir.DataType) -> ir.Value:
-        step = np.asarray(1 / (FP8.largest * FP4.largest), np.float32)
-        return self.constant("block_step", step.astype(dtype.numpy()))
+        return self.constant("block_step", np.asarray(FP4.step, dtype.numpy()))

@@ -59,15 +59,19 @@ def quantize_weights(model: ir.Model, scheme: str, massive: Sequence[int] = ()) 
     anchors = Anchors(model, made)
     if anchors.given:
         add_functions(model)
-    found = [(node, anchors.of(node.inputs[0])) for node in model.graph if is_quantizable(node)]
-    for node, anchor in found:
+    # Both are known of the graph as it was, and not of what takes the place of its products.
+    found = [
+        (node, anchors.of(x), reads_stream(x, streams))
+        for node in model.graph
+        if is_quantizable(node) and (x := node.inputs[0]) is not None
+    ]
+    for node, anchor, reads in found:
         x, weight = node.inputs
         assert x is not None
         assert weight is not None
         assert weight.const_value is not None
         tensor = weight.const_value
-        reads = _rows(tensor) > max(massive, default=0) and reads_stream(x, streams)
-        split = list(massive) if reads else []
+        split = list(massive) if reads and _rows(tensor) > max(massive, default=0) else []
         added = _bias(node) if anchor is not None else None
         if anchor is not None:
             bias = added[1] if added else None

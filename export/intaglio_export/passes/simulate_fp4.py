@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from intaglio_export.passes.products import Maker, replace
-from intaglio_export.passes.quantize_dequantize import FP8, SMALLEST
+from intaglio_export.passes.quantize_dequantize import FP4, FP4_LARGEST, SMALLEST
 from intaglio_export.passes.tensorrt_fp4 import BLOCK, DYNAMIC
 
 
@@ -68,10 +68,10 @@ class _Maker(Maker):
         split = self.constant("split", np.array([0, 0, -1, BLOCK], np.int64))
         blocks = do("Reshape", do("Cast", x, to=ir.DataType.FLOAT.value), split)
         largest = do("ReduceMax", do("Abs", blocks), last, keepdims=1)
-        scales = do("Mul", largest, self._number(FP8.largest))
+        scales = do("Mul", largest, self._number(1 / (FP4_LARGEST * FP4.step)))
         scales = do("Cast", scales, to=ir.DataType.FLOAT8E4M3FN.value)
         scales = do("Cast", scales, to=ir.DataType.FLOAT.value)
-        sizes = do("Mul", scales, self._number(1 / (FP8.largest * 6)))
+        sizes = do("Mul", scales, self._number(FP4.step))
         numbers = do("Div", blocks, do("Max", sizes, self._number(SMALLEST)))
         rounded = do("Mul", self._rounded(do, numbers), sizes)
         whole = do("Reshape", rounded, do("Shape", x))

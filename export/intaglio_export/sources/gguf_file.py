@@ -38,6 +38,8 @@ _ENCODERS = {
 }
 # T5's decoder, and what makes words of a language model's output.
 _NEEDLESS = ("dec.", "output.")
+# The eye of Qwen2.5-VL in transformers' names.
+_VISION = re.compile(r"(model\.)?visual\.")
 
 
 def header(path: Path) -> dict[str, Stored]:
@@ -70,11 +72,15 @@ def as_transformers(
 ) -> dict[str, torch.Tensor]:
     """Give the tensors of a language model the names that transformers has for them.
 
-    `expected` are the names of the model. This removes tensors from `state`.
+    `expected` are the names of the model. This removes tensors from `state`. A file may have these
+    names already.
 
     Raises:
         ExportError: llama.cpp changes more than the names of such a model.
     """
+    if not is_language_model(state):
+        files = {name.replace("language_model.", ""): name for name in expected}
+        return {files.get(k, k): v for k, v in state.items() if not _VISION.match(k)}
     kind = text_field(path, "general.architecture")
     if kind not in _ENCODERS:
         raise ExportError(
