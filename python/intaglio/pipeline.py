@@ -193,34 +193,17 @@ class Pipeline:
             device: cpu, openvino:cpu, openvino:gpu, openvino:npu, cuda, cuda:1 (the second card),
                 tensorrt, tensorrt-rtx, webgpu, or auto, which takes the best that works.
             threads: 0 means one for each processor that the process may use.
-            onnxruntime: ONNX Runtime's library. None takes the library of the Python package
-                onnxruntime, or the system's.
-<<<<<<< HEAD
-            prepack: whether weights of the loop's graphs are packed when they are loaded instead of
-                in each step, on the CPU. Steps are faster, the start is slower, processes do not
-                share the weights, and latents differ by rounding.
+            onnxruntime: its library. None takes the Python package's, or the system's.
+            prepack: whether weights of the loop's graphs, float32 or quantised, are packed when they
+                are loaded instead of in each step, on the CPU. Steps are faster, the start is
+                slower, processes do not share the weights, and latents differ by rounding.
             precision: what OpenVINO computes in: float32, bfloat16 or float16 (NPUs: this only).
             provider_library: the plugin of OpenVINO, TensorRT-RTX or WebGPU. None takes that of
                 the plugin's Python package.
             max_memory: the most memory that a run may take on the device: bytes, a text such as
                 "8GB" or "900MiB", or "auto" for what is free. A model that does not fit is loaded
-                part by part, and runs wait for each other. None keeps loaded what was used.
-=======
-            prepack: whether weights of the loop's graphs, float32 or quantised, are packed for the
-                processor when they are loaded instead of in each step. Steps are then faster and
-                the start is slower. The process has packed copies of the weights in its own memory,
-                whereas processes share a mapped file. Only ONNX Runtime on the CPU does this.
-                Latents differ by rounding.
-            precision: what the device computes in: float32, bfloat16 or float16. Only OpenVINO
-                computes in another type than the graph. Its NPUs have float16 only.
-            provider_library: the library of an execution provider's plugin for OpenVINO,
-                TensorRT-RTX or WebGPU. None takes that of the plugin's Python package.
-            max_memory: the most memory that a run may take on the device: a number of bytes, a text
-                such as "8GB" or "900MiB", or "auto" for what is free. A model that does not fit is
-                loaded part by part, each part let go before the next one, and runs wait for each
-                other. A batch that does not fit is drawn in groups of images. None keeps each part
-                loaded that was used.
->>>>>>> fits
+                part by part, a batch that does not is drawn in groups of images, and runs wait
+                for each other. None keeps loaded what was used.
 
         Raises:
             UsageError: there is no device of that name, it does not have that precision,
@@ -345,21 +328,19 @@ class Pipeline:
 
         Args:
             prompt: what to draw. One of prompt, class_label and prompt_embeds is needed.
-            class_label: the class to draw, for bundles that take a class instead of a prompt.
+            class_label: the class to draw, for bundles that take one.
             negative_prompt: the prompt of the unconditional branch D_0, in place of an empty one.
             steps: number of denoising steps.
             seeds: one for the batch or for each image, as in torch.Generator("cpu").manual_seed.
-            batch: number of images drawn from one seed.
-            height, width: size of the images.
+            batch, height, width: number of images drawn from one seed, and their size.
             cfg_scale: classifier-free guidance, 1 + lambda; 1 is off and saves a branch.
             cfg_window: the part of the run with CFG, which has step i of N if start <= i / N < end.
             guidance: the rule for D_c and D_0: cfg, apg, cfg-zero, tcfg, mambo-g. None means cfg.
-            guidance_eta, guidance_norm_threshold, guidance_momentum: of apg.
-            guidance_zero_steps, guidance_alpha: of cfg-zero and of mambo-g.
+            guidance_eta, guidance_norm_threshold, guidance_momentum: of apg; guidance_zero_steps: of
+                cfg-zero; guidance_alpha: of mambo-g.
             guidance_rescale, guidance_normalization, guidance_tag, guidance_prev: after any rule.
             distilled_guidance: the guidance that FLUX.1-dev takes as an input. Others refuse it.
-            dg_scale: Detail Guidance (arXiv 2510.11538); 0 is off and saves a branch.
-            dg_window: the part of the run with Detail Guidance.
+            dg_scale, dg_window: Detail Guidance (arXiv 2510.11538), 0 is off, and its part of the run.
             ma_keep: share of the massive channels that D_m keeps: 0 is none, above 1 amplifies.
             ma_keep_by: what a pair of `ma_keep` follows, step or timestep; None means step.
             ma_channels: channels to suppress instead of the bundle's.
@@ -381,14 +362,8 @@ class Pipeline:
             latents: float32 with __dlpack__ to start from, laid out as `Generation.latents`.
             ma_tokens: where channels change: on white tokens, not on black ones; None: `mask`.
             prompt_embeds: the result of `embed`, or a file with it, in place of texts.
-<<<<<<< HEAD
-            on_step: called with a `Step` after each step. The run stops when it returns False, and
-                raises what it raises. Copy what you keep of `step.latents`.
-=======
-            on_step: called with a `Step` after each step, of each group of images
-                (max_memory). The run stops when it returns False, and raises what it raises. Copy
-                what you keep. With --observe at the export, hidden_states(k) and gate(k) work.
->>>>>>> fits
+            on_step: called with a `Step` after each step, for each group of images (max_memory).
+                The run stops when it returns False, and raises what it raises. Copy what you keep.
             progress: whether to show a progress bar.
 
         Raises:

@@ -124,6 +124,26 @@ void add_picture(const Kept& kept, Tensors& inputs) {
   inputs["kept_noise"] = kept.noise;
 }
 
+StepForm form_of(const GuidedStep& step) {
+  const CfgRule& rule = step.combine.rule;
+  const Correction& correction = step.combine.correction;
+  return {.rank = step.x.shape().size(),
+          .unconditional_cache = true,
+          .degraded_cache = true,
+          .guided_cache = true,
+          .scales_tokens = step.combine.token_size > 0,
+          .term_mask = step.term_mask.defined(),
+          .corrects = step.older_denoised.defined(),
+          .noise = step.noise.defined(),
+          .rule = rule.kind,
+          .momentum = rule.has_momentum(),
+          .rescales = rule.rescale > 0,
+          .normalizes = rule.normalization > 0,
+          .tag = correction.tag != 1,
+          .previous = correction.prev != 0,
+          .kept = step.kept.drawn.defined()};
+}
+
 void expect_equal(const GuidedStep& step) {
   // Rows of two requests: D_0, D_c and D_m of ours are rows 1 and 2, 4 and 5, 7 and 8.
   Shape shape = step.x.shape();
@@ -154,8 +174,6 @@ void expect_equal(const GuidedStep& step) {
                  {"position", position}};
   if (step.term_mask.defined()) inputs["term_mask"] = step.term_mask;
   const Tensors state = state_of(step);
-  const CfgRule& rule = step.combine.rule;
-  const Correction& correction = step.combine.correction;
   Tensors outputs{{"position_to", Tensor({1}, DType::float32)},
                   {"distance", Tensor({kImages}, DType::float32)}};
   for (const auto& [name, tensor] : state) {
@@ -165,21 +183,7 @@ void expect_equal(const GuidedStep& step) {
   if (step.noise.defined()) inputs["noise"] = step.noise;
   add_picture(step.kept, inputs);
   GraphBuilder graph;
-  build_step(graph, {.rank = shape.size(),
-                     .unconditional_cache = true,
-                     .degraded_cache = true,
-                     .guided_cache = true,
-                     .scales_tokens = step.combine.token_size > 0,
-                     .term_mask = step.term_mask.defined(),
-                     .corrects = step.older_denoised.defined(),
-                     .noise = step.noise.defined(),
-                     .rule = rule.kind,
-                     .momentum = rule.has_momentum(),
-                     .rescales = rule.rescale > 0,
-                     .normalizes = rule.normalization > 0,
-                     .tag = correction.tag != 1,
-                     .previous = correction.prev != 0,
-                     .kept = step.kept.drawn.defined()});
+  build_step(graph, form_of(step));
   run(graph, inputs, outputs);
   run_on_host(step);
   for (const auto& [name, tensor] : state)

@@ -10,6 +10,7 @@
 #include "pipeline/latent_mask.h"
 #include "pipeline/problems.h"
 #include "pipeline/resolve_rule.h"
+#include "pipeline/skip_problem.h"
 #include "pipeline/skipped_layers.h"
 #include "pipeline/suppression.h"
 #include "pipeline/token_mask.h"
@@ -163,35 +164,6 @@ void set_latents(Request& request, const Bundle& bundle, const GenerateOptions& 
   } else if (!std::ranges::all_of(latents.floats(), [](float x) { return std::isfinite(x); })) {
     refuse("the given latents hold NaN or infinity: give finite numbers");
   }
-}
-
-// Which of the options that skip steps do not fit together.
-std::optional<Problem> skip_problem(const GenerateOptions& options) {
-  if (options.skip && options.skip != "auto") {
-    return Problem{"skip", "--skip " + *options.skip +
-                               " is unknown: give auto, an interval with --skip-interval, or steps "
-                               "with --skip-steps"};
-  }
-  if (options.skip) {
-    return Problem{"skip",
-                   "--skip auto takes the bundle's schedule: leave out --skip-interval, "
-                   "--skip-window, --skip-steps and --skip-tolerance, or --skip"};
-  }
-  if (!options.skip_steps.empty() && (options.skip_interval || options.skip_window)) {
-    return Problem{"skip_steps",
-                   "--skip-steps names the steps: leave out --skip-interval and "
-                   "--skip-window, or --skip-steps"};
-  }
-  if (!options.skip_interval && options.skip_window) {
-    return Problem{"skip_window",
-                   "--skip-window says where --skip-interval holds: give --skip-interval too"};
-  }
-  if (!options.skip_interval && options.skip_steps.empty() && options.skip_tolerance) {
-    return Problem{"skip_tolerance",
-                   "--skip-tolerance says how far a skipped step may be off: give "
-                   "--skip-interval or --skip-steps too"};
-  }
-  return std::nullopt;
 }
 
 std::optional<Guidance> guidance_of(const Bundle& bundle, const GenerateOptions& options,
