@@ -48,7 +48,8 @@ INSTANTIATE_TEST_SUITE_P(
                "outputs have none of role hidden_states_1"},
         Change{"/transformer/graphs/forked/outputs/5", removed, "outputs have none of role gate_2"},
         Change{"/transformer/graphs/forked/outputs/5/role", "gate_02",
-               "outputs[5].role must be a role that this version knows: update Intaglio"},
+               "outputs[5].role must be a role that this version knows (a newer bundle"
+               " needs a newer Intaglio)"},
         Change{"/transformer/graphs/forked/outputs/5/role", "gate_0",
                "outputs[5].role is that of two outputs"},
         Change{"/transformer/graphs/forked/outputs/7", tensor("gate_3", {"rows", 32}),

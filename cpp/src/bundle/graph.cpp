@@ -13,9 +13,7 @@ namespace {
 Role read_role(const Node& node) {
   const std::optional<Role> role = role_from(node.as<std::string>());
   if (!role)
-    node.refuse(
-        "must be a role that this version knows: update Intaglio, or export the bundle "
-        "again with this version");
+    node.refuse("must be a role that this version knows (a newer bundle needs a newer Intaglio)");
   return *role;
 }
 
