@@ -372,8 +372,9 @@ bool Request::reuses_unconditional() const {
 }
 
 bool Request::transports() const {
-  const auto* texts = std::get_if<PromptTexts>(&condition);
-  return texts && texts->source;
+  if (const auto* texts = std::get_if<PromptTexts>(&condition)) return texts->source.has_value();
+  const auto* embeddings = std::get_if<PromptEmbeddings>(&condition);
+  return embeddings && embeddings->source;
 }
 bool Request::adds_noise() const { return has_update<NoisyUpdate>(plan); }
 
