@@ -1340,7 +1340,7 @@ class Batch:
 
 def check_guidance(guidance: Guidance) -> None:
     """
-    Raise UsageError for a window that is outside 0..1 or empty, for ma_keep outside 0..1, for an interval that grows or is below 1, a tolerance that is not positive, and values that are not finite.
+    Raise UsageError for a window that is outside 0..1 or empty, for ma_keep below 0, for an interval that grows or is below 1, a tolerance that is not positive, and values that are not finite.
     """
 
 def device_names() -> list[str]:
