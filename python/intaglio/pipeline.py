@@ -194,8 +194,8 @@ class Pipeline:
                 tensorrt, tensorrt-rtx, webgpu, or auto, which takes the best that works.
             threads: 0 means one for each processor that the process may use.
             onnxruntime: its library. None takes the Python package's, or the system's.
-            prepack: whether weights of the loop's graphs, float32 or quantised, are packed when they
-                are loaded instead of in each step, on the CPU. Steps are faster, the start is
+            prepack: whether weights of the loop's graphs, float32 or quantised, are packed when
+                they are loaded instead of in each step, on the CPU. Steps are faster, the start is
                 slower, processes do not share the weights, and latents differ by rounding.
             precision: what OpenVINO computes in: float32, bfloat16 or float16 (NPUs: this only).
             provider_library: the plugin of OpenVINO, TensorRT-RTX or WebGPU. None takes that of
@@ -336,11 +336,11 @@ class Pipeline:
             cfg_scale: classifier-free guidance, 1 + lambda; 1 is off and saves a branch.
             cfg_window: the part of the run with CFG, which has step i of N if start <= i / N < end.
             guidance: the rule for D_c and D_0: cfg, apg, cfg-zero, tcfg, mambo-g. None means cfg.
-            guidance_eta, guidance_norm_threshold, guidance_momentum: of apg; guidance_zero_steps: of
-                cfg-zero; guidance_alpha: of mambo-g.
+            guidance_eta, guidance_norm_threshold, guidance_momentum: of apg; guidance_zero_steps:
+                of cfg-zero; guidance_alpha: of mambo-g.
             guidance_rescale, guidance_normalization, guidance_tag, guidance_prev: after any rule.
             distilled_guidance: the guidance that FLUX.1-dev takes as an input. Others refuse it.
-            dg_scale, dg_window: Detail Guidance (arXiv 2510.11538), 0 is off, and its part of the run.
+            dg_scale, dg_window: Detail Guidance (arXiv 2510.11538; 0: off) and its part of the run.
             ma_keep: share of the massive channels that D_m keeps: 0 is none, above 1 amplifies.
             ma_keep_by: what a pair of `ma_keep` follows, step or timestep; None means step.
             ma_channels: channels to suppress instead of the bundle's.
