@@ -344,7 +344,7 @@ class Pipeline:
             ma_keep: share of the massive channels that D_m keeps: 0 is none, above 1 amplifies.
             ma_keep_by: what a pair of `ma_keep` follows, step or timestep; None means step.
             ma_channels: channels to suppress instead of the bundle's.
-            dg_region: "mask" leaves tokens outside `ma_tokens` to CFG alone; None: all.
+            dg_region: "mask": DG acts on tokens of `ma_tokens` or `mask` only; None: all.
             transport_from: a prompt whose massive channels replace those of `prompt`, without DG.
             slg_layers, slg_share: blocks, from 0, that D_m skips instead of DG, or their share.
             slg_scale, slg_window: scale and steps of both; docs/guidance.md has their defaults.

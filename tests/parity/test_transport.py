@@ -122,7 +122,11 @@ def test_requests_that_transport_share_a_batch() -> None:
     """Members join, take channels in other steps, and leave; rows go to others."""
     pipeline = intaglio.Pipeline.open(bundles.bundle("sd3", "forked"), threads=1)
     base: dict[str, Any] = {"prompt": PROMPT, "cfg_scale": CFG, "ma_channels": [1, 2, 3, 4, 5]}
-    requests = [
+    unequal = [
+        base | {"seeds": seed, "steps": steps, "cfg_scale": 5.0, "transport_from": NEGATIVE}
+        for seed, steps in ((4, 2), (5, 5))
+    ]
+    requests = unequal + [
         base | {"seeds": 1, "steps": 2, "transport_from": NEGATIVE, "dg_window": (0.5, 1.0)},
         base | {"seeds": 2, "steps": 4, "transport_from": "a bag", "dg_window": (0.0, 0.5)},
         base | {"seeds": 3, "steps": 3, "transport_from": NEGATIVE, "ma_tokens": UPPER},

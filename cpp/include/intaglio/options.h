@@ -74,10 +74,11 @@ void visit_slg_options(Options& options, Visitor& visit) {
          "skip-layer guidance (SLG): blocks, counted from 0, that the degraded branch skips, "
          "instead of Detail Guidance; 7,8,9 for SD3.5 medium"},
         options.slg_layers);
-  visit({guidance, "slg_share", "X",
-         "S2-Guidance: skip this share of the blocks, such as 0.1 and at least one, and others in "
-         "each step, in place of --slg-layers"},
-        options.slg_share);
+  visit(
+      {guidance, "slg_share", "X",
+       "S2-Guidance, in place of --slg-layers: share of the blocks to skip, such as 0.1; at least "
+       "one, chosen anew in each step"},
+      options.slg_share);
   visit({guidance, "slg_scale", "S", "scale of SLG [2.8], or of S2-Guidance [0.25]"},
         options.slg_scale);
   visit({guidance, "slg_window", "A:B",
@@ -131,7 +132,7 @@ void visit_ma_options(Options& options, Visitor& visit) {
          "channels to suppress, in place of the massive channels that the bundle names"},
         options.ma_channels);
   visit({guidance, "dg_region", "all|mask",
-         "tokens where DG's term acts: all, or only those that --ma-tokens marks [all]"},
+         "tokens where DG's term acts: all, or only those that --ma-tokens or --mask marks [all]"},
         options.dg_region);
   visit({guidance, "transport_from", "TEXT",
          "prompt whose massive channels replace those of --prompt on the tokens of --ma-tokens, "

@@ -183,20 +183,29 @@ void BranchExecutor::fill_keep(DenoisingState& state, std::int64_t first, float 
   std::ranges::fill(current, keep);
 }
 
-// Lets the request's rows of D_c take massive channels from those of the prompt that they come
-// from, or from none where that does not run. Rows are counted from `first`, the first that runs.
-void BranchExecutor::fill_source(DenoisingState& state, const BranchRows& rows, std::int64_t first,
-                                 std::int64_t third, std::int64_t conditional) {
+// Lets the request's rows at `row` take massive channels from those at `third`, counted from the
+// first row that runs, or from none. A row that took some in the step before may be another
+// branch's now.
+void BranchExecutor::fill_source(DenoisingState& state, std::int64_t row,
+                                 std::optional<std::int64_t> third) {
   const std::int64_t tokens = buffers_.source.dim(1);
   const auto size = static_cast<std::size_t>(state.images() * tokens);
   const auto source =
-      buffers_.source.int64s().subspan(static_cast<std::size_t>(conditional * tokens), size);
-  if (rows.third > 0) {
-    std::iota(source.begin(), source.end(), (third - first) * tokens);
+      buffers_.source.int64s().subspan(static_cast<std::size_t>(row * tokens), size);
+  if (third) {
+    std::iota(source.begin(), source.end(), *third * tokens);
   } else {
     std::ranges::fill(source, -1);
   }
-  fill_keep(state, conditional, rows.third > 0 ? state.weights().ma_keep : 1.0F);
+  fill_keep(state, row, third ? state.weights().ma_keep : 1.0F);
+}
+
+void BranchExecutor::fill_sources(DenoisingState& state, const BranchRows& rows,
+                                  const FirstRows& at) {
+  if (rows.third > 0) fill_source(state, at.third, std::nullopt);
+  if (rows.unconditional > 0) fill_source(state, at.unconditional, std::nullopt);
+  fill_source(state, at.conditional,
+              rows.third > 0 ? std::optional(at.third - at.running) : std::nullopt);
 }
 
 // Names the anchor of each of these rows, counted from the first row that runs, and those after it.
@@ -243,7 +252,7 @@ BranchRows BranchExecutor::assign_rows(std::span<DenoisingState* const> states) 
   for (DenoisingState* state : ordered_) {
     const BranchRows rows = rows_of(*state, state->weights());
     if (rows.third > 0) fill_rows(*state, Branch::degraded, third);
-    if (state->transports()) fill_source(*state, rows, first, third, conditional);
+    if (state->transports()) fill_sources(*state, rows, {first, third, unconditional, conditional});
     if (rows.unconditional > 0) fill_rows(*state, Branch::unconditional, unconditional);
     fill_rows(*state, Branch::conditional, conditional);
     if (rows.degraded > 0) fill_degraded_rows(*state, degraded);

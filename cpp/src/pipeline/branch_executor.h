@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -76,8 +77,12 @@ class BranchExecutor final : public LoopExecutor {
   void fill_rows(DenoisingState& state, Branch branch, std::int64_t first);
   void fill_degraded_rows(DenoisingState& state, std::int64_t first);
   void fill_keep(DenoisingState& state, std::int64_t first, float ma_keep);
-  void fill_source(DenoisingState& state, const BranchRows& rows, std::int64_t first,
-                   std::int64_t third, std::int64_t conditional);
+  // Where a request's rows of each branch begin, and the first row that runs.
+  struct FirstRows {
+    std::int64_t running, third, unconditional, conditional;
+  };
+  void fill_source(DenoisingState& state, std::int64_t row, std::optional<std::int64_t> third);
+  void fill_sources(DenoisingState& state, const BranchRows& rows, const FirstRows& at);
   void fill_anchors(std::int64_t row, std::int64_t images, std::int64_t anchor);
 
   const Bundle& bundle_;

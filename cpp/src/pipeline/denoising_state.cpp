@@ -75,7 +75,7 @@ DenoisingState::DenoisingState(const Bundle& bundle, const Session* precompute,
   conditional_row_ = make_row(embeddings, Branch::conditional);
   if (request_->transports()) source_row_ = make_row(embeddings, Branch::degraded);
   token_mask_ = on_stream(request_->token_mask);
-  if (request_->masks_term) guided.term_mask = on_stream(latent_mask(*request_));
+  if (request_->masks_term) guided.term_mask = on_stream(intaglio::term_mask(*request_));
   for (auto* steps :
        {&counts_.skipped_steps, &counts_.unconditional_steps, &counts_.degraded_steps})
     steps->reserve(request_->weights.size());

@@ -95,7 +95,6 @@ class DenoisingState {
   // All modulations that are computed together with the next evaluation's, [rows, W].
   const Tensor* modulation_part();
   // Whether D_m skips blocks. It then runs from the first block on, as D_0 and D_c do.
-  bool skips_layers() const { return request_->skips_layers(); }
   bool transports() const { return request_->transports(); }
   bool third_branch() const { return request_->third_branch(); }
   const Tensor& token_mask() const { return token_mask_; }  // [tokens]

@@ -62,10 +62,7 @@ void LoadedPipeline::check_usable() const {
 Request LoadedPipeline::plan(const GenerateOptions& options, std::int64_t together) const {
   Request request = resolve(bundle, options);
   if (limit_.bytes == 0) return request;
-  // The sampler's noise, and the picture around a mask, are those of all images of the run.
-  const bool whole = request.adds_noise() || request.drawn.defined();
-  request.memory =
-      plan_memory(bundle, options, limit_, whole ? std::max(together, request.images) : together);
+  request.memory = plan_memory(bundle, options, limit_, together);
   if (request.in_groups()) {
     request.notes.push_back("the images are drawn in groups of " +
                             std::to_string(request.memory.images_at_once) +

@@ -8,6 +8,7 @@
 
 #include "intaglio/options.h"
 #include "pipeline/skipped_layers.h"
+#include "sampling/plan.h"
 
 namespace intaglio {
 
@@ -154,7 +155,10 @@ RunSize run_size(const Bundle& bundle, const GenerateOptions& given) {
 bool has_independent_images(const Bundle& bundle, const GenerateOptions& given) {
   const GenerateOptions options = with_defaults(bundle, given);
   const bool skips = options.skip_interval || !options.skip_steps.empty();
-  return !skips && bundle.has_independent_rows();
+  const SchedulerConfig scheduler =
+      options.scheduler ? with_scheduler(bundle.scheduler, *options.scheduler) : bundle.scheduler;
+  // The sampler's noise, and the picture around a mask, are those of all images of the run.
+  return !skips && !options.mask && !adds_noise(scheduler) && bundle.has_independent_rows();
 }
 
 bool has_own_memory(const std::string& device) {

@@ -231,6 +231,7 @@ void refuse_earlier_predictions(const GenerateOptions& options, Problems& proble
   const std::tuple<const char*, const char*, bool> takers[] = {
       {"skip_interval", "--skip-interval", options.skip_interval.has_value()},
       {"skip_steps", "--skip-steps", !options.skip_steps.empty()},
+      {"reuse_interval", "--reuse-interval", options.reuse_interval.has_value()},
       {"guidance_prev", "--guidance-prev", options.guidance_prev.value_or(0.0) != 0}};
   for (const auto& [field, flag, is_given] : takers)
     if (is_given)

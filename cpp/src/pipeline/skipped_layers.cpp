@@ -108,6 +108,8 @@ void refuse_options_of_dg(const GenerateOptions& given, std::vector<Problem>& pr
   const std::tuple<const char*, const char*, bool> of_dg[] = {
       {"dg_window", "--dg-window", given.dg_window.has_value()},
       {"ma_keep", "--ma-keep", given.ma_keep.has_value()},
+      {"ma_keep_by", "--ma-keep-by", given.ma_keep_by.has_value()},
+      {"dg_region", "--dg-region", given.dg_region.has_value()},
       {"ma_channels", "--ma-channels", !given.ma_channels.empty()},
       {"ma_tokens", "--ma-tokens", given.ma_tokens.has_value()}};
   for (const auto& [field, flag, is_given] : of_dg)

@@ -32,7 +32,8 @@ void check_region(const GenerateOptions& options, std::vector<Problem>& problems
   if (options.dg_region != "mask") return;
   if (!options.ma_tokens && !options.mask) {
     problems.push_back(
-        {"dg_region", "--dg-region mask acts on the tokens of --ma-tokens: give that too"});
+        {"dg_region",
+         "--dg-region mask acts on the tokens of --ma-tokens or --mask: give one of them too"});
   }
   if (options.guidance_tag.value_or(1) != 1) {
     problems.push_back({"dg_region",
@@ -53,14 +54,14 @@ void set_transport(const Bundle& bundle, const GenerateOptions& options, Guidanc
            "again with --layout forked");
   }
   if (bundle.classes || options.prompt_embeds) {
-    refuse(
-        "goes with --prompt, since both texts are encoded together: leave it out, or give "
-        "--prompt");
+    refuse(bundle.classes ? "does not fit a model that draws classes: leave it out"
+                          : "goes with --prompt, since both texts are encoded together: give "
+                            "--prompt in place of embeddings, or leave it out");
   }
   if (skips_layers(options) || !options.dg_scale->is_always(0)) {
     refuse(
-        "takes the place of DG and of --slg-layers: give --dg-scale 0 and no --slg-layers, or "
-        "leave it out");
+        "takes the place of DG and of skipped blocks: give --dg-scale 0 and neither --slg-layers "
+        "nor --slg-share, or leave it out");
   }
   if (options.dg_region == "mask") {
     refuse("is on the tokens of --ma-tokens by itself: leave --dg-region out");

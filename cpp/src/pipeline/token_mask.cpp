@@ -38,7 +38,7 @@ Tensor make_token_mask(const std::optional<Image>& picture, std::int64_t rows,
   return mask;
 }
 
-Tensor latent_mask(const Request& request) {
+Tensor term_mask(const Request& request) {
   Shape shape = request.latent_shape;
   shape.front() = 1;
   Tensor mask(shape, DType::float32);

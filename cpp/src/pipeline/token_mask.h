@@ -17,6 +17,6 @@ Tensor make_token_mask(const std::optional<Image>& picture, std::int64_t rows,
                        std::int64_t columns);
 
 // Returns the request's token mask for each latent value of an image: [1, ...] as its latents.
-Tensor latent_mask(const Request& request);
+Tensor term_mask(const Request& request);
 
 }  // namespace intaglio

@@ -102,6 +102,7 @@ std::vector<std::string> unused_guidance(const Bundle& bundle, const GenerateOpt
   const Part dg{.scale = *asked.dg_scale, .off = 0, .window = *asked.dg_window};
   const bool asks_for_dg = given.dg_scale ? !given.dg_scale->is_always(dg.off)
                                           : given.dg_window || given.ma_keep || given.ma_tokens ||
+                                                given.ma_keep_by || given.dg_region ||
                                                 !given.ma_channels.empty();
   if (asked.transport_from) {
     if (std::ranges::none_of(request.weights, &StepWeights::transports))

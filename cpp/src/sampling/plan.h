@@ -43,7 +43,7 @@ Plan plan_dpmpp_2m(const Schedule& schedule);
 // SDE-DPM-Solver++(2M), arXiv 2211.01095 appendix B: the same with noise that is new in each step.
 Plan plan_dpmpp_2m_sde(const Schedule& schedule);
 // UniPC of order 2 with B(h) = e^h - 1, arXiv 2302.04867 algorithm 1: DPM-Solver++(2M), in which
-// each evaluation first corrects the x that it was made at; flow matching only.
+// each evaluation first corrects the x that it was made at.
 Plan plan_unipc(const Schedule& schedule);
 // Multistep consistency sampling, arXiv 2310.04378: the predicted clean data, noised anew; flow
 // matching only.
@@ -64,5 +64,7 @@ bool has_update(const Plan& plan) {
 
 // Returns the planner of diffusers' class. Throws UsageError for a class that it does not know.
 Planner find_planner(const SchedulerConfig& config);
+// Whether that sampler adds noise in its steps.
+bool adds_noise(const SchedulerConfig& config);
 
 }  // namespace intaglio

@@ -149,6 +149,11 @@ Planner find_planner(const SchedulerConfig& config) {
   return find(&Scheduler::type, config.type, std::nullopt).planner;
 }
 
+bool adds_noise(const SchedulerConfig& config) {
+  const Planner planner = find_planner(config);
+  return planner == plan_dpmpp_2m_sde || planner == plan_euler_ancestral || planner == plan_lcm;
+}
+
 Schedule make_schedule(const SchedulerConfig& config, int steps, int image_seq_len) {
   const Scheduler& scheduler = find(&Scheduler::type, config.type, config.prediction_type);
   check(config, steps);

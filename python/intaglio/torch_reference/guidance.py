@@ -53,7 +53,8 @@ class Suppressed:
         keep = torch.ones(rows + n, model.tokens)
         keep[rows:] = ramp(self.ma_keep, step)
         forked = ForkedTransformer(model.adapter, self.block)
-        out = forked(*condition(model.adapter, base), mask, ref, branch, keep)
+        source = torch.full_like(keep, -1, dtype=torch.int64)
+        out = forked(*condition(model.adapter, base), mask, ref, branch, keep, source)
         return out[:rows], out[rows:]
 
 
