@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.callbacks import SD3CFGCutoffCallback
 from diffusers.guiders import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
@@ -22,6 +23,9 @@ from tests.diffusers.runs import (
     BLOCK,
     CHANNELS,
     LIMIT,
+    STEPS,
+    blocks,
+    counted,
     draw,
     draw_modular,
     expected,
@@ -111,6 +115,36 @@ def test_a_guiders_memory_begins_anew_in_each_run() -> None:
         assert relative(draw(pipe, "guidance_scale", 2.5), one) > LIMIT
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+@pytest.mark.parametrize("kind", [ClassifierFreeGuidance, ClassifierFreeZeroStarGuidance])
+def test_a_guider_needs_a_call_with_both_predictions(kind: type, scale: float) -> None:
+    pipe = FAMILIES["sd3"].make()
+    with (
+        apply_detail_guidance(pipe, **PLACE, cfg=kind(2.5)),
+        pytest.raises(ValueError, match=f"guidance_scale above 1, not {scale:g}: .* D_0$"),
+    ):
+        draw(pipe, "guidance_scale", scale)
+    assert hooks_left(pipe.transformer) == []
+    with apply_detail_guidance(pipe, **PLACE):  # without a guider
+        draw(pipe, "guidance_scale", scale)
+
+
+def test_a_callback_may_turn_the_guider_off() -> None:
+    """The first step predicts zero, so it has no DG. The others have no CFG, but DG."""
+    pipe = FAMILIES["sd3"].make()
+    off = SD3CFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)
+    with (
+        apply_detail_guidance(pipe, **PLACE, cfg=ClassifierFreeZeroStarGuidance(2.5)),
+        counted(pipe.transformer) as rows,
+    ):
+        draw(
+            pipe, "guidance_scale", 2.5, num_images_per_prompt=1, callback_on_step_end=off,
+            callback_on_step_end_tensor_inputs=off.tensor_inputs,
+        )  # fmt: skip
+    early, late = 2 + STEPS - 1, 2 + 2 * (STEPS - 1)
+    assert rows == [early] * (BLOCK + 1) + [late] * (len(blocks(pipe.transformer)) - BLOCK - 1)
+
+
 def test_what_does_not_fit_is_named() -> None:
     pipe = FAMILIES["sd3"].make()
     with pytest.raises(TypeError, match="not SkipLayerGuidance"):
@@ -123,6 +157,9 @@ def test_what_does_not_fit_is_named() -> None:
         )
     with pytest.raises(ValueError, match="leave out cfg_scale"):
         DetailGuidance(**PLACE, cfg_scale=2.0, cfg=ClassifierFreeGuidance(2.5))
+    with pytest.raises(ValueError, match="start and stop: leave out cfg_window"):
+        DetailGuidance(**PLACE, cfg_window=(0.0, 0.6), cfg=ClassifierFreeGuidance(2.5))
+    DetailGuidance(**PLACE, cfg_window=[0, 1], cfg=ClassifierFreeGuidance(2.5))  # all steps
     with pytest.raises(
         TypeError, match="Flux2Pipeline, Flux2KleinPipeline, ChromaPipeline, not Qwen"
     ):

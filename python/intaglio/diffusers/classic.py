@@ -71,7 +71,7 @@ def apply_detail_guidance(
         ref: the value that each suppressed channel goes to; zeros by default.
         cfg: a guider of diffusers that combines D_c and D_0 in place of SD3's own guidance, as
             `ClassifierFreeZeroStarGuidance(5.0)`. The pipeline still has to run D_0: give it any
-            `guidance_scale` above 1.
+            `guidance_scale` above 1, or its call raises ValueError.
 
     Returns:
         A handle that removes the guidance, by `remove()` or at the end of a `with` block.
@@ -145,9 +145,10 @@ def _guided_class(plain: type, applied: AppliedGuidance) -> type:
     @wraps(plain.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         with applied._run(self) as run:
-            given = signature(plain.__call__).bind(self, *args, **kwargs).arguments
-            if run and given.get("image") is not None:
-                raise ValueError("Detail Guidance does not work with reference pictures")
+            if run:
+                given = signature(plain.__call__).bind(self, *args, **kwargs)
+                given.apply_defaults()
+                run.check(given.arguments)
             callback = kwargs.get("callback_on_step_end")
             # diffusers' own callbacks run no pipeline, and it knows them by their class.
             if run and callback and not isinstance(callback, _CALLBACKS):
@@ -177,6 +178,16 @@ class _Run(ABC):
         self._handle.remove()
         self._prefix.detach()
         self._prefix.forget()
+
+    def check(self, given: dict[str, Any]) -> None:
+        """Raise ValueError if the guidance cannot work with these arguments of the pipeline."""
+        if given.get("image") is not None:
+            raise ValueError("Detail Guidance does not work with reference pictures")
+        if self._rule and not given["guidance_scale"] > 1:
+            raise ValueError(
+                "cfg needs a call with guidance_scale above 1, not"
+                f" {given['guidance_scale']:g}: otherwise the pipeline does not run D_0"
+            )
 
     def without_guidance(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """Let a callback of the pipeline run other pipelines of the same transformer."""
@@ -237,10 +248,11 @@ class _OneCall(_Run):
             for name, value in kwargs.items()
         }
         addition = None
-        if self._rule and parts > 1:
-            self._rule.begin(*position(self._pipe.scheduler), kwargs["timestep"])
+        rule = self._rule if parts > 1 else None  # a callback may have turned D_0 off
+        if rule:
+            rule.begin(*position(self._pipe.scheduler), kwargs["timestep"])
             addition = self._change_of_rule(*prediction.float().chunk(2))
-        if not (self._rule and self._rule.is_zero):
+        if not (rule and rule.is_zero):
             detail = self._guidance_term(conditional, prediction, rows)
             if addition is None or detail is None:
                 addition = detail if addition is None else addition

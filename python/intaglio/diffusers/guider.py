@@ -61,16 +61,14 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
             ref: the value that each suppressed channel goes to; zeros by default.
             enabled: False runs D_c alone.
             cfg: a guider of diffusers that combines D_c and D_0 in place of `cfg_scale` and
-                `cfg_window`, such as `ClassifierFreeZeroStarGuidance(5.0)`.
+                `cfg_window`, such as `ClassifierFreeZeroStarGuidance(5.0, stop=0.5)`.
 
         Raises:
             TypeError: the type of an argument is not supported.
-            ValueError: a value is outside its range, or `cfg` is given beside `cfg_scale`.
+            ValueError: a value is outside its range, or `cfg` is given beside `cfg_scale` or
+                `cfg_window`.
         """
         super().__init__(enabled=enabled)
-        if cfg is not None and cfg_scale != 1.0:
-            raise ValueError("cfg has a scale of its own: leave out cfg_scale")
-        self._rule = Rule(cfg) if cfg is not None else None
         self._schedule = make_schedule(
             cfg_scale=cfg_scale,
             cfg_window=cfg_window,
@@ -78,6 +76,13 @@ class DetailGuidance(BaseGuidance):  # type: ignore[misc]
             dg_window=dg_window,
             ma_keep=ma_keep,
         )
+        if cfg is not None and cfg_scale != 1.0:
+            raise ValueError("cfg has a scale of its own: leave out cfg_scale")
+        if cfg is not None and tuple(cfg_window) != (0.0, 1.0):
+            raise ValueError(
+                "cfg has a window of its own, its start and stop: leave out cfg_window"
+            )
+        self._rule = Rule(cfg) if cfg is not None else None
         self._prefix = SharedPrefix(block, channels, ref)
         self._batches: list[Any] = []
         self._guarded: nn.Module | None = None
