@@ -151,7 +151,7 @@ def test_block_states_give_the_same_batches() -> None:
         state, {"hidden_states": "latents", "text": ("positive", "negative")}
     )
     assert [len(batch.text) for batch in batches] == [1, 1, 2]
-    with pytest.raises(ValueError, match="cfg_scale needs a negative prompt"):
+    with pytest.raises(ValueError, match=r"^CFG needs a negative prompt"):
         guider.prepare_inputs_from_block_state(state, {"hidden_states": "latents"})
 
 
