@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import intaglio
 from intaglio.serve.api.services import Services
 from intaglio.serve.app import create_app
+from intaglio.serve.local_replicas import LocalReplicas
 from intaglio.serve.models.registry import Models
 from intaglio.serve.settings import ServerSettings
 from intaglio.serve.transport.connections import listen, uvicorn_config
@@ -112,14 +113,17 @@ class Running:
 
 @contextmanager
 def serving(
-    *bundles: str | Path, send_buffer: int | None = None, **settings: Any
+    *bundles: str | Path, send_buffer: int | None = None, replicated: bool = False, **settings: Any
 ) -> Iterator[Running]:
     """Run a server of `bundles`, each given as FOLDER or NAME=FOLDER.
 
     `send_buffer` is the number of bytes that the system buffers for a client that does not read.
+    If `replicated`, another process draws, as on all devices but the CPU.
     """
     given = ServerSettings.model_validate({"threads": 1} | settings)
-    app = create_app(Models([str(bundle) for bundle in bundles], given), given)
+    names = [str(bundle) for bundle in bundles]
+    replicas = LocalReplicas(names, given) if replicated else None
+    app = create_app(Models(names, given), given, replicas=replicas)
     listener = listen("127.0.0.1", 0)
     if send_buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

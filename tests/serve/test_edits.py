@@ -45,6 +45,13 @@ def white(mask: Image.Image) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
+def replicated(forked_bundle: Path) -> Iterator[Running]:
+    """The server whose images another process draws."""
+    with serving(f"tiny={forked_bundle}", max_batch=2, device="cpu", replicated=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def client(server: Running) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
@@ -112,6 +119,28 @@ def test_pictures_are_scaled_to_the_size(
     scaled = resize(Image.fromarray(white(mask)), 24, 40)
     expected = pipeline.generate(PROMPT, image=resize(picture, 24, 40), mask=scaled, seeds=1)
     np.testing.assert_array_equal(pixels(answer)[0], np.asarray(expected.images[0]))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"strength": 0.8}, {"size": "24x40", "strength": 0.8, "mask_blur": 2.5, "n": 2}],
+    ids=["defaults", "strength", "all"],
+)
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_a_replica_draws_the_same_edit(
+    server: Running, replicated: Running, masked: bool, fields: dict[str, Any]
+) -> None:
+    """A replica is another process, which gets the pictures with the request."""
+    if not masked:
+        fields = {name: value for name, value in fields.items() if name != "mask_blur"}
+    files = {"image": PICTURE} | ({"mask": MASK} if masked else {})
+    data = {"prompt": PROMPT, "seed": "7", "response_format": "b64_json", **fields}
+    drawn = []
+    for running in (server, replicated):
+        answer = running.client.post(EDITS, files=files, data=data)
+        assert answer.status_code == 200, answer.text
+        drawn.append(answer.json()["data"])
+    assert drawn[0] == drawn[1]
 
 
 PICTURE, MASK = file_of(noise("RGB")), file_of(transparent())

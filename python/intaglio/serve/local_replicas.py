@@ -195,7 +195,8 @@ class _LocalReplica:
         number, events = next(self._numbers), asyncio.Queue[_Event | None]()
         self._jobs[number] = events
         try:
-            self._send(number, job.admitted.fields, job.client, job.preview)
+            admitted = job.admitted
+            self._send(number, admitted.fields, admitted.pictures, job.client, job.preview)
             while event := await events.get():
                 yield event
                 if isinstance(event, ReplicaResult):

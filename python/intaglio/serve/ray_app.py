@@ -154,7 +154,8 @@ async def _run(
     handle: DeploymentHandle, job: Job
 ) -> AsyncGenerator[tuple[str, dict[str, Any]] | ReplicaResult, None]:
     """Run `job` on some replica. Raises one of LOST."""
-    response = handle.draw.remote(job.admitted.fields, job.client, job.preview)
+    admitted = job.admitted
+    response = handle.draw.remote(admitted.fields, admitted.pictures, job.client, job.preview)
     try:
         async for event in response:
             yield event
@@ -178,9 +179,9 @@ class RayReplica(Replica):
         self._loaded = loaded
 
     async def draw(
-        self, fields: dict[str, Any], client: str, preview: bool
+        self, fields: dict[str, Any], pictures: dict[str, Any], client: str, preview: bool
     ) -> AsyncGenerator[tuple[str, dict[str, Any]] | ReplicaResult, None]:
         await self._loaded(serve.get_multiplexed_model_id())
-        async with aclosing(super().draw(fields, client, preview)) as events:
+        async with aclosing(super().draw(fields, pictures, client, preview)) as events:
             async for event in events:
                 yield event

@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from intaglio.serve.api.schemas import GenerationRequest
+from intaglio.serve.api.schemas import EditRequest, GenerationRequest
 from intaglio.serve.api.services import Services
+from intaglio.serve.api.uploads import Pictures
 from intaglio.serve.engine.dispatcher import ReplicaResult
 from intaglio.serve.engine.images import TemporaryImages
 from intaglio.serve.errors import CANCELLED, ApiError
@@ -33,13 +34,20 @@ class Replica:
         self._services = Services(models, settings, store, Metrics())
 
     async def draw(
-        self, fields: dict[str, Any], client: str, preview: bool
+        self, fields: dict[str, Any], pictures: dict[str, Any], client: str, preview: bool
     ) -> AsyncGenerator[tuple[str, dict[str, Any]] | ReplicaResult, None]:
-        """Yield each step and preview of a request that the front has admitted, then the result."""
+        """Yield each step and preview of a request that the front has admitted, then the result.
+
+        `pictures` are the arrays of an edit.
+        """
         services = self._services
         try:
-            request = GenerationRequest.model_validate(fields)
-            job = services.make_job(request, client, stored=False, preview=preview)
+            schema = EditRequest if pictures else GenerationRequest
+            request = schema.model_validate(fields)
+            job = services.make_job(
+                request, client, stored=False, preview=preview,
+                pictures=Pictures.of_arrays(**pictures) if pictures else None,
+            )  # fmt: skip
             services.queue.submit(job, services.settings.limits.deadline)
         except ApiError as error:
             yield ReplicaResult(error)

@@ -40,11 +40,12 @@ def admit(
     seed = secrets.randbelow(2**32) if request.seed is None else request.seed
     seeds = [seed + i for i in range(images)]
     options = {**subject, **sampling, "height": height, "width": width, "seeds": seeds}
-    if pictures:
-        options |= pictures.options(height, width)
+    arrays = pictures.options(height, width) if pictures else {}
+    options |= arrays
     check_options(model.bundle, options)
     fields = {"model": model.name, **subject, "n": images, "size": f"{width}x{height}"}
-    return AdmittedRequest(model, options, images, {**fields, "seed": seed, **sampling})
+    fields |= {"seed": seed, **sampling}
+    return AdmittedRequest(model, options, images, fields, arrays)
 
 
 def _size(

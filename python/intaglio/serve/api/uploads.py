@@ -21,6 +21,7 @@ from intaglio.serve.api.schemas import EditRequest, is_text
 from intaglio.serve.errors import ApiError, limit_error, value_error
 from intaglio.serve.settings import Limits
 
+Array = np.ndarray[Any, Any]
 FORMATS = ("PNG", "JPEG", "WEBP")
 _FILES = ("image", "mask")
 _MOST_PARTS = 100  # of a form
@@ -107,6 +108,11 @@ class Pictures:
             sizes = "mask is {}x{} pixels but image is {}x{}".format(*alpha.size, *image.size)
             raise value_error("mask", f"{sizes}: send both in one size")
         return cls(image, alpha.point([255] + [0] * 255))
+
+    @classmethod
+    def of_arrays(cls, image: Array, mask: Array | None = None) -> Pictures:
+        """Return the pictures of which `options` returned the arrays."""
+        return cls(Image.fromarray(image), None if mask is None else Image.fromarray(mask))
 
     def options(self, height: int, width: int) -> dict[str, Any]:
         """Return keywords of `generate`, scaled as diffusers' VaeImageProcessor scales pictures."""

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from intaglio.serve.errors import ApiError
@@ -29,12 +29,14 @@ class AdmittedRequest:
         options: keywords of `Pipeline.generate`.
         images: number of images.
         fields: the fields of the request, with defaults filled in.
+        pictures: those options that are pictures of an edit, which `fields` lacks.
     """
 
     model: Model
     options: dict[str, Any]
     images: int
     fields: dict[str, Any]
+    pictures: dict[str, Any] = field(default_factory=dict)
 
 
 class Job:
