@@ -5,15 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from intaglio.serve.api.options import (
-    CLASS,
-    REQUEST_OPTIONS,
-    RULE,
-    SAMPLING,
-    SKIPPING,
-    TEXTS,
-    Kind,
-)
+from intaglio.serve.api.options import CLASS, EXTRAS, REQUEST_OPTIONS, SAMPLING, TEXTS, Kind
 
 # Images in one run of the transformer; the default of `intaglio serve`.
 MAX_BATCH = 8
@@ -65,7 +57,7 @@ def inputs(manifest: dict[str, Any]) -> list[Tensor]:
         *map(_input, CLASS if "classes" in manifest else TEXTS),
         Tensor("size", "TYPE_STRING"),
         Tensor("seed", "TYPE_INT64"),
-        *map(_input, (*SAMPLING, *RULE, *SKIPPING)),
+        *map(_input, (*SAMPLING, *EXTRAS)),
     ]
 
 

@@ -6,7 +6,7 @@ import secrets
 from typing import Any
 
 from intaglio.serve.api.model_views import defaults_of
-from intaglio.serve.api.options import CLASS, RULE, SAMPLING, SKIPPING, TEXTS
+from intaglio.serve.api.options import CLASS, EDITING, EXTRAS, SAMPLING, TEXTS
 from intaglio.serve.api.schemas import EditRequest, GenerationRequest
 from intaglio.serve.api.uploads import Pictures
 from intaglio.serve.api.validation import check_options
@@ -99,9 +99,9 @@ def _sampling(request: GenerationRequest, model: Model, limits: Limits) -> dict[
     if request.slg_layers or request.slg_share:  # skipped blocks make D_m in place of DG
         for name in ("dg_scale", "dg_window", "ma_keep"):
             values.pop(name, None)
-    names = [*SAMPLING, *RULE, *SKIPPING]
+    names = [*SAMPLING, *EXTRAS]
     if isinstance(request, EditRequest):
-        names += ["strength", "mask_blur"]
+        names += EDITING
     given = {name: getattr(request, name) for name in names}
     values |= {name: value for name, value in given.items() if value is not None}
     if values["steps"] > limits.steps:

@@ -39,27 +39,24 @@ TEXTS = ("prompt", "negative_prompt")
 # How it draws that. A bundle has a default for each of these.
 SAMPLING = ("steps", "cfg_scale", "cfg_window", "dg_scale", "dg_window", "ma_keep")
 
-# How CFG combines its two predictions. Without them it is plain CFG.
-RULE = (
+# What else changes how. A bundle has no defaults for these; one that is not given has no effect.
+EXTRAS = (
     "guidance", "guidance_eta", "guidance_norm_threshold", "guidance_momentum",
     "guidance_zero_steps", "guidance_alpha", "guidance_rescale", "guidance_normalization",
     "guidance_tag", "guidance_prev", "slg_layers", "slg_share", "slg_scale", "slg_window",
-    "ma_keep_by",
+    "ma_keep_by", "skip_interval", "skip_window", "skip_steps", "skip_tolerance", "skip",
 )  # fmt: skip
 
-# Which steps it skips. Without them it skips none.
-SKIPPING = ("skip_interval", "skip_window", "skip_steps", "skip_tolerance", "skip")
-
-
-# What an edit has besides.
-EDITING = ("image", "mask", "strength", "mask_blur")
+# What an edit has besides: files and fields.
+FILES = ("image", "mask")
+EDITING = ("strength", "mask_blur")
 
 
 def _request_options() -> dict[str, RequestOption]:
     parameters = inspect.signature(Pipeline.generate).parameters
     options = {}
     for info in _core.option_infos():
-        if info.name in {*CLASS, *TEXTS, *SAMPLING, *RULE, *SKIPPING}:
+        if info.name in {*CLASS, *TEXTS, *SAMPLING, *EXTRAS}:
             kind = Kind(parameters[info.name].annotation.removesuffix(" | None"))
             # The command line writes a ramp as S0:S1 and a list without brackets.
             text = info.help.replace("S0:S1", "[first, last]").replace(

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from intaglio import _core
-from intaglio.serve.api.options import REQUEST_OPTIONS, SAMPLING, Kind
+from intaglio.serve.api.options import EDITING, REQUEST_OPTIONS, SAMPLING, Kind
 from intaglio.serve.errors import ErrorDetail
 
 
@@ -170,11 +170,10 @@ class EditRequest(ImageRequest):
 _PARSED = {
     "n",
     "seed",
-    "strength",
-    "mask_blur",
     "output_compression",
     "partial_images",
     "stream",
+    *EDITING,
 } | {name for name, option in REQUEST_OPTIONS.items() if option.kind is not Kind.TEXT}
 
 

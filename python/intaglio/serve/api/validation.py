@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from intaglio import Bundle, _core
-from intaglio.serve.api.options import EDITING, REQUEST_OPTIONS
+from intaglio.serve.api.options import EDITING, FILES, REQUEST_OPTIONS
 from intaglio.serve.errors import value_error
 
 # Request fields that have another name as an option of `Pipeline.generate`.
@@ -23,7 +23,7 @@ def check_options(bundle: Bundle, options: dict[str, Any]) -> None:
     except _core.UsageError as error:  # a value that its option cannot hold; the message names it
         raise value_error(str(error).split()[0], str(error)) from error
     for problem in problems:
-        if problem.field in {*_FIELDS, *REQUEST_OPTIONS, *EDITING}:
+        if problem.field in {*_FIELDS, *REQUEST_OPTIONS, *FILES, *EDITING}:
             field = _FIELDS.get(problem.field, problem.field)
             message = _size_message(bundle, options) if field == "size" else problem.message
             raise value_error(field, message)
