@@ -19,6 +19,7 @@ from tests.families.parts import MAX_LENGTH
 from tests.parity import test_runs
 from tests.parity.diffusers_runs import a_mask, inpaint
 from tests.parity.test_runs import (
+    ADD_NOISE,
     NEGATIVE,
     PROMPT,
     SEED,
@@ -29,6 +30,7 @@ from tests.parity.test_runs import (
     relative,
     scheduler,
     suppression,
+    with_noise,
 )
 from tests.parity.three_branch_loop import Skips, sample
 
@@ -73,6 +75,39 @@ def test_inpainting_equals_diffusers(
         max_sequence_length=MAX_LENGTH,
     )  # fmt: skip
     pipeline = intaglio.Pipeline.open(bundle)
+    options: dict[str, Any] = {"image": picture(), "strength": strength}
+    got = generate(pipeline, name, "cfg", ODD, mask=mask, **options)
+    assert relative(got.latents, expected) < 1e-4
+    assert relative(generate(pipeline, name, "cfg", ODD, **options).latents, expected) > 1e-2
+
+
+@pytest.mark.parametrize("strength", [0.9, 0.55])
+@pytest.mark.parametrize("name", ["dpmpp-2m-sde", "lcm", "unipc"])
+def test_inpainting_by_samplers_with_noise_or_a_corrector(
+    sd3_pipeline: StableDiffusion3Pipeline,
+    forked_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    strength: float,
+) -> None:
+    """What is kept has the initial noise in every step, whatever the sampler draws after it."""
+    theirs = scheduler(sd3_pipeline, name)
+    if not hasattr(theirs, "scale_noise"):
+        theirs.scale_noise = lambda sample, timestep, noise: theirs.add_noise(
+            sample, noise, timestep
+        )
+    if name in ADD_NOISE:
+        theirs = with_noise(theirs, noise(2, ODD.height, ODD.width).shape)
+    monkeypatch.setattr(sd3_pipeline, "scheduler", theirs)
+    mask = a_mask(ODD.height, ODD.width)
+    expected = inpaint(
+        sd3_pipeline, "StableDiffusion3InpaintPipeline", prompt=PROMPT, negative_prompt=NEGATIVE,
+        image=picture(), mask_image=Image.fromarray(mask), height=ODD.height, width=ODD.width,
+        strength=strength, num_inference_steps=STEPS, guidance_scale=2.5,
+        num_images_per_prompt=2, generator=torch.Generator("cpu").manual_seed(SEED),
+        max_sequence_length=MAX_LENGTH,
+    )  # fmt: skip
+    pipeline = intaglio.Pipeline.open(forked_bundle)
     options: dict[str, Any] = {"image": picture(), "strength": strength}
     got = generate(pipeline, name, "cfg", ODD, mask=mask, **options)
     assert relative(got.latents, expected) < 1e-4
