@@ -25,7 +25,9 @@ def check_options(bundle: Bundle, options: dict[str, Any]) -> None:
     for problem in problems:
         if problem.field in {*_FIELDS, *REQUEST_OPTIONS, *FILES, *EDITING}:
             field = _FIELDS.get(problem.field, problem.field)
-            message = _size_message(bundle, options) if field == "size" else problem.message
+            message = problem.message
+            if field in _MESSAGES:
+                message = _MESSAGES[field](bundle, options)
             raise value_error(field, message)
 
 
@@ -36,3 +38,16 @@ def _size_message(bundle: Bundle, options: dict[str, Any]) -> str:
     if latent.fixed_size:
         way_out = f"leave size out, since {latent.max_width}x{latent.max_height} is the only size"
     return f"size {options['width']}x{options['height']} does not fit {bundle.name}: {way_out}"
+
+
+def _mask_message(bundle: Bundle, options: dict[str, Any]) -> str:
+    """Return the message for a mask that draws nothing, which the library calls white nowhere."""
+    cell = bundle.latent.vae_scale_factor
+    return (
+        "the transparent parts of mask are too small, so that nothing would be drawn: make a part"
+        f" of {cell}x{cell} pixels or more fully transparent"
+    )
+
+
+# In place of the library's messages, whose words are not those of a request.
+_MESSAGES = {"size": _size_message, "mask": _mask_message}
