@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+import socket
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import openai
 import pytest
+from fastapi import Request
 from PIL import Image
 
 import intaglio
-from tests.serve.conftest import PROMPT, Running, serving
+from intaglio.serve.api import openai as api
+from intaglio.serve.api.schemas import EditRequest
+from intaglio.serve.api.services import FORMS_AT_ONCE
+from intaglio.serve.api.uploads import read_form
+from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
 
 SIZE = (40, 24)
 EDITS = "/v1/images/edits"
@@ -143,12 +153,30 @@ def test_a_replica_draws_the_same_edit(
     assert drawn[0] == drawn[1]
 
 
+def pierced(side: int = 1) -> Image.Image:
+    """Return a mask with a small hole."""
+    mask = Image.new("RGBA", SIZE)
+    mask.putalpha(255)
+    mask.paste((0, 0, 0, 0), (9, 9, 9 + side, 9 + side))
+    return mask
+
+
+def scanned(scans: int) -> bytes:
+    """Return a progressive JPEG whose last scan is repeated, which decoders accept."""
+    content = file_of(noise("RGB"), "JPEG", progressive=True)
+    start, count = content.rindex(b"\xff\xda"), content.count(b"\xff\xda")
+    assert count > 1
+    return content[:-2] + content[start:-2] * (scans - count) + content[-2:]
+
+
 PICTURE, MASK = file_of(noise("RGB")), file_of(transparent())
 OPAQUE = file_of(transparent().convert("RGB"))
 CLEAR = file_of(Image.new("RGBA", SIZE, (0, 0, 0, 9)))
+TURNED = file_of(transparent(), exif=b"Exif\0\0nothing")
 HUGE = file_of(Image.new("1", (5000, 4000)))
 Files = dict[str, bytes]
-WRONG: dict[str, tuple[Files, dict[str, str], str, str]] = {
+Fields = dict[str, Any]
+WRONG: dict[str, tuple[Files, Fields, str, str]] = {
     "no image": ({"mask": MASK}, {}, "image", "image is missing"),
     "no picture": ({"image": b"hello"}, {}, "image", "send a whole PNG, JPEG or WebP file"),
     "cut": ({"image": PICTURE[:200]}, {}, "image", "send a whole PNG"),
@@ -159,8 +187,28 @@ WRONG: dict[str, tuple[Files, dict[str, str], str, str]] = {
         {"image": PICTURE, "mask": file_of(transparent((24, 24)))}, {},
         "mask", "mask is 24x24 pixels but image is 40x24: send both in one size",
     ),
-    "opaque": ({"image": PICTURE, "mask": OPAQUE}, {}, "mask", "mask is not transparent anywhere"),
-    "clear": ({"image": PICTURE, "mask": CLEAR}, {}, "mask", "mask is white nowhere"),
+    "no alpha": ({"image": PICTURE, "mask": OPAQUE}, {}, "mask", "no part of mask is transparent"),
+    "opaque": ({"image": PICTURE, "mask": CLEAR}, {}, "mask", "no part of mask is transparent"),
+    "a pixel": (
+        {"image": PICTURE, "mask": file_of(pierced())}, {},
+        "mask", "the transparent parts of mask are too small",
+    ),
+    "blurred away": (
+        {"image": PICTURE, "mask": file_of(pierced(6))}, {"mask_blur": "500"},
+        "mask", "the transparent parts of mask are too small",
+    ),
+    "EXIF": ({"image": TURNED}, {}, "image", "image cannot be read"),
+    "EXIF of the mask": ({"image": PICTURE, "mask": TURNED}, {}, "mask", "mask cannot be read"),
+    "scans": ({"image": scanned(101)}, {}, "image", "image has 101 scans: send a JPEG with 100 or"),
+    "nested": ({"image": PICTURE}, {"steps": "[" * 20_000}, "steps", "steps is invalid"),
+    "twice": ({"image": PICTURE}, {"steps": ["1", "2"]}, "steps", "steps is given several times"),
+    "field and list": (
+        {"image": PICTURE}, {"slg_layers": "7", "slg_layers[]": "8"},
+        "slg_layers", "slg_layers is given several times",
+    ),
+    "list and field": (
+        {"image": PICTURE}, {"prompt[]": "a", "prompt": "b"}, "prompt", "prompt is given several",
+    ),
     "other file": ({"image": PICTURE, "video": MASK}, {}, "video", "video is no file of an edit"),
     "size": ({"image": PICTURE}, {"size": "30000x30000"}, "size", "exceeds the limit: give up to"),
     "odd size": ({"image": file_of(noise("L", (41, 24)))}, {}, "size", "give multiples of 4"),
@@ -172,13 +220,20 @@ WRONG: dict[str, tuple[Files, dict[str, str], str, str]] = {
 
 @pytest.mark.parametrize(("files", "fields", "param", "says"), WRONG.values(), ids=WRONG)
 def test_what_is_wrong_is_named(
-    server: Running, files: Files, fields: dict[str, str], param: str, says: str
+    server: Running, files: Files, fields: Fields, param: str, says: str
 ) -> None:
     answer = server.client.post(EDITS, files=files, data={"prompt": PROMPT, **fields})
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["param"] == param
     assert says in error["message"]
+
+
+def test_a_jpeg_may_have_many_scans(server: Running) -> None:
+    for scans in (20, 100):
+        fields = {"prompt": PROMPT, "steps": "1"}
+        answer = server.client.post(EDITS, files={"image": scanned(scans)}, data=fields)
+        assert answer.status_code == 200, answer.text
 
 
 def test_two_pictures_and_other_bodies_are_refused(server: Running) -> None:
@@ -192,6 +247,83 @@ def test_two_pictures_and_other_bodies_are_refused(server: Running) -> None:
     headers = {"content-type": "multipart/form-data; boundary=x"}
     answer = server.client.post(EDITS, content=b"--y\r\nno form", headers=headers)
     assert answer.status_code == 400
+
+
+def test_forms_that_cannot_be_read(server: Running) -> None:
+    body = b'--x\r\ncontent-disposition: form-data; name="prompt"\r\n\r\na\r\n--x--\r\n'
+    for charset in ("undefined", "punycode", "none"):
+        kind = f"multipart/form-data; charset={charset}; boundary=x"
+        answer = server.client.post(EDITS, content=body, headers={"content-type": kind})
+        assert answer.status_code == 400, answer.text
+    before = server.metric("rejections_total", code="invalid_form")
+    with socket.create_connection(("127.0.0.1", server.client.base_url.port or 0)) as client:
+        head = f"POST {EDITS} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x"
+        client.sendall(f"{head}\r\ncontent-length: 5000\r\n\r\n--x\r\n".encode())
+    wait_until(lambda: server.metric("rejections_total", code="invalid_form") > before)
+
+
+class Dropped(dict[str, bytes]):
+    """Files, which weak references can refer to."""
+
+
+def test_a_waiting_edit_holds_no_files(
+    forked_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a full queue, a form is not even read."""
+    held: list[weakref.ref[Dropped]] = []
+
+    async def read(request: Request) -> tuple[EditRequest, dict[str, bytes]]:
+        body, files = await read_form(request)
+        dropped = Dropped(files)
+        held.append(weakref.ref(dropped))
+        return body, dropped
+
+    monkeypatch.setattr(api, "read_form", read)
+    fields = {"prompt": PROMPT, "steps": "1"}
+    with (
+        serving(forked_bundle, max_batch=1, limits={"queue": 1, "steps": LONG}) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        with server.full():
+            first = pool.submit(server.client.post, EDITS, files={"image": PICTURE}, data=fields)
+            wait_until(lambda: sum(server.services.queue.waiting.values()) == 1)
+            wait_until(lambda: held[0]() is None)
+            answer = httpx2.post(f"{server.url}{EDITS}", files={"image": b"hello"}, timeout=120)
+            assert (answer.status_code, len(held)) == (429, 1), answer.text
+        assert first.result().status_code == 200
+
+
+def test_few_forms_are_read_at_once(forked_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a body begins when it is read."""
+    reading, most = 0, 0
+
+    async def read(request: Request) -> tuple[EditRequest, dict[str, bytes]]:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        try:
+            found = await read_form(request)
+            await asyncio.sleep(3)
+            return found
+        finally:
+            reading -= 1
+
+    monkeypatch.setattr(api, "read_form", read)
+    picture = file_of(noise("RGB", (400, 400)))
+    assert len(picture) > 400_000, "more than is read ahead"
+
+    def post(_: int) -> int:
+        fields = {"prompt": PROMPT, "steps": "1", "size": "16x16"}
+        url = f"{server.url}{EDITS}"
+        return httpx2.post(url, files={"image": picture}, data=fields, timeout=120).status_code
+
+    count = FORMS_AT_ONCE + 3
+    with (
+        serving(forked_bundle, limits={"body_seconds": 2}) as server,
+        ThreadPoolExecutor(count) as pool,
+    ):
+        assert set(pool.map(post, range(count))) == {200}
+    assert most == FORMS_AT_ONCE
 
 
 @pytest.fixture(scope="module")

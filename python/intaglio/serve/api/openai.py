@@ -21,8 +21,8 @@ from intaglio.serve.api.schemas import (
     ModelList,
     ModelView,
 )
-from intaglio.serve.api.services import Shared
-from intaglio.serve.api.uploads import Pictures, read_form
+from intaglio.serve.api.services import Services, Shared
+from intaglio.serve.api.uploads import Pictures, check_kind, read_form
 from intaglio.serve.engine.job import Job
 from intaglio.serve.errors import CANCELLED, ApiError, documented
 from intaglio.serve.transport.auth import Client
@@ -84,6 +84,15 @@ async def edit_image(
     request: Request, shared: Shared, client: Client
 ) -> ImagesResponse | JSONResponse:
     """Draw an image anew, or the part of it that is transparent in the mask."""
+    check_kind(request)
+    shared.queue.check_room(client)
+    async with shared.forms:
+        job = await _read_edit(request, shared, client)
+    return await _draw(job, request, shared)
+
+
+async def _read_edit(request: Request, shared: Services, client: str) -> Job:
+    """Return the job of an edit, which holds no more of the form than the pictures in its size."""
     body, files = await read_form(request)
 
     def make() -> Job:
@@ -92,8 +101,7 @@ async def edit_image(
         return shared.make_job(body, client, stored=stored, pictures=pictures)
 
     async with shared.decoding:
-        job = await asyncio.to_thread(make)
-    return await _draw(job, request, shared)
+        return await asyncio.to_thread(make)
 
 
 async def _draw(job: Job, request: Request, shared: Shared) -> ImagesResponse | JSONResponse:

@@ -25,6 +25,8 @@ from intaglio.serve.settings import ServerSettings
 
 # Number of finished jobs that a client can still ask for.
 JOBS_KEPT = 256
+# Number of forms with pictures that are read at a time. Each has up to `upload_bytes`.
+FORMS_AT_ONCE = 8
 
 # Creates what runs the jobs of a model, in place of a worker in this process.
 MakeRunner = Callable[[Inbox, Model, ImageStore, Metrics], Runner]
@@ -59,7 +61,9 @@ class Services:
             lambda inbox, model: make_runner(inbox, model, store, metrics),
         )
         self.jobs: dict[str, Job] = {}
-        self.decoding = asyncio.Lock()  # so that one request's pictures are in memory at a time
+        # Few pictures are in memory at a time: whole ones of one request, and files of these many.
+        self.decoding = asyncio.Lock()
+        self.forms = asyncio.Semaphore(FORMS_AT_ONCE)
         metrics.read(self._gauges)
 
     def _make_worker(

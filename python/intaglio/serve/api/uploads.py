@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +12,33 @@ import numpy as np
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from intaglio import _core
 from intaglio.pillow import pixels_of
+from intaglio.serve.api.options import FILES
 from intaglio.serve.api.schemas import EditRequest, is_text
 from intaglio.serve.errors import ApiError, limit_error, value_error
 from intaglio.serve.settings import Limits
 
 Array = np.ndarray[Any, Any]
 FORMATS = ("PNG", "JPEG", "WEBP")
-_FILES = ("image", "mask")
 _MOST_PARTS = 100  # of a form
+# Each scan of a progressive JPEG passes over the whole picture, although a few bytes describe it.
+# Encoders write about ten.
+_MOST_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"  # which compressed data does not contain
+
+
+def check_kind(request: Request) -> None:
+    """Raise ApiError for a body that its head does not call a form."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise value_error(None, "the body is no form: send multipart/form-data with an image")
 
 
 async def read_form(request: Request) -> tuple[EditRequest, dict[str, bytes]]:
@@ -32,10 +46,8 @@ async def read_form(request: Request) -> tuple[EditRequest, dict[str, bytes]]:
 
     Lists come as OpenAI's client sends them, as several fields NAME[].
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise value_error(None, "the body is no form: send multipart/form-data with an image")
     fields: dict[str, Any] = {}
+    lists: dict[str, list[Any]] = {}
     files: dict[str, bytes] = {}
     try:
         async with request.form(max_files=_MOST_PARTS, max_fields=_MOST_PARTS) as form:
@@ -45,18 +57,22 @@ async def read_form(request: Request) -> tuple[EditRequest, dict[str, bytes]]:
                     _refuse_file(name, files)
                     files[name] = await value.read()
                 elif name != key:
-                    fields.setdefault(name, []).append(_parsed(name, value))
+                    _refuse_second(name, fields)
+                    lists.setdefault(name, []).append(_parsed(name, value))
                 else:
+                    _refuse_second(name, fields.keys() | lists.keys())
                     fields[name] = _parsed(name, value)
     except HTTPException as error:
         if error.status_code != 400:  # of the limits on bodies
             raise
-        message = f"the form cannot be read ({error.detail}): send multipart/form-data"
-        raise ApiError(400, "invalid_form", message) from None
+        raise _unreadable(error.detail) from None
+    except UnicodeError:
+        raise _unreadable("its charset is unknown") from None
+    except ClientDisconnect:
+        raise _unreadable("it ends early") from None
+    given = {name: value for name, value in (fields | lists).items() if name not in files}
     try:
-        body = EditRequest.model_validate(
-            {name: v for name, v in fields.items() if name not in files}
-        )
+        body = EditRequest.model_validate(given)
     except ValidationError as errors:
         found = [{**error, "loc": ("body", *error["loc"])} for error in errors.errors()]
         raise RequestValidationError(found) from None
@@ -65,8 +81,19 @@ async def read_form(request: Request) -> tuple[EditRequest, dict[str, bytes]]:
     return body, files
 
 
+def _unreadable(why: str) -> ApiError:
+    message = f"the form cannot be read ({why}): send multipart/form-data"
+    return ApiError(400, "invalid_form", message)
+
+
+def _refuse_second(name: str, given: Container[str]) -> None:
+    if name in given:
+        message = f"{name} is given several times: give it once, or a list as fields {name}[]"
+        raise value_error(name, message)
+
+
 def _refuse_file(name: str, files: dict[str, bytes]) -> None:
-    if name not in _FILES:
+    if name not in FILES:
         raise ApiError(
             400, "unknown_field", f"{name} is no file of an edit: leave it out", param=name
         )
@@ -80,7 +107,7 @@ def _parsed(name: str, value: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
@@ -94,19 +121,16 @@ class Pictures:
     @classmethod
     def of(cls, files: dict[str, bytes], limits: Limits) -> Pictures:
         """Decode the files. Raises ApiError, which names the file."""
-        image = _rgb(_decoded("image", files["image"], limits))
+        image = _decoded("image", files["image"], limits, _rgb)
         if "mask" not in files:
             return cls(image, None)
-        given = ImageOps.exif_transpose(_decoded("mask", files["mask"], limits))
-        if not given.has_transparency_data:
-            message = (
-                "mask is not transparent anywhere, and its transparent parts are drawn: add some"
-            )
-            raise value_error("mask", message)
-        alpha = given.convert("RGBA").getchannel("A")
+        alpha = _decoded("mask", files["mask"], limits, _alpha)
         if alpha.size != image.size:
             sizes = "mask is {}x{} pixels but image is {}x{}".format(*alpha.size, *image.size)
             raise value_error("mask", f"{sizes}: send both in one size")
+        if alpha.getextrema()[0]:
+            message = "no part of mask is transparent, so that nothing would be drawn"
+            raise value_error("mask", f"{message}: make a part of it fully transparent")
         return cls(image, alpha.point([255] + [0] * 255))
 
     @classmethod
@@ -123,7 +147,10 @@ class Pictures:
         }
 
 
-def _decoded(name: str, content: bytes, limits: Limits) -> Image.Image:
+def _decoded(
+    name: str, content: bytes, limits: Limits, read: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """Return what `read` makes of the picture in a file."""
     try:
         picture = Image.open(io.BytesIO(content), formats=FORMATS)  # which reads its head only
         pixels = picture.width * picture.height
@@ -131,11 +158,22 @@ def _decoded(name: str, content: bytes, limits: Limits) -> Image.Image:
             size = f"{picture.width}x{picture.height}"
             message = f"{name} is {size} pixels: send up to {limits.upload_pixels} in all"
             raise limit_error(name, message)
+        scans = content.count(_START_OF_SCAN)
+        if isinstance(picture, JpegImageFile) and scans > _MOST_SCANS:
+            message = f"{name} has {scans} scans: send a JPEG with {_MOST_SCANS} or fewer, or a PNG"
+            raise limit_error(name, message)
         picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return read(picture)
+    except (ApiError, MemoryError):
+        raise
+    except Exception:  # Pillow raises errors of many kinds, and for EXIF others than for pixels
         message = f"{name} cannot be read: send a whole PNG, JPEG or WebP file"
         raise value_error(name, message) from None
-    return picture
+
+
+def _alpha(picture: Image.Image) -> Image.Image:
+    """Return the opacity of a picture, as viewers show it."""
+    return ImageOps.exif_transpose(picture).convert("RGBA").getchannel("A")
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

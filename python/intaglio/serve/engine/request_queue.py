@@ -95,6 +95,12 @@ class RequestQueue:
         if self.stopping:
             raise self._stopping_error()
 
+    def check_room(self, client: str) -> None:
+        """Raise ApiError if the server is stopping, or the queue is full for `client`."""
+        self.check_open()
+        with self._changed:
+            self._waiting_with_room(client)
+
     def stop(self, job: Job, error: ApiError) -> None:
         """End `job` with `error`: at once if it waits, at its next step if it runs."""
         if job.ended.is_set():
@@ -155,19 +161,24 @@ class RequestQueue:
         That is the newest request of the client with the most requests. Raises ApiError for a
         client that has its share or more. The caller holds `_changed`.
         """
-        waiting = self._waiting_jobs()
-        limit = self._settings.limits.queue
-        if len(waiting) < limit:
+        waiting = self._waiting_with_room(client)
+        if len(waiting) < self._settings.limits.queue:
             return
-        counts = Counter(job.client for job in waiting)
-        if counts[client] >= limit // len(counts.keys() | {client}):
-            raise self._full_error(f"{len(waiting)} requests are waiting", len(waiting))
-        [(largest, _)] = counts.most_common(1)
+        [(largest, _)] = Counter(job.client for job in waiting).most_common(1)
         newest = max(
             (job for job in waiting if job.client == largest), key=lambda job: job.submitted_at
         )
         message = "the queue is full, and another client had fewer requests in it"
         self.stop(newest, self._full_error(message, len(waiting)))
+
+    def _waiting_with_room(self, client: str) -> list[Job]:
+        """Return the waiting jobs. Raises ApiError if they leave no room for one of `client`."""
+        waiting = self._waiting_jobs()
+        limit = self._settings.limits.queue
+        counts = Counter(job.client for job in waiting)
+        if len(waiting) >= limit and counts[client] >= limit // len(counts.keys() | {client}):
+            raise self._full_error(f"{len(waiting)} requests are waiting", len(waiting))
+        return waiting
 
     def _full_error(self, message: str, waiting: int) -> ApiError:
         after = self._retry_after(waiting)

@@ -27,15 +27,17 @@ class BodyLimits:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         limit = self._sizes.get(path, self._size)
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        end = asyncio.get_running_loop().time() + self._seconds
+        end: float | None = None
         size, complete = 0, False
 
         async def receive_body() -> Message:
-            nonlocal size, complete
+            nonlocal end, size, complete
             if complete:
                 return await receive()
             if int(announced) > limit:  # uvicorn has checked that it is a number
                 raise self._too_large(limit)
+            # Forms wait for their turn before anything reads them.
+            end = end or asyncio.get_running_loop().time() + self._seconds
             try:
                 async with asyncio.timeout_at(end):
                     message = await receive()
