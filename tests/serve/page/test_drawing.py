@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from playwright.sync_api import Page, expect
 
@@ -243,6 +244,22 @@ def test_advanced_guidance(page: Page, watch: Watch, server: Any) -> None:
     page.get_by_role("button", name="Restore:").last.click()
     assert page.locator("#curl").inner_text() == text
     np.testing.assert_array_equal(pixels(page.locator("#left")), picture)
+
+
+@pytest.mark.parametrize(
+    ("end", "value", "window"), [("from", "0.2", [0.2, 1]), ("to", "0.6", [0, 0.6])]
+)
+def test_an_open_end_of_a_window(
+    page: Page, watch: Watch, end: str, value: str, window: list[float]
+) -> None:
+    page.get_by_text("Advanced guidance", exact=True).click()
+    page.get_by_label("Blocks").fill("1")
+    page.get_by_label("Scale", exact=True).fill("2")
+    page.get_by_label(f"Skipped {end}").fill(value)
+    press(page, "Generate")
+    wait_until(page, "Done.")
+    [request] = watch.jobs()
+    assert request["slg_window"] == window
 
 
 def test_compare_leaves_out_skipped_blocks(page: Page, watch: Watch) -> None:

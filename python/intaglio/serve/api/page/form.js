@@ -92,7 +92,7 @@ export class RequestForm {
       }
     }
     const window = ["from", "to"].map((end) => this.#fields[`slg_window_${end}`].value);
-    if (window.every(Boolean)) request.slg_window = window.map(Number);
+    if (window.some(Boolean)) request.slg_window = [Number(window[0] || 0), Number(window[1] || 1)];
     return request;
   }
 
