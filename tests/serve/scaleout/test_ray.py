@@ -171,6 +171,29 @@ def test_openais_client_gets_the_image_of_generate(
     assert refused.value.param == "steps"
 
 
+def test_a_replica_gets_the_pictures_of_an_edit(
+    client: openai.OpenAI, pipeline: intaglio.Pipeline
+) -> None:
+    picture = Image.linear_gradient("L").convert("RGB").resize((128, 128))
+    mask = Image.new("RGBA", picture.size)
+    mask.paste((0, 0, 0, 255), (0, 0, 128, 64))
+    files = [io.BytesIO(), io.BytesIO()]
+    for file, drawn in zip(files, (picture, mask), strict=True):
+        drawn.save(file, "PNG")
+    answer = client.images.edit(
+        model="tiny", prompt=PROMPT, image=files[0].getvalue(), mask=files[1].getvalue(),
+        response_format="b64_json", extra_body={"seed": 2, "steps": 3, "strength": 0.7},
+    )  # fmt: skip
+    assert answer.data
+    assert answer.data[0].b64_json
+    white = np.repeat(np.arange(128)[:, None] >= 64, 128, axis=1).astype(np.uint8) * 255
+    expected = pipeline.generate(
+        PROMPT, image=picture, mask=white, seeds=2, steps=3, strength=0.7
+    ).images[0]
+    found = pixels(base64.b64decode(answer.data[0].b64_json))
+    assert np.abs(found - np.asarray(expected).astype(int)).max() <= 1
+
+
 def test_a_job_is_followed(url: str, pipeline: intaglio.Pipeline) -> None:
     job_id = post_job(url, seed=5, steps=6)
     with httpx2.stream("GET", f"{url}/v1/jobs/{job_id}/events", timeout=120) as stream:
