@@ -336,8 +336,8 @@ class Pipeline:
             cfg_scale: classifier-free guidance, 1 + lambda; 1 is off and saves a branch.
             cfg_window: the part of the run with CFG, which has step i of N if start <= i / N < end.
             guidance: the rule for D_c and D_0: cfg, apg, cfg-zero, tcfg, mambo-g. None means cfg.
-            guidance_eta, guidance_norm_threshold, guidance_momentum: of apg; guidance_zero_steps:
-                of cfg-zero; guidance_alpha: of mambo-g.
+            guidance_eta, guidance_norm_threshold, guidance_momentum: of apg.
+            guidance_zero_steps, guidance_alpha: of cfg-zero and of mambo-g.
             guidance_rescale, guidance_normalization, guidance_tag, guidance_prev: after any rule.
             distilled_guidance: the guidance that FLUX.1-dev takes as an input. Others refuse it.
             dg_scale, dg_window: Detail Guidance (arXiv 2510.11538; 0: off) and its part of the run.

@@ -138,7 +138,7 @@ pipeline = intaglio.Pipeline.open(sys.argv[1])
 main = threading.main_thread().ident
 
 def strike():
-    while sys._current_frames()[main].f_code.co_name != "generate":
+    while sys._current_frames()[main].f_code.co_name != "_run":  # of Pipeline.generate
         time.sleep(0.01)
     time.sleep(0.5)
     print("struck", flush=True)
