@@ -56,7 +56,8 @@ def test_branches_equal_runs_of_the_transformer(adapter: Flux2KleinAdapter, bloc
     keep = torch.ones(3, inputs["position"].shape[0])
     keep[2] = 0
     forked = ForkedTransformer(adapter, block)
-    got = forked(*condition(adapter, inputs), mask, REF * mask, branch, keep, torch.full(keep.shape, -1))
+    source = torch.full(keep.shape, -1)
+    got = forked(*condition(adapter, inputs), mask, REF * mask, branch, keep, source)
     torch.testing.assert_close(got[:2], base, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got[2], moved[1], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(base, moved, atol=1e-2)

@@ -96,7 +96,7 @@ SHARED = {
     "SLG beside DG's window": wrong(2, "--dg-window is for", slg_layers=[1], dg_window=(0, 0.5)),
     "SLG beside ma-keep": wrong(2, "--ma-keep is for DG", slg_layers=[1], ma_keep=0.5),
     "SLG beside channels": wrong(2, "--ma-channels is for DG", slg_layers=[1], ma_channels=[1]),
-    "scale of no layers": wrong(2, "give --slg-layers too", slg_scale=1.0),
+    "scale of no layers": wrong(2, "give --slg-layers or --slg-share too", slg_scale=1.0),
     "window of no layers": wrong(2, "--slg-window is for blocks", slg_window=(0.0, 0.5)),
     "unknown scheduler": wrong(2, "use one of euler, heun, dpmpp-2m", scheduler="ddim"),
     "channel outside": wrong(2, "is not a channel of", ma_channels=[3, 64]),

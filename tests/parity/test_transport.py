@@ -126,7 +126,8 @@ def test_requests_that_transport_share_a_batch() -> None:
         base | {"seeds": seed, "steps": steps, "cfg_scale": 5.0, "transport_from": NEGATIVE}
         for seed, steps in ((4, 2), (5, 5))
     ]
-    requests = unequal + [
+    requests = [
+        *unequal,
         base | {"seeds": 1, "steps": 2, "transport_from": NEGATIVE, "dg_window": (0.5, 1.0)},
         base | {"seeds": 2, "steps": 4, "transport_from": "a bag", "dg_window": (0.0, 0.5)},
         base | {"seeds": 3, "steps": 3, "transport_from": NEGATIVE, "ma_tokens": UPPER},
