@@ -118,6 +118,7 @@ def test_branches_equal_the_hooked_diffusers_model(
     (forked,) = run(
         forked_bundle / "transformer" / "forked.onnx",
         **conditioned(forked_bundle, **inputs), mask=mask, ref=ref, branch=rows, keep=keep,
+        source=torch.full(keep.shape, -1),
     )  # fmt: skip
     expected = torch.cat(
         [
@@ -193,7 +194,7 @@ def test_the_op_stands_once_with_its_function(bundle: Path) -> None:
     model = onnx.load(bundle / "transformer" / f"{name}.onnx", load_external_data=False)
     assert [n.op_type for n in model.graph.node if n.domain == "ai.intaglio"] == ["MASuppress"]
     assert [(f.domain, f.name) for f in model.functions] == [("ai.intaglio", "MASuppress")]
-    assert {(o.domain, o.version) for o in model.opset_import} == {("", 23), ("ai.intaglio", 1)}
+    assert {(o.domain, o.version) for o in model.opset_import} == {("", 23), ("ai.intaglio", 2)}
 
 
 def test_dual_stores_its_weights_once(forked_bundle: Path, dual_bundle: Path) -> None:

@@ -124,15 +124,16 @@ void visit_faster_options(Options& options, Visitor& visit) {
 template <typename Options, typename Visitor>
 void visit_ma_options(Options& options, Visitor& visit) {
   using enum OptionGroup;
-  visit({guidance, "ma_keep_by", "step|timestep",
-         "what two numbers of --ma-keep follow: the number of the step, or the timestep, so that "
-         "the first belongs to pure noise and the second to the picture [step]"},
+  visit({guidance, "ma_keep_by", "WHAT",
+         "what two numbers of --ma-keep follow: step, its number, or timestep, where the first "
+         "belongs to pure noise and the second to the picture [step]"},
         options.ma_keep_by);
   visit({guidance, "ma_channels", "C,D,...",
          "channels to suppress, in place of the massive channels that the bundle names"},
         options.ma_channels);
-  visit({guidance, "dg_region", "all|mask",
-         "tokens where DG's term acts: all, or only those that --ma-tokens or --mask marks [all]"},
+  visit({guidance, "dg_region", "WHERE",
+         "where DG's term acts: all, or mask, only the tokens that --ma-tokens or --mask marks "
+         "[all]"},
         options.dg_region);
   visit({guidance, "transport_from", "TEXT",
          "prompt whose massive channels replace those of --prompt on the tokens of --ma-tokens, "
