@@ -29,10 +29,20 @@ MODES: dict[str, dict[str, Any]] = {
         "dg_window": (0.3, 1.0),
         "ma_keep": (0.0, 0.8),
     },
+    "reuse": {"cfg_scale": 3.0, "dg_scale": 1.0, "reuse_interval": 2, "reuse_window": (0.0, 1.0)},
+    "skipped layers": {"slg_layers": [0, 2], "slg_window": (0.0, 1.0), "cfg_scale": 3.0},
+    "a masked term, and keep by timestep": {
+        "cfg_scale": 3.0, "dg_scale": 1.5, "ma_keep": (0.2, 1.5), "ma_keep_by": "timestep",
+        "ma_tokens": UPPER, "dg_region": "mask",
+    },
+    "skipped steps": {"dg_scale": 1.0, "skip_interval": 2, "skip_tolerance": 10.0, "steps": 5},
+}  # fmt: skip
+
+# Samplers and rules, which do not depend on the layout, and what layout dual lacks.
+FORKED: dict[str, dict[str, Any]] = {
     "Heun": {"cfg_scale": 3.0, "dg_scale": 1.0, "scheduler": "heun", "steps": 2},
     "UniPC": {"cfg_scale": 3.0, "dg_scale": 1.0, "scheduler": "unipc"},
     "DPM++ 2M SDE": {"cfg_scale": 3.0, "scheduler": "dpmpp-2m-sde", "batch": 2},
-    "reuse": {"cfg_scale": 3.0, "dg_scale": 1.0, "reuse_interval": 2, "reuse_window": (0.0, 1.0)},
     "CFG-Zero*": {"guidance": "cfg-zero", "cfg_scale": 3.0, "dg_scale": 1.0, "batch": 2},
     "TCFG, rescaled": {"guidance": "tcfg", "guidance_rescale": 0.7, "cfg_scale": 3.0},
     "MAMBO-G, TAG, SG-prev and a list": {
@@ -43,21 +53,13 @@ MODES: dict[str, dict[str, Any]] = {
         "guidance": "apg", "guidance_norm_threshold": 4.0, "cfg_scale": 3.0, "skip_interval": 2,
         "skip_tolerance": 10.0, "steps": 5,
     },
-    "skipped layers": {"slg_layers": [0, 2], "slg_window": (0.0, 1.0), "cfg_scale": 3.0},
-    "a masked term, and keep by timestep": {
-        "cfg_scale": 3.0, "dg_scale": 1.5, "ma_keep": (0.2, 1.5), "ma_keep_by": "timestep",
-        "ma_tokens": UPPER, "dg_region": "mask",
-    },
     "S2-Guidance, CFG normalized": {
         "slg_share": 0.4, "cfg_scale": 3.0, "guidance_normalization": 0.8,
     },
-    "skipped steps": {"dg_scale": 1.0, "skip_interval": 2, "skip_tolerance": 10.0, "steps": 5},
-}  # fmt: skip
-
-# Of layout forked.
-TRANSPORT: dict[str, Any] = {
-    "cfg_scale": 3.0, "batch": 2, "transport_from": "a shoe", "ma_tokens": UPPER,
-    "dg_window": (0.0, 0.7),
+    "transport": {
+        "cfg_scale": 3.0, "batch": 2, "transport_from": "a shoe", "ma_tokens": UPPER,
+        "dg_window": (0.0, 0.7),
+    },
 }  # fmt: skip
 
 
@@ -120,13 +122,11 @@ def in_a_batch(pipeline: intaglio.Pipeline) -> dict[str, np.ndarray]:
 def main(bundle: str, device: str, library: str, out: str) -> None:
     """Draw everything and write it."""
     pipeline = intaglio.Pipeline.open(bundle, device=device, onnxruntime=library, threads=1)
+    modes = MODES | FORKED if pipeline.bundle.layout == "forked" else MODES
     drawn = {
         name: np.asarray(pipeline.generate(PROMPT, seeds=5, **{"steps": STEPS, **mode}).latents)
-        for name, mode in MODES.items()
+        for name, mode in modes.items()
     }
-    if pipeline.bundle.layout == "forked":
-        transported = pipeline.generate(PROMPT, seeds=5, steps=STEPS, **TRANSPORT)
-        drawn["transport"] = np.asarray(transported.latents)
     drawn["callback"] = with_callback(pipeline)
     drawn["image to image"] = from_an_image(pipeline)
     drawn["inpainting"] = inpainted(pipeline, steps=STEPS)
