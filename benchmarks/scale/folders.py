@@ -100,6 +100,9 @@ def _bytes(network: nn.Module, dtype: torch.dtype) -> int:
     return sum(tensor.numel() * _stored(tensor, dtype).itemsize for tensor in tensors)
 
 
+_T5_HEAD = 64  # channels of an attention head of T5
+
+
 def _write_weights(
     network: nn.Module, file: BinaryIO, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
@@ -108,6 +111,10 @@ def _write_weights(
     for name, tensor in _tensors(network).items():
         vector = tensor.ndim < 2
         fan_in = 1 if vector else math.prod(tensor.shape[1:])
+        # T5 does not scale its attention's scores. Without its smaller queries the rounding of int8
+        # grows from layer to layer until nothing is left of the result.
+        if name.endswith(".q.weight"):
+            fan_in *= _T5_HEAD
         for start in range(0, tensor.numel(), _CHUNK):
             count = min(_CHUNK, tensor.numel() - start)
             if vector:
