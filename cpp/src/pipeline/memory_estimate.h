@@ -26,8 +26,9 @@ struct RunSize {
 // Throws UsageError for an image size that the bundle does not draw.
 RunSize run_size(const Bundle& bundle, const GenerateOptions& options);
 
-// Whether each image of the run is what it would be without the others. It is not where the image
-// that is farthest from the line decides whether a step is skipped.
+// Whether images can be drawn in groups as they are drawn together. They cannot where one of them
+// decides for all whether a step is skipped, nor where the sampler's noise or the picture around a
+// mask is made for the whole run.
 bool has_independent_images(const Bundle& bundle, const GenerateOptions& options);
 
 // Whether the device has memory of its own.
