@@ -118,20 +118,28 @@ def test_transport_from_the_same_prompt_or_of_nothing_changes_nothing() -> None:
     assert relative(other, torch.from_numpy(plain)) > 1e-4
 
 
-def test_requests_that_transport_share_a_batch() -> None:
+_SHARED: dict[str, Any] = {"prompt": PROMPT, "cfg_scale": CFG, "ma_channels": [1, 2, 3, 4, 5]}
+_MANY: dict[str, Any] = {"prompt": PROMPT, "cfg_scale": 5.0, "ma_channels": list(range(32))}
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [
+            _SHARED | {"seeds": 1, "steps": 2, "transport_from": NEGATIVE, "dg_window": (0.5, 1.0)},
+            _SHARED | {"seeds": 2, "steps": 4, "transport_from": "a bag", "dg_window": (0.0, 0.5)},
+            _SHARED | {"seeds": 3, "steps": 3, "transport_from": NEGATIVE, "ma_tokens": UPPER},
+        ],
+        # When the first has left, rows of D_c become rows of D_0.
+        [
+            _MANY | {"seeds": seed, "steps": steps, "transport_from": NEGATIVE}
+            for seed, steps in ((4, 2), (5, 5))
+        ],
+    ],
+)
+def test_requests_that_transport_share_a_batch(requests: list[dict[str, Any]]) -> None:
     """Members join, take channels in other steps, and leave; rows go to others."""
     pipeline = intaglio.Pipeline.open(bundles.bundle("sd3", "forked"), threads=1)
-    base: dict[str, Any] = {"prompt": PROMPT, "cfg_scale": CFG, "ma_channels": [1, 2, 3, 4, 5]}
-    unequal = [
-        base | {"seeds": seed, "steps": steps, "cfg_scale": 5.0, "transport_from": NEGATIVE}
-        for seed, steps in ((4, 2), (5, 5))
-    ]
-    requests = [
-        *unequal,
-        base | {"seeds": 1, "steps": 2, "transport_from": NEGATIVE, "dg_window": (0.5, 1.0)},
-        base | {"seeds": 2, "steps": 4, "transport_from": "a bag", "dg_window": (0.0, 0.5)},
-        base | {"seeds": 3, "steps": 3, "transport_from": NEGATIVE, "ma_tokens": UPPER},
-    ]
     batch = intaglio.Batch(pipeline, 2)
     waiting, places, done = list(requests), [], {}
     while waiting or len(batch):
