@@ -90,7 +90,9 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
         "massive_activations": parts.suppression.to_json(),
         "prediction_type": adapter.prediction_type,
         "latent": _without_false(asdict(adapter.latent())),
-        "scheduler": scheduler_entry(adapter.pipeline.scheduler, adapter.max_shift),
+        "scheduler": scheduler_entry(
+            adapter.pipeline.scheduler, adapter.max_shift, adapter.fixed_mu
+        ),
         "vae_decoder": parts.vae_decoder.to_json(),
         "defaults": _defaults(adapter, parts.settings),
         "files": _files(folder),
