@@ -59,7 +59,8 @@ class Krea2Adapter(TextFirstAdapter, QwenVaeAdapter):
     def gate(self, block: nn.Module, kwargs: Mapping[str, Any], output: Any) -> torch.Tensor:
         """Return the gate out of scale, shift and gate of attention, then of the MLP."""
         table: torch.Tensor = block.scale_shift_table[2]  # type: ignore[index]
-        return kwargs["temb"].flatten(1).chunk(6, dim=-1)[2] + table
+        given: torch.Tensor = kwargs["temb"].flatten(1).chunk(6, dim=-1)[2]
+        return given + table
 
     @property
     def row_arguments(self) -> tuple[str, ...]:
@@ -88,7 +89,8 @@ class Krea2Adapter(TextFirstAdapter, QwenVaeAdapter):
 
     def _layers(self, text: torch.Tensor) -> torch.Tensor:
         """Return `text` [P, T, text_width] as [P, T, layers, D]."""
-        return text.unflatten(-1, (self.config["num_text_layers"], self.config["text_hidden_dim"]))
+        layers: int = self.config["num_text_layers"]
+        return text.reshape(*text.shape[:-1], layers, text.shape[-1] // layers)
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         return (
