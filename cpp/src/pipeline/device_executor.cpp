@@ -219,7 +219,7 @@ DeviceExecutor::Bound& DeviceExecutor::bind(const std::string& graph, std::int64
   std::vector<Binding> inputs, outputs;
   add_inputs(bound, inputs);
   add_outputs(bound, outputs);
-  bound.bound = sessions_.at(graph)->bind(stream_, inputs, outputs);
+  bound.bound = sessions_.at(graph)->bind(inputs, outputs);
   bound_.push_front(std::move(bound));
   if (bound_.size() > kBound) bound_.pop_back();
   return bound_.front();
