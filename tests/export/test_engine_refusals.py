@@ -90,7 +90,7 @@ def forge(bundle: Path, path: str) -> None:
 
 
 def newer(bundle: Path, path: str) -> None:
-    manifest = read(bundle / path) | {"schema_version": 3}
+    manifest = read(bundle / path) | {"schema_version": 4}
     (bundle / path).write_text(json.dumps(manifest))
 
 
