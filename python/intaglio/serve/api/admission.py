@@ -81,8 +81,8 @@ def _subject(request: GenerationRequest, model: Model, limits: Limits) -> dict[s
     subject = {name: value for name, value in given.items() if value is not None}
     if not subject.keys() & {"prompt", *CLASS}:
         raise value_error("prompt", "prompt is missing: give a description of the image")
-    for name in TEXTS:
-        length = len(subject.get(name, ""))
+    for name in (*TEXTS, "transport_from"):
+        length = len(getattr(request, name) or "")
         if length > limits.prompt_characters:
             raise limit_error(
                 name,
@@ -96,7 +96,8 @@ def _subject(request: GenerationRequest, model: Model, limits: Limits) -> dict[s
 def _sampling(request: GenerationRequest, model: Model, limits: Limits) -> dict[str, Any]:
     """Return steps and guidance, with the bundle's defaults for those that are not given."""
     values: dict[str, Any] = defaults_of(model.bundle).model_dump()
-    if request.slg_layers or request.slg_share:  # skipped blocks make D_m in place of DG
+    # Skipped blocks and transport take the place of DG.
+    if request.slg_layers or request.slg_share or request.transport_from is not None:
         for name in ("dg_scale", "dg_window", "ma_keep"):
             values.pop(name, None)
     names = [*SAMPLING, *EXTRAS]

@@ -41,15 +41,16 @@ SAMPLING = ("steps", "cfg_scale", "cfg_window", "dg_scale", "dg_window", "ma_kee
 
 # What else changes how. A bundle has no defaults for these; one that is not given has no effect.
 EXTRAS = (
-    "guidance", "guidance_eta", "guidance_norm_threshold", "guidance_momentum",
+    "scheduler", "guidance", "guidance_eta", "guidance_norm_threshold", "guidance_momentum",
     "guidance_zero_steps", "guidance_alpha", "guidance_rescale", "guidance_normalization",
     "guidance_tag", "guidance_prev", "slg_layers", "slg_share", "slg_scale", "slg_window",
-    "ma_keep_by", "skip_interval", "skip_window", "skip_steps", "skip_tolerance", "skip",
+    "ma_keep_by", "transport_from", "skip_interval", "skip_window", "skip_steps", "skip_tolerance",
+    "skip",
 )  # fmt: skip
 
 # What an edit has besides: files and fields.
 FILES = ("image", "mask")
-EDITING = ("strength", "mask_blur")
+EDITING = ("strength", "mask_blur", "dg_region")
 
 
 def _request_options() -> dict[str, RequestOption]:
