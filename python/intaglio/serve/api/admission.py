@@ -71,7 +71,7 @@ def _size(
 
 
 def _subject(request: GenerationRequest, model: Model, limits: Limits) -> dict[str, Any]:
-    """Return what to draw: the class, or the prompt and the negative prompt."""
+    """Return what to draw: the class, or the prompt and the texts beside it."""
     given = {name: getattr(request, name) for name in (*CLASS, *TEXTS)}
     if model.bundle.classes:
         # An empty prompt is accepted, since OpenAI's client always sends one.
@@ -81,8 +81,8 @@ def _subject(request: GenerationRequest, model: Model, limits: Limits) -> dict[s
     subject = {name: value for name, value in given.items() if value is not None}
     if not subject.keys() & {"prompt", *CLASS}:
         raise value_error("prompt", "prompt is missing: give a description of the image")
-    for name in (*TEXTS, "transport_from"):
-        length = len(getattr(request, name) or "")
+    for name in TEXTS:
+        length = len(subject.get(name, ""))
         if length > limits.prompt_characters:
             raise limit_error(
                 name,

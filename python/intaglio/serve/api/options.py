@@ -35,7 +35,7 @@ class RequestOption:
 
 # What a request draws. It sets either the class or the texts, depending on the bundle.
 CLASS = ("class_label",)
-TEXTS = ("prompt", "negative_prompt")
+TEXTS = ("prompt", "negative_prompt", "transport_from")
 # How it draws that. A bundle has a default for each of these.
 SAMPLING = ("steps", "cfg_scale", "cfg_window", "dg_scale", "dg_window", "ma_keep")
 
@@ -44,8 +44,7 @@ EXTRAS = (
     "scheduler", "guidance", "guidance_eta", "guidance_norm_threshold", "guidance_momentum",
     "guidance_zero_steps", "guidance_alpha", "guidance_rescale", "guidance_normalization",
     "guidance_tag", "guidance_prev", "slg_layers", "slg_share", "slg_scale", "slg_window",
-    "ma_keep_by", "transport_from", "skip_interval", "skip_window", "skip_steps", "skip_tolerance",
-    "skip",
+    "ma_keep_by", "skip_interval", "skip_window", "skip_steps", "skip_tolerance", "skip",
 )  # fmt: skip
 
 # What an edit has besides: files and fields.
