@@ -66,7 +66,7 @@ def grids(model: Model, given: Method, weaker: Weaker) -> dict[str, list[Setting
         "CFG-Zero*": [
             _ruled("cfg-zero", scale, zero) for scale, zero in ((1.5, 0), (2.0, 0), (2.0, 1))
         ],
-        "TCFG": [_ruled("tcfg", scale) for scale in (1.5, 2.0, 2.5)],
+        "TCFG": [_ruled("tcfg", scale) for scale in (2.0, 2.5, 3.0)],
         "MAMBO-G": [
             _ruled("mambo-g", scale, alpha=alpha)
             for scale, alpha in ((3.0, 2.0), (5.0, 8.0), (10.0, 8.0))
