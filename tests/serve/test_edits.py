@@ -75,6 +75,7 @@ def test_openais_client_edits_a_picture(client: openai.OpenAI, pipeline: intagli
     fields = {
         "seed": 3, "steps": 4, "strength": 0.8, "mask_blur": 2.5, "cfg_scale": [3, 1.5],
         "dg_window": [0, 0.7], "negative_prompt": "12", "guidance": "apg",
+        "scheduler": "heun", "dg_region": "mask",
     }  # fmt: skip
     answer = client.images.edit(
         model="tiny", prompt=PROMPT, image=file_of(picture), mask=file_of(mask), n=2,
@@ -213,6 +214,7 @@ WRONG: dict[str, tuple[Files, Fields, str, str]] = {
     "size": ({"image": PICTURE}, {"size": "30000x30000"}, "size", "exceeds the limit: give up to"),
     "odd size": ({"image": file_of(noise("L", (41, 24)))}, {}, "size", "give multiples of 4"),
     "strength": ({"image": PICTURE}, {"strength": "1.5"}, "strength", "strength must be above 0"),
+    "region": ({"image": PICTURE}, {"dg_region": "left"}, "dg_region", "give all or mask"),
     "text": ({"image": PICTURE}, {"steps": "many"}, "steps", "steps is invalid"),
     "unknown": ({"image": PICTURE}, {"stepz": "1"}, "stepz", "give steps instead"),
 }  # fmt: skip

@@ -9,12 +9,12 @@
 namespace intaglio {
 
 std::vector<std::shared_ptr<const Request>> split_in_groups(
-    LoadedPipeline& pipeline, Stream& stream, const std::shared_ptr<const Request>& request) {
+    LoadedPipeline& pipeline, const std::shared_ptr<const Request>& request) {
   if (!request->in_groups()) return {request};
   Request whole = *request;
   if (std::holds_alternative<PromptTexts>(whole.condition))
-    whole.condition = pipeline.encode(stream, whole);
-  whole.latents = pipeline.start(stream, whole).latents;
+    whole.condition = pipeline.encode(whole);
+  whole.latents = pipeline.start(whole).latents;
   whole.image.reset();
   std::vector<std::shared_ptr<const Request>> groups;
   for (std::int64_t begin = 0; begin < whole.images; begin += whole.memory.images_at_once) {

@@ -149,7 +149,7 @@ void LoadedPipeline::let_go() {
   platform::trim_memory();
 }
 
-PromptEmbeddings LoadedPipeline::encode(Stream& stream, const std::vector<NamedText>& texts,
+PromptEmbeddings LoadedPipeline::encode(const std::vector<NamedText>& texts,
                                         const MemoryPlan& plan) {
   PromptEmbeddings embeddings;
   std::vector<TextConditioning> encoded;
@@ -158,9 +158,9 @@ PromptEmbeddings LoadedPipeline::encode(Stream& stream, const std::vector<NamedT
       const auto phase = std::ranges::find(plan.phases, name, &MemoryPhase::part);
       return phase != plan.phases.end() && phase->on_cpu ? cpu() : backend_of(name);
     };
-    encoded = TextStage(bundle, choose, true).encode(stream, texts, embeddings.notes);
+    encoded = TextStage(bundle, choose, true).encode(texts, embeddings.notes);
   } else {
-    encoded = text()->encode(stream, texts, embeddings.notes);
+    encoded = text()->encode(texts, embeddings.notes);
   }
   embeddings.positive = std::move(encoded.front());
   if (texts.size() > 1) embeddings.negative = std::move(encoded[1]);
@@ -168,20 +168,20 @@ PromptEmbeddings LoadedPipeline::encode(Stream& stream, const std::vector<NamedT
   return embeddings;
 }
 
-PromptEmbeddings LoadedPipeline::encode(Stream& stream, const Request& request) {
+PromptEmbeddings LoadedPipeline::encode(const Request& request) {
   if (const auto* given = std::get_if<PromptEmbeddings>(&request.condition)) return *given;
   const auto* texts = std::get_if<PromptTexts>(&request.condition);
   if (!texts) return {};
   std::vector<NamedText> named{{texts->positive, "prompt"}};
   if (request.unconditional) named.push_back({texts->negative, "negative prompt"});
   if (texts->source) named.push_back({*texts->source, "prompt of --transport-from"});
-  PromptEmbeddings embeddings = encode(stream, named, request.memory);
+  PromptEmbeddings embeddings = encode(named, request.memory);
   if (texts->source && !request.unconditional)
     embeddings.source = std::exchange(embeddings.negative, std::nullopt);
   return embeddings;
 }
 
-LoopStart LoadedPipeline::start(Stream& stream, const Request& request) {
+LoopStart LoadedPipeline::start(const Request& request) {
   if (request.latents.defined()) return {.latents = request.latents};
   const auto laid_out = [this](const Tensor& latents) {
     return bundle.latent.packed ? pack(latents, bundle.patch_size) : latents;
@@ -189,8 +189,7 @@ LoopStart LoadedPipeline::start(Stream& stream, const Request& request) {
   const Tensor noise = draw_noise(
       {request.images, bundle.latent.channels, request.rows, request.columns}, request.seeds);
   if (!request.image) return {.latents = laid_out(noise)};
-  const Tensor image =
-      repeated(vae_encoder()->encode(stream, from_image(*request.image)), request.images);
+  const Tensor image = repeated(vae_encoder()->encode(from_image(*request.image)), request.images);
   if (request.memory.in_turn) let_go();
   // diffusers' scale_noise (flow matching) and add_noise (variance preserving).
   const float sigma = request.schedule.sigmas.front(), alpha = request.schedule.alphas.front();
@@ -207,26 +206,24 @@ LoopStart LoadedPipeline::start(Stream& stream, const Request& request) {
   return start;
 }
 
-std::vector<Image> LoadedPipeline::decode(Stream& stream, const Request& request,
-                                          const Tensor& latents) {
+std::vector<Image> LoadedPipeline::decode(const Request& request, const Tensor& latents) {
   check_usable();
   const Tensor unpacked = bundle.latent.packed ? unpack(latents, request.token_rows,
                                                         request.token_columns, bundle.patch_size)
                                                : latents;
-  std::vector<Image> images = vae_decoder()->decode(stream, unpacked, request.vae_tile);
+  std::vector<Image> images = vae_decoder()->decode(unpacked, request.vae_tile);
   if (request.memory.in_turn) let_go();
   check_usable();
   return images;
 }
 
-std::vector<Image> LoadedPipeline::preview(Stream& stream, const Request& request,
-                                           const Tensor& latents) {
+std::vector<Image> LoadedPipeline::preview(const Request& request, const Tensor& latents) {
   if (request.memory.in_turn) {
     throw UsageError(
         "a preview needs the VAE beside the transformer, for which --max-memory has no room: leave "
         "previews out, or raise it");
   }
-  return decode(stream, request, latents);
+  return decode(request, latents);
 }
 
 }  // namespace intaglio

@@ -48,8 +48,8 @@ Precomputed::Precomputed(const Bundle& bundle, const Session& session, const Req
     timesteps_.push_back(all.rows(first_row(part), first_row(part) + rows_));
 
   const std::vector<Binding> given = inputs(bundle, request, prompts);
-  bound_ = session.bind(stream, given,
-                        outputs(*bundle.conditioning(), prompts.back()->text.shape(), memory));
+  bound_ =
+      session.bind(given, outputs(*bundle.conditioning(), prompts.back()->text.shape(), memory));
   run(0);
 }
 

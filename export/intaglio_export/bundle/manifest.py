@@ -126,10 +126,13 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
 
 
 def _is_new(manifest: dict[str, Any]) -> bool:
-    """Whether readers of schema 1 would ignore what changes the picture."""
+    """Whether readers of an older schema would misread what changes the picture."""
     prompt = manifest.get("prompt", {"encoders": {}})
     dropped = any("dropped" in encoder for encoder in prompt["encoders"].values())
-    return dropped or "mask_padding" in prompt or "cfg_rescale" in manifest or "mu" in manifest
+    graphs = manifest["transformer"]["graphs"].values()
+    source = any(tensor["role"] == "source" for graph in graphs for tensor in graph["inputs"])
+    masked = "mask_padding" in prompt
+    return source or dropped or masked or "cfg_rescale" in manifest or "mu" in manifest
 
 
 def write_manifest(manifest: dict[str, Any], folder: Path) -> None:

@@ -71,7 +71,7 @@ def _size(
 
 
 def _subject(request: GenerationRequest, model: Model, limits: Limits) -> dict[str, Any]:
-    """Return what to draw: the class, or the prompt and the negative prompt."""
+    """Return what to draw: the class, or the prompt and the texts beside it."""
     given = {name: getattr(request, name) for name in (*CLASS, *TEXTS)}
     if model.bundle.classes:
         # An empty prompt is accepted, since OpenAI's client always sends one.
@@ -96,7 +96,8 @@ def _subject(request: GenerationRequest, model: Model, limits: Limits) -> dict[s
 def _sampling(request: GenerationRequest, model: Model, limits: Limits) -> dict[str, Any]:
     """Return steps and guidance, with the bundle's defaults for those that are not given."""
     values: dict[str, Any] = defaults_of(model.bundle).model_dump()
-    if request.slg_layers or request.slg_share:  # skipped blocks make D_m in place of DG
+    # Skipped blocks and transport take the place of DG.
+    if request.slg_layers or request.slg_share or request.transport_from is not None:
         for name in ("dg_scale", "dg_window", "ma_keep"):
             values.pop(name, None)
     names = [*SAMPLING, *EXTRAS]

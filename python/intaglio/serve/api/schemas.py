@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from intaglio import _core
-from intaglio.serve.api.options import EDITING, REQUEST_OPTIONS, SAMPLING, Kind
+from intaglio.serve.api.options import REQUEST_OPTIONS, SAMPLING, Kind
 from intaglio.serve.errors import ErrorDetail
 
 
@@ -159,6 +159,9 @@ class ImageRequest(GenerationRequest):
 class EditRequest(ImageRequest):
     """The fields of /v1/images/edits that are no files."""
 
+    dg_region: Text | None = Field(
+        None, description="tokens where Detail Guidance's term acts: all, or those of the mask"
+    )
     mask_blur: Number | None = Field(None, description="pixels by which the mask is blurred first")
     strength: Number | None = Field(
         None,
@@ -173,7 +176,8 @@ _PARSED = {
     "output_compression",
     "partial_images",
     "stream",
-    *EDITING,
+    "mask_blur",
+    "strength",
 } | {name for name, option in REQUEST_OPTIONS.items() if option.kind is not Kind.TEXT}
 
 
