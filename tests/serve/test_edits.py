@@ -351,6 +351,8 @@ def test_a_model_that_takes_no_picture_says_so(tmp_path: Path) -> None:
     fields = {"class_label": "1", "size": f"{2 * FAKE}x{FAKE}"}
     with serving(bundle) as server:
         answer = server.client.post(EDITS, files={"image": PICTURE}, data=fields)
+        [model] = server.client.get("/v1/models").json()["data"]
+    assert model["intaglio"]["edits"] is False
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, "image")
     assert "has no VAE encoder" in error["message"]

@@ -267,6 +267,7 @@ class ModelDetails(BaseModel):
         size: the default size. sizes: the sizes that it draws; None if it draws one size only.
         prompt: whether it draws by prompt.
         classes: the classes of a model that draws by class, otherwise None.
+        edits: whether /v1/images/edits takes pictures for it.
     """
 
     family: str
@@ -276,6 +277,7 @@ class ModelDetails(BaseModel):
     defaults: ModelDefaults
     prompt: bool
     classes: list[int] | None
+    edits: bool
 
 
 class ModelView(BaseModel):

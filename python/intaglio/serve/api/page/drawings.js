@@ -35,6 +35,15 @@ export function single(request) {
   return { request, drawings: [{ name: "Picture", request }] };
 }
 
+/** Returns a run that draws `request` into a picture, with the picture as it was. `files` is a promise of the
+ * image and, unless all of it is drawn anew, the mask. */
+export function edited(request, picture, files) {
+  return { request, drawings: [{ name: "Before", picture }, { name: "After", request, files }] };
+}
+
+/** Returns the drawings of a run that the server draws. */
+export const requested = ({ drawings }) => drawings.filter(({ request }) => request);
+
 /** Returns a run with four drawings of one seed: without guidance, with CFG, with DG and with both.
  * Where `request` turns a guidance off, the drawings with it use the model's default. No drawing skips
  * blocks. */
