@@ -312,6 +312,7 @@ class Pipeline:
         scheduler: str | None = None,
         strength: float | None = None,
         mask_blur: float | None = None,
+        mask_padding: int | None = None,
         vae_tile: int = 1024,
         image: Picture | None = None,
         mask: Picture | None = None,
@@ -359,6 +360,7 @@ class Pipeline:
             image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF.
             mask: a picture of the size of `image`, whose white parts (128 to 255) are drawn anew.
             mask_blur: the radius of a Gaussian that blurs it before; None means 0.
+            mask_padding: draw `image` only around `mask` and so many pixels, and put that back.
             latents: float32 with __dlpack__ to start from, laid out as `Generation.latents`.
             ma_tokens: where channels change: on white tokens, not on black ones; None: `mask`.
             prompt_embeds: the result of `embed`, or a file with it, in place of texts.

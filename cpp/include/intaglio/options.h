@@ -196,6 +196,11 @@ void visit_options(Options& options, Visitor&& visit) {
          "radius of a Gaussian that blurs the mask given by --mask before it is cut at half its "
          "range, as diffusers' pipelines cut it, which rounds its outline [0]"},
         options.mask_blur);
+  visit({start, "mask_padding", "PIXELS",
+         "draw only the part of the picture around the mask given by --mask, and so many pixels "
+         "more, in the size of --width and --height, and put it back into the picture, whose size "
+         "may be any"},
+        options.mask_padding);
   visit({sampling, "vae_tile", "PIXELS",
          "size of the overlapping tiles in which larger images are decoded"},
         options.vae_tile);

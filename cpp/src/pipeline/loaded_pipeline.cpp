@@ -216,6 +216,8 @@ std::vector<Image> LoadedPipeline::decode(Stream& stream, const Request& request
   std::vector<Image> images = vae_decoder()->decode(stream, unpacked, request.vae_tile);
   if (request.memory.in_turn) let_go();
   check_usable();
+  if (request.crop)
+    for (Image& image : images) image = request.crop->put_back(image);
   return images;
 }
 

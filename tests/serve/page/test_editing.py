@@ -207,6 +207,27 @@ def test_before_and_after_share_a_divider(easel: Page, picture: Path) -> None:
     np.testing.assert_array_equal(pixels(easel.locator("#right")), after)
 
 
+def test_only_the_part_around_the_mask_is_drawn(
+    easel: Page, forms: list[Form], picture: Path, pipeline: intaglio.Pipeline
+) -> None:
+    """The picture keeps its size, also on the screen."""
+    by_mouse(easel, (8.0, 8.0), (12.0, 8.0))
+    easel.get_by_label("Padding").fill("2")
+    for side in ("Width", "Height"):
+        easel.get_by_label(side, exact=True).fill("16")
+    draw_anew(easel)
+    expected = pipeline.generate(
+        PROMPT, image=Image.open(picture), mask=(painted(forms[0]) * 255).astype(np.uint8),
+        mask_padding=2, width=16, height=16, seeds=1, steps=2,
+        cfg_scale=forms[0][0].cfg_scale, dg_scale=forms[0][0].dg_scale,
+    )  # fmt: skip
+    assert expected.images[0].size == SIZE
+    assert_same(pixels(easel.locator("#right")), np.asarray(expected.images[0]))
+    box = easel.locator("#frame").bounding_box()
+    assert box
+    assert box["width"] / box["height"] == pytest.approx(SIZE[0] / SIZE[1], rel=0.02)
+
+
 def test_strokes_are_undone_and_done_again(easel: Page, forms: list[Form]) -> None:
     first, second = ((6.0, 6.0), (14.0, 6.0)), ((28.0, 18.0), (34.0, 18.0))
     undo, redo = (easel.get_by_role("button", name=name) for name in ("Undo", "Redo"))

@@ -160,6 +160,11 @@ class EditRequest(ImageRequest):
     """The fields of /v1/images/edits that are no files."""
 
     mask_blur: Number | None = Field(None, description="pixels by which the mask is blurred first")
+    mask_padding: StrictInt | None = Field(
+        None,
+        description="draw only the part of the image around the mask and so many pixels, in `size`,"
+        " and put it back",
+    )
     strength: Number | None = Field(
         None,
         description="share of the image that noise replaces, above 0 and up to 1; 0.6 if not given",

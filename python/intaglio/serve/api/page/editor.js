@@ -1,14 +1,14 @@
 // The part of the page where a picture is opened and its mask is painted.
 import { ApiError } from "./api.js";
 import { Brush } from "./brush.js";
+import { isSmall } from "./drawings.js";
 import { Mask } from "./mask.js";
 
-const SMALL = 256; // pixels up to which a picture is enlarged without smoothing
 const byId = (id) => document.getElementById(id);
 
 export class Editor {
-  /** The data URL of the picture. */
-  source = null;
+  /** The picture: its data URL, and its size in pixels. */
+  picture = null;
   #file;
   #mask = new Mask(byId("mask"));
   #brush = new Brush(byId("mask"), this.#mask, byId("brush"), byId("ring"), () => this.#show());
@@ -40,10 +40,11 @@ export class Editor {
       throw new ApiError("The file cannot be read: choose a PNG, JPEG or WebP picture.", { param: "image" });
     });
     const [width, height] = [image.naturalWidth, image.naturalHeight];
-    [this.#file, this.source] = [file, image.src];
+    this.#file = file;
+    this.picture = { source: image.src, width, height };
     byId("original").src = image.src;
     byId("easel").hidden = false;
-    byId("sheet").classList.toggle("pixelated", Math.max(width, height) <= SMALL);
+    byId("sheet").classList.toggle("pixelated", isSmall([width, height]));
     this.#mask.reset(width, height);
     this.#brush.reset();
     this.#show();

@@ -2,7 +2,7 @@
 import { consistent, first, scaleText } from "./drawings.js";
 
 const EACH = "_each"; // ends the name of a field with a value for each step
-const EDITING = ["strength", "mask_blur"];
+const EDITING = ["strength", "mask_blur", "mask_padding"];
 
 export class RequestForm {
   #form;

@@ -16,10 +16,10 @@ export class History {
   }
 
   #item(run) {
-    const { request, drawings } = run;
+    const { request, drawings, size } = run;
     const button = document.createElement("button");
     button.type = "button";
-    button.classList.toggle("pixelated", isSmall(request));
+    button.classList.toggle("pixelated", isSmall(size));
     const ways = drawings.length > 2 ? `${drawings.length} ways, ` : "";
     const what = requested(run).length < drawings.length ? "edited, " : ways;
     button.title = `${subject(request)}, ${what}${settings(request)}`;

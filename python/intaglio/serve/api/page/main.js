@@ -90,7 +90,7 @@ byId("request").addEventListener("submit", (event) => {
   event.preventDefault();
   const request = form.read();
   if (event.submitter.id === "compare") start(fourWays(request, form.defaults));
-  else if (event.submitter.id === "redraw") start(edited(form.readEdit(), editor.source, editor.files()));
+  else if (event.submitter.id === "redraw") start(edited(form.readEdit(), editor.picture, editor.files()));
   else start(single(request));
 });
 

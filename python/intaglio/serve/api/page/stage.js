@@ -1,5 +1,5 @@
 // Shows a run: one picture, or two with a divider between them, which are chosen if there are more.
-import { isSmall, requested, scales, settings, sizeOf, subject } from "./drawings.js";
+import { isSmall, requested, scales, settings, subject } from "./drawings.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -18,10 +18,10 @@ export class Stage {
   /** Shows `run` instead of the previous one. */
   show(run) {
     this.run = run;
-    const { drawings, request } = run;
+    const { drawings, size } = run;
     const chosen = drawings.length > 2;
-    byId("frame").style.aspectRatio = sizeOf(request).join(" / ");
-    byId("stage").classList.toggle("pixelated", isSmall(request));
+    byId("frame").style.aspectRatio = size.join(" / ");
+    byId("stage").classList.toggle("pixelated", isSmall(size));
     byId("split").hidden = drawings.length < 2;
     byId("comparison").hidden = !chosen;
     if (chosen) this.#showDrawings(drawings);
