@@ -31,7 +31,8 @@ std::uint8_t beyond(std::uint8_t last, std::uint8_t before) {
 }
 
 // Puts an image into the middle of another size, beyond whose edges it continues or is cut off.
-Image centred(const Image& image, int width, int height) {
+Image centred(Image image, int width, int height) {
+  if (image.width == width && image.height == height) return image;
   const int left = width / 2 - image.width / 2, top = height / 2 - image.height / 2;
   Image result = blank(width, height);
   for (int y = 0; y < height; ++y) {
@@ -110,6 +111,18 @@ MaskCrop::MaskCrop(Image picture, Image mask, int padding, int width, int height
   }
 }
 
+std::string MaskCrop::misfit() const {
+  constexpr std::int64_t kMost = 8;  // times as long in one direction
+  const int w = right_ - left_, h = bottom_ - top_;
+  const std::int64_t wide = std::int64_t{w} * height_, tall = std::int64_t{h} * width_;
+  if (wide <= kMost * tall && tall <= kMost * wide) return "";
+  const auto size = [](int width, int height) {
+    return std::to_string(width) + "x" + std::to_string(height);
+  };
+  return "the part around --mask is " + size(w, h) + " pixels, too long for a drawing of " +
+         size(width_, height_) + ": give another --width and --height";
+}
+
 Image MaskCrop::cut(const Image& picture) const {
   Image part = blank(right_ - left_, bottom_ - top_);
   for (int y = 0; y < part.height; ++y) {
@@ -155,6 +168,10 @@ std::optional<MaskCrop> crop_to_mask(const Bundle& bundle, GenerateOptions& opti
   if (is_black(grey)) return std::nullopt;
   const int padding = std::min(*options.mask_padding, std::max(mask.width, mask.height));
   MaskCrop crop(image, std::move(grey), padding, width, height);
+  if (const std::string misfit = crop.misfit(); !misfit.empty()) {
+    problems.push_back({"mask_padding", misfit, ExitCode::bad_input});
+    return std::nullopt;
+  }
   // Channels change in the mask before its blur.
   if (!options.ma_tokens) options.ma_tokens = crop.cut(mask);
   options.image = crop.cut(crop.picture());

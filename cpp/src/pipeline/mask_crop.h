@@ -1,6 +1,8 @@
 // The part of a picture around its mask, which is drawn in the run's size and put back.
 #pragma once
 
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "intaglio/bundle.h"
@@ -22,6 +24,10 @@ class MaskCrop {
   Image cut(const Image& picture) const;
   // Returns the picture with the drawing in the mask, blended where the mask is grey.
   Image put_back(const Image& drawing) const;
+
+  // Returns what is wrong with a part of quite another shape than the drawing, which would be
+  // scaled far beyond it, or nothing.
+  std::string misfit() const;
 
   const Image& picture() const { return picture_; }
   const Image& mask() const { return mask_; }

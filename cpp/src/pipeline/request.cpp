@@ -65,7 +65,7 @@ bool set_size(Request& request, const Bundle& bundle, const GenerateOptions& opt
   if (image && bundle.latent.fixed_size) {
     for (Problem& problem : wrong) problem.message += ", and scale --image to that";
   }
-  if (wrong.empty() && image &&
+  if (wrong.empty() && image && !options.mask_padding &&
       (image->height != request.height || image->width != request.width)) {
     wrong.push_back({"image", "--image is " + std::to_string(image->width) + "x" +
                                   std::to_string(image->height) +

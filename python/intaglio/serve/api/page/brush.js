@@ -64,8 +64,10 @@ export class Brush {
   #drag(event) {
     const paints = this.#painting === event.pointerId;
     if (this.#painting !== null && !paints) return; // another finger
-    // Browsers report several positions at once, which all belong to a smooth line.
-    for (const one of paints ? event.getCoalescedEvents() : []) this.#mask.extend(this.#place(one));
+    // Browsers report several positions at once, which all belong to a smooth line, but not to pages from
+    // another machine over plain HTTP.
+    const all = event.getCoalescedEvents?.() ?? [];
+    for (const one of paints ? [...all, event] : []) this.#mask.extend(this.#place(one));
     this.#move(this.#place(event));
   }
 
