@@ -129,6 +129,7 @@ def test_models_are_listed_with_their_defaults(
     assert details["defaults"]["steps"] == defaults.steps
     assert details["defaults"]["cfg_scale"] == defaults.guidance.cfg_scale.first
     assert details["prompt"] is True
+    assert details["edits"] is True
     assert client.models.retrieve("tiny") == model
     with pytest.raises(openai.NotFoundError, match="give one of tiny"):
         client.models.retrieve("gpt-image-1")

@@ -214,6 +214,8 @@ std::vector<Image> LoadedPipeline::decode(const Request& request, const Tensor& 
   std::vector<Image> images = vae_decoder()->decode(unpacked, request.vae_tile);
   if (request.memory.in_turn) let_go();
   check_usable();
+  if (request.crop)
+    for (Image& image : images) image = request.crop->put_back(image);
   return images;
 }
 

@@ -11,6 +11,7 @@
 #include "intaglio/bundle.h"
 #include "intaglio/generate_options.h"
 #include "intaglio/memory_plan.h"
+#include "pipeline/mask_crop.h"
 #include "sampling/plan.h"
 
 namespace intaglio {
@@ -45,6 +46,7 @@ struct Request {
   Tensor latents;              // not defined() where they are drawn from `seeds`
   std::optional<Image> image;  // the picture under the noise
   Tensor drawn;  // [1, C, h, w]: 1 in cells of the mask, 0 outside; not defined() without a mask
+  std::optional<MaskCrop> crop;  // the part of a larger picture that `image` is
 
   Schedule schedule;  // of the steps that run
   Plan plan;          // the evaluations of these steps

@@ -40,7 +40,12 @@ def admit(
     seed = secrets.randbelow(2**32) if request.seed is None else request.seed
     seeds = [seed + i for i in range(images)]
     options = {**subject, **sampling, "height": height, "width": width, "seeds": seeds}
-    arrays = pictures.options(height, width) if pictures else {}
+    arrays = {}
+    if pictures:
+        is_cut = sampling.get("mask_padding") is not None  # the library scales what it cuts out
+        if is_cut:
+            _check_result(images, pictures, limits)
+        arrays = pictures.options(None if is_cut else (width, height))
     options |= arrays
     check_options(model.bundle, options)
     fields = {"model": model.name, **subject, "n": images, "size": f"{width}x{height}"}
@@ -68,6 +73,17 @@ def _size(
             f"size {width}x{height} exceeds the limit: give up to {largest_width}x{largest_height}",
         )
     return height, width
+
+
+def _check_result(images: int, pictures: Pictures, limits: Limits) -> None:
+    """Raise ApiError if the images, which have the size of the upload, have too many pixels."""
+    width, height = pictures.image.size
+    if images * width * height > limits.upload_pixels:
+        raise limit_error(
+            "n",
+            f"n {images} times {width}x{height}, the size of image, exceeds this server's limit of"
+            f" {limits.upload_pixels} pixels: reduce n",
+        )
 
 
 def _subject(request: GenerationRequest, model: Model, limits: Limits) -> dict[str, Any]:
