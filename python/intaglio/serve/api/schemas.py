@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from intaglio import _core
-from intaglio.serve.api.options import REQUEST_OPTIONS, SAMPLING, Kind
+from intaglio.serve.api.options import EDITING, REQUEST_OPTIONS, SAMPLING, Kind
 from intaglio.serve.errors import ErrorDetail
 
 
@@ -181,8 +181,7 @@ _PARSED = {
     "output_compression",
     "partial_images",
     "stream",
-    "mask_blur",
-    "strength",
+    *(name for name in EDITING if name != "dg_region"),
 } | {name for name, option in REQUEST_OPTIONS.items() if option.kind is not Kind.TEXT}
 
 
