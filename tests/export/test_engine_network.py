@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 import torch
 
-from intaglio_export.adapters.base import EncoderLayout
+from intaglio_export.adapters.layouts import EncoderLayout
 from intaglio_export.bundle.writing import Stage, write_stages
 from intaglio_export.engines import engine_file
 from intaglio_export.engines.bundle import Component, components, read_manifest

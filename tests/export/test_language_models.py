@@ -33,7 +33,7 @@ from transformers import (
 )
 
 import intaglio
-from intaglio_export.adapters.base import EncoderLayout, PromptLayout
+from intaglio_export.adapters.layouts import EncoderLayout, PromptLayout
 from intaglio_export.adapters.pixart_sigma import PixArtSigmaAdapter
 from intaglio_export.bundle.writing import Stage, write_stages
 from intaglio_export.errors import ExportError

@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 import intaglio
 from intaglio import _core
-from intaglio_export.adapters.base import EncoderLayout
+from intaglio_export.adapters.layouts import EncoderLayout
 from intaglio_export.bundle.writing import Stage, write_stages
 from intaglio_export.errors import ExitCode, ExportError
 from intaglio_export.exporter import export_bundle

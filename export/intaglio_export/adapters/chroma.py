@@ -7,14 +7,9 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_chroma import ChromaSingleTransformerBlock
 
-from intaglio_export.adapters.base import (
-    EncoderLayout,
-    Inputs,
-    Modulation,
-    PromptLayout,
-    TextSegment,
-)
+from intaglio_export.adapters.base import Inputs, Modulation
 from intaglio_export.adapters.flux import FluxAdapter
+from intaglio_export.adapters.layouts import EncoderLayout, PromptLayout, TextSegment
 from intaglio_export.adapters.text_first import TextFirstAdapter
 from intaglio_export.graph_specs import TensorSpec
 from intaglio_export.support.patching import replaced

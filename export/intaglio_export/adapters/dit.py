@@ -5,13 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from intaglio_export.adapters.base import (
-    Adapter,
-    ClassLayout,
-    Inputs,
-    LatentLayout,
-    Modulation,
-)
+from intaglio_export.adapters.base import Adapter, Inputs, Modulation
+from intaglio_export.adapters.layouts import ClassLayout, LatentLayout
 from intaglio_export.graph_specs import TensorSpec
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from intaglio_export.adapters.base import Adapter, PromptLayout
+from intaglio_export.adapters.base import Adapter
+from intaglio_export.adapters.layouts import PromptLayout
 from intaglio_export.errors import ExportError
 
 

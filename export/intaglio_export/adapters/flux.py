@@ -8,16 +8,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from intaglio_export.adapters.base import (
-    LARGEST_SIDE,
-    Adapter,
-    EncoderLayout,
-    Inputs,
-    LatentLayout,
-    Modulation,
-    PromptLayout,
-    TextSegment,
-)
+from intaglio_export.adapters.base import LARGEST_SIDE, Adapter, Inputs, Modulation
+from intaglio_export.adapters.layouts import EncoderLayout, LatentLayout, PromptLayout, TextSegment
 from intaglio_export.graph_specs import TensorSpec
 
 

@@ -14,12 +14,10 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import nn
 from torch.nn import functional
 
-from intaglio_export.adapters.base import (
-    LARGEST_SIDE,
+from intaglio_export.adapters.base import LARGEST_SIDE, Inputs, Modulation
+from intaglio_export.adapters.layouts import (
     EncoderLayout,
-    Inputs,
     LatentLayout,
-    Modulation,
     PipelineDefaults,
     PromptLayout,
     TextSegment,

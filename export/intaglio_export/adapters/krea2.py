@@ -12,10 +12,9 @@ import torch
 from diffusers.models.transformers.transformer_krea2 import Krea2TransformerBlock
 from torch import nn
 
-from intaglio_export.adapters.base import (
+from intaglio_export.adapters.base import Inputs, Modulation
+from intaglio_export.adapters.layouts import (
     EncoderLayout,
-    Inputs,
-    Modulation,
     PipelineDefaults,
     PromptLayout,
     TextSegment,

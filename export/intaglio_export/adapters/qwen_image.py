@@ -11,13 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from intaglio_export.adapters.base import (
-    EncoderLayout,
-    Inputs,
-    Modulation,
-    PromptLayout,
-    TextSegment,
-)
+from intaglio_export.adapters.base import Inputs, Modulation
+from intaglio_export.adapters.layouts import EncoderLayout, PromptLayout, TextSegment
 from intaglio_export.adapters.qwen_vae import QwenVaeAdapter
 from intaglio_export.bundle.chat_template import ChatTemplate
 from intaglio_export.errors import ExportError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from intaglio_export.adapters.base import LARGEST_SIDE, Adapter, LatentLayout
+from intaglio_export.adapters.base import LARGEST_SIDE, Adapter
+from intaglio_export.adapters.layouts import LatentLayout
 
 
 class QwenVaeAdapter(Adapter):

@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from intaglio_export.adapters.base import (
-    Adapter,
-    EncoderLayout,
-    Inputs,
-    LatentLayout,
-    Modulation,
-    PromptLayout,
-    TextSegment,
-)
+from intaglio_export.adapters.base import Adapter, Inputs, Modulation
+from intaglio_export.adapters.layouts import EncoderLayout, LatentLayout, PromptLayout, TextSegment
 from intaglio_export.errors import ExportError
 from intaglio_export.graph_specs import TensorSpec
 

@@ -12,13 +12,10 @@ import torch
 from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
 from torch import nn
 
-from intaglio_export.adapters.base import (
-    LARGEST_SIDE,
-    Adapter,
+from intaglio_export.adapters.base import LARGEST_SIDE, Adapter, Inputs, Modulation
+from intaglio_export.adapters.layouts import (
     EncoderLayout,
-    Inputs,
     LatentLayout,
-    Modulation,
     PipelineDefaults,
     PromptLayout,
     TextSegment,

@@ -15,7 +15,8 @@ from typing import Any
 import jsonschema
 
 from intaglio_export import __version__
-from intaglio_export.adapters.base import Adapter, PromptLayout
+from intaglio_export.adapters.base import Adapter
+from intaglio_export.adapters.layouts import PromptLayout
 from intaglio_export.adapters.schedulers import scheduler_entry
 from intaglio_export.bundle import tokenizer_tables
 from intaglio_export.bundle.output_folder import MANIFEST, SCHEMA_VERSION

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from intaglio_export.adapters.base import Adapter, EncoderLayout
+from intaglio_export.adapters.base import Adapter
+from intaglio_export.adapters.layouts import EncoderLayout
 
 
 @dataclass

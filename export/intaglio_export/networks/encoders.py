@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from intaglio_export.adapters.base import Adapter, EncoderLayout
+from intaglio_export.adapters.base import Adapter
 from intaglio_export.adapters.fitting import widths
+from intaglio_export.adapters.layouts import EncoderLayout
 from intaglio_export.calibration.prompt_tokens import PromptTokens
 from intaglio_export.graph_specs import Axis, ExportUnit, GraphSpec, TensorSpec
 from intaglio_export.networks.language_models import TappedDecoder, check_taps
