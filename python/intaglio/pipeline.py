@@ -313,7 +313,7 @@ class Pipeline:
         strength: float | None = None,
         mask_blur: float | None = None,
         vae_tile: int = 1024,
-        image: Picture | None = None,
+        image: Picture | Sequence[Picture] | None = None,
         mask: Picture | None = None,
         latents: Any = None,
         ma_tokens: Picture | None = None,
@@ -327,8 +327,7 @@ class Pipeline:
         may be a pair, from the first step to the last, or a list with a value for each step.
 
         Args:
-            prompt: what to draw. One of prompt, class_label and prompt_embeds is needed.
-            class_label: the class to draw, for bundles that take one.
+            prompt, class_label: what to draw; one of them or prompt_embeds is needed.
             negative_prompt: the prompt of the unconditional branch D_0, in place of an empty one.
             steps: number of denoising steps.
             seeds: one for the batch or for each image, as in torch.Generator("cpu").manual_seed.
@@ -356,7 +355,8 @@ class Pipeline:
             scheduler: a sampler's name, such as euler; docs/guidance.md lists them.
             strength: the share of `image` that noise replaces, above 0 and up to 1; None: 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.
-            image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF.
+            image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF. With
+                `bundle.references` and neither strength nor mask: one or several references.
             mask: a picture of the size of `image`, whose white parts (128 to 255) are drawn anew.
             mask_blur: the radius of a Gaussian that blurs it before; None means 0.
             latents: float32 with __dlpack__ to start from, laid out as `Generation.latents`.

@@ -9,6 +9,7 @@
 #include "intaglio/options.h"
 #include "pipeline/latent_mask.h"
 #include "pipeline/problems.h"
+#include "pipeline/references.h"
 #include "pipeline/resolve_rule.h"
 #include "pipeline/skip_problem.h"
 #include "pipeline/skipped_layers.h"
@@ -329,6 +330,8 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   request.asked = options;
   for (auto* picture : {&request.asked.image, &request.asked.mask, &request.asked.ma_tokens})
     if (*picture) picture->emplace();
+  request.asked.references.assign(options.references.size(), {});
+  set_references(request, bundle, options, problems);
   const bool sized = set_size(request, bundle, options, problems);
   if (sized) set_mask(request, bundle, options, problems);
   const bool counted = set_images(request, bundle, options, problems);
