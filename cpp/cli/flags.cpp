@@ -19,6 +19,16 @@ CLI::Option* add_path(CLI::App& command, const std::string& name, std::filesyste
   return command.add_option_function<std::string>(name, read, help);
 }
 
+CLI::Option* add_paths(CLI::App& command, const std::string& name,
+                       std::vector<std::filesystem::path>& paths, const std::string& help) {
+  const auto read = [&paths](const std::vector<std::string>& texts) {
+    for (const std::string& text : texts)
+      paths.emplace_back(std::u8string(text.begin(), text.end()));
+  };
+  return command.add_option_function<std::vector<std::string>>(name, read, help)
+      ->allow_extra_args(false);
+}
+
 void add_bundle(CLI::App& command, std::filesystem::path& bundle) {
   add_path(command, "bundle", bundle, "the folder that `intaglio export` wrote")
       ->required()

@@ -29,6 +29,9 @@ void add_loop_flags(CLI::App& command, RunFlags& flags);
 // Windows.
 CLI::Option* add_path(CLI::App& command, const std::string& name, std::filesystem::path& path,
                       const std::string& help);
+// Adds an option that may be given several times, with one path each.
+CLI::Option* add_paths(CLI::App& command, const std::string& name,
+                       std::vector<std::filesystem::path>& paths, const std::string& help);
 
 // Opens the pipeline and prints its opening_notes().
 Pipeline open_pipeline(const RunFlags& flags);

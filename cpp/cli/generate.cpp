@@ -32,12 +32,15 @@ struct Flags {
   RunFlags run;
   GenerateOptions options;
   fs::path output = "image.png";
-  fs::path image, mask, ma_tokens, prompt_embeds, latents_in, latents_out, report;
+  std::vector<fs::path> images;
+  fs::path mask, ma_tokens, prompt_embeds, latents_in, latents_out, report;
   bool no_metadata = false;
 };
 
 void read_inputs(Flags& flags) {
-  if (!flags.image.empty()) flags.options.image = read_png(flags.image);
+  if (!flags.images.empty()) flags.options.image = read_png(flags.images.front());
+  for (std::size_t i = 1; i < flags.images.size(); ++i)
+    flags.options.references.push_back(read_png(flags.images[i]));
   if (!flags.mask.empty()) flags.options.mask = read_png(flags.mask);
   if (!flags.ma_tokens.empty()) flags.options.ma_tokens = read_png(flags.ma_tokens);
   if (!flags.prompt_embeds.empty())
@@ -219,6 +222,11 @@ class GroupedFlags {
     cli::add_path(command_, flag, path, help)->type_name(type)->group(group_);
   }
 
+  void add_paths(const char* flag, std::vector<fs::path>& paths, const char* type,
+                 const char* help) {
+    cli::add_paths(command_, flag, paths, help)->type_name(type)->group(group_);
+  }
+
  private:
   CLI::App& command_;
   GenerateOptions& options_;
@@ -238,7 +246,10 @@ void add_input_flags(GroupedFlags& grouped, Flags& flags) {
                    "parts none; --mask if not given");
   grouped.begin_group("Faster runs that are not exact", OptionGroup::reuse);
   grouped.begin_group("Start from a picture or from latents", OptionGroup::start);
-  grouped.add_path("--image", flags.image, "FILE.png", "picture to start from instead of noise");
+  grouped.add_paths("--image", flags.images, "FILE.png",
+                    "picture to start from instead of noise; for a model that takes references "
+                    "(FLUX.2, FLUX.1 Kontext) and without --strength and --mask, a picture that it "
+                    "sees beside the prompt, and --image may be given several times");
   grouped.add_path("--mask", flags.mask, "MASK.png",
                    "picture of the size of --image: white parts are drawn anew, black parts stay");
   grouped.add_path("--latents-in", flags.latents_in, "FILE.npy",

@@ -123,6 +123,15 @@ Json describe_quantized(const Bundle& bundle) {
   return json;
 }
 
+Json describe(const References& references) {
+  Json json = {{"most", references.most}};
+  if (!references.sizes.empty()) json["sizes"] = references.sizes;
+  if (references.max_area > 0) json["max_area"] = references.max_area;
+  if (references.min_side > 0) json["min_side"] = references.min_side;
+  if (references.max_aspect > 0) json["max_aspect"] = references.max_aspect;
+  return json;
+}
+
 Json describe(const Bundle& bundle) {
   const MassiveActivations& ma = bundle.massive_activations;
   const Latent& latent = bundle.latent;
@@ -150,6 +159,7 @@ Json describe(const Bundle& bundle) {
   describe_condition(bundle, json);
   json[latent.fixed_size ? "only_image" : "largest_image"] = {latent.max_width, latent.max_height};
   json["packed_latents"] = latent.packed;
+  if (bundle.references) json["references"] = describe(*bundle.references);
   json["defaults"] = describe(bundle.defaults);
   json["skipping"] = Json::array();
   for (const SkipSchedule& schedule : bundle.skipping)

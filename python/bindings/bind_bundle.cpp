@@ -75,6 +75,15 @@ void bind_parts(py::module_& module) {
       .def_readonly("max_width", &Latent::max_width, "pixels")
       .def_readonly("packed", &Latent::packed, "latents are [N, tokens, channels * patch_size^2]")
       .def_readonly("fixed_size", &Latent::fixed_size, "max_height x max_width only");
+  py::class_<References>(module, "References",
+                         "Pictures that a run may take beside the prompt, as generate(image=...).")
+      .def_readonly("most", &References::most, "of these pictures in one run")
+      .def_readonly("sizes", &References::sizes,
+                    "(width, height) in pixels, to the nearest of which a picture is scaled; if "
+                    "empty, it is scaled down to max_area and cut")
+      .def_readonly("max_area", &References::max_area, "pixels; 0 if there is no limit")
+      .def_readonly("min_side", &References::min_side, "pixels; 0 if there is no limit")
+      .def_readonly("max_aspect", &References::max_aspect, "0 if there is no limit");
   py::class_<Defaults>(module, "Defaults", "What generate() uses for options that are not given.")
       .def_readonly("steps", &Defaults::steps)
       .def_readonly("guidance", &Defaults::guidance)
@@ -143,6 +152,7 @@ void bind_bundle(py::module_& module) {
       .def_readonly("classes", &Bundle::classes, "None for a bundle that is drawn by prompt")
       .def_readonly("vae_decoder", &Bundle::vae_decoder)
       .def_readonly("vae_encoder", &Bundle::vae_encoder)
+      .def_readonly("references", &Bundle::references, "None for a model that takes none")
       .def_readonly("defaults", &Bundle::defaults)
       .def_readonly("file_bytes", &Bundle::file_bytes)
       .def("__reduce__", &refuse_to_pickle)

@@ -92,6 +92,19 @@ void bind_checks(py::module_& module) {
       "uses. Raises the UsageError or InputError of the first problem.");
 }
 
+// One picture, or a list of them.
+void read_images(const py::object& value, GenerateOptions& options) {
+  if (!py::isinstance<py::list>(value) && !py::isinstance<py::tuple>(value)) {
+    options.image = image_from(value);
+    return;
+  }
+  if (py::len(value) == 0)
+    throw UsageError("image is an empty list: give a picture, or leave it out");
+  for (const py::handle picture : value) options.references.push_back(image_from(picture));
+  options.image = std::move(options.references.front());
+  options.references.erase(options.references.begin());
+}
+
 }  // namespace
 
 GenerateOptions options_from(const py::dict& keywords) {
@@ -112,7 +125,7 @@ GenerateOptions options_from(const py::dict& keywords) {
   // These are not on the list: a flag names a file for them, and Python gives the object itself.
   if (const py::object value = take("ma_tokens"); !value.is_none())
     options.ma_tokens = image_from(value);
-  if (const py::object value = take("image"); !value.is_none()) options.image = image_from(value);
+  if (const py::object value = take("image"); !value.is_none()) read_images(value, options);
   if (const py::object value = take("mask"); !value.is_none()) options.mask = image_from(value);
   if (const py::object value = take("latents"); !value.is_none())
     options.latents = tensor_from(value);

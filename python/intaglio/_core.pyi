@@ -44,6 +44,7 @@ __all__: list[str] = [
     "PromptEmbeddings",
     "PromptEmbeds",
     "Ramp",
+    "References",
     "Schedule",
     "SchedulerConfig",
     "Step",
@@ -647,6 +648,36 @@ class Latent:
         pixels per latent cell along one side
         """
 
+class References:
+    """
+    Pictures that a run may take beside the prompt, as generate(image=...).
+    """
+    @property
+    def max_area(self) -> int:
+        """
+        pixels; 0 if there is no limit
+        """
+    @property
+    def max_aspect(self) -> int:
+        """
+        0 if there is no limit
+        """
+    @property
+    def min_side(self) -> int:
+        """
+        pixels; 0 if there is no limit
+        """
+    @property
+    def most(self) -> int:
+        """
+        of these pictures in one run
+        """
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """
+        (width, height) in pixels, to the nearest of which a picture is scaled; if empty, it is scaled down to max_area and cut
+        """
+
 class Defaults:
     """
     What generate() uses for options that are not given.
@@ -762,6 +793,11 @@ class Bundle:
     def prompt(self) -> Prompt | None:
         """
         None for a bundle that is drawn by class
+        """
+    @property
+    def references(self) -> References | None:
+        """
+        None for a model that takes none
         """
     @property
     def scheduler(self) -> SchedulerConfig: ...

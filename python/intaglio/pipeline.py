@@ -312,7 +312,7 @@ class Pipeline:
         mask_blur: float | None = None,
         mask_padding: int | None = None,
         vae_tile: int = 1024,
-        image: Picture | None = None,
+        image: Picture | Sequence[Picture] | None = None,
         mask: Picture | None = None,
         latents: Any = None,
         ma_tokens: Picture | None = None,
@@ -354,7 +354,8 @@ class Pipeline:
             scheduler: a sampler's name, such as euler; docs/guidance.md lists them.
             strength: the share of `image` that noise replaces, above 0 and up to 1; None: 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.
-            image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF.
+            image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF. With
+                `bundle.references` and neither strength nor mask: one or several references.
             mask: a picture of the size of `image`, whose white parts (128 to 255) are drawn anew.
             mask_blur: the radius of a Gaussian that blurs it before; None means 0.
             mask_padding: draw only it and so many pixels around, and paste that into `image`.

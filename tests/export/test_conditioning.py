@@ -11,6 +11,7 @@ import torch
 
 from intaglio_export.adapters import Adapter, adapter_for
 from intaglio_export.adapters.packing import positions
+from intaglio_export.adapters.references import ReferencesAdapter
 from intaglio_export.bundle.verify import open_session
 from intaglio_export.bundle.writing import make_graph, save_graph
 from intaglio_export.networks.transformer_graphs import transformer_units
@@ -57,6 +58,8 @@ def random_inputs(adapter: Adapter, rows: int) -> dict[str, torch.Tensor]:
         inputs["text_mask"][:, 0] = 1
     if "position" in inputs:
         inputs["position"] = positions(*GRID)
+    if isinstance(adapter, ReferencesAdapter):  # tests/export/test_references.py has some
+        inputs |= {"references": inputs["latent"][:, :0], "reference_position": torch.zeros(0, 3)}
     return inputs
 
 

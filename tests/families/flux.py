@@ -1,11 +1,17 @@
-"""FLUX.1, small and random: dev, schnell, and dev with its distillation undone."""
+"""FLUX.1, small and random: dev, schnell, dev with its distillation undone, and Kontext."""
 
 from __future__ import annotations
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 
 from tests.families.parts import (
+    LOUD,
     make_clip,
     make_clip_tokenizer,
     make_t5,
@@ -57,3 +63,13 @@ def make_schnell() -> FluxPipeline:
 
 def make_dedistilled() -> FluxPipeline:
     return make_pipeline(guidance=False, shifted=True)
+
+
+def make_kontext() -> FluxKontextPipeline:
+    """Its attention and its VAE's encoder are louder, or a reference would hardly show."""
+    parts = make_dev().components
+    with torch.no_grad():
+        for block in parts["transformer"].transformer_blocks:
+            block.attn.to_out[0].weight *= LOUD
+        parts["vae"].encoder.conv_out.weight *= LOUD
+    return FluxKontextPipeline(**parts)

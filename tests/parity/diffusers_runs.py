@@ -146,6 +146,28 @@ def guided_inpainting(
         )
 
 
+@torch.no_grad()
+def run_with_references(
+    pipeline: Any,
+    family: Family,
+    mode: tuple[float, float],
+    block: int,
+    channels: list[int],
+    **arguments: Any,
+) -> Run:
+    """Draw beside the pictures `image` with the scales of CFG and DG. D_m suppresses channels of
+    the tokens that are drawn, which come first."""
+    cfg_scale, dg_scale = mode
+    negative = _conditioning(pipeline, family) if cfg_scale != 1.0 else {}
+    arguments = _arguments(pipeline, family) | {family.cfg: family.unguided} | arguments
+    with _guided(pipeline, family, negative, cfg_scale, dg_scale, block, channels, _unchanged):
+        return _run(pipeline, arguments)
+
+
+def _unchanged(guided: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
+    return guided
+
+
 @contextmanager
 def _mean_of_posterior(pipeline: Any) -> Iterator[None]:
     """Let the VAE encode to the mean, where pipelines would sample with the noise's generator."""

@@ -100,6 +100,18 @@ struct Latent {
   bool fixed_size = false;  // max_height x max_width only
 };
 
+// Pictures that a run may take beside the prompt: their tokens follow those that are drawn.
+struct References {
+  int most = 0;
+  int time = 0;  // the k-th one's tokens, from 1, have the positions (k * time, row, column)
+  // Width and height in pixels: a picture is scaled to the one with the nearest aspect. If empty,
+  // it is scaled down to `max_area` pixels, unless that is 0, and cut to whole tokens.
+  std::vector<std::pair<int, int>> sizes;
+  int max_area = 0;
+  int min_side = 0;    // pixels; 0 sets no limit
+  int max_aspect = 0;  // of the longer side to the other; 0 sets no limit
+};
+
 struct Defaults {
   int steps = 0;
   Guidance guidance;
@@ -153,6 +165,7 @@ class Bundle {
   std::optional<Classes> classes;
   std::optional<Graph> vae_decoder;
   std::optional<Graph> vae_encoder;
+  std::optional<References> references;  // empty if the model takes none
   Defaults defaults;
   bool distilled = false;  // to do without CFG
   std::vector<SkipSchedule> skipping;

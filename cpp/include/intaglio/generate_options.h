@@ -58,12 +58,15 @@ struct GenerateOptions {
   std::optional<Image> ma_tokens;
   std::optional<std::string> scheduler;  // a name that scheduler_type() knows
   std::optional<Tensor> latents;         // in place of noise, laid out as Generation::latents
-  std::optional<Image> image;            // start from this picture
-  std::optional<Image> mask;             // of `image`: white is drawn anew, black stays
-  std::optional<double> mask_blur;       // pixels: radius of a Gaussian; 0 if empty
-  std::optional<int> mask_padding;       // pixels; if empty, all of `image` is drawn, not a part
-  std::optional<double> strength;        // share of `image` that noise replaces, 0.6 if empty
-  int vae_tile = 1024;                   // pixels; larger images are decoded in overlapping tiles
+  // The picture to start from. Where the bundle takes references and neither `strength` nor `mask`
+  // is given, with_defaults() puts it before `references`.
+  std::optional<Image> image;
+  std::vector<Image> references;    // pictures that the model sees beside the prompt
+  std::optional<Image> mask;        // of `image`: white is drawn anew, black stays
+  std::optional<double> mask_blur;  // pixels: radius of a Gaussian; 0 if empty
+  std::optional<int> mask_padding;  // pixels; if empty, all of `image` is drawn, not a part
+  std::optional<double> strength;   // share of `image` that noise replaces, 0.6 if empty
+  int vae_tile = 1024;              // pixels; larger images are decoded in overlapping tiles
 };
 
 }  // namespace intaglio

@@ -21,6 +21,8 @@ struct Role {
     class_label,  // "class" in the manifest
     modulation,
     context,
+    references,
+    reference_position,
     // Inputs of the ops (cpp/ops/SPEC.md).
     mask,
     ref,

@@ -33,10 +33,13 @@ namespace {
 // Throws InputError when the tensor does not have the dtype and the axes that the manifest
 // declares.
 void check_tensor(const std::string& graph, const GraphTensor& declared, const Tensor& tensor) {
+  // A run may have no references.
+  const bool may_be_empty =
+      declared.role == Role::references || declared.role == Role::reference_position;
   bool fits = tensor.dtype() == declared.dtype && tensor.shape().size() == declared.axes.size();
   for (std::size_t i = 0; fits && i < declared.axes.size(); ++i) {
     const auto* size = std::get_if<std::int64_t>(&declared.axes[i]);
-    fits = tensor.dim(i) > 0 && (!size || *size == tensor.dim(i));
+    fits = size ? *size == tensor.dim(i) : tensor.dim(i) > 0 || may_be_empty;
   }
   if (!fits) {
     throw InputError(graph + " cannot take " + to_string(declared.role) + " of shape " +

@@ -37,8 +37,9 @@ GraphTensor read_tensor(const Node& node) {
 // The pipeline relies on the number of axes of each role.
 void check_axes(const Node& node, const GraphTensor& input, bool packed) {
   static const std::map<Role, std::size_t> more{
-      {Role::text, 3},     {Role::text_mask, 2}, {Role::pooled, 2}, {Role::modulation, 2},
-      {Role::position, 2}, {Role::context, 3},   {Role::keep, 2},   {Role::source, 2}};
+      {Role::text, 3},       {Role::text_mask, 2},         {Role::pooled, 2}, {Role::modulation, 2},
+      {Role::position, 2},   {Role::context, 3},           {Role::keep, 2},   {Role::source, 2},
+      {Role::references, 3}, {Role::reference_position, 2}};
   std::size_t needed = 1;
   if (input.role == Role::latent) needed = packed ? 3 : 4;
   if (const auto found = more.find(input.role); found != more.end()) needed = found->second;
@@ -101,7 +102,8 @@ Graph read_graph(const Node& node) {
 Graph read_transformer_graph(const Node& node, const TransformerRole& role) {
   Graph graph = read_graph(node);
   // What cpp/src/pipeline/branch_executor.cpp and denoising_state.cpp can fill.
-  std::vector<Role> optional{Role::text_mask, Role::position};
+  std::vector<Role> optional{Role::text_mask, Role::position, Role::references,
+                             Role::reference_position};
   if (std::ranges::count(role.op, Role(Role::branch)) > 0)
     for (const Role::Kind kind : {Role::anchor, Role::source}) optional.emplace_back(kind);
   std::vector<Role> needed{Role::latent};

@@ -83,6 +83,34 @@ Latent read_latent(const Node& node) {
   return latent;
 }
 
+std::optional<References> read_references(const Node& root, const Bundle& bundle) {
+  const bool taken = bundle.transformer().takes(Role::references);
+  if (!root.has("references")) {
+    if (taken || bundle.transformer().takes(Role::reference_position))
+      root.at("transformer").refuse("takes references, about which the manifest says nothing");
+    return std::nullopt;
+  }
+  const Node node = root.at("references");
+  if (!taken || !bundle.transformer().takes(Role::reference_position) || !bundle.latent.packed ||
+      !bundle.vae_encoder)
+    node.refuse("is for packed latents, a VAE encoder and a transformer that takes references");
+  References references{.most = node.positive("most"), .time = node.positive("time"), .sizes = {}};
+  const auto read_if = [&](const char* key, int& value) {
+    if (node.has(key)) value = node.at(key).positive(1 << 30);
+  };
+  read_if("max_area", references.max_area);
+  read_if("min_side", references.min_side);
+  read_if("max_aspect", references.max_aspect);
+  if (!node.has("sizes")) return references;
+  for (const Node& item : node.at("sizes").items()) {
+    const auto pair = item.items();
+    if (pair.size() != 2) item.refuse("must hold a width and a height");
+    references.sizes.emplace_back(pair[0].positive(), pair[1].positive());
+  }
+  if (references.sizes.empty()) node.at("sizes").refuse("is empty");
+  return references;
+}
+
 void read_pair(const Node& node, const char* key, double& first, double& second) {
   if (!node.has(key)) return;
   const auto pair = node.list<double>(key);
@@ -247,6 +275,7 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   read_condition(root, bundle);
   if (root.has("vae_decoder")) bundle.vae_decoder = read_graph(root.at("vae_decoder"));
   if (root.has("vae_encoder")) bundle.vae_encoder = read_graph(root.at("vae_encoder"));
+  bundle.references = read_references(root, bundle);
   bundle.defaults = read_defaults(root.at("defaults"), bundle);
   check_values(root.at("defaults"), [&] { check_guidance(bundle.defaults.guidance); });
   root.get_if("distilled", bundle.distilled);

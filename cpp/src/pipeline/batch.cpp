@@ -31,6 +31,8 @@ std::string difference(const Request& running, const Request& asked) {
     return "prompt_embeds has " + tokens_text(asked) + " where the batch has " +
            tokens_text(running) + way_out;
   }
+  if (running.reference_grids != asked.reference_grids)
+    return "--image gives references of other sizes than those of the batch" + way_out;
   if (running.skips_layers() != asked.skips_layers())
     return "--slg-layers or --slg-share is given to some requests of the batch only" + way_out;
   if (running.transports() != asked.transports())

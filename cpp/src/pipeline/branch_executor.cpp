@@ -30,6 +30,7 @@ SharedInputs shared_inputs(DenoisingState& state) {
   SharedInputs shared{.latent = request.latent_shape,
                       .token_rows = request.token_rows,
                       .token_columns = request.token_columns,
+                      .reference_grids = request.reference_grids,
                       .channel_mask = request.channel_mask,
                       .ref = request.ref,
                       .rows = {},
@@ -40,6 +41,15 @@ SharedInputs shared_inputs(DenoisingState& state) {
     shared.rows[role] = {.shape = row.shape(), .dtype = row.dtype()};
   if (const Tensor* modulation = state.modulation_part()) shared.modulation = modulation->dim(1);
   return shared;
+}
+
+std::map<Role, Tensor> inputs_of_all_rows(const Bundle& bundle, const SharedInputs& shared) {
+  std::map<Role, Tensor> inputs{{Role::mask, shared.channel_mask}, {Role::ref, shared.ref}};
+  if (bundle.transformer().takes(Role::position))
+    inputs[Role::position] = token_positions(shared.token_rows, shared.token_columns);
+  if (bundle.transformer().takes(Role::reference_position))
+    inputs[Role::reference_position] = reference_positions(bundle, shared.reference_grids);
+  return inputs;
 }
 
 BranchExecutor::BranchExecutor(const Bundle& bundle, const TransformerSessions& sessions,
@@ -74,12 +84,8 @@ BranchExecutor::BranchExecutor(const Bundle& bundle, const TransformerSessions& 
   }
   for (const auto& [role, size] : shared.rows)
     buffers_.rows[role] = allocate(fork, size.shape, size.dtype);
-  buffers_.shared = {{Role::mask, on_stream(shared.channel_mask)},
-                     {Role::ref, on_stream(shared.ref)}};
-  if (bundle.transformer().takes(Role::position)) {
-    buffers_.shared[Role::position] =
-        on_stream(token_positions(shared.token_rows, shared.token_columns));
-  }
+  for (const auto& [role, tensor] : inputs_of_all_rows(bundle, shared))
+    buffers_.shared[role] = on_stream(tensor);
   if (bundle.transformer().takes(Role::anchor))
     buffers_.rows[Role::anchor] = anchor_ = stream.allocate({fork}, DType::int64);
   if (bundle.observed()) allocate_observed();

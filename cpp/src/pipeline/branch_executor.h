@@ -26,12 +26,15 @@ struct SharedInputs {
   };
   Shape latent;  // [1, ...]: of one image
   std::int64_t token_rows = 0, token_columns = 0;
+  std::vector<Grid> reference_grids;
   Tensor channel_mask, ref;     // [C]
   std::map<Role, Size> rows;    // the inputs that stay the same for a row
   std::int64_t modulation = 0;  // its size; 0 where the transformer takes timesteps
   bool third_branch = false;
 };
 SharedInputs shared_inputs(DenoisingState& state);
+// Returns the inputs that are the same for every row, in host memory.
+std::map<Role, Tensor> inputs_of_all_rows(const Bundle& bundle, const SharedInputs& shared);
 
 // Runs the branches that each request's next evaluation needs and leaves each prediction in memory
 // of its own. Requests that run D_m come last among the rows of D_c, so that what D_m continues are

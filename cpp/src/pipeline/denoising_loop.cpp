@@ -25,7 +25,8 @@ struct StepFailure {
 
 bool share_inputs(const Request& a, const Request& b) {
   return a.height == b.height && a.width == b.width && a.text_tokens == b.text_tokens &&
-         a.skips_layers() == b.skips_layers() && a.transports() == b.transports() &&
+         a.reference_grids == b.reference_grids && a.skips_layers() == b.skips_layers() &&
+         a.transports() == b.transports() &&
          std::ranges::equal(a.channel_mask.floats(), b.channel_mask.floats());
 }
 
@@ -49,7 +50,8 @@ LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
   sessions_ = pipeline_.transformer();
   const TransformerSessions& sessions = *sessions_;
   const Session* precompute = bundle.conditioning() ? sessions.at("conditioning").get() : nullptr;
-  DenoisingState state(bundle, precompute, request, embeddings, stream_, memory_.get(), id);
+  DenoisingState state(bundle, precompute, request, embeddings, start.references, stream_,
+                       memory_.get(), id);
 
   if (!executor_ || !share_inputs(*shared_with_, *request)) {
     executor_.reset();  // its memory is needed for the next

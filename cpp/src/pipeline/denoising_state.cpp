@@ -67,9 +67,10 @@ GuidedLine GuidedTimesteps::next(float timestep, bool skipped, bool branches_cha
 
 DenoisingState::DenoisingState(const Bundle& bundle, const Session* precompute,
                                std::shared_ptr<const Request> request,
-                               const PromptEmbeddings& embeddings, Stream& stream,
-                               DeviceMemory* memory, std::int64_t id)
+                               const PromptEmbeddings& embeddings, const Tensor& references,
+                               Stream& stream, DeviceMemory* memory, std::int64_t id)
     : bundle_(&bundle), request_(std::move(request)), stream_(&stream), id_(id) {
+  if (references.defined()) references_ = on_stream(references);
   if (precompute) precomputed_.emplace(bundle, *precompute, *request_, embeddings, stream, memory);
   if (request_->unconditional) unconditional_row_ = make_row(embeddings, Branch::unconditional);
   conditional_row_ = make_row(embeddings, Branch::conditional);
@@ -131,6 +132,7 @@ std::vector<Binding> DenoisingState::make_row(const PromptEmbeddings& embeddings
   if (graph.takes(Role::text)) row.push_back({Role::text, on_stream(prompt.text)});
   if (graph.takes(Role::text_mask)) row.push_back({Role::text_mask, on_stream(prompt.text_mask)});
   if (graph.takes(Role::pooled)) row.push_back({Role::pooled, on_stream(prompt.pooled)});
+  if (graph.takes(Role::references)) row.push_back({Role::references, references_});
   if (graph.takes(Role::guidance)) {
     row.push_back({Role::guidance, stream_->allocate({1}, DType::float32)});
     stream_->fill(row.back().tensor, request_->distilled_guidance);

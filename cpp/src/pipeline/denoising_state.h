@@ -44,6 +44,7 @@ class GuidedTimesteps {
 struct LoopStart {
   Tensor latents;
   Kept kept = {};
+  Tensor references = {};  // [1, tokens, C]; not defined() for a bundle that takes none
 };
 
 // What the evaluations of a request ran so far.
@@ -65,7 +66,7 @@ class DenoisingState {
   // stream's where it is null.
   DenoisingState(const Bundle& bundle, const Session* precompute,
                  std::shared_ptr<const Request> request, const PromptEmbeddings& embeddings,
-                 Stream& stream, DeviceMemory* memory, std::int64_t id);
+                 const Tensor& references, Stream& stream, DeviceMemory* memory, std::int64_t id);
 
   // Allocates what `guided` needs in the stream's memory. `x` is memory of the stream that the
   // state keeps the latents in.
@@ -135,6 +136,7 @@ class DenoisingState {
   Stream* stream_;
   std::int64_t id_;
   std::optional<Precomputed> precomputed_;
+  Tensor references_;  // [1, tokens, C]
   std::vector<Binding> unconditional_row_, conditional_row_, source_row_;
   Tensor token_mask_;
   std::size_t position_ = 0;       // in the plan

@@ -46,12 +46,8 @@ DeviceExecutor::DeviceExecutor(const Bundle& bundle, const TransformerSessions& 
       stream_(stream),
       memory_(std::move(memory)),
       images_(images) {
-  shared_tensors_ = {{Role::mask, memory_->upload(shared.channel_mask)},
-                     {Role::ref, memory_->upload(shared.ref)}};
-  if (bundle.transformer().takes(Role::position)) {
-    shared_tensors_[Role::position] =
-        memory_->upload(token_positions(shared.token_rows, shared.token_columns));
-  }
+  for (const auto& [role, tensor] : inputs_of_all_rows(bundle, shared))
+    shared_tensors_[role] = memory_->upload(tensor);
   Tensor ones({1, shared.token_rows * shared.token_columns}, DType::float32);
   std::ranges::fill(ones.floats(), 1.0F);
   ones_ = memory_->upload(ones);

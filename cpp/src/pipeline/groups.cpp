@@ -14,7 +14,9 @@ std::vector<std::shared_ptr<const Request>> split_in_groups(
   Request whole = *request;
   if (std::holds_alternative<PromptTexts>(whole.condition))
     whole.condition = pipeline.encode(whole);
-  whole.latents = pipeline.start(whole).latents;
+  const LoopStart start = pipeline.start(whole);
+  whole.latents = start.latents;
+  whole.reference_latents = start.references;
   whole.image.reset();
   std::vector<std::shared_ptr<const Request>> groups;
   for (std::int64_t begin = 0; begin < whole.images; begin += whole.memory.images_at_once) {

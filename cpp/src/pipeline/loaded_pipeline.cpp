@@ -181,14 +181,30 @@ PromptEmbeddings LoadedPipeline::encode(const Request& request) {
   return embeddings;
 }
 
+Tensor LoadedPipeline::encode_references(const Request& request) {
+  if (!bundle.references || request.reference_latents.defined()) return request.reference_latents;
+  std::vector<Tensor> encoded;
+  std::int64_t tokens = 0;
+  for (const Image& picture : request.references) {
+    encoded.push_back(pack(vae_encoder()->encode(from_image(picture)), bundle.patch_size));
+    tokens += encoded.back().dim(1);
+  }
+  if (request.memory.in_turn) let_go();
+  Tensor all({1, tokens, request.latent_shape.back()}, DType::float32);
+  auto next = all.floats().begin();
+  for (const Tensor& one : encoded) next = std::ranges::copy(one.floats(), next).out;
+  return all;
+}
+
 LoopStart LoadedPipeline::start(const Request& request) {
-  if (request.latents.defined()) return {.latents = request.latents};
+  const Tensor references = encode_references(request);
+  if (request.latents.defined()) return {.latents = request.latents, .references = references};
   const auto laid_out = [this](const Tensor& latents) {
     return bundle.latent.packed ? pack(latents, bundle.patch_size) : latents;
   };
   const Tensor noise = draw_noise(
       {request.images, bundle.latent.channels, request.rows, request.columns}, request.seeds);
-  if (!request.image) return {.latents = laid_out(noise)};
+  if (!request.image) return {.latents = laid_out(noise), .references = references};
   const Tensor image = repeated(vae_encoder()->encode(from_image(*request.image)), request.images);
   if (request.memory.in_turn) let_go();
   // diffusers' scale_noise (flow matching) and add_noise (variance preserving).
@@ -197,7 +213,7 @@ LoopStart LoadedPipeline::start(const Request& request) {
   std::ranges::transform(
       noise.floats(), image.floats(), latents.floats().begin(),
       [sigma, alpha](float drawn, float clean) { return sigma * drawn + alpha * clean; });
-  LoopStart start{.latents = laid_out(latents)};
+  LoopStart start{.latents = laid_out(latents), .references = references};
   if (request.drawn.defined()) {
     start.kept = {.drawn = laid_out(repeated(request.drawn, request.images)),
                   .clean = laid_out(image),

@@ -90,7 +90,7 @@ class LoadedPipeline {
   // Encodes the request's prompts. Returns the embeddings that were given in their place, and none
   // for a bundle that is drawn by class.
   PromptEmbeddings encode(const Request& request);
-  // Returns what the loop starts from.
+  // Returns what the loop starts from, and what it reads of references.
   LoopStart start(const Request& request);
   // Decodes latents that are laid out as the loop has them, in host memory.
   std::vector<Image> decode(const Request& request, const Tensor& latents);
@@ -115,6 +115,7 @@ class LoadedPipeline {
   std::shared_ptr<const VaeEncoder> vae_encoder() {
     return vae_encoder_.get([&] { return std::make_unique<VaeEncoder>(bundle, *backend); });
   }
+  Tensor encode_references(const Request& request);
   const Backend& cpu();
   // Returns what runs that encoder while parts stay loaded: quantised ones run on the CPU.
   const Backend& backend_of(const std::string& encoder);

@@ -7,6 +7,7 @@
 #include <variant>
 
 #include "intaglio/options.h"
+#include "pipeline/references.h"
 #include "pipeline/skipped_layers.h"
 #include "sampling/plan.h"
 
@@ -98,7 +99,7 @@ MemoryPhase transformer_phase(const Bundle& bundle, const RunSize& size, const M
   const double width = bundle.hidden_size, item = item_bytes(bundle, limit);
   const auto rows = as_double(size.images * size.rows);
   const auto image_tokens = as_double(bundle.token_count(size.height, size.width));
-  const double tokens = image_tokens + as_double(size.text_tokens);
+  const double tokens = image_tokens + as_double(size.text_tokens + size.reference_tokens);
   double activations = kBlockTensors * rows * tokens * width * item +
                        conditioning_bytes(bundle, size) +
                        cast_bytes(bundle, limit, kTransformerMatrix * width * width);
@@ -128,6 +129,15 @@ bool changes(const std::optional<Ramp>& scale, double off) {
   return scale && !scale->is_always(off);
 }
 
+void add_references(const Bundle& bundle, const GenerateOptions& options, RunSize& size) {
+  if (!bundle.references) return;
+  for (const Image& picture : options.references) {
+    const auto [width, height] = reference_size(bundle, picture.width, picture.height);
+    size.reference_tokens += bundle.token_count(height, width);
+    size.largest_reference = std::max(size.largest_reference, static_cast<double>(width) * height);
+  }
+}
+
 }  // namespace
 
 RunSize run_size(const Bundle& bundle, const GenerateOptions& given) {
@@ -141,6 +151,7 @@ RunSize run_size(const Bundle& bundle, const GenerateOptions& given) {
                .encodes_image = options.image.has_value()};
   const auto problems = bundle.check_size(size.height, size.width);
   if (!problems.empty()) throw_problem(problems.front());
+  add_references(bundle, options, size);
   size.base_rows = changes(options.cfg_scale, 1) ? 2 : 1;
   if (skips_layers(options) || options.transport_from) ++size.base_rows;
   size.rows = size.base_rows + (changes(options.dg_scale, 0) ? 1 : 0);
@@ -173,9 +184,10 @@ std::vector<MemoryPhase> estimate_phases(const Bundle& bundle, const RunSize& si
       phases.push_back(encoder_phase(bundle, name, encoder, limit));
   }
   const auto pixels = [](double height, double width) { return height * width; };
-  if (size.encodes_image && bundle.vae_encoder)
-    phases.push_back(
-        vae_phase(bundle, "vae_encoder", *bundle.vae_encoder, pixels(size.height, size.width)));
+  const double encoded =
+      std::max(size.largest_reference, size.encodes_image ? pixels(size.height, size.width) : 0);
+  if (encoded > 0 && bundle.vae_encoder)
+    phases.push_back(vae_phase(bundle, "vae_encoder", *bundle.vae_encoder, encoded));
   phases.push_back(transformer_phase(bundle, size, limit));
   if (bundle.vae_decoder) {
     phases.push_back(vae_phase(

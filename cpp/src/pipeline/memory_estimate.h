@@ -17,10 +17,12 @@ struct RunSize {
   std::int64_t rows = 1;         // and one more with DG
   std::int64_t timesteps = 1;    // whose modulations are computed ahead
   std::int64_t text_tokens = 0;  // in the transformer
-  int height = 0, width = 0;     // pixels
-  int vae_tile = 0;              // pixels
+  std::int64_t reference_tokens = 0;
+  int height = 0, width = 0;  // pixels
+  int vae_tile = 0;           // pixels
   bool encodes_text = false;
   bool encodes_image = false;
+  double largest_reference = 0;  // pixels
 };
 
 // Throws UsageError for an image size that the bundle does not draw.

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/nearest.h"
+#include "pipeline/references.h"
 #include "pipeline/skipped_layers.h"
 
 namespace intaglio {
@@ -108,7 +109,18 @@ GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {
   const auto fill = [](auto& option, const auto& value) {
     if (!option) option = value;
   };
+  if (bundle.references && options.image && !options.strength && !options.mask) {
+    options.references.insert(options.references.begin(), *std::move(options.image));
+    options.image.reset();
+  }
   fill(options.steps, defaults.steps);
+  // As in FLUX.2's pipelines. Those with sizes of their own draw their default.
+  if (bundle.references && bundle.references->sizes.empty() && !options.references.empty()) {
+    const Image& first = options.references.front();
+    const auto [width, height] = reference_size(bundle, first.width, first.height);
+    fill(options.height, height);
+    fill(options.width, width);
+  }
   fill(options.height, options.image ? options.image->height : defaults.height);
   fill(options.width, options.image ? options.image->width : defaults.width);
   fill(options.cfg_scale, defaults.guidance.cfg_scale);

@@ -84,6 +84,7 @@ TextEntries png_text(const Bundle& bundle, const GenerateOptions& given, std::si
   };
   add("image", options.image.has_value());
   add("latents", options.latents.has_value());
+  add("references", !options.references.empty());
   add("mask", options.mask.has_value());
   add("ma_tokens", options.ma_tokens.has_value());
   add("prompt_embeds", options.prompt_embeds.has_value());

@@ -9,6 +9,7 @@
 #include "intaglio/options.h"
 #include "pipeline/latent_mask.h"
 #include "pipeline/problems.h"
+#include "pipeline/references.h"
 #include "pipeline/resolve_rule.h"
 #include "pipeline/skip_problem.h"
 #include "pipeline/skipped_layers.h"
@@ -330,6 +331,8 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   for (auto* picture : {&request.asked.image, &request.asked.mask, &request.asked.ma_tokens})
     if (*picture) picture->emplace();
   request.crop = crop_to_mask(bundle, options, problems);
+  request.asked.references.assign(options.references.size(), {});
+  set_references(request, bundle, options, problems);
   const bool sized = set_size(request, bundle, options, problems);
   if (sized) set_mask(request, bundle, options, problems);
   const bool counted = set_images(request, bundle, options, problems);

@@ -12,6 +12,7 @@
 #include "intaglio/generate_options.h"
 #include "intaglio/memory_plan.h"
 #include "pipeline/mask_crop.h"
+#include "pipeline/references.h"
 #include "sampling/plan.h"
 
 namespace intaglio {
@@ -43,8 +44,11 @@ struct Request {
 
   // Where the loop starts: the given latents, or noise, or noise over a picture.
   std::vector<std::uint64_t> seeds;
-  Tensor latents;              // not defined() where they are drawn from `seeds`
-  std::optional<Image> image;  // the picture under the noise
+  Tensor latents;                 // not defined() where they are drawn from `seeds`
+  std::optional<Image> image;     // the picture under the noise
+  std::vector<Image> references;  // as the VAE encodes them
+  std::vector<Grid> reference_grids;
+  Tensor reference_latents;  // packed, [1, tokens, C]; not defined() where they are not encoded yet
   Tensor drawn;  // [1, C, h, w]: 1 in cells of the mask, 0 outside; not defined() without a mask
   std::optional<MaskCrop> crop;  // the part of a larger picture that `image` is
 

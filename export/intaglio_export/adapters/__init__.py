@@ -5,7 +5,7 @@ from __future__ import annotations
 from intaglio_export.adapters.base import Adapter
 from intaglio_export.adapters.chroma import ChromaAdapter
 from intaglio_export.adapters.dit import DiTAdapter
-from intaglio_export.adapters.flux import FluxAdapter
+from intaglio_export.adapters.flux import FluxAdapter, FluxKontextAdapter
 from intaglio_export.adapters.flux2 import Flux2DevAdapter, Flux2KleinAdapter
 from intaglio_export.adapters.krea2 import Krea2Adapter
 from intaglio_export.adapters.pixart_sigma import PixArtSigmaAdapter
@@ -16,6 +16,7 @@ from intaglio_export.adapters.z_image import ZImageAdapter
 ADAPTERS: tuple[type[Adapter], ...] = (
     SD3Adapter,
     FluxAdapter,
+    FluxKontextAdapter,
     DiTAdapter,
     PixArtSigmaAdapter,
     QwenImageAdapter,

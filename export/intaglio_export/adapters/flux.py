@@ -1,4 +1,4 @@
-"""FLUX.1 dev, schnell and de-distilled: diffusers' `FluxTransformer2DModel` (Black Forest Labs)."""
+"""FLUX.1 dev, schnell, de-distilled and Kontext: diffusers' `FluxTransformer2DModel` (BFL)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from diffusers.pipelines.flux import pipeline_flux_kontext
 from torch import nn
 
 from intaglio_export.adapters.base import LARGEST_SIDE, Adapter, Inputs, Modulation
 from intaglio_export.adapters.layouts import EncoderLayout, LatentLayout, PromptLayout, TextSegment
+from intaglio_export.adapters.references import References, ReferencesAdapter
 from intaglio_export.graph_specs import TensorSpec
 
 
@@ -116,3 +118,13 @@ class FluxAdapter(Adapter):
             max_sequence_length=max_sequence_length,
         )
         return {"text": text, "pooled": pooled}
+
+
+class FluxKontextAdapter(ReferencesAdapter, FluxAdapter):
+    """`FluxKontextPipeline`: FLUX.1 with a reference image."""
+
+    pipeline_classes = ("FluxKontextPipeline",)
+
+    def references(self) -> References:
+        sizes = tuple(pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS)
+        return References(most=1, time=1, sizes=sizes)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransformerBlock
@@ -22,6 +22,7 @@ from intaglio_export.adapters.layouts import (
     PromptLayout,
     TextSegment,
 )
+from intaglio_export.adapters.references import References, ReferencesAdapter
 from intaglio_export.adapters.text_first import TextFirstAdapter
 from intaglio_export.bundle.chat_template import ChatTemplate
 from intaglio_export.graph_specs import TensorSpec
@@ -39,7 +40,6 @@ class _Flux2Adapter(TextFirstAdapter):
     prediction_type = "velocity"
     sigmas = "linspace"
     mu = "empirical"
-    image_to_image = False  # the pipeline's image is a reference, which adds tokens
     single_block = Flux2SingleTransformerBlock
 
     def blocks(self) -> Sequence[nn.Module]:
@@ -163,10 +163,21 @@ class _Flux2Adapter(TextFirstAdapter):
         return float(compute_empirical_mu(tokens, steps))
 
 
-class Flux2KleinAdapter(_Flux2Adapter):
+class _WithReferences(ReferencesAdapter, _Flux2Adapter):
+    """The same with references, whose limits of number are Black Forest Labs'."""
+
+    most_references: ClassVar[int]
+
+    def references(self) -> References:
+        area = 1024 * 1024
+        return References(self.most_references, 10, max_area=area, min_side=64, max_aspect=8)
+
+
+class Flux2KleinAdapter(_WithReferences):
     """`Flux2KleinPipeline`: hidden states of three layers of Qwen3 are the prompt's channels."""
 
     pipeline_classes = ("Flux2KleinPipeline",)
+    most_references = 4
 
     @property
     def template(self) -> ChatTemplate:
@@ -182,13 +193,14 @@ class Flux2KleinAdapter(_Flux2Adapter):
         return replace(defaults, steps=4, cfg_scale=1.0) if self.distilled else defaults
 
 
-class Flux2DevAdapter(_Flux2Adapter):
+class Flux2DevAdapter(_WithReferences):
     """`Flux2Pipeline`: three layers of Mistral 3, whose prompts are padded on the left.
 
     The transformer also reads the hidden states of that padding.
     """
 
     pipeline_classes = ("Flux2Pipeline",)
+    most_references = 6
 
     @property
     def template(self) -> ChatTemplate:

@@ -17,6 +17,7 @@ import jsonschema
 from intaglio_export import __version__
 from intaglio_export.adapters.base import Adapter
 from intaglio_export.adapters.layouts import PromptLayout
+from intaglio_export.adapters.references import References, ReferencesAdapter
 from intaglio_export.adapters.schedulers import scheduler_entry
 from intaglio_export.bundle import tokenizer_tables
 from intaglio_export.bundle.output_folder import MANIFEST, SCHEMA_VERSION
@@ -98,6 +99,8 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
         "defaults": _defaults(adapter, parts.settings),
         "files": _files(folder),
     }
+    if isinstance(adapter, ReferencesAdapter):
+        manifest["references"] = _references(adapter.references())
     if parts.vae_encoder:
         manifest["vae_encoder"] = parts.vae_encoder.to_json()
     if parts.errors:
@@ -132,8 +135,8 @@ def _is_new(manifest: dict[str, Any]) -> bool:
     dropped = any("dropped" in encoder for encoder in prompt["encoders"].values())
     graphs = manifest["transformer"]["graphs"].values()
     source = any(tensor["role"] == "source" for graph in graphs for tensor in graph["inputs"])
-    masked = "mask_padding" in prompt
-    return source or dropped or masked or "cfg_rescale" in manifest or "mu" in manifest
+    new = ("cfg_rescale", "mu", "references")
+    return source or dropped or "mask_padding" in prompt or any(key in manifest for key in new)
 
 
 def write_manifest(manifest: dict[str, Any], folder: Path) -> None:
@@ -189,6 +192,13 @@ def _prompt(
         if layout.mask_padding:
             prompt["mask_padding"] = layout.mask_padding
     return prompt
+
+
+def _references(references: References) -> dict[str, Any]:
+    given = {key: value for key, value in asdict(references).items() if value}
+    if references.sizes:
+        given["sizes"] = [list(size) for size in references.sizes]
+    return given
 
 
 def _quantized(parts: BundleParts) -> dict[str, Any] | None:

@@ -320,7 +320,7 @@ def _input(
         value = positions(case.height, case.width)
     elif spec.role == "guidance":
         value = 1 + 4 * torch.rand(value.shape, generator=generator)
-    if case.branched and spec.role in ("latent", "timestep", "guidance"):
+    if case.branched and spec.role in ("latent", "timestep", "guidance", "references"):
         value = value[case.anchors()]
     return value
 
@@ -342,6 +342,7 @@ def _sizes(unit: ExportUnit, case: Case) -> dict[str, int]:
         "latent_height": height,
         "latent_width": width,
         "tokens": (height // patch_y) * (width // patch_x),
+        "references": case.height - 3,  # in one of the cases none
         "image_height": side("image_height", case.height),
         "image_width": side("image_width", case.width),
     }

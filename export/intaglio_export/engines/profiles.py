@@ -218,13 +218,15 @@ def _axes(kind: str, profile: Profile, manifest: dict[str, Any]) -> dict[str, Ra
     if kind == "conditioning":
         rows = Range(1, min(2 * manifest["defaults"]["steps"], CONDITIONS), CONDITIONS)
         return {"conditions": rows, "prompts": Range(1, 2, base), "text_length": text_length}
+    tokens = profile.height.of(unit).times(profile.width.of(unit))
     likely, most = {"forked": (3, 3), "base": (2, base), "degraded": (1, 1)}[kind]
     return {
         "base_rows": _rows(profile.batch, 2, base),
         "rows": _rows(profile.batch, likely, most),
         "latent_height": profile.height.of(scale),
         "latent_width": profile.width.of(scale),
-        "tokens": profile.height.of(unit).times(profile.width.of(unit)),
+        "tokens": tokens,
+        "references": Range(0, tokens.opt, tokens.max),  # as many as the largest picture has
         "text_length": text_length,
     }
 

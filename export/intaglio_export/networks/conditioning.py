@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from intaglio_export.adapters.base import Adapter, Inputs
+from intaglio_export.adapters.references import ReferencesAdapter
 from intaglio_export.graph_specs import TensorSpec
 from intaglio_export.precision import LowPrecisionMatmuls
 
@@ -60,7 +61,7 @@ def loop_inputs(adapter: Adapter) -> tuple[TensorSpec, ...]:
             inputs.append(TensorSpec(role, ("base_rows", *computed[role].axes[1:])))
         elif role not in VECTORS:
             inputs.append(spec)
-    return tuple(inputs)
+    return (*inputs, *_reference_inputs(adapter))
 
 
 class ConditioningTransformer(nn.Module):
@@ -110,15 +111,25 @@ def denoise(
 
 @torch.no_grad()
 def condition(adapter: Adapter, inputs: Inputs) -> list[torch.Tensor]:
-    """Return the tensors for `denoise` that stand for `inputs` of the whole transformer."""
+    """Return the tensors for `denoise` that stand for `inputs` of the whole transformer.
+
+    References that are not among them have no tokens.
+    """
     vectors = [inputs[spec.role] for spec in conditioning_inputs(adapter)]
     roles = [spec.role for spec in conditioning_outputs(adapter)]
-    known = inputs | dict(zip(roles, ConditioningTransformer(adapter)(*vectors), strict=True))
+    sizes = {"base_rows": len(inputs["latent"]), "references": 0}
+    none = {spec.role: torch.zeros(_shape(spec, sizes)) for spec in _reference_inputs(adapter)}
+    made = dict(zip(roles, ConditioningTransformer(adapter)(*vectors), strict=True))
+    known = none | inputs | made
     return [known[spec.role] for spec in loop_inputs(adapter)]
 
 
 def _of(adapter: Adapter, roles: Sequence[str]) -> list[TensorSpec]:
     return [spec for spec in adapter.inputs() if spec.role in roles]
+
+
+def _reference_inputs(adapter: Adapter) -> tuple[TensorSpec, ...]:
+    return adapter.reference_inputs() if isinstance(adapter, ReferencesAdapter) else ()
 
 
 def _width(module: nn.Module) -> int:
@@ -130,14 +141,15 @@ def _completed(adapter: Adapter, inputs: Inputs, sizes: Mapping[str, int]) -> In
     """Add zeros for the other inputs of the transformer, on which no used value depends."""
     some = next(iter(inputs.values()))
     zeros = {
-        spec.role: some.new_zeros(
-            [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes],
-            dtype=spec.dtype,
-        )
+        spec.role: some.new_zeros(_shape(spec, sizes), dtype=spec.dtype)
         for spec in adapter.inputs()
         if spec.role not in inputs
     }
     return zeros | inputs
+
+
+def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> list[int]:
+    return [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes]
 
 
 def _parts(

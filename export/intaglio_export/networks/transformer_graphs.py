@@ -107,7 +107,7 @@ def _unit(
     latent = adapter.latent()
     height, width = 6 * patch, 8 * patch
     # Different kinds of rows have different sizes, or torch.export would treat them as one.
-    sizes = {"base_rows": 2, "rows": 3, "text_length": 5, "tokens": 48}
+    sizes = {"base_rows": 2, "rows": 3, "text_length": 5, "tokens": 48, "references": 7}
     sizes |= {"conditions": 3, "prompts": 2}
     sizes |= {"latent_height": height, "latent_width": width}
     classes = adapter.classes()
