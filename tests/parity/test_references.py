@@ -30,10 +30,12 @@ from tests.parity.diffusers_runs import (
     PROMPT,
     SEED,
     STEPS,
+    STRENGTH,
     Run,
+    run_from_image,
     run_with_references,
 )
-from tests.parity.family import MODES, relative
+from tests.parity.family import MODES, SEEDS, relative
 
 LIMIT = 1e-4
 WIDTH = 48
@@ -130,6 +132,19 @@ class TestKontext:
         family = drawn_first(KONTEXT, HEIGHT, WIDTH)
         expected = run_with_references(pipeline, family, MODES["cfg+dg"], BLOCK, [7])
         assert_equal(draw(ours, "cfg+dg", **SIZE), expected)
+
+    def test_strength_makes_it_the_picture_to_start_from(
+        self, pipeline: Any, ours: intaglio.Pipeline
+    ) -> None:
+        image = picture(WIDTH, HEIGHT)
+        expected = run_from_image(pipeline, replace(DEV, width=WIDTH), image, SEEDS)
+        options = SIZE | {"seeds": SEEDS, "batch": len(SEEDS), "strength": STRENGTH}
+        got = draw(ours, "baseline", image=image, **options)
+        assert relative(got.latents, expected.latents) < LIMIT
+        assert dict(got.texts[0])["intaglio:inputs"] == "image"
+        says = "given 2 times, but with strength or mask the run starts from one"
+        with pytest.raises(intaglio.UsageError, match=says):
+            draw(ours, "baseline", image=[image, image], **options)
 
 
 class TestFlux2:

@@ -25,14 +25,7 @@ def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def test_strength_makes_it_the_picture_to_start_from(klein: intaglio.Pipeline) -> None:
-    start = picture(48, 32)
-    with pytest.raises(intaglio.InputError, match=r"48x32 .* sides of 64 pixels or more"):
-        klein.generate(**QUICK, image=start)
-    run = klein.generate(**QUICK, image=start, strength=0.5)
-    assert len(run.step_seconds) == 1
-    assert run.images[0].size == (48, 32)
-    assert dict(run.texts[0])["intaglio:inputs"] == "image"
+def test_the_first_reference_gives_the_size(klein: intaglio.Pipeline) -> None:
     referring = klein.generate(**QUICK, image=[picture(80, 72)])
     assert referring.images[0].size == (80, 72)
     assert dict(referring.texts[0])["intaglio:inputs"] == "references"
@@ -42,8 +35,9 @@ def test_strength_makes_it_the_picture_to_start_from(klein: intaglio.Pipeline) -
     ("error", "says", "options"),
     [
         (intaglio.UsageError, "given 5 times, but .* takes up to 4", {"image": [(64, 64)] * 5}),
-        (intaglio.UsageError, "given 2 times, but with strength or mask the run starts from one",
-         {"image": [(48, 32)] * 2, "strength": 0.5, **SIZE}),
+        (intaglio.UsageError, "takes pictures as references only, so it does not start from one",
+         {"image": [(48, 32)], "strength": 0.5, **SIZE}),
+        (intaglio.InputError, "48x32 .* sides of 64 pixels or more", {"image": [(48, 32)]}),
         (intaglio.InputError, "image is 600x64 .* up to 8 times", {"image": [(600, 64)]}),
         (intaglio.UsageError, "image is an empty list", {"image": []}),
     ],

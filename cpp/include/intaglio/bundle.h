@@ -110,6 +110,7 @@ struct References {
   int max_area = 0;
   int min_side = 0;    // pixels; 0 sets no limit
   int max_aspect = 0;  // of the longer side to the other; 0 sets no limit
+  bool only = false;   // whether pictures are references only, and no run starts from one
 };
 
 struct Defaults {

@@ -101,6 +101,7 @@ std::optional<References> read_references(const Node& root, const Bundle& bundle
   read_if("max_area", references.max_area);
   read_if("min_side", references.min_side);
   read_if("max_aspect", references.max_aspect);
+  node.get_if("only", references.only);
   if (!node.has("sizes")) return references;
   for (const Node& item : node.at("sizes").items()) {
     const auto pair = item.items();

@@ -58,7 +58,11 @@ Image fit_reference(const Bundle& bundle, const Image& picture) {
 
 std::vector<Problem> reference_problems(const Bundle& bundle, const GenerateOptions& options) {
   std::vector<Problem> problems;
-  if (options.references.empty()) return problems;
+  if (options.image && bundle.references && bundle.references->only)
+    problems.push_back({"image", bundle.name +
+                                     " takes pictures as references only, so it does not start "
+                                     "from one: leave out --strength and --mask"});
+  if (options.references.empty() || !problems.empty()) return problems;
   const auto count = options.references.size() + (options.image ? 1 : 0);
   const std::string given = "--image is given " + std::to_string(count) + " times";
   if (!bundle.references) {

@@ -169,8 +169,10 @@ class _WithReferences(ReferencesAdapter, _Flux2Adapter):
     most_references: ClassVar[int]
 
     def references(self) -> References:
-        area = 1024 * 1024
-        return References(self.most_references, 10, max_area=area, min_side=64, max_aspect=8)
+        # Where diffusers' pipeline draws a mask anew, it takes the picture as a reference too.
+        return References(
+            self.most_references, 10, max_area=1024**2, min_side=64, max_aspect=8, only=True
+        )
 
 
 class Flux2KleinAdapter(_WithReferences):

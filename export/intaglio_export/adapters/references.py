@@ -21,7 +21,7 @@ class References:
     A picture is scaled to that of `sizes`, (width, height) in pixels, whose aspect is nearest.
     Without `sizes` it is scaled down to `max_area` pixels, and cut to whole tokens around its
     middle. Pictures with a side below `min_side`, or more than `max_aspect` times as long as wide,
-    are refused.
+    are refused. With `only`, a run does not start from a picture.
     """
 
     most: int
@@ -30,6 +30,7 @@ class References:
     max_area: int | None = None
     min_side: int | None = None
     max_aspect: int | None = None
+    only: bool = False
 
 
 class ReferencesAdapter(Adapter):
