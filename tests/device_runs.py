@@ -100,13 +100,16 @@ def inpainted(pipeline: intaglio.Pipeline, **options: Any) -> np.ndarray:
 
 
 def in_a_batch(pipeline: intaglio.Pipeline) -> dict[str, np.ndarray]:
-    """Let members join and leave: each has its own guidance and number of steps."""
+    """Let members join and leave: each has its own guidance, mask, sampler and number of steps."""
     batch = intaglio.Batch(pipeline, 4)
     requests: list[dict[str, Any]] = [
-        {"seeds": 1, "steps": 2, "cfg_scale": 3.0, "dg_scale": 1.0},
-        {"seeds": 2, "steps": 3, "cfg_scale": 1.0, "dg_scale": 0.0},
-        {"seeds": 3, "steps": 2, "cfg_scale": 1.0, "dg_scale": 2.0},
-    ]
+        {"seeds": 1, "steps": 3, "cfg_scale": 3.0, "dg_scale": 1.0, "guidance": "apg",
+         "ma_tokens": UPPER, "dg_region": "mask"},
+        {"seeds": 2, "steps": 3, "cfg_scale": 1.0, "dg_scale": 0.0, "scheduler": "unipc"},
+        {"seeds": 3, "steps": 2, "cfg_scale": 1.0, "dg_scale": 2.0, "ma_tokens": UPPER.T},
+        {"seeds": 4, "steps": 3, "cfg_scale": 3.0, "dg_scale": 1.0, "guidance": "mambo-g",
+         "scheduler": "dpmpp-2m-sde"},
+    ]  # fmt: skip
     names: dict[int, str] = {}
     done: dict[str, np.ndarray] = {}
     while requests or len(batch):

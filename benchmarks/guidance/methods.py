@@ -66,6 +66,11 @@ def grids(model: Model, given: Method, weaker: Weaker) -> dict[str, list[Setting
         "CFG-Zero*": [
             _ruled("cfg-zero", scale, zero) for scale, zero in ((1.5, 0), (2.0, 0), (2.0, 1))
         ],
+        "TCFG": [_ruled("tcfg", scale) for scale in (2.0, 2.5, 3.0)],
+        "MAMBO-G": [
+            _ruled("mambo-g", scale, alpha=alpha)
+            for scale, alpha in ((3.0, 2.0), (5.0, 8.0), (10.0, 8.0))
+        ],
         "TAG": [_tag(*pair) for pair in ((1.0, 1.1), (1.5, 1.1), (2.0, 1.1))],
         "autoguidance": [
             Setting(Method(scale, weight, weaker), f"cfg {scale:g}, w {weight:g}")
@@ -78,7 +83,7 @@ def grids(model: Model, given: Method, weaker: Weaker) -> dict[str, list[Setting
     }
 
 
-def _ruled(rule: str, scale: float, zero_steps: int = 1) -> Setting:
+def _ruled(rule: str, scale: float, zero_steps: int = 1, alpha: float = 8.0) -> Setting:
     options: dict[str, Any] = {"cfg_scale": scale, "dg_scale": 0.0, "guidance": rule}
     words = f"cfg {scale:g}"
     if rule == "cfg":
@@ -86,7 +91,10 @@ def _ruled(rule: str, scale: float, zero_steps: int = 1) -> Setting:
     if rule == "cfg-zero":
         options["guidance_zero_steps"] = zero_steps
         words += f", {zero_steps} zero steps" if zero_steps != 1 else ", 1 zero step"
-    return Setting(Ruled(scale, rule=rule, zero_steps=zero_steps), words, options)
+    if rule == "mambo-g":
+        options["guidance_alpha"] = alpha
+        words += f", alpha {alpha:g}"
+    return Setting(Ruled(scale, rule=rule, zero_steps=zero_steps, alpha=alpha), words, options)
 
 
 def _tag(scale: float, tag: float) -> Setting:

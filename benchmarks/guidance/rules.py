@@ -10,7 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance
+from diffusers.guiders import (
+    AdaptiveProjectedGuidance,
+    ClassifierFreeZeroStarGuidance,
+    MagnitudeAwareGuidance,
+    TangentialClassifierFreeGuidance,
+)
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
 
 from intaglio.analysis.guidance.negatives import Skipped
@@ -42,11 +47,13 @@ class Dropped:
 class Ruled(Method):
     """A method with another `rule` than CFG's, and with TAG where `tag` is not 1.
 
-    `zero_steps` is of cfg-zero. The scheduler has to be Euler's, whose step goes along D.
+    `zero_steps` is of cfg-zero and `alpha` of mambo-g. The scheduler has to be Euler's, whose step
+    goes along D.
     """
 
     rule: str = "cfg"
     zero_steps: int = 1
+    alpha: float = 8.0
     tag: float = 1.0
 
     def predictor(self, model: Model, observe: ObserveBranches | None = None) -> Predict:
@@ -96,6 +103,13 @@ def rule_of(method: Ruled) -> Rule:
         return on_clean_data
     if method.rule == "cfg":
         return lambda step, c, u: c + term(scale - 1, c, u)
+    if method.rule == "tcfg":
+        tangential = TangentialClassifierFreeGuidance(scale)
+        return lambda step, c, u: _forward(tangential, step, c, u)
+    if method.rule == "mambo-g":
+        # diffusers' norms are over the two axes after the first.
+        mambo = MagnitudeAwareGuidance(scale, method.alpha)
+        return lambda step, c, u: _forward(mambo, step, c.flatten(2), u.flatten(2)).view_as(c)
     assert method.rule == "cfg-zero", method.rule
     zero = ClassifierFreeZeroStarGuidance(scale, method.zero_steps)
     return lambda step, c, u: _forward(zero, step, c, u)

@@ -114,7 +114,7 @@ class Network:
         given["ref"] = np.zeros_like(self._mask)
         tokens = point.latents.shape[2] * point.latents.shape[3] // 4  # of patches of 2 x 2
         given["keep"] = np.repeat(np.array([[1], [1], [0]], np.float32), tokens, axis=1)
-        given["source"] = np.full(given["keep"].shape, -1)
+        given["source"] = np.zeros(given["keep"].shape, np.int64)
         given["branch"], given["anchor"] = np.array([0, 1, 1]), np.array([1, 1])
         [(unconditional, conditional, degraded)] = _run(self._forked, given, ["prediction"])
         cfg, dg = (self._defaults[name] for name in ("cfg_scale", "dg_scale"))

@@ -34,9 +34,9 @@ void check_branch(std::span<const std::int64_t> branch, std::size_t rows) {
 }
 
 void check_source(std::span<const std::int64_t> source, std::size_t tokens) {
-  const auto end = static_cast<std::int64_t>(tokens);
+  const auto last = static_cast<std::int64_t>(tokens);
   for (std::size_t i = 0; i < source.size(); ++i) {
-    if (source[i] >= -1 && source[i] < end) continue;
+    if (source[i] >= 0 && source[i] <= last) continue;
     throw std::out_of_range("source has the value " + std::to_string(source[i]) +
                             ", but hidden has " + std::to_string(tokens) + " tokens");
   }
@@ -48,10 +48,10 @@ void ma_suppress_tokens(const MASuppressInputs& inputs, std::span<float> output,
   for (std::size_t i = begin; i < end; ++i) {
     const auto row = static_cast<std::size_t>(inputs.branch[i / inputs.tokens]);
     const std::size_t from = row * inputs.tokens + i % inputs.tokens;
-    const std::int64_t source = inputs.source.empty() ? -1 : inputs.source[i];
-    const float* target = source < 0
-                              ? inputs.ref.data()
-                              : inputs.hidden.data() + static_cast<std::size_t>(source) * channels;
+    const std::int64_t source = inputs.source.empty() ? 0 : inputs.source[i];
+    const float* target =
+        source == 0 ? inputs.ref.data()
+                    : inputs.hidden.data() + static_cast<std::size_t>(source - 1) * channels;
     suppress_token(inputs.hidden.data() + from * channels, inputs.mask.data(), target,
                    inputs.keep[i], output.data() + i * channels, channels);
   }

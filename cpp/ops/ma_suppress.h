@@ -15,7 +15,7 @@ struct MASuppressInputs {
   std::span<const float> ref;            // [C]
   std::span<const std::int64_t> branch;  // [F]
   std::span<const float> keep;           // [F, T]
-  std::span<const std::int64_t> source;  // [F, T], or empty, which is -1 everywhere
+  std::span<const std::int64_t> source;  // [F, T], or empty, which is 0 everywhere
   std::size_t rows = 0;                  // B
   std::size_t tokens = 0;                // T
 };
@@ -23,7 +23,7 @@ struct MASuppressInputs {
 // Throws std::out_of_range that names the first value of `branch` outside [0, rows).
 void check_branch(std::span<const std::int64_t> branch, std::size_t rows);
 
-// Throws std::out_of_range that names the first value of `source` outside [-1, tokens), where
+// Throws std::out_of_range that names the first value of `source` outside [0, tokens], where
 // `tokens` counts those of all rows of hidden.
 void check_source(std::span<const std::int64_t> source, std::size_t tokens);
 

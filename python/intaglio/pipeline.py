@@ -85,11 +85,9 @@ class Generation:
         timings: seconds of each stage (text, denoise, vae), their total, and network, the part of
             denoise that the transformer's graphs take.
         step_seconds: seconds of each step, without the step callback.
-        base_rows: batch rows that ran through blocks 0..m, summed over the run.
-        forked_rows: the same for the blocks after m.
+        base_rows, forked_rows: batch rows that ran through blocks 0..m, and m + 1.., of all steps.
         loop: allocations and copies of the denoising loop.
-        unconditional_steps: the steps that ran D_0.
-        degraded_steps: the steps that ran D_m.
+        unconditional_steps, degraded_steps: the steps that ran D_0, and those that ran D_m.
         evaluations: how often the model ran. Heun's method runs it twice in a step.
         skipped_steps: the steps that did not run it.
         largest_distance: |D' - D| / |D|, where D is the first prediction after skipped steps and D'
@@ -312,6 +310,7 @@ class Pipeline:
         scheduler: str | None = None,
         strength: float | None = None,
         mask_blur: float | None = None,
+        mask_padding: int | None = None,
         vae_tile: int = 1024,
         image: Picture | Sequence[Picture] | None = None,
         mask: Picture | None = None,
@@ -327,7 +326,7 @@ class Pipeline:
         may be a pair, from the first step to the last, or a list with a value for each step.
 
         Args:
-            prompt, class_label: what to draw; one of them or prompt_embeds is needed.
+            prompt, class_label: what to draw. One of them or prompt_embeds is needed.
             negative_prompt: the prompt of the unconditional branch D_0, in place of an empty one.
             steps: number of denoising steps.
             seeds: one for the batch or for each image, as in torch.Generator("cpu").manual_seed.
@@ -359,6 +358,7 @@ class Pipeline:
                 `bundle.references` and neither strength nor mask: one or several references.
             mask: a picture of the size of `image`, whose white parts (128 to 255) are drawn anew.
             mask_blur: the radius of a Gaussian that blurs it before; None means 0.
+            mask_padding: draw only it and so many pixels around, and paste that into `image`.
             latents: float32 with __dlpack__ to start from, laid out as `Generation.latents`.
             ma_tokens: where channels change: on white tokens, not on black ones; None: `mask`.
             prompt_embeds: the result of `embed`, or a file with it, in place of texts.

@@ -38,6 +38,7 @@ NAMES = [
     "chroma",
     "qwen-image",
     "z-image",
+    "krea2",
     "dit",
     "pixart-sigma",
 ]

@@ -78,6 +78,16 @@ def test_the_rules_follow_their_formulas() -> None:
     expected = c + (scale - 1) * (c - dot(c, u) / dot(u, u) * u)
     np.testing.assert_allclose(run(zero, 1, c, u), expected, rtol=1e-5, atol=1e-6)
 
+    length = np.sqrt(dot(c - u, c - u) / dot(u, u))
+    expected = c + (scale - 1) * np.exp(-3 * length) * (c - u)
+    mambo = rule_of(Ruled(scale, rule="mambo-g", alpha=3.0))
+    np.testing.assert_allclose(run(mambo, 1, c, u), expected, rtol=1e-5, atol=1e-6)
+
+    first = np.linalg.svd(np.stack([c, u], 1), full_matrices=False)[2][:, 0]
+    expected = c + (scale - 1) * (c - dot(u, first) * first)
+    tangential = rule_of(Ruled(scale, rule="tcfg"))
+    np.testing.assert_allclose(run(tangential, 1, c, u), expected, rtol=1e-5, atol=1e-6)
+
 
 def test_every_setting_costs_as_much(bench: Bench) -> None:
     for settings in grids(bench.model, bench.given, bench.weaker).values():
@@ -96,7 +106,7 @@ def test_a_short_run(model_folder: Path, forked_bundle: Path, tmp_path: Path) ->
     found.write(tmp_path)
     told = json.loads((tmp_path / "report.json").read_text())
     methods = told["Methods at equal cost"]["methods"]
-    assert {BASE, RANDOM, "none", "CFG", "APG", "autoguidance"} <= methods.keys()
+    assert {BASE, RANDOM, "none", "CFG", "APG", "TCFG", "MAMBO-G", "autoguidance"} <= methods.keys()
     for name, row in methods.items():
         assert row["times"]["torch"] > 0, name
         assert row["values"]["frechet"] > 0, name

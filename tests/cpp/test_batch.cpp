@@ -77,7 +77,7 @@ class RowBackend : public Backend {
  public:
   struct Loaded : Session {
     Loaded(bool runs_in_loop, Asked& noted) : loop(runs_in_loop), asked(noted) {}
-    std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>& inputs,
+    std::unique_ptr<BoundGraph> bind(const std::vector<Binding>& inputs,
                                      const std::vector<Binding>& outputs) const override {
       if (!loop) return std::make_unique<Nothing>();
       ++asked.binds;

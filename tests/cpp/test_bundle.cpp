@@ -35,6 +35,18 @@ TEST(Manifest, NodesNameTheRoleTheyLack) {
   EXPECT_THROW(manifest.bundle.transformer_graphs.at("forked").input(Role::guidance), InputError);
 }
 
+TEST(Manifest, SourceHasOtherValuesSinceSchema3) {
+  Json json = good();
+  json["transformer"]["graphs"]["forked"]["inputs"].push_back(
+      tensor("source", {"rows", "tokens"}, "int64"));
+  for (const int schema : {1, 2}) {
+    const Change change{"/schema_version", schema, "input source has other values: export the"};
+    expect_refused(json, change);
+  }
+  json["schema_version"] = 3;
+  EXPECT_TRUE(parse_manifest(json.dump(), "bundle.json").bundle.transformer().takes(Role::source));
+}
+
 class BadManifest : public testing::TestWithParam<Change> {};
 
 TEST_P(BadManifest, IsRefusedByThePlaceThatIsWrong) { expect_refused(good(), GetParam()); }
@@ -42,7 +54,7 @@ TEST_P(BadManifest, IsRefusedByThePlaceThatIsWrong) { expect_refused(good(), Get
 INSTANTIATE_TEST_SUITE_P(
     Schema, BadManifest,
     testing::Values(
-        Change{"/schema_version", 3, "newer Intaglio (schema 3"},
+        Change{"/schema_version", 4, "newer Intaglio (schema 4"},
         Change{"/schema_version", 4294967297, "newer Intaglio (schema 4294967297"},
         Change{"/schema_version", 0, "at least 1"}, Change{"/schema_version", 1.0, "wrong type"},
         Change{"/schema_version", true, "wrong type"}, Change{"/name", removed, "name is missing"},

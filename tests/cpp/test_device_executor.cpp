@@ -74,7 +74,7 @@ class SeeingBackend : public Backend {
  public:
   struct Loaded : Session {
     explicit Loaded(Seen& noted) : seen(noted) {}
-    std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>& inputs,
+    std::unique_ptr<BoundGraph> bind(const std::vector<Binding>& inputs,
                                      const std::vector<Binding>&) const override {
       return std::make_unique<SeenGraph>(inputs, seen);
     }

@@ -24,20 +24,10 @@ using testing::IsEmpty;
 // A session that binds nothing: these tests are about which of them is bound.
 class Unbound final : public Session {
  public:
-  std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>&,
+  std::unique_ptr<BoundGraph> bind(const std::vector<Binding>&,
                                    const std::vector<Binding>&) const override {
     return nullptr;
   }
-};
-
-class NoStream final : public Stream {
- public:
-  Tensor allocate(const Shape& shape, DType dtype) override { return {shape, dtype}; }
-  void copy(const Tensor&, Tensor) override {}
-  void fill(Tensor, float) override {}
-  void fill_keep(Tensor, const Tensor&, float) override {}
-  void step(const GuidedStep&) override {}
-  void wait() override {}
 };
 
 const std::string kSha(64, 'a');
@@ -95,8 +85,7 @@ class EngineSessionTest : public testing::Test {
   }
 
   void bind(const EngineSession& session, std::int64_t rows) {
-    NoStream stream;
-    session.bind(stream, {{Role::latent, Tensor({rows}, DType::float32)}}, {});
+    session.bind({{Role::latent, Tensor({rows}, DType::float32)}}, {});
   }
 
   fs::path root_;

@@ -63,7 +63,7 @@ Case random_case(std::mt19937& random) {
   if (random() % 2) {
     made.source.resize(made.keep.size());
     for (auto& token : made.source)
-      token = static_cast<std::int64_t>(random() % (made.rows * made.tokens + 1)) - 1;
+      token = static_cast<std::int64_t>(random() % (made.rows * made.tokens + 1));
   }
   return made;
 }
@@ -77,10 +77,10 @@ float expected(const Case& given, std::size_t f, std::size_t t, std::size_t c) {
   if (a == 0.0F) return x;
   const volatile float kept = 1.0F - a;
   const volatile float first = kept * x;
-  const std::int64_t source = given.source.empty() ? -1 : given.source[f * given.tokens + t];
-  const float target = source < 0
-                           ? given.ref[c]
-                           : given.hidden[static_cast<std::size_t>(source) * given.channels + c];
+  const std::int64_t source = given.source.empty() ? 0 : given.source[f * given.tokens + t];
+  const float target =
+      source == 0 ? given.ref[c]
+                  : given.hidden[static_cast<std::size_t>(source - 1) * given.channels + c];
   const volatile float second = a * target;
   return first + second;
 }
@@ -211,9 +211,9 @@ TEST(MASuppress, RefusesRowsOutsideHidden) {
 }
 
 TEST(MASuppress, RefusesTokensOutsideHidden) {
-  Case given{2, 1, 1, {1, 2}, {1}, {0}, {0, 1}, {0, 0}, {-1, 1}};
+  Case given{2, 1, 1, {1, 2}, {1}, {0}, {0, 1}, {0, 0}, {0, 2}};
   given.run();
-  for (const std::int64_t wrong : {std::int64_t{2}, std::int64_t{-2}}) {
+  for (const std::int64_t wrong : {std::int64_t{3}, std::int64_t{-1}}) {
     given.source[1] = wrong;
     EXPECT_THROW(given.run(), std::out_of_range) << wrong;
   }

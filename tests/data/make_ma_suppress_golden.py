@@ -48,14 +48,14 @@ def make_inputs() -> dict[str, torch.Tensor]:
     keep[6, 4] = 1.0
     branch = torch.cat([branch, torch.tensor([0, 1, 1, 2])])
     keep = torch.cat([keep, torch.rand(len(branch) - FIRST_ROWS, TOKENS, generator=generator)])
-    source = torch.full(keep.shape, -1)
+    source = torch.zeros(keep.shape, dtype=torch.int64)
     keep[7] = torch.tensor([0.0, 0.0, 1.0, 0.5, 0.0])
-    source[7] = TOKENS + torch.arange(TOKENS)  # the same token of row 1
+    source[7] = 1 + TOKENS + torch.arange(TOKENS)  # the same token of row 1
     keep[8] = 1.75
     keep[9] = 0.0
-    source[9] = TOKENS + torch.randperm(TOKENS, generator=generator)
+    source[9] = 1 + TOKENS + torch.randperm(TOKENS, generator=generator)
     keep[10, 4] = 1.0
-    source[10] = torch.tensor([4, -1, 0, 9, 14])
+    source[10] = torch.tensor([5, 0, 1, 10, 15])
     return {
         "hidden": hidden,
         "mask": mask,

@@ -195,6 +195,41 @@ def z_image_transformer(state: State) -> State:
     return made
 
 
+_KREA2 = {
+    r"^img_in\.": "first.",
+    r"^time_embed\.linear_1\.": "tmlp.0.",
+    r"^time_embed\.linear_2\.": "tmlp.2.",
+    r"^time_mod_proj\.": "tproj.1.",
+    r"^txt_in\.norm\.weight": "txtmlp.0.scale",
+    r"^txt_in\.linear_1\.": "txtmlp.1.",
+    r"^txt_in\.linear_2\.": "txtmlp.3.",
+    r"^text_fusion\.": "txtfusion.",
+    r"^transformer_blocks\.": "blocks.",
+    r"^final_layer\.linear\.": "last.linear.",
+    r"^final_layer\.norm\.weight": "last.norm.scale",
+    r"^final_layer\.scale_shift_table": "last.modulation.lin",
+    r"\.attn\.to_([qkv])\.": r".attn.w\1.",
+    r"\.attn\.to_out\.0\.": ".attn.wo.",
+    r"\.attn\.to_gate\.": ".attn.gate.",
+    r"\.attn\.norm_([qk])\.weight": r".attn.qknorm.\1norm.scale",
+    r"\.ff\.": ".mlp.",
+    r"\.norm1\.weight": ".prenorm.scale",
+    r"\.norm2\.weight": ".postnorm.scale",
+    r"\.scale_shift_table": ".mod.lin",
+}
+
+
+def krea2_transformer(state: State) -> State:
+    """`Krea2Transformer2DModel` as Krea's checkpoints name it, each block's table in one row."""
+    made: State = {}
+    for name, tensor in state.items():
+        flat = name.startswith("transformer_blocks.") and name.endswith(".scale_shift_table")
+        for pattern, replacement in _KREA2.items():
+            name = re.sub(pattern, replacement, name)
+        made[name] = tensor.flatten() if flat else tensor
+    return made
+
+
 def vae(state: State, levels: int) -> State:
     """`AutoencoderKL` as latent diffusion's checkpoints name it; its decoder counts backwards."""
     made: State = {}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from intaglio_export.adapters import Adapter
-from tests.families import chroma, dit, flux, flux2, pixart_sigma, qwen_image, sd3
+from tests.families import chroma, dit, flux, flux2, krea2, pixart_sigma, qwen_image, sd3
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd3": sd3.make_sd35,
@@ -20,6 +20,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "pixart-sigma": pixart_sigma.make_pipeline,
     "qwen-image": qwen_image.make_pipeline,
     "chroma": chroma.make_pipeline,
+    "krea2": krea2.make_base,
 }
 
 

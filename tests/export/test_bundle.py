@@ -118,7 +118,7 @@ def test_branches_equal_the_hooked_diffusers_model(
     (forked,) = run(
         forked_bundle / "transformer" / "forked.onnx",
         **conditioned(forked_bundle, **inputs), mask=mask, ref=ref, branch=rows, keep=keep,
-        source=torch.full(keep.shape, -1),
+        source=torch.zeros(keep.shape, dtype=torch.int64),
     )  # fmt: skip
     expected = torch.cat(
         [

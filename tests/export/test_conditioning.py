@@ -95,7 +95,7 @@ def test_both_parts_equal_the_diffusers_model(
             if value.name == "keep":
                 tokens = value.shape[1] if isinstance(value.shape[1], int) else math.prod(GRID)
                 inputs["keep"] = torch.ones(len(branch), tokens)
-                inputs["source"] = torch.full((len(branch), tokens), -1)
+                inputs["source"] = torch.zeros((len(branch), tokens), dtype=torch.int64)
         known = inputs | {"mask": mask, "ref": 0 * mask, "branch": branch}
         (got,) = session.run(None, {v.name: known[v.name].numpy() for v in session.get_inputs()})
         assert relative(torch.from_numpy(got), expected[branch]) < TOLERANCE, name

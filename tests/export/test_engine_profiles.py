@@ -69,12 +69,23 @@ sides = st.lists(st.integers(1, 128), min_size=3, max_size=3).map(sorted)
 
 
 @given(UNITS, st.lists(st.integers(1, 64), min_size=3, max_size=3).map(sorted), sides, sides)
+@pytest.mark.parametrize("third", [None, "source", "skipped"])
 def test_every_request_of_a_profile_fits_the_shapes(
-    unit: tuple[int, int], batch: list[int], rows: list[int], columns: list[int]
+    third: str | None,
+    unit: tuple[int, int],
+    batch: list[int],
+    rows: list[int],
+    columns: list[int],
 ) -> None:
-    """Of all images in it, with any branches, every input is within the shapes."""
+    """Of all images in it, with any branches, every input is within the shapes; those that run
+    three of them from the first block on are of bundles that can."""
     pixels = unit[0] * unit[1]
     model = manifest(*unit, 128, 64)
+    graphs = model["transformer"]["graphs"] = {"forked": {"inputs": [{"role": "latent"}]}}
+    if third == "source":
+        graphs["forked"]["inputs"].append({"role": "source"})
+    if third == "skipped":
+        graphs["conditioning"], model["family"] = {"inputs": []}, "flux"
     text = ",".join(
         f"{axis}={':'.join(str(size * by) for size in sizes)}"
         for axis, sizes, by in (
@@ -90,7 +101,7 @@ def test_every_request_of_a_profile_fits_the_shapes(
     }
     shapes = input_shapes(component("forked", **axes), profile, model)
     for i, (n, h, w) in enumerate(zip(batch, rows, columns, strict=True)):
-        for branches, base in ((1, 1), (2, 1), (2, 2), (3, 2)):
+        for branches, base in ((1, 1), (2, 1), (2, 2), (3, 2), *([(3, 3)] if third else [])):
             request = {
                 "latent": (base * n, 4, h * unit[1], w * unit[1]),
                 "packed": (base * n, h * w, 64),
@@ -101,8 +112,10 @@ def test_every_request_of_a_profile_fits_the_shapes(
                 least, likely, most = shapes[name]
                 for low, size, high in zip(least, shape, most, strict=True):
                     assert low <= size <= high
-                if i == 1 and branches == 3:
+                if i == 1 and (branches, base) == (3, 2):
                     assert likely == shape
+            if i == 2:
+                assert shapes["latent"][2][0] == (3 if third else 2) * n
 
 
 @pytest.mark.parametrize(
@@ -123,7 +136,8 @@ def test_the_decoder_takes_tiles_of_large_images(
 
 
 def test_conditioning_is_made_for_whole_schedules() -> None:
-    """A row for each step and branch, in parts of what the runtime makes at once; two prompts."""
+    """A row for each step and branch, in parts of what the runtime makes at once; two prompts, and
+    a third one where three branches may run from the first block on."""
     axes = {"timestep": ["conditions"], "text": ["prompts", "text_length", 8]}
     model = manifest(8, 2, 64, 64)
     for steps, likely in ((20, 40), (50, 64)):
@@ -131,6 +145,9 @@ def test_conditioning_is_made_for_whole_schedules() -> None:
         shapes = input_shapes(component("conditioning", **axes), default_profile(model), model)
         assert shapes["timestep"] == ((1,), (likely,), (64,))
         assert shapes["text"] == ((1, 21, 8), (2, 21, 8), (2, 21, 8))
+    model["transformer"]["graphs"] = {"forked": {"inputs": [{"role": "source"}]}}
+    shapes = input_shapes(component("conditioning", **axes), default_profile(model), model)
+    assert shapes["text"] == ((1, 21, 8), (2, 21, 8), (3, 21, 8))
     runtime = Path(__file__).parents[2] / "cpp/src/pipeline/precompute.cpp"
     assert f"kConditioningRows = {CONDITIONS};" in runtime.read_text("utf-8")
 

@@ -90,7 +90,7 @@ def forge(bundle: Path, path: str) -> None:
 
 
 def newer(bundle: Path, path: str) -> None:
-    manifest = read(bundle / path) | {"schema_version": 3}
+    manifest = read(bundle / path) | {"schema_version": 4}
     (bundle / path).write_text(json.dumps(manifest))
 
 
@@ -130,7 +130,7 @@ def remove(bundle: Path, path: str) -> None:
     [
         (remove, "bundle.json", "is not a bundle (it has no bundle.json)"),
         (cut, "bundle.json", "bundle.json is not JSON"),
-        (newer, "bundle.json", "made by a newer Intaglio (this one reads up to 2)"),
+        (newer, "bundle.json", "made by a newer Intaglio (this one reads up to 3)"),
         (no_graph, "bundle.json", "'graphs' is a required property (at transformer)"),
         (remove, "transformer/weights.data", "lacks transformer/weights.data; export again"),
         (remove, "vae_decoder/model.onnx", "lacks vae_decoder/model.onnx; export again"),

@@ -56,7 +56,7 @@ def test_branches_equal_runs_of_the_transformer(adapter: Flux2KleinAdapter, bloc
     keep = torch.ones(3, inputs["position"].shape[0])
     keep[2] = 0
     forked = ForkedTransformer(adapter, block)
-    source = torch.full(keep.shape, -1)
+    source = torch.zeros(keep.shape, dtype=torch.int64)
     got = forked(*condition(adapter, inputs), mask, REF * mask, branch, keep, source)
     torch.testing.assert_close(got[:2], base, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got[2], moved[1], rtol=1e-5, atol=1e-5)

@@ -122,7 +122,7 @@ def test_flux2(folders: dict[str, Path], tmp_path: Path) -> None:
     equal(found, by_diffusers(cls, base, held, tmp_path))
 
 
-@pytest.mark.parametrize("family", ["flux", "qwen-image", "chroma"])
+@pytest.mark.parametrize("family", ["flux", "qwen-image", "chroma", "krea2"])
 def test_the_names_of_diffusers(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
     """Qwen-Image has no others, and diffusers converts FLUX.1 at its width of 3,072 only."""
     state = load_file(folders[family] / WEIGHTS)

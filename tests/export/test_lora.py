@@ -57,7 +57,7 @@ def active(folder: Path, loras: list[tuple[Path, float]]) -> Adapter:
     return adapter
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "flux2", "chroma", "qwen-image"])
+@pytest.mark.parametrize("family", ["sd3", "flux", "flux2", "chroma", "qwen-image", "krea2"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)]
 )
@@ -70,7 +70,12 @@ def test_a_fused_lora_predicts_as_diffusers_does_with_it_active(
     assert relative(without, expected) > 4 * tolerance
     source = open_source(folders[family], dtype, loras=[Lora(file, 0.7)])
     assert relative(prediction(source.adapter), expected) < tolerance
-    assert source.adapter.transformer.proj_out.weight.dtype == dtype
+    last = (
+        source.adapter.transformer.proj_out
+        if family != "krea2"
+        else source.adapter.transformer.final_layer.linear
+    )
+    assert last.weight.dtype == dtype
     assert source.loras == (Lora(file, 0.7),)
     plain = open_source(folders[family]).adapter.transformer
     assert source.adapter.transformer.state_dict().keys() == plain.state_dict().keys()

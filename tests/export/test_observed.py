@@ -139,7 +139,7 @@ def test_outputs_equal_what_hooks_see(adapter: Adapter, layout: str, tmp_path: P
         keep[4:] = 0
         feeds |= {
             "mask": mask, "ref": torch.zeros_like(mask), "branch": torch.tensor(branch),
-            "keep": keep, "source": torch.full(keep.shape, -1),
+            "keep": keep, "source": torch.zeros(keep.shape, dtype=torch.int64),
         }  # fmt: skip
     names = [spec.name for spec in unit.spec.outputs]
     got = session(unit, tmp_path / "graph.onnx").run(

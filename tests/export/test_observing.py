@@ -64,7 +64,7 @@ def test_the_modulated_stream_is_the_normalised_one_scaled_and_shifted(adapter: 
         before, modulated = found["before", k], found["modulated", k]
         assert modulated.shape == before.shape
         normed = torch.nn.functional.layer_norm(before, (adapter.channels,), eps=1e-6)
-        if adapter.family == "z-image":
+        if adapter.family in ("z-image", "krea2"):
             normed = torch.nn.functional.rms_norm(before, (adapter.channels,), eps=1e-5)
         near = [normed[:, i] - normed[:, 0] for i in (1, 2)]
         far = [modulated[:, i] - modulated[:, 0] for i in (1, 2)]
@@ -89,7 +89,7 @@ def test_the_gate_is_a_factor_of_attention(adapter: Any) -> None:
             return (torch.ones_like(output[0]), *output[1:])
         return torch.ones_like(output)
 
-    named = dict.fromkeys(("sd3", "flux", "flux2", "chroma"), "norm2")
+    named = dict.fromkeys(("sd3", "flux", "flux2", "chroma", "krea2"), "norm2")
     later = (named | {"qwen-image": "img_norm2", "z-image": "ffn_norm1"}).get(adapter.family)
     module = getattr(block, later) if later else None
     if module is None:  # DiT's next is norm3; PixArt's cross-attention reads the stream itself
@@ -104,7 +104,7 @@ def test_the_gate_is_a_factor_of_attention(adapter: Any) -> None:
         for handle in handles:
             handle.remove()
     before = found["before", k]
-    moved = seen[0][:, : before.shape[1]] - before
+    moved = adapter.split(block, seen[0])[0] - before
     expected = found["gate", k].unsqueeze(1).expand_as(moved)
     torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
 

@@ -24,7 +24,7 @@ from tests.byte_level import CHATML
 from tests.export.hub_server import Hub, serve
 from tests.export.sources import edit
 from tests.export.test_hub import point_at
-from tests.families import chroma, flux2, qwen_image, z_image
+from tests.families import chroma, flux2, krea2, qwen_image, z_image
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 COMMAND = EntryPoint("export", "intaglio_export.cli:export", GROUP)
@@ -54,6 +54,7 @@ REPOSITORIES = {
         flux2.make_distilled, "Qwen2TokenizerFast", variant="bf16"
     ),
     "Qwen/Qwen-Image": Published(qwen_image.make_pipeline, "Qwen2Tokenizer"),
+    "krea/Krea-2-Raw": Published(krea2.make_base, "Qwen2Tokenizer"),
     "lodestones/Chroma1-HD": Published(chroma.make_pipeline, variant="bf16"),
 }
 

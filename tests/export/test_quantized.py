@@ -239,7 +239,7 @@ def test_differences_of_branches_are_nearer_than_those_of_rows_by_themselves(
     feeds = {name: value.astype(np.float32) for name, value in feeds.items()}
     feeds["mask"] = (np.arange(len(feeds["mask"])) == PLANTED).astype(np.float32)
     feeds["keep"] = np.array([1, 1, 0], np.float32)[:, None] + 0 * feeds["keep"]
-    feeds["source"] = np.full(feeds["keep"].shape, -1)
+    feeds["source"] = np.zeros(feeds["keep"].shape, np.int64)
     feeds["branch"], anchors = np.array([0, 1, 1]), {"anchor": np.array([1, 1])}
     itself = {"anchor": np.array([0, 1])}
     names = [tensor.name for tensor in exact.get_inputs()]

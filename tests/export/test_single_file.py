@@ -66,17 +66,21 @@ def test_a_transformer_in_the_original_format(config: Path, tmp_path: Path, pref
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-def test_flux2_in_the_original_format(
-    folders: dict[str, Path], tmp_path: Path, prefix: str
+@pytest.mark.parametrize(
+    ("family", "rename"),
+    [("flux2", original.flux2_transformer), ("krea2", original.krea2_transformer)],
+)
+def test_newer_families_in_the_original_format(
+    folders: dict[str, Path], tmp_path: Path, family: str, rename: Any, prefix: str
 ) -> None:
-    pipeline = FAMILIES["flux2"]()
+    pipeline = FAMILIES[family]()
     with torch.no_grad():
         for weight in pipeline.transformer.parameters():
             weight += 1
-    state = original.flux2_transformer(pipeline.transformer.state_dict())
+    state = rename(pipeline.transformer.state_dict())
     tensors = {prefix + name: tensor for name, tensor in state.items()}
     file = write(tmp_path / "tuned.safetensors", tensors)
-    source = open_source(file, config=str(folders["flux2"]))
+    source = open_source(file, config=str(folders[family]))
     assert_same(source.adapter.transformer, pipeline.transformer)
     assert_same(source.adapter.pipeline.vae, pipeline.vae)
 

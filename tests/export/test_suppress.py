@@ -117,7 +117,7 @@ def test_tokens_are_shuffled_by_source() -> None:
     got = ma_suppress(
         hidden, torch.ones(3), torch.zeros(3), torch.tensor([0, 1, 1]),
         torch.tensor([1.0, 1.0, 0.0]).unsqueeze(1).expand(3, 5),
-        torch.stack([torch.full_like(order, -1), torch.full_like(order, -1), 5 + order]),
+        torch.stack([torch.zeros_like(order), torch.zeros_like(order), 1 + 5 + order]),
     )  # fmt: skip
     torch.testing.assert_close(got, torch.stack([hidden[0], hidden[1], hidden[1, order]]))
 

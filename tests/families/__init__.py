@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.families import chroma, dit, flux, flux2, pixart_sigma, qwen_image, sd3, z_image
+from tests.families import (
+    chroma,
+    dit,
+    flux,
+    flux2,
+    krea2,
+    pixart_sigma,
+    qwen_image,
+    sd3,
+    z_image,
+)
 from tests.families.parts import MAX_LENGTH
 
 Kwargs = dict[str, Any]
@@ -19,8 +29,8 @@ class Family:
     """A pipeline to export and to compare with.
 
     `call`: arguments of diffusers' own call besides prompt, size, steps and generator. `cfg` is its
-    argument for true guidance. `unguided` is the value that means no guidance: 1, or 0 in Z-Image,
-    whose scale is cfg_scale - 1. `negative` names the transformer's arguments that differ in the
+    argument for true guidance. `unguided` is the value that means no guidance: 1, or 0 where the
+    scale is cfg_scale - 1. `negative` names the transformer's arguments that differ in the
     unconditional branch. `image_tokens` is where they are in a block's sequence.
     `rescales`: it scales the result of its guidance, token by token, to the norm of the conditional
     prediction. `img2img` is diffusers' pipeline class for that, if any. `negative_embeds`: its call
@@ -100,5 +110,13 @@ FAMILIES = {
         img2img="ZImageImg2ImgPipeline",
         unguided=0.0,
         image_tokens=slice(z_image.TOKENS),
+    ),
+    "krea2": Family(
+        krea2.make_base,
+        ("encoder_hidden_states", "encoder_attention_mask"),
+        "guidance_scale",
+        TEXT,
+        unguided=0.0,
+        image_tokens=slice(MAX_LENGTH, None),
     ),
 }

@@ -35,18 +35,9 @@ def make_pipeline() -> QwenImagePipeline:
         transformer.img_in.bias[PLANTED] += 80.0
         for block in transformer.transformer_blocks:
             block.attn.to_out[0].weight *= 300.0  # or the prompt would hardly show
-    vae = AutoencoderKLQwenImage(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 2],
-        num_res_blocks=1,
-        temperal_downsample=[False],
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.5, 0.8, 1.1, 2.0],
-    ).eval()
     pipeline = QwenImagePipeline(
         transformer=transformer,
-        vae=vae,
+        vae=make_vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True,
             base_shift=0.5,
@@ -62,9 +53,21 @@ def make_pipeline() -> QwenImagePipeline:
     return pipeline
 
 
-def make_tokenizer(template: str) -> Qwen2Tokenizer:
+def make_vae() -> AutoencoderKLQwenImage:
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.8, 1.1, 2.0],
+    ).eval()
+
+
+def make_tokenizer(*template: str) -> Qwen2Tokenizer:
     """Trained on the template, so that this has as many tokens as with Qwen's own vocabulary."""
-    model = json.loads(make_backend(QWEN, 700, more=[template] * 20).to_str())["model"]
+    model = json.loads(make_backend(QWEN, 700, more=template * 20).to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=merges)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})

@@ -160,7 +160,8 @@ def test_not_a_manifest(command: Command, tmp_path: Path, content: bytes, says: 
 @pytest.mark.parametrize(
     ("place", "value", "says"),
     [
-        (("schema_version",), 3, "was written by a newer Intaglio (schema 3"),
+        (("schema_version",), 4, "was written by a newer Intaglio (schema 4"),
+        (("schema_version",), 2, "input source has other values: export the bundle again"),
         (("schema_version",), 2**32 + 1, "was written by a newer Intaglio (schema 4294967297"),
         (("schema_version",), True, "schema_version has the wrong type"),
         (("schema_version",), 0, "schema_version must be at least 1"),

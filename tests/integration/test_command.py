@@ -162,6 +162,17 @@ def test_image_gives_the_size(command: Command, forked_bundle: Path) -> None:
         assert image.size == (40, 24)
 
 
+def test_mask_padding_keeps_the_size_of_the_image(command: Command, forked_bundle: Path) -> None:
+    picture(command.folder / "start.png", 90, (75, 33))
+    mask = np.pad(np.full((6, 14), 255, np.uint8), ((10, 17), (30, 31)))
+    Image.fromarray(mask).save(command.folder / "mask.png")
+    flags = ["--image", "start.png", "--mask", "mask.png", "--mask-padding", 3]
+    command.draw(forked_bundle, *flags, "--width", 40, "--height", 24, "--steps", 2)
+    changed = (np.asarray(Image.open(command.folder / "image.png")) != 90).any(-1)
+    assert changed[mask == 255].mean() > 0.5
+    assert not changed[mask == 0].any()
+
+
 def test_token_mask(command: Command, forked_bundle: Path) -> None:
     """Tokens that are black in the mask are not suppressed, so D_m = D_c and w has no effect."""
     for value in (0, 255):

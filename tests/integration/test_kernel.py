@@ -121,8 +121,8 @@ def op_inputs(draw: st.DrawFn) -> Arrays:
     keep[random.random(keep.shape) < 0.3] = 1.0
     keep[random.random(keep.shape) < 0.3] = 0.0
     keep[random.random(keep.shape) < 0.1] = 1.5
-    source = random.integers(rows * tokens, size=keep.shape)
-    source[random.random(keep.shape) < 0.5] = -1
+    source = random.integers(rows * tokens + 1, size=keep.shape)
+    source[random.random(keep.shape) < 0.5] = 0
     inputs = {"hidden": hidden, "mask": random.random(channels) < 0.4, "ref": ref, "keep": keep}
     return {k: v.astype(np.float32) for k, v in inputs.items()} | {
         "branch": random.integers(rows, size=outputs),
@@ -162,9 +162,9 @@ def test_golden_tensors() -> None:
         ("ref", np.zeros(2, np.float32), r"ref is \[2\], which does not fit"),
         ("keep", np.zeros((2, 5), np.float32), r"keep is \[2, 5\], which does not fit"),
         ("keep", np.zeros((1, 4), np.float32), r"keep is \[1, 4\], which does not fit"),
-        ("source", np.full((2, 5), -1), r"source is \[2, 5\], which does not fit"),
-        ("source", np.full((2, 4), 8), r"source has the value 8, but hidden has 8 tokens"),
-        ("source", np.full((2, 4), -2), r"source has the value -2, but hidden has 8 tokens"),
+        ("source", np.zeros((2, 5), int), r"source is \[2, 5\], which does not fit"),
+        ("source", np.full((2, 4), 9), r"source has the value 9, but hidden has 8 tokens"),
+        ("source", np.full((2, 4), -1), r"source has the value -1, but hidden has 8 tokens"),
     ],
 )
 def test_kernel_refuses_what_does_not_fit(
@@ -180,7 +180,7 @@ def test_kernel_refuses_what_does_not_fit(
         "ref": np.ones(3, np.float32),
         "branch": np.array([0, 1]),
         "keep": np.ones((2, 4), np.float32),
-        "source": np.full((2, 4), -1),
+        "source": np.full((2, 4), 8),
     }
     session = open_session(model.SerializeToString(), kernel=True)
     session.run(None, inputs)
@@ -204,8 +204,8 @@ def random_feeds(session: ort.InferenceSession) -> Arrays:
     if forked:
         feeds["branch"] = np.array([0, 1, 1])
         feeds["keep"][:2] = 1
-        feeds["source"] = np.full((3, 24), -1)
-        feeds["source"][2, ::2] = np.arange(24)[::2]
+        feeds["source"] = np.zeros((3, 24), int)
+        feeds["source"][2, ::2] = 1 + np.arange(24)[::2]
     return feeds
 
 

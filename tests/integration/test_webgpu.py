@@ -86,8 +86,9 @@ def most_bytes(counting: dict[str, str]) -> int:
     return int(Path(counting["BUFFERS_LOG"]).read_text().split()[-1])
 
 
+@pytest.mark.parametrize("in_turn", [False, True], ids=["together", "in-turn"])
 def test_steps_copy_no_latents_between_host_and_device(
-    webgpu_build: Path, counting: dict[str, str], tmp_path: Path
+    in_turn: bool, webgpu_build: Path, counting: dict[str, str], tmp_path: Path
 ) -> None:
     """Between two steps only the numbers that shaders take cross, which are a few bytes each.
 
@@ -95,11 +96,16 @@ def test_steps_copy_no_latents_between_host_and_device(
     """
     bundle, drawn = bundles.bundle(bundles.SHIPPED), tmp_path / "latents.npy"
     log = tmp_path / "copies.log"
+    opened = _core.Bundle.open(bundle)
+    plan = _core.plan_memory(opened, DRAWN, device="webgpu")
     line = [sys.executable, "-m", "tests.vulkan.draw", bundle, webgpu_build, log, drawn]
+    if in_turn:
+        limit = str(plan.peak - 1)
+        plan = _core.plan_memory(opened, DRAWN, device="webgpu", max_memory=limit)
+        line.append(limit)
+    assert plan.in_turn == in_turn
     done = subprocess.run(line, cwd=ROOT, env=counting, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    plan = _core.plan_memory(_core.Bundle.open(bundle), DRAWN, device="webgpu")
-    assert not plan.in_turn
     assert most_bytes(counting) <= plan.peak <= 1.2 * most_bytes(counting)
     got = np.load(drawn)
     want = intaglio.Pipeline.open(bundle, device="cpu", threads=1).generate(**DRAWN).latents

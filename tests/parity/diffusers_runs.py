@@ -101,15 +101,15 @@ def a_mask(height: int, width: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def inpaint(pipeline: Any, name: str, **arguments: Any) -> torch.Tensor:
-    """Return the final latents of diffusers' own pipeline `name`, made of this pipeline's parts."""
+def inpaint(pipeline: Any, name: str, output_type: str = "latent", **arguments: Any) -> Any:
+    """Return the latents, or the images, of diffusers' own pipeline `name` of this one's parts."""
     inpainting = getattr(diffusers, name)(**pipeline.components)
     inpainting.set_progress_bar_config(disable=True)
     channels = pipeline.transformer.config.in_channels
     pipeline.transformer.register_to_config(**_EXPECTED.get(name, {}))
     try:
         with _mean_of_posterior(pipeline):
-            return inpainting(**arguments, output_type="latent").images
+            return inpainting(**arguments, output_type=output_type).images
     finally:
         pipeline.transformer.register_to_config(in_channels=channels)
 

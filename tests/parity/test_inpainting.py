@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 import intaglio
@@ -79,6 +80,54 @@ def test_inpainting_equals_diffusers(
     got = generate(pipeline, name, "cfg", ODD, mask=mask, **options)
     assert relative(got.latents, expected) < 1e-4
     assert relative(generate(pipeline, name, "cfg", ODD, **options).latents, expected) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("size", "mask", "padding", "blur"),
+    [
+        ((61, 47), (20, 9, 37, 22), 3, 0),
+        ((131, 150), (100, 120, 131, 150), 16, 2.5),  # at a corner
+        ((64, 40), (30, 2, 34, 8), 0, 0),
+        ((30, 90), (5, 10, 20, 80), 4, 1.0),  # its part is too tall for the drawing, and extended
+        ((90, 26), (3, 8, 85, 16), 2, 0),  # and too wide
+    ],
+)
+def test_a_part_around_the_mask_equals_diffusers(
+    sd3_pipeline: StableDiffusion3Pipeline,
+    forked_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    mask: tuple[int, int, int, int],
+    padding: int,
+    blur: float,
+) -> None:
+    """Pictures of two images, whose sizes are not those of the drawing."""
+    monkeypatch.setattr(sd3_pipeline, "scheduler", scheduler(sd3_pipeline, "euler"))
+    vae, decode = sd3_pipeline.vae, sd3_pipeline.vae.decode
+    # This pipeline, other than StableDiffusion3Pipeline, leaves out the shift.
+    shift = vae.config.shift_factor
+    monkeypatch.setattr(vae, "decode", lambda latents, **kwargs: decode(latents + shift, **kwargs))
+    whole = picture().resize(size, Image.Resampling.BICUBIC)
+    white = Image.new("L", size)
+    white.paste(255, mask)
+    expected = inpaint(
+        sd3_pipeline, "StableDiffusion3InpaintPipeline", "pil", prompt=PROMPT,
+        negative_prompt=NEGATIVE, image=whole, mask_image=VaeImageProcessor.blur(white, blur),
+        height=ODD.height, width=ODD.width, padding_mask_crop=padding, strength=0.9,
+        num_inference_steps=STEPS, guidance_scale=2.5, num_images_per_prompt=2,
+        generator=torch.Generator("cpu").manual_seed(SEED), max_sequence_length=MAX_LENGTH,
+    )  # fmt: skip
+    got = generate(
+        intaglio.Pipeline.open(forked_bundle), "euler", "cfg", ODD, image=whole, mask=white,
+        mask_padding=padding, mask_blur=blur, strength=0.9,
+    )  # fmt: skip
+    assert len(got.images) == 2
+    for ours, theirs in zip(got.images, expected, strict=True):
+        away = np.abs(np.asarray(ours, int) - np.asarray(theirs, int))
+        assert away.max() <= 1
+        assert (np.asarray(ours) != np.asarray(whole)).any()
+        kept = np.asarray(VaeImageProcessor.blur(white, blur)) == 0
+        np.testing.assert_array_equal(np.asarray(ours)[kept], np.asarray(whole)[kept])
 
 
 @pytest.mark.parametrize("strength", [0.9, 0.55])

@@ -78,13 +78,26 @@ def transported(
 
 
 @pytest.mark.parametrize("cfg", [1.0, CFG])
-@pytest.mark.parametrize("name", ["sd3", "flux-dedistilled"])
+@pytest.mark.parametrize(
+    ("name", "options", "limit"),
+    [
+        ("sd3", {}, 1e-4),
+        ("sd3", {"quantize": "int8-dynamic"}, 1e-3),
+        ("flux-dedistilled", {}, 1e-4),
+    ],
+    ids=["sd3", "sd3-int8", "flux-dedistilled"],
+)
 def test_channels_come_from_the_other_prompt(
-    name: str, cfg: float, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    options: dict[str, Any],
+    limit: float,
+    cfg: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """In int8-dynamic the other prompt's rows are coded as differences from those that take."""
     family = FAMILIES[name]
     pipeline = family.make()
-    opened = intaglio.Pipeline.open(bundles.bundle(name, "forked"), threads=1)
+    opened = intaglio.Pipeline.open(bundles.bundle(name, **options), threads=1)
     # Channels and masks that change the picture much, in a model without massive channels.
     channels = list(range(0, opened.bundle.channels, 2))
     block = opened.bundle.massive_activations.block
@@ -99,10 +112,10 @@ def test_channels_come_from_the_other_prompt(
         cfg_scale=cfg, negative_prompt=NEGATIVE if cfg != 1 else "",
         transport_from=NEGATIVE, ma_channels=channels, ma_tokens=UPPER,
     )  # fmt: skip
-    assert relative(got.latents, expected) < 1e-4
+    assert relative(got.latents, expected) < limit
     assert got.degraded_steps == []
     if cfg == 1:
-        assert relative(plain.numpy(), expected) > 1e-3
+        assert relative(plain.numpy(), expected) > 10 * limit
 
 
 def test_transport_from_the_same_prompt_or_of_nothing_changes_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,6 +143,30 @@ def test_inpainting(pipeline: intaglio.Pipeline) -> None:
     np.testing.assert_array_equal(
         whole.latents, pipeline.generate(PROMPT, image=picture, strength=1.0).latents
     )
+
+
+def test_the_part_around_a_mask_is_drawn_as_a_picture_of_its_own(
+    pipeline: intaglio.Pipeline,
+) -> None:
+    """With Detail Guidance in the mask, previews of the whole, and metadata."""
+    noise = np.random.default_rng(0).integers(0, 256, (50, 61, 3), np.uint8)
+    mask = np.zeros(noise.shape[:2], np.uint8)
+    mask[20:28, 11:27] = 255
+    part = np.s_[16:32, 7:31]
+    options: dict[str, Any] = {"strength": 1.0, "seeds": [1, 2], "dg_scale": 2.0}
+    alone = pipeline.generate(PROMPT, image=noise[part], mask=mask[part], **options)
+    seen: list[Image.Image] = []
+    got = pipeline.generate(
+        PROMPT, image=noise, mask=mask, mask_padding=4, width=24, height=16, **options,
+        on_step=lambda step: seen.extend(step.preview()),
+    )  # fmt: skip
+    np.testing.assert_array_equal(got.latents, alone.latents)
+    for drawn, image in zip(alone.images, got.images, strict=True):
+        expected = noise.copy()
+        expected[part][mask[part] > 0] = np.asarray(drawn)[mask[part] > 0]
+        np.testing.assert_array_equal(np.asarray(image), expected)
+    np.testing.assert_array_equal(np.asarray(seen[-1]), np.asarray(got.images[-1]))
+    assert json.loads(dict(got.texts[0])["intaglio:options"])["mask_padding"] == 4
 
 
 @pytest.mark.parametrize("radius", [0.3, 1, 2.5, 4, 12])

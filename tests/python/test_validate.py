@@ -11,6 +11,7 @@ import intaglio
 from tests.python.conftest import PROMPT
 
 WHITE, DOT = np.full((32, 32), 255, np.uint8), np.zeros((32, 32), np.uint8)
+LONG = np.full((8, 600), 255, np.uint8)
 DOT[7, 8] = 255  # between the pixels that the cells of the latents take
 WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"height": 31}, ["height"], "height 31 does not fit"),
@@ -35,6 +36,15 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"ma_tokens": np.zeros((2, 2), np.uint8)}, ["ma_tokens"], "picture for ma_tokens is smaller"),
     ({"mask_blur": 2}, ["mask_blur"], "mask_blur says how mask is blurred: give mask too"),
     ({"image": WHITE, "mask": WHITE, "mask_blur": -1}, ["mask_blur"], "must be from 0 to 1000"),
+    ({"mask_padding": 2}, ["mask_padding"], "mask_padding cuts image around mask: give both"),
+    ({"image": WHITE, "mask": WHITE, "mask_padding": -1}, ["mask_padding"], "0 pixels or more"),
+    (
+        {"image": LONG, "mask": LONG, "mask_padding": 2, "height": 32, "width": 32},
+        ["mask_padding"],
+        "the part around mask is 600x8 pixels, too long for a drawing of 32x32: give another width",
+    ),
+    ({"image": WHITE, "mask": WHITE * 0, "mask_padding": 2}, ["mask"], "mask is white nowhere"),
+    ({"image": WHITE, "mask": WHITE[:16], "mask_padding": 2}, ["mask"], "mask is 32x16 pixels"),
     ({"mask": WHITE}, ["mask"], "mask says which part of image is drawn anew: give image too"),
     ({"image": WHITE, "mask": WHITE[:16]}, ["mask"], "mask is 32x16 pixels but image is 32x32"),
     ({"image": WHITE, "mask": WHITE // 2}, ["mask"], "mask is white nowhere"),

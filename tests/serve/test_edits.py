@@ -75,6 +75,7 @@ def test_openais_client_edits_a_picture(client: openai.OpenAI, pipeline: intagli
     fields = {
         "seed": 3, "steps": 4, "strength": 0.8, "mask_blur": 2.5, "cfg_scale": [3, 1.5],
         "dg_window": [0, 0.7], "negative_prompt": "12", "guidance": "apg",
+        "scheduler": "heun", "dg_region": "mask",
     }  # fmt: skip
     answer = client.images.edit(
         model="tiny", prompt=PROMPT, image=file_of(picture), mask=file_of(mask), n=2,
@@ -131,9 +132,28 @@ def test_pictures_are_scaled_to_the_size(
     np.testing.assert_array_equal(pixels(answer)[0], np.asarray(expected.images[0]))
 
 
+def test_the_part_around_the_mask_is_drawn(
+    client: openai.OpenAI, pipeline: intaglio.Pipeline
+) -> None:
+    """The picture keeps its size, and only the part is drawn in the size that is given."""
+    picture, mask = noise("RGB", (75, 33)), transparent((75, 33))
+    answer = client.images.edit(
+        prompt=PROMPT, image=file_of(picture), mask=file_of(mask), size="40x24",
+        response_format="b64_json", extra_body={"seed": 1, "mask_padding": 3},
+    )  # fmt: skip
+    expected = pipeline.generate(
+        PROMPT, image=picture, mask=white(mask), mask_padding=3, width=40, height=24, seeds=1
+    )
+    np.testing.assert_array_equal(pixels(answer)[0], np.asarray(expected.images[0]))
+
+
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"strength": 0.8}, {"size": "24x40", "strength": 0.8, "mask_blur": 2.5, "n": 2}],
+    [
+        {},
+        {"strength": 0.8},
+        {"size": "24x40", "strength": 0.8, "mask_blur": 2.5, "mask_padding": 1, "n": 2},
+    ],
     ids=["defaults", "strength", "all"],
 )
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
@@ -142,7 +162,7 @@ def test_a_replica_draws_the_same_edit(
 ) -> None:
     """A replica is another process, which gets the pictures with the request."""
     if not masked:
-        fields = {name: value for name, value in fields.items() if name != "mask_blur"}
+        fields = {name: value for name, value in fields.items() if not name.startswith("mask_")}
     files = {"image": PICTURE} | ({"mask": MASK} if masked else {})
     data = {"prompt": PROMPT, "seed": "7", "response_format": "b64_json", **fields}
     drawn = []
@@ -212,7 +232,9 @@ WRONG: dict[str, tuple[Files, Fields, str, str]] = {
     "other file": ({"image": PICTURE, "video": MASK}, {}, "video", "video is no file of an edit"),
     "size": ({"image": PICTURE}, {"size": "30000x30000"}, "size", "exceeds the limit: give up to"),
     "odd size": ({"image": file_of(noise("L", (41, 24)))}, {}, "size", "give multiples of 4"),
+    "padding": ({"image": PICTURE}, {"mask_padding": "2"}, "mask_padding", "give both"),
     "strength": ({"image": PICTURE}, {"strength": "1.5"}, "strength", "strength must be above 0"),
+    "region": ({"image": PICTURE}, {"dg_region": "left"}, "dg_region", "give all or mask"),
     "text": ({"image": PICTURE}, {"steps": "many"}, "steps", "steps is invalid"),
     "unknown": ({"image": PICTURE}, {"stepz": "1"}, "stepz", "give steps instead"),
 }  # fmt: skip
@@ -326,6 +348,17 @@ def test_few_forms_are_read_at_once(forked_bundle: Path, monkeypatch: pytest.Mon
     assert most == FORMS_AT_ONCE
 
 
+def test_large_results_are_limited(forked_bundle: Path) -> None:
+    """With padding, images have the size of the upload, however small the drawing is."""
+    fields = {"prompt": PROMPT, "steps": "1", "mask_padding": "2", "size": "16x16"}
+    with serving(forked_bundle, limits={"upload_pixels": 2 * SIZE[0] * SIZE[1]}) as server:
+        for n, status in ((2, 200), (3, 400)):
+            data = {**fields, "n": str(n)}
+            answer = server.client.post(EDITS, files={"image": PICTURE, "mask": MASK}, data=data)
+            assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["param"] == "n"
+
+
 @pytest.fixture(scope="module")
 def strict(forked_bundle: Path) -> Iterator[Running]:
     with serving(forked_bundle, limits={"upload_bytes": 9000, "body_bytes": 1000}) as server:
@@ -351,6 +384,8 @@ def test_a_model_that_takes_no_picture_says_so(tmp_path: Path) -> None:
     fields = {"class_label": "1", "size": f"{2 * FAKE}x{FAKE}"}
     with serving(bundle) as server:
         answer = server.client.post(EDITS, files={"image": PICTURE}, data=fields)
+        [model] = server.client.get("/v1/models").json()["data"]
+    assert model["intaglio"]["edits"] is False
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, "image")
     assert "has no VAE encoder" in error["message"]

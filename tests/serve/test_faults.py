@@ -209,8 +209,8 @@ def test_the_log_has_neither_prompts_nor_names_of_images(
     """Prompts are private, and whoever knows the name of an image can fetch it."""
     with command(forked_bundle, tmp_path) as server:
         long = "boot " * 200 + "a secret boot"  # a note is about its end
-        fields = {"prompt": long, "negative_prompt": "another", "steps": 1}
-        url = httpx2.URL(server.draw(**fields).json()["data"][0]["url"]).path
+        texts = {"prompt": long, "negative_prompt": "another", "transport_from": "a third"}
+        url = httpx2.URL(server.draw(**texts, steps=1).json()["data"][0]["url"]).path
         assert len(server.lines("job")) == 1
         assert server.client.get(url).status_code == 200
         assert server.client.get(url.removesuffix(".png")).status_code == 404
@@ -218,7 +218,7 @@ def test_the_log_has_neither_prompts_nor_names_of_images(
         wait_until(lambda: len(server.lines("request")) == 3)
         paths = {line["path"] for line in server.lines("request")}
         assert paths == {"/v1/images/generations", "/v1/images/{name}.png", None}
-        for word in ("secret boot", "another", "its end is ignored", Path(url).stem):
+        for word in ("secret boot", "another", "a third", "its end is ignored", Path(url).stem):
             assert word not in server.log.read_text()
 
 

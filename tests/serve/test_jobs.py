@@ -21,8 +21,11 @@ from intaglio.serve.engine.job import Job
 from tests.serve.conftest import LONG, PROMPT, Running, serving, wait_until
 
 
-def test_a_job_from_queue_to_done(server: Running, pipeline: intaglio.Pipeline) -> None:
-    made = server.post_job(seed=5, steps=6)
+@pytest.mark.parametrize("fields", [{}, {"scheduler": "unipc", "transport_from": "a light boot"}])
+def test_a_job_from_queue_to_done(
+    server: Running, pipeline: intaglio.Pipeline, fields: dict[str, Any]
+) -> None:
+    made = server.post_job(**fields, seed=5, steps=6)
     assert made["status"] == "queued"
     assert made["position"] == 1
     assert made["request"]["seed"] == 5
@@ -35,7 +38,7 @@ def test_a_job_from_queue_to_done(server: Running, pipeline: intaglio.Pipeline) 
     assert set(job["timings"]) == {"queued", "text", "denoise", "network", "vae"}
     (url,) = job["images"]
     drawn = Image.open(io.BytesIO(server.client.get(url).content))
-    expected = pipeline.generate(PROMPT, seeds=5, steps=6).images[0]
+    expected = pipeline.generate(PROMPT, **fields, seeds=5, steps=6).images[0]
     np.testing.assert_array_equal(np.asarray(drawn), np.asarray(expected))
 
 
@@ -242,6 +245,7 @@ def test_a_truncated_prompt_has_a_note(server: Running) -> None:
     "options",
     [
         {"prompt": " ".join(["boot"] * 200)},
+        {"prompt": " ".join(["boot"] * 200), "transport_from": "light"},
         {"negative_prompt": "a shoe", "cfg_scale": 1.0},
         {"negative_prompt": "a shoe", "cfg_scale": (2.0, 1.0), "cfg_window": (0.9, 1.0)},
         {"cfg_window": (0.9, 1.0), "cfg_scale": 3.0},

@@ -29,6 +29,11 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     ({"seed": 3, "steps": 3, "cfg_scale": [5, 3, 2], "guidance": "apg", "guidance_eta": 0.5}, {}),
     ({"seed": 3, "steps": 3, "slg_layers": [1], "slg_scale": 2.5, "slg_window": [0, 0.8]}, {}),
+    ({"seed": 3, "steps": 3, "scheduler": "dpmpp-2m-sde"}, {}),
+    (
+        {"seed": 3, "steps": 3, "transport_from": "light", "ma_keep": 0.2, "dg_window": [0, 0.5]},
+        {},
+    ),
 ]  # fmt: skip
 
 
@@ -124,6 +129,7 @@ def test_models_are_listed_with_their_defaults(
     assert details["defaults"]["steps"] == defaults.steps
     assert details["defaults"]["cfg_scale"] == defaults.guidance.cfg_scale.first
     assert details["prompt"] is True
+    assert details["edits"] is True
     assert client.models.retrieve("tiny") == model
     with pytest.raises(openai.NotFoundError, match="give one of tiny"):
         client.models.retrieve("gpt-image-1")

@@ -34,6 +34,7 @@ SOURCES = {
     "qwen-image": "Qwen/Qwen-Image",
     "chroma": "lodestones/Chroma1-HD",
     "z-image": "Tongyi-MAI/Z-Image-Turbo",
+    "krea2": "krea/Krea-2-Raw",
 }
 
 

@@ -1,7 +1,7 @@
 """Draw on WebGPU with the layer beside this file, and mark each step in the log of copies.
 
-`python -m tests.vulkan.draw BUNDLE LIBRARY LOG OUT.npy` writes the latents of one image. It runs in
-a process of its own, because Vulkan loads layers when a process uses it first.
+`python -m tests.vulkan.draw BUNDLE LIBRARY LOG OUT.npy [MAX_MEMORY]` writes the latents of one
+image. It runs in a process of its own, because Vulkan loads layers when a process uses it first.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ DRAWN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def main(bundle: str, library: str, log: str, out: str) -> None:
+def main(bundle: str, library: str, log: str, out: str, max_memory: str | None = None) -> None:
     """Draw, and write the latents."""
 
     def mark(step: intaglio.Step) -> None:
         with Path(log).open("a", encoding="utf-8") as lines:
             print("step", step.step, file=lines)
 
-    pipeline = intaglio.Pipeline.open(bundle, device="webgpu", onnxruntime=library, threads=1)
+    pipeline = intaglio.Pipeline.open(
+        bundle, device="webgpu", onnxruntime=library, threads=1, max_memory=max_memory
+    )
     np.save(out, np.asarray(pipeline.generate(**DRAWN, on_step=mark).latents))
 
 

@@ -78,9 +78,8 @@ class Session {
  public:
   virtual ~Session() = default;
   // Every input and output of the graph must be bound once, to host memory or the stream's. Throws
-  // InputError for a tensor whose dtype or shape the manifest does not allow. `stream` must outlive
-  // the result.
-  virtual std::unique_ptr<BoundGraph> bind(Stream& stream, const std::vector<Binding>& inputs,
+  // InputError for a tensor whose dtype or shape the manifest does not allow.
+  virtual std::unique_ptr<BoundGraph> bind(const std::vector<Binding>& inputs,
                                            const std::vector<Binding>& outputs) const = 0;
 };
 

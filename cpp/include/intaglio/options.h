@@ -141,6 +141,23 @@ void visit_ma_options(Options& options, Visitor& visit) {
         options.transport_from);
 }
 
+// Those of visit_options() that say how a picture is changed.
+template <typename Options, typename Visitor>
+void visit_start_options(Options& options, Visitor& visit) {
+  using enum OptionGroup;
+  visit({start, "strength", "X",
+         "share of the picture given by --image that noise replaces, above 0 and up to 1 [0.6]"},
+        options.strength);
+  visit({start, "mask_blur", "PIXELS",
+         "radius of a Gaussian that blurs the mask given by --mask before it is cut at half its "
+         "range, as diffusers' pipelines cut it, which rounds its outline [0]"},
+        options.mask_blur);
+  visit({start, "mask_padding", "PIXELS",
+         "draw only the part of the picture around the mask given by --mask, and so many pixels "
+         "more, in the size of --width and --height, and paste it into the picture of any size"},
+        options.mask_padding);
+}
+
 // Calls visit(info, field) for every option that a flag can give, in the order of the help.
 template <typename Options, typename Visitor>
 void visit_options(Options& options, Visitor&& visit) {
@@ -189,13 +206,7 @@ void visit_options(Options& options, Visitor&& visit) {
          "euler, heun, dpmpp-2m, dpmpp-2m-sde, unipc, euler-ancestral or lcm for a flow matching "
          "model; ddim, dpmpp-2m, dpmpp-2m-sde or unipc for a model that predicts epsilon"},
         options.scheduler);
-  visit({start, "strength", "X",
-         "share of the picture given by --image that noise replaces, above 0 and up to 1 [0.6]"},
-        options.strength);
-  visit({start, "mask_blur", "PIXELS",
-         "radius of a Gaussian that blurs the mask given by --mask before it is cut at half its "
-         "range, as diffusers' pipelines cut it, which rounds its outline [0]"},
-        options.mask_blur);
+  visit_start_options(options, visit);
   visit({sampling, "vae_tile", "PIXELS",
          "size of the overlapping tiles in which larger images are decoded"},
         options.vae_tile);

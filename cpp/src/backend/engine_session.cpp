@@ -46,11 +46,11 @@ EngineSession::EngineSession(Graph graph, std::optional<GraphEngines> engines, s
       open_(std::move(open)),
       use_(std::move(use)) {}
 
-std::unique_ptr<BoundGraph> EngineSession::bind(Stream& stream, const std::vector<Binding>& inputs,
+std::unique_ptr<BoundGraph> EngineSession::bind(const std::vector<Binding>& inputs,
                                                 const std::vector<Binding>& outputs) const {
   std::map<std::string, Shape> shapes;
   for (const Binding& input : inputs) shapes[graph_.input(input.role).name] = input.tensor.shape();
-  return session_for(shapes).bind(stream, inputs, outputs);
+  return session_for(shapes).bind(inputs, outputs);
 }
 
 const Session& EngineSession::session_for(const std::map<std::string, Shape>& shapes) const {

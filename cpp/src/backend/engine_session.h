@@ -42,7 +42,7 @@ class EngineSession final : public Session {
 
   // Chooses the engine by the shapes of the inputs. What is not open yet is opened first, which
   // takes long when the provider compiles the graph.
-  std::unique_ptr<BoundGraph> bind(Stream& stream, const std::vector<Binding>& inputs,
+  std::unique_ptr<BoundGraph> bind(const std::vector<Binding>& inputs,
                                    const std::vector<Binding>& outputs) const override;
 
  private:

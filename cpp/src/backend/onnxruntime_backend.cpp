@@ -122,7 +122,7 @@ class OrtSession final : public Session {
         graph_(std::move(graph)),
         device_(std::move(device)) {}
 
-  std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>& inputs,
+  std::unique_ptr<BoundGraph> bind(const std::vector<Binding>& inputs,
                                    const std::vector<Binding>& outputs) const override {
     return translate_errors("binding ", graph_.path, device_, [&] {
       return std::make_unique<OrtBoundGraph>(session_, graph_, device_, profile_, inputs, outputs);

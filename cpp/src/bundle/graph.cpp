@@ -124,7 +124,8 @@ Graph read_transformer_graph(const Node& node, const TransformerRole& role) {
 Graph read_conditioning_graph(const Node& node) {
   Graph graph = read_graph(node);
   // What cpp/src/pipeline/precompute.cpp can fill.
-  check_inputs(node, graph, {Role::text, Role::pooled, Role::guidance, Role::class_label},
+  check_inputs(node, graph,
+               {Role::text, Role::text_mask, Role::pooled, Role::guidance, Role::class_label},
                {Role::timestep}, false);
   std::map<Role, std::size_t> axes{{Role::modulation, 2}};
   if (graph.takes(Role::text)) axes[Role::context] = 3;

@@ -189,6 +189,14 @@ void check_schema(const Node& root, const std::string& name) {
   if (version < 1) root.at("schema_version").refuse("must be at least 1");
 }
 
+// Before schema 3, `source` counted tokens from 0, and -1 stood for `ref`.
+void check_source(const Node& root, const Bundle& bundle, const std::string& name) {
+  if (root.get<std::int64_t>("schema_version") >= 3 || !bundle.transformer().takes(Role::source))
+    return;
+  throw InputError(name + " was written by a version of Intaglio between releases, whose input " +
+                   "source has other values: export the bundle again");
+}
+
 std::map<std::string, ListedFile> read_files(const Node& node) {
   std::map<std::string, ListedFile> files;
   for (const auto& [path, entry] : node.members()) {
@@ -257,6 +265,7 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
     bundle.cfg_rescale = true;
   }
   read_transformer(root.at("transformer"), bundle);
+  check_source(root, bundle, name);
   read_massive_activations(root.at("massive_activations"), bundle);
   for (const auto& [graph, read] : bundle.transformer_graphs) {
     if (&read != bundle.conditioning())

@@ -20,7 +20,7 @@ struct Manifest {
   std::map<std::string, ListedFile> files;
 };
 
-inline constexpr int supported_schema = 2;
+inline constexpr int supported_schema = 3;
 
 // `name` is the name of the file, for messages. Throws InputError for text that is not JSON, for a
 // newer schema, for a missing or wrongly typed field (by its path), for a path that leaves the

@@ -89,8 +89,12 @@ Image with_height(const Image& image, int height) {
 }  // namespace
 
 Image resize(const Image& image, int width, int height) {
-  Image result = image.width == width ? image : with_width(image, width);
-  return image.height == height ? result : with_height(result, height);
+  if (image.width == width) return image.height == height ? image : with_height(image, height);
+  if (image.height == height) return with_width(image, width);
+  // The order of the passes decides where values are rounded. This is that of Pillow 13.
+  const int narrower = std::max(image.width - width, 0);
+  if (image.height - height > 2 * narrower) return with_width(with_height(image, height), width);
+  return with_height(with_width(image, width), height);
 }
 
 Image crop_middle(const Image& image, int width, int height) {

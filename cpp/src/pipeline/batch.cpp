@@ -144,7 +144,7 @@ BatchStep Batch::Impl::report(LoopMember& member) {
     // last step shows it, since nothing is copied from there before somebody asks.
     if (loop_.on_host()) check_finite(denoised());
     step.preview = [pipeline = pipeline_, request = member.state.request(), denoised] {
-      return pipeline->preview(*pipeline->backend->make_stream(), *request, denoised());
+      return pipeline->preview(*request, denoised());
     };
     if (member.state.ended()) finish(member, step);
   } catch (const Error& error) {
@@ -161,8 +161,7 @@ void Batch::Impl::finish(LoopMember& member, BatchStep& step) {
                  generation = std::move(member.generation), total = member.since_added] {
     Generation finished = generation;
     Stopwatch watch, since_added = total;
-    finished.images =
-        pipeline->decode(*pipeline->backend->make_stream(), *request, generation.latents);
+    finished.images = pipeline->decode(*request, generation.latents);
     finished.timings.vae = watch.lap();
     finished.timings.total = since_added.lap();
     return finished;

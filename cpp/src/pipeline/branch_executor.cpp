@@ -72,7 +72,7 @@ BranchExecutor::BranchExecutor(const Bundle& bundle, const TransformerSessions& 
   stream.fill(buffers_.ma_keep.whole(), 1.0F);
   if (bundle.transformer().takes(Role::source)) {
     buffers_.source = stream.allocate({fork + images, tokens}, DType::int64);
-    std::ranges::fill(buffers_.source.int64s(), -1);
+    std::ranges::fill(buffers_.source.int64s(), 0);
   }
   buffers_.rows[Role::latent] = buffers_.latent.whole();
   if (shared.modulation > 0) {
@@ -199,9 +199,9 @@ void BranchExecutor::fill_source(DenoisingState& state, std::int64_t row,
   const auto source =
       buffers_.source.int64s().subspan(static_cast<std::size_t>(row * tokens), size);
   if (third) {
-    std::iota(source.begin(), source.end(), *third * tokens);
+    std::iota(source.begin(), source.end(), 1 + *third * tokens);
   } else {
-    std::ranges::fill(source, -1);
+    std::ranges::fill(source, 0);
   }
   fill_keep(state, row, third ? state.weights().ma_keep : 1.0F);
 }

@@ -40,12 +40,12 @@ LoopMember& DenoisingLoop::add(std::shared_ptr<const Request> request) {
   pipeline_.check_usable();
   std::future<void> loading;
   if (!request->memory.in_turn) loading = pipeline_.load_transformer();  // beside the encoders
-  const PromptEmbeddings embeddings = pipeline_.encode(stream_, *request);
+  const PromptEmbeddings embeddings = pipeline_.encode(*request);
   generation.notes = embeddings.notes;
   generation.notes.insert(generation.notes.end(), request->notes.begin(), request->notes.end());
   generation.timings.text = watch.lap();
   if (loading.valid()) loading.get();
-  const LoopStart start = pipeline_.start(stream_, *request);
+  const LoopStart start = pipeline_.start(*request);
   const Bundle& bundle = pipeline_.bundle;
   sessions_ = pipeline_.transformer();
   const TransformerSessions& sessions = *sessions_;

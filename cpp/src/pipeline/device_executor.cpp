@@ -27,11 +27,11 @@ Tensor int64s(const std::vector<std::int64_t>& values) {
   return tensor;
 }
 
-// The index of every token of these rows, or -1 where there is no row.
+// The `source` of the tokens of these rows: 1 + a token's index, or 0 where there is no row.
 Tensor tokens_of(const std::vector<std::int64_t>& rows, std::int64_t tokens) {
   std::vector<std::int64_t> all;
   for (const std::int64_t row : rows)
-    for (std::int64_t i = 0; i < tokens; ++i) all.push_back(row < 0 ? -1 : row * tokens + i);
+    for (std::int64_t i = 0; i < tokens; ++i) all.push_back(row < 0 ? 0 : 1 + row * tokens + i);
   return int64s(all).reshaped({static_cast<std::int64_t>(rows.size()), tokens});
 }
 
@@ -215,7 +215,7 @@ DeviceExecutor::Bound& DeviceExecutor::bind(const std::string& graph, std::int64
   std::vector<Binding> inputs, outputs;
   add_inputs(bound, inputs);
   add_outputs(bound, outputs);
-  bound.bound = sessions_.at(graph)->bind(stream_, inputs, outputs);
+  bound.bound = sessions_.at(graph)->bind(inputs, outputs);
   bound_.push_front(std::move(bound));
   if (bound_.size() > kBound) bound_.pop_back();
   return bound_.front();

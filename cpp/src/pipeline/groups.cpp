@@ -9,12 +9,12 @@
 namespace intaglio {
 
 std::vector<std::shared_ptr<const Request>> split_in_groups(
-    LoadedPipeline& pipeline, Stream& stream, const std::shared_ptr<const Request>& request) {
+    LoadedPipeline& pipeline, const std::shared_ptr<const Request>& request) {
   if (!request->in_groups()) return {request};
   Request whole = *request;
   if (std::holds_alternative<PromptTexts>(whole.condition))
-    whole.condition = pipeline.encode(stream, whole);
-  const LoopStart start = pipeline.start(stream, whole);
+    whole.condition = pipeline.encode(whole);
+  const LoopStart start = pipeline.start(whole);
   whole.latents = start.latents;
   whole.reference_latents = start.references;
   whole.image.reset();

@@ -21,12 +21,27 @@ std::vector<std::uint8_t> luma(const Image& picture) {
   return values;
 }
 
+std::vector<std::uint8_t> blurred_luma(const Image& mask, double blur) {
+  std::vector<std::uint8_t> values = luma(mask);
+  if (blur > 0) gaussian_blur(values, mask.height, mask.width, blur);
+  return values;
+}
+
 }  // namespace
+
+bool is_blur(double radius) { return radius >= 0 && radius <= 1000; }
+
+Image blurred_mask(const Image& mask, double blur) {
+  Image grey{mask.width, mask.height, {}};
+  grey.pixels.reserve(mask.pixels.size());
+  for (const std::uint8_t value : blurred_luma(mask, blur))
+    grey.pixels.insert(grey.pixels.end(), 3, value);
+  return grey;
+}
 
 Tensor make_latent_mask(const Image& mask, double blur, std::int64_t channels, std::int64_t rows,
                         std::int64_t columns) {
-  std::vector<std::uint8_t> values = luma(mask);
-  if (blur > 0) gaussian_blur(values, mask.height, mask.width, blur);
+  const std::vector<std::uint8_t> values = blurred_luma(mask, blur);
   Tensor result({1, channels, rows, columns}, DType::float32);
   const auto cells = result.floats();
   const auto plane = static_cast<std::size_t>(rows * columns);

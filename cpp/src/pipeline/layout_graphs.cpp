@@ -60,7 +60,7 @@ class ForkedGraphs final : public LayoutGraphs {
     inputs.push_back(keep_of(buffers_, first, last));
     if (graph_.takes(Role::source))
       inputs.push_back({Role::source, buffers_.source.rows(first, last)});
-    bound = session_.bind(stream_, inputs, outputs_of(buffers_, first, last));
+    bound = session_.bind(inputs, outputs_of(buffers_, first, last));
   }
 
   void run(const BranchRows& rows) override { bound_.at(rows)->run(); }
@@ -90,8 +90,8 @@ class ForkedGraphs final : public LayoutGraphs {
 class DualGraphs final : public LayoutGraphs {
  public:
   DualGraphs(const Bundle& bundle, const TransformerSessions& sessions,
-             const BranchBuffers& buffers, Stream& stream)
-      : bundle_(bundle), sessions_(sessions), buffers_(buffers), stream_(stream) {}
+             const BranchBuffers& buffers)
+      : bundle_(bundle), sessions_(sessions), buffers_(buffers) {}
 
   void bind(const BranchRows& rows) override {
     if (auto& base = base_[rows.base()]; !base) base = bind_base(rows.base());
@@ -109,7 +109,7 @@ class DualGraphs final : public LayoutGraphs {
   std::unique_ptr<BoundGraph> bind_base(std::int64_t rows) const {
     const std::int64_t fork = buffers_.fork();
     return sessions_.at("base")->bind(
-        stream_, inputs_of(bundle_.transformer_graphs.at("base"), buffers_, fork - rows),
+        inputs_of(bundle_.transformer_graphs.at("base"), buffers_, fork - rows),
         outputs_of(buffers_, fork - rows, fork));
   }
 
@@ -117,14 +117,12 @@ class DualGraphs final : public LayoutGraphs {
     const std::int64_t fork = buffers_.fork();
     auto inputs = inputs_of(bundle_.transformer_graphs.at("degraded"), buffers_, fork - rows);
     inputs.push_back(keep_of(buffers_, fork, fork + rows));
-    return sessions_.at("degraded")
-        ->bind(stream_, inputs, {prediction_of(buffers_, fork, fork + rows)});
+    return sessions_.at("degraded")->bind(inputs, {prediction_of(buffers_, fork, fork + rows)});
   }
 
   const Bundle& bundle_;
   const TransformerSessions& sessions_;
   const BranchBuffers& buffers_;
-  Stream& stream_;
   std::map<std::int64_t, std::unique_ptr<BoundGraph>> base_, degraded_;  // by their rows
 };
 
@@ -133,8 +131,7 @@ class DualGraphs final : public LayoutGraphs {
 std::unique_ptr<LayoutGraphs> make_layout_graphs(const Bundle& bundle,
                                                  const TransformerSessions& sessions,
                                                  const BranchBuffers& buffers, Stream& stream) {
-  if (bundle.layout == Layout::dual)
-    return std::make_unique<DualGraphs>(bundle, sessions, buffers, stream);
+  if (bundle.layout == Layout::dual) return std::make_unique<DualGraphs>(bundle, sessions, buffers);
   return std::make_unique<ForkedGraphs>(bundle.transformer(), *sessions.at("forked"), buffers,
                                         stream);
 }

@@ -149,7 +149,7 @@ void LoadedPipeline::let_go() {
   platform::trim_memory();
 }
 
-PromptEmbeddings LoadedPipeline::encode(Stream& stream, const std::vector<NamedText>& texts,
+PromptEmbeddings LoadedPipeline::encode(const std::vector<NamedText>& texts,
                                         const MemoryPlan& plan) {
   PromptEmbeddings embeddings;
   std::vector<TextConditioning> encoded;
@@ -158,9 +158,9 @@ PromptEmbeddings LoadedPipeline::encode(Stream& stream, const std::vector<NamedT
       const auto phase = std::ranges::find(plan.phases, name, &MemoryPhase::part);
       return phase != plan.phases.end() && phase->on_cpu ? cpu() : backend_of(name);
     };
-    encoded = TextStage(bundle, choose, true).encode(stream, texts, embeddings.notes);
+    encoded = TextStage(bundle, choose, true).encode(texts, embeddings.notes);
   } else {
-    encoded = text()->encode(stream, texts, embeddings.notes);
+    encoded = text()->encode(texts, embeddings.notes);
   }
   embeddings.positive = std::move(encoded.front());
   if (texts.size() > 1) embeddings.negative = std::move(encoded[1]);
@@ -168,25 +168,25 @@ PromptEmbeddings LoadedPipeline::encode(Stream& stream, const std::vector<NamedT
   return embeddings;
 }
 
-PromptEmbeddings LoadedPipeline::encode(Stream& stream, const Request& request) {
+PromptEmbeddings LoadedPipeline::encode(const Request& request) {
   if (const auto* given = std::get_if<PromptEmbeddings>(&request.condition)) return *given;
   const auto* texts = std::get_if<PromptTexts>(&request.condition);
   if (!texts) return {};
   std::vector<NamedText> named{{texts->positive, "prompt"}};
   if (request.unconditional) named.push_back({texts->negative, "negative prompt"});
   if (texts->source) named.push_back({*texts->source, "prompt of --transport-from"});
-  PromptEmbeddings embeddings = encode(stream, named, request.memory);
+  PromptEmbeddings embeddings = encode(named, request.memory);
   if (texts->source && !request.unconditional)
     embeddings.source = std::exchange(embeddings.negative, std::nullopt);
   return embeddings;
 }
 
-Tensor LoadedPipeline::encode_references(Stream& stream, const Request& request) {
+Tensor LoadedPipeline::encode_references(const Request& request) {
   if (!bundle.references || request.reference_latents.defined()) return request.reference_latents;
   std::vector<Tensor> encoded;
   std::int64_t tokens = 0;
   for (const Image& picture : request.references) {
-    encoded.push_back(pack(vae_encoder()->encode(stream, from_image(picture)), bundle.patch_size));
+    encoded.push_back(pack(vae_encoder()->encode(from_image(picture)), bundle.patch_size));
     tokens += encoded.back().dim(1);
   }
   if (request.memory.in_turn) let_go();
@@ -196,8 +196,8 @@ Tensor LoadedPipeline::encode_references(Stream& stream, const Request& request)
   return all;
 }
 
-LoopStart LoadedPipeline::start(Stream& stream, const Request& request) {
-  const Tensor references = encode_references(stream, request);
+LoopStart LoadedPipeline::start(const Request& request) {
+  const Tensor references = encode_references(request);
   if (request.latents.defined()) return {.latents = request.latents, .references = references};
   const auto laid_out = [this](const Tensor& latents) {
     return bundle.latent.packed ? pack(latents, bundle.patch_size) : latents;
@@ -205,8 +205,7 @@ LoopStart LoadedPipeline::start(Stream& stream, const Request& request) {
   const Tensor noise = draw_noise(
       {request.images, bundle.latent.channels, request.rows, request.columns}, request.seeds);
   if (!request.image) return {.latents = laid_out(noise), .references = references};
-  const Tensor image =
-      repeated(vae_encoder()->encode(stream, from_image(*request.image)), request.images);
+  const Tensor image = repeated(vae_encoder()->encode(from_image(*request.image)), request.images);
   if (request.memory.in_turn) let_go();
   // diffusers' scale_noise (flow matching) and add_noise (variance preserving).
   const float sigma = request.schedule.sigmas.front(), alpha = request.schedule.alphas.front();
@@ -223,26 +222,26 @@ LoopStart LoadedPipeline::start(Stream& stream, const Request& request) {
   return start;
 }
 
-std::vector<Image> LoadedPipeline::decode(Stream& stream, const Request& request,
-                                          const Tensor& latents) {
+std::vector<Image> LoadedPipeline::decode(const Request& request, const Tensor& latents) {
   check_usable();
   const Tensor unpacked = bundle.latent.packed ? unpack(latents, request.token_rows,
                                                         request.token_columns, bundle.patch_size)
                                                : latents;
-  std::vector<Image> images = vae_decoder()->decode(stream, unpacked, request.vae_tile);
+  std::vector<Image> images = vae_decoder()->decode(unpacked, request.vae_tile);
   if (request.memory.in_turn) let_go();
   check_usable();
+  if (request.crop)
+    for (Image& image : images) image = request.crop->put_back(image);
   return images;
 }
 
-std::vector<Image> LoadedPipeline::preview(Stream& stream, const Request& request,
-                                           const Tensor& latents) {
+std::vector<Image> LoadedPipeline::preview(const Request& request, const Tensor& latents) {
   if (request.memory.in_turn) {
     throw UsageError(
         "a preview needs the VAE beside the transformer, for which --max-memory has no room: leave "
         "previews out, or raise it");
   }
-  return decode(stream, request, latents);
+  return decode(request, latents);
 }
 
 }  // namespace intaglio

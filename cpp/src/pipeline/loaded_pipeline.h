@@ -86,17 +86,16 @@ class LoadedPipeline {
   void let_go();
 
   // Encodes one text, or a prompt and a negative prompt.
-  PromptEmbeddings encode(Stream& stream, const std::vector<NamedText>& texts,
-                          const MemoryPlan& plan);
+  PromptEmbeddings encode(const std::vector<NamedText>& texts, const MemoryPlan& plan);
   // Encodes the request's prompts. Returns the embeddings that were given in their place, and none
   // for a bundle that is drawn by class.
-  PromptEmbeddings encode(Stream& stream, const Request& request);
+  PromptEmbeddings encode(const Request& request);
   // Returns what the loop starts from, and what it reads of references.
-  LoopStart start(Stream& stream, const Request& request);
+  LoopStart start(const Request& request);
   // Decodes latents that are laid out as the loop has them, in host memory.
-  std::vector<Image> decode(Stream& stream, const Request& request, const Tensor& latents);
+  std::vector<Image> decode(const Request& request, const Tensor& latents);
   // Decodes latents of a run that goes on. Throws UsageError where its parts are loaded in turn.
-  std::vector<Image> preview(Stream& stream, const Request& request, const Tensor& latents);
+  std::vector<Image> preview(const Request& request, const Tensor& latents);
 
   // Returns the memory of the device, or null where the loop runs in the host's.
   std::shared_ptr<DeviceMemory> memory();
@@ -116,7 +115,7 @@ class LoadedPipeline {
   std::shared_ptr<const VaeEncoder> vae_encoder() {
     return vae_encoder_.get([&] { return std::make_unique<VaeEncoder>(bundle, *backend); });
   }
-  Tensor encode_references(Stream& stream, const Request& request);
+  Tensor encode_references(const Request& request);
   const Backend& cpu();
   // Returns what runs that encoder while parts stay loaded: quantised ones run on the CPU.
   const Backend& backend_of(const std::string& encoder);

@@ -30,7 +30,7 @@ constexpr double kHeadSize = 64;  // channels; larger heads need less
 constexpr double kTransformerMatrix = 9, kEncoderMatrix = 3;
 // What ONNX Runtime's WebGPU takes for activations, in multiples of their size: it keeps buffers of
 // some sizes only (counted by tests/integration/test_webgpu.py).
-constexpr double kWebGpuBuffers = 1.45;
+constexpr double kWebGpuBuffers = 1.6;
 constexpr std::int64_t kConditioningRows = 64;  // at a time (pipeline/precompute.cpp)
 
 double as_double(std::int64_t value) { return static_cast<double>(value); }

@@ -66,6 +66,7 @@ std::string flag_of_diffusers(const std::string& name) {
       {"cfg_normalization", "--guidance-normalization"},
       {"num_inference_steps", "--steps"},
       {"num_images_per_prompt", "--batch"},
+      {"padding_mask_crop", "--mask-padding"},
       {"generator", "--seed"},
       {"size", "--width and --height"}};
   const auto found = flags.find(name);

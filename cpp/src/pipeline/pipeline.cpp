@@ -19,8 +19,8 @@ namespace {
 class StepView {
  public:
   // `group` counts from 0.
-  StepView(LoadedPipeline& pipeline, Stream& stream, const DenoisingLoop& loop, LoopMember& member,
-           int group, int groups)
+  StepView(LoadedPipeline& pipeline, const DenoisingLoop& loop, LoopMember& member, int group,
+           int groups)
       : loop_(loop), state_(member.state) {
     step_.first_image = state_.request()->first_image;
     step_.group = group;
@@ -29,8 +29,8 @@ class StepView {
       if (!shown_.defined()) shown_ = loop_.executor().latents(state_);
       return shown_;
     };
-    step_.preview = [this, &pipeline, &stream] {
-      return pipeline.preview(stream, *state_.request(), loop_.executor().denoised(state_)());
+    step_.preview = [this, &pipeline] {
+      return pipeline.preview(*state_.request(), loop_.executor().denoised(state_)());
     };
     const auto observed = [this](Role::Kind output, int block) {
       const Tensor tensor = loop_.executor().observed(output, block);
@@ -74,7 +74,7 @@ Generation denoise(LoadedPipeline& pipeline, Stream& stream,
   DenoisingLoop loop(pipeline, stream, request->images);
   LoopMember& member = loop.add(request);
   Generation& generation = member.generation;
-  StepView view(pipeline, stream, loop, member, group, groups);
+  StepView view(pipeline, loop, member, group, groups);
   Stopwatch watch;
   const StreamCounts before = loop.counts();
   StreamCounts called_back;  // what a callback asked for is not the loop's
@@ -101,7 +101,7 @@ Generation denoise(LoadedPipeline& pipeline, Stream& stream,
 Generation denoise_all(LoadedPipeline& pipeline, Stream& stream,
                        const std::shared_ptr<const Request>& request, const StepCallback& on_step) {
   Stopwatch watch;
-  const auto groups = split_in_groups(pipeline, stream, request);
+  const auto groups = split_in_groups(pipeline, request);
   const double prepared = watch.lap();
   const int count = static_cast<int>(groups.size());
   std::vector<Generation> generations;
@@ -152,10 +152,9 @@ PromptEmbeddings Pipeline::embed(const std::string& prompt,
   const auto turn = loaded_->take_turn();
   const MemoryPlan plan = loaded_->text_plan();
   if (plan.in_turn) loaded_->let_go();
-  const auto stream = backend().make_stream();
   std::vector<NamedText> texts{{prompt, "prompt"}};
   if (negative_prompt) texts.push_back({*negative_prompt, "negative prompt"});
-  PromptEmbeddings embeddings = loaded_->encode(*stream, texts, plan);
+  PromptEmbeddings embeddings = loaded_->encode(texts, plan);
   loaded_->wait_for_check();
   return embeddings;
 }
@@ -169,7 +168,7 @@ Generation Pipeline::generate(const GenerateOptions& options, const StepCallback
   Generation generation = denoise_all(*loaded_, *stream, request, on_step);
   if (request->memory.in_turn) loaded_->let_go();
   Stopwatch watch;
-  generation.images = loaded_->decode(*stream, *request, generation.latents);
+  generation.images = loaded_->decode(*request, generation.latents);
   generation.timings.vae = watch.lap();
   generation.timings.total = total.lap();
   return generation;

@@ -48,8 +48,8 @@ Precomputed::Precomputed(const Bundle& bundle, const Session& session, const Req
     timesteps_.push_back(all.rows(first_row(part), first_row(part) + rows_));
 
   const std::vector<Binding> given = inputs(bundle, request, prompts);
-  bound_ = session.bind(stream, given,
-                        outputs(*bundle.conditioning(), prompts.back()->text.shape(), memory));
+  bound_ =
+      session.bind(given, outputs(*bundle.conditioning(), prompts.back()->text.shape(), memory));
   run(0);
 }
 
@@ -84,13 +84,15 @@ std::vector<Binding> Precomputed::inputs(const Bundle& bundle, const Request& re
     for (std::int64_t row = 0; row < rows_; ++row)
       stream_.copy(prompt(row)->pooled, pooled.rows(row, row + 1));
   }
-  if (graph.takes(Role::text)) {
-    Shape shape = prompts.back()->text.shape();
+  const auto add_prompts = [&](Role role, Tensor TextConditioning::* of) {
+    Shape shape = (prompts.back()->*of).shape();
     shape.front() = branches_;
-    const Tensor text = add(made, Role::text, shape);
+    const Tensor all = add(made, role, shape);
     for (std::int64_t row = 0; row < branches_; ++row)
-      stream_.copy(prompt(row)->text, text.rows(row, row + 1));
-  }
+      stream_.copy(prompt(row)->*of, all.rows(row, row + 1));
+  };
+  if (graph.takes(Role::text)) add_prompts(Role::text, &TextConditioning::text);
+  if (graph.takes(Role::text_mask)) add_prompts(Role::text_mask, &TextConditioning::text_mask);
   return made;
 }
 

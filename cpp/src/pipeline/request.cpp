@@ -66,7 +66,7 @@ bool set_size(Request& request, const Bundle& bundle, const GenerateOptions& opt
   if (image && bundle.latent.fixed_size) {
     for (Problem& problem : wrong) problem.message += ", and scale --image to that";
   }
-  if (wrong.empty() && image &&
+  if (wrong.empty() && image && !options.mask_padding &&
       (image->height != request.height || image->width != request.width)) {
     wrong.push_back({"image", "--image is " + std::to_string(image->width) + "x" +
                                   std::to_string(image->height) +
@@ -105,7 +105,7 @@ void set_mask(Request& request, const Bundle& bundle, const GenerateOptions& opt
     return;
   }
   const double blur = options.mask_blur.value_or(0);
-  if (!(blur >= 0 && blur <= 1000)) {
+  if (!is_blur(blur)) {
     problems.push_back({"mask_blur", "--mask-blur must be from 0 to 1000 pixels"});
     return;
   }
@@ -332,6 +332,7 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
     if (*picture) picture->emplace();
   request.asked.references.assign(options.references.size(), {});
   set_references(request, bundle, options, problems);
+  request.crop = crop_to_mask(bundle, options, problems);
   const bool sized = set_size(request, bundle, options, problems);
   if (sized) set_mask(request, bundle, options, problems);
   const bool counted = set_images(request, bundle, options, problems);

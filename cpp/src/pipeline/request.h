@@ -11,6 +11,7 @@
 #include "intaglio/bundle.h"
 #include "intaglio/generate_options.h"
 #include "intaglio/memory_plan.h"
+#include "pipeline/mask_crop.h"
 #include "pipeline/references.h"
 #include "sampling/plan.h"
 
@@ -49,6 +50,7 @@ struct Request {
   std::vector<Grid> reference_grids;
   Tensor reference_latents;  // packed, [1, tokens, C]; not defined() where they are not encoded yet
   Tensor drawn;  // [1, C, h, w]: 1 in cells of the mask, 0 outside; not defined() without a mask
+  std::optional<MaskCrop> crop;  // the part of a larger picture that `image` is
 
   Schedule schedule;  // of the steps that run
   Plan plan;          // the evaluations of these steps

@@ -68,7 +68,7 @@ TextStage::TextStage(const Bundle& bundle, ChooseBackend choose, bool in_turn)
   }
 }
 
-TextStage::Encoded TextStage::run(Stream& stream, const Encoder& encoder, const Session& session,
+TextStage::Encoded TextStage::run(const Encoder& encoder, const Session& session,
                                   const std::string& prompt) {
   const TextEncoder& description = *encoder.description;
   const int length = description.max_length;
@@ -91,11 +91,11 @@ TextStage::Encoded TextStage::run(Stream& stream, const Encoder& encoder, const 
     result = Tensor(shape, DType::float32);
     outputs.push_back({output.role, result});
   }
-  session.bind(stream, inputs, outputs)->run();
+  session.bind(inputs, outputs)->run();
   return encoded;
 }
 
-std::vector<TextConditioning> TextStage::encode(Stream& stream, const std::vector<NamedText>& texts,
+std::vector<TextConditioning> TextStage::encode(const std::vector<NamedText>& texts,
                                                 std::vector<std::string>& notes) const {
   std::vector<Parts> encoded(texts.size());
   for (const auto& [key, encoder] : encoders_) {
@@ -103,7 +103,7 @@ std::vector<TextConditioning> TextStage::encode(Stream& stream, const std::vecto
     if (!encoder.session) own = choose_(key).load(bundle_, encoder.description->graph);
     const Session& session = own ? *own : *encoder.session;
     for (std::size_t i = 0; i < texts.size(); ++i)
-      encoded[i][key] = run(stream, encoder, session, texts[i].text);
+      encoded[i][key] = run(encoder, session, texts[i].text);
     if (own) {
       own.reset();
       platform::trim_memory();

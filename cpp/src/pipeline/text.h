@@ -29,7 +29,7 @@ class TextStage {
   TextStage(const Bundle& bundle, ChooseBackend choose, bool in_turn);
   // Adds a note, which has the name of the text, for each encoder that does not read all of it.
   // Throws InputError for broken UTF-8. Safe to call from several threads at once.
-  std::vector<TextConditioning> encode(Stream& stream, const std::vector<NamedText>& texts,
+  std::vector<TextConditioning> encode(const std::vector<NamedText>& texts,
                                        std::vector<std::string>& notes) const;
 
  private:
@@ -46,8 +46,7 @@ class TextStage {
     bool truncated = false;
   };
   using Parts = std::map<std::string, Encoded>;  // by encoder
-  static Encoded run(Stream& stream, const Encoder& encoder, const Session& session,
-                     const std::string& prompt);
+  static Encoded run(const Encoder& encoder, const Session& session, const std::string& prompt);
   void note_cuts(const NamedText& text, const Parts& encoded,
                  std::vector<std::string>& notes) const;
   TextConditioning join(const Parts& encoded) const;

@@ -70,7 +70,7 @@ void paste(const Tensor& tile, std::int64_t height, std::int64_t width, Tensor& 
 VaeDecoder::VaeDecoder(const Bundle& bundle, const Backend& backend)
     : latent_(bundle.latent), session_(backend.load(bundle, bundle.vae_decoder.value())) {}
 
-std::vector<Image> VaeDecoder::decode(Stream& stream, const Tensor& latents, int tile) const {
+std::vector<Image> VaeDecoder::decode(const Tensor& latents, int tile) const {
   Tensor scaled = latents.clone();
   for (float& value : scaled.floats()) {
     value = value / static_cast<float>(latent_.scaling_factor) +
@@ -83,7 +83,7 @@ std::vector<Image> VaeDecoder::decode(Stream& stream, const Tensor& latents, int
   for (std::int64_t n = 0; n < latents.dim(0); ++n) {
     const Tensor one = scaled.rows(n, n + 1);
     const Tensor decoded =
-        whole ? decode_whole(stream, graphs, one) : decode_tiled(stream, graphs, one, tile_cells);
+        whole ? decode_whole(graphs, one) : decode_tiled(graphs, one, tile_cells);
     require_finite(decoded,
                    "the VAE decoder gave NaN or infinity in place of a picture: lower --cfg-scale "
                    "and --dg-scale");
@@ -92,22 +92,20 @@ std::vector<Image> VaeDecoder::decode(Stream& stream, const Tensor& latents, int
   return images;
 }
 
-Tensor VaeDecoder::decode_whole(Stream& stream, Graphs& graphs, const Tensor& latents) const {
+Tensor VaeDecoder::decode_whole(Graphs& graphs, const Tensor& latents) const {
   Bound& bound = graphs[latents.shape()];
   if (!bound.graph) {
     const std::int64_t factor = latent_.vae_scale_factor;
     bound.latents = Tensor(latents.shape(), DType::float32);
     bound.image = Tensor({1, 3, latents.dim(2) * factor, latents.dim(3) * factor}, DType::float32);
-    bound.graph =
-        session_->bind(stream, {{Role::latent, bound.latents}}, {{Role::image, bound.image}});
+    bound.graph = session_->bind({{Role::latent, bound.latents}}, {{Role::image, bound.image}});
   }
   std::ranges::copy(latents.floats(), bound.latents.floats().begin());
   bound.graph->run();
   return bound.image.clone();
 }
 
-Tensor VaeDecoder::decode_tiled(Stream& stream, Graphs& graphs, const Tensor& latents,
-                                std::int64_t tile) const {
+Tensor VaeDecoder::decode_tiled(Graphs& graphs, const Tensor& latents, std::int64_t tile) const {
   const std::int64_t factor = latent_.vae_scale_factor;
   const std::int64_t stride = tile - tile / 4;     // cells
   const std::int64_t fade = tile * factor / 4;     // pixels
@@ -119,7 +117,7 @@ Tensor VaeDecoder::decode_tiled(Stream& stream, Graphs& graphs, const Tensor& la
     for (std::int64_t left = 0; left < latents.dim(3); left += stride) {
       const std::int64_t height = std::min(tile, latents.dim(2) - top);
       const std::int64_t width = std::min(tile, latents.dim(3) - left);
-      Tensor decoded = decode_whole(stream, graphs, crop(latents, top, left, height, width));
+      Tensor decoded = decode_whole(graphs, crop(latents, top, left, height, width));
       const std::size_t column = row.size();
       if (!above.empty()) blend(above[column], decoded, 2, fade);
       if (column > 0) blend(row[column - 1], decoded, 3, fade);
@@ -135,11 +133,11 @@ Tensor VaeDecoder::decode_tiled(Stream& stream, Graphs& graphs, const Tensor& la
 VaeEncoder::VaeEncoder(const Bundle& bundle, const Backend& backend)
     : latent_(bundle.latent), session_(backend.load(bundle, bundle.vae_encoder.value())) {}
 
-Tensor VaeEncoder::encode(Stream& stream, const Tensor& image) const {
+Tensor VaeEncoder::encode(const Tensor& image) const {
   const std::int64_t factor = latent_.vae_scale_factor;
   Tensor latents({1, latent_.channels, image.dim(2) / factor, image.dim(3) / factor},
                  DType::float32);
-  session_->bind(stream, {{Role::image, image}}, {{Role::latent, latents}})->run();
+  session_->bind({{Role::image, image}}, {{Role::latent, latents}})->run();
   for (float& value : latents.floats()) {
     value = (value - static_cast<float>(latent_.shift_factor)) *
             static_cast<float>(latent_.scaling_factor);

@@ -18,7 +18,7 @@ class VaeDecoder {
   // Decodes the scheduler's latents [N, C, h, w], one image at a time. An image that is larger than
   // `tile` pixels is decoded in overlapping tiles of that size, which are blended as diffusers'
   // AutoencoderKL.tiled_decode blends them.
-  std::vector<Image> decode(Stream& stream, const Tensor& latents, int tile) const;
+  std::vector<Image> decode(const Tensor& latents, int tile) const;
 
  private:
   // The bound graphs of one call by the shape of their latents: images and tiles share them.
@@ -27,9 +27,8 @@ class VaeDecoder {
     std::unique_ptr<BoundGraph> graph;
   };
   using Graphs = std::map<Shape, Bound>;
-  Tensor decode_whole(Stream& stream, Graphs& graphs, const Tensor& latents) const;
-  Tensor decode_tiled(Stream& stream, Graphs& graphs, const Tensor& latents,
-                      std::int64_t tile) const;
+  Tensor decode_whole(Graphs& graphs, const Tensor& latents) const;
+  Tensor decode_tiled(Graphs& graphs, const Tensor& latents, std::int64_t tile) const;
 
   const Latent& latent_;
   std::unique_ptr<Session> session_;
@@ -41,7 +40,7 @@ class VaeEncoder {
   VaeEncoder(const Bundle& bundle, const Backend& backend);
   // Encodes an image [1, 3, H, W] to the latents [1, C, h, w] that the scheduler starts from: the
   // mean of the encoder's distribution.
-  Tensor encode(Stream& stream, const Tensor& image) const;
+  Tensor encode(const Tensor& image) const;
 
  private:
   const Latent& latent_;

@@ -7,6 +7,7 @@ from intaglio_export.adapters.chroma import ChromaAdapter
 from intaglio_export.adapters.dit import DiTAdapter
 from intaglio_export.adapters.flux import FluxAdapter, FluxKontextAdapter
 from intaglio_export.adapters.flux2 import Flux2DevAdapter, Flux2KleinAdapter
+from intaglio_export.adapters.krea2 import Krea2Adapter
 from intaglio_export.adapters.pixart_sigma import PixArtSigmaAdapter
 from intaglio_export.adapters.qwen_image import QwenImageAdapter
 from intaglio_export.adapters.sd3 import SD3Adapter
@@ -23,6 +24,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     Flux2DevAdapter,
     ChromaAdapter,
     ZImageAdapter,
+    Krea2Adapter,
 )
 
 

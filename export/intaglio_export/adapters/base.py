@@ -233,7 +233,7 @@ class Adapter(ABC):
 
     @property
     def row_arguments(self) -> tuple[str, ...]:
-        """The arguments of a block, besides streams and `temb`, that have a batch axis.
+        """The arguments of a block, besides streams, that have a batch axis and are used.
 
         A kind of block that does not have all of them takes those that it has.
         """
@@ -244,6 +244,9 @@ class Adapter(ABC):
     @abstractmethod
     def modulations(self) -> tuple[Modulation, ...]:
         """Return the matmuls that conditioning vectors end in, in the order of their blocks."""
+
+    # Whether `project` reads the mask of the prompt, since tokens attend to each other there.
+    projects_with_mask: ClassVar[bool] = False
 
     def projection(self) -> tuple[nn.Module, ...]:
         """Return the modules that `text` passes before the blocks, in order; empty without text."""
@@ -268,8 +271,11 @@ class Adapter(ABC):
         with LowPrecisionMatmuls(self.dtype, where or (lambda: "the transformer")):
             return self.predict(inputs)
 
-    def project(self, text: torch.Tensor) -> torch.Tensor:
-        """Return the context [P, T, D] that the blocks get for `text` [P, T, text_width]."""
+    def project(self, text: torch.Tensor, text_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the context [P, T, D] that the blocks get for `text` [P, T, text_width].
+
+        `text_mask` [P, T] is given if `projects_with_mask`.
+        """
         with LowPrecisionMatmuls(self.dtype, lambda: "the prompt's projection"):
             for module in self.projection():
                 text = module(text)
@@ -317,6 +323,11 @@ class Adapter(ABC):
     @property
     def distilled_guidance(self) -> float | None:
         """The default of a guidance-distilled model's guidance input, or None."""
+        return None
+
+    @property
+    def fixed_mu(self) -> float | None:
+        """The mu of a dynamic shift that the pipeline uses for all sizes, or None."""
         return None
 
     @cached_property
@@ -383,6 +394,8 @@ class Adapter(ABC):
 
     def _shift(self, config: Mapping[str, Any], tokens: int, steps: int) -> float:
         """Return mu for `tokens` image tokens, interpolated as in diffusers' `calculate_shift`."""
+        if self.fixed_mu is not None:
+            return self.fixed_mu
         first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         low, high = config.get("base_shift", 0.5), config.get("max_shift", self.max_shift)
         mu: float = low + (high - low) / (last - first) * (tokens - first)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ def _hooks(
         observer("modulated", k, hidden_states[:, -tokens:])
 
     def gating(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        observer("gate", k, adapter.gate(block, kwargs, output))
+        named = signature(module.forward).bind(*args, **kwargs).arguments
+        observer("gate", k, adapter.gate(block, named | kwargs, output))
 
     def leaving(module: nn.Module, args: Any, output: Any) -> None:
         hidden_states, others = adapter.split(block, output)

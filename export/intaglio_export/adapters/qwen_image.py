@@ -12,22 +12,20 @@ from torch import nn
 from torch.nn import functional
 
 from intaglio_export.adapters.base import (
-    LARGEST_SIDE,
-    Adapter,
     EncoderLayout,
     Inputs,
-    LatentLayout,
     Modulation,
     PromptLayout,
     TextSegment,
 )
+from intaglio_export.adapters.qwen_vae import QwenVaeAdapter
 from intaglio_export.bundle.chat_template import ChatTemplate
 from intaglio_export.errors import ExportError
 from intaglio_export.graph_specs import TensorSpec
 from intaglio_export.support.patching import replaced
 
 
-class QwenImageAdapter(Adapter):
+class QwenImageAdapter(QwenVaeAdapter):
     """`QwenImagePipeline`: Qwen2.5-VL reads the prompt in a template of the pipeline."""
 
     family = "qwen-image"
@@ -112,17 +110,6 @@ class QwenImageAdapter(Adapter):
             for handle in handles:
                 handle.remove()
 
-    def latent(self) -> LatentLayout:
-        return LatentLayout(
-            channels=self.transformer.config.in_channels // self.patch_size**2,
-            vae_scale_factor=self.pipeline.vae_scale_factor,
-            scaling_factor=1.0,  # the graphs of the VAE scale each channel
-            shift_factor=0.0,
-            max_height=LARGEST_SIDE,
-            max_width=LARGEST_SIDE,
-            packed=True,
-        )
-
     def prompt(self, max_sequence_length: int) -> PromptLayout:
         return PromptLayout(
             max_sequence_length=max_sequence_length,
@@ -162,27 +149,6 @@ class QwenImageAdapter(Adapter):
             "text": functional.pad(text, (0, 0, 0, padding)),
             "text_mask": functional.pad(mask, (0, padding)),
         }
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, std = self._statistics()
-        image: torch.Tensor = self.pipeline.vae.decode(
-            (latents * std + mean).unsqueeze(2), return_dict=False
-        )[0]
-        return image.squeeze(2)
-
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
-        mean, std = self._statistics()
-        posterior = self.pipeline.vae.encode(image.unsqueeze(2), return_dict=False)[0]
-        latents: torch.Tensor = (posterior.mean.squeeze(2) - mean) / std
-        return latents
-
-    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean and standard deviation of each latent channel, [C, 1, 1]."""
-        config = self.pipeline.vae.config
-        return tuple(
-            torch.tensor(values).view(-1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
-        )  # type: ignore[return-value]
 
 
 class _Positions(nn.Module):

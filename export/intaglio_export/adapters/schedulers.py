@@ -115,12 +115,13 @@ def check_scheduler(scheduler: Any, prediction_type: str) -> None:
             )
 
 
-def scheduler_entry(scheduler: Any, max_shift: float) -> dict[str, Any]:
+def scheduler_entry(scheduler: Any, max_shift: float, mu: float | None = None) -> dict[str, Any]:
     """Return the manifest's `scheduler`: the class name and its unchanged parameters.
 
     Infinite parameters mean "no limit" and are left out, because JSON has no infinity. A
     timestep_spacing that is only the default of the class is left out too, because `from_config` of
-    another class uses that class's default. `max_shift` is the pipeline's, for a scheduler without.
+    another class uses that class's default. `max_shift` is the pipeline's, for a scheduler without,
+    and `mu` is the pipeline's dynamic shift if that is the same for all sizes.
     """
     entry: dict[str, Any] = {"type": type(scheduler).__name__}
     for key, value in scheduler.config.items():
@@ -130,4 +131,6 @@ def scheduler_entry(scheduler: Any, max_shift: float) -> dict[str, Any]:
         del entry["timestep_spacing"]
     if entry.get("use_dynamic_shifting"):
         entry.setdefault("max_shift", max_shift)
+        if mu is not None:
+            entry |= {"base_shift": mu, "max_shift": mu}
     return entry

@@ -53,6 +53,8 @@ def byte_level_table(
     before, after = _special_tokens(state)
     if template and template.in_parts:
         before, after = [], []
+    if template and template.after:
+        after = [*after, *tokenizer(template.after).input_ids]
     table = {
         "type": "byte_level_bpe",
         "nfc": _normalizes(state),

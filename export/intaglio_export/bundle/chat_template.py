@@ -23,6 +23,7 @@ class ChatTemplate:
         in_parts: whether the messages are lists of parts, as processors take them. The pipeline's
             `apply_chat_template` then makes the tokens too, and adds no special tokens.
         removed: what the pipeline takes out of a prompt.
+        after: a text whose tokens follow a prompt that was cut, and so are never cut themselves.
         options: what the pipeline passes to `apply_chat_template`, such as add_generation_prompt
             or enable_thinking.
     """
@@ -31,6 +32,7 @@ class ChatTemplate:
     system: str | None = None
     in_parts: bool = False
     removed: str = ""
+    after: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

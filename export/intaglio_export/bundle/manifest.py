@@ -91,7 +91,9 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
         "massive_activations": parts.suppression.to_json(),
         "prediction_type": adapter.prediction_type,
         "latent": _without_false(asdict(adapter.latent())),
-        "scheduler": scheduler_entry(adapter.pipeline.scheduler, adapter.max_shift),
+        "scheduler": scheduler_entry(
+            adapter.pipeline.scheduler, adapter.max_shift, adapter.fixed_mu
+        ),
         "vae_decoder": parts.vae_decoder.to_json(),
         "defaults": _defaults(adapter, parts.settings),
         "files": _files(folder),
@@ -127,11 +129,13 @@ def build_manifest(adapter: Adapter, parts: BundleParts, folder: Path) -> dict[s
 
 
 def _is_new(manifest: dict[str, Any]) -> bool:
-    """Whether readers of schema 1 would ignore what changes the picture."""
+    """Whether readers of an older schema would misread what changes the picture."""
     prompt = manifest.get("prompt", {"encoders": {}})
     dropped = any("dropped" in encoder for encoder in prompt["encoders"].values())
-    new = ("cfg_rescale", "mu", "references")
-    return dropped or "mask_padding" in prompt or any(key in manifest for key in new)
+    graphs = manifest["transformer"]["graphs"].values()
+    source = any(tensor["role"] == "source" for graph in graphs for tensor in graph["inputs"])
+    new = any(key in manifest for key in ("cfg_rescale", "mu", "references"))
+    return source or dropped or "mask_padding" in prompt or new
 
 
 def write_manifest(manifest: dict[str, Any], folder: Path) -> None:

@@ -17,7 +17,7 @@ from intaglio_export.errors import ExportError
 from intaglio_export.support.stopping import undisturbed
 
 MANIFEST = "bundle.json"
-SCHEMA_VERSION = 2  # the newest; bundles without its keys have 1
+SCHEMA_VERSION = 3  # the newest; bundles that readers of schema 1 understand have 1
 ENGINES = "engines"
 _PARTIAL = ".partial"
 _AT_FDCWD = -100

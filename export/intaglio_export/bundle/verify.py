@@ -53,14 +53,14 @@ class Case:
         return torch.where(row < half, row + half, row)
 
     def sources(self, tokens: int, generator: torch.Generator) -> torch.Tensor:
-        """Return the token whose channels each token gets, or -1 for the reference.
+        """Return 1 + the token whose channels each token gets, or 0 for the reference.
 
         With `branched` it is the reference, as in DG; else one of all tokens, for half of them.
         """
         shape = (self.rows, tokens)
-        index = torch.randint(self.base_rows * tokens, shape, generator=generator)
+        index = torch.randint(1, self.base_rows * tokens + 1, shape, generator=generator)
         given = torch.rand(shape, generator=generator) < (0.0 if self.branched else 0.5)
-        return torch.where(given, index, -1)
+        return torch.where(given, index, 0)
 
     def branches(self) -> torch.Tensor:
         """Return the row that each row continues."""

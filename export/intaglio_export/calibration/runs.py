@@ -49,7 +49,7 @@ def _forward(adapter: Adapter, step: Inputs, suppression: Suppression) -> Inputs
         "ref": torch.tensor(suppression.ref or [0.0] * adapter.channels),
         "branch": torch.cat([row, row[images:]]),
         "keep": keep,
-        "source": torch.full_like(keep, -1, dtype=torch.int64),
+        "source": torch.zeros_like(keep, dtype=torch.int64),
         "anchor": row[images:].repeat(2),
     }
 

@@ -214,14 +214,15 @@ def _axes(kind: str, profile: Profile, manifest: dict[str, Any]) -> dict[str, Ra
         return {"images": _one(1), "latent_height": height, "latent_width": width}
     prompt = manifest.get("prompt", {}).get("text", ())
     text_length = _one(sum(segment["length"] for segment in prompt))
+    base = 3 if _third_branch(manifest) else 2
     if kind == "conditioning":
         rows = Range(1, min(2 * manifest["defaults"]["steps"], CONDITIONS), CONDITIONS)
-        return {"conditions": rows, "prompts": Range(1, 2, 2), "text_length": text_length}
+        return {"conditions": rows, "prompts": Range(1, 2, base), "text_length": text_length}
     tokens = profile.height.of(unit).times(profile.width.of(unit))
-    branches = {"forked": 3, "base": 2, "degraded": 1}[kind]
+    likely, most = {"forked": (3, 3), "base": (2, base), "degraded": (1, 1)}[kind]
     return {
-        "base_rows": _rows(profile.batch, 2),
-        "rows": _rows(profile.batch, branches),
+        "base_rows": _rows(profile.batch, 2, base),
+        "rows": _rows(profile.batch, likely, most),
         "latent_height": profile.height.of(scale),
         "latent_width": profile.width.of(scale),
         "tokens": tokens,
@@ -230,9 +231,21 @@ def _axes(kind: str, profile: Profile, manifest: dict[str, Any]) -> dict[str, Ra
     }
 
 
-def _rows(batch: Range, branches: int) -> Range:
-    """Return from one row per image to all branches of all images."""
-    return Range(batch.min, batch.opt * branches, batch.max * branches)
+def _third_branch(manifest: dict[str, Any]) -> bool:
+    """Return whether requests may have a third branch from the first block on.
+
+    It takes the place of D_m where blocks are skipped (cpp/src/pipeline/skipped_layers.cpp) and for
+    transport.
+    """
+    graphs = manifest["transformer"]["graphs"]
+    skips = "conditioning" in graphs and manifest["family"] in ("sd3", "flux")
+    inputs = [tensor for graph in graphs.values() for tensor in graph["inputs"]]
+    return skips or any(tensor["role"] == "source" for tensor in inputs)
+
+
+def _rows(batch: Range, likely: int, most: int) -> Range:
+    """Return from one row per image to `most` branches of all images, of which `likely` run."""
+    return Range(batch.min, batch.opt * likely, batch.max * most)
 
 
 def _decoded(side: Range, scale: int) -> Range:

@@ -35,7 +35,8 @@ Rows = Callable[[torch.Tensor], torch.Tensor]
 def conditioning_inputs(adapter: Adapter) -> tuple[TensorSpec, ...]:
     """Return the inputs of the first part: rows `conditions` of vectors, and `prompts` of text."""
     vectors = [replace(s, axes=("conditions", *s.axes[1:])) for s in _of(adapter, VECTORS)]
-    text = [replace(s, axes=("prompts", *s.axes[1:])) for s in _of(adapter, ("text",))]
+    roles = ("text", "text_mask") if adapter.projects_with_mask else ("text",)
+    text = [replace(s, axes=("prompts", *s.axes[1:])) for s in _of(adapter, roles)]
     return (*vectors, *text)
 
 
@@ -74,7 +75,7 @@ class ConditioningTransformer(nn.Module):
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         specs = conditioning_inputs(self._adapter)
         inputs = {spec.role: x for spec, x in zip(specs, tensors, strict=True)}
-        text = inputs.pop("text", None)
+        text, mask = inputs.pop("text", None), inputs.pop("text_mask", None)
         patch = self._adapter.patch_size
         sizes = {"base_rows": inputs["timestep"].shape[0], "text_length": 1, "tokens": 1}
         sizes |= {"latent_height": patch, "latent_width": patch}
@@ -85,7 +86,7 @@ class ConditioningTransformer(nn.Module):
         with _collected(self._adapter) as collected, precision, _WithoutTokens(tokens):
             self._adapter.predict(whole)
         modulation = torch.cat([collected[k] for k in range(len(collected))], dim=1)
-        return (modulation,) if text is None else (modulation, self._adapter.project(text))
+        return (modulation,) if text is None else (modulation, self._adapter.project(text, mask))
 
 
 def denoise(

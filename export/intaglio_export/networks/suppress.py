@@ -32,7 +32,7 @@ _BEFORE = (
     ("Sub", ("one", "a"), "kept"),
     ("Mul", ("kept", "x"), "kept_x"),
 )
-# What replaces `ref` in a graph with `source`: `ref` comes last, so that it is at -1. WebGPU's
+# What replaces `ref` in a graph with `source`: `ref` comes first, so that it is at 0. WebGPU's
 # provider has neither Flatten nor a comparison of int64, with which steps would copy to the host.
 _TARGET = (
     ("Shape", ("hidden",), "channels"),
@@ -40,7 +40,7 @@ _TARGET = (
     ("Reshape", ("hidden", "flat"), "all_tokens"),
     ("Constant", (), "first_axis"),
     ("Unsqueeze", ("ref_t", "first_axis"), "ref_row"),
-    ("Concat", ("all_tokens", "ref_row"), "targets"),
+    ("Concat", ("ref_row", "all_tokens"), "targets"),
     ("Gather", ("targets", "source"), "target"),
 )
 _AFTER = (
@@ -76,8 +76,8 @@ def ma_suppress(
         branch: [F] int64 in [0, B); the row of `hidden` that each output row continues.
         keep: [F, T] float32; 1 leaves a token unchanged, 0 suppresses it fully, and more than 1
             amplifies it.
-        source: [F, T] int64; the token of `hidden`, row * T + token, whose channels are the target,
-            or -1 for `ref`. None is -1 everywhere.
+        source: [F, T] int64; 1 + row * T + token for the token of `hidden` whose channels are the
+            target, or 0 for `ref`. None is 0 everywhere.
 
     Returns:
         [F, T, C] with the type of `hidden`. Values that are not suppressed keep all their bits.
@@ -99,7 +99,7 @@ def ma_suppress(
     a = mask.to(x.dtype) * (1 - keep.to(x.dtype).unsqueeze(-1))
     target = ref.to(x.dtype)
     if source is not None:
-        target = torch.cat([hidden.flatten(0, 1), target.unsqueeze(0)])[source]
+        target = torch.cat([target.unsqueeze(0), hidden.flatten(0, 1)])[source]
     return torch.where(a == 0, x, (1 - a) * x + a * target)
 
 

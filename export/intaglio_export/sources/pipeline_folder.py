@@ -122,8 +122,15 @@ def load_pipeline(folder: PipelineFolder, dtype: torch.dtype, given: dict[str, A
             _match_tokenizer(folder, name, config, parts[_tokenizer(name)])
     arguments = inspect.signature(folder.pipeline_class).parameters
     absent = {name: None for name, a in arguments.items() if a.default is a.empty}
-    flags = {k: v for k, v in folder.index.items() if k in arguments and not isinstance(v, list)}
+    flags = {k: v for k, v in folder.index.items() if k in arguments and not _is_part(v)}
     return folder.pipeline_class(**absent | flags | parts)
+
+
+def _is_part(entry: Any) -> bool:
+    """Return whether an entry of the index names a part by library and class, or none by nulls."""
+    if not isinstance(entry, list):
+        return entry is None
+    return all(isinstance(name, str | None) for name in entry)
 
 
 def _present(folder: PipelineFolder, given: dict[str, Any]) -> dict[str, Part]:

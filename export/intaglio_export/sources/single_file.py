@@ -21,7 +21,10 @@ from intaglio_export.sources.parts import Part, check_types, held_in
 from intaglio_export.sources.pipeline_folder import PipelineFolder, load_pipeline
 
 # The names of a transformer's blocks, by its class where other classes have such names elsewhere.
-_BLOCKS = {"ZImageTransformer2DModel": "layers"}
+_BLOCKS = {
+    "ZImageTransformer2DModel": "layers",
+    "Krea2Transformer2DModel": "blocks|transformer_blocks",
+}
 _OTHER_BLOCKS = "double_blocks|joint_blocks|(?:single_)?transformer_blocks"
 _VAE = ("first_stage_model.", "vae.")
 _ENCODERS = "text_encoders."

@@ -53,7 +53,7 @@ class Suppressed:
         keep = torch.ones(rows + n, model.tokens)
         keep[rows:] = ramp(self.ma_keep, step)
         forked = ForkedTransformer(model.adapter, self.block)
-        source = torch.full_like(keep, -1, dtype=torch.int64)
+        source = torch.zeros_like(keep, dtype=torch.int64)
         out = forked(*condition(model.adapter, base), mask, ref, branch, keep, source)
         return out[:rows], out[rows:]
 

@@ -60,7 +60,7 @@ class Recorder : public Backend {
   };
   struct Loaded : Session {
     explicit Loaded(std::vector<std::int64_t>& counts) : seen(counts) {}
-    std::unique_ptr<BoundGraph> bind(Stream&, const std::vector<Binding>&,
+    std::unique_ptr<BoundGraph> bind(const std::vector<Binding>&,
                                      const std::vector<Binding>& outputs) const override {
       return std::make_unique<Run>(outputs, seen);
     }

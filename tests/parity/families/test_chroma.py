@@ -62,7 +62,7 @@ def test_channels_are_suppressed_in_image_tokens_of_a_single_stream_block() -> N
     keep = torch.stack([torch.ones(tokens), torch.zeros(tokens)])
     forked = ForkedTransformer(adapter, block)
     given = condition(adapter, inputs)
-    source = torch.full(keep.shape, -1)
+    source = torch.zeros(keep.shape, dtype=torch.int64)
     found = forked(*given, mask, torch.zeros_like(mask), torch.tensor([0, 0]), keep, source)
     torch.testing.assert_close(found[:1], adapter.predict(inputs))
     torch.testing.assert_close(found[1:], suppressed(text))

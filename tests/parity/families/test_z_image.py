@@ -8,10 +8,15 @@ import pytest
 from diffusers import ZImagePipeline
 
 import intaglio
-from intaglio_export.errors import ExportError
 from tests import bundles
 from tests.parity.diffusers_runs import IMAGES, NEGATIVE, PROMPT, SEED, STEPS, native_run
-from tests.parity.family import LIMITS, FamilyParity, assert_prompts_share_a_batch, relative
+from tests.parity.family import (
+    ENGINES,
+    LIMITS,
+    FamilyParity,
+    assert_prompts_share_a_batch,
+    relative,
+)
 
 # 47 and 16 tokens with the template, which the model fills up to 64 and 32.
 PROMPTS = ("a photograph of the red dress and the dark shirt in the rest of it, 1999", "a boot")
@@ -43,21 +48,6 @@ class TestZImage(FamilyParity):
         assert relative(draw(), expected) > 0.01
 
     @pytest.mark.exports
-    @pytest.mark.parametrize(
-        ("layout", "dtype"),
-        [
-            ("forked", "float32"),
-            pytest.param(
-                "dual",
-                "float16",
-                marks=pytest.mark.xfail(
-                    strict=True,
-                    raises=ExportError,
-                    reason="TensorRT-RTX 1.7.1: tactics_tiled_layout.cpp:2006:"
-                    " CHECK(op->input_layouts().size() > idx) failed",
-                ),
-            ),
-        ],
-    )
+    @pytest.mark.parametrize(("layout", "dtype"), ENGINES)
     def test_engines(self, layout: str, dtype: str, tmp_path: Path) -> None:
         super().test_engines(layout, dtype, tmp_path)

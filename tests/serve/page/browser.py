@@ -77,6 +77,16 @@ def pixels(image: Locator) -> NDArray[np.uint8]:
     return np.array(flat, np.uint8).reshape(-1, width, 4)[..., :3]
 
 
+def seen(page: Page) -> NDArray[np.uint8]:
+    """Return the colour on the screen at the centre of each pixel of the picture, [H, W, 3]."""
+    frame = page.locator("#frame")
+    screen = decoded(frame.screenshot())
+    width, height = page.locator("#left").evaluate("(i) => [i.naturalWidth, i.naturalHeight]")
+    rows = ((np.arange(height) + 0.5) * screen.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * screen.shape[1] / width).astype(int)
+    return screen[np.ix_(rows, columns)]
+
+
 def decoded(png: bytes) -> NDArray[np.uint8]:
     return np.array(Image.open(BytesIO(png)).convert("RGB"))
 

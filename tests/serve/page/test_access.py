@@ -163,6 +163,8 @@ def open_all(page: Page) -> None:
     page.get_by_text("Advanced guidance", exact=True).click()
     press(page, "Compare")
     wait_until(page, "Done.")
+    press(page, "Take the drawn picture")
+    expect(page.get_by_role("application", name="Mask")).to_be_visible()
     page.get_by_label("Steps", exact=True).fill("1000000000")
     press(page, "Generate")
     expect(page.get_by_role("alert")).to_contain_text("steps")

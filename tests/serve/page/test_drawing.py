@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from playwright.sync_api import Page, expect
 
 from tests.serve.conftest import LONG, fetch
-from tests.serve.page.browser import PROMPT, Watch, assert_same, decoded, pixels, press, wait_until
+from tests.serve.page.browser import (
+    PROMPT,
+    Watch,
+    assert_same,
+    decoded,
+    pixels,
+    press,
+    seen,
+    wait_until,
+)
 
 # Records every text and picture that the page shows during a run, however briefly.
 RECORDER = """() => {
@@ -121,16 +130,6 @@ def test_leaving_the_page_cancels_its_job(page: Page, watch: Watch, server: Any)
     # The events end when the job ends.
     assert "event: error" in fetch(f"{url}/events").text
     assert fetch(url).json()["status"] == "cancelled"
-
-
-def seen(page: Page) -> NDArray[np.uint8]:
-    """Return the colour on the screen at the centre of each pixel of the picture, [H, W, 3]."""
-    frame = page.locator("#frame")
-    screen = decoded(frame.screenshot())
-    width, height = page.locator("#left").evaluate("(i) => [i.naturalWidth, i.naturalHeight]")
-    rows = ((np.arange(height) + 0.5) * screen.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * screen.shape[1] / width).astype(int)
-    return screen[np.ix_(rows, columns)]
 
 
 def test_compare_draws_one_seed_four_ways(page: Page, watch: Watch, server: Any) -> None:

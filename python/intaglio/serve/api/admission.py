@@ -40,7 +40,12 @@ def admit(
     seed = secrets.randbelow(2**32) if request.seed is None else request.seed
     seeds = [seed + i for i in range(images)]
     options = {**subject, **sampling, "height": height, "width": width, "seeds": seeds}
-    arrays = pictures.options(height, width) if pictures else {}
+    arrays = {}
+    if pictures:
+        is_cut = sampling.get("mask_padding") is not None  # the library scales what it cuts out
+        if is_cut:
+            _check_result(images, pictures, limits)
+        arrays = pictures.options(None if is_cut else (width, height))
     options |= arrays
     check_options(model.bundle, options)
     fields = {"model": model.name, **subject, "n": images, "size": f"{width}x{height}"}
@@ -70,8 +75,19 @@ def _size(
     return height, width
 
 
+def _check_result(images: int, pictures: Pictures, limits: Limits) -> None:
+    """Raise ApiError if the images, which have the size of the upload, have too many pixels."""
+    width, height = pictures.image.size
+    if images * width * height > limits.upload_pixels:
+        raise limit_error(
+            "n",
+            f"n {images} times {width}x{height}, the size of image, exceeds this server's limit of"
+            f" {limits.upload_pixels} pixels: reduce n",
+        )
+
+
 def _subject(request: GenerationRequest, model: Model, limits: Limits) -> dict[str, Any]:
-    """Return what to draw: the class, or the prompt and the negative prompt."""
+    """Return what to draw: the class, or the prompt and the texts beside it."""
     given = {name: getattr(request, name) for name in (*CLASS, *TEXTS)}
     if model.bundle.classes:
         # An empty prompt is accepted, since OpenAI's client always sends one.
@@ -96,7 +112,8 @@ def _subject(request: GenerationRequest, model: Model, limits: Limits) -> dict[s
 def _sampling(request: GenerationRequest, model: Model, limits: Limits) -> dict[str, Any]:
     """Return steps and guidance, with the bundle's defaults for those that are not given."""
     values: dict[str, Any] = defaults_of(model.bundle).model_dump()
-    if request.slg_layers or request.slg_share:  # skipped blocks make D_m in place of DG
+    # Skipped blocks and transport take the place of DG.
+    if request.slg_layers or request.slg_share or request.transport_from is not None:
         for name in ("dg_scale", "dg_window", "ma_keep"):
             values.pop(name, None)
     names = [*SAMPLING, *EXTRAS]

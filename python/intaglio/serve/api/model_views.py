@@ -22,6 +22,7 @@ def model_view(model: Model) -> ModelView:
         defaults=defaults_of(bundle),
         prompt=bool(model.encoders),
         classes=list(range(bundle.classes.count)) if bundle.classes else None,
+        edits=bundle.vae_encoder is not None,
     )
     return ModelView(id=model.name, created=model.created, owned_by=bundle.source, intaglio=details)
 

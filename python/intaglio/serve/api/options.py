@@ -35,13 +35,13 @@ class RequestOption:
 
 # What a request draws. It sets either the class or the texts, depending on the bundle.
 CLASS = ("class_label",)
-TEXTS = ("prompt", "negative_prompt")
+TEXTS = ("prompt", "negative_prompt", "transport_from")
 # How it draws that. A bundle has a default for each of these.
 SAMPLING = ("steps", "cfg_scale", "cfg_window", "dg_scale", "dg_window", "ma_keep")
 
 # What else changes how. A bundle has no defaults for these; one that is not given has no effect.
 EXTRAS = (
-    "guidance", "guidance_eta", "guidance_norm_threshold", "guidance_momentum",
+    "scheduler", "guidance", "guidance_eta", "guidance_norm_threshold", "guidance_momentum",
     "guidance_zero_steps", "guidance_alpha", "guidance_rescale", "guidance_normalization",
     "guidance_tag", "guidance_prev", "slg_layers", "slg_share", "slg_scale", "slg_window",
     "ma_keep_by", "skip_interval", "skip_window", "skip_steps", "skip_tolerance", "skip",
@@ -49,7 +49,7 @@ EXTRAS = (
 
 # What an edit has besides: files and fields.
 FILES = ("image", "mask")
-EDITING = ("strength", "mask_blur")
+EDITING = ("strength", "mask_blur", "mask_padding", "dg_region")
 
 
 def _request_options() -> dict[str, RequestOption]:

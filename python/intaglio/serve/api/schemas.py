@@ -159,7 +159,15 @@ class ImageRequest(GenerationRequest):
 class EditRequest(ImageRequest):
     """The fields of /v1/images/edits that are no files."""
 
+    dg_region: Text | None = Field(
+        None, description="tokens where Detail Guidance's term acts: all, or those of the mask"
+    )
     mask_blur: Number | None = Field(None, description="pixels by which the mask is blurred first")
+    mask_padding: StrictInt | None = Field(
+        None,
+        description="draw only the part of the image around the mask and so many pixels, in `size`,"
+        " and put it back",
+    )
     strength: Number | None = Field(
         None,
         description="share of the image that noise replaces, above 0 and up to 1; 0.6 if not given",
@@ -173,7 +181,7 @@ _PARSED = {
     "output_compression",
     "partial_images",
     "stream",
-    *EDITING,
+    *(name for name in EDITING if name != "dg_region"),
 } | {name for name, option in REQUEST_OPTIONS.items() if option.kind is not Kind.TEXT}
 
 
@@ -267,6 +275,7 @@ class ModelDetails(BaseModel):
         size: the default size. sizes: the sizes that it draws; None if it draws one size only.
         prompt: whether it draws by prompt.
         classes: the classes of a model that draws by class, otherwise None.
+        edits: whether /v1/images/edits takes pictures for it.
     """
 
     family: str
@@ -276,6 +285,7 @@ class ModelDetails(BaseModel):
     defaults: ModelDefaults
     prompt: bool
     classes: list[int] | None
+    edits: bool
 
 
 class ModelView(BaseModel):

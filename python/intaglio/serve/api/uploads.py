@@ -138,13 +138,16 @@ class Pictures:
         """Return the pictures of which `options` returned the arrays."""
         return cls(Image.fromarray(image), None if mask is None else Image.fromarray(mask))
 
-    def options(self, height: int, width: int) -> dict[str, Any]:
-        """Return keywords of `generate`, scaled as diffusers' VaeImageProcessor scales pictures."""
+    def options(self, size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Return keywords of `generate`, scaled to a width and height if they are given.
+
+        diffusers' VaeImageProcessor scales pictures so.
+        """
         pictures = {"image": self.image} | ({"mask": self.mask} if self.mask else {})
-        return {
-            name: np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
-            for name, picture in pictures.items()
-        }
+        if size:
+            resize = Image.Resampling.LANCZOS
+            pictures = {name: picture.resize(size, resize) for name, picture in pictures.items()}
+        return {name: np.asarray(picture) for name, picture in pictures.items()}
 
 
 def _decoded(

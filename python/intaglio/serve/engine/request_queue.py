@@ -196,7 +196,7 @@ class RequestQueue:
 
 def _log_end(job: Job, *, prompts: bool) -> None:
     """Log a job that has ended, with its prompts and the notes on them if `prompts` says so."""
-    texts = ("prompt", "negative_prompt", "notes")
+    texts = ("prompt", "negative_prompt", "transport_from", "notes")
     fields = {**job.admitted.fields, "notes": job.notes}
     logs.write(
         "job",

@@ -205,13 +205,16 @@ class Worker(threading.Thread):
         return True
 
     def _options(self, pipeline: Pipeline, job: Job) -> dict[str, Any]:
-        """Return the job's options with embeddings in place of its prompts."""
+        """Return the job's options with embeddings in place of its prompts.
+
+        With transport the prompts stay, since the library encodes all three texts together.
+        """
         options = job.options
         if options is None:
             began = time.monotonic()
             options = dict(job.admitted.options)
             notes = _core.unused_guidance(self._model.bundle, options)
-            if "prompt" in options:
+            if "prompt" in options and "transport_from" not in options:
                 texts = options.pop("prompt"), options.pop("negative_prompt")
                 embeds, cuts = self._cache.embed(pipeline, self._model.encoders, *texts)
                 options["prompt_embeds"] = embeds
@@ -248,6 +251,8 @@ class Worker(threading.Thread):
     def _decode(self, job: Job, step: BatchStep) -> list[bytes]:
         """Return the images as PNG files."""
         generation = step._core.finish()  # `step.finish` would also issue the notes as warnings
+        if job.options and "prompt" in job.options:  # the batch has encoded it
+            job.notes = generation.notes
         began = time.monotonic()
         bundle, options = self._model.bundle, job.admitted.options
         pngs = []

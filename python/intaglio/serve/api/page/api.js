@@ -41,6 +41,8 @@ const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
 
 export const getModels = async () => (await json("v1/models")).data;
 
+export const getPicture = async (url) => (await call(url)).blob();
+
 /** Loads the picture at the server's `url`, and returns the URL that the page uses. */
 async function load(url) {
   const image = new Image();
@@ -77,6 +79,17 @@ export async function draw(drawing, signal, changed) {
     else cancelled.catch(() => {}); // the first error is reported
     throw error;
   }
+}
+
+/** Draws an edit, whose `drawing` has files besides its request. An aborted `signal` ends the run. */
+export async function edit(drawing, signal, changed) {
+  const body = new FormData();
+  for (const [name, value] of Object.entries({ ...drawing.request, response_format: "url" }))
+    body.append(name, typeof value === "string" ? value : JSON.stringify(value));
+  for (const [name, file] of Object.entries(await drawing.files)) body.append(name, file);
+  const { data } = await json("v1/images/edits", { method: "POST", body, signal });
+  Object.assign(drawing, { picture: await load(data[0].url), step: drawing.request.steps });
+  changed();
 }
 
 /** Follows a job to its end, and returns its {images, notes}, of which images are URLs. */

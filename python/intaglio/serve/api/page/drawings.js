@@ -1,4 +1,4 @@
-// A run has one or several drawings of a request. The stage and the history show runs.
+// A run has one or several drawings of a request, and their size. The stage and the history show runs.
 
 /** Returns a scale at the first step; [first, last] is a scale that changes over the steps, and a longer
  * list has one for each step. */
@@ -25,15 +25,27 @@ export function consistent(request) {
 /** Returns what is drawn: the prompt or the class. */
 export const subject = ({ prompt, class_label }) => prompt ?? `class ${class_label}`;
 
-export const sizeOf = ({ size }) => size.split("x").map(Number);
+const sizeOf = ({ size }) => size.split("x").map(Number);
 
-/** Returns whether the picture is so small that it is enlarged without smoothing. */
-export const isSmall = (request) => Math.max(...sizeOf(request)) <= 256;
+/** Returns whether a picture of the size is so small that it is enlarged without smoothing. */
+export const isSmall = (size) => Math.max(...size) <= 256;
 
 /** Returns a run with one drawing of `request`. */
 export function single(request) {
-  return { request, drawings: [{ name: "Picture", request }] };
+  return { request, drawings: [{ name: "Picture", request }], size: sizeOf(request) };
 }
+
+/** Returns a run that draws `request` into a picture, with the picture as it was. `files` is a promise of the
+ * image and, unless all of it is drawn anew, the mask. */
+export function edited(request, { source, width, height }, files) {
+  const drawings = [{ name: "Before", picture: source }, { name: "After", request, files }];
+  // With padding a part is drawn in the request's size, and put back into the picture.
+  const size = "mask_padding" in request ? [width, height] : sizeOf(request);
+  return { request, drawings, size };
+}
+
+/** Returns the drawings of a run that the server draws. */
+export const requested = ({ drawings }) => drawings.filter(({ request }) => request);
 
 /** Returns a run with four drawings of one seed: without guidance, with CFG, with DG and with both.
  * Where `request` turns a guidance off, the drawings with it use the model's default. No drawing skips
@@ -47,7 +59,7 @@ export function fourWays(request, defaults) {
     name,
     request: consistent({ ...plain, cfg_scale, dg_scale }),
   }));
-  return { request, drawings };
+  return { request, drawings, size: sizeOf(request) };
 }
 
 /** Returns text like "seed 1, 12 steps, CFG 2, DG 0". */

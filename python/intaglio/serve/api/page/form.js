@@ -2,12 +2,14 @@
 import { consistent, first, scaleText } from "./drawings.js";
 
 const EACH = "_each"; // ends the name of a field with a value for each step
+const EDITING = ["strength", "mask_blur", "mask_padding"];
 
 export class RequestForm {
   #form;
   #fields;
   #sliders;
   #models = [];
+  #picture = null; // the size of the picture that is edited
 
   constructor(form) {
     this.#form = form;
@@ -15,7 +17,7 @@ export class RequestForm {
     this.#sliders = [...form.querySelectorAll("input[type=range]")];
     form.addEventListener("input", (event) => {
       if (event.target === this.#fields.model) this.#useModel();
-      for (const field of this.#fields) field.removeAttribute("aria-invalid");
+      this.#unmark();
       this.#showScales();
       this.#showRule();
     });
@@ -74,6 +76,26 @@ export class RequestForm {
     return consistent({ ...request, ...this.#advanced() });
   }
 
+  /** Returns the request in the form that POST /v1/images/edits takes, without its files. */
+  readEdit() {
+    const filled = EDITING.filter((name) => this.#fields[name].value);
+    const given = filled.map((name) => [name, Number(this.#fields[name].value)]);
+    return { ...this.read(), ...Object.fromEntries(given) };
+  }
+
+  /** Sets the size to one that the model draws, near that of a picture, and never above the default area. */
+  fit(picture) {
+    this.#picture = picture;
+    const { size, sizes } = this.#details;
+    if (!sizes) return;
+    const area = (one) => one.width * one.height;
+    const scale = Math.min(1, Math.sqrt(area(size) / area(picture)));
+    for (const side of ["width", "height"]) {
+      const whole = Math.max(1, Math.round((scale * picture[side]) / sizes.multiple)) * sizes.multiple;
+      this.#fields[side].value = Math.min(whole, sizes.largest[side]);
+    }
+  }
+
   get #advancedFields() {
     return [...this.#form.querySelectorAll("#advanced [name]")];
   }
@@ -105,12 +127,18 @@ export class RequestForm {
     this.#fields.model.value = model;
     this.#useModel();
     for (const field of this.#advancedFields) field.value = "";
+    for (const name of EDITING) this.#fields[name].value = "";
     this.#fill({ negative_prompt: "", guidance: "cfg", ...this.defaults, ...request });
     this.#fields.seed.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
-  /** Focuses the field that the server's error names, if the form has it. */
+  #unmark() {
+    for (const field of this.#fields) field.removeAttribute("aria-invalid");
+  }
+
+  /** Focuses the field that the server's error names, if the form has it, and marks it and no other. */
   pointAt(param) {
+    this.#unmark();
     const names = [param, `${param}_from`, param === "size" ? "width" : ""];
     const field = names.map((name) => this.#fields.namedItem(name)).find((found) => found);
     if (!field) return;
@@ -121,7 +149,7 @@ export class RequestForm {
   }
 
   #useModel() {
-    const { size, sizes, classes, defaults } = this.#details;
+    const { size, sizes, classes, defaults, edits } = this.#details;
     for (const side of ["width", "height"]) {
       const field = this.#fields[side];
       field.disabled = !sizes;
@@ -135,7 +163,10 @@ export class RequestForm {
     for (const slider of this.#sliders) {
       slider.max = Math.max(slider.max, first(defaults[slider.name]));
     }
+    this.#fields.edit_fields.disabled = !edits;
+    this.#fields.edit_fields.closest("section").hidden = !edits;
     this.#fill({ ...defaults, size: `${size.width}x${size.height}` });
+    if (this.#picture) this.fit(this.#picture);
   }
 
   /** Sets the fields to the given fields of a request; those without a field in the form are skipped. */

@@ -1,5 +1,5 @@
 // The runs since the page was opened.
-import { isSmall, settings, subject } from "./drawings.js";
+import { isSmall, requested, settings, subject } from "./drawings.js";
 
 export class History {
   #restore;
@@ -16,15 +16,16 @@ export class History {
   }
 
   #item(run) {
-    const { request, drawings } = run;
+    const { request, drawings, size } = run;
     const button = document.createElement("button");
     button.type = "button";
-    button.classList.toggle("pixelated", isSmall(request));
-    const what = drawings.length > 1 ? `${drawings.length} ways, ` : "";
+    button.classList.toggle("pixelated", isSmall(size));
+    const ways = drawings.length > 2 ? `${drawings.length} ways, ` : "";
+    const what = requested(run).length < drawings.length ? "edited, " : ways;
     button.title = `${subject(request)}, ${what}${settings(request)}`;
     button.ariaLabel = `Restore: ${button.title}`;
     button.addEventListener("click", () => this.#restore(run));
-    for (const { picture } of drawings) {
+    for (const { picture } of requested(run)) {
       const image = new Image();
       [image.src, image.alt] = [picture, ""];
       button.append(image);

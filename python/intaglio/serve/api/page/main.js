@@ -1,6 +1,7 @@
 // Connects the form, the stage and the history with the server.
-import { ApiError, apiKey, draw, getModels } from "./api.js";
-import { fourWays, single } from "./drawings.js";
+import { ApiError, apiKey, draw, edit, getModels, getPicture } from "./api.js";
+import { edited, fourWays, requested, single } from "./drawings.js";
+import { Editor } from "./editor.js";
 import { RequestForm } from "./form.js";
 import { History } from "./history.js";
 import { copies, curl, python } from "./snippets.js";
@@ -14,6 +15,7 @@ const history = new History((run) => {
   form.restore(run.request);
   stage.show(run);
 });
+const editor = new Editor();
 let running = null;
 
 async function loadModels() {
@@ -40,7 +42,8 @@ async function start(run) {
   let outcome = "Done.";
   try {
     const changed = () => stage.update(run);
-    await Promise.all(run.drawings.map((drawing) => draw(drawing, mine.signal, changed)));
+    const drawings = requested(run);
+    await Promise.all(drawings.map((one) => (one.files ? edit : draw)(one, mine.signal, changed)));
     history.add(run);
   } catch (error) {
     outcome = mine.signal.aborted ? "Cancelled." : "";
@@ -52,7 +55,7 @@ async function start(run) {
   running = null;
   enable();
   showStatus(outcome);
-  const nothing = run.drawings.every(({ picture, preview }) => !picture && !preview);
+  const nothing = requested(run).every(({ picture, preview }) => !picture && !preview);
   if (nothing && before) stage.show(before);
 }
 
@@ -69,8 +72,8 @@ function showStatus(text) {
 /** Shows an error, and asks for an API key if the server requires one. */
 function report(error) {
   byId("error").textContent = error?.message ?? "";
+  form.pointAt(error?.param);
   if (!error) return;
-  form.pointAt(error.param);
   if (error.status !== 401) return;
   byId("key").hidden = false;
   byId("key").elements.key.focus();
@@ -86,8 +89,34 @@ byId("request").addEventListener("input", showSnippets);
 byId("request").addEventListener("submit", (event) => {
   event.preventDefault();
   const request = form.read();
-  start(event.submitter.id === "compare" ? fourWays(request, form.defaults) : single(request));
+  if (event.submitter.id === "compare") start(fourWays(request, form.defaults));
+  else if (event.submitter.id === "redraw") start(edited(form.readEdit(), editor.picture, editor.files()));
+  else start(single(request));
 });
+
+/** Opens a picture, which `get` returns as a file, for an edit. */
+async function open(get) {
+  report(null);
+  try {
+    form.fit(await editor.open(await get()));
+    showSnippets();
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    report(error);
+    byId("error").scrollIntoView({ block: "nearest" });
+  }
+}
+
+byId("file").addEventListener("change", ({ target }) => {
+  if (target.files.length) open(async () => target.files[0]);
+});
+byId("take").addEventListener("click", () =>
+  open(() => {
+    if (!stage.picture) throw new ApiError("No picture has been drawn yet: press Generate first.");
+    byId("file").value = ""; // so that it does not name another picture
+    return getPicture(stage.picture);
+  }),
+);
 byId("cancel").addEventListener("click", () => running.abort());
 byId("key").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -1,5 +1,5 @@
-// Shows a run: one picture, or two pictures of a comparison with a divider between them.
-import { isSmall, scales, settings, sizeOf, subject } from "./drawings.js";
+// Shows a run: one picture, or two with a divider between them, which are chosen if there are more.
+import { isSmall, requested, scales, settings, subject } from "./drawings.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -7,6 +7,7 @@ export class Stage {
   /** The run that is shown. */
   run = null;
   #sides = [byId("left_side"), byId("right_side")];
+  #shown = [];
 
   constructor() {
     byId("divider").addEventListener("input", () => this.#split());
@@ -17,13 +18,13 @@ export class Stage {
   /** Shows `run` instead of the previous one. */
   show(run) {
     this.run = run;
-    const { drawings, request } = run;
-    const compared = drawings.length > 1;
-    byId("frame").style.aspectRatio = sizeOf(request).join(" / ");
-    byId("stage").classList.toggle("pixelated", isSmall(request));
-    byId("split").hidden = !compared;
-    byId("comparison").hidden = !compared;
-    if (compared) this.#showDrawings(drawings);
+    const { drawings, size } = run;
+    const chosen = drawings.length > 2;
+    byId("frame").style.aspectRatio = size.join(" / ");
+    byId("stage").classList.toggle("pixelated", isSmall(size));
+    byId("split").hidden = drawings.length < 2;
+    byId("comparison").hidden = !chosen;
+    if (chosen) this.#showDrawings(drawings);
     this.update(run);
   }
 
@@ -31,18 +32,23 @@ export class Stage {
   update(run) {
     if (run !== this.run) return;
     const { drawings } = run;
-    const compared = drawings.length > 1;
-    const shown = compared ? this.#sides.map((side) => drawings[side.selectedIndex]) : drawings;
+    const chosen = drawings.length > 2;
+    const shown = chosen ? this.#sides.map((side) => drawings[side.selectedIndex]) : drawings;
+    this.#shown = shown;
     const names = document.querySelectorAll("#split .name");
     ["left", "right"].forEach((side, i) => {
       showPicture(byId(side), shown[i]);
       names[i].textContent = shown[i]?.name ?? "";
     });
-    if (compared) {
+    if (shown.length > 1)
       byId("divider").ariaLabel = `Divider: ${shown[0].name} to the left, ${shown[1].name} to the right`;
-      drawings.forEach((one, i) => showPicture(byId("drawings").children[i].firstChild, one));
-    }
-    this.#showProgress(drawings);
+    if (chosen) drawings.forEach((one, i) => showPicture(byId("drawings").children[i].firstChild, one));
+    this.#showProgress(requested(run));
+  }
+
+  /** The URL of the finished picture that is shown, the right one of two. */
+  get picture() {
+    return this.#shown.at(-1)?.picture;
   }
 
   #showDrawings(drawings) {
@@ -92,5 +98,6 @@ function showPicture(image, drawing) {
   image.hidden = !source;
   if (!source) return;
   if (image.src !== source) image.src = source;
-  image.alt = `${drawing.name}: ${subject(drawing.request)}, ${settings(drawing.request)}`;
+  const { name, request } = drawing;
+  image.alt = request ? `${name}: ${subject(request)}, ${settings(request)}` : name;
 }
