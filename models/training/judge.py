@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,33 +35,6 @@ class Judge(nn.Module):
         return features, self.network.head(features)
 
 
-def write(
-    out: Path, network: nn.Module, side: int, features: np.ndarray, about: dict[str, Any]
-) -> None:
-    """Write a judge's folder, as docs/probe.md describes it.
-
-    `network` maps pictures [N, side, side, 3] from 0 to 1 to features and logits, `features`
-    [M, F] are those of real pictures, and `about` has the classes, the prompts and where the
-    pictures come from.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    program = torch.onnx.export(
-        network,
-        (torch.rand(2, side, side, 3),),
-        input_names=["images"],
-        output_names=["features", "logits"],
-        dynamic_shapes=({0: torch.export.Dim("images")},),
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    strip_metadata(program.model)
-    program.save(out / "judge.onnx", external_data=False)
-    np.savez_compressed(out / "reference.npz", features=features.astype(np.float16))
-    (out / "judge.json").write_text(json.dumps(about, indent=1) + "\n")
-    print(f"wrote {out}")
-
-
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m models.training.judge", description=__doc__)
     p.add_argument("--model", type=Path, default=Path("models/fashion-sd3"))
@@ -75,7 +47,22 @@ def main(argv: list[str] | None = None) -> int:
     except data.DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
+    out = args.model / "judge"
+    out.mkdir(exist_ok=True)
+    program = torch.onnx.export(
+        Judge(network).eval(),
+        (torch.rand(2, 32, 32, 3),),
+        input_names=["images"],
+        output_names=["features", "logits"],
+        dynamic_shapes=({0: torch.export.Dim("images")},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    strip_metadata(program.model)
+    program.save(out / "judge.onnx", external_data=False)
     features, _ = classifier.describe(network, held)
+    np.savez_compressed(out / "reference.npz", features=features.half().numpy())
     prompts = [[data.caption(c, tone), c] for tone in TONES for c in range(len(data.NAMES))]
     about = {
         "classes": list(data.NAMES),
@@ -85,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
         "license": "Apache-2.0",
         "prompts": prompts,
     }
-    write(args.model / "judge", Judge(network).eval(), 32, features.numpy(), about)
+    (out / "judge.json").write_text(json.dumps(about, indent=1) + "\n")
+    print(f"wrote {out}")
     return 0
 
 
