@@ -152,6 +152,21 @@ def test_conditioning_is_made_for_whole_schedules() -> None:
     assert f"kConditioningRows = {CONDITIONS};" in runtime.read_text("utf-8")
 
 
+def test_references_of_the_largest_size_fit_small_pictures() -> None:
+    sizes = [[1568, 672], [1024, 1024], [672, 1568]]
+    model = manifest(8, 2, 256, 64) | {"references": {"most": 1, "time": 1, "sizes": sizes}}
+    (profile,) = parse_profiles(["height=512,width=512"], model)
+    forked = component("forked", references=["base_rows", "references", 64])
+    least, _, most = input_shapes(forked, profile, model)["references"]
+    tokens = [width * height // 16**2 for width, height in sizes]
+    assert (least[1], most[1]) == (0, max(tokens))
+    encoder = component("vae_encoder", image=["images", 3, "image_height", "image_width"])
+    least, _, most = input_shapes(encoder, profile, model)["image"]
+    for width, height in [*sizes, (512, 512)]:
+        assert least[2] <= height <= most[2]
+        assert least[3] <= width <= most[3]
+
+
 def test_an_axis_of_no_known_name_is_refused() -> None:
     model = manifest(8, 2, 64, 64)
     refusal = r"bundle\.json: the axis frames of latent in base\.onnx is unknown .* export again"

@@ -208,7 +208,8 @@ def _axes(kind: str, profile: Profile, manifest: dict[str, Any]) -> dict[str, Ra
     if kind == "text_encoder":
         return {"prompts": _one(1)}
     if kind == "vae_encoder":
-        return {"images": _one(1), "image_height": profile.height, "image_width": profile.width}
+        sides = [_with_references(side, manifest) for side in (profile.height, profile.width)]
+        return dict(zip(("images", "image_height", "image_width"), (_one(1), *sides), strict=True))
     if kind == "vae_decoder":
         height, width = (_decoded(side, scale) for side in (profile.height, profile.width))
         return {"images": _one(1), "latent_height": height, "latent_width": width}
@@ -226,9 +227,22 @@ def _axes(kind: str, profile: Profile, manifest: dict[str, Any]) -> dict[str, Ra
         "latent_height": profile.height.of(scale),
         "latent_width": profile.width.of(scale),
         "tokens": tokens,
-        "references": Range(0, tokens.opt, tokens.max),  # as many as the largest picture has
+        "references": Range(0, tokens.opt, max(tokens.max, _reference_tokens(manifest))),
         "text_length": text_length,
     }
+
+
+def _reference_tokens(manifest: dict[str, Any]) -> int:
+    """Return the tokens of one reference of the largest size."""
+    references = manifest.get("references", {})
+    areas = [width * height for width, height in references.get("sizes", ())]
+    return max([*areas, references.get("max_area", 0)]) // _unit(manifest) ** 2
+
+
+def _with_references(side: Range, manifest: dict[str, Any]) -> Range:
+    """Return a side of the pictures that are encoded, which references of a list may exceed."""
+    listed = [size for sizes in manifest.get("references", {}).get("sizes", ()) for size in sizes]
+    return Range(min([side.min, *listed]), side.opt, max([side.max, *listed]))
 
 
 def _third_branch(manifest: dict[str, Any]) -> bool:

@@ -73,7 +73,7 @@ def test_the_bundle_says_how_its_prompts_and_its_guidance_are_made() -> None:
     bundle = bundles.bundle("qwen-image")
     manifest = json.loads((bundle / "bundle.json").read_text("utf-8"))
     assert manifest["cfg_rescale"] == "token"
-    assert manifest["schema_version"] == 2  # readers of schema 1 refuse it
+    assert manifest["schema_version"] == 3  # readers of schema 1 refuse it
     [encoder] = manifest["prompt"]["encoders"].values()
     pipeline = FAMILIES["qwen-image"].make()
     assert encoder["dropped"] == pipeline.prompt_template_encode_start_idx
