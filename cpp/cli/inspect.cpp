@@ -124,7 +124,7 @@ Json describe_quantized(const Bundle& bundle) {
 }
 
 Json describe(const References& references) {
-  Json json = {{"most", references.most}};
+  Json json = {{"most", references.most}, {"only", references.only}};
   if (!references.sizes.empty()) json["sizes"] = references.sizes;
   if (references.max_area > 0) json["max_area"] = references.max_area;
   if (references.min_side > 0) json["min_side"] = references.min_side;

@@ -83,7 +83,9 @@ void bind_parts(py::module_& module) {
                     "empty, it is scaled down to max_area and cut")
       .def_readonly("max_area", &References::max_area, "pixels; 0 if there is no limit")
       .def_readonly("min_side", &References::min_side, "pixels; 0 if there is no limit")
-      .def_readonly("max_aspect", &References::max_aspect, "0 if there is no limit");
+      .def_readonly("max_aspect", &References::max_aspect, "0 if there is no limit")
+      .def_readonly("only", &References::only,
+                    "whether pictures are references only, and no run starts from one");
   py::class_<Defaults>(module, "Defaults", "What generate() uses for options that are not given.")
       .def_readonly("steps", &Defaults::steps)
       .def_readonly("guidance", &Defaults::guidance)

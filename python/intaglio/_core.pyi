@@ -673,6 +673,11 @@ class References:
         of these pictures in one run
         """
     @property
+    def only(self) -> bool:
+        """
+        whether pictures are references only, and no run starts from one
+        """
+    @property
     def sizes(self) -> list[tuple[int, int]]:
         """
         (width, height) in pixels, to the nearest of which a picture is scaled; if empty, it is scaled down to max_area and cut

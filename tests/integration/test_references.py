@@ -41,7 +41,9 @@ def test_each_image_is_a_reference(entry_point: Command) -> None:
         assert out.size == (64, 80)
         assert out.text["intaglio:inputs"] == "references"
     shown = json.loads(entry_point("inspect", bundle, "--json").stdout)["references"]
-    assert shown == {"most": 4, "max_area": 1024**2, "min_side": 64, "max_aspect": 8}
+    assert shown == {
+        "most": 4, "only": True, "max_area": 1024**2, "min_side": 64, "max_aspect": 8,
+    }  # fmt: skip
 
 
 def test_two_images_for_a_model_without_references(

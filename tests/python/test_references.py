@@ -62,6 +62,10 @@ def test_a_model_without_references_takes_one_picture(forked_bundle: Path) -> No
     assert np.array_equal(one.latents, same.latents)
 
 
+def test_the_bundle_says_whether_pictures_are_references_only(klein: intaglio.Pipeline) -> None:
+    assert klein.bundle.references.only
+
+
 def test_the_memory_plan_counts_their_tokens(klein: intaglio.Pipeline) -> None:
     assert (klein.bundle.references.most, klein.bundle.references.max_area) == (4, 1024**2)
     options = {"prompt": "a boot"} | SIZE
