@@ -118,7 +118,10 @@ class TestKontext:
         other = draw(ours, mode, image=picture(61, 97, seed=1), **SIZE)
         assert relative(other.latents, expected.latents) > 3 * LIMIT
 
-    @pytest.mark.parametrize("size", [(97, 61), (20, 21), (34, 27), (200, 11), (28, 36)])
+    # In 23x20 and 22x33 whole tokens have another aspect ratio, by which the pipeline goes.
+    @pytest.mark.parametrize(
+        "size", [(97, 61), (20, 21), (34, 27), (200, 11), (28, 36), (23, 20), (22, 33)]
+    )
     def test_sizes_are_those_of_the_pipeline(
         self, pipeline: Any, ours: intaglio.Pipeline, size: tuple[int, int]
     ) -> None:

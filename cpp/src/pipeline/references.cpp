@@ -21,11 +21,18 @@ std::string text_of(const Size& size) {
   return std::to_string(size.first) + "x" + std::to_string(size.second);
 }
 
+Size whole_tokens(const Size& size, int unit) {
+  return {size.first / unit * unit, size.second / unit * unit};
+}
+
 // The size to which a picture is scaled.
-Size scaled_size(const References& references, const Size& size) {
+Size scaled_size(const Bundle& bundle, const Size& size) {
+  const References& references = *bundle.references;
   if (!references.sizes.empty()) {
+    // As FluxKontextPipeline, whose image processor rounds the size before.
+    const double given = aspect(whole_tokens(size, bundle.size_multiple()));
     return *std::ranges::min_element(references.sizes, {}, [&](const Size& one) {
-      return std::tuple(std::abs(aspect(size) - aspect(one)), one.first, one.second);
+      return std::tuple(std::abs(given - aspect(one)), one.first, one.second);
     });
   }
   const double area = static_cast<double>(size.first) * size.second;
@@ -52,7 +59,7 @@ std::string misfit(const Bundle& bundle, const Size& size) {
 Image fit_reference(const Bundle& bundle, const Image& picture) {
   const auto [width, height] = reference_size(bundle, picture.width, picture.height);
   if (!bundle.references->sizes.empty()) return resize(picture, width, height);
-  const Size scaled = scaled_size(*bundle.references, {picture.width, picture.height});
+  const Size scaled = scaled_size(bundle, {picture.width, picture.height});
   return crop_middle(resize(picture, scaled.first, scaled.second), width, height);
 }
 
@@ -89,9 +96,7 @@ std::vector<Problem> reference_problems(const Bundle& bundle, const GenerateOpti
 }  // namespace
 
 std::pair<int, int> reference_size(const Bundle& bundle, int width, int height) {
-  const auto [scaled_width, scaled_height] = scaled_size(*bundle.references, {width, height});
-  const int unit = bundle.size_multiple();
-  return {scaled_width / unit * unit, scaled_height / unit * unit};
+  return whole_tokens(scaled_size(bundle, {width, height}), bundle.size_multiple());
 }
 
 void set_references(Request& request, const Bundle& bundle, const GenerateOptions& options,

@@ -235,9 +235,9 @@ def _axes(kind: str, profile: Profile, manifest: dict[str, Any]) -> dict[str, Ra
 def _reference_tokens(manifest: dict[str, Any]) -> int:
     """Return the tokens of one reference of the largest size."""
     references = manifest.get("references", {})
-    area: int = references.get("max_area", 0)
-    areas = [width * height for width, height in references.get("sizes", ())]
-    return max([area, *areas]) // _unit(manifest) ** 2
+    areas: list[int] = [width * height for width, height in references.get("sizes", ())]
+    areas.append(references.get("max_area", 0))
+    return max(areas) // _unit(manifest) ** 2
 
 
 def _with_references(side: Range, manifest: dict[str, Any]) -> Range:
