@@ -132,18 +132,20 @@ def test_pictures_are_scaled_to_the_size(
     np.testing.assert_array_equal(pixels(answer)[0], np.asarray(expected.images[0]))
 
 
+@pytest.mark.parametrize(("size", "width", "height"), [("40x24", 40, 24), ("auto", 32, 32)])
 def test_the_part_around_the_mask_is_drawn(
-    client: openai.OpenAI, pipeline: intaglio.Pipeline
+    client: openai.OpenAI, pipeline: intaglio.Pipeline, size: Any, width: int, height: int
 ) -> None:
-    """The picture keeps its size, and only the part is drawn in the size that is given."""
+    """The picture keeps its size, and only the part is drawn in the size given or the default."""
     picture, mask = noise("RGB", (75, 33)), transparent((75, 33))
     answer = client.images.edit(
-        prompt=PROMPT, image=file_of(picture), mask=file_of(mask), size="40x24",
+        prompt=PROMPT, image=file_of(picture), mask=file_of(mask), size=size,
         response_format="b64_json", extra_body={"seed": 1, "mask_padding": 3},
     )  # fmt: skip
     expected = pipeline.generate(
-        PROMPT, image=picture, mask=white(mask), mask_padding=3, width=40, height=24, seeds=1
-    )
+        PROMPT, image=picture, mask=white(mask), mask_padding=3, width=width, height=height,
+        seeds=1,
+    )  # fmt: skip
     np.testing.assert_array_equal(pixels(answer)[0], np.asarray(expected.images[0]))
 
 
@@ -233,6 +235,11 @@ WRONG: dict[str, tuple[Files, Fields, str, str]] = {
     "size": ({"image": PICTURE}, {"size": "30000x30000"}, "size", "exceeds the limit: give up to"),
     "odd size": ({"image": file_of(noise("L", (41, 24)))}, {}, "size", "give multiples of 4"),
     "padding": ({"image": PICTURE}, {"mask_padding": "2"}, "mask_padding", "give both"),
+    "long part": (
+        {"image": file_of(noise("L", (800, 8))), "mask": file_of(Image.new("RGBA", (800, 8)))},
+        {"mask_padding": "0", "size": "16x16"},
+        "mask_padding", "too long for a drawing of 16x16: give another size",
+    ),
     "strength": ({"image": PICTURE}, {"strength": "1.5"}, "strength", "strength must be above 0"),
     "region": ({"image": PICTURE}, {"dg_region": "left"}, "dg_region", "give all or mask"),
     "text": ({"image": PICTURE}, {"steps": "many"}, "steps", "steps is invalid"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from typing import Any
 
+from intaglio import Bundle
 from intaglio.serve.api.model_views import defaults_of
 from intaglio.serve.api.options import CLASS, EDITING, EXTRAS, SAMPLING, TEXTS
 from intaglio.serve.api.schemas import EditRequest, GenerationRequest
@@ -42,10 +44,12 @@ def admit(
     options = {**subject, **sampling, "height": height, "width": width, "seeds": seeds}
     arrays = {}
     if pictures:
-        is_cut = sampling.get("mask_padding") is not None  # the library scales what it cuts out
+        is_cut = sampling.get("mask_padding") is not None
         if is_cut:
             _check_result(images, pictures, limits)
-        arrays = pictures.options(None if is_cut else (width, height))
+        # The library itself scales references, and what it cuts out.
+        is_whole = is_cut or _is_reference(request, model.bundle, pictures)
+        arrays = pictures.options(None if is_whole else (width, height))
     options |= arrays
     check_options(model.bundle, options)
     fields = {"model": model.name, **subject, "n": images, "size": f"{width}x{height}"}
@@ -59,7 +63,9 @@ def _size(
     """Return height and width in pixels, which are within the limits of server and model."""
     defaults, latent = model.bundle.defaults, model.bundle.latent
     height, width = defaults.height, defaults.width
-    if pictures:
+    if pictures and _is_reference(request, model.bundle, pictures):
+        height, width = _size_from_reference(model.bundle, *pictures.image.size)
+    elif pictures and request.mask_padding is None:
         width, height = pictures.image.size
     if request.size:
         width, height = map(int, request.size.split("x"))
@@ -73,6 +79,25 @@ def _size(
             f"size {width}x{height} exceeds the limit: give up to {largest_width}x{largest_height}",
         )
     return height, width
+
+
+def _is_reference(request: GenerationRequest, bundle: Bundle, pictures: Pictures) -> bool:
+    """Return whether the library takes the picture of an edit as a reference."""
+    return bundle.references is not None and pictures.mask is None and request.strength is None
+
+
+def _size_from_reference(bundle: Bundle, width: int, height: int) -> tuple[int, int]:
+    """Return height and width of what `generate` draws from a reference if no size is given.
+
+    Batches and limits need the size before the library runs.
+    """
+    references, unit = bundle.references, bundle.size_multiple
+    if not references or references.sizes:
+        return bundle.defaults.height, bundle.defaults.width
+    scale = 1.0
+    if 0 < references.max_area < width * height:
+        scale = math.sqrt(references.max_area / (width * height))
+    return int(height * scale) // unit * unit, int(width * scale) // unit * unit
 
 
 def _check_result(images: int, pictures: Pictures, limits: Limits) -> None:

@@ -12,7 +12,7 @@ from intaglio.serve.models.registry import Model
 
 def model_view(model: Model) -> ModelView:
     """Return the model's entry in the list of models."""
-    bundle, latent = model.bundle, model.bundle.latent
+    bundle, latent, references = model.bundle, model.bundle.latent, model.bundle.references
     largest = Size(height=latent.max_height, width=latent.max_width)
     details = ModelDetails(
         family=bundle.family,
@@ -22,7 +22,8 @@ def model_view(model: Model) -> ModelView:
         defaults=defaults_of(bundle),
         prompt=bool(model.encoders),
         classes=list(range(bundle.classes.count)) if bundle.classes else None,
-        edits=bundle.vae_encoder is not None,
+        edits=bundle.vae_encoder is not None and not (references and references.only),
+        references=references.most if references else 0,
     )
     return ModelView(id=model.name, created=model.created, owned_by=bundle.source, intaglio=details)
 

@@ -30,7 +30,8 @@ from intaglio.serve.transport.auth import Client
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 EDITS = "/v1/images/edits"
 _FILES = {
-    "image": "PNG, JPEG or WebP; it is scaled to `size`, if that is given",
+    "image": "PNG, JPEG or WebP; without `mask` and `strength`, a model with references takes it as"
+    " one; otherwise it is scaled to `size`, if that is given without `mask_padding`",
     "mask": "PNG or WebP of the same size, whose transparent parts are drawn anew",
 }
 
@@ -83,7 +84,7 @@ async def generate_images(
 async def edit_image(
     request: Request, shared: Shared, client: Client
 ) -> ImagesResponse | JSONResponse:
-    """Draw an image anew, or the part of it that is transparent in the mask."""
+    """Draw an image anew, or what is transparent in its mask, or from it as a reference."""
     check_kind(request)
     shared.queue.check_room(client)
     async with shared.forms:
@@ -92,7 +93,7 @@ async def edit_image(
 
 
 async def _read_edit(request: Request, shared: Services, client: str) -> Job:
-    """Return the job of an edit, which holds no more of the form than the pictures in its size."""
+    """Return the job of an edit, which holds no more of the form than its pictures."""
     body, files = await read_form(request)
 
     def make() -> Job:

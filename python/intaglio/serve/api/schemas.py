@@ -165,12 +165,13 @@ class EditRequest(ImageRequest):
     mask_blur: Number | None = Field(None, description="pixels by which the mask is blurred first")
     mask_padding: StrictInt | None = Field(
         None,
-        description="draw only the part of the image around the mask and so many pixels, in `size`,"
-        " and put it back",
+        description="draw only the part of the image around the mask and so many pixels, in `size`"
+        " or the model's default size, and put it back",
     )
     strength: Number | None = Field(
         None,
-        description="share of the image that noise replaces, above 0 and up to 1; 0.6 if not given",
+        description="share of the image that noise replaces, above 0 and up to 1; 0.6 if not given,"
+        " unless the image is a reference",
     )
 
 
@@ -275,7 +276,9 @@ class ModelDetails(BaseModel):
         size: the default size. sizes: the sizes that it draws; None if it draws one size only.
         prompt: whether it draws by prompt.
         classes: the classes of a model that draws by class, otherwise None.
-        edits: whether /v1/images/edits takes pictures for it.
+        edits: whether it draws pictures, or masked parts of them, anew.
+        references: the number of pictures that a run may take beside the prompt, of which
+            /v1/images/edits takes one; 0 for none.
     """
 
     family: str
@@ -286,6 +289,7 @@ class ModelDetails(BaseModel):
     prompt: bool
     classes: list[int] | None
     edits: bool
+    references: int
 
 
 class ModelView(BaseModel):

@@ -25,7 +25,8 @@ def check_options(bundle: Bundle, options: dict[str, Any]) -> None:
     for problem in problems:
         if problem.field in {*_FIELDS, *REQUEST_OPTIONS, *FILES, *EDITING}:
             field = _FIELDS.get(problem.field, problem.field)
-            message = problem.message
+            # A request gives both as its size.
+            message = problem.message.replace("width and height", "size")
             if field in _MESSAGES:
                 message = _MESSAGES[field](bundle, options)
             raise value_error(field, message)
