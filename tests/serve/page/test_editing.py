@@ -341,3 +341,44 @@ def test_a_model_that_takes_no_pictures_has_no_easel(page: Page) -> None:
     page.reload()
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
     expect(page.get_by_role("heading", name="Edit a picture")).to_be_hidden()
+
+
+def with_references(page: Page, edits: bool) -> None:
+    """Let the page see a model that takes references."""
+    models = json.loads(page.request.get("/v1/models").body())
+    models["data"][0]["intaglio"] |= {"edits": edits, "references": 4}
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.reload()
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_label("Steps", exact=True).fill("2")
+
+
+def test_a_model_that_takes_references_only_has_no_mask(
+    page: Page, forms: list[Form], picture: Path
+) -> None:
+    with_references(page, edits=False)
+    page.get_by_label("Picture file").set_input_files(picture)
+    expect(page.get_by_alt_text("The picture that is edited")).to_be_visible()
+    expect(page.locator("#painted")).to_have_text("The picture is a reference for the prompt.")
+    expect(canvas_of(page)).to_be_hidden()
+    for label in ("Brush", "Strength", "Mask blur", "Padding"):
+        expect(page.get_by_label(label, exact=True)).to_be_hidden()
+    for name in ("Erase", "Undo", "Redo", "Clear", "Invert"):
+        expect(page.get_by_role("button", name=name)).to_be_hidden()
+    draw_anew(page)
+    assert list(forms[0][1]) == ["image"]
+    assert forms[0][0].strength is None
+
+
+def test_a_picture_without_paint_and_strength_is_a_reference(page: Page, picture: Path) -> None:
+    with_references(page, edits=True)
+    page.get_by_label("Picture file").set_input_files(picture)
+    strength, said = page.get_by_label("Strength"), page.locator("#painted")
+    expect(said).to_have_text(
+        "Without paint and strength, the picture is a reference for the prompt."
+    )
+    expect(strength).to_have_attribute("placeholder", "none")
+    press(page, "Invert")
+    expect(said).to_have_text("100 % is drawn anew.")
+    expect(strength).to_have_attribute("placeholder", "0.6")

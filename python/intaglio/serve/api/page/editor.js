@@ -10,6 +10,8 @@ export class Editor {
   /** The picture: its data URL, and its size in pixels. */
   picture = null;
   #file;
+  #edits = true; // whether the model draws pictures anew, or takes them as references only
+  #refers = false; // whether it takes references
   #mask = new Mask(byId("mask"));
   #brush = new Brush(byId("mask"), this.#mask, byId("brush"), byId("ring"), () => this.#show());
 
@@ -32,6 +34,15 @@ export class Editor {
     });
   }
 
+  /** Shows what the model, of which the server gives these details, does with a picture. */
+  use({ edits, references }) {
+    const refers = references > 0;
+    if (edits === this.#edits && refers === this.#refers) return; // since to look at the mask takes time
+    [this.#edits, this.#refers] = [edits, refers];
+    for (const tool of byId("easel").querySelectorAll("[data-edits]")) tool.hidden = !edits;
+    this.#show();
+  }
+
   /** Opens a file or blob, and returns the picture's {width, height}. Throws an ApiError. */
   async open(file) {
     const image = new Image();
@@ -51,9 +62,9 @@ export class Editor {
     return { width, height };
   }
 
-  /** Returns the files of an edit: the image and, unless nothing is painted, the mask. */
+  /** Returns the files of an edit: the image and, if the model takes it and it is painted, the mask. */
   async files() {
-    const mask = await this.#mask.png();
+    const mask = this.#edits && (await this.#mask.png());
     return mask ? { image: this.#file, mask } : { image: this.#file };
   }
 
@@ -77,8 +88,16 @@ export class Editor {
     [byId("undo").disabled, byId("redo").disabled] = [!this.#mask.canUndo, !this.#mask.canRedo];
     if (focused.disabled) byId("mask").focus(); // a disabled button cannot keep the focus
     const { share } = this.#mask;
-    const percent = Math.max(Math.round(100 * share), 1);
-    byId("painted").textContent = share ? `${percent} % is drawn anew.` : "Without paint, all of it is drawn anew.";
+    byId("strength").placeholder = this.#refers && !share ? "none" : "0.6";
+    byId("painted").textContent = this.#fate(share);
+  }
+
+  /** Says what becomes of the picture, of which a share is painted. */
+  #fate(share) {
+    if (!this.#edits) return "The picture is a reference for the prompt.";
+    if (share) return `${Math.max(Math.round(100 * share), 1)} % is drawn anew.`;
+    if (this.#refers) return "Without paint and strength, the picture is a reference for the prompt.";
+    return "Without paint, all of it is drawn anew.";
   }
 }
 

@@ -42,17 +42,18 @@ export class RequestForm {
     this.#fields.fields.disabled = false;
   }
 
-  get #details() {
+  /** What the server says of the chosen model. */
+  get details() {
     return this.#models.find(({ id }) => id === this.#fields.model.value).intaglio;
   }
 
   get #byClass() {
-    return this.#details.classes !== null;
+    return this.details.classes !== null;
   }
 
   /** The chosen model's default of every option that has one. */
   get defaults() {
-    return this.#details.defaults;
+    return this.details.defaults;
   }
 
   /** Returns the request in the form that POST /v1/jobs takes. */
@@ -78,7 +79,8 @@ export class RequestForm {
 
   /** Returns the request in the form that POST /v1/images/edits takes, without its files. */
   readEdit() {
-    const filled = EDITING.filter((name) => this.#fields[name].value);
+    const names = this.details.edits ? EDITING : [];
+    const filled = names.filter((name) => this.#fields[name].value);
     const given = filled.map((name) => [name, Number(this.#fields[name].value)]);
     return { ...this.read(), ...Object.fromEntries(given) };
   }
@@ -86,7 +88,7 @@ export class RequestForm {
   /** Sets the size to one that the model draws, near that of a picture, and never above the default area. */
   fit(picture) {
     this.#picture = picture;
-    const { size, sizes } = this.#details;
+    const { size, sizes } = this.details;
     if (!sizes) return;
     const area = (one) => one.width * one.height;
     const scale = Math.min(1, Math.sqrt(area(size) / area(picture)));
@@ -149,7 +151,7 @@ export class RequestForm {
   }
 
   #useModel() {
-    const { size, sizes, classes, defaults, edits } = this.#details;
+    const { size, sizes, classes, defaults, edits, references } = this.details;
     for (const side of ["width", "height"]) {
       const field = this.#fields[side];
       field.disabled = !sizes;
@@ -163,8 +165,9 @@ export class RequestForm {
     for (const slider of this.#sliders) {
       slider.max = Math.max(slider.max, first(defaults[slider.name]));
     }
-    this.#fields.edit_fields.disabled = !edits;
-    this.#fields.edit_fields.closest("section").hidden = !edits;
+    const takesPictures = edits || references > 0;
+    this.#fields.edit_fields.disabled = !takesPictures;
+    this.#fields.edit_fields.closest("section").hidden = !takesPictures;
     this.#fill({ ...defaults, size: `${size.width}x${size.height}` });
     if (this.#picture) this.fit(this.#picture);
   }

@@ -23,7 +23,7 @@ async function loadModels() {
     const models = await getModels();
     if (!models.length) throw new ApiError("This server has no models.");
     form.setModels(models);
-    showSnippets();
+    showRequest();
   } catch (error) {
     report(error);
   }
@@ -79,13 +79,19 @@ function report(error) {
   byId("key").elements.key.focus();
 }
 
+/** Shows what the form says, outside of it. */
+function showRequest() {
+  editor.use(form.details);
+  showSnippets();
+}
+
 function showSnippets() {
   const request = form.read();
   byId("curl").textContent = curl(request);
   byId("python").textContent = python(request);
 }
 
-byId("request").addEventListener("input", showSnippets);
+byId("request").addEventListener("input", showRequest);
 byId("request").addEventListener("submit", (event) => {
   event.preventDefault();
   const request = form.read();
