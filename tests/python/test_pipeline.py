@@ -169,6 +169,22 @@ def test_the_part_around_a_mask_is_drawn_as_a_picture_of_its_own(
     assert json.loads(dict(got.texts[0])["intaglio:options"])["mask_padding"] == 4
 
 
+def test_the_tokens_of_detail_guidance_are_cut_as_the_mask_is(pipeline: intaglio.Pipeline) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (50, 61, 3), np.uint8)
+    mask = np.zeros(noise.shape[:2], np.uint8)
+    mask[20:28, 11:27] = 255
+    tokens = np.zeros_like(mask)
+    tokens[:, 15:] = 255
+    part = np.s_[16:32, 7:31]
+    options: dict[str, Any] = {"strength": 1.0, "dg_scale": 2.0}
+    expected = pipeline.generate(
+        PROMPT, image=noise[part], mask=mask[part], ma_tokens=tokens[part], **options
+    )
+    options |= {"image": noise, "mask": mask, "mask_padding": 4, "width": 24, "height": 16}
+    got = pipeline.generate(PROMPT, ma_tokens=tokens, **options)
+    np.testing.assert_array_equal(got.latents, expected.latents)
+
+
 @pytest.mark.parametrize("radius", [0.3, 1, 2.5, 4, 12])
 def test_the_mask_is_blurred_as_pillow_blurs(pipeline: intaglio.Pipeline, radius: float) -> None:
     pixels = np.random.default_rng(4).integers(0, 256, (32, 32), np.uint8)

@@ -45,6 +45,11 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ),
     ({"image": WHITE, "mask": WHITE * 0, "mask_padding": 2}, ["mask"], "mask is white nowhere"),
     ({"image": WHITE, "mask": WHITE[:16], "mask_padding": 2}, ["mask"], "mask is 32x16 pixels"),
+    (
+        {"image": WHITE, "mask": WHITE, "mask_padding": 2, "ma_tokens": WHITE[:16]},
+        ["ma_tokens"],
+        "is cut as image is, but it is 32x16 pixels and image is 32x32: make both of one size",
+    ),
     ({"mask": WHITE}, ["mask"], "mask says which part of image is drawn anew: give image too"),
     ({"image": WHITE, "mask": WHITE[:16]}, ["mask"], "mask is 32x16 pixels but image is 32x32"),
     ({"image": WHITE, "mask": WHITE // 2}, ["mask"], "mask is white nowhere"),

@@ -76,6 +76,10 @@ void extend(int& first, int& last, int more, int end) {
   last = std::min(last, end);
 }
 
+std::string size_text(int width, int height) {
+  return std::to_string(width) + "x" + std::to_string(height);
+}
+
 bool is_black(const Image& mask) {
   return std::ranges::all_of(mask.pixels, [](std::uint8_t value) { return value == 0; });
 }
@@ -116,11 +120,8 @@ std::string MaskCrop::misfit() const {
   const int w = right_ - left_, h = bottom_ - top_;
   const std::int64_t wide = std::int64_t{w} * height_, tall = std::int64_t{h} * width_;
   if (wide <= kMost * tall && tall <= kMost * wide) return "";
-  const auto size = [](int width, int height) {
-    return std::to_string(width) + "x" + std::to_string(height);
-  };
-  return "the part around --mask is " + size(w, h) + " pixels, too long for a drawing of " +
-         size(width_, height_) + ": give another --width and --height";
+  return "the part around --mask is " + size_text(w, h) + " pixels, too long for a drawing of " +
+         size_text(width_, height_) + ": give another --width and --height";
 }
 
 Image MaskCrop::cut(const Image& picture) const {
@@ -173,7 +174,17 @@ std::optional<MaskCrop> crop_to_mask(const Bundle& bundle, GenerateOptions& opti
     return std::nullopt;
   }
   // Channels change in the mask before its blur.
-  if (!options.ma_tokens) options.ma_tokens = crop.cut(mask);
+  const Image& tokens = options.ma_tokens ? *options.ma_tokens : mask;
+  if (tokens.width != image.width || tokens.height != image.height) {
+    problems.push_back(
+        {"ma_tokens",
+         "with --mask-padding the picture for --ma-tokens is cut as --image is, but it is " +
+             size_text(tokens.width, tokens.height) + " pixels and --image is " +
+             size_text(image.width, image.height) + ": make both of one size",
+         ExitCode::bad_input});
+    return std::nullopt;
+  }
+  options.ma_tokens = crop.cut(tokens);
   options.image = crop.cut(crop.picture());
   options.mask = crop.cut(crop.mask());
   options.mask_blur.reset();
