@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from tests.parity.test_runs import (
 from tests.parity.three_branch_loop import Skips, sample
 
 ODD = Size(2, 28, 44)  # 7 by 11 tokens
+GIVEN = {"height": ODD.height, "width": ODD.width}
 STEPS, NEVER = 7, 1e9
 
 
@@ -83,13 +85,15 @@ def test_inpainting_equals_diffusers(
 
 
 @pytest.mark.parametrize(
-    ("size", "mask", "padding", "blur"),
+    ("size", "mask", "padding", "blur", "drawn"),
     [
-        ((61, 47), (20, 9, 37, 22), 3, 0),
-        ((131, 150), (100, 120, 131, 150), 16, 2.5),  # at a corner
-        ((64, 40), (30, 2, 34, 8), 0, 0),
-        ((30, 90), (5, 10, 20, 80), 4, 1.0),  # its part is too tall for the drawing, and extended
-        ((90, 26), (3, 8, 85, 16), 2, 0),  # and too wide
+        ((61, 47), (20, 9, 37, 22), 3, 0, GIVEN),
+        ((131, 150), (100, 120, 131, 150), 16, 2.5, GIVEN),  # at a corner
+        ((64, 40), (30, 2, 34, 8), 0, 0, GIVEN),
+        # Its part is too tall for the drawing, and extended.
+        ((30, 90), (5, 10, 20, 80), 4, 1.0, GIVEN),
+        ((90, 26), (3, 8, 85, 16), 2, 0, GIVEN),  # and too wide
+        ((64, 40), (30, 2, 44, 18), 4, 0, {"height": None, "width": None}),
     ],
 )
 def test_a_part_around_the_mask_equals_diffusers(
@@ -100,6 +104,7 @@ def test_a_part_around_the_mask_equals_diffusers(
     mask: tuple[int, int, int, int],
     padding: int,
     blur: float,
+    drawn: dict[str, Any],
 ) -> None:
     """Pictures of two images, whose sizes are not those of the drawing."""
     monkeypatch.setattr(sd3_pipeline, "scheduler", scheduler(sd3_pipeline, "euler"))
@@ -113,13 +118,13 @@ def test_a_part_around_the_mask_equals_diffusers(
     expected = inpaint(
         sd3_pipeline, "StableDiffusion3InpaintPipeline", "pil", prompt=PROMPT,
         negative_prompt=NEGATIVE, image=whole, mask_image=VaeImageProcessor.blur(white, blur),
-        height=ODD.height, width=ODD.width, padding_mask_crop=padding, strength=0.9,
+        **drawn, padding_mask_crop=padding, strength=0.9,
         num_inference_steps=STEPS, guidance_scale=2.5, num_images_per_prompt=2,
         generator=torch.Generator("cpu").manual_seed(SEED), max_sequence_length=MAX_LENGTH,
     )  # fmt: skip
     got = generate(
-        intaglio.Pipeline.open(forked_bundle), "euler", "cfg", ODD, image=whole, mask=white,
-        mask_padding=padding, mask_blur=blur, strength=0.9,
+        intaglio.Pipeline.open(forked_bundle), "euler", "cfg", replace(ODD, **drawn),
+        image=whole, mask=white, mask_padding=padding, mask_blur=blur, strength=0.9,
     )  # fmt: skip
     assert len(got.images) == 2
     for ours, theirs in zip(got.images, expected, strict=True):

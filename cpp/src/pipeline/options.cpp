@@ -121,8 +121,10 @@ GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {
     fill(options.height, height);
     fill(options.width, width);
   }
-  fill(options.height, options.image ? options.image->height : defaults.height);
-  fill(options.width, options.image ? options.image->width : defaults.width);
+  // With padding a part of the picture is drawn, which is scaled to the size that is drawn.
+  const bool sized = options.image && !options.mask_padding;
+  fill(options.height, sized ? options.image->height : defaults.height);
+  fill(options.width, sized ? options.image->width : defaults.width);
   fill(options.cfg_scale, defaults.guidance.cfg_scale);
   fill(options.distilled_guidance, defaults.distilled_guidance);
   if (options.image) fill(options.strength, 0.6);
