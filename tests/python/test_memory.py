@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,76 @@ def test_an_encoder_that_does_not_fit_a_card_stays_on_the_cpu(flux: Path) -> Non
     assert {phase.part for phase in plan.phases if phase.on_cpu} == too_large
     assert plan.program == 0
     assert plan.peak <= limit
+
+
+def kept_buffers(bundle: Path, **options: Any) -> tuple[dict[str, int], int]:
+    """Return each part's activations on WebGPU, and what parts in turn take there."""
+    phases = _core.plan_memory(_core.Bundle.open(bundle), options, device="webgpu").phases
+    activations = {phase.part: phase.activations for phase in phases}
+    return activations, max(phase.weights for phase in phases) + sum(activations.values())
+
+
+def test_tiles_become_smaller_where_webgpu_keeps_the_buffers_of_all_parts(flux: Path) -> None:
+    size = {"height": 512, "width": 512}
+    activations, whole = kept_buffers(flux, **size)
+    limit = whole - activations["vae_decoder"] // 2
+    plan = _core.plan_memory(_core.Bundle.open(flux), size, device="webgpu", max_memory=str(limit))
+    assert plan.peak <= limit
+    assert 256 <= plan.vae_tile < 512
+    assert not any(phase.on_cpu for phase in plan.phases)
+
+
+def test_encoders_leave_webgpu_until_the_buffers_fit(flux: Path) -> None:
+    activations, whole = kept_buffers(flux)
+    moved: set[str] = set()
+    for encoder in ("text_encoder_2", "text_encoder"):  # the larger one first
+        plan = _core.plan_memory(
+            _core.Bundle.open(flux), device="webgpu", max_memory=str(whole - 1)
+        )
+        moved.add(encoder)
+        whole -= activations[encoder]
+        assert {phase.part for phase in plan.phases if phase.on_cpu} == moved
+        assert plan.peak == whole
+
+
+def test_what_webgpu_refuses_names_the_buffers(flux: Path, tmp_path: Path) -> None:
+    """The smallest drawing of a model of 16 bits, so that no other way out is left."""
+    shutil.copytree(flux, tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle/bundle.json").read_text())
+    manifest["dtype"] = "bfloat16"
+    (tmp_path / "bundle/bundle.json").write_text(json.dumps(manifest))
+    size = {"height": 4, "width": 4}
+    activations, whole = kept_buffers(tmp_path / "bundle", **size)
+    smallest = whole - activations["text_encoder"] - activations["text_encoder_2"]
+    bundle = _core.Bundle.open(tmp_path / "bundle")
+    with pytest.raises(intaglio.OutOfMemoryError, match="buffers of all parts stay on webgpu"):
+        _core.plan_memory(bundle, size, device="webgpu", max_memory=str(smallest - 1))
+    plan = _core.plan_memory(bundle, size, device="webgpu", max_memory=str(smallest))
+    assert plan.peak == smallest
+
+
+def test_pictures_around_a_drawn_part_are_counted(forked_bundle: Path) -> None:
+    """Each finished picture has the size of the one that was given, and not of the drawing."""
+    bundle = _core.Bundle.open(forked_bundle)
+    small, large = (np.full((*size, 3), 255, np.uint8) for size in ((32, 32), (70, 90)))
+    run: dict[str, Any] = {"prompt": "a boot", "batch": 3, "height": 32, "width": 32}
+
+    def decoder(**options: Any) -> int:
+        phases = _core.plan_memory(bundle, run | options).phases
+        return next(phase.activations for phase in phases if phase.part == "vae_decoder")
+
+    plain = decoder(image=small, mask=small)
+    padded = decoder(image=large, mask=large, mask_padding=2)
+    assert padded - plain == 3 * 3 * (90 * 70 - 32 * 32)
+
+
+def test_a_part_may_be_drawn_smaller_without_another_picture(forked_bundle: Path) -> None:
+    bundle = _core.Bundle.open(forked_bundle)
+    run = {"prompt": "a boot", "image": np.full((90, 90, 3), 255, np.uint8)}
+    run |= {"mask": run["image"], "mask_padding": 2, "height": 128, "width": 128}
+    limit = _core.plan_memory(bundle, run | {"height": 64, "width": 64}).peak
+    with pytest.raises(intaglio.OutOfMemoryError, match=r"height \d+ fits$"):
+        _core.plan_memory(bundle, run, max_memory=str(limit))
 
 
 # A process of its own, since the peak of this one is that of all tests so far. It keeps to the

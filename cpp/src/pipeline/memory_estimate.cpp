@@ -152,6 +152,8 @@ RunSize run_size(const Bundle& bundle, const GenerateOptions& given) {
   const auto problems = bundle.check_size(size.height, size.width);
   if (!problems.empty()) throw_problem(problems.front());
   add_references(bundle, options, size);
+  if (options.image && options.mask_padding)
+    size.whole_picture = static_cast<double>(options.image->width) * options.image->height;
   size.base_rows = changes(options.cfg_scale, 1) ? 2 : 1;
   if (skips_layers(options) || options.transport_from) ++size.base_rows;
   size.rows = size.base_rows + (changes(options.dg_scale, 0) ? 1 : 0);
@@ -195,7 +197,8 @@ std::vector<MemoryPhase> estimate_phases(const Bundle& bundle, const RunSize& si
         pixels(std::min(size.height, size.vae_tile), std::min(size.width, size.vae_tile))));
     if (!has_own_memory(limit.device))
       phases.back().activations +=
-          whole(as_double(size.pictures) * 3 * pixels(size.height, size.width));
+          whole(as_double(size.pictures) * 3 *
+                (size.whole_picture > 0 ? size.whole_picture : pixels(size.height, size.width)));
   }
   if (limit.device.starts_with("webgpu"))
     for (MemoryPhase& phase : phases)

@@ -20,6 +20,8 @@ struct RunSize {
   std::int64_t reference_tokens = 0;
   int height = 0, width = 0;  // pixels
   int vae_tile = 0;           // pixels
+  // Of the picture that each drawing is put back into, in pixels; 0 where the drawing is all of it.
+  double whole_picture = 0;
   bool encodes_text = false;
   bool encodes_image = false;
   double largest_reference = 0;  // pixels

@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <ranges>
+#include <set>
 #include <utility>
 
 #include "backend/device_memory_size.h"
@@ -34,8 +35,18 @@ MemoryPlan plan_phases(const Bundle& bundle, const RunSize& size, const MemoryLi
           .images_at_once = size.images};
 }
 
-// Plans parts that run in turn. `size` has the images that one request runs together.
-MemoryPlan plan_in_turn(const Bundle& bundle, RunSize size, const MemoryLimit& limit) {
+bool is_encoder(const Bundle& bundle, const MemoryPhase& phase) {
+  return bundle.prompt && bundle.prompt->encoders.contains(phase.part);
+}
+
+// Whether the device keeps the buffers of a part's activations when the part is let go. WebGPU
+// does, for later sessions, which seldom need the same sizes.
+bool keeps_buffers(const std::string& device) { return device.starts_with("webgpu"); }
+
+// Plans parts that run in turn, with tiles of the VAE that are as large as the limit allows.
+// `on_cpu` has encoders that run there although each would fit alone.
+MemoryPlan plan_tiles(const Bundle& bundle, RunSize size, const MemoryLimit& limit,
+                      const std::set<std::string>& on_cpu) {
   MemoryPlan plan;
   const int unit = 4 * bundle.latent.vae_scale_factor;  // as --vae-tile must be
   const int smallest = std::max(kSmallestTile / unit * unit, unit);
@@ -44,16 +55,32 @@ MemoryPlan plan_in_turn(const Bundle& bundle, RunSize size, const MemoryLimit& l
   while (true) {
     plan = plan_phases(bundle, size, limit);
     plan.in_turn = true;
-    const auto encoder = [&](const MemoryPhase& phase) {
-      return bundle.prompt && bundle.prompt->encoders.contains(phase.part);
-    };
-    for (MemoryPhase& phase : plan.phases)
-      if (has_own_memory(limit.device) && encoder(phase) && phase.bytes() > limit.bytes)
+    for (MemoryPhase& phase : plan.phases) {
+      const bool too_large = has_own_memory(limit.device) && phase.bytes() > limit.bytes;
+      if (is_encoder(bundle, phase) && (too_large || on_cpu.contains(phase.part)))
         phase.on_cpu = true;
+    }
     const auto& decoder = plan.phases.back();
-    if (plan.fits() || plan.program + decoder.bytes() <= plan.limit) return plan;
+    const bool decodes = plan.program + decoder.bytes() <= plan.limit;
+    if (plan.fits() || (decodes && !keeps_buffers(limit.device))) return plan;
     if (decoder.part != "vae_decoder" || size.vae_tile - unit < smallest) return plan;
     size.vae_tile -= unit;
+  }
+}
+
+// Plans parts that run in turn. `size` has the images that one request runs together.
+MemoryPlan plan_in_turn(const Bundle& bundle, const RunSize& size, const MemoryLimit& limit) {
+  std::set<std::string> on_cpu;
+  while (true) {
+    MemoryPlan plan = plan_tiles(bundle, size, limit, on_cpu);
+    if (plan.fits() || !keeps_buffers(limit.device)) return plan;
+    const MemoryPhase* largest = nullptr;
+    for (const MemoryPhase& phase : plan.phases) {
+      if (!is_encoder(bundle, phase) || phase.on_cpu) continue;
+      if (!largest || phase.bytes() > largest->bytes()) largest = &phase;
+    }
+    if (!largest) return plan;
+    on_cpu.insert(largest->part);
   }
 }
 
@@ -106,7 +133,8 @@ std::optional<std::string> smaller_size(const Bundle& bundle, RunSize size,
     size.width = std::max(width * part / parts / unit * unit, unit);
     if (find_plan(bundle, size, 0, limit).fits())
       return "--width " + std::to_string(size.width) + " --height " + std::to_string(size.height) +
-             " fits" + (size.encodes_image ? ", with --image in that size" : "");
+             " fits" +
+             (size.encodes_image && size.whole_picture == 0 ? ", with --image in that size" : "");
   }
   return {};
 }
@@ -137,9 +165,14 @@ std::optional<std::string> smaller_type(const Bundle& bundle, RunSize size,
              ", and --max-memory allows " + byte_text(limit.bytes) + ": ";
   for (const auto& find : {smaller_batch, smaller_size, smaller_type})
     if (const auto found = find(bundle, size, limit)) throw OutOfMemoryError(message + *found);
-  const auto& largest = *std::ranges::max_element(plan.phases, {}, &MemoryPhase::bytes);
-  throw OutOfMemoryError(message + "nothing smaller fits, because " + largest.part +
-                         " alone takes " + byte_text(largest.bytes()) + "; allow " +
+  const auto bytes = [](const MemoryPhase& phase) { return phase.on_cpu ? 0 : phase.bytes(); };
+  const auto& largest = *std::ranges::max_element(plan.phases, {}, bytes);
+  // Where buffers are kept, parts that fit alone may still not fit in turn.
+  const std::string why =
+      plan.program + largest.bytes() > limit.bytes
+          ? largest.part + " alone takes " + byte_text(largest.bytes())
+          : "buffers of all parts stay on " + plan.device + " beside " + largest.part;
+  throw OutOfMemoryError(message + "nothing smaller fits, because " + why + "; allow " +
                          byte_text(plan.peak()) + " or more");
 }
 
@@ -170,8 +203,7 @@ std::uint64_t MemoryPlan::peak() const {
     largest_weights = std::max(largest_weights, phase.weights);
   }
   if (!in_turn) return program + weights + activations;
-  // WebGPU keeps the buffers of activations for later sessions, which seldom need the same sizes.
-  if (device.starts_with("webgpu")) return program + largest_weights + activations;
+  if (keeps_buffers(device)) return program + largest_weights + activations;
   return program + largest;
 }
 
