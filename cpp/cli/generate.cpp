@@ -247,9 +247,9 @@ void add_input_flags(GroupedFlags& grouped, Flags& flags) {
   grouped.begin_group("Faster runs that are not exact", OptionGroup::reuse);
   grouped.begin_group("Start from a picture or from latents", OptionGroup::start);
   grouped.add_paths("--image", flags.images, "FILE.png",
-                    "picture to start from instead of noise; for a model that takes references "
-                    "(FLUX.2, FLUX.1 Kontext) and without --strength and --mask, a picture that it "
-                    "sees beside the prompt, and --image may be given several times");
+                    "picture to start from instead of noise; for FLUX.2, which cannot, and for "
+                    "FLUX.1 Kontext without --strength and --mask, a picture that the model sees "
+                    "beside the prompt, and --image may be given several times");
   grouped.add_path("--mask", flags.mask, "MASK.png",
                    "picture of the size of --image: white parts are drawn anew, black parts stay");
   grouped.add_path("--latents-in", flags.latents_in, "FILE.npy",

@@ -355,7 +355,7 @@ class Pipeline:
             strength: the share of `image` that noise replaces, above 0 and up to 1; None: 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.
             image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF. With
-                `bundle.references` and neither strength nor mask: one or several references.
+                `bundle.references` and no strength or mask (FLUX.2 refuses both): references.
             mask: a picture of the size of `image`, whose white parts (128 to 255) are drawn anew.
             mask_blur: the radius of a Gaussian that blurs it before; None means 0.
             mask_padding: draw only it and so many pixels around, and paste that into `image`.
