@@ -36,6 +36,7 @@ from tests.parity.diffusers_runs import (
     run_with_references,
 )
 from tests.parity.family import MODES, SEEDS, relative
+from tests.python.test_batch import together
 
 LIMIT = 1e-4
 WIDTH = 48
@@ -203,13 +204,18 @@ class TestFlux2:
         assert_equal(draw(ours, "baseline", image=images, batch=1, **SIZE), expected)
 
     def test_members_of_a_batch_have_their_own(self, ours: intaglio.Pipeline) -> None:
+        """With CFG; they end at different steps, and one joins later."""
+        options = SIZE | {"prompt": PROMPT, "negative_prompt": NEGATIVE, "cfg_scale": 2.0}
+        jobs: list[dict[str, Any]] = [
+            options | {"steps": steps, "seeds": seed, "image": picture(64, 72, seed)}
+            for steps, seed in ((5, 3), (2, 4), (4, 5))
+        ]
+        done = together(ours, jobs, joins=[0, 0, 1])
+        for place, job in enumerate(jobs):
+            alone = ours.generate(**job).latents
+            assert relative(done[place].latents, torch.from_numpy(alone)) < 1e-5
         batch = intaglio.Batch(ours)
-        options = SIZE | {"prompt": PROMPT, "steps": 2, "cfg_scale": 1.0}
-        images = [picture(64, 72, seed) for seed in (3, 4)]
-        ids = [batch.add(**options, image=image) for image in images]
-        assert not batch.accepts(**options, image=picture(72, 64))
-        assert not batch.accepts(**options)
-        done = {step.id: step for _ in range(2) for step in batch.step()}
-        for member, image in zip(ids, images, strict=True):
-            alone = ours.generate(**options, image=image).latents
-            assert relative(done[member].finish().latents, torch.from_numpy(alone)) < 1e-5
+        batch.add(**jobs[0])
+        assert batch.accepts(**jobs[1])
+        assert not batch.accepts(**jobs[1] | {"image": picture(72, 64)})
+        assert not batch.accepts(**jobs[1] | {"image": None})
