@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import intaglio
 from intaglio import _core
@@ -116,6 +117,28 @@ def test_steps_copy_no_latents_between_host_and_device(
     copies = [int(size) for step in steps[:-1] for size in step.split()]
     assert copies
     assert max(copies) < got.nbytes, Counter(copies)
+
+
+def test_references_are_seen_and_may_be_absent(command: Command, webgpu_build: Path) -> None:
+    """Without a picture the graph's inputs for references have no rows."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(command.folder / "reference.png")
+    line = ["generate", bundles.bundle("flux2-klein"), "--prompt", PROMPT, "--height", 32]
+    line += ["--width", 48, "--steps", 1, "--cfg-scale", 3, "--dg-scale", 1, "--seed", 1]
+    environment = {**os.environ, "VK_ICD_FILENAMES": str(SWIFTSHADER)}
+    devices = {"cpu": [], "webgpu": ["--onnxruntime", webgpu_build]}
+    found = {}
+    for number, pictures in enumerate(([], ["--image", "reference.png"])):
+        for device, library in devices.items():
+            out = ["--device", device, *library, "--latents-out", f"{device}{number}.npy"]
+            done = command(*line, *pictures, *out, env=environment)
+            assert done.returncode == 0, done.stderr
+            found[device, number] = np.load(command.folder / f"{device}{number}.npy")
+    for number in (0, 1):
+        wanted = found["cpu", number]
+        error = np.linalg.norm(found["webgpu", number] - wanted)
+        assert 0 < error < 1e-4 * np.linalg.norm(wanted)
+    assert np.linalg.norm(found["cpu", 0] - found["cpu", 1]) > 0.1 * np.linalg.norm(found["cpu", 0])
 
 
 def test_an_encoder_that_does_not_fit_runs_on_the_cpu(
