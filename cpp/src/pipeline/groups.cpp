@@ -18,6 +18,7 @@ std::vector<std::shared_ptr<const Request>> split_in_groups(
   whole.latents = start.latents;
   whole.reference_latents = start.references;
   whole.image.reset();
+  whole.references.clear();
   std::vector<std::shared_ptr<const Request>> groups;
   for (std::int64_t begin = 0; begin < whole.images; begin += whole.memory.images_at_once) {
     const std::int64_t end = std::min(begin + whole.memory.images_at_once, whole.images);
