@@ -247,11 +247,12 @@ void add_input_flags(GroupedFlags& grouped, Flags& flags) {
   grouped.begin_group("Faster runs that are not exact", OptionGroup::reuse);
   grouped.begin_group("Start from a picture or from latents", OptionGroup::start);
   grouped.add_paths("--image", flags.images, "FILE.png",
-                    "picture to start from instead of noise; for FLUX.2, which cannot, and for "
-                    "FLUX.1 Kontext without --strength and --mask, a picture that the model sees "
-                    "beside the prompt, and --image may be given several times");
+                    "picture to start from instead of noise; it has the size of the drawing. "
+                    "FLUX.2, and FLUX.1 Kontext without --strength and --mask, see it beside the "
+                    "prompt instead; repeat --image for several pictures");
   grouped.add_path("--mask", flags.mask, "MASK.png",
-                   "picture of the size of --image: white parts are drawn anew, black parts stay");
+                   "picture of the size of --image: white parts are drawn anew, black and "
+                   "transparent parts stay");
   grouped.add_path("--latents-in", flags.latents_in, "FILE.npy",
                    "initial latents instead of seeded noise, as --latents-out writes them: "
                    "(N, C, h, w), or (N, tokens, C*p*p) for a model with packed latents");

@@ -356,9 +356,9 @@ class Pipeline:
             vae_tile: size of the overlapping tiles in which larger images are decoded.
             image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF. With
                 `bundle.references` and no strength or mask (FLUX.2 refuses both): references.
-            mask: a picture of the size of `image`, whose white parts (128 to 255) are drawn anew.
-            mask_blur: the radius of a Gaussian that blurs it before; None means 0.
-            mask_padding: draw only it and so many pixels around, and paste that into `image`.
+            mask: a picture of that size: white parts (128 to 255) are drawn anew, others stay.
+            mask_blur, mask_padding: the radius of a Gaussian that blurs it before, or 0; with
+                padding, only it and so many pixels around are drawn, and pasted into `image`.
             latents: float32 with __dlpack__ to start from, laid out as `Generation.latents`.
             ma_tokens: where channels change: on white tokens, not on black ones; None: `mask`.
             prompt_embeds: the result of `embed`, or a file with it, in place of texts.

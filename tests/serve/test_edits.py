@@ -75,7 +75,7 @@ def test_openais_client_edits_a_picture(client: openai.OpenAI, pipeline: intagli
     fields = {
         "seed": 3, "steps": 4, "strength": 0.8, "mask_blur": 2.5, "cfg_scale": [3, 1.5],
         "dg_window": [0, 0.7], "negative_prompt": "12", "guidance": "apg",
-        "scheduler": "heun", "dg_region": "mask",
+        "scheduler": "heun",
     }  # fmt: skip
     answer = client.images.edit(
         model="tiny", prompt=PROMPT, image=file_of(picture), mask=file_of(mask), n=2,
@@ -241,7 +241,6 @@ WRONG: dict[str, tuple[Files, Fields, str, str]] = {
         "mask_padding", "too long for a drawing of 16x16: give another size",
     ),
     "strength": ({"image": PICTURE}, {"strength": "1.5"}, "strength", "strength must be above 0"),
-    "region": ({"image": PICTURE}, {"dg_region": "left"}, "dg_region", "give all or mask"),
     "text": ({"image": PICTURE}, {"steps": "many"}, "steps", "steps is invalid"),
     "unknown": ({"image": PICTURE}, {"stepz": "1"}, "stepz", "give steps instead"),
 }  # fmt: skip

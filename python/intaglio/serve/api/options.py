@@ -49,7 +49,7 @@ EXTRAS = (
 
 # What an edit has besides: files and fields.
 FILES = ("image", "mask")
-EDITING = ("strength", "mask_blur", "mask_padding", "dg_region")
+EDITING = ("strength", "mask_blur", "mask_padding")
 
 
 def _request_options() -> dict[str, RequestOption]:

@@ -159,9 +159,6 @@ class ImageRequest(GenerationRequest):
 class EditRequest(ImageRequest):
     """The fields of /v1/images/edits that are no files."""
 
-    dg_region: Text | None = Field(
-        None, description="tokens where Detail Guidance's term acts: all, or those of the mask"
-    )
     mask_blur: Number | None = Field(None, description="pixels by which the mask is blurred first")
     mask_padding: StrictInt | None = Field(
         None,
@@ -182,7 +179,7 @@ _PARSED = {
     "output_compression",
     "partial_images",
     "stream",
-    *(name for name in EDITING if name != "dg_region"),
+    *EDITING,
 } | {name for name, option in REQUEST_OPTIONS.items() if option.kind is not Kind.TEXT}
 
 
