@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from diffusers.pipelines.flux import pipeline_flux_kontext
 from torch import nn
 
 from intaglio_export.adapters.base import LARGEST_SIDE, Adapter, Inputs, Modulation
@@ -126,5 +125,8 @@ class FluxKontextAdapter(ReferencesAdapter, FluxAdapter):
     pipeline_classes = ("FluxKontextPipeline",)
 
     def references(self) -> References:
+        # The import makes transformers warn about torchvision, also where no model is of this kind.
+        from diffusers.pipelines.flux import pipeline_flux_kontext
+
         sizes = tuple(pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS)
         return References(most=1, time=1, sizes=sizes)

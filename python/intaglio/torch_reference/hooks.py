@@ -43,10 +43,9 @@ def skip_block(adapter: Adapter, block: int) -> Iterator[None]:
         streams = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         hidden_states, joined = adapter.split(module, streams)
         _, others = adapter.split(module, output)
-        unchanged = joined or tuple(
-            None if other is None else kwargs["encoder_hidden_states"] for other in others
-        )
-        return adapter.join(module, hidden_states, unchanged)
+        apart = others[: len(others) - len(joined)]  # an argument of its own, if any: the text
+        texts = [None if text is None else kwargs["encoder_hidden_states"] for text in apart]
+        return adapter.join(module, hidden_states, (*texts, *joined))
 
     handle = adapter.blocks()[block].register_forward_hook(hook, with_kwargs=True)
     try:
