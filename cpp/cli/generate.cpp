@@ -247,7 +247,8 @@ void add_input_flags(GroupedFlags& grouped, Flags& flags) {
   grouped.begin_group("Faster runs that are not exact", OptionGroup::reuse);
   grouped.begin_group("Start from a picture or from latents", OptionGroup::start);
   grouped.add_paths("--image", flags.images, "FILE.png",
-                    "picture to start from instead of noise; it has the size of the drawing. "
+                    "picture to start from instead of noise; without --mask-padding the "
+                    "drawing has its size. "
                     "FLUX.2, and FLUX.1 Kontext without --strength and --mask, see it beside the "
                     "prompt instead; repeat --image for several pictures");
   grouped.add_path("--mask", flags.mask, "MASK.png",

@@ -2,9 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers import Krea2Pipeline
+from diffusers.pipelines.krea2.pipeline_krea2 import calculate_shift
+from PIL import Image
 
 import intaglio
 from intaglio_export.adapters.krea2 import Krea2Adapter
@@ -12,15 +17,35 @@ from intaglio_export.exporter import export_bundle
 from intaglio_export.options import ExportRequest
 from tests import bundles
 from tests.families import FAMILIES, krea2
-from tests.parity.diffusers_runs import HEIGHT, NEGATIVE, PROMPT
-from tests.parity.family import ENGINES, FamilyParity, assert_prompts_share_a_batch, relative
+from tests.parity.diffusers_runs import HEIGHT, NEGATIVE, PROMPT, STEPS, STRENGTH
+from tests.parity.family import (
+    ENGINES,
+    LIMITS,
+    Export,
+    FamilyParity,
+    assert_prompts_share_a_batch,
+    relative,
+)
 
 LENGTH = 16
+SHIFTS = ("base_shift", "max_shift")
 
 
 class TestKrea2(FamilyParity):
     name = "krea2"
-    test_image_to_image = test_inpainting = None  # diffusers has no such pipelines
+    test_inpainting = None  # diffusers has no such pipeline
+
+    def test_image_to_image(
+        self, bundle: Export, condition: dict[str, Any], size: dict[str, int]
+    ) -> None:
+        """diffusers' pipeline from latents and sigmas that its other families would begin with."""
+        noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, size["width"], 3), np.uint8)
+        expected = run_from(self.family.make(), Image.fromarray(noise), seed=3, **size)
+        got = bundle("forked", "float32").generate(
+            **condition, **size, image=Image.fromarray(noise), strength=STRENGTH, seeds=3,
+            steps=STEPS, cfg_scale=1.0, dg_scale=0.0,
+        )  # fmt: skip
+        assert relative(got.latents, expected) < LIMITS["float32"]
 
     @pytest.mark.exports
     @pytest.mark.parametrize(("layout", "dtype"), ENGINES)
@@ -29,6 +54,32 @@ class TestKrea2(FamilyParity):
 
     def test_prompts_of_different_lengths(self, size: dict[str, int]) -> None:
         assert_prompts_share_a_batch(self.name, bundles.bundle(self.name), size)
+
+
+@torch.no_grad()
+def run_from(pipeline: Krea2Pipeline, image: Image.Image, seed: int, **size: int) -> torch.Tensor:
+    """Draw PROMPT from the mean of the VAE's posterior, over which lies noise of STRENGTH."""
+    pipeline.set_progress_bar_config(disable=True)
+    config, scheduler = pipeline.vae.config, pipeline.scheduler
+    pixels = pipeline.image_processor.preprocess(image).unsqueeze(2)
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1)
+        for values in (config.latents_mean, config.latents_std)
+    )
+    clean = (pipeline.vae.encode(pixels).latent_dist.mode().squeeze(2) - mean) / std
+    tokens = clean[0, 0].numel() // pipeline.patch_size**2
+    sigmas = np.linspace(1.0, 1 / STEPS, STEPS)[int(STEPS - STEPS * STRENGTH) :]
+    scheduler.set_timesteps(
+        sigmas=sigmas, mu=calculate_shift(tokens, 256, 6400, *(scheduler.config[k] for k in SHIFTS))
+    )
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    begun = scheduler.scale_noise(clean, scheduler.timesteps[:1], noise)
+    packed: torch.Tensor = pipeline(
+        PROMPT, **size, guidance_scale=0.0, max_sequence_length=LENGTH, output_type="latent",
+        num_inference_steps=len(sigmas), sigmas=sigmas,
+        latents=pipeline._pack_latents(begun, *clean.shape),
+    ).images  # fmt: skip
+    return packed
 
 
 def test_embeddings_are_the_pipelines() -> None:
