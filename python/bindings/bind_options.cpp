@@ -83,6 +83,18 @@ void bind_checks(py::module_& module) {
       "them; the list is empty when generate() would start to run. Raises UsageError for a value "
       "of the wrong type and for a keyword that there is not.");
   module.def(
+      "drawn_size",
+      [](const Bundle& bundle, std::pair<int, int> image, bool masked, const py::dict& options) {
+        GenerateOptions given = options_from(options);
+        given.image = Image{image.first, image.second, {}};
+        if (masked) given.mask.emplace();
+        const GenerateOptions filled = with_defaults(bundle, std::move(given));
+        return std::pair(*filled.height, *filled.width);
+      },
+      py::arg("bundle"), py::arg("image"), py::arg("masked"), py::arg("options"),
+      "Return height and width that generate() draws with these keywords and a picture of `image`, "
+      "width and height in pixels, with a mask or without one.");
+  module.def(
       "unused_guidance",
       [](const Bundle& bundle, const py::dict& options) {
         return with_field_names(unused_guidance(bundle, options_from(options)));

@@ -61,6 +61,7 @@ __all__: list[str] = [
     "check_guidance",
     "device_names",
     "draw_noise",
+    "drawn_size",
     "from_image",
     "list_devices",
     "load_npy",
@@ -1396,6 +1397,18 @@ def draw_noise(
     """
     Draw noise of `shape` = [N, ...] as diffusers does: one seed draws the whole batch, and N seeds draw one
     image each. Raises UsageError for another number of seeds.
+    """
+
+def drawn_size(
+    bundle: Bundle,
+    image: tuple[
+        typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+    ],
+    masked: bool,
+    options: dict[str, typing.Any],
+) -> tuple[int, int]:
+    """
+    Return height and width that generate() draws with these keywords and a picture of `image`, width and height in pixels, with a mask or without one.
     """
 
 def from_image(image: PIL.Image.Image) -> numpy.typing.NDArray[typing.Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from typing import Any
 
 from intaglio import Bundle
+from intaglio._core import drawn_size
 from intaglio.serve.api.model_views import defaults_of
 from intaglio.serve.api.options import CLASS, EDITING, EXTRAS, SAMPLING, TEXTS
 from intaglio.serve.api.schemas import EditRequest, GenerationRequest
@@ -63,10 +63,10 @@ def _size(
     """Return height and width in pixels, which are within the limits of server and model."""
     defaults, latent = model.bundle.defaults, model.bundle.latent
     height, width = defaults.height, defaults.width
-    if pictures and _is_reference(request, model.bundle, pictures):
-        height, width = _size_from_reference(model.bundle, *pictures.image.size)
-    elif pictures and request.mask_padding is None:
-        width, height = pictures.image.size
+    if pictures:
+        given = {name: getattr(request, name) for name in ("strength", "mask_padding")}
+        masked = pictures.mask is not None
+        height, width = drawn_size(model.bundle, pictures.image.size, masked, given)
     if request.size:
         width, height = map(int, request.size.split("x"))
     largest_height, largest_width = limits.height, limits.width
@@ -84,20 +84,6 @@ def _size(
 def _is_reference(request: GenerationRequest, bundle: Bundle, pictures: Pictures) -> bool:
     """Return whether the library takes the picture of an edit as a reference."""
     return bundle.references is not None and pictures.mask is None and request.strength is None
-
-
-def _size_from_reference(bundle: Bundle, width: int, height: int) -> tuple[int, int]:
-    """Return height and width of what `generate` draws from a reference if no size is given.
-
-    Batches and limits need the size before the library runs.
-    """
-    references, unit = bundle.references, bundle.size_multiple
-    if not references or references.sizes:
-        return bundle.defaults.height, bundle.defaults.width
-    scale = 1.0
-    if 0 < references.max_area < width * height:
-        scale = math.sqrt(references.max_area / (width * height))
-    return int(height * scale) // unit * unit, int(width * scale) // unit * unit
 
 
 def _check_result(images: int, pictures: Pictures, limits: Limits) -> None:
