@@ -21,7 +21,8 @@ REPORT_STEPS := 8
 PYTEST_FLAGS ?=
 # One process for each core; more threads would only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
-WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+# Without the last option a run whose worker was killed waits for its tests for ever.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 CPP_SOURCES := $(shell find cpp python/bindings cmake -type f) CMakeLists.txt
 # engines/ is left out, because it does not change a bundle.

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from models.training import flow, pipeline_folder, state, text
 from models.training.emoji import autoencoder, pictures, train, watch
-from models.training.emoji.examples import Examples
+from models.training.emoji.examples import Batches, Examples
 from tests.training.conftest import load
 
 pytestmark = pytest.mark.exports
@@ -108,23 +107,33 @@ def test_the_default_size_leaves_room_for_the_other_parts_in_30_mb() -> None:
 
 
 @pytest.fixture
-def stops_itself() -> Iterator[None]:
-    """Sends SIGTERM to this process after a second; the handler before must be there after."""
-    before = signal.getsignal(signal.SIGTERM)
-    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
+def sigterm_fails() -> Iterator[None]:
+    """A SIGTERM fails the test; otherwise it would end the process that runs all tests."""
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nothing handled SIGTERM"))
+    ours = signal.getsignal(signal.SIGTERM)
     yield
-    timer.cancel()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is ours
+    signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.usefixtures("stops_itself")
-def test_sigterm_saves_a_checkpoint_and_the_next_run_continues(run_folder: Path) -> None:
-    assert train.main(arguments(run_folder)) == 0
+@pytest.mark.usefixtures("sigterm_fails")
+def test_sigterm_saves_a_checkpoint_and_the_next_run_continues(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes in the first step after the two of the fixture."""
+    advance = train.Run.advance
+
+    def interrupted(run: train.Run, batches: Batches) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return advance(run, batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Run, "advance", interrupted)
+        assert train.main(arguments(run_folder)) == 0
     stopped = torch.load(state.checkpoints(run_folder / "work")[0], weights_only=True)["step"]
-    assert stopped > 2
-    assert train.main(arguments(run_folder, "--steps", str(stopped + 1))) == 0
-    assert train.Run(train.parse(arguments(run_folder))).step == stopped + 1
+    assert stopped == 3
+    assert train.main(arguments(run_folder, "--steps", "4")) == 0
+    assert train.Run(train.parse(arguments(run_folder))).step == 4
     seen = steps(run_folder / "work/activations.csv")
     assert seen == sorted(seen)
     assert len(state.checkpoints(run_folder / "work")) == state.KEPT

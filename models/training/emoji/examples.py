@@ -87,7 +87,8 @@ class Examples:
 @torch.no_grad()
 def encode_all(examples: Examples, model: AutoencoderKL, path: Path, device: torch.device) -> None:
     """Write the latents of all variants to `path`, [n, VARIANTS, 8, 16, 16] in float16."""
-    n, model = len(examples.pictures.emoji), model.to(device)
+    model.to(device, memory_format=torch.channels_last)
+    n = len(examples.pictures.emoji)
     temporary = path.with_suffix(".tmp")
     shape = (n, compose.VARIANTS, model.config.latent_channels, 16, 16)
     file = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
