@@ -247,13 +247,13 @@ void add_input_flags(GroupedFlags& grouped, Flags& flags) {
   grouped.begin_group("Faster runs that are not exact", OptionGroup::reuse);
   grouped.begin_group("Start from a picture or from latents", OptionGroup::start);
   grouped.add_paths("--image", flags.images, "FILE.png",
-                    "picture to start from instead of noise; without --mask-padding the "
-                    "drawing has its size. "
+                    "picture to start from instead of noise; the drawing has its size, or it is "
+                    "scaled to --width and --height. "
                     "FLUX.2, and FLUX.1 Kontext without --strength and --mask, see it beside the "
                     "prompt instead; repeat --image for several pictures");
   grouped.add_path("--mask", flags.mask, "MASK.png",
-                   "picture of the size of --image: white parts are drawn anew, black and "
-                   "transparent parts stay");
+                   "picture of the size of --image, without transparency: white parts are drawn "
+                   "anew, black parts stay");
   grouped.add_path("--latents-in", flags.latents_in, "FILE.npy",
                    "initial latents instead of seeded noise, as --latents-out writes them: "
                    "(N, C, h, w), or (N, tokens, C*p*p) for a model with packed latents");

@@ -356,7 +356,7 @@ class Pipeline:
             vae_tile: size of the overlapping tiles in which larger images are decoded.
             image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF. With
                 `bundle.references` and no strength or mask (FLUX.2 refuses both): references.
-            mask: a picture of that size: white parts (128 to 255) are drawn anew, others stay.
+            mask: an opaque picture of that size: white parts (128 to 255) are drawn anew.
             mask_blur, mask_padding: the radius of a Gaussian that blurs it before, or 0; with
                 padding, only it and so many pixels around are drawn, and pasted into `image`.
             latents: float32 with __dlpack__ to start from, laid out as `Generation.latents`.

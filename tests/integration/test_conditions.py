@@ -174,9 +174,15 @@ def test_drawing_by_class(command: Command, bundles: dict[str, Path]) -> None:
 
 
 def test_drawing_from_a_picture_of_another_size(command: Command, bundles: dict[str, Path]) -> None:
+    """A model of one size scales the picture to it."""
     Image.new("RGB", (SIZE, SIZE)).save(command.folder / "in.png")
-    check(command, 2, "scale --image to that", "generate", bundles["class"], "--class", 1,
-          "--image", "in.png")  # fmt: skip
+    draw = ("generate", bundles["class"], "--class", 1, "--image", "in.png")
+    done = command(*draw, "--steps", 2, "-o", "out.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    size = intaglio.Pipeline.open(bundles["class"]).bundle.latent
+    with Image.open(command.folder / "out.png") as drawn:
+        assert drawn.size == (size.max_width, size.max_height) != (SIZE, SIZE)
+    check(command, 2, "--image is then scaled to that", *draw, "--height", 2 * size.max_height)
 
 
 def test_options_of_embeddings(command: Command, bundles: dict[str, Path], embeds: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 import intaglio
@@ -61,3 +62,29 @@ def test_what_is_no_picture_is_named(forked: intaglio.Pipeline, picture: object,
     with pytest.raises(intaglio.InputError, match="a PIL image or a uint8 array") as raised:
         forked.generate(PROMPT, image=picture)  # type: ignore[arg-type]
     assert raised.match(says)
+
+
+def test_pictures_are_scaled_as_diffusers_scales_them(forked: intaglio.Pipeline) -> None:
+    """A picture and its mask get the size that is given, or whole cells of their own size."""
+    picture = Image.fromarray(PIXELS).resize((43, 29), Image.Resampling.BICUBIC)
+    mask = Image.new("RGB", picture.size)
+    mask.paste("white", (0, 0, 20, 29))
+    unit = forked.bundle.latent.vae_scale_factor * forked.bundle.patch_size
+    for size in ({"width": 40, "height": 24}, {}):
+        height, width = size.get("height", 29 // unit * unit), size.get("width", 43 // unit * unit)
+        resize = VaeImageProcessor().resize
+        scaled = {"image": resize(picture, height, width), "mask": resize(mask, height, width)}
+        drawn = forked.generate(PROMPT, steps=2, image=picture, mask=mask, **size)
+        assert drawn.images[0].size == (width, height)
+        expected = forked.generate(PROMPT, steps=2, **scaled)
+        np.testing.assert_array_equal(drawn.latents, expected.latents)
+
+
+def test_a_mask_with_transparent_parts_is_refused(forked: intaglio.Pipeline) -> None:
+    mask = Image.new("RGBA", (32, 32), "white")
+    drawn = forked.generate(PROMPT, steps=2, image=PIXELS, mask=mask)
+    assert drawn.images[0].size == (32, 32)
+    mask.putpixel((3, 5), (255, 255, 255, 254))
+    for padding in (None, 4):
+        with pytest.raises(intaglio.InputError, match="mask has transparent parts"):
+            forked.generate(PROMPT, steps=2, image=PIXELS, mask=mask, mask_padding=padding)

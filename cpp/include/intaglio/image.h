@@ -16,6 +16,7 @@ struct Image {
   int width = 0;
   int height = 0;
   std::vector<std::uint8_t> pixels;  // height x width x 3, row-major
+  bool transparent = false;          // whether its file had transparent pixels
 };
 
 using TextEntries = std::vector<std::pair<std::string, std::string>>;

@@ -18,7 +18,8 @@ bool contains_any(const std::string& text, std::initializer_list<const char*> pa
 
 void throw_out_of_memory(const std::string& action) {
   throw OutOfMemoryError(action +
-                         " needs more memory than is available: use a smaller size or batch");
+                         " needs more memory than is available: use a smaller size or batch, or "
+                         "load fewer parts at once with --max-memory auto (max_memory in Python)");
 }
 
 void throw_translated(const std::string& action, const std::string& device,

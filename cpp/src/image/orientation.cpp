@@ -59,7 +59,7 @@ Image upright(Image image, int orientation) {
   const bool right_to_left = orientation == 2 || orientation == 3 || orientation >= 7;
   const bool upside_down =
       orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
-  Image turned{image.width, image.height, {}};
+  Image turned{image.width, image.height, {}, image.transparent};
   if (transposed) std::swap(turned.width, turned.height);
   turned.pixels.resize(image.pixels.size());
   auto target = turned.pixels.begin();

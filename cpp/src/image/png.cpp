@@ -64,6 +64,21 @@ std::string without_gamma(std::string_view png) {
   return kept;
 }
 
+// Returns whether a pixel of the file, which was read before without an error, is not opaque.
+bool has_transparent_pixels(const std::string& file) {
+  png_image png{};
+  png.version = PNG_IMAGE_VERSION;
+  const std::unique_ptr<png_image, decltype(&png_image_free)> guard(&png, png_image_free);
+  if (!png_image_begin_read_from_memory(&png, file.data(), file.size())) return false;
+  if (!(png.format & PNG_FORMAT_FLAG_ALPHA)) return false;
+  png.format = PNG_FORMAT_GA;
+  std::vector<std::uint8_t> pixels(PNG_IMAGE_SIZE(png));
+  if (!png_image_finish_read(&png, nullptr, pixels.data(), 0, nullptr)) return false;
+  for (std::size_t i = 1; i < pixels.size(); i += 2)
+    if (pixels[i] != 255) return true;
+  return false;
+}
+
 }  // namespace
 
 void write_png(const std::filesystem::path& path, const Image& image, const TextEntries& text) {
@@ -122,6 +137,7 @@ Image decode_png(std::string_view content, const std::string& name) {
   image.pixels.resize(PNG_IMAGE_SIZE(png));
   const png_color black{0, 0, 0};  // the background of transparent pixels
   if (!png_image_finish_read(&png, &black, image.pixels.data(), 0, nullptr)) refuse();
+  image.transparent = has_transparent_pixels(file);
   return upright(std::move(image), png_orientation(content));
 }
 

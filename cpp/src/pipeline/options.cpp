@@ -122,9 +122,13 @@ GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {
     fill(options.width, width);
   }
   // With padding a part of the picture is drawn, which is scaled to the size that is drawn.
-  const bool sized = options.image && !options.mask_padding;
-  fill(options.height, sized ? options.image->height : defaults.height);
-  fill(options.width, sized ? options.image->width : defaults.width);
+  const bool sized = options.image && !options.mask_padding && !bundle.latent.fixed_size;
+  const auto rounded = [&](int side) {
+    const int unit = bundle.size_multiple();
+    return std::max(unit, side - side % unit);
+  };
+  fill(options.height, sized ? rounded(options.image->height) : defaults.height);
+  fill(options.width, sized ? rounded(options.image->width) : defaults.width);
   fill(options.cfg_scale, defaults.guidance.cfg_scale);
   fill(options.distilled_guidance, defaults.distilled_guidance);
   if (options.image) fill(options.strength, 0.6);

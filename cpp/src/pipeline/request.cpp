@@ -5,6 +5,7 @@
 #include <tuple>
 #include <utility>
 
+#include "image/resize.h"
 #include "intaglio/error.h"
 #include "intaglio/options.h"
 #include "pipeline/latent_mask.h"
@@ -61,18 +62,9 @@ bool set_size(Request& request, const Bundle& bundle, const GenerateOptions& opt
               Problems& problems) {
   request.height = *options.height;
   request.width = *options.width;
-  const std::optional<Image>& image = options.image;
   std::vector<Problem> wrong = bundle.check_size(request.height, request.width);
-  if (image && bundle.latent.fixed_size) {
-    for (Problem& problem : wrong) problem.message += ", and scale --image to that";
-  }
-  if (wrong.empty() && image && !options.mask_padding &&
-      (image->height != request.height || image->width != request.width)) {
-    wrong.push_back({"image", "--image is " + std::to_string(image->width) + "x" +
-                                  std::to_string(image->height) +
-                                  " pixels but --width and --height ask for " +
-                                  std::to_string(request.width) + "x" +
-                                  std::to_string(request.height) + ": give one size"});
+  if (options.image) {
+    for (Problem& problem : wrong) problem.message += "; --image is then scaled to that";
   }
   problems.insert(problems.end(), wrong.begin(), wrong.end());
   request.rows = request.height / bundle.latent.vae_scale_factor;
@@ -80,6 +72,19 @@ bool set_size(Request& request, const Bundle& bundle, const GenerateOptions& opt
   request.token_rows = request.rows / bundle.patch_size;
   request.token_columns = request.columns / bundle.patch_size;
   return wrong.empty();
+}
+
+std::string size_of(const Image& picture) {
+  return std::to_string(picture.width) + "x" + std::to_string(picture.height);
+}
+
+// Scales the picture and its mask to the size that is drawn, as diffusers' pipelines do.
+void scale_picture(const Request& request, GenerateOptions& options) {
+  if (!options.image || options.mask_padding) return;
+  // Such a mask is refused afterwards.
+  if (options.mask && size_of(*options.mask) != size_of(*options.image)) return;
+  for (auto* picture : {&options.image, &options.mask})
+    if (*picture) **picture = resize(**picture, request.width, request.height);
 }
 
 void set_mask(Request& request, const Bundle& bundle, const GenerateOptions& options,
@@ -96,12 +101,9 @@ void set_mask(Request& request, const Bundle& bundle, const GenerateOptions& opt
     refuse("--mask says which part of --image is drawn anew: give --image too", ExitCode::usage);
     return;
   }
-  const auto size = [](const Image& picture) {
-    return std::to_string(picture.width) + "x" + std::to_string(picture.height);
-  };
-  if (size(*options.mask) != size(*options.image)) {
-    refuse("--mask is " + size(*options.mask) + " pixels but --image is " + size(*options.image) +
-           ": make both of one size");
+  if (size_of(*options.mask) != size_of(*options.image)) {
+    refuse("--mask is " + size_of(*options.mask) + " pixels but --image is " +
+           size_of(*options.image) + ": make both of one size");
     return;
   }
   const double blur = options.mask_blur.value_or(0);
@@ -334,7 +336,10 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   request.asked.references.assign(options.references.size(), {});
   set_references(request, bundle, options, problems);
   const bool sized = set_size(request, bundle, options, problems);
-  if (sized) set_mask(request, bundle, options, problems);
+  if (sized) {
+    scale_picture(request, options);
+    set_mask(request, bundle, options, problems);
+  }
   const bool counted = set_images(request, bundle, options, problems);
   const std::optional<Guidance> guidance = guidance_of(bundle, options, problems);
   if (sized && counted) set_latents(request, bundle, options, problems);

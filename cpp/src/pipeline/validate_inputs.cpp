@@ -158,6 +158,13 @@ void validate_inputs(const Bundle& bundle, const GenerateOptions& options,
     validate_text(bundle, options, problems);
   }
   validate_distilled_guidance(bundle, options, problems);
+  if (options.mask && options.mask->transparent) {
+    problems.push_back({"mask",
+                        "--mask has transparent parts, and programs differ in what those mean: "
+                        "paint what is drawn anew white and the rest black, and save it without "
+                        "transparency",
+                        ExitCode::bad_input});
+  }
 }
 
 void check_embeddings(const Bundle& bundle, const PromptEmbeddings& embeddings,
