@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 from PIL import Image
 
@@ -48,7 +49,7 @@ def referring(folders: dict[str, Path]) -> Iterator[Running]:
         yield running
 
 
-def edit(server: Running, files: dict[str, bytes], **fields: Any) -> Any:
+def edit(server: Running, files: Any, **fields: Any) -> Any:
     return server.client.post(EDITS, files=files, data={**QUICK, **fields})
 
 
@@ -78,13 +79,40 @@ def decoded(answer: Any) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))
 
 
-def test_a_replica_draws_the_same(referring: Running, folders: dict[str, Path]) -> None:
-    fields = {"model": "area", "response_format": "b64_json"}
-    picture = {"image": file_of(noise("RGB", (101, 77)))}
+def test_several_references_by_openais_client_and_by_a_replica(
+    referring: Running, folders: dict[str, Path]
+) -> None:
+    pictures = [noise("RGB", (101, 77)), noise("RGB", (64, 90))]
+    files = [file_of(picture) for picture in pictures]
+    client = openai.OpenAI(base_url=f"{referring.url}/v1", api_key="none", max_retries=0)
+    answer = client.images.edit(
+        model="area", prompt=PROMPT, image=files, response_format="b64_json",
+        extra_body={"seed": 3, "steps": 2, "cfg_scale": 1.0},
+    )  # fmt: skip
+    assert answer.data
+    drawn = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or "")))
+    pipeline = intaglio.Pipeline.open(folders["area"], threads=1, prepack=True)
+    expected = pipeline.generate(PROMPT, image=pictures, seeds=3, steps=2, cfg_scale=1.0).images[0]
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(expected))
+    parts = [("image[]", one) for one in files]
     with serving(f"area={folders['area']}", device="cpu", replicated=True) as replicated:
-        one, other = (edit(server, picture, **fields) for server in (referring, replicated))
+        other = edit(replicated, parts, model="area", response_format="b64_json")
     assert other.status_code == 200, other.text
-    np.testing.assert_array_equal(np.asarray(decoded(one)), np.asarray(decoded(other)))
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(decoded(other)))
+
+
+def test_more_pictures_than_an_edit_takes_are_refused(
+    referring: Running, folders: dict[str, Path]
+) -> None:
+    five = [("image[]", file_of(noise("RGB", (64, 64)))) for _ in range(5)]
+    for files, fields, most in ((five, {"model": "klein"}, 4),
+                                (five[:2], {"model": "sizes", "strength": 0.5}, 1)):  # fmt: skip
+        answer = edit(referring, files, **fields)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
+        assert f"of which this edit takes {most}" in answer.json()["error"]["message"]
+    with serving(folders["klein"], limits={"upload_pixels": 10_000}) as server:
+        answer = edit(server, five[:3])
+    assert "image is 64x64 pixels: send up to 1808 in all" in answer.json()["error"]["message"]
 
 
 def test_limits_hold_for_the_size_of_a_reference(folders: dict[str, Path]) -> None:

@@ -44,6 +44,7 @@ def admit(
     options = {**subject, **sampling, "height": height, "width": width, "seeds": seeds}
     arrays = {}
     if pictures:
+        _check_count(request, model, pictures)
         is_cut = sampling.get("mask_padding") is not None
         if is_cut:
             _check_result(images, pictures, limits)
@@ -84,6 +85,19 @@ def _size(
 def _is_reference(request: GenerationRequest, bundle: Bundle, pictures: Pictures) -> bool:
     """Return whether the library takes the picture of an edit as a reference."""
     return bundle.references is not None and pictures.mask is None and request.strength is None
+
+
+def _check_count(request: GenerationRequest, model: Model, pictures: Pictures) -> None:
+    """Raise ApiError if there are more pictures than the model takes."""
+    references = model.bundle.references
+    most = 1
+    if references is not None and _is_reference(request, model.bundle, pictures):
+        most = references.most
+    if len(pictures.images) > most:
+        raise limit_error(
+            "image",
+            f"image has {len(pictures.images)} files, of which this edit takes {most}: send fewer",
+        )
 
 
 def _check_result(images: int, pictures: Pictures, limits: Limits) -> None:

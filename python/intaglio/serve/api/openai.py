@@ -31,7 +31,8 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 EDITS = "/v1/images/edits"
 _FILES = {
     "image": "PNG, JPEG or WebP; without `mask` and `strength`, a model with references takes it as"
-    " one; otherwise it is scaled to `size`, if that is given without `mask_padding`",
+    " one, and several as `image[]`; otherwise it is scaled to `size`, if that is given without"
+    " `mask_padding`",
     "mask": "PNG or WebP of the same size, whose transparent parts are drawn anew",
 }
 

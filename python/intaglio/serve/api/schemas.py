@@ -274,8 +274,7 @@ class ModelDetails(BaseModel):
         prompt: whether it draws by prompt.
         classes: the classes of a model that draws by class, otherwise None.
         edits: whether it draws pictures, or masked parts of them, anew.
-        references: the number of pictures that a run may take beside the prompt, of which
-            /v1/images/edits takes one; 0 for none.
+        references: the number of pictures that an edit may have beside the prompt; 0 for none.
     """
 
     family: str

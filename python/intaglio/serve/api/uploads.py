@@ -41,21 +41,21 @@ def check_kind(request: Request) -> None:
         raise value_error(None, "the body is no form: send multipart/form-data with an image")
 
 
-async def read_form(request: Request) -> tuple[EditRequest, dict[str, bytes]]:
-    """Return the fields of an edit and the content of its files. Raises ApiError.
+async def read_form(request: Request) -> tuple[EditRequest, dict[str, list[bytes]]]:
+    """Return the fields of an edit and the content of its files by name. Raises ApiError.
 
     Lists come as OpenAI's client sends them, as several fields NAME[].
     """
     fields: dict[str, Any] = {}
     lists: dict[str, list[Any]] = {}
-    files: dict[str, bytes] = {}
+    files: dict[str, list[bytes]] = {}
     try:
         async with request.form(max_files=_MOST_PARTS, max_fields=_MOST_PARTS) as form:
             for key, value in form.multi_items():
                 name = key.removesuffix("[]")
                 if isinstance(value, UploadFile):
                     _refuse_file(name, files)
-                    files[name] = await value.read()
+                    files.setdefault(name, []).append(await value.read())
                 elif name != key:
                     _refuse_second(name, fields)
                     lists.setdefault(name, []).append(_parsed(name, value))
@@ -70,6 +70,10 @@ async def read_form(request: Request) -> tuple[EditRequest, dict[str, bytes]]:
         raise _unreadable("its charset is unknown") from None
     except ClientDisconnect:
         raise _unreadable("it ends early") from None
+    for name in FILES:
+        if name in fields:
+            message = f"{name} is text: send the picture as a file, in curl with -F {name}=@FILE"
+            raise value_error(name, message)
     given = {name: value for name, value in (fields | lists).items() if name not in files}
     try:
         body = EditRequest.model_validate(given)
@@ -92,13 +96,13 @@ def _refuse_second(name: str, given: Container[str]) -> None:
         raise value_error(name, message)
 
 
-def _refuse_file(name: str, files: dict[str, bytes]) -> None:
+def _refuse_file(name: str, files: Container[str]) -> None:
     if name not in FILES:
         raise ApiError(
             400, "unknown_field", f"{name} is no file of an edit: leave it out", param=name
         )
-    if name in files:
-        raise limit_error(name, f"{name} has several files, of which an edit takes one: send one")
+    if name == "mask" and name in files:
+        raise limit_error(name, "mask has several files, of which an edit takes one: send one")
 
 
 def _parsed(name: str, value: str) -> Any:
@@ -113,53 +117,68 @@ def _parsed(name: str, value: str) -> Any:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What an edit starts from: RGB, and its mask, L of the same size, white where it is drawn."""
+    """What an edit starts from: RGB, and the mask of a single one, L of the same size, white where
+    it is drawn."""
 
-    image: Image.Image
+    images: list[Image.Image]
     mask: Image.Image | None
 
+    @property
+    def image(self) -> Image.Image:
+        """The first picture."""
+        return self.images[0]
+
     @classmethod
-    def of(cls, files: dict[str, bytes], limits: Limits) -> Pictures:
+    def of(cls, files: dict[str, list[bytes]], limits: Limits) -> Pictures:
         """Decode the files. Raises ApiError, which names the file."""
-        image = _decoded("image", files["image"], limits, _rgb)
+        images: list[Image.Image] = []
+        left = limits.upload_pixels
+        for content in files["image"]:
+            images.append(_decoded("image", content, left, _rgb))
+            left -= images[-1].width * images[-1].height
         if "mask" not in files:
-            return cls(image, None)
-        alpha = _decoded("mask", files["mask"], limits, _alpha)
+            return cls(images, None)
+        alpha = _decoded("mask", files["mask"][0], limits.upload_pixels, _alpha)
+        image = images[0]
         if alpha.size != image.size:
             sizes = "mask is {}x{} pixels but image is {}x{}".format(*alpha.size, *image.size)
             raise value_error("mask", f"{sizes}: send both in one size")
         if alpha.getextrema()[0]:
             message = "no part of mask is transparent, so that nothing would be drawn"
             raise value_error("mask", f"{message}: make a part of it fully transparent")
-        return cls(image, alpha.point([255] + [0] * 255))
+        return cls(images, alpha.point([255] + [0] * 255))
 
     @classmethod
-    def of_arrays(cls, image: Array, mask: Array | None = None) -> Pictures:
+    def of_arrays(cls, image: Array | list[Array], mask: Array | None = None) -> Pictures:
         """Return the pictures of which `options` returned the arrays."""
-        return cls(Image.fromarray(image), None if mask is None else Image.fromarray(mask))
+        images = image if isinstance(image, list) else [image]
+        read = [Image.fromarray(one) for one in images]
+        return cls(read, None if mask is None else Image.fromarray(mask))
 
     def options(self, size: tuple[int, int] | None = None) -> dict[str, Any]:
         """Return keywords of `generate`, scaled to a width and height if they are given.
 
         diffusers' VaeImageProcessor scales pictures so.
         """
-        pictures = {"image": self.image} | ({"mask": self.mask} if self.mask else {})
-        if size:
-            resize = Image.Resampling.LANCZOS
-            pictures = {name: picture.resize(size, resize) for name, picture in pictures.items()}
-        return {name: np.asarray(picture) for name, picture in pictures.items()}
+
+        def array(picture: Image.Image) -> Array:
+            return np.asarray(picture.resize(size, Image.Resampling.LANCZOS) if size else picture)
+
+        images = [array(one) for one in self.images]
+        options: dict[str, Any] = {"image": images if len(images) > 1 else images[0]}
+        return options | ({"mask": array(self.mask)} if self.mask else {})
 
 
 def _decoded(
-    name: str, content: bytes, limits: Limits, read: Callable[[Image.Image], Image.Image]
+    name: str, content: bytes, most: int, read: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
-    """Return what `read` makes of the picture in a file."""
+    """Return what `read` makes of the picture in a file, which may have `most` pixels."""
     try:
         picture = Image.open(io.BytesIO(content), formats=FORMATS)  # which reads its head only
         pixels = picture.width * picture.height
-        if pixels > limits.upload_pixels:
+        if pixels > most:
             size = f"{picture.width}x{picture.height}"
-            message = f"{name} is {size} pixels: send up to {limits.upload_pixels} in all"
+            message = f"{name} is {size} pixels: send up to {most} in all"
             raise limit_error(name, message)
         scans = content.count(_START_OF_SCAN)
         if isinstance(picture, JpegImageFile) and scans > _MOST_SCANS:
