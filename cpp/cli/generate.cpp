@@ -248,7 +248,7 @@ void add_input_flags(GroupedFlags& grouped, Flags& flags) {
   grouped.begin_group("Start from a picture or from latents", OptionGroup::start);
   grouped.add_paths("--image", flags.images, "FILE.png",
                     "picture to start from instead of noise; the drawing has its size, or it is "
-                    "scaled to --width and --height. "
+                    "scaled to --width and --height, of which one alone keeps its shape. "
                     "FLUX.2, and FLUX.1 Kontext without --strength and --mask, see it beside the "
                     "prompt instead; repeat --image for several pictures");
   grouped.add_path("--mask", flags.mask, "MASK.png",

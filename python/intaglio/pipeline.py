@@ -354,8 +354,8 @@ class Pipeline:
             scheduler: a sampler's name, such as euler; docs/guidance.md lists them.
             strength: the share of `image` that noise replaces, above 0 and up to 1; None: 0.6.
             vae_tile: size of the overlapping tiles in which larger images are decoded.
-            image: the picture to start from: uint8 [H, W] or [H, W, 3], or Pillow's with EXIF. With
-                `bundle.references` and no strength or mask (FLUX.2 refuses both): references.
+            image: what to start from, scaled to height and width: uint8 [H, W] or [H, W, 3], or
+                Pillow's. With `bundle.references` and no strength or mask: references, or a list.
             mask: an opaque picture of that size: white parts (128 to 255) are drawn anew.
             mask_blur, mask_padding: the radius of a Gaussian that blurs it before, or 0; with
                 padding, only it and so many pixels around are drawn, and pasted into `image`.

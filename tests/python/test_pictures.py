@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,14 +71,33 @@ def test_pictures_are_scaled_as_diffusers_scales_them(forked: intaglio.Pipeline)
     mask = Image.new("RGB", picture.size)
     mask.paste("white", (0, 0, 20, 29))
     unit = forked.bundle.latent.vae_scale_factor * forked.bundle.patch_size
-    for size in ({"width": 40, "height": 24}, {}):
-        height, width = size.get("height", 29 // unit * unit), size.get("width", 43 // unit * unit)
-        resize = VaeImageProcessor().resize
-        scaled = {"image": resize(picture, height, width), "mask": resize(mask, height, width)}
-        drawn = forked.generate(PROMPT, steps=2, image=picture, mask=mask, **size)
+    in_cells = (43 // unit * unit, 29 // unit * unit)
+    for size, (width, height), noted in (
+        ({"width": 40, "height": 24}, (40, 24), 0),
+        ({"width": 64, "height": 24}, (64, 24), 1),
+        ({"width": 64}, (64, round(64 * 29 / 43 / unit) * unit), 0),
+        ({"height": 64}, (round(64 * 43 / 29 / unit) * unit, 64), 0),
+        ({}, in_cells, 0),
+    ):
+        options: dict[str, Any] = {"steps": 2, "dg_scale": 0.0}
+        drawn = forked.generate(PROMPT, image=picture, mask=mask, mask_blur=2.0, **size, **options)
         assert drawn.images[0].size == (width, height)
-        expected = forked.generate(PROMPT, steps=2, **scaled)
+        assert sum("stretched" in note for note in drawn.notes) == noted
+        processor = VaeImageProcessor()
+        blurred = processor.blur(mask, 2)
+        scaled = [processor.resize(one, height, width) for one in (picture, blurred)]
+        expected = forked.generate(PROMPT, image=scaled[0], mask=scaled[1], **options)
         np.testing.assert_array_equal(drawn.latents, expected.latents)
+
+
+def test_channels_change_in_the_scaled_mask(forked: intaglio.Pipeline) -> None:
+    picture = Image.fromarray(PIXELS).resize((43, 29), Image.Resampling.BICUBIC)
+    mask = Image.new("RGB", picture.size)
+    mask.paste("white", (0, 0, 20, 29))
+    scaled = [VaeImageProcessor().resize(one, 24, 40) for one in (picture, mask)]
+    drawn = forked.generate(PROMPT, steps=2, image=picture, mask=mask, width=40, height=24)
+    expected = forked.generate(PROMPT, steps=2, image=scaled[0], mask=scaled[1])
+    np.testing.assert_array_equal(drawn.latents, expected.latents)
 
 
 def test_a_mask_with_transparent_parts_is_refused(forked: intaglio.Pipeline) -> None:
@@ -88,3 +108,5 @@ def test_a_mask_with_transparent_parts_is_refused(forked: intaglio.Pipeline) -> 
     for padding in (None, 4):
         with pytest.raises(intaglio.InputError, match="mask has transparent parts"):
             forked.generate(PROMPT, steps=2, image=PIXELS, mask=mask, mask_padding=padding)
+    with pytest.raises(intaglio.InputError, match="ma_tokens has transparent parts"):
+        forked.generate(PROMPT, steps=2, ma_tokens=mask)

@@ -234,6 +234,7 @@ WRONG: dict[str, tuple[Files, Fields, str, str]] = {
     "other file": ({"image": PICTURE, "video": MASK}, {}, "video", "video is no file of an edit"),
     "size": ({"image": PICTURE}, {"size": "30000x30000"}, "size", "exceeds the limit: give up to"),
     "file name": ({"mask": MASK}, {"image": "in.png"}, "image", "with -F image=@FILE"),
+    "listed name": ({"image": PICTURE}, {"image[]": "b.png"}, "image", "with -F image=@FILE"),
     "mask's name": ({"image": PICTURE}, {"mask": "m.png"}, "mask", "with -F mask=@FILE"),
     "padding": ({"image": PICTURE}, {"mask_padding": "2"}, "mask_padding", "give both"),
     "long part": (

@@ -112,12 +112,14 @@ def test_more_pictures_than_an_edit_takes_are_refused(
         assert f"of which this edit takes {most}" in answer.json()["error"]["message"]
     with serving(folders["klein"], limits={"upload_pixels": 10_000}) as server:
         answer = edit(server, five[:3])
-    assert "image is 64x64 pixels: send up to 1808 in all" in answer.json()["error"]["message"]
+    says = "image is 64x64 pixels, and the files before it have 8192: send up to 10000 in all"
+    assert says in answer.json()["error"]["message"]
 
 
 def test_limits_hold_for_the_size_of_a_reference(folders: dict[str, Path]) -> None:
+    """It has the size of the image, and is seen beside it."""
     picture = {"image": file_of(noise("RGB", (101, 77)))}
-    with serving(folders["klein"], limits={"total_pixels": 2 * 100 * 76}) as server:
+    with serving(folders["klein"], limits={"total_pixels": 2 * (100 * 76 + 101 * 77)}) as server:
         assert edit(server, picture, n=2).status_code == 200
         answer = edit(server, picture, n=3)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "size")

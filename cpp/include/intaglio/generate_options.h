@@ -62,7 +62,7 @@ struct GenerateOptions {
   // is given, with_defaults() puts it before `references`.
   std::optional<Image> image;
   std::vector<Image> references;    // pictures that the model sees beside the prompt
-  std::optional<Image> mask;        // of `image`: white is drawn anew, black stays
+  std::optional<Image> mask;        // of `image`, opaque: white is drawn anew, black stays
   std::optional<double> mask_blur;  // pixels: radius of a Gaussian; 0 if empty
   std::optional<int> mask_padding;  // pixels; if empty, all of `image` is drawn, not a part
   std::optional<double> strength;   // share of `image` that noise replaces, 0.6 if empty

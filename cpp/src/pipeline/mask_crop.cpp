@@ -1,6 +1,7 @@
 #include "pipeline/mask_crop.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -189,6 +190,25 @@ std::optional<MaskCrop> crop_to_mask(const Bundle& bundle, GenerateOptions& opti
   options.mask = crop.cut(crop.mask());
   options.mask_blur.reset();
   return crop;
+}
+
+std::string scale_to_drawing(int width, int height, int unit, GenerateOptions& options) {
+  if (!options.image || options.mask_padding) return "";
+  const Image image = *options.image;
+  if (image.width == width && image.height == height) return "";
+  if (options.mask) {
+    const Image& mask = *options.mask;
+    const double blur = options.mask_blur.value_or(0);
+    if (mask.width != image.width || mask.height != image.height || !is_blur(blur)) return "";
+    if (!options.ma_tokens) options.ma_tokens = resize(mask, width, height);
+    options.mask = resize(blurred_mask(mask, blur), width, height);
+    options.mask_blur.reset();
+  }
+  options.image = resize(image, width, height);
+  const double in_shape = static_cast<double>(height) * image.width / image.height;
+  if (std::abs(in_shape - width) <= unit * std::max(1.0, in_shape / height)) return "";
+  return "--image is " + size_text(image.width, image.height) + " pixels and was stretched to " +
+         size_text(width, height) + ", another shape";
 }
 
 }  // namespace intaglio

@@ -43,4 +43,10 @@ class MaskCrop {
 std::optional<MaskCrop> crop_to_mask(const Bundle& bundle, GenerateOptions& options,
                                      std::vector<Problem>& problems);
 
+// Scales image and mask of options with defaults to a drawing of width x height pixels, unless
+// there is a part to cut. The mask is blurred before, and channels change where it is white before
+// its blur. set_mask() says what is wrong with it. Returns a note if that changes the shape by more
+// than a cell of `unit` pixels, else nothing.
+std::string scale_to_drawing(int width, int height, int unit, GenerateOptions& options);
+
 }  // namespace intaglio

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "core/nearest.h"
 #include "pipeline/references.h"
@@ -44,6 +45,23 @@ const SkipSchedule* skip_schedule(const Bundle& bundle, const GenerateOptions& o
     return schedule.steps == options.steps && schedule.scheduler == config.type && !config.sde;
   });
   return found == bundle.skipping.end() ? nullptr : &*found;
+}
+
+// Returns height and width that are given, in the shape of the picture if one of them is, or else
+// its size in whole cells.
+std::pair<int, int> size_like(const Bundle& bundle, const Image& image,
+                              const GenerateOptions& given) {
+  const int unit = bundle.size_multiple();
+  const auto whole = [&](std::int64_t side) {
+    return static_cast<int>(std::max<std::int64_t>(unit, side - side % unit));
+  };
+  const auto follow = [&](std::int64_t other, int own, int others) {
+    return whole((other * own + others / 2) / std::max(others, 1) + unit / 2);
+  };
+  if (given.height && given.width) return {*given.height, *given.width};
+  if (given.height) return {*given.height, follow(*given.height, image.width, image.height)};
+  if (given.width) return {follow(*given.width, image.height, image.width), *given.width};
+  return {whole(image.height), whole(image.width)};
 }
 
 // Puts what the bundle has for --skip auto in its place. What makes no sense stays, and is refused.
@@ -122,13 +140,11 @@ GenerateOptions with_defaults(const Bundle& bundle, GenerateOptions options) {
     fill(options.width, width);
   }
   // With padding a part of the picture is drawn, which is scaled to the size that is drawn.
-  const bool sized = options.image && !options.mask_padding && !bundle.latent.fixed_size;
-  const auto rounded = [&](int side) {
-    const int unit = bundle.size_multiple();
-    return std::max(unit, side - side % unit);
-  };
-  fill(options.height, sized ? rounded(options.image->height) : defaults.height);
-  fill(options.width, sized ? rounded(options.image->width) : defaults.width);
+  if (options.image && !options.mask_padding && !bundle.latent.fixed_size) {
+    std::tie(options.height, options.width) = size_like(bundle, *options.image, options);
+  }
+  fill(options.height, defaults.height);
+  fill(options.width, defaults.width);
   fill(options.cfg_scale, defaults.guidance.cfg_scale);
   fill(options.distilled_guidance, defaults.distilled_guidance);
   if (options.image) fill(options.strength, 0.6);

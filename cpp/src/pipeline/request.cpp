@@ -5,7 +5,6 @@
 #include <tuple>
 #include <utility>
 
-#include "image/resize.h"
 #include "intaglio/error.h"
 #include "intaglio/options.h"
 #include "pipeline/latent_mask.h"
@@ -58,33 +57,24 @@ void set_condition(Request& request, const Bundle& bundle, GenerateOptions& opti
   }
 }
 
-bool set_size(Request& request, const Bundle& bundle, const GenerateOptions& options,
-              Problems& problems) {
+std::string size_of(const Image& picture) {
+  return std::to_string(picture.width) + "x" + std::to_string(picture.height);
+}
+
+bool set_size(Request& request, const Bundle& bundle, const GenerateOptions& given,
+              const GenerateOptions& options, Problems& problems) {
   request.height = *options.height;
   request.width = *options.width;
   std::vector<Problem> wrong = bundle.check_size(request.height, request.width);
-  if (options.image) {
-    for (Problem& problem : wrong) problem.message += "; --image is then scaled to that";
-  }
+  if (!wrong.empty() && options.image && !given.height && !given.width)
+    wrong = {{"image", "--image is " + size_of(*options.image) + " pixels, which " + bundle.name +
+                           " does not draw: give --width and --height, to which it is scaled"}};
   problems.insert(problems.end(), wrong.begin(), wrong.end());
   request.rows = request.height / bundle.latent.vae_scale_factor;
   request.columns = request.width / bundle.latent.vae_scale_factor;
   request.token_rows = request.rows / bundle.patch_size;
   request.token_columns = request.columns / bundle.patch_size;
   return wrong.empty();
-}
-
-std::string size_of(const Image& picture) {
-  return std::to_string(picture.width) + "x" + std::to_string(picture.height);
-}
-
-// Scales the picture and its mask to the size that is drawn, as diffusers' pipelines do.
-void scale_picture(const Request& request, GenerateOptions& options) {
-  if (!options.image || options.mask_padding) return;
-  // Such a mask is refused afterwards.
-  if (options.mask && size_of(*options.mask) != size_of(*options.image)) return;
-  for (auto* picture : {&options.image, &options.mask})
-    if (*picture) **picture = resize(**picture, request.width, request.height);
 }
 
 void set_mask(Request& request, const Bundle& bundle, const GenerateOptions& options,
@@ -335,9 +325,10 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   request.crop = crop_to_mask(bundle, options, problems);
   request.asked.references.assign(options.references.size(), {});
   set_references(request, bundle, options, problems);
-  const bool sized = set_size(request, bundle, options, problems);
+  const bool sized = set_size(request, bundle, given, options, problems);
+  std::string stretched;
   if (sized) {
-    scale_picture(request, options);
+    stretched = scale_to_drawing(request.width, request.height, bundle.size_multiple(), options);
     set_mask(request, bundle, options, problems);
   }
   const bool counted = set_images(request, bundle, options, problems);
@@ -347,6 +338,7 @@ Request resolve(const Bundle& bundle, const GenerateOptions& given,
   if (guidance && !request.plan.empty()) {
     set_weights(request, bundle, options, *guidance, problems);
     request.notes = unused_guidance(bundle, given, request);
+    if (!stretched.empty()) request.notes.push_back(stretched);
     if (bundle.distilled && request.unconditional)
       request.notes.emplace_back(
           "the model was distilled to do without CFG, and CFG may spoil its pictures: --cfg-scale "

@@ -158,13 +158,16 @@ void validate_inputs(const Bundle& bundle, const GenerateOptions& options,
     validate_text(bundle, options, problems);
   }
   validate_distilled_guidance(bundle, options, problems);
-  if (options.mask && options.mask->transparent) {
-    problems.push_back({"mask",
-                        "--mask has transparent parts, and programs differ in what those mean: "
-                        "paint what is drawn anew white and the rest black, and save it without "
-                        "transparency",
-                        ExitCode::bad_input});
-  }
+  const auto refuse_transparent = [&](const char* field, const std::string& flag,
+                                      const std::optional<Image>& mask) {
+    if (mask && mask->transparent)
+      problems.push_back({field,
+                          flag + " has transparent parts, and programs differ in what those mean: "
+                                 "paint it white and black, and save it without transparency",
+                          ExitCode::bad_input});
+  };
+  refuse_transparent("mask", "--mask", options.mask);
+  refuse_transparent("ma_tokens", "--ma-tokens", options.ma_tokens);
 }
 
 void check_embeddings(const Bundle& bundle, const PromptEmbeddings& embeddings,

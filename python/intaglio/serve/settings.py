@@ -38,7 +38,8 @@ class Limits(BaseModel):
         prompt_characters: length of the prompt, and of the negative prompt.
         body_bytes: size of a request's body.
         upload_bytes: the same of a request with pictures.
-        upload_pixels: width * height of each of these, before it is scaled.
+        upload_pixels: width * height of all images of a request together, and of its mask, before
+            they are scaled.
         body_seconds: time in which the body must arrive; the head of a request has the same time.
         connections: open connections, idle ones included. A further connection is answered with
             503. The default is well below 1024, the usual limit on the open files of a process.

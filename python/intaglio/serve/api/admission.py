@@ -31,11 +31,13 @@ def admit(
     if images > largest:
         raise limit_error("n", f"n {images} exceeds this server's limit: give {largest} or fewer")
     height, width = _size(request, model, limits, pictures)
-    if images * height * width > limits.total_pixels:
+    more = _reference_pixels(request, model.bundle, pictures) if pictures else 0
+    if images * (height * width + more) > limits.total_pixels:
+        beside = f" and references of {more} pixels" if more else ""
         raise limit_error(
             "size",
-            f"size {width}x{height} times n {images} exceeds this server's limit of"
-            f" {limits.total_pixels} pixels: reduce size or n",
+            f"size {width}x{height}{beside} times n {images} exceeds this server's limit of"
+            f" {limits.total_pixels} pixels: reduce size{' or references' if more else ''} or n",
         )
     subject = _subject(request, model, limits)
     sampling = _sampling(request, model, limits)
@@ -48,7 +50,8 @@ def admit(
         is_cut = sampling.get("mask_padding") is not None
         if is_cut:
             _check_result(images, pictures, limits)
-        # The library itself scales references, and what it cuts out.
+        # A scaled picture takes less memory while it waits. The library scales references and what
+        # it cuts out.
         is_whole = is_cut or _is_reference(request, model.bundle, pictures)
         arrays = pictures.options(None if is_whole else (width, height))
     options |= arrays
@@ -85,6 +88,15 @@ def _size(
 def _is_reference(request: GenerationRequest, bundle: Bundle, pictures: Pictures) -> bool:
     """Return whether the library takes the picture of an edit as a reference."""
     return bundle.references is not None and pictures.mask is None and request.strength is None
+
+
+def _reference_pixels(request: GenerationRequest, bundle: Bundle, pictures: Pictures) -> int:
+    """Return the pixels of the references, which the model sees beside each image."""
+    found = bundle.references
+    if found is None or not _is_reference(request, bundle, pictures):
+        return 0
+    areas = (picture.width * picture.height for picture in pictures.images)
+    return sum(min(area, found.max_area) if found.max_area else area for area in areas)
 
 
 def _check_count(request: GenerationRequest, model: Model, pictures: Pictures) -> None:

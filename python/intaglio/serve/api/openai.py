@@ -31,8 +31,8 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 EDITS = "/v1/images/edits"
 _FILES = {
     "image": "PNG, JPEG or WebP; without `mask` and `strength`, a model with references takes it as"
-    " one, and several as `image[]`; otherwise it is scaled to `size`, if that is given without"
-    " `mask_padding`",
+    " one, and several as `image[]`; otherwise it is scaled to `size`, or to whole cells of its own"
+    " size, without `mask_padding`",
     "mask": "PNG or WebP of the same size, whose transparent parts are drawn anew",
 }
 
@@ -42,8 +42,11 @@ def _form() -> dict[str, Any]:
     schema = EditRequest.model_json_schema()
     for name, text in _FILES.items():
         schema["properties"][name] = {"type": "string", "format": "binary", "description": text}
+    file = {"type": "string", "format": "binary"}
+    text = "several references, as OpenAI's client sends them, in place of `image`"
+    schema["properties"]["image[]"] = {"type": "array", "items": file, "description": text}
     return {name: value for name, value in schema.items() if name != "examples"} | {
-        "required": ["image"]
+        "anyOf": [{"required": ["image"]}, {"required": ["image[]"]}]
     }
 
 

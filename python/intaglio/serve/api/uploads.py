@@ -71,7 +71,7 @@ async def read_form(request: Request) -> tuple[EditRequest, dict[str, list[bytes
     except ClientDisconnect:
         raise _unreadable("it ends early") from None
     for name in FILES:
-        if name in fields:
+        if name in fields or name in lists:
             message = f"{name} is text: send the picture as a file, in curl with -F {name}=@FILE"
             raise value_error(name, message)
     given = {name: value for name, value in (fields | lists).items() if name not in files}
@@ -132,13 +132,12 @@ class Pictures:
     def of(cls, files: dict[str, list[bytes]], limits: Limits) -> Pictures:
         """Decode the files. Raises ApiError, which names the file."""
         images: list[Image.Image] = []
-        left = limits.upload_pixels
         for content in files["image"]:
-            images.append(_decoded("image", content, left, _rgb))
-            left -= images[-1].width * images[-1].height
+            before = sum(picture.width * picture.height for picture in images)
+            images.append(_decoded("image", content, limits, _rgb, before))
         if "mask" not in files:
             return cls(images, None)
-        alpha = _decoded("mask", files["mask"][0], limits.upload_pixels, _alpha)
+        alpha = _decoded("mask", files["mask"][0], limits, _alpha)
         image = images[0]
         if alpha.size != image.size:
             sizes = "mask is {}x{} pixels but image is {}x{}".format(*alpha.size, *image.size)
@@ -170,15 +169,23 @@ class Pictures:
 
 
 def _decoded(
-    name: str, content: bytes, most: int, read: Callable[[Image.Image], Image.Image]
+    name: str,
+    content: bytes,
+    limits: Limits,
+    read: Callable[[Image.Image], Image.Image],
+    before: int = 0,
 ) -> Image.Image:
-    """Return what `read` makes of the picture in a file, which may have `most` pixels."""
+    """Return what `read` makes of the picture in a file.
+
+    `before` is the number of pixels of earlier files of that name.
+    """
     try:
         picture = Image.open(io.BytesIO(content), formats=FORMATS)  # which reads its head only
         pixels = picture.width * picture.height
-        if pixels > most:
+        if before + pixels > limits.upload_pixels:
             size = f"{picture.width}x{picture.height}"
-            message = f"{name} is {size} pixels: send up to {most} in all"
+            rest = f", and the files before it have {before}" if before else ""
+            message = f"{name} is {size} pixels{rest}: send up to {limits.upload_pixels} in all"
             raise limit_error(name, message)
         scans = content.count(_START_OF_SCAN)
         if isinstance(picture, JpegImageFile) and scans > _MOST_SCANS:
