@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from intaglio import Error, Generation, Pipeline
@@ -20,6 +21,8 @@ SEEDS = (1, 2)
 ZOOM = 3
 MARGIN = 8
 LABEL_WIDTH = 110
+# How much the picture of the difference is amplified.
+GAIN = 3
 LABEL_HEIGHT = 22
 
 
@@ -53,32 +56,57 @@ def draw_mode(pipeline: Pipeline, name: str, cfg_scale: float, dg_scale: float) 
     return Mode(name, cfg_scale, dg_scale, images, seconds, rows)
 
 
+def difference(before: Mode, after: Mode, column: tuple[str, int]) -> Image.Image:
+    """Return grey plus GAIN times what one picture of `after` changes; grey means no change."""
+    first, second = (np.asarray(mode.images[column], np.int16) for mode in (before, after))
+    return Image.fromarray((128 + GAIN * (second - first)).clip(0, 255).astype(np.uint8))
+
+
 def comparison(modes: list[Mode]) -> Image.Image:
-    """Return a picture with one row per mode and one column per prompt and seed, with labels."""
-    columns = [(prompt, seed) for prompt in PROMPTS for seed in SEEDS]
+    """Return a picture with one row per mode, and one of what DG changes beside CFG.
+
+    It has one column per prompt and seed.
+    """
+    columns = list(modes[0].images)
+    _, cfg, _, both = modes
+    rows = {mode.name: [mode.images[column] for column in columns] for mode in modes}
+    rows[f"change by DG, {GAIN} x"] = [difference(cfg, both, column) for column in columns]
     width, height = (ZOOM * side for side in modes[0].images[columns[0]].size)
     sheet = Image.new(
         "RGB",
         (
             LABEL_WIDTH + len(columns) * (width + MARGIN) + MARGIN,
-            LABEL_HEIGHT + len(modes) * (height + MARGIN) + MARGIN,
+            LABEL_HEIGHT + len(rows) * (height + MARGIN) + MARGIN,
         ),
         "white",
     )
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)
-    for j, prompt in enumerate(PROMPTS):
-        left = LABEL_WIDTH + MARGIN + j * len(SEEDS) * (width + MARGIN)
-        pen.text((left, MARGIN), prompt, "black", font)
-    for i, mode in enumerate(modes):
+    for i, (name, images) in enumerate(rows.items()):
         top = LABEL_HEIGHT + MARGIN + i * (height + MARGIN)
-        pen.text((MARGIN, top + height // 2 - 8), mode.name, "black", font)
-        for j, column in enumerate(columns):
+        pen.text((MARGIN, top + height // 2 - 8), name.replace(" by", "\nby"), "black", font)
+        for j, image in enumerate(images):
             left = LABEL_WIDTH + MARGIN + j * (width + MARGIN)
-            sheet.paste(
-                mode.images[column].resize((width, height), Image.Resampling.NEAREST), (left, top)
-            )
+            if i == 0 and columns[j][1] == SEEDS[0]:
+                pen.text((left, MARGIN), columns[j][0], "black", font)
+            sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top))
     return sheet
+
+
+def sliders(cfg: Mode, both: Mode) -> str:
+    """Return one slider for each prompt and seed, with CFG on the left and CFG and DG on the right.
+
+    The keyboard moves it as well.
+    """
+    return "".join(
+        f'<figure><div class="pair"><img src="{file_name(cfg, *column)}" alt="{name}, CFG">'
+        f'<img src="{file_name(both, *column)}" alt="{name}, CFG and DG"></div>'
+        f'<input type="range" value="50" aria-label="{name}: CFG, then CFG and DG"'
+        " oninput=\"this.previousElementSibling.style.setProperty('--x', this.value + '%')\">"
+        f"<figcaption>{name}</figcaption></figure>"
+        for column in cfg.images
+        for name in [html.escape(f"{column[0]}, seed {column[1]}")]
+    )
 
 
 def page(modes: list[Mode], bundle_name: str, backend: str) -> str:
@@ -105,12 +133,18 @@ def page(modes: list[Mode], bundle_name: str, backend: str) -> str:
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: auto; padding: 1rem }}
 img {{ max-width: 100% }} img[width] {{ image-rendering: pixelated; margin: 0 4px 4px 0 }}
+figure {{ display: inline-block; width: 16rem; margin: 0 1rem 1rem 0 }}
+.pair {{ position: relative }} figure img, figure input {{ display: block; width: 100% }}
+.pair img {{ image-rendering: pixelated }}
+.pair img + img {{ position: absolute; top: 0; clip-path: inset(0 0 0 var(--x, 50%)) }}
 table {{ border-collapse: collapse }} td, th {{ padding: .2rem 1rem .2rem 0; text-align: left }}
 </style>
 <h1>The same seeds in four guidance modes</h1>
 <p>{html.escape(bundle_name)} on {html.escape(backend)}.
 D = D_c + lambda (D_c - D_0) + w (D_c - D_m), cfg scale = 1 + lambda, dg scale = w.</p>
-<img src="comparison.png" alt="Rows: baseline, CFG, DG, CFG+DG. Columns: prompts and seeds.">
+<img src="comparison.png" alt="Rows: baseline, CFG, DG, CFG+DG, what DG changes. Columns: prompts.">
+<h2>CFG on the left, CFG and DG on the right</h2>
+{sliders(modes[1], modes[3])}
 <h2>Cost of each mode</h2>
 <table><tr><th>mode</th><th>flags</th><th>rows through the last block</th><th>denoising</th>
 <th>relative to baseline</th></tr>{costs}</table>
@@ -122,7 +156,8 @@ D = D_c + lambda (D_c - D_0) + w (D_c - D_m), cfg scale = 1 + lambda, dg scale =
 
 def file_name(mode: Mode, prompt: str, seed: int) -> str:
     """Return the name of one image in the output folder."""
-    return f"{prompt.replace(' ', '-')}-{seed}-{mode.name.lower().replace('+', '-')}.png"
+    words = [*prompt.replace(",", "").split(), str(seed), *mode.name.lower().split("+")]
+    return f"{'-'.join(words)}.png"
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,12 +22,28 @@ def test_demo_writes_what_its_page_shows(forked_bundle: Path, tmp_path: Path) ->
     demo.write_demo(intaglio.Pipeline.open(forked_bundle), tmp_path)
     page = (tmp_path / "index.html").read_text()
     sources = re.findall(r'src="([^"]+)"', page)
-    assert len(sources) == 1 + 4 * len(demo.PROMPTS) * len(demo.SEEDS)
+    # Each picture is shown once, and those of CFG and of CFG and DG again in a slider.
+    assert len(sources) == 1 + 6 * len(demo.PROMPTS) * len(demo.SEEDS)
     for source in sources:
         with Image.open(tmp_path / source) as image:
             image.verify()
     assert "http" not in page
     assert "index.html" in (tmp_path / "summary.txt").read_text()
+
+
+def test_the_difference_is_grey_where_nothing_changes() -> None:
+    before, after = (
+        np.array([[value] * 3 for value in row], np.uint8).reshape(1, -1, 3)
+        for row in ((0, 9, 9, 9, 200, 10), (0, 10, 8, 30, 10, 200))
+    )
+    column = ("a dress", 1)
+    modes = [
+        demo.Mode("", 1.0, 0.0, {column: Image.fromarray(pixels)}, 1.0, 1)
+        for pixels in (before, after)
+    ]
+    shown = np.asarray(demo.difference(*modes, column))[0, :, 0]
+    grey, gain = 128, demo.GAIN
+    assert shown.tolist() == [grey, grey + gain, grey - gain, grey + 21 * gain, 0, 255]
 
 
 def test_a_missing_bundle_is_one_sentence(
