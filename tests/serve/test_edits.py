@@ -292,7 +292,7 @@ def test_forms_that_cannot_be_read(server: Running) -> None:
     wait_until(lambda: server.metric("rejections_total", code="invalid_form") > before)
 
 
-class Dropped(dict[str, bytes]):
+class Dropped(dict[str, list[bytes]]):
     """Files, which weak references can refer to."""
 
 
@@ -302,7 +302,7 @@ def test_a_waiting_edit_holds_no_files(
     """With a full queue, a form is not even read."""
     held: list[weakref.ref[Dropped]] = []
 
-    async def read(request: Request) -> tuple[EditRequest, dict[str, bytes]]:
+    async def read(request: Request) -> tuple[EditRequest, dict[str, list[bytes]]]:
         body, files = await read_form(request)
         dropped = Dropped(files)
         held.append(weakref.ref(dropped))
@@ -327,7 +327,7 @@ def test_few_forms_are_read_at_once(forked_bundle: Path, monkeypatch: pytest.Mon
     """The time of a body begins when it is read."""
     reading, most = 0, 0
 
-    async def read(request: Request) -> tuple[EditRequest, dict[str, bytes]]:
+    async def read(request: Request) -> tuple[EditRequest, dict[str, list[bytes]]]:
         nonlocal reading, most
         reading += 1
         most = max(most, reading)

@@ -31,7 +31,7 @@ from tests.serve.page.browser import (
 
 SIZE = (40, 24)
 Point = tuple[float, float]
-Form = tuple[EditRequest, dict[str, bytes]]
+Form = tuple[EditRequest, dict[str, list[bytes]]]
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def forms(monkeypatch: pytest.MonkeyPatch) -> list[Form]:
 
 def painted(form: Form) -> NDArray[np.bool]:
     """Return where the mask that the server received is transparent, [H, W]."""
-    mask = Image.open(io.BytesIO(form[1]["mask"]))
+    mask = Image.open(io.BytesIO(form[1]["mask"][0]))
     assert (mask.mode, mask.size) == ("RGBA", SIZE)
     alpha = np.asarray(mask)[..., 3]
     assert set(np.unique(alpha)) <= {0, 255}
@@ -182,7 +182,7 @@ def test_what_is_painted_is_drawn_anew(
     [(fields, files)] = forms
     mask = painted(forms[0])
     assert_stroke(mask, start, end)
-    assert files["image"] == picture.read_bytes()
+    assert files["image"] == [picture.read_bytes()]
     expected = pipeline.generate(
         PROMPT, image=Image.open(picture), mask=(mask * 255).astype(np.uint8), seeds=5, steps=2,
         strength=0.8, mask_blur=1.5, cfg_scale=fields.cfg_scale, dg_scale=fields.dg_scale,
@@ -303,7 +303,7 @@ def test_the_drawn_picture_is_taken(page: Page, forms: list[Form]) -> None:
     press(page, "Take the drawn picture")
     np.testing.assert_array_equal(pixels(page.locator("#original")), drawn)
     draw_anew(page)
-    np.testing.assert_array_equal(decoded(forms[0][1]["image"]), drawn)
+    np.testing.assert_array_equal(decoded(forms[0][1]["image"][0]), drawn)
 
 
 @pytest.mark.parametrize(
