@@ -63,10 +63,13 @@ class Examples:
             drawn.append("" if rng.random() < dropout else caption)
         return drawn
 
+    def compose(self, rows: np.ndarray, which: np.ndarray) -> torch.Tensor:
+        """Return variant `which` [n] of picture `rows` [n] as [n, 3, 64, 64] in [-1, 1]."""
+        return torch.from_numpy(compose.compose(self.pictures, self.variants, rows, which))
+
     def pixels(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """Draw pictures [n, 3, 64, 64] in [-1, 1]."""
-        rows, which = self.choose(n, generator)
-        return torch.from_numpy(compose.compose(self.pictures, self.variants, rows, which))
+        return self.compose(*self.choose(n, generator))
 
     def pairs(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, list[str]]:
         """Draw pictures of half the side, [n, 3, 32, 32], with captions for `text.train_encoders`.
@@ -74,7 +77,7 @@ class Examples:
         The image encoder then takes a quarter of the time.
         """
         rows, which = self.choose(n, generator)
-        pixels = torch.from_numpy(compose.compose(self.pictures, self.variants, rows, which))
+        pixels = self.compose(rows, which)
         return functional.avg_pool2d(pixels, 2), self.captions(rows, which, generator, 0.02)
 
     def sample_captions(self, n: int) -> list[str]:
@@ -96,8 +99,8 @@ def encode_all(examples: Examples, model: AutoencoderKL, path: Path, device: tor
         rows = np.arange(start, min(start + 64, n))
         for variant in range(compose.VARIANTS):
             which = np.full(len(rows), variant)
-            pixels = compose.compose(examples.pictures, examples.variants, rows, which)
-            latents = vae.encode_latents(model, torch.from_numpy(pixels).to(device))
+            pixels = examples.compose(rows, which)
+            latents = vae.encode_latents(model, pixels.to(device))
             file[rows, variant] = latents.cpu().numpy()
     file.flush()
     temporary.rename(path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 import time
@@ -27,6 +28,8 @@ from models.training.state import TrainingState
 
 from . import autoencoder, packages, pictures, watch
 from .examples import MAX_LENGTH, VOCABULARY, Batches, Examples, encode_all
+
+LOGS = ("curve.csv", "activations.csv")  # which the model's folder keeps too
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,7 +54,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder for data, checkpoints, logs and sample sheets (default: %(default)s)",
     )
     p.add_argument("--limit", type=int, help="use only this many training pictures")
-    p.add_argument("--steps", type=int, default=10**9, help="steps of the transformer")
+    p.add_argument(
+        "--steps",
+        type=int,
+        default=10**9,
+        help="steps of the transformer; in the last fifth the learning rate falls to zero",
+    )
     p.add_argument("--text-steps", type=int, default=1500, help="steps of the text encoders")
     p.add_argument("--vae-steps", type=int, default=2500, help="steps of the autoencoder")
     p.add_argument("--vae-batch", type=int, default=48)
@@ -68,6 +76,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--sheet-steps", type=int, default=500, help="steps between sample sheets")
     p.add_argument("--milestone-steps", type=int, default=5000, help="steps between milestones")
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the transformer, which takes a minute or two; a step is then 1.25 times as "
+        "fast on a CPU",
+    )
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--stop-after", choices=("data", "vae", "text", "latents", "all"), default="all")
     p.add_argument(
@@ -178,6 +192,7 @@ class Run(TrainingState):
         )
         model.set_attn_processor(flow.RepeatedRowAttention(text.MAX_SEQUENCE_LENGTH))
         super().__init__(model.to(args.device), args.work, args.lr)
+        self.forward = torch.compile(self.model) if args.compile else self.model
         self.warmed_from = 0
         if shipped_step(args.out)["step"] > self.step:
             self._start_from(args.out)
@@ -194,14 +209,20 @@ class Run(TrainingState):
         print(f"continues from {out}, step {self.step}", flush=True)
 
     def learning_rate(self) -> float:
-        """Return the rate, which is constant after a linear warm-up."""
-        return self.args.lr * min(1.0, (self.step - self.warmed_from + 1) / self.args.warmup)
+        """Return the rate: constant after a linear warm-up, and falling to zero in the last fifth.
+
+        The last fifth is that of --steps.
+        """
+        args = self.args
+        warm = (self.step - self.warmed_from + 1) / args.warmup
+        left = (args.steps - self.step) / (0.2 * args.steps)
+        return args.lr * min(1.0, warm, left)
 
     def advance(self, batches: Batches) -> torch.Tensor:
         """Take one optimizer step and return the loss."""
         latents, words, pooled = batches.draw(self.args.batch, self.args.dropout, self.generator)
         with torch.autocast(latents.device.type, torch.bfloat16):
-            loss = flow.flow_loss(self.model, latents, words, pooled, self.generator)
+            loss = flow.flow_loss(self.forward, latents, words, pooled, self.generator)
         self.apply(loss, self.learning_rate())
         return loss.detach()
 
@@ -213,7 +234,8 @@ class Logs:
         self.run, self.batches, self.args = run, batches, run.args
         self.curve = run.args.work / "curve.csv"
         self.activations = run.args.work / "activations.csv"
-        curve.start(self.curve, ["step", "loss", "learning_rate", "seconds"], run.step)
+        columns = ["step", "loss", "learning_rate", "seconds", "batch"]
+        curve.start(self.curve, columns, run.step)
         curve.start(self.activations, watch.COLUMNS, run.step)
         self.losses: list[torch.Tensor] = []
 
@@ -224,6 +246,7 @@ class Logs:
         if run.step % 20 == 0:
             mean = torch.stack(self.losses).mean().item()
             row = [run.step, f"{mean:.5f}", f"{run.learning_rate():.3e}", f"{run.seconds:.1f}"]
+            row.append(args.batch)
             curve.append(self.curve, [row])
             self.losses.clear()
         if run.step % args.watch_steps == 0:
@@ -239,10 +262,12 @@ class Logs:
 
 
 def export(run: Run, out: Path) -> int:
-    """Write the pipeline with the averaged weights, and its step; return its size in bytes."""
+    """Write the pipeline with the averaged weights, its step and logs; return its size in bytes."""
     size = pipeline_folder.write(out, run.args.work, run.averaged())
     facts = {"step": run.step, "seconds": round(run.seconds, 1)}
     (out / "training.json").write_text(json.dumps(facts) + "\n")
+    for name in filter(lambda name: (run.args.work / name).exists(), LOGS):
+        shutil.copy(run.args.work / name, out / name)
     return size
 
 
@@ -267,7 +292,7 @@ def train_transformer(run: Run, batches: Batches, stopping: list[int]) -> None:
 
 
 def restore_stages(args: argparse.Namespace) -> None:
-    """Copy autoencoder and text encoders from --out if training is to continue from there."""
+    """Copy autoencoder, text encoders and logs from --out if training continues from there."""
     if shipped_step(args.out)["step"] == 0 or (args.work / "encoders/done").exists():
         return
     pipeline = pipeline_folder.load(args.out)
@@ -275,6 +300,8 @@ def restore_stages(args: argparse.Namespace) -> None:
     tokenizers = [pipeline.tokenizer, pipeline.tokenizer_2]
     encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
     text.save_encoders(args.work / "encoders", tokenizers, encoders)
+    for name in filter(lambda name: (args.out / name).exists(), LOGS):
+        shutil.copy(args.out / name, args.work / name)
     (args.work / "vae/done").touch()
     (args.work / "encoders/done").touch()
 
