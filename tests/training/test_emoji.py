@@ -17,8 +17,20 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image, ImageDraw
 
-from models.training import flow, pipeline_folder, state, text
-from models.training.emoji import autoencoder, pictures, train, watch
+from intaglio.analysis.experiments import baselines
+from intaglio.analysis.quality.judge import Judge
+from intaglio_export.options import read_settings
+from models.training import curve, flow, pipeline_folder, state, text
+from models.training.emoji import (
+    autoencoder,
+    card,
+    evaluate,
+    judge,
+    pictures,
+    settings,
+    train,
+    watch,
+)
 from models.training.emoji.examples import Batches, Examples
 from tests.training.conftest import load
 
@@ -177,6 +189,7 @@ def test_training_continues_from_the_shipped_folder(run_folder: Path) -> None:
     for a, b in zip(before.parameters(), after.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     assert after.config.scaling_factor == before.config.scaling_factor
+    assert set(steps(work / "activations.csv")) == {2, 4}  # the first from the folder's own log
 
 
 def test_logged_activations_are_those_of_the_blocks(trained: Path) -> None:
@@ -210,3 +223,49 @@ def test_a_sheet_shows_every_prompt(trained: Path) -> None:
     watch.sheet(pipeline, path)
     with Image.open(path) as page:
         assert page.size == (8 * 132, -(-len(watch.PROMPTS) // 8) * 166)
+
+
+def test_judge_settings_evaluation_and_card(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The programs run in the order of the card, on fewer features and pictures than usual."""
+    for module, name, value in (
+        (judge, "FEATURES", 4),
+        (settings, "OBSERVED", 2),
+        (baselines, "PILOT", 2),
+    ):
+        monkeypatch.setattr(module, name, value)
+    model, work = run_folder / "model", run_folder / "work"
+    # After two steps the blocks are nearly the identity, so that no method changes anything.
+    transformer = load(model).transformer
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    transformer.save_pretrained(model / "transformer")
+    curve.append(model / "curve.csv", [[20 * i, 2.0 / i, 1e-3, 1.0, 4] for i in range(1, 11)])
+    common = ["--model", str(model), "--work", str(work)]
+    assert card.main(common) == 3  # nothing is measured yet
+    assert not (model / "README.md").exists()
+    assert judge.main([*common, "--steps", "2"]) == 0
+    few = ["--images", "8", "--confirm", "8", "--compare", "8", "--steps", "2"]
+    assert settings.main([*common, *few]) == 0
+    assert evaluate.main([*common, "--images", "6", "--steps", "2"]) == 0
+    assert card.main(common) == 0
+    page = (model / "README.md").read_text()
+    assert "{{" not in page
+    assert "held-out names, real" in page
+    found = read_settings(model / "settings.json")
+    assert found.max_sequence_length == text.MAX_SEQUENCE_LENGTH
+    opened = Judge.open(model / "judge")
+    known = pictures.load(work).of("train")
+    assert set(opened.classes) == {one.name for one in known.emoji}
+    assert [text for text, name in zip(opened.prompts, opened.labels, strict=True)
+            if opened.classes[name] not in text] == []  # fmt: skip
+
+
+def test_the_rate_falls_in_the_last_fifth_of_the_steps(run_folder: Path) -> None:
+    run = train.Run(train.parse(arguments(run_folder, "--steps", "100", "--warmup", "10")))
+    rates = {}
+    for run.step in (0, 4, 9, 50, 80, 90, 99):
+        rates[run.step] = run.learning_rate() / run.args.lr
+    expected = {0: 0.1, 4: 0.5, 9: 1.0, 50: 1.0, 80: 1.0, 90: 0.5, 99: 0.05}
+    assert rates == pytest.approx(expected)
