@@ -97,8 +97,11 @@ def test_several_references_by_openais_client_and_by_a_replica(
     parts = [("image[]", one) for one in files]
     with serving(f"area={folders['area']}", device="cpu", replicated=True) as replicated:
         other = edit(replicated, parts, model="area", response_format="b64_json")
+        single = edit(replicated, parts[:1], model="area", response_format="b64_json")
     assert other.status_code == 200, other.text
     np.testing.assert_array_equal(np.asarray(drawn), np.asarray(decoded(other)))
+    one = edit(referring, {"image": files[0]}, model="area", response_format="b64_json")
+    np.testing.assert_array_equal(np.asarray(decoded(one)), np.asarray(decoded(single)))
 
 
 def test_more_pictures_than_an_edit_takes_are_refused(
@@ -122,6 +125,15 @@ def test_limits_hold_for_the_size_of_a_reference(folders: dict[str, Path]) -> No
     with serving(folders["klein"], limits={"total_pixels": 2 * (100 * 76 + 101 * 77)}) as server:
         assert edit(server, picture, n=2).status_code == 200
         answer = edit(server, picture, n=3)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "size")
+
+
+def test_a_large_picture_counts_as_it_is_scaled(folders: dict[str, Path]) -> None:
+    """A photograph is larger than the limit, but its reference has 96x64 pixels."""
+    picture = {"image": file_of(noise("RGB", (300, 200)))}
+    with serving(folders["sizes"], limits={"total_pixels": 32 * 48 + 96 * 64}) as server:
+        assert edit(server, picture, size="32x48").status_code == 200
+        answer = edit(server, picture, size="32x64")
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "size")
 
 

@@ -34,7 +34,7 @@ class Limits(BaseModel):
         width: pixels. height: pixels.
         steps: denoising steps.
         n: images per request.
-        total_pixels: n * width * height.
+        total_pixels: n * width * height, and n times the pixels of scaled references.
         prompt_characters: length of the prompt, and of the negative prompt.
         body_bytes: size of a request's body.
         upload_bytes: the same of a request with pictures.

@@ -91,10 +91,12 @@ def _is_reference(request: GenerationRequest, bundle: Bundle, pictures: Pictures
 
 
 def _reference_pixels(request: GenerationRequest, bundle: Bundle, pictures: Pictures) -> int:
-    """Return the pixels of the references, which the model sees beside each image."""
+    """Return the most pixels that the references have once the library has scaled them."""
     found = bundle.references
     if found is None or not _is_reference(request, bundle, pictures):
         return 0
+    if found.sizes:
+        return len(pictures.images) * max(width * height for width, height in found.sizes)
     areas = (picture.width * picture.height for picture in pictures.images)
     return sum(min(area, found.max_area) if found.max_area else area for area in areas)
 
