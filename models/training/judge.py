@@ -35,6 +35,22 @@ class Judge(nn.Module):
         return features, self.network.head(features)
 
 
+def write_network(network: nn.Module, size: int, path: Path) -> None:
+    """Write a judge of pictures [N, size, size, 3] in ONNX, as the probe reads it."""
+    program = torch.onnx.export(
+        network.eval(),
+        (torch.rand(2, size, size, 3),),
+        input_names=["images"],
+        output_names=["features", "logits"],
+        dynamic_shapes=({0: torch.export.Dim("images")},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    strip_metadata(program.model)
+    program.save(path, external_data=False)
+
+
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m models.training.judge", description=__doc__)
     p.add_argument("--model", type=Path, default=Path("models/fashion-sd3"))
@@ -49,18 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         return 3
     out = args.model / "judge"
     out.mkdir(exist_ok=True)
-    program = torch.onnx.export(
-        Judge(network).eval(),
-        (torch.rand(2, 32, 32, 3),),
-        input_names=["images"],
-        output_names=["features", "logits"],
-        dynamic_shapes=({0: torch.export.Dim("images")},),
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    strip_metadata(program.model)
-    program.save(out / "judge.onnx", external_data=False)
+    write_network(Judge(network), 32, out / "judge.onnx")
     features, _ = classifier.describe(network, held)
     np.savez_compressed(out / "reference.npz", features=features.half().numpy())
     prompts = [[data.caption(c, tone), c] for tone in TONES for c in range(len(data.NAMES))]

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from intaglio_export.passes.strip_metadata import strip_metadata
 from models.training import data
+from models.training.judge import write_network
 
 from . import captions, packages, pictures
 from .examples import Examples
@@ -133,22 +133,6 @@ def prompts(emoji: list[Emoji], names: list[str], n: int) -> list[tuple[str, int
     return list(chosen.values())
 
 
-def write(out: Path, network: Classifier) -> None:
-    """Write the network for the probe."""
-    program = torch.onnx.export(
-        Judge(network).eval(),
-        (torch.rand(2, pictures.SIZE, pictures.SIZE, 3),),
-        input_names=["images"],
-        output_names=["features", "logits"],
-        dynamic_shapes=({0: torch.export.Dim("images")},),
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    strip_metadata(program.model)
-    program.save(out / "judge.onnx", external_data=False)
-
-
 def run(args: argparse.Namespace) -> float:
     """Train, measure and write; return the accuracy on the held-out pairs."""
     every = pictures.load(args.work)
@@ -165,7 +149,7 @@ def run(args: argparse.Namespace) -> float:
     reference = torch.cat([features[counted], others[once(unseen.pictures.emoji)]])
     out = args.model / "judge"
     out.mkdir(parents=True, exist_ok=True)
-    write(out, network)
+    write_network(Judge(network), pictures.SIZE, out / "judge.onnx")
     np.savez_compressed(out / "reference.npz", features=reference.half().numpy())
     about = {
         "classes": names,
