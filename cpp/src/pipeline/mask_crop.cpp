@@ -194,20 +194,20 @@ std::optional<MaskCrop> crop_to_mask(const Bundle& bundle, GenerateOptions& opti
 
 std::string scale_to_drawing(int width, int height, int unit, GenerateOptions& options) {
   if (!options.image || options.mask_padding) return "";
-  const Image image = *options.image;
-  if (image.width == width && image.height == height) return "";
+  const int from_width = options.image->width, from_height = options.image->height;
+  if (from_width == width && from_height == height) return "";
   if (options.mask) {
     const Image& mask = *options.mask;
     const double blur = options.mask_blur.value_or(0);
-    if (mask.width != image.width || mask.height != image.height || !is_blur(blur)) return "";
+    if (mask.width != from_width || mask.height != from_height || !is_blur(blur)) return "";
     if (!options.ma_tokens) options.ma_tokens = resize(mask, width, height);
     options.mask = resize(blurred_mask(mask, blur), width, height);
     options.mask_blur.reset();
   }
-  options.image = resize(image, width, height);
-  const double in_shape = static_cast<double>(height) * image.width / image.height;
+  options.image = resize(*options.image, width, height);
+  const double in_shape = static_cast<double>(height) * from_width / from_height;
   if (std::abs(in_shape - width) <= unit * std::max(1.0, in_shape / height)) return "";
-  return "--image is " + size_text(image.width, image.height) + " pixels and was stretched to " +
+  return "--image is " + size_text(from_width, from_height) + " pixels and was stretched to " +
          size_text(width, height) + ", another shape";
 }
 
